@@ -1,0 +1,78 @@
+//! CreateApp, ListApps, DeleteApp.
+
+use super::tenants::display_name;
+use super::{AdminDeps, authorised};
+use crate::api::status::ApiError;
+use crate::proto::internal as proto;
+use crate::store::apps::{App, AppRefusal};
+use crate::store::audit::Principal;
+use crate::wire;
+use crate::wire::page::{PageScope, cut, page_size};
+use crate::wire::time::timestamp_to_proto;
+use tonic::Request;
+
+pub(super) async fn create(
+    deps: &AdminDeps,
+    request: Request<proto::CreateAppRequest>,
+) -> Result<proto::CreateAppResponse, ApiError> {
+    let (actor, request) = authorised(request)?;
+    let slug = wire::slug("slug", request.slug)?;
+    let display_name = display_name(request.display_name, &slug)?;
+    let tenant = deps.tenant(request.tenant).await?;
+    let by = Principal { tenant: tenant.id, app: None, name: actor };
+    let app = deps.store.create_app(by, slug.clone(), display_name).await.map_err(|refusal| error(refusal, slug))?;
+    Ok(proto::CreateAppResponse { app: Some(to_proto(app, &tenant.slug)) })
+}
+
+pub(super) async fn list(
+    deps: &AdminDeps,
+    request: Request<proto::ListAppsRequest>,
+) -> Result<proto::ListAppsResponse, ApiError> {
+    let (_, request) = authorised(request)?;
+    let size = page_size("page_size", request.page_size, 50, 1_000)?;
+    let tenant = deps.tenant(request.tenant).await?;
+    let scope = PageScope::new("ListApps", tenant.id);
+    let after = deps.page_tokens.open_text(&scope, &request.page_token)?;
+    let mut page = deps.store.apps(tenant.id, after.as_deref(), size + 1).await?;
+    let more = cut(&mut page, size);
+    let last = page.last().filter(|_| more);
+    Ok(proto::ListAppsResponse {
+        next_page_token: last.map(|last| deps.page_tokens.seal_text(&scope, &last.slug)).unwrap_or_default(),
+        apps: page.into_iter().map(|app| to_proto(app, &tenant.slug)).collect(),
+    })
+}
+
+pub(super) async fn delete(
+    deps: &AdminDeps,
+    request: Request<proto::DeleteAppRequest>,
+) -> Result<proto::DeleteAppResponse, ApiError> {
+    let (actor, request) = authorised(request)?;
+    let slug = wire::slug("app", request.app)?;
+    let tenant = deps.tenant(request.tenant).await?;
+    let by = Principal { tenant: tenant.id, app: None, name: actor };
+    deps.store.delete_app(by, slug.clone()).await.map_err(|refusal| error(refusal, slug))?;
+    Ok(proto::DeleteAppResponse {})
+}
+
+fn error(refusal: AppRefusal, slug: String) -> ApiError {
+    match refusal {
+        AppRefusal::Exists => ApiError::AppExists { app: slug },
+        AppRefusal::NotFound => ApiError::AppNotFound { app: slug },
+        AppRefusal::NotEmpty => ApiError::ResourceState {
+            kind: "carillon.dev/App",
+            name: slug,
+            message: "the app still owns subscriptions; unsubscribe them first".to_owned(),
+        },
+        AppRefusal::Store(error) => error.into(),
+    }
+}
+
+fn to_proto(app: App, tenant: &str) -> proto::App {
+    proto::App {
+        id: app.id.to_string(),
+        tenant: tenant.to_owned(),
+        slug: app.slug,
+        display_name: app.display_name,
+        create_time: Some(timestamp_to_proto(app.created_at)),
+    }
+}

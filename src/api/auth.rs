@@ -1,0 +1,264 @@
+//! Who calls: checks credentials and tells handlers whom they serve.
+//!
+//! The public port takes API keys and leaves a [`Caller`] in the request's extensions; the internal port takes certificates and
+//! leaves a [`Publisher`] or an [`Operator`]. Tenants come from here and nowhere else: no header names one. Every bad credential
+//! gets the same answer.
+
+use super::status::ApiError;
+use crate::clock;
+use crate::domain::access::{Caller, PeerIdentity, Publisher, Role};
+use crate::domain::ids::ApiKeyId;
+use crate::store::api_keys::ApiKey;
+use crate::store::{Store, StoreError};
+use aws_lc_rs::digest::{SHA256, digest};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use http::{Extensions, HeaderMap, header};
+use moka::future::Cache;
+use secrecy::SecretString;
+use std::sync::Arc;
+use std::time::Duration;
+use subtle::ConstantTimeEq as _;
+use tonic::Request;
+
+/// How long a credential may be believed after it was looked up.
+const CACHE_TTL: Duration = Duration::from_secs(5);
+const CACHE_ENTRIES_MAX: u64 = 10_000;
+
+/// An operator's certificate name, which may call AdminService.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Operator {
+    /// The certificate's name, as in the configuration; the actor of audit records.
+    pub subject: String,
+}
+
+/// The holder of the API key that the request carries.
+///
+/// Errors: CREDENTIAL_INVALID where there is none.
+pub fn caller<T>(request: &Request<T>) -> Result<&Caller, ApiError> {
+    request.extensions().get::<Caller>().ok_or(ApiError::CredentialInvalid)
+}
+
+/// The registered publisher whose certificate the peer has shown.
+///
+/// Errors: CREDENTIAL_INVALID where there is none.
+pub fn publisher<T>(request: &Request<T>) -> Result<&Publisher, ApiError> {
+    request.extensions().get::<Publisher>().ok_or(ApiError::CredentialInvalid)
+}
+
+/// The operator whose certificate the peer has shown.
+///
+/// Errors: CREDENTIAL_INVALID where there is none.
+pub fn operator<T>(request: &Request<T>) -> Result<&Operator, ApiError> {
+    request.extensions().get::<Operator>().ok_or(ApiError::CredentialInvalid)
+}
+
+impl Caller {
+    /// The caller, where its role is at least `role`: asked before anything is looked up, so that a refusal says nothing of
+    /// what exists.
+    ///
+    /// Errors: ROLE_INSUFFICIENT.
+    pub fn require(&self, role: Role) -> Result<&Self, ApiError> {
+        if self.role >= role { Ok(self) } else { Err(ApiError::RoleInsufficient { required: role }) }
+    }
+}
+
+/// A new API key's secret, and the hash that is stored of it.
+pub fn new_secret() -> (NewSecret, [u8; 32]) {
+    let secret = URL_SAFE_NO_PAD.encode(clock::random_bytes::<32>());
+    let hash = hash_of(&secret);
+    (NewSecret(secret), hash)
+}
+
+/// A secret that was just made; its key's id completes it.
+pub struct NewSecret(String);
+
+impl NewSecret {
+    /// `car_<id>_<secret>`, as the caller sends it.
+    pub fn token(&self, id: ApiKeyId) -> SecretString {
+        let id = id.to_string();
+        let bare = id.strip_prefix("key_").unwrap_or(&id);
+        format!("car_{bare}_{}", self.0).into()
+    }
+}
+
+/// A key and the SHA-256 of its secret.
+type KeyAndHash = Arc<(ApiKey, [u8; 32])>;
+
+/// Checks API keys. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct ApiKeys {
+    store: Store,
+    cache: Cache<ApiKeyId, Option<KeyAndHash>>,
+}
+
+impl ApiKeys {
+    /// Looks keys up in a store.
+    pub fn new(store: Store) -> Self {
+        Self { store, cache: Cache::builder().max_capacity(CACHE_ENTRIES_MAX).time_to_live(CACHE_TTL).build() }
+    }
+
+    /// The caller of a request with these headers.
+    ///
+    /// Errors: CREDENTIAL_INVALID, or the store's.
+    pub async fn authenticate(&self, headers: &HeaderMap) -> Result<Caller, ApiError> {
+        let (id, secret) = bearer(headers).ok_or(ApiError::CredentialInvalid)?;
+        let hash = hash_of(secret);
+        let found = self.look_up(id).await?;
+        let (key, stored) = found.as_deref().ok_or(ApiError::CredentialInvalid)?;
+        if bool::from(stored.ct_eq(&hash)) && self.is_live(key) {
+            Ok(Caller { api_key: key.id, tenant: key.tenant, app: key.app, role: key.role })
+        } else {
+            Err(ApiError::CredentialInvalid)
+        }
+    }
+
+    /// Whether a caller's key still counts: asked once in a while by streams that outlive their first check.
+    pub async fn still_valid(&self, caller: &Caller) -> Result<bool, ApiError> {
+        let found = self.look_up(caller.api_key).await?;
+        Ok(found.is_some_and(|found| self.is_live(&found.0)))
+    }
+
+    /// Forgets a key that has just been changed here.
+    pub async fn forget(&self, id: ApiKeyId) {
+        self.cache.invalidate(&id).await;
+    }
+
+    fn is_live(&self, key: &ApiKey) -> bool {
+        key.revoked_at.is_none() && key.expires_at.is_none_or(|at| self.store.now() < at)
+    }
+
+    async fn look_up(&self, id: ApiKeyId) -> Result<Option<KeyAndHash>, ApiError> {
+        let load = async { Ok(self.store.api_key_and_hash(id).await?.map(Arc::new)) };
+        self.cache.try_get_with(id, load).await.map_err(|error: Arc<StoreError>| shared(&error))
+    }
+}
+
+/// Checks the certificates of the internal port. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Certificates {
+    store: Store,
+    operators: Arc<[String]>,
+    cache: Cache<Arc<[String]>, Option<Publisher>>,
+}
+
+impl Certificates {
+    /// Looks publishers up in a store; operators are those of the configuration.
+    pub fn new(store: Store, operators: Vec<String>) -> Self {
+        let cache = Cache::builder().max_capacity(CACHE_ENTRIES_MAX).time_to_live(CACHE_TTL).build();
+        Self { store, operators: operators.into(), cache }
+    }
+
+    /// The publisher whose certificate the peer has shown: exactly one of its names is registered.
+    ///
+    /// Errors: CREDENTIAL_INVALID, or the store's.
+    pub async fn publisher(&self, extensions: &Extensions) -> Result<Publisher, ApiError> {
+        let subjects = subjects(extensions)?;
+        let load = async {
+            let mut found = self.store.publishers_of(&subjects).await?;
+            // A certificate that is two publishers at once is none: whose event would it be?
+            Ok(if found.len() == 1 { found.pop() } else { None })
+        };
+        let found = self.cache.try_get_with(Arc::clone(&subjects), load).await;
+        found.map_err(|error: Arc<StoreError>| shared(&error))?.ok_or(ApiError::CredentialInvalid)
+    }
+
+    /// The operator whose certificate the peer has shown.
+    ///
+    /// Errors: CREDENTIAL_INVALID.
+    pub fn operator(&self, extensions: &Extensions) -> Result<Operator, ApiError> {
+        let subjects = subjects(extensions)?;
+        let subject = subjects.iter().find(|subject| self.operators.contains(subject));
+        subject.map(|subject| Operator { subject: subject.clone() }).ok_or(ApiError::CredentialInvalid)
+    }
+
+    /// Forgets every publisher, after one has just been changed here.
+    pub fn forget(&self) {
+        self.cache.invalidate_all();
+    }
+}
+
+fn subjects(extensions: &Extensions) -> Result<Arc<[String]>, ApiError> {
+    let identity = extensions.get::<PeerIdentity>().ok_or(ApiError::CredentialInvalid)?;
+    if identity.subjects.is_empty() { Err(ApiError::CredentialInvalid) } else { Ok(Arc::clone(&identity.subjects)) }
+}
+
+/// The same failure for each caller that waited for it.
+fn shared(error: &Arc<StoreError>) -> ApiError {
+    StoreError::clone(error).into()
+}
+
+/// The id and secret of the one bearer token; none for anything else.
+fn bearer(headers: &HeaderMap) -> Option<(ApiKeyId, &str)> {
+    let mut values = headers.get_all(header::AUTHORIZATION).iter();
+    let value = values.next()?.to_str().ok()?;
+    if values.next().is_some() {
+        return None;
+    }
+    let (scheme, token) = value.split_once(' ')?;
+    let (id, secret) = token.strip_prefix("car_")?.split_once('_')?;
+    let fits = scheme.eq_ignore_ascii_case("bearer") && id.len() == 26 && secret.len() == 43;
+    if fits { Some((ApiKeyId::parse(&format!("key_{id}")).ok()?, secret)) } else { None }
+}
+
+fn hash_of(secret: &str) -> [u8; 32] {
+    let mut hash = [0; 32];
+    hash.copy_from_slice(digest(&SHA256, secret.as_bytes()).as_ref());
+    hash
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::HeaderValue;
+    use secrecy::ExposeSecret as _;
+    use uuid::Uuid;
+
+    fn headers(values: &[&str]) -> HeaderMap {
+        values.iter().map(|value| (header::AUTHORIZATION, HeaderValue::from_str(value).unwrap())).collect()
+    }
+
+    #[test]
+    fn only_one_well_formed_bearer_token_counts() {
+        let id = ApiKeyId(Uuid::from_u128(7));
+        let (secret, hash) = new_secret();
+        let token = secret.token(id);
+        let token = token.expose_secret();
+        let good = format!("Bearer {token}");
+        let with_good = headers(&[&good]);
+        let (parsed, text) = bearer(&with_good).unwrap();
+        assert_eq!((parsed, hash_of(text)), (id, hash));
+        assert!(bearer(&headers(&[&format!("bearer {token}")])).is_some());
+        let long = format!("Bearer car_{}", "a".repeat(65_536));
+        for bad in [
+            "",
+            "Bearer",
+            "Bearer ",
+            "Basic dXNlcjpwYXNz",
+            token,
+            "Bearer car__",
+            "Bearer car_x_y",
+            &long,
+            &format!("Bearer  {token}"),
+            &format!("{good} "),
+            &format!("{good}a"),
+            &good.to_uppercase(),
+        ] {
+            assert!(bearer(&headers(&[bad])).is_none(), "{bad:?}");
+        }
+        assert!(bearer(&HeaderMap::new()).is_none());
+        assert!(bearer(&headers(&[&good, &good])).is_none());
+    }
+
+    #[test]
+    fn roles_include_those_before_them() {
+        let caller = Caller {
+            api_key: ApiKeyId(Uuid::nil()),
+            tenant: crate::domain::ids::TenantId(Uuid::nil()),
+            app: None,
+            role: Role::Subscriber,
+        };
+        assert!(caller.require(Role::Viewer).is_ok() && caller.require(Role::Subscriber).is_ok());
+        assert_eq!(caller.require(Role::Developer).unwrap_err().reason_name(), "ROLE_INSUFFICIENT");
+    }
+}

@@ -1,0 +1,280 @@
+//! What every call passes on its way in and out: deadline, credential, a fence around panics, and statuses that always carry
+//! a reason.
+//!
+//! Order: the deadline first, because checking a credential takes time; the credential before the handler; nothing of the
+//! request is read here.
+
+use super::auth::{ApiKeys, Certificates};
+use super::deadline::{self, Deadline};
+use super::status::{ApiError, not_implemented};
+use crate::proto::DESCRIPTORS;
+use crate::telemetry::Metrics;
+use futures::FutureExt as _;
+use http::{HeaderMap, Request, Response};
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prost::Message as _;
+use std::collections::HashMap;
+use std::panic::AssertUnwindSafe;
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tonic::body::Body;
+use tonic::service::Routes;
+use tonic::{Code, Status};
+use tower::ServiceExt as _;
+
+const PUBLIC_API: &str = "/carillon.v1.";
+const PUBLISH: &str = "/carillon.internal.v1.PublishService/";
+const ADMIN: &str = "/carillon.internal.v1.AdminService/";
+/// Streams of the standard services, which nobody needs to end gently.
+const STANDARD_STREAMS: [&str; 2] =
+    ["/grpc.health.v1.Health/Watch", "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"];
+
+/// Our own RPCs by path: whether they stream.
+static METHODS: LazyLock<HashMap<String, bool>> = LazyLock::new(|| {
+    let files = prost_types::FileDescriptorSet::decode(DESCRIPTORS).expect("the build wrote the descriptors");
+    let mut methods: HashMap<String, bool> = STANDARD_STREAMS.iter().map(|path| ((*path).to_owned(), true)).collect();
+    methods.insert("/grpc.health.v1.Health/Check".to_owned(), false);
+    for file in &files.file {
+        for service in &file.service {
+            for method in &service.method {
+                let path = format!("/{}.{}/{}", file.package(), service.name(), method.name());
+                methods.insert(path, method.client_streaming() || method.server_streaming());
+            }
+        }
+    }
+    methods
+});
+
+/// Which port a call came in by, and so which credentials count.
+#[derive(Debug, Clone)]
+pub enum Door {
+    /// API keys.
+    Public(ApiKeys),
+    /// Certificates.
+    Internal(Certificates),
+}
+
+/// The way of every call of a port. Cheap to clone.
+#[derive(Clone)]
+pub struct Calls {
+    inner: Arc<Inner>,
+    routes: Routes,
+}
+
+struct Inner {
+    door: Door,
+    timeout_max: Duration,
+    message_bytes_max: usize,
+    draining: CancellationToken,
+    streams_end: CancellationToken,
+    metrics: CallMetrics,
+}
+
+/// Bounds and signals of calls.
+#[derive(Debug, Clone)]
+pub struct CallLimits {
+    /// Longest deadline of a call that is not a stream.
+    pub timeout_max: Duration,
+    /// Largest request message, for the text of refusals.
+    pub message_bytes_max: usize,
+    /// Cancelled when the server begins to drain.
+    pub draining: CancellationToken,
+    /// Cancelled when streams have to end.
+    pub streams_end: CancellationToken,
+}
+
+/// Counts of calls, shared by the ports.
+#[derive(Debug, Clone)]
+pub struct CallMetrics {
+    total: Family<CallLabels, Counter>,
+    seconds: Family<MethodLabels, Histogram>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CallLabels {
+    method: String,
+    code: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct MethodLabels {
+    method: String,
+}
+
+impl CallMetrics {
+    /// Adds the metrics to those that are served.
+    pub fn new(metrics: &Metrics) -> Self {
+        let buckets = || Histogram::new(exponential_buckets(0.000_5, 2.0, 16));
+        let own = Self { total: Family::default(), seconds: Family::new_with_constructor(buckets) };
+        metrics.register(|registry| {
+            registry.register("calls", "Calls by method and status code", own.total.clone());
+            registry.register("call_seconds", "Time to the answer of calls that are not streams", own.seconds.clone());
+        });
+        own
+    }
+
+    /// Methods that are not ours are counted together, so that a caller cannot make labels.
+    fn record(&self, path: &str, code: Code, unary: Option<Duration>) {
+        let method = METHODS.get_key_value(path).map_or("other", |(path, _)| &path[1..]).to_owned();
+        if let Some(elapsed) = unary {
+            self.seconds.get_or_create(&MethodLabels { method: method.clone() }).observe(elapsed.as_secs_f64());
+        }
+        self.total.get_or_create(&CallLabels { method, code: format!("{code:?}") }).inc();
+    }
+}
+
+impl Calls {
+    /// Puts a port's services behind its door.
+    pub fn new(door: Door, limits: CallLimits, metrics: CallMetrics, routes: Routes) -> Self {
+        let CallLimits { timeout_max, message_bytes_max, draining, streams_end } = limits;
+        let inner = Inner { door, timeout_max, message_bytes_max, draining, streams_end, metrics };
+        Self { inner: Arc::new(inner), routes: routes.prepare() }
+    }
+
+    /// Answers one call.
+    pub async fn call(self, request: Request<Body>) -> Response<Body> {
+        let started = Instant::now();
+        let inner = Arc::clone(&self.inner);
+        let path = request.uri().path().to_owned();
+        let streams = METHODS.get(&path).copied().unwrap_or_default();
+        let response = match self.answer(request, &path, streams, started).await {
+            Ok(response) => inner.with_reason(&path, response),
+            Err(error) => Status::from(error).into_http(),
+        };
+        let code = status_of(response.headers()).unwrap_or(Code::Ok);
+        inner.metrics.record(&path, code, (!streams).then(|| started.elapsed()));
+        response
+    }
+
+    async fn answer(
+        self,
+        mut request: Request<Body>,
+        path: &str,
+        streams: bool,
+        started: Instant,
+    ) -> Result<Response<Body>, ApiError> {
+        let asked = deadline::parse(request.headers())?;
+        let timeout = if streams {
+            deadline::of_stream(asked)
+        } else {
+            Some(asked.unwrap_or(Duration::MAX).min(self.inner.timeout_max))
+        };
+        let until = timeout.map(|timeout| started + timeout);
+        if let Some(until) = until {
+            request.extensions_mut().insert(Deadline(until));
+        }
+        let inner = Arc::clone(&self.inner);
+        let work = async move {
+            self.inner.authenticate(path, &mut request).await?;
+            Ok(self.routes.oneshot(request).await.unwrap_or_else(|never| match never {}))
+        };
+        // A handler that panics has answered nobody; its locks and transactions live in tasks and guards of their own.
+        let fenced = AssertUnwindSafe(work).catch_unwind();
+        let done = match until {
+            None => fenced.await,
+            Some(until) if until <= Instant::now() => return Err(ApiError::Deadline),
+            Some(until) => tokio::time::timeout_at(until, fenced).await.map_err(|_| ApiError::Deadline)?,
+        };
+        let response = done.unwrap_or_else(|_| Err(ApiError::internal("handler", "panicked")))?;
+        Ok(if streams { response.map(|body| inner.ending(path, body, until)) } else { response })
+    }
+}
+
+impl Inner {
+    /// Leaves in the request's extensions who calls; what needs no credential passes.
+    async fn authenticate(&self, path: &str, request: &mut Request<Body>) -> Result<(), ApiError> {
+        match &self.door {
+            Door::Public(keys) if path.starts_with(PUBLIC_API) => {
+                let caller = keys.authenticate(request.headers()).await?;
+                request.extensions_mut().insert(caller);
+            }
+            Door::Internal(certificates) if path.starts_with(PUBLISH) => {
+                let publisher = certificates.publisher(request.extensions()).await?;
+                request.extensions_mut().insert(publisher);
+            }
+            Door::Internal(certificates) if path.starts_with(ADMIN) => {
+                let operator = certificates.operator(request.extensions())?;
+                request.extensions_mut().insert(operator);
+            }
+            // Health, reflection, and what is not served here and so answers UNIMPLEMENTED.
+            Door::Public(_) | Door::Internal(_) => {}
+        }
+        Ok(())
+    }
+
+    /// Streams end at their deadline, and when the server stops; those of the standard services at once.
+    fn ending(&self, path: &str, body: Body, until: Option<Instant>) -> Body {
+        let stop = if STANDARD_STREAMS.contains(&path) { self.draining.clone() } else { self.streams_end.clone() };
+        deadline::ending(body, async move {
+            let deadline = async {
+                match until {
+                    Some(until) => tokio::time::sleep_until(until).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = stop.cancelled_owned() => ApiError::ServerDraining.into(),
+                () = deadline => ApiError::Deadline.into(),
+            }
+        })
+    }
+
+    /// Gives the errors that the gRPC library makes by itself, before any handler runs, a reason like all others.
+    fn with_reason(&self, path: &str, response: Response<Body>) -> Response<Body> {
+        let headers = response.headers();
+        let Some(code) = status_of(headers) else { return response };
+        if headers.contains_key("grpc-status-details-bin")
+            || !path.starts_with("/carillon.") && code != Code::Unimplemented
+        {
+            return response;
+        }
+        let message = headers.get("grpc-message").and_then(|text| text.to_str().ok()).unwrap_or_default();
+        let error = match code {
+            Code::OutOfRange | Code::ResourceExhausted => self.too_large(path),
+            // The library calls a message that does not parse its own fault.
+            Code::Internal | Code::Unknown => ApiError::field("", "the request is not a readable gRPC message"),
+            Code::Unimplemented if message.contains("compressed") => not_implemented("this grpc-encoding"),
+            Code::Unimplemented => not_implemented(path.trim_start_matches('/')),
+            _ => return response,
+        };
+        let encodings = headers.get("grpc-accept-encoding").cloned();
+        let mut answer: Response<Body> = Status::from(error).into_http();
+        if let Some(encodings) = encodings {
+            answer.headers_mut().insert("grpc-accept-encoding", encodings);
+        }
+        answer
+    }
+
+    fn too_large(&self, path: &str) -> ApiError {
+        let limit_bytes = self.message_bytes_max;
+        if path.starts_with(PUBLISH) {
+            ApiError::EventTooLarge { field: String::new(), limit_bytes }
+        } else {
+            ApiError::field("", format!("the request is larger than {limit_bytes} bytes"))
+        }
+    }
+}
+
+/// The status of an answer that is an error from its first header on; none for one that begins well.
+fn status_of(headers: &HeaderMap) -> Option<Code> {
+    headers.get("grpc-status").map(|code| Code::from_bytes(code.as_bytes())).filter(|code| *code != Code::Ok)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_rpc_of_the_proto_files_is_known_and_only_watch_streams() {
+        assert_eq!(METHODS.get("/carillon.v1.EventService/Watch"), Some(&true));
+        assert_eq!(METHODS.get("/carillon.internal.v1.PublishService/Publish"), Some(&false));
+        assert_eq!(METHODS.get("/carillon.internal.v1.AdminService/CreateTenant"), Some(&false));
+        let streaming = METHODS.iter().filter(|(path, streams)| path.starts_with("/carillon.") && **streams).count();
+        assert_eq!(streaming, 1);
+    }
+}

@@ -1,0 +1,172 @@
+//! Settings of the edge: ports, TLS and bounds.
+
+use serde::{Deserialize, Serialize};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+
+/// Ports, TLS and the bounds of the edge.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Address of the public port.
+    pub public_listen: SocketAddr,
+    /// Address of the internal port.
+    pub internal_listen: SocketAddr,
+    /// Address of the ops port.
+    pub ops_listen: SocketAddr,
+    /// True where a proxy in front of the public port ends TLS.
+    pub plaintext_behind_proxy: bool,
+    /// Origins that browsers may call from, or `*`.
+    pub cors_origins: Vec<String>,
+    /// Whether reflection is served.
+    pub reflection: bool,
+    /// TLS of the public port.
+    pub tls: PublicTls,
+    /// TLS of the internal port.
+    pub internal_tls: InternalTls,
+    /// Largest request message, bytes. 1,024 to 67,108,864.
+    pub message_bytes_max: usize,
+    /// Largest header list of a request, bytes. 1,024 to 1,048,576.
+    pub header_list_bytes_max: u32,
+    /// Concurrent calls on one connection. 1 to 100,000.
+    pub streams_per_connection: u32,
+    /// Connections of a port. At least 1.
+    pub connections_max: usize,
+    /// Connections of a port from one address. At least 1.
+    pub connections_per_peer_max: usize,
+    /// Time for a TLS handshake, milliseconds. 1 to 60,000.
+    pub handshake_timeout_ms: u64,
+    /// Time until a connection's first request, milliseconds. 1 to 600,000.
+    pub first_byte_timeout_ms: u64,
+    /// Interval of HTTP/2 pings, and how long their answer may take, milliseconds. 1,000 to 600,000.
+    pub keepalive_ms: u64,
+    /// Time for open calls to end at shutdown, milliseconds. 0 to 600,000.
+    pub drain_timeout_ms: u64,
+    /// Longest deadline of a call that is not a stream, milliseconds. 1 to 600,000.
+    pub request_timeout_max_ms: u64,
+}
+
+/// TLS of the public port: both files, or neither.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PublicTls {
+    /// Certificate chain, PEM.
+    pub certificate_file: Option<PathBuf>,
+    /// Private key, PEM.
+    pub key_file: Option<PathBuf>,
+}
+
+/// TLS of the internal port. All three are required.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct InternalTls {
+    /// Certificate chain, PEM.
+    pub certificate_file: Option<PathBuf>,
+    /// Private key, PEM.
+    pub key_file: Option<PathBuf>,
+    /// Authorities that sign publishers and operators, PEM.
+    pub client_ca_file: Option<PathBuf>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        let local = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        Self {
+            public_listen: local(7070),
+            internal_listen: local(7071),
+            ops_listen: local(7072),
+            plaintext_behind_proxy: false,
+            cors_origins: Vec::new(),
+            reflection: true,
+            tls: PublicTls::default(),
+            internal_tls: InternalTls::default(),
+            message_bytes_max: 4 * 1024 * 1024,
+            header_list_bytes_max: 96 * 1024,
+            streams_per_connection: 1_000,
+            connections_max: 8_192,
+            connections_per_peer_max: 2_048,
+            handshake_timeout_ms: 5_000,
+            first_byte_timeout_ms: 10_000,
+            keepalive_ms: 20_000,
+            drain_timeout_ms: 30_000,
+            request_timeout_max_ms: 60_000,
+        }
+    }
+}
+
+impl Config {
+    /// Checks bounds and rules. Errors: the key within the section, and the rule it breaks.
+    pub fn check(&self) -> Result<(), (&'static str, String)> {
+        let within = |key, value: u64, from: u64, to: u64| {
+            if (from..=to).contains(&value) { Ok(()) } else { Err((key, format!("must be {from} to {to}"))) }
+        };
+        within("message_bytes_max", self.message_bytes_max as u64, 1_024, 64 * 1024 * 1024)?;
+        within("header_list_bytes_max", self.header_list_bytes_max.into(), 1_024, 1024 * 1024)?;
+        within("streams_per_connection", self.streams_per_connection.into(), 1, 100_000)?;
+        within("connections_max", self.connections_max as u64, 1, 10_000_000)?;
+        within("connections_per_peer_max", self.connections_per_peer_max as u64, 1, 10_000_000)?;
+        within("handshake_timeout_ms", self.handshake_timeout_ms, 1, 60_000)?;
+        within("first_byte_timeout_ms", self.first_byte_timeout_ms, 1, 600_000)?;
+        within("keepalive_ms", self.keepalive_ms, 1_000, 600_000)?;
+        within("drain_timeout_ms", self.drain_timeout_ms, 0, 600_000)?;
+        within("request_timeout_max_ms", self.request_timeout_max_ms, 1, 600_000)?;
+        if self.cors_origins.iter().any(|origin| http::HeaderValue::from_str(origin).is_err()) {
+            return Err(("cors_origins", "each must be an origin like https://app.example, or *".to_owned()));
+        }
+        if self.tls.certificate_file.is_some() != self.tls.key_file.is_some() {
+            return Err(("tls.key_file", "set both tls.certificate_file and tls.key_file, or neither".to_owned()));
+        }
+        let plain = self.tls.certificate_file.is_none();
+        if plain && !self.public_listen.ip().is_loopback() && !self.plaintext_behind_proxy {
+            return Err((
+                "public_listen",
+                "plain text is served on loopback only: set server.tls.certificate_file and key_file, \
+                 or server.plaintext_behind_proxy = true where a proxy in front ends TLS"
+                    .to_owned(),
+            ));
+        }
+        let required = [
+            ("internal_tls.certificate_file", &self.internal_tls.certificate_file),
+            ("internal_tls.key_file", &self.internal_tls.key_file),
+            ("internal_tls.client_ca_file", &self.internal_tls.client_ca_file),
+        ];
+        for (key, file) in required {
+            if file.is_none() {
+                return Err((key, "is required: the internal port always speaks mutual TLS".to_owned()));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn usable() -> Config {
+        let file = || Some(PathBuf::from("x.pem"));
+        Config {
+            internal_tls: InternalTls { certificate_file: file(), key_file: file(), client_ca_file: file() },
+            ..Config::default()
+        }
+    }
+
+    #[test]
+    fn plain_text_stays_on_loopback_unless_a_proxy_is_promised() {
+        assert!(usable().check().is_ok());
+        let open = Config { public_listen: "0.0.0.0:7070".parse().unwrap(), ..usable() };
+        assert_eq!(open.check().unwrap_err().0, "public_listen");
+        assert!(Config { plaintext_behind_proxy: true, ..open.clone() }.check().is_ok());
+        let tls = PublicTls { certificate_file: Some("c.pem".into()), key_file: Some("k.pem".into()) };
+        assert!(Config { tls, ..open }.check().is_ok());
+    }
+
+    #[test]
+    fn bounds_and_missing_files_name_their_key() {
+        assert_eq!(Config::default().check().unwrap_err().0, "internal_tls.certificate_file");
+        assert_eq!(Config { keepalive_ms: 0, ..usable() }.check().unwrap_err().0, "keepalive_ms");
+        let tls = PublicTls { certificate_file: Some("c.pem".into()), key_file: None };
+        assert_eq!(Config { tls, ..usable() }.check().unwrap_err().0, "tls.key_file");
+        assert_eq!(Config { cors_origins: vec!["\n".to_owned()], ..usable() }.check().unwrap_err().0, "cors_origins");
+    }
+}

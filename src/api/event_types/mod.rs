@@ -1,0 +1,121 @@
+//! EventTypeService: the catalogue. One RPC per file; the service only forwards.
+
+mod add_schema;
+mod create;
+mod delete;
+mod get;
+mod list;
+mod list_schemas;
+mod undelete;
+mod update;
+mod validate;
+
+use super::registry::RegistryDeps;
+use super::status::{ApiError, not_implemented};
+use crate::domain::schema::Schema;
+use crate::proto::public as proto;
+use crate::proto::public::event_type_service_server::EventTypeService as Service;
+use crate::wire::event_type::SCHEMA_BYTES_MAX;
+use tonic::{Request, Response, Status};
+
+/// The service.
+#[derive(Clone)]
+pub struct EventTypeService {
+    deps: RegistryDeps,
+}
+
+impl EventTypeService {
+    /// Takes what its handlers work with.
+    pub fn new(deps: RegistryDeps) -> Self {
+        Self { deps }
+    }
+}
+
+#[tonic::async_trait]
+impl Service for EventTypeService {
+    async fn create_event_type(
+        &self,
+        request: Request<proto::CreateEventTypeRequest>,
+    ) -> Result<Response<proto::CreateEventTypeResponse>, Status> {
+        Ok(Response::new(create::handle(&self.deps, request).await?))
+    }
+
+    async fn get_event_type(
+        &self,
+        request: Request<proto::GetEventTypeRequest>,
+    ) -> Result<Response<proto::GetEventTypeResponse>, Status> {
+        Ok(Response::new(get::handle(&self.deps, request).await?))
+    }
+
+    async fn list_event_types(
+        &self,
+        request: Request<proto::ListEventTypesRequest>,
+    ) -> Result<Response<proto::ListEventTypesResponse>, Status> {
+        Ok(Response::new(list::handle(&self.deps, request).await?))
+    }
+
+    async fn update_event_type(
+        &self,
+        request: Request<proto::UpdateEventTypeRequest>,
+    ) -> Result<Response<proto::UpdateEventTypeResponse>, Status> {
+        Ok(Response::new(update::handle(&self.deps, request).await?))
+    }
+
+    async fn delete_event_type(
+        &self,
+        request: Request<proto::DeleteEventTypeRequest>,
+    ) -> Result<Response<proto::DeleteEventTypeResponse>, Status> {
+        Ok(Response::new(delete::handle(&self.deps, request).await?))
+    }
+
+    async fn undelete_event_type(
+        &self,
+        request: Request<proto::UndeleteEventTypeRequest>,
+    ) -> Result<Response<proto::UndeleteEventTypeResponse>, Status> {
+        Ok(Response::new(undelete::handle(&self.deps, request).await?))
+    }
+
+    async fn add_event_type_schema(
+        &self,
+        request: Request<proto::AddEventTypeSchemaRequest>,
+    ) -> Result<Response<proto::AddEventTypeSchemaResponse>, Status> {
+        Ok(Response::new(add_schema::handle(&self.deps, request).await?))
+    }
+
+    async fn list_event_type_schemas(
+        &self,
+        request: Request<proto::ListEventTypeSchemasRequest>,
+    ) -> Result<Response<proto::ListEventTypeSchemasResponse>, Status> {
+        Ok(Response::new(list_schemas::handle(&self.deps, request).await?))
+    }
+
+    async fn check_compatibility(
+        &self,
+        _: Request<proto::CheckCompatibilityRequest>,
+    ) -> Result<Response<proto::CheckCompatibilityResponse>, Status> {
+        Err(not_implemented("CheckCompatibility").into())
+    }
+
+    async fn validate_event(
+        &self,
+        request: Request<proto::ValidateEventRequest>,
+    ) -> Result<Response<proto::ValidateEventResponse>, Status> {
+        Ok(Response::new(validate::handle(&self.deps, request).await?))
+    }
+}
+
+/// Compiles a schema document away from the reactor: a large one takes a while. Errors: SCHEMA_INVALID.
+async fn check_schema(field: &str, document: &str) -> Result<(), ApiError> {
+    let invalid =
+        |pointer: String, message: String| ApiError::SchemaInvalid { field: field.to_owned(), pointer, message };
+    if document.len() > SCHEMA_BYTES_MAX {
+        return Err(invalid(String::new(), "is larger than 256 KiB".to_owned()));
+    }
+    let document = document.to_owned();
+    let compiled = tokio::task::spawn_blocking(move || Schema::parse(&document).map(drop)).await;
+    match compiled {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error)) => Err(invalid(error.pointer, error.message)),
+        Err(error) => Err(ApiError::internal("compile a schema", error)),
+    }
+}

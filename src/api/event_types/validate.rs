@@ -1,0 +1,62 @@
+//! ValidateEvent: checks data against a schema version without publishing anything.
+
+use crate::api::registry::{Known, RegistryDeps, authorised, invalid};
+use crate::api::status::ApiError;
+use crate::domain::access::Role;
+use crate::domain::schema::Schema;
+use crate::proto::public::{ValidateEventRequest, ValidateEventResponse};
+use crate::store::StoreError;
+use crate::wire::FieldError;
+use crate::wire::event_type::{parse_name, violation_to_proto};
+use std::sync::Arc;
+use tonic::Request;
+
+/// How many violations an answer holds.
+const VIOLATIONS_MAX: usize = 32;
+
+pub(super) async fn handle(
+    deps: &RegistryDeps,
+    request: Request<ValidateEventRequest>,
+) -> Result<ValidateEventResponse, ApiError> {
+    let (caller, request) = authorised(request, Role::Viewer)?;
+    let name = parse_name("event_type", &request.event_type).map_err(invalid)?;
+    if request.schema_version < 0 {
+        return Err(invalid(FieldError::new("schema_version", "must not be negative")));
+    }
+    let known = deps.event_type(caller.tenant, &name).await?;
+    let latest = known.event_type().latest_schema;
+    let version = if request.schema_version == 0 { latest } else { request.schema_version };
+    if version == 0 {
+        // No schema is registered, so any data may be published.
+        return Ok(ValidateEventResponse { valid: true, ..Default::default() });
+    }
+    let missing = || ApiError::SchemaVersionNotFound { event_type: name.as_str().to_owned(), version };
+    let (compiled, document) = match &known {
+        Known::System(system) => {
+            let of_version = system.schema.as_ref().filter(|(schema, _)| schema.version == version);
+            let (_, compiled) = of_version.ok_or_else(missing)?;
+            (Some(Arc::clone(&compiled.schema)), String::new())
+        }
+        Known::Custom(_) => {
+            let stored = deps.store.schema(caller.tenant, &name, version).await?;
+            (None, stored.ok_or_else(missing)?.document)
+        }
+    };
+    // Away from the reactor: a large document or payload takes a while.
+    let data = request.data;
+    let checked = tokio::task::spawn_blocking(move || {
+        let schema = match compiled {
+            Some(schema) => schema,
+            // It compiled when it was registered.
+            None => Arc::new(Schema::parse(&document).map_err(|_| StoreError::Corrupt { what: "schema" })?),
+        };
+        Ok::<_, StoreError>(schema.validate(&data))
+    });
+    let checked = checked.await.map_err(|error| ApiError::internal("check data against a schema", error))??;
+    let violations = checked.err().unwrap_or_default();
+    Ok(ValidateEventResponse {
+        valid: violations.is_empty(),
+        violations: violations.into_iter().take(VIOLATIONS_MAX).map(violation_to_proto).collect(),
+        schema_version: version,
+    })
+}

@@ -1,0 +1,19 @@
+//! GetEvent: one event by its id.
+
+use super::EventsDeps;
+use crate::api::auth::caller;
+use crate::api::status::ApiError;
+use crate::domain::access::Role;
+use crate::domain::ids::EventId;
+use crate::proto::public::{EventView, GetEventRequest, GetEventResponse};
+use crate::wire::event::entry_to_proto;
+use tonic::Request;
+
+/// Answers GetEvent.
+pub async fn handle(deps: &EventsDeps, request: Request<GetEventRequest>) -> Result<GetEventResponse, ApiError> {
+    let tenant = caller(&request)?.require(Role::Viewer)?.tenant;
+    let text = request.into_inner().event_id;
+    let id = EventId::parse(&text).map_err(|error| ApiError::field("event_id", error.to_string()))?;
+    let entry = deps.store.event(tenant, id).await?.ok_or(ApiError::EventNotFound { event: text })?;
+    Ok(GetEventResponse { event: Some(entry_to_proto(&entry, EventView::Full)) })
+}

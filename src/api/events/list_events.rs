@@ -1,0 +1,132 @@
+//! ListEvents: the log in order, a page at a time.
+//!
+//! A filtered call looks at a bounded number of events and answers with what it found and where to go on, so that no filter can
+//! make one call read the whole log.
+
+use super::{EventsDeps, parse};
+use crate::api::auth::caller;
+use crate::api::status::ApiError;
+use crate::domain::access::Role;
+use crate::domain::ids::TenantId;
+use crate::proto::public::{Event, ListEventsRequest, ListEventsResponse};
+use crate::store::StoreError;
+use crate::store::event_pages::PageBound;
+use crate::store::events::LogPlace;
+use crate::store::heads::HeadRow;
+use crate::watch::place;
+use crate::wire::event::entry_to_proto;
+use crate::wire::time::parse_timestamp;
+use chrono::{DateTime, Utc};
+use prost::Message as _;
+use tonic::Request;
+
+const PAGE_SIZE_DEFAULT: usize = 100;
+const PAGE_SIZE_MAX: usize = 1_000;
+
+/// Answers ListEvents.
+pub async fn handle(deps: &EventsDeps, request: Request<ListEventsRequest>) -> Result<ListEventsResponse, ApiError> {
+    let tenant = caller(&request)?.require(Role::Viewer)?.tenant;
+    let request = request.into_inner();
+    let page_size = match usize::try_from(request.page_size) {
+        Err(_) => return Err(ApiError::field("page_size", "must not be negative")),
+        Ok(0) => PAGE_SIZE_DEFAULT,
+        Ok(size) => size.min(PAGE_SIZE_MAX),
+    };
+    let view = parse::view(request.view)?;
+    let selection = parse::selection(&request.event_types, &request.filter, "")?;
+    let start_time = time("start_time", request.start_time.as_ref())?;
+    let end_time = time("end_time", request.end_time.as_ref())?;
+
+    let head = deps.store.head(tenant).await?.ok_or(StoreError::Corrupt { what: "head" })?;
+    let start = match (request.cursor.as_str(), start_time) {
+        ("", None) => place::earliest(&head),
+        ("", Some(time)) => deps.store.place_at(tenant, time, place::end(&head)).await?,
+        (text, _) => place::of_cursor(&deps.sealer, tenant, &head, text)
+            .map_err(|error| parse::place_error(error, || cursor(deps, tenant, &head, place::earliest(&head))))?,
+    };
+
+    let config = deps.watches.config();
+    let mut page = Page { events: Vec::new(), bytes: 0, at: start, ended: false };
+    let mut scan_left = if selection.is_everything() { u32::MAX } else { config.list_scan_max };
+    while !page.ended && page.events.len() < page_size && page.at.after < head.position && scan_left > 0 {
+        // Without a filter every event read is one of the page; with one, larger reads save round trips.
+        let wanted = if selection.is_everything() { page_size - page.events.len() } else { PAGE_SIZE_MAX };
+        let entries = u32::try_from(wanted).unwrap_or(u32::MAX).min(scan_left);
+        let bound = PageBound { entries, data_bytes: config.list_bytes_max as u64 };
+        let entries = deps.store.read_log_page(tenant, page.at, head.position, bound).await?;
+        if entries.first().is_none_or(|first| first.position > page.at.after + 1) {
+            return Err(missing(deps, tenant, page.at).await);
+        }
+        for entry in entries {
+            if end_time.is_some_and(|end| entry.committed_at >= end) {
+                // Commit times never decrease along the log: nothing after this can be wanted.
+                page.ended = true;
+                break;
+            }
+            if selection.matches(&entry.event)
+                && !page.take(entry_to_proto(&entry, view), page_size, config.list_bytes_max)
+            {
+                break;
+            }
+            scan_left -= 1;
+            page.at = LogPlace { after: entry.position, day: entry.day() };
+        }
+        if page.is_full(page_size) {
+            break;
+        }
+    }
+    Ok(ListEventsResponse {
+        next_cursor: cursor(deps, tenant, &head, page.at),
+        end_of_log: page.ended || page.at.after >= head.position,
+        events: page.events,
+    })
+}
+
+struct Page {
+    events: Vec<Event>,
+    bytes: usize,
+    /// The place up to which events were looked at.
+    at: LogPlace,
+    /// True where nothing after `at` can be wanted.
+    ended: bool,
+}
+
+impl Page {
+    /// Adds an event; false where there is no room for it.
+    fn take(&mut self, event: Event, page_size: usize, bytes_max: usize) -> bool {
+        let size = event.encoded_len();
+        let fits = self.events.is_empty() || (self.bytes + size <= bytes_max && self.events.len() < page_size);
+        // Also where it does not fit: what comes after it does not belong on this page either.
+        self.bytes += size;
+        if fits {
+            self.events.push(event);
+        } else {
+            self.bytes = usize::MAX;
+        }
+        fits
+    }
+
+    fn is_full(&self, page_size: usize) -> bool {
+        self.bytes == usize::MAX || self.events.len() >= page_size
+    }
+}
+
+fn time(field: &str, value: Option<&pbjson_types::Timestamp>) -> Result<Option<DateTime<Utc>>, ApiError> {
+    let parsed = value.map(|value| parse_timestamp(field, value)).transpose();
+    parsed.map_err(|error| ApiError::field(error.field, error.description))
+}
+
+fn cursor(deps: &EventsDeps, tenant: TenantId, head: &HeadRow, at: LogPlace) -> String {
+    place::to_cursor(&deps.sealer, tenant, head.log_epoch, at)
+}
+
+/// Why events that the head says exist are not there: retention took them between two reads.
+async fn missing(deps: &EventsDeps, tenant: TenantId, at: LogPlace) -> ApiError {
+    match deps.store.head(tenant).await {
+        Ok(Some(head)) if head.earliest_position > at.after + 1 => {
+            ApiError::CursorExpired { earliest: cursor(deps, tenant, &head, place::earliest(&head)) }
+        }
+        Ok(_) => StoreError::Corrupt { what: "log" }.into(),
+        Err(error) => error.into(),
+    }
+}

@@ -1,0 +1,33 @@
+//! Reading the log: GetEvent, ListEvents, Watch. One RPC per file; EventService forwards here.
+//!
+//! Watch has a route of its own in front of the generated server, because its messages are ready-made bytes.
+
+pub mod get_event;
+pub mod list_events;
+mod parse;
+mod route;
+pub mod watch;
+
+pub use route::WatchRoute;
+
+use crate::domain::cursor::CursorSealer;
+use crate::store::Store;
+use crate::watch::Watches;
+
+/// What the handlers work with. Cheap to clone.
+#[derive(Clone)]
+pub struct EventsDeps {
+    store: Store,
+    sealer: CursorSealer,
+    watches: Watches,
+}
+
+impl EventsDeps {
+    /// Takes the parts.
+    pub fn new(store: Store, sealer: CursorSealer, watches: Watches) -> Self {
+        Self { store, sealer, watches }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,159 @@
+//! Watch: parse, open, and the body that carries ready-made frames.
+
+use super::{EventsDeps, parse};
+use crate::api::auth::caller;
+use crate::api::status::ApiError;
+use crate::domain::access::Role;
+use crate::proto::public as proto;
+use crate::proto::public::watch_request::Start as ProtoStart;
+use crate::watch::filter::{Filters, NamedSelection};
+use crate::watch::{Ending, OnExpired, OpenError, Start, WatchRequest, WatchStream, codec};
+use crate::wire::time::{parse_duration, parse_timestamp};
+use bytes::Bytes;
+use futures::stream::BoxStream;
+use futures::{Stream as _, StreamExt as _};
+use http::HeaderMap;
+use http_body::Frame;
+use std::collections::HashSet;
+use std::ops::RangeInclusive;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tonic::{Request, Status};
+
+const BOOKMARK_INTERVAL: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_mins(1);
+const NAME_BYTES_MAX: usize = 64;
+/// When it makes sense to try again where too many watches are open.
+const QUOTA_RETRY: Duration = Duration::from_secs(5);
+
+/// Answers Watch with decoded messages, for callers inside this process.
+pub async fn handle(
+    deps: &EventsDeps,
+    request: Request<proto::WatchRequest>,
+) -> Result<BoxStream<'static, Result<proto::WatchResponse, Status>>, ApiError> {
+    let stream = open(deps, request).await?;
+    let decode = |item: Result<Bytes, Ending>| match item {
+        Ok(frame) => codec::decode(&frame).map_err(|error| ApiError::internal("read back a watch frame", error).into()),
+        Err(ending) => Err(ending_error(ending).into()),
+    };
+    Ok(stream.map(decode).boxed())
+}
+
+/// Parses the request and opens the watch.
+pub(super) async fn open(deps: &EventsDeps, request: Request<proto::WatchRequest>) -> Result<WatchStream, ApiError> {
+    let caller = caller(&request)?.require(Role::Viewer)?.clone();
+    let request = request.into_inner();
+    let field = |error: crate::wire::FieldError| ApiError::field(error.field, error.description);
+    let start = match request.start {
+        None | Some(ProtoStart::Now(true)) => Start::Now,
+        Some(ProtoStart::Earliest(true)) => Start::Earliest,
+        Some(ProtoStart::Now(false)) => return Err(ApiError::field("now", "must be true")),
+        Some(ProtoStart::Earliest(false)) => return Err(ApiError::field("earliest", "must be true")),
+        Some(ProtoStart::Cursor(text)) => Start::Cursor(text),
+        Some(ProtoStart::StartTime(time)) => Start::Time(parse_timestamp("start_time", &time).map_err(field)?),
+    };
+    let on_expired = match proto::OnExpired::try_from(request.on_expired) {
+        Ok(proto::OnExpired::Unspecified | proto::OnExpired::Fail) => OnExpired::Fail,
+        Ok(proto::OnExpired::FromEarliest) => OnExpired::FromEarliest,
+        Err(_) => return Err(ApiError::field("on_expired", "is not a known value")),
+    };
+    let bookmark_interval = match request.bookmark_interval {
+        None => None,
+        Some(interval) => {
+            let interval = parse_duration("bookmark_interval", &interval).map_err(field)?;
+            if !BOOKMARK_INTERVAL.contains(&interval) {
+                return Err(ApiError::field("bookmark_interval", "must be 100 ms to 60 s"));
+            }
+            Some(interval)
+        }
+    };
+    let view = parse::view(request.view)?;
+    let filters = filters(request.filters)?;
+    let request = WatchRequest { caller, filters, start, on_expired, bookmark_interval, view };
+    deps.watches.open(request).await.map_err(open_error)
+}
+
+fn filters(filters: Vec<proto::WatchFilter>) -> Result<Filters, ApiError> {
+    if filters.len() > Filters::MAX {
+        return Err(ApiError::field("filters", format!("has more than {} entries", Filters::MAX)));
+    }
+    let single = filters.len() == 1;
+    let mut names = HashSet::new();
+    let mut named = Vec::with_capacity(filters.len());
+    for (index, filter) in filters.into_iter().enumerate() {
+        let shaped = filter.name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-'));
+        let wrong = |what: &str| Err(ApiError::field(format!("filters[{index}].name"), what));
+        if filter.name.is_empty() && !single {
+            return wrong("is required where there is more than one filter");
+        }
+        if !shaped || filter.name.len() > NAME_BYTES_MAX {
+            return wrong("must match [A-Za-z0-9_.-]{1,64}");
+        }
+        if !names.insert(filter.name.clone()) {
+            return wrong("is used twice");
+        }
+        let selection = parse::selection(&filter.event_types, &filter.filter, &format!("filters[{index}]."))?;
+        named.push(NamedSelection { name: filter.name, selection });
+    }
+    Ok(Filters::new(named))
+}
+
+fn open_error(error: OpenError) -> ApiError {
+    match error {
+        OpenError::Draining => ApiError::ServerDraining,
+        OpenError::TooMany { setting, limit } => {
+            ApiError::QuotaExceeded { quota: setting.to_owned(), limit: limit as u64, retry_delay: Some(QUOTA_RETRY) }
+        }
+        OpenError::Place(error) => parse::place_error(error, String::new),
+        OpenError::Expired { earliest_cursor } => ApiError::CursorExpired { earliest: earliest_cursor },
+        OpenError::Store(error) => error.into(),
+    }
+}
+
+fn ending_error(ending: Ending) -> ApiError {
+    match ending {
+        Ending::Draining => ApiError::ServerDraining,
+        Ending::Age { resume_cursor } => ApiError::StreamAge { resume_cursor },
+        Ending::SlowConsumer { resume_cursor } => ApiError::SlowConsumer { resume_cursor },
+        Ending::CredentialInvalid => ApiError::CredentialInvalid,
+        Ending::Expired { earliest_cursor } => ApiError::CursorExpired { earliest: earliest_cursor },
+        Ending::Store(error) => error.into(),
+    }
+}
+
+/// The response body of a watch: frames as they are, then the reason of the end as trailers.
+pub(super) struct WatchBody {
+    stream: WatchStream,
+    ended: bool,
+}
+
+impl WatchBody {
+    pub(super) fn new(stream: WatchStream) -> Self {
+        Self { stream, ended: false }
+    }
+}
+
+impl http_body::Body for WatchBody {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let this = self.get_mut();
+        if this.ended {
+            return Poll::Ready(None);
+        }
+        let status = match Pin::new(&mut this.stream).poll_next(cx) {
+            Poll::Pending => return Poll::Pending,
+            Poll::Ready(Some(Ok(frame))) => return Poll::Ready(Some(Ok(Frame::data(frame)))),
+            Poll::Ready(Some(Err(ending))) => Status::from(ending_error(ending)),
+            Poll::Ready(None) => Status::ok(""),
+        };
+        this.ended = true;
+        let mut trailers = HeaderMap::new();
+        Poll::Ready(Some(status.add_header(&mut trailers).map(|()| Frame::trailers(trailers))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.ended
+    }
+}

@@ -1,0 +1,99 @@
+//! InvocationService: the runs of subscriptions. One RPC per file; the service only forwards.
+//!
+//! What another app owns is absent to a caller that is limited to one.
+
+mod cancel;
+mod get;
+mod list;
+mod redrive;
+mod retry;
+
+use super::status::ApiError;
+use crate::domain::ids::InvocationId;
+use crate::feed::{Feed, News};
+use crate::proto::public as proto;
+use crate::proto::public::invocation_service_server::InvocationService as Service;
+use crate::store::Store;
+use crate::store::invocation_changes::InvocationChange;
+use crate::wire::invocation::{state_to_proto, to_proto};
+use crate::wire::page::PageTokens;
+use tonic::{Request, Response, Status};
+
+/// What the handlers work with. Cheap to clone.
+#[derive(Clone)]
+pub struct InvocationDeps {
+    /// The store.
+    pub store: Store,
+    /// Tells this process's dispatcher of changes.
+    pub feed: Feed,
+    /// Seals page tokens.
+    pub page_tokens: PageTokens,
+}
+
+/// The service.
+#[derive(Clone)]
+pub struct InvocationService {
+    deps: InvocationDeps,
+}
+
+impl InvocationService {
+    /// Takes what its handlers work with.
+    pub fn new(deps: InvocationDeps) -> Self {
+        Self { deps }
+    }
+}
+
+#[tonic::async_trait]
+impl Service for InvocationService {
+    async fn list_invocations(
+        &self,
+        request: Request<proto::ListInvocationsRequest>,
+    ) -> Result<Response<proto::ListInvocationsResponse>, Status> {
+        Ok(Response::new(list::handle(&self.deps, request).await?))
+    }
+
+    async fn get_invocation(
+        &self,
+        request: Request<proto::GetInvocationRequest>,
+    ) -> Result<Response<proto::GetInvocationResponse>, Status> {
+        Ok(Response::new(get::handle(&self.deps, request).await?))
+    }
+
+    async fn retry_invocation(
+        &self,
+        request: Request<proto::RetryInvocationRequest>,
+    ) -> Result<Response<proto::RetryInvocationResponse>, Status> {
+        Ok(Response::new(retry::handle(&self.deps, request).await?))
+    }
+
+    async fn cancel_invocation(
+        &self,
+        request: Request<proto::CancelInvocationRequest>,
+    ) -> Result<Response<proto::CancelInvocationResponse>, Status> {
+        Ok(Response::new(cancel::handle(&self.deps, request).await?))
+    }
+
+    async fn redrive_invocations(
+        &self,
+        request: Request<proto::RedriveInvocationsRequest>,
+    ) -> Result<Response<proto::RedriveInvocationsResponse>, Status> {
+        Ok(Response::new(redrive::handle(&self.deps, request).await?))
+    }
+}
+
+impl InvocationDeps {
+    /// Tells the dispatcher of a change, and answers with the invocation as it is now.
+    fn changed(&self, id: InvocationId, change: InvocationChange) -> Result<proto::Invocation, ApiError> {
+        match change {
+            InvocationChange::Done { invocation, head } => {
+                self.feed.send(&News::Head(head));
+                Ok(to_proto(&invocation))
+            }
+            InvocationChange::NotFound => Err(ApiError::InvocationNotFound { invocation: id.to_string() }),
+            InvocationChange::WrongState(state) => Err(ApiError::InvocationState {
+                invocation: id.to_string(),
+                state: state_to_proto(state).as_str_name().trim_start_matches("INVOCATION_STATE_").to_owned(),
+            }),
+        }
+    }
+}

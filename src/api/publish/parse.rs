@@ -1,0 +1,86 @@
+//! A PublishRequest becomes an event and its idempotency key.
+
+use crate::api::status::{ApiError, FieldViolation};
+use crate::clock;
+use crate::domain::access::Publisher;
+use crate::domain::catalogue::Catalogue;
+use crate::domain::event::{Attribute, Event, Lineage};
+use crate::domain::ids::EventId;
+use crate::proto::internal::PublishRequest;
+use crate::publish::key::request_hash;
+use crate::store::publish::NewKey;
+use crate::wire::event::cloud_event_to_domain;
+use prost::Message as _;
+use std::fmt::Write as _;
+
+/// A request that has the right shape; what the catalogue says of it comes next.
+pub(super) struct Parsed {
+    pub(super) event: Event,
+    pub(super) schema_version: i32,
+    pub(super) key: Option<NewKey>,
+}
+
+/// Parses one request. `prefix` is empty, or `requests[3].`.
+pub(super) fn parse(request: PublishRequest, publisher: &Publisher, prefix: &str) -> Result<Parsed, ApiError> {
+    let invalid = |field: &str, description: &str| ApiError::FieldInvalid {
+        violations: vec![FieldViolation { field: format!("{prefix}{field}"), description: description.to_owned() }],
+    };
+    if request.deliver_at.is_some() {
+        return Err(ApiError::NotImplemented { feature: "deliver_at".to_owned() });
+    }
+    if request.pre_timeout.is_some() {
+        return Err(ApiError::NotImplemented { feature: "pre_timeout".to_owned() });
+    }
+    if request.schema_version < 0 {
+        return Err(invalid("schema_version", "must not be negative"));
+    }
+    let printable = request.idempotency_key.bytes().all(|b| (b' '..=b'~').contains(&b));
+    if request.idempotency_key.len() > 256 || !printable {
+        return Err(invalid("idempotency_key", "must be at most 256 printable ASCII characters"));
+    }
+    let mut request = request;
+    let given_key = std::mem::take(&mut request.idempotency_key);
+    // What the key stands for is the whole request but the key. Without a key there is nothing to compare, and most have none.
+    let has_key = !given_key.is_empty() || request.event.as_ref().is_some_and(|event| !event.id.is_empty());
+    let hash = if has_key { request_hash(&request.encode_to_vec()) } else { [0; 32] };
+    let event = request.event.ok_or_else(|| invalid("event", "is required"))?;
+    let parsed = cloud_event_to_domain(event, &format!("{prefix}event"))?;
+    // Permission comes before existence: a type that may not be published is not looked up.
+    if !publisher.may_publish(&parsed.event_type) || Catalogue::is_carillons_own(parsed.event_type.as_str()) {
+        return Err(ApiError::EventTypeForbidden { event_type: parsed.event_type.to_string() });
+    }
+    let key = if given_key.is_empty() {
+        // CloudEvents: (source, id) identifies an event.
+        parsed.publisher_id.as_ref().map(|id| {
+            let mut key = "ce/".to_owned();
+            for byte in request_hash(format!("{}\0{id}", parsed.source).as_bytes()) {
+                write!(key, "{byte:02x}").expect("writing to a string cannot fail");
+            }
+            key
+        })
+    } else {
+        Some(format!("key/{given_key}"))
+    };
+    let mut extensions = parsed.extensions;
+    if let Some(id) = parsed.publisher_id {
+        extensions.push(("publisherid".to_owned(), Attribute::String(id)));
+        extensions.sort_by(|a, b| a.0.cmp(&b.0));
+    }
+    let id = EventId(clock::new_uuid());
+    Ok(Parsed {
+        event: Event {
+            id,
+            event_type: parsed.event_type,
+            schema_version: 0,
+            source: parsed.source,
+            subject: parsed.subject,
+            time: parsed.time.unwrap_or_else(clock::now),
+            content_type: parsed.content_type,
+            extensions,
+            data: parsed.data,
+            lineage: Lineage::root(id),
+        },
+        schema_version: request.schema_version,
+        key: key.map(|key| NewKey { key, request_hash: hash }),
+    })
+}

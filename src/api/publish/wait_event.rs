@@ -1,0 +1,65 @@
+//! WaitEvent: until everything an event caused is final, or the time is up.
+
+use super::PublishApi;
+use crate::api::auth;
+use crate::api::status::ApiError;
+use crate::domain::ids::EventId;
+use crate::domain::invocation::State;
+use crate::proto::internal::{WaitEventRequest, WaitEventResponse};
+use crate::proto::public::EventView;
+use crate::wire::FieldError;
+use crate::wire::event::entry_to_proto;
+use crate::wire::invocation;
+use crate::wire::time::parse_duration;
+use std::time::Duration;
+use tokio::time::{Instant, timeout_at};
+use tonic::{Request, Response, Status};
+
+const TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
+const TIMEOUT_MAX: Duration = Duration::from_mins(5);
+/// Shortest and longest pause between two looks. The settle count wakes the wait in between, a look at the longest pause is
+/// the truth where another replica settles.
+const PAUSE_MIN: Duration = Duration::from_millis(2);
+const PAUSE_MAX: Duration = Duration::from_secs(1);
+
+pub(super) async fn handle(
+    api: &PublishApi,
+    request: Request<WaitEventRequest>,
+) -> Result<Response<WaitEventResponse>, Status> {
+    let publisher = auth::publisher(&request)?.clone();
+    let request = request.into_inner();
+    let missing = || ApiError::EventNotFound { event: request.event_id.clone() };
+    let id = EventId::parse(&request.event_id);
+    let id = id.map_err(|error| ApiError::from(FieldError::new("event_id", error.to_string())))?;
+    let timeout = match request.timeout {
+        None => TIMEOUT_DEFAULT,
+        Some(timeout) => parse_duration("timeout", &timeout).map_err(ApiError::from)?,
+    };
+    if timeout > TIMEOUT_MAX {
+        return Err(ApiError::from(FieldError::new("timeout", "must be 0 to 300 s")).into());
+    }
+    let entry = api.store.event(publisher.tenant, id).await.map_err(ApiError::from)?.ok_or_else(missing)?;
+    let end = Instant::now() + timeout;
+    let mut settled = api.feed.settled();
+    let mut pause = PAUSE_MIN;
+    loop {
+        settled.mark_unchanged();
+        let records = api.store.event_invocations(publisher.tenant, &entry).await.map_err(ApiError::from)?;
+        let is_final = |state| matches!(state, State::Succeeded | State::DeadLettered | State::Cancelled);
+        let done = records.iter().all(|record| is_final(record.state));
+        if done || Instant::now() >= end {
+            return Ok(Response::new(WaitEventResponse {
+                event: Some(entry_to_proto(&entry, EventView::Full)),
+                invocations: records.iter().map(invocation::to_proto).collect(),
+                done,
+            }));
+        }
+        // At least `pause` between two looks, so that a busy server is not asked for every batch that settles.
+        let soonest = (Instant::now() + pause).min(end);
+        tokio::time::sleep_until(soonest).await;
+        pause = (pause * 2).min(PAUSE_MAX);
+        let latest = (Instant::now() + PAUSE_MAX).min(end);
+        // Elapsed means: look now all the same.
+        let _ = timeout_at(latest, settled.changed()).await;
+    }
+}

@@ -1,0 +1,268 @@
+//! The accept loop of every port: TLS, limits of time and number, HTTP, and a drain that always ends.
+//!
+//! Written by ourselves because the ready-made ones wait for ever: for silent peers, for open streams, for a handshake.
+
+use super::config::Config;
+use super::connections::{Connections, Slot};
+use super::tls::{Tls, peer_identity};
+use crate::domain::access::PeerIdentity;
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::body::Body;
+use tower::ServiceExt as _;
+use tower::util::BoxCloneSyncService;
+
+/// What answers a port's requests.
+pub type Routes = BoxCloneSyncService<Request<Body>, Response<Body>, Infallible>;
+
+/// Pause after a failed accept: out of file descriptors, mostly, which passes when something closes.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// How long before the cut streams are told to end.
+const STREAMS_END_BEFORE_CUT: Duration = Duration::from_secs(1);
+/// How long a connection that sent no request may take to say goodbye.
+const GOODBYE: Duration = Duration::from_secs(1);
+
+/// Why a port cannot be opened.
+#[derive(Debug, thiserror::Error)]
+#[error("setting server.{key}: {address} cannot be listened on")]
+pub struct ListenError {
+    /// The setting.
+    pub key: &'static str,
+    /// The address.
+    pub address: SocketAddr,
+    /// Why.
+    #[source]
+    pub source: io::Error,
+}
+
+/// Opens a port's socket.
+pub async fn listen(key: &'static str, address: SocketAddr) -> Result<TcpListener, ListenError> {
+    TcpListener::bind(address).await.map_err(|source| ListenError { key, address, source })
+}
+
+/// A port to serve.
+#[derive(Debug)]
+pub struct Port {
+    /// Name in logs.
+    pub name: &'static str,
+    /// The open socket.
+    pub listener: TcpListener,
+    /// TLS; none for plain text.
+    pub tls: Option<Arc<Tls>>,
+    /// What answers.
+    pub routes: Routes,
+    /// Its connections.
+    pub connections: Arc<Connections>,
+}
+
+/// The ports that serve, and how they stop.
+#[derive(Debug, Clone)]
+pub struct Server {
+    limits: Arc<Limits>,
+    tasks: TaskTracker,
+    /// Stop accepting; finish what is open.
+    drain: CancellationToken,
+    /// Streams that are still open have to end.
+    streams_end: CancellationToken,
+    /// Close every connection.
+    cut: CancellationToken,
+}
+
+#[derive(Debug)]
+struct Limits {
+    handshake: Duration,
+    first_request: Duration,
+    keepalive: Duration,
+    streams_per_connection: u32,
+    header_list_bytes_max: u32,
+}
+
+/// The address of the peer, in every request's extensions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PeerAddress(pub SocketAddr);
+
+impl Server {
+    /// Takes the bounds.
+    pub fn new(config: &Config) -> Self {
+        let limits = Limits {
+            handshake: Duration::from_millis(config.handshake_timeout_ms),
+            first_request: Duration::from_millis(config.first_byte_timeout_ms),
+            keepalive: Duration::from_millis(config.keepalive_ms),
+            streams_per_connection: config.streams_per_connection,
+            header_list_bytes_max: config.header_list_bytes_max,
+        };
+        Self {
+            limits: Arc::new(limits),
+            tasks: TaskTracker::new(),
+            drain: CancellationToken::new(),
+            streams_end: CancellationToken::new(),
+            cut: CancellationToken::new(),
+        }
+    }
+
+    /// Cancelled when the server begins to drain.
+    pub fn draining(&self) -> CancellationToken {
+        self.drain.clone()
+    }
+
+    /// Cancelled when streams that did not end by themselves have to.
+    pub fn streams_end(&self) -> CancellationToken {
+        self.streams_end.clone()
+    }
+
+    /// Starts to accept on a port.
+    pub fn serve(&self, port: Port) {
+        self.tasks.spawn(self.clone().accept(port));
+    }
+
+    /// Stops accepting, lets open calls end, and closes what is left after `patience`. Always returns.
+    pub async fn stop(&self, patience: Duration) {
+        self.drain.cancel();
+        self.tasks.close();
+        let streams = patience.saturating_sub(STREAMS_END_BEFORE_CUT);
+        if timeout(streams, self.tasks.wait()).await.is_ok() {
+            return;
+        }
+        self.streams_end.cancel();
+        if timeout(patience.saturating_sub(streams), self.tasks.wait()).await.is_ok() {
+            return;
+        }
+        tracing::warn!(tasks = self.tasks.len(), "closing connections whose calls did not end in time");
+        self.cut.cancel();
+        // Every task of a connection gives way to the cut, so this waits for no peer.
+        self.tasks.wait().await;
+    }
+
+    async fn accept(self, port: Port) {
+        let Port { name, listener, tls, routes, connections } = port;
+        loop {
+            let accepted = tokio::select! {
+                () = self.drain.cancelled() => return,
+                accepted = listener.accept() => accepted,
+            };
+            let (stream, peer) = match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    tracing::debug!(port = name, error = &error as &dyn std::error::Error, "accept failed");
+                    sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            };
+            let Some(slot) = connections.admit(peer.ip()) else {
+                tracing::debug!(port = name, "connection refused: the port is at its cap");
+                continue;
+            };
+            let server = self.clone();
+            let (tls, routes) = (tls.clone(), routes.clone());
+            self.tasks.spawn(async move {
+                // Each branch may be dropped at any point: that closes the socket, which is what is wanted.
+                tokio::select! {
+                    () = server.cut.cancelled() => {}
+                    () = slot.evicted() => {}
+                    () = server.connection(stream, peer, tls, routes, &slot) => {}
+                }
+            });
+        }
+    }
+
+    async fn connection(
+        &self,
+        stream: TcpStream,
+        peer: SocketAddr,
+        tls: Option<Arc<Tls>>,
+        routes: Routes,
+        slot: &Slot,
+    ) {
+        // Small answers must not wait for acknowledgements; a socket that refuses is about to fail anyway.
+        let _ = stream.set_nodelay(true);
+        let Some(tls) = tls else {
+            return self.http(stream, peer, None, routes, slot).await;
+        };
+        let handshake = TlsAcceptor::from(tls.current()).accept(stream);
+        let accepted = tokio::select! {
+            () = self.drain.cancelled() => return,
+            accepted = timeout(self.limits.handshake, handshake) => accepted,
+        };
+        if let Ok(Ok(stream)) = accepted {
+            let identity = peer_identity(stream.get_ref().1);
+            self.http(stream, peer, identity, routes, slot).await;
+        }
+    }
+
+    async fn http<S>(&self, stream: S, peer: SocketAddr, identity: Option<PeerIdentity>, routes: Routes, slot: &Slot)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let proven = Arc::new(AtomicBool::new(false));
+        let first = Arc::new(tokio::sync::Notify::new());
+        let service = {
+            let (proven, first) = (Arc::clone(&proven), Arc::clone(&first));
+            service_fn(move |request: Request<Incoming>| {
+                if !proven.swap(true, Ordering::Relaxed) {
+                    first.notify_one();
+                }
+                let mut request = request.map(Body::new);
+                request.extensions_mut().insert(PeerAddress(peer));
+                if let Some(identity) = &identity {
+                    request.extensions_mut().insert(identity.clone());
+                }
+                routes.clone().oneshot(request)
+            })
+        };
+        let builder = self.builder();
+        let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+        let mut limit = pin!(sleep(self.limits.first_request));
+        let (mut waiting, mut draining) = (true, false);
+        loop {
+            tokio::select! {
+                // A connection that ends badly is the peer's matter.
+                _ = connection.as_mut() => return,
+                () = self.drain.cancelled(), if !draining => {
+                    draining = true;
+                    connection.as_mut().graceful_shutdown();
+                }
+                () = first.notified(), if waiting => {
+                    waiting = false;
+                    slot.prove();
+                }
+                () = &mut limit, if waiting => {
+                    // A client that merely had nothing to say learns that it has to connect again.
+                    connection.as_mut().graceful_shutdown();
+                    let _ = timeout(GOODBYE, connection.as_mut()).await;
+                    return;
+                }
+            }
+        }
+    }
+
+    fn builder(&self) -> auto::Builder<TokioExecutor> {
+        let mut builder = auto::Builder::new(TokioExecutor::new());
+        builder.http1().timer(TokioTimer::new()).header_read_timeout(self.limits.first_request);
+        builder
+            .http2()
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(self.limits.streams_per_connection)
+            .max_header_list_size(self.limits.header_list_bytes_max)
+            .keep_alive_interval(self.limits.keepalive)
+            .keep_alive_timeout(self.limits.keepalive)
+            .initial_stream_window_size(1024 * 1024)
+            .initial_connection_window_size(2 * 1024 * 1024);
+        builder
+    }
+}

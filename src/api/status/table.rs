@@ -1,0 +1,323 @@
+//! The table itself: each error's code, reason and details, and how they become a status of bounded size.
+
+use super::{ApiError, DOMAIN, reason_name, role_name};
+use crate::clock;
+use crate::proto::public::ErrorReason;
+use crate::store::StoreError;
+use std::collections::HashMap;
+use std::time::Duration;
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, FieldViolation as BadField, PreconditionViolation, QuotaViolation, StatusExt as _};
+
+/// Upper bound of a whole status, message and details as they travel.
+const STATUS_BYTES_MAX: usize = 4_000;
+/// Upper bounds of single texts.
+const MESSAGE_BYTES_MAX: usize = 480;
+const TEXT_BYTES_MAX: usize = 240;
+/// A cursor has to arrive whole; anything longer than this is not one.
+const METADATA_BYTES_MAX: usize = 480;
+/// More violations than this help nobody.
+const VIOLATIONS_MAX: usize = 16;
+
+impl ApiError {
+    /// The table.
+    pub(super) fn entry(&self) -> Entry {
+        match self {
+            Self::FieldInvalid { violations } => Entry::new(Code::InvalidArgument, ErrorReason::FieldInvalid)
+                .bad_fields(violations.iter().map(|v| (v.field.clone(), v.description.clone()))),
+            Self::FilterInvalid { field, column, message } => {
+                Entry::new(Code::InvalidArgument, ErrorReason::FilterInvalid)
+                    .metadata("column", column.to_string())
+                    .bad_fields([(field.clone(), message.clone())])
+            }
+            Self::PageTokenInvalid => Entry::new(Code::InvalidArgument, ErrorReason::PageTokenInvalid)
+                .bad_fields([("page_token".to_owned(), self.to_string())]),
+            Self::SchemaViolation { event_type, version, field, violations } => {
+                Entry::new(Code::InvalidArgument, ErrorReason::SchemaViolation)
+                    .metadata("event_type", event_type)
+                    .metadata("schema_version", version.to_string())
+                    .bad_fields(violations.iter().map(|v| {
+                        let description = format!("{} (schema: {})", v.message, v.schema_pointer);
+                        (format!("{field}{}", v.data_pointer), description)
+                    }))
+            }
+            Self::EventTooLarge { field, limit_bytes } => Entry::new(Code::InvalidArgument, ErrorReason::EventTooLarge)
+                .metadata("limit_bytes", limit_bytes.to_string())
+                .bad_fields([(field.clone(), self.to_string())]),
+            Self::SchemaInvalid { field, pointer, message } => {
+                Entry::new(Code::InvalidArgument, ErrorReason::SchemaInvalid)
+                    .metadata("pointer", pointer)
+                    .bad_fields([(field.clone(), message.clone())])
+            }
+            Self::AddressBlocked { field, message } => Entry::new(Code::InvalidArgument, ErrorReason::AddressBlocked)
+                .bad_fields([(field.clone(), message.clone())]),
+
+            Self::EventTypeNotFound { name, near } => Entry::new(Code::NotFound, ErrorReason::EventTypeNotFound)
+                .metadata("near", near.join(","))
+                .resource("carillon.dev/EventType", name),
+            Self::SchemaVersionNotFound { event_type, version } => {
+                Entry::new(Code::NotFound, ErrorReason::SchemaVersionNotFound)
+                    .resource("carillon.dev/EventTypeSchema", &format!("{event_type}/{version}"))
+            }
+            Self::SubscriptionNotFound { subscription } => {
+                Entry::new(Code::NotFound, ErrorReason::SubscriptionNotFound)
+                    .resource("carillon.dev/Subscription", subscription)
+            }
+            Self::EventNotFound { event } => {
+                Entry::new(Code::NotFound, ErrorReason::EventNotFound).resource("carillon.dev/Event", event)
+            }
+            Self::InvocationNotFound { invocation } => Entry::new(Code::NotFound, ErrorReason::InvocationNotFound)
+                .resource("carillon.dev/Invocation", invocation),
+            Self::TenantNotFound { tenant } => {
+                Entry::new(Code::NotFound, ErrorReason::TenantNotFound).resource("carillon.dev/Tenant", tenant)
+            }
+            Self::AppNotFound { app } => {
+                Entry::new(Code::NotFound, ErrorReason::AppNotFound).resource("carillon.dev/App", app)
+            }
+            Self::ApiKeyNotFound { api_key } => {
+                Entry::new(Code::NotFound, ErrorReason::ApiKeyNotFound).resource("carillon.dev/ApiKey", api_key)
+            }
+            Self::PublisherIdentityNotFound { publisher_identity } => {
+                Entry::new(Code::NotFound, ErrorReason::PublisherIdentityNotFound)
+                    .resource("carillon.dev/PublisherIdentity", publisher_identity)
+            }
+            Self::NotSubscribed { event_type } => {
+                Entry::new(Code::NotFound, ErrorReason::NotSubscribed).resource("carillon.dev/EventType", event_type)
+            }
+            Self::WatchNotFound { watch } => {
+                Entry::new(Code::NotFound, ErrorReason::WatchNotFound).resource("carillon.dev/Watch", watch)
+            }
+
+            Self::AlreadySubscribed { subscription } => Entry::new(Code::AlreadyExists, ErrorReason::AlreadySubscribed)
+                .metadata("subscription", subscription)
+                .resource("carillon.dev/Subscription", subscription),
+            Self::EventTypeExists { name } => {
+                Entry::new(Code::AlreadyExists, ErrorReason::EventTypeExists).resource("carillon.dev/EventType", name)
+            }
+            Self::TenantExists { tenant } => {
+                Entry::new(Code::AlreadyExists, ErrorReason::TenantExists).resource("carillon.dev/Tenant", tenant)
+            }
+            Self::AppExists { app } => {
+                Entry::new(Code::AlreadyExists, ErrorReason::AppExists).resource("carillon.dev/App", app)
+            }
+            Self::PublisherIdentityExists { subject } => {
+                Entry::new(Code::AlreadyExists, ErrorReason::PublisherIdentityExists)
+                    .resource("carillon.dev/PublisherIdentity", subject)
+            }
+
+            Self::RequestIdReused { field } => Entry::new(Code::FailedPrecondition, ErrorReason::RequestIdReused)
+                .precondition("REQUEST_ID_REUSED", field, &self.to_string()),
+            Self::CursorForeign => Entry::new(Code::FailedPrecondition, ErrorReason::CursorForeign).precondition(
+                "CURSOR_FOREIGN",
+                "cursor",
+                &self.to_string(),
+            ),
+            Self::CursorAhead => Entry::new(Code::FailedPrecondition, ErrorReason::CursorAhead).precondition(
+                "CURSOR_AHEAD",
+                "cursor",
+                &self.to_string(),
+            ),
+            Self::InvocationState { invocation, state } => {
+                Entry::new(Code::FailedPrecondition, ErrorReason::InvocationState)
+                    .metadata("state", state)
+                    .precondition("INVOCATION_STATE", invocation, &self.to_string())
+            }
+            Self::EventTypeState { name, message } => Entry::new(Code::FailedPrecondition, ErrorReason::EventTypeState)
+                .precondition("EVENT_TYPE_STATE", name, message),
+            Self::SubscriptionState { subscription, message } => Entry::new(
+                Code::FailedPrecondition,
+                ErrorReason::SubscriptionState,
+            )
+            .precondition("SUBSCRIPTION_STATE", subscription, message),
+            Self::PreRejected { refusals } => refusals
+                .iter()
+                .fold(Entry::new(Code::FailedPrecondition, ErrorReason::PreRejected), |entry, refusal| {
+                    entry.precondition("PRE_REJECTED", &refusal.subscription, &refusal.description)
+                }),
+            Self::ResourceState { kind, name, message } => {
+                Entry::new(Code::FailedPrecondition, ErrorReason::ResourceState)
+                    .metadata("resource_type", *kind)
+                    .precondition("RESOURCE_STATE", name, message)
+            }
+
+            Self::CursorMalformed => Entry::new(Code::InvalidArgument, ErrorReason::CursorMalformed)
+                .bad_fields([("cursor".to_owned(), self.to_string())]),
+            Self::CursorExpired { earliest } => {
+                Entry::new(Code::OutOfRange, ErrorReason::CursorExpired).metadata("earliest_cursor", earliest)
+            }
+
+            Self::QuotaExceeded { quota, limit, retry_delay } => {
+                Entry::new(Code::ResourceExhausted, ErrorReason::QuotaExceeded)
+                    .metadata("quota", quota)
+                    .metadata("limit", limit.to_string())
+                    .quota(quota, &self.to_string())
+                    .retry(*retry_delay)
+            }
+            Self::SlowConsumer { resume_cursor } => {
+                Entry::new(Code::ResourceExhausted, ErrorReason::SlowConsumer).metadata("resume_cursor", resume_cursor)
+            }
+
+            Self::EtagMismatch { resource } => {
+                Entry::new(Code::Aborted, ErrorReason::EtagMismatch).metadata("resource", resource)
+            }
+            Self::LeaseLost => Entry::new(Code::Aborted, ErrorReason::LeaseLost),
+
+            Self::ServerDraining => {
+                Entry::new(Code::Unavailable, ErrorReason::ServerDraining).retry(Some(jittered(100, 1_000)))
+            }
+            Self::StreamAge { resume_cursor } => Entry::new(Code::Unavailable, ErrorReason::StreamAge)
+                .metadata("resume_cursor", resume_cursor)
+                .retry(Some(jittered(0, 1_000))),
+            Self::PreListenerUnavailable { subscription } => {
+                Entry::new(Code::Unavailable, ErrorReason::PreListenerUnavailable)
+                    .metadata("subscription", subscription)
+                    .retry(Some(jittered(1_000, 2_000)))
+            }
+            Self::PreDeadline => Entry::new(Code::DeadlineExceeded, ErrorReason::PreDeadline),
+            Self::Deadline => Entry::new(Code::DeadlineExceeded, ErrorReason::Deadline),
+
+            Self::CredentialInvalid => Entry::new(Code::Unauthenticated, ErrorReason::CredentialInvalid),
+            Self::RoleInsufficient { required } => Entry::new(Code::PermissionDenied, ErrorReason::RoleInsufficient)
+                .metadata("required", role_name(*required)),
+            Self::EventTypeForbidden { event_type } => {
+                Entry::new(Code::PermissionDenied, ErrorReason::EventTypeForbidden).metadata("event_type", event_type)
+            }
+
+            Self::NotImplemented { feature } => {
+                Entry::new(Code::Unimplemented, ErrorReason::NotImplemented).metadata("feature", feature)
+            }
+            Self::Store(error) => match error {
+                StoreError::Unavailable(_) | StoreError::PartitionMissing => {
+                    Entry::new(Code::Unavailable, ErrorReason::StoreUnavailable).retry(Some(jittered(500, 2_000)))
+                }
+                StoreError::Full(_) => {
+                    Entry::new(Code::Unavailable, ErrorReason::StorageFull).retry(Some(jittered(5_000, 10_000)))
+                }
+                // A constraint that nobody expected to break, a row that does not parse and work that died are our own faults.
+                StoreError::Conflict { .. }
+                | StoreError::Corrupt { .. }
+                | StoreError::Interrupted
+                | StoreError::Statement(_) => Entry::new(Code::Internal, ErrorReason::Internal),
+            },
+            Self::Internal { .. } => Entry::new(Code::Internal, ErrorReason::Internal),
+        }
+    }
+}
+
+/// One row of the table, and what travels with it.
+pub(super) struct Entry {
+    pub(super) code: Code,
+    pub(super) reason: ErrorReason,
+    metadata: HashMap<String, String>,
+    fields: Vec<BadField>,
+    preconditions: Vec<PreconditionViolation>,
+    quotas: Vec<QuotaViolation>,
+    resource: Option<(&'static str, String)>,
+    retry: Option<Duration>,
+}
+
+impl Entry {
+    fn new(code: Code, reason: ErrorReason) -> Self {
+        Self {
+            code,
+            reason,
+            metadata: HashMap::new(),
+            fields: Vec::new(),
+            preconditions: Vec::new(),
+            quotas: Vec::new(),
+            resource: None,
+            retry: None,
+        }
+    }
+
+    pub(super) fn metadata(mut self, key: &'static str, value: impl AsRef<str>) -> Self {
+        self.metadata.insert(key.to_owned(), truncated(value.as_ref(), METADATA_BYTES_MAX));
+        self
+    }
+
+    fn bad_fields(mut self, fields: impl IntoIterator<Item = (String, String)>) -> Self {
+        let fields = fields.into_iter().take(VIOLATIONS_MAX);
+        self.fields.extend(fields.map(|(field, description)| {
+            BadField::new(truncated(&field, TEXT_BYTES_MAX), truncated(&description, TEXT_BYTES_MAX))
+        }));
+        self
+    }
+
+    fn precondition(mut self, kind: &'static str, subject: &str, description: &str) -> Self {
+        if self.preconditions.len() < VIOLATIONS_MAX {
+            let (subject, description) = (truncated(subject, TEXT_BYTES_MAX), truncated(description, TEXT_BYTES_MAX));
+            self.preconditions.push(PreconditionViolation::new(kind, subject, description));
+        }
+        self
+    }
+
+    fn quota(mut self, subject: &str, description: &str) -> Self {
+        self.quotas
+            .push(QuotaViolation::new(truncated(subject, TEXT_BYTES_MAX), truncated(description, TEXT_BYTES_MAX)));
+        self
+    }
+
+    fn resource(mut self, kind: &'static str, name: &str) -> Self {
+        self.resource = Some((kind, truncated(name, TEXT_BYTES_MAX)));
+        self
+    }
+
+    fn retry(mut self, delay: Option<Duration>) -> Self {
+        self.retry = delay;
+        self
+    }
+
+    /// Builds the status; lists get shorter until the whole is small enough.
+    pub(super) fn into_status(mut self, message: &str) -> Status {
+        let message = truncated(message, MESSAGE_BYTES_MAX);
+        loop {
+            let status = self.status(&message);
+            // Messages travel percent-encoded and details as base64.
+            let escaped: usize =
+                message.bytes().map(|b| if (b' '..=b'~').contains(&b) && b != b'%' { 1 } else { 3 }).sum();
+            let list = self.fields.len().max(self.preconditions.len());
+            if status.details().len().div_ceil(3) * 4 + escaped <= STATUS_BYTES_MAX || list <= 1 {
+                return status;
+            }
+            self.fields.truncate(list - 1);
+            self.preconditions.truncate(list - 1);
+        }
+    }
+
+    fn status(&self, message: &str) -> Status {
+        let mut details = ErrorDetails::with_error_info(reason_name(self.reason), DOMAIN, self.metadata.clone());
+        if !self.fields.is_empty() {
+            details.set_bad_request(self.fields.clone());
+        }
+        if !self.preconditions.is_empty() {
+            details.set_precondition_failure(self.preconditions.clone());
+        }
+        if !self.quotas.is_empty() {
+            details.set_quota_failure(self.quotas.clone());
+        }
+        if let Some((kind, name)) = &self.resource {
+            details.set_resource_info(*kind, name.clone(), "", "");
+        }
+        if self.retry.is_some() {
+            details.set_retry_info(self.retry);
+        }
+        Status::with_error_details(self.code, message, details)
+    }
+}
+
+/// A delay between the two, so that clients that were cut together do not come back together.
+fn jittered(from_ms: u64, to_ms: u64) -> Duration {
+    Duration::from_millis(from_ms) + Duration::from_millis(to_ms - from_ms).mul_f64(clock::jitter())
+}
+
+/// At most `bytes_max` bytes of a text, cut between characters, with a sign that it was cut.
+fn truncated(text: &str, bytes_max: usize) -> String {
+    if text.len() <= bytes_max {
+        return text.to_owned();
+    }
+    let mut end = bytes_max - "…".len();
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    format!("{}…", &text[..end])
+}

@@ -1,0 +1,75 @@
+//! The subscription RPCs of EventService: one per file.
+
+pub(super) mod disable;
+pub(super) mod enable;
+pub(super) mod get;
+pub(super) mod list;
+pub(super) mod rotate_secret;
+pub(super) mod subscribe;
+pub(super) mod undelete;
+pub(super) mod unsubscribe;
+pub(super) mod update;
+
+use super::registry::{RegistryDeps, principal, request_id_reused};
+use super::status::ApiError;
+use crate::clock;
+use crate::domain::access::Caller;
+use crate::domain::ids::SubscriptionId;
+use crate::domain::subscription::{State, Subscription};
+use crate::domain::webhook::{SigningSecret, WebhookUri};
+use crate::store::subscriptions::{Selector, StateChange, SubscriptionRefusal};
+use crate::wire;
+use crate::wire::subscription::state_name;
+
+/// Asks the egress guard. Errors: ADDRESS_BLOCKED.
+fn check_uri(deps: &RegistryDeps, field: &str, uri: &WebhookUri) -> Result<(), ApiError> {
+    (deps.uri_check)(uri).map_err(|message| ApiError::AddressBlocked { field: field.to_owned(), message })
+}
+
+/// The secret that the caller brings, or a new one of 32 random bytes.
+fn secret_or_new(brought: Option<SigningSecret>) -> SigningSecret {
+    brought.unwrap_or_else(|| {
+        SigningSecret::from_bytes(clock::random_bytes::<32>().to_vec()).expect("32 bytes are within the bounds")
+    })
+}
+
+/// Changes the state of one subscription, and tells this process.
+async fn change_state(
+    deps: &RegistryDeps,
+    caller: &Caller,
+    id: SubscriptionId,
+    etag: &str,
+    change: StateChange,
+) -> Result<Subscription, ApiError> {
+    let max = i64::from(deps.config.subscriptions_max);
+    let selector = Selector::Id(id);
+    match deps.store.change_subscription_state(principal(caller), selector, wire::etag(etag), change, max).await {
+        Ok(subscription) => {
+            deps.announce(caller.tenant).await;
+            Ok(subscription)
+        }
+        Err(refusal) => Err(refused(deps, caller, &id.to_string(), refusal).await),
+    }
+}
+
+/// A refused change of a subscription as an error; `named` is how the request names it.
+async fn refused(deps: &RegistryDeps, caller: &Caller, named: &str, refusal: SubscriptionRefusal) -> ApiError {
+    let quota = |quota: &str, limit: u64| ApiError::QuotaExceeded { quota: quota.to_owned(), limit, retry_delay: None };
+    match refusal {
+        SubscriptionRefusal::NotFound => ApiError::SubscriptionNotFound { subscription: named.to_owned() },
+        SubscriptionRefusal::NotSubscribed(name) => ApiError::NotSubscribed { event_type: name.as_str().to_owned() },
+        SubscriptionRefusal::AlreadySubscribed(id) => ApiError::AlreadySubscribed { subscription: id.to_string() },
+        SubscriptionRefusal::EventTypeNotFound(name) => deps.event_type_not_found(caller.tenant, &name).await,
+        SubscriptionRefusal::AppNotFound => ApiError::AppNotFound { app: named.to_owned() },
+        SubscriptionRefusal::State(state) => {
+            let hint = if state == State::Deleted { "; undelete it first" } else { "" };
+            let message = format!("the subscription is {}{hint}", state_name(state));
+            ApiError::SubscriptionState { subscription: named.to_owned(), message }
+        }
+        SubscriptionRefusal::Etag => ApiError::EtagMismatch { resource: named.to_owned() },
+        SubscriptionRefusal::TooMany(_) => quota("subscriptions_max", deps.config.subscriptions_max.into()),
+        SubscriptionRefusal::TooManySecrets(limit) => quota("signing_secrets", limit as u64),
+        SubscriptionRefusal::RequestIdReused => request_id_reused(),
+        SubscriptionRefusal::Store(error) => error.into(),
+    }
+}

@@ -1,0 +1,23 @@
+//! UndeleteSubscription: restores a deleted subscription as active.
+
+use super::change_state;
+use crate::api::registry::{RegistryDeps, authorised, invalid};
+use crate::api::status::{ApiError, not_implemented};
+use crate::domain::access::Role;
+use crate::proto::public::{UndeleteSubscriptionRequest, UndeleteSubscriptionResponse};
+use crate::store::subscriptions::StateChange;
+use crate::wire::subscription::{parse_id, to_proto};
+use tonic::Request;
+
+pub(crate) async fn handle(
+    deps: &RegistryDeps,
+    request: Request<UndeleteSubscriptionRequest>,
+) -> Result<UndeleteSubscriptionResponse, ApiError> {
+    let (caller, request) = authorised(request, Role::Subscriber)?;
+    let id = parse_id("subscription_id", &request.subscription_id).map_err(invalid)?;
+    if request.replay_missed {
+        return Err(not_implemented("UndeleteSubscription.replay_missed"));
+    }
+    let changed = change_state(deps, &caller, id, "", StateChange::Undelete).await?;
+    Ok(UndeleteSubscriptionResponse { subscription: Some(to_proto(&changed)) })
+}

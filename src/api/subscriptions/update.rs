@@ -1,0 +1,54 @@
+//! UpdateSubscription: another name, filter, webhook or delivery policy.
+
+use super::{check_uri, refused};
+use crate::api::registry::{RegistryDeps, authorised, invalid, principal, refused as unparsed};
+use crate::api::status::ApiError;
+use crate::domain::access::Role;
+use crate::domain::subscription::State;
+use crate::proto::public::{UpdateSubscriptionRequest, UpdateSubscriptionResponse};
+use crate::store::subscriptions::SubscriptionRefusal;
+use crate::wire::subscription::{parse_id, parse_patch, to_proto};
+use crate::wire::{FieldError, etag};
+use tonic::Request;
+
+/// How often a patch is applied again to what somebody else changed meanwhile.
+const TRIES_MAX: u32 = 5;
+
+pub(crate) async fn handle(
+    deps: &RegistryDeps,
+    request: Request<UpdateSubscriptionRequest>,
+) -> Result<UpdateSubscriptionResponse, ApiError> {
+    let (caller, request) = authorised(request, Role::Subscriber)?;
+    let sent = request.subscription.ok_or_else(|| invalid(FieldError::new("subscription", "is required")))?;
+    let id = parse_id("subscription.id", &sent.id).map_err(invalid)?;
+    let etag = etag(&sent.etag);
+    let patch = parse_patch(sent, request.update_mask.as_ref()).map_err(unparsed)?;
+    if let Some(uri) = patch.uri() {
+        check_uri(deps, "subscription.target.webhook.uri", uri)?;
+    }
+    let named = id.to_string();
+    let mut tries = 1;
+    loop {
+        let found = deps.store.subscription(caller.tenant, caller.app, id).await?;
+        let found = found.ok_or_else(|| ApiError::SubscriptionNotFound { subscription: named.clone() })?;
+        if etag.is_some_and(|etag| etag != found.registry_version) {
+            return Err(ApiError::EtagMismatch { resource: named });
+        }
+        if found.state == State::Deleted {
+            return Err(refused(deps, &caller, &named, SubscriptionRefusal::State(State::Deleted)).await);
+        }
+        if patch.is_empty() {
+            return Ok(UpdateSubscriptionResponse { subscription: Some(to_proto(&found)) });
+        }
+        let changed = patch.apply(found).map_err(invalid)?;
+        match deps.store.update_subscription(principal(&caller), changed).await {
+            Ok(subscription) => {
+                deps.announce(caller.tenant).await;
+                return Ok(UpdateSubscriptionResponse { subscription: Some(to_proto(&subscription)) });
+            }
+            // Somebody changed it between the read and the lock. Without an etag the caller's patch goes on top of that.
+            Err(SubscriptionRefusal::Etag) if etag.is_none() && tries < TRIES_MAX => tries += 1,
+            Err(refusal) => return Err(refused(deps, &caller, &named, refusal).await),
+        }
+    }
+}

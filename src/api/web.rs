@@ -1,0 +1,52 @@
+//! Browsers on the public port: gRPC-Web and cross-origin rules around the same calls.
+
+use super::call::Calls;
+use super::server::Routes;
+use http::{HeaderName, HeaderValue, Method, header};
+use std::convert::Infallible;
+use std::time::Duration;
+use tonic_web::GrpcWebLayer;
+use tower::util::BoxCloneSyncService;
+use tower::{ServiceBuilder, service_fn};
+use tower_http::cors::{AllowOrigin, CorsLayer};
+
+/// How long a browser may remember the answer to its preflight.
+const PREFLIGHT_MAX_AGE: Duration = Duration::from_hours(1);
+
+/// The public port: gRPC, gRPC-Web and CORS.
+pub fn public(calls: Calls, origins: &[String]) -> Routes {
+    let service = service_fn(move |request| {
+        let calls = calls.clone();
+        async move { Ok::<_, Infallible>(calls.call(request).await) }
+    });
+    BoxCloneSyncService::new(ServiceBuilder::new().layer(cors(origins)).layer(GrpcWebLayer::new()).service(service))
+}
+
+/// The internal port: gRPC alone.
+pub fn internal(calls: Calls) -> Routes {
+    BoxCloneSyncService::new(service_fn(move |request| {
+        let calls = calls.clone();
+        async move { Ok::<_, Infallible>(calls.call(request).await) }
+    }))
+}
+
+fn cors(origins: &[String]) -> CorsLayer {
+    let allowed = if origins.iter().any(|origin| origin == "*") {
+        AllowOrigin::any()
+    } else {
+        AllowOrigin::list(origins.iter().filter_map(|origin| HeaderValue::from_str(origin).ok()))
+    };
+    let name = HeaderName::from_static;
+    CorsLayer::new()
+        .allow_origin(allowed)
+        .allow_methods([Method::POST])
+        .allow_headers([
+            header::CONTENT_TYPE,
+            header::AUTHORIZATION,
+            name("x-grpc-web"),
+            name("x-user-agent"),
+            name("grpc-timeout"),
+        ])
+        .expose_headers([name("grpc-status"), name("grpc-message"), name("grpc-status-details-bin")])
+        .max_age(PREFLIGHT_MAX_AGE)
+}

@@ -1,0 +1,469 @@
+//! The composition root: builds the parts in order, serves, and stops them in reverse.
+//!
+//! Order: database, keys, services, sockets. A part that cannot be built stops the start with its cause; nothing listens before
+//! everything can answer.
+
+use crate::api::admin::{AdminDeps, AdminService};
+use crate::api::auth::{ApiKeys, Certificates};
+use crate::api::call::{CallLimits, CallMetrics, Calls, Door};
+use crate::api::connections::Connections;
+use crate::api::event_service::EventService;
+use crate::api::event_types::EventTypeService;
+use crate::api::events::{EventsDeps, WatchRoute};
+use crate::api::health::{Health, Reflection, name_of};
+use crate::api::invocations::{InvocationDeps, InvocationService};
+use crate::api::publish::PublishApi;
+use crate::api::registry::RegistryDeps;
+use crate::api::server::{ListenError, Port, Server, listen};
+use crate::api::tls::{Tls, TlsError};
+use crate::api::{ops, web};
+use crate::config::{Config, ConfigError};
+use crate::dispatch::{self, Dispatch};
+use crate::domain::catalogue::{Catalogue, CatalogueError};
+use crate::domain::cursor::CursorSealer;
+use crate::executor::{Executor, ExecutorError};
+use crate::feed::Feed;
+use crate::proto::internal::admin_service_server::AdminServiceServer;
+use crate::proto::internal::publish_service_server::PublishServiceServer;
+use crate::proto::public::event_service_server::EventServiceServer;
+use crate::proto::public::event_type_service_server::EventTypeServiceServer;
+use crate::proto::public::invocation_service_server::InvocationServiceServer;
+use crate::publish::registry::Registry;
+use crate::publish::writer::{Writer, WriterTasks};
+use crate::store::connect::{self, ConnectError};
+use crate::store::secrets::{Keyring, KeyringError};
+use crate::store::settings::CURSOR_KEY;
+use crate::store::{Store, StoreError};
+use crate::telemetry::Metrics;
+use crate::watch::{Standing, Watches};
+use crate::wire::page::PageTokens;
+use futures::FutureExt as _;
+use rustix::process::{Resource, getrlimit, setrlimit};
+use std::error::Error;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::interval;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::service::RoutesBuilder;
+
+/// How often certificate files are looked at.
+const CERTIFICATES_INTERVAL: Duration = Duration::from_secs(30);
+/// How often the dispatcher is looked at.
+const DISPATCH_INTERVAL: Duration = Duration::from_secs(1);
+/// How often the partitions of the coming days are made sure of, and the clocks compared.
+const UPKEEP_INTERVAL: Duration = Duration::from_hours(1);
+/// How long background tasks may take to end.
+const TASKS_PATIENCE: Duration = Duration::from_secs(5);
+/// Connections of the ops port: probes and scrapers.
+const OPS_CONNECTIONS_MAX: usize = 16;
+/// File descriptors for everything that is not a caller's connection.
+const FILES_RESERVED: u64 = 112;
+
+/// Why the server cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum AppError {
+    /// The configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The database.
+    #[error(transparent)]
+    Database(#[from] ConnectError),
+    /// A statement of the start.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The keys of secrets at rest.
+    #[error("secrets.keys: {0}")]
+    Keyring(#[from] KeyringError),
+    /// The operator's catalogue file cannot be read.
+    #[error("catalogue.file cannot be read")]
+    CatalogueFile(#[source] std::io::Error),
+    /// The operator's catalogue file is wrong.
+    #[error("catalogue.file: {0}")]
+    Catalogue(#[from] CatalogueError),
+    /// The outbound client.
+    #[error(transparent)]
+    Executor(#[from] ExecutorError),
+    /// A certificate.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// A socket.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// A socket that does not know its address.
+    #[error("a socket has no address")]
+    Address(#[source] std::io::Error),
+}
+
+/// Where a running server listens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Addresses {
+    /// gRPC and gRPC-Web.
+    pub public: SocketAddr,
+    /// gRPC over mutual TLS.
+    pub internal: SocketAddr,
+    /// Plain HTTP.
+    pub ops: SocketAddr,
+}
+
+/// A running server.
+pub struct App {
+    addresses: Addresses,
+    server: Server,
+    health: Vec<Health>,
+    engine: Engine,
+    store: Store,
+    tasks: TaskTracker,
+    tasks_stop: CancellationToken,
+    drain_timeout: Duration,
+}
+
+impl std::fmt::Debug for App {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("App").field("addresses", &self.addresses).finish_non_exhaustive()
+    }
+}
+
+impl App {
+    /// Builds everything and serves.
+    pub async fn start(config: Config) -> Result<Self, AppError> {
+        // Read first: a key that does not fit must not wait for the database.
+        let keyring = Keyring::new(config.secrets.read()?)?;
+        let catalogue = Arc::new(catalogue(&config)?);
+        let executor = Executor::new(&config.executor)?;
+        let (public_tls, internal_tls) = tls(&config)?;
+        let store = connect::open(&config.database).await?;
+        let cursor_key = store.setting_or_create(CURSOR_KEY).await?;
+        let (page_tokens, sealer) = (PageTokens::new(&cursor_key), CursorSealer::new(&cursor_key));
+
+        let metrics = Metrics::default();
+        let server = Server::new(&config.server);
+        let api_keys = ApiKeys::new(store.clone());
+        let certificates = Certificates::new(store.clone(), config.operators.subjects.clone());
+        let limits = CallLimits {
+            timeout_max: Duration::from_millis(config.server.request_timeout_max_ms),
+            message_bytes_max: config.server.message_bytes_max,
+            draining: server.draining(),
+            streams_end: server.streams_end(),
+        };
+        let call_metrics = CallMetrics::new(&metrics);
+        let reflection = if config.server.reflection { Reflection::Served } else { Reflection::Hidden };
+
+        let feed = Feed::default();
+        let engine = Engine::start(&config, &store, keyring.clone(), catalogue.clone(), executor.clone(), &feed, {
+            let api_keys = api_keys.clone();
+            CursorParts { sealer: sealer.clone(), api_keys }
+        });
+        let bytes_max = config.server.message_bytes_max;
+
+        let registry = RegistryDeps {
+            store: store.clone(),
+            keyring,
+            catalogue,
+            feed: feed.clone(),
+            page_tokens: page_tokens.clone(),
+            uri_check: {
+                let guard = executor.guard().clone();
+                Arc::new(move |uri| guard.check_uri(uri).map_err(|blocked| blocked.to_string()))
+            },
+            config: config.limits,
+        };
+        let events = EventsDeps::new(store.clone(), sealer, engine.watches.clone());
+        let invocations = InvocationDeps { store: store.clone(), feed: feed.clone(), page_tokens: page_tokens.clone() };
+        let mut public = RoutesBuilder::default();
+        let event_types = EventTypeService::new(registry.clone());
+        public
+            .add_service(EventTypeServiceServer::new(event_types).max_decoding_message_size(bytes_max))
+            .add_service(WatchRoute::new(
+                EventServiceServer::new(EventService::new(registry, events.clone()))
+                    .max_decoding_message_size(bytes_max),
+                events,
+            ))
+            .add_service(
+                InvocationServiceServer::new(InvocationService::new(invocations)).max_decoding_message_size(bytes_max),
+            );
+        let services = vec![
+            name_of::<EventTypeServiceServer<EventTypeService>>(),
+            name_of::<EventServiceServer<EventService>>(),
+            name_of::<InvocationServiceServer<InvocationService>>(),
+        ];
+        let public_health = Health::add(&mut public, services, reflection).await;
+
+        let mut internal = RoutesBuilder::default();
+        let deps = AdminDeps {
+            store: store.clone(),
+            page_tokens,
+            api_keys: api_keys.clone(),
+            certificates: certificates.clone(),
+        };
+        let publish = PublishApi::new(engine.writer.clone(), store.clone(), feed);
+        internal
+            .add_service(AdminServiceServer::new(AdminService::new(deps)).max_decoding_message_size(bytes_max))
+            .add_service(PublishServiceServer::new(publish).max_decoding_message_size(bytes_max));
+        let services =
+            vec![name_of::<AdminServiceServer<AdminService>>(), name_of::<PublishServiceServer<PublishApi>>()];
+        let internal_health = Health::add(&mut internal, services, reflection).await;
+
+        let public = Calls::new(Door::Public(api_keys), limits.clone(), call_metrics.clone(), public.routes());
+        let internal = Calls::new(Door::Internal(certificates), limits, call_metrics, internal.routes());
+
+        let public_listener = listen("public_listen", config.server.public_listen).await?;
+        let internal_listener = listen("internal_listen", config.server.internal_listen).await?;
+        let ops_listener = listen("ops_listen", config.server.ops_listen).await?;
+        let addresses = Addresses {
+            public: public_listener.local_addr().map_err(AppError::Address)?,
+            internal: internal_listener.local_addr().map_err(AppError::Address)?,
+            ops: ops_listener.local_addr().map_err(AppError::Address)?,
+        };
+        let connections_max = affordable(config.server.connections_max);
+        let connections = || Connections::new(connections_max, config.server.connections_per_peer_max);
+        server.serve(Port {
+            name: "public",
+            listener: public_listener,
+            tls: public_tls.clone(),
+            routes: web::public(public, &config.server.cors_origins),
+            connections: connections(),
+        });
+        server.serve(Port {
+            name: "internal",
+            listener: internal_listener,
+            tls: Some(Arc::clone(&internal_tls)),
+            routes: web::internal(internal),
+            connections: connections(),
+        });
+        server.serve(Port {
+            name: "ops",
+            listener: ops_listener,
+            tls: None,
+            routes: ops::routes(store.clone(), metrics, server.draining()),
+            connections: Connections::new(OPS_CONNECTIONS_MAX, OPS_CONNECTIONS_MAX),
+        });
+
+        let app = Self {
+            addresses,
+            server,
+            health: vec![public_health, internal_health],
+            engine,
+            store,
+            tasks: TaskTracker::new(),
+            tasks_stop: CancellationToken::new(),
+            drain_timeout: Duration::from_millis(config.server.drain_timeout_ms),
+        };
+        app.keep_dispatching();
+        app.keep_certificates(public_tls.into_iter().chain([internal_tls]).collect());
+        app.keep_store();
+        tracing::info!(
+            public = %app.addresses.public,
+            internal = %app.addresses.internal,
+            ops = %app.addresses.ops,
+            "serving"
+        );
+        Ok(app)
+    }
+
+    /// Where it listens: with port 0 in the configuration, the ports that were given.
+    pub fn addresses(&self) -> Addresses {
+        self.addresses
+    }
+
+    /// Stops the parts in reverse: callers first, the database last. Always returns.
+    pub async fn stop(self) {
+        tracing::info!("draining");
+        for health in &self.health {
+            health.stop().await;
+        }
+        // Watches end themselves with a cursor to resume from; then calls end, then deliveries, then the writer.
+        self.engine.watches.drain();
+        self.server.stop(self.drain_timeout).await;
+        self.tasks_stop.cancel();
+        self.tasks.close();
+        self.engine.stop().await;
+        if tokio::time::timeout(TASKS_PATIENCE, self.tasks.wait()).await.is_err() {
+            tracing::warn!(tasks = self.tasks.len(), "background tasks did not end in time");
+        }
+        if tokio::time::timeout(TASKS_PATIENCE, self.store.close()).await.is_err() {
+            tracing::warn!("database connections did not close in time");
+        }
+        tracing::info!("stopped");
+    }
+
+    /// A replica whose dispatcher has ended by itself would accept events and never deliver them: it ends instead, so that its
+    /// supervisor starts it anew and other replicas take its work.
+    fn keep_dispatching(&self) {
+        let tasks = self.engine.dispatch.tasks();
+        self.every(DISPATCH_INTERVAL, move || {
+            let ended = tasks.iter().any(tokio::task::AbortHandle::is_finished);
+            async move {
+                if ended {
+                    tracing::error!("the dispatcher has ended by itself; the process ends, to be started anew");
+                    std::process::exit(70);
+                }
+            }
+        });
+    }
+
+    /// New connections get new certificates without a restart.
+    fn keep_certificates(&self, ports: Vec<Arc<Tls>>) {
+        self.every(CERTIFICATES_INTERVAL, move || {
+            let ports = ports.clone();
+            async move {
+                for tls in &ports {
+                    match tls.reload() {
+                        Ok(true) => tracing::info!("certificates reloaded"),
+                        Ok(false) => {}
+                        Err(error) => {
+                            tracing::warn!(
+                                error = &error as &dyn Error,
+                                "certificates not reloaded; the former ones stay"
+                            );
+                        }
+                    }
+                }
+            }
+        });
+    }
+
+    /// Partitions exist before their day begins, and the two clocks stay compared.
+    fn keep_store(&self) {
+        let store = self.store.clone();
+        self.every(UPKEEP_INTERVAL, move || {
+            let store = store.clone();
+            async move {
+                let done = async {
+                    store.measure_clock().await?;
+                    store.ensure_coming_partitions().await
+                };
+                if let Err(error) = done.await {
+                    tracing::warn!(error = &error as &dyn Error, "upkeep of the database failed; it is tried again");
+                }
+            }
+        });
+    }
+
+    /// Runs a step now and then until the server stops.
+    fn every<F, S>(&self, period: Duration, step: F)
+    where
+        F: Fn() -> S + Send + 'static,
+        S: Future<Output = ()> + Send + 'static,
+    {
+        let stop = self.tasks_stop.clone();
+        self.tasks.spawn(async move {
+            let mut ticks = interval(period);
+            // The first tick is at once, and the start has just done the step.
+            ticks.tick().await;
+            loop {
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    _ = ticks.tick() => {}
+                }
+                // A step that is dropped halfway is tried again by the next start.
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    () = step() => {}
+                }
+            }
+        });
+    }
+}
+
+/// What moves events: the writer, the dispatcher and the watches.
+struct Engine {
+    writer: Writer,
+    writer_tasks: WriterTasks,
+    dispatch: Dispatch,
+    watches: Watches,
+}
+
+/// What watches check cursors and credentials with.
+struct CursorParts {
+    sealer: CursorSealer,
+    api_keys: ApiKeys,
+}
+
+impl Engine {
+    fn start(
+        config: &Config,
+        store: &Store,
+        keyring: Keyring,
+        catalogue: Arc<Catalogue>,
+        executor: Executor,
+        feed: &Feed,
+        cursors: CursorParts,
+    ) -> Self {
+        let registry = Registry::new(
+            store.clone(),
+            Arc::new(keyring),
+            catalogue,
+            config.publish.registry_tenants_max,
+            config.publish.schemas_max,
+        );
+        let (writer, writer_tasks) =
+            Writer::start(store.clone(), registry.clone(), feed.clone(), config.publish.clone());
+        let parts =
+            dispatch::Parts { store: store.clone(), registry, writer: writer.clone(), executor, feed: feed.clone() };
+        let dispatch = Dispatch::start(parts, config.dispatch.clone());
+        let api_keys = cursors.api_keys;
+        let check = move |caller: &crate::domain::access::Caller| {
+            let (api_keys, caller) = (api_keys.clone(), caller.clone());
+            async move {
+                match api_keys.still_valid(&caller).await {
+                    Ok(true) => Standing::Valid,
+                    Ok(false) => Standing::Revoked,
+                    Err(_) => Standing::Unknown,
+                }
+            }
+            .boxed()
+        };
+        let watches = Watches::start(store.clone(), cursors.sealer, feed, config.watch.clone(), Arc::new(check));
+        Self { writer, writer_tasks, dispatch, watches }
+    }
+
+    async fn stop(self) {
+        self.watches.stop().await;
+        self.dispatch.stop().await;
+        drop(self.writer);
+        // A connection that outlived the drain may still hold a writer; what was accepted is committed by then.
+        let _ = tokio::time::timeout(TASKS_PATIENCE, self.writer_tasks.join()).await;
+    }
+}
+
+/// The built-in system event types with the operator's.
+fn catalogue(config: &Config) -> Result<Catalogue, AppError> {
+    match &config.catalogue.file {
+        None => Ok(Catalogue::builtin()),
+        Some(file) => {
+            let text = std::fs::read_to_string(file).map_err(AppError::CatalogueFile)?;
+            Ok(Catalogue::with_operator_file(&text)?)
+        }
+    }
+}
+
+/// TLS of the public port, where configured, and of the internal port.
+fn tls(config: &Config) -> Result<(Option<Arc<Tls>>, Arc<Tls>), TlsError> {
+    let public = match &config.server.tls.certificate_file {
+        Some(_) => Some(Arc::new(Tls::public(config.server.tls.clone())?)),
+        None => None,
+    };
+    Ok((public, Arc::new(Tls::internal(config.server.internal_tls.clone())?)))
+}
+
+/// How many connections each of the two gRPC ports can hold with the file descriptors there are.
+fn affordable(configured: usize) -> usize {
+    let mut limit = getrlimit(Resource::Nofile);
+    if limit.current != limit.maximum {
+        limit.current = limit.maximum;
+        // Where it cannot be raised the present limit counts.
+        let _ = setrlimit(Resource::Nofile, limit);
+        limit = getrlimit(Resource::Nofile);
+    }
+    let Some(files) = limit.current else { return configured };
+    let each = usize::try_from(files.saturating_sub(FILES_RESERVED) / 2).unwrap_or(usize::MAX).max(8);
+    if each < configured {
+        tracing::info!(files, each, "connections are bounded by the limit of open files");
+    }
+    configured.min(each)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,225 @@
+//! `carillon bench`: what the service does on this machine, each figure beside its limit measured in the same run.
+//!
+//! The service under test is a throw-away child process of this same program, so that its processor time and memory can be
+//! told from the client's. A figure that cannot be measured is reported as an error, and the others go on.
+
+pub mod echo;
+mod growth;
+mod idle;
+mod load;
+mod process;
+mod publish;
+mod raw;
+mod report;
+mod service;
+mod sink;
+mod watch;
+mod webhook;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use rustix::process::{Resource, getrlimit, setrlimit};
+
+use self::report::{Figure, Machine, Report};
+use self::service::{Echo, Service};
+use super::client::InternalClient;
+use super::error::CliError;
+use super::output::{Output, note};
+use crate::shutdown::Signals;
+use crate::store::StoreError;
+use crate::store::measure::Meter;
+
+const EXAMPLES: &str = "Examples:
+  carillon bench publish
+  carillon bench all --json
+  carillon bench growth --events 10000000";
+
+/// Measure a throw-away service on this machine, each figure beside its limit
+#[derive(Debug, Clone, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct BenchArgs {
+    /// What to measure
+    #[arg(value_enum)]
+    what: What,
+    /// Time for each figure
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=600), value_name = "SECONDS")]
+    seconds: u64,
+    /// Events that the log grows to in T12; T13 makes as many invocations
+    #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(20_000..=100_000_000), value_name = "N")]
+    events: u64,
+    /// Measure only figures whose id starts with one of these, such as T5
+    #[arg(long, value_delimiter = ',', value_name = "ID")]
+    only: Vec<String>,
+    /// Postgres programs to use: their folder, the installation's prefix, or the server program [default: those found]
+    #[arg(long, value_name = "PATH")]
+    postgres: Option<PathBuf>,
+}
+
+/// Groups of figures.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum What {
+    /// Durable publishes: T1, T2, T3
+    Publish,
+    /// Deliveries: T4, T5, T11
+    Webhook,
+    /// Live streams: T7, T8
+    Watch,
+    /// What time brings: T12, T13, T14
+    Growth,
+    /// Everything
+    All,
+}
+
+/// What every figure needs.
+#[derive(Debug)]
+pub struct Bench {
+    service: Service,
+    echo: Echo,
+    meter: Meter,
+    args: BenchArgs,
+    figures: Vec<Figure>,
+}
+
+/// Measures, and tells.
+///
+/// *Errors*: [`CliError::Result`] where a figure could not be measured.
+pub async fn run(args: BenchArgs, output: Output) -> Result<(), CliError> {
+    raise_file_limit();
+    if cfg!(debug_assertions) {
+        note("this is a debug build: its figures say nothing about a release");
+    }
+    let mut signals = Signals::listen().map_err(CliError::Signals)?;
+    let mut bench = Bench::start(&args).await?;
+    let measured = tokio::select! {
+        () = bench.measure(args.what) => Ok(()),
+        () = signals.next() => Err(CliError::Result("ended before everything was measured".to_owned())),
+    };
+    let report = bench.end().await;
+    measured?;
+    report?.show(output)
+}
+
+impl Bench {
+    async fn start(args: &BenchArgs) -> Result<Self, CliError> {
+        note("starting a throw-away service");
+        let service = Service::start(args.postgres.as_deref()).await?;
+        let echo = service.echo().await?;
+        let meter = Meter::connect(&service.database_url()?).await.map_err(store)?;
+        let client = service::reader(&service.access).await?;
+        service::declare(&client, publish::EVENT_TYPE).await?;
+        let nowhere = "http://127.0.0.1:9/".to_owned();
+        service::subscribe(&client, &service.access, publish::EVENT_TYPE, nowhere, "data.amount < 0").await?;
+        Ok(Self { service, echo, meter, args: args.clone(), figures: Vec::new() })
+    }
+
+    async fn measure(&mut self, what: What) {
+        let wants = |group| what == What::All || what == group;
+        if wants(What::Publish) {
+            self.figure("T1a", "Publish, 64 callers", async |bench, id| publish::single(bench, id, 64).await).await;
+            self.figure("T1b", "Publish, 1 caller", async |bench, id| publish::single(bench, id, 1).await).await;
+            self.figure("T1c", "Publish, 256 callers", async |bench, id| publish::single(bench, id, 256).await).await;
+            self.figure("T2", "PublishBatch", async |bench, _| publish::batches(bench).await).await;
+            self.figure("T3", "Publish ack", async |bench, _| publish::ack(bench).await).await;
+        }
+        if wants(What::Webhook) {
+            self.figure("T4", "publish to receipt", async |bench, _| webhook::latency(bench).await).await;
+            self.figure("T5a", "1 webhook", async |bench, _| webhook::one_listener(bench).await).await;
+            self.figure("T5d", "10 webhooks", async |bench, _| webhook::ten_listeners(bench).await).await;
+            self.figure("T11", "cost of an invocation", async |bench, _| webhook::postgres_cost(bench).await).await;
+        }
+        if wants(What::Watch) {
+            self.figure("T7f", "1 watch", async |bench, _| watch::one(bench).await).await;
+            self.figure("T7a", "100 watches", async |bench, _| watch::hundred(bench).await).await;
+            self.figure("T7b", "1,000 watches", async |bench, _| watch::thousand(bench).await).await;
+            self.figure("T7d", "1,000 watches at a pace", async |bench, _| watch::steady(bench).await).await;
+            self.figure("T8c", "stalled watches", async |bench, _| watch::stalled(bench).await).await;
+            self.figure("T8a", "idle watches", async |bench, _| watch::idle(bench).await).await;
+        }
+        if wants(What::Growth) {
+            self.figure("T12", "a growing log", async |bench, _| growth::log(bench).await).await;
+            self.figure("T12e", "other subscriptions", async |bench, _| growth::subscriptions(bench).await).await;
+            self.figure("T13", "dead rows", async |bench, _| growth::dead_rows(bench).await).await;
+            self.figure("T14", "idle replica", async |bench, _| idle::cost(bench).await).await;
+        }
+    }
+
+    /// Measures one figure, or several that come from one run; says so on standard error.
+    async fn figure(
+        &mut self,
+        id: &str,
+        name: &str,
+        measure: impl AsyncFn(&Self, &str) -> Result<Vec<Figure>, CliError>,
+    ) {
+        if !self.args.only.is_empty() && !self.args.only.iter().any(|only| id.starts_with(only.as_str())) {
+            return;
+        }
+        note(&format!("measuring {id} {name}"));
+        let measured = measure(self, id).await;
+        match measured {
+            Ok(figures) => self.figures.extend(figures),
+            Err(error) => {
+                note(&format!("{id} failed: {error}"));
+                self.figures.push(Figure::failed(id, name, &error));
+            }
+        }
+    }
+
+    /// Another service, for a figure that what was measured before would spoil.
+    async fn fresh(&self) -> Result<Self, CliError> {
+        Self::start(&self.args).await
+    }
+
+    /// Ends every process.
+    async fn stop(self) -> Result<Vec<Figure>, CliError> {
+        let closed = self.meter.close().await.map_err(store);
+        self.echo.running.stop().await;
+        self.service.stop().await;
+        closed.map(|()| self.figures)
+    }
+
+    /// Ends every process, and gives what was measured.
+    async fn end(self) -> Result<Report, CliError> {
+        let postgres = self.meter.postgres_version().await.map_err(store);
+        let results = self.stop().await?;
+        let machine = Machine {
+            cores: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+            memory_bytes: process::machine_memory(),
+            cpu: process::cpu_name(),
+            kernel: process::kernel(),
+            postgres: postgres?,
+            carillon: env!("CARGO_PKG_VERSION"),
+            build: if cfg!(debug_assertions) { "debug" } else { "release" },
+        };
+        Ok(Report { machine, results })
+    }
+
+    /// The time for one figure.
+    fn seconds(&self) -> Duration {
+        Duration::from_secs(self.args.seconds)
+    }
+
+    /// The time for one of several turns, each of which measures a limit and a value.
+    fn round(&self, rounds: usize) -> Duration {
+        self.seconds() / u32::try_from(rounds).unwrap_or(1)
+    }
+
+    /// Connections to the internal port.
+    async fn publishers(&self, count: usize) -> Result<Vec<InternalClient>, CliError> {
+        service::publishers(&self.service.access, count).await
+    }
+}
+
+/// Each connection of a client is a file, and the usual bound is low.
+fn raise_file_limit() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    // What is left is then the bound; connections beyond it fail with their cause.
+    let _refused = setrlimit(Resource::Nofile, limit);
+}
+
+/// A statement of the meter that failed.
+#[expect(clippy::needless_pass_by_value, reason = "it is used in map_err")]
+fn store(error: StoreError) -> CliError {
+    CliError::Result(format!("measuring Postgres failed: {error}"))
+}

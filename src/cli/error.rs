@@ -1,0 +1,268 @@
+//! Every way in which a command can fail, and how a person is told: the cause, the server's reason, the fields that are
+//! wrong, and the way out.
+//!
+//! Last stage of the command line: a command returns a [`CliError`], `main` prints it and exits with its code. Nothing
+//! here may print a credential.
+
+use std::error::Error as _;
+use std::io;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anstyle::{AnsiColor, Style};
+use tonic::{Code, Status};
+use tonic_types::StatusExt as _;
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+pub enum CliError {
+    /// The command line asks for something that makes no sense; exit code 2.
+    #[error("{0}")]
+    Usage(String),
+    /// A file cannot be read or written.
+    #[error("cannot {doing} {}", path.display())]
+    File {
+        /// The operation, as a verb.
+        doing: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// The operating system's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// A file can be read but makes no sense.
+    #[error("{} is not usable: {reason}", path.display())]
+    FileContent {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it, without its content.
+        reason: String,
+    },
+    /// The server cannot be reached.
+    #[error("cannot connect to {url}: {cause}")]
+    Connect {
+        /// Where to.
+        url: String,
+        /// The innermost cause.
+        cause: String,
+    },
+    /// The server answered a call with an error.
+    #[error("{rpc} failed: {}", status.message())]
+    Call {
+        /// The RPC's name.
+        rpc: &'static str,
+        /// The answer.
+        status: Box<Status>,
+    },
+    /// The server left out something that its contract promises.
+    #[error("the answer of {rpc} holds no {what}; are client and server of the same release?")]
+    Answer {
+        /// The RPC's name.
+        rpc: &'static str,
+        /// What is missing.
+        what: &'static str,
+    },
+    /// Standard output does not take the result.
+    #[error("cannot write the result")]
+    Output(#[source] io::Error),
+    /// A listening socket cannot be opened.
+    #[error("cannot listen on {address}")]
+    Listen {
+        /// Where.
+        address: String,
+        /// The operating system's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// What `carillon dev` needs cannot be made ready.
+    #[error(transparent)]
+    Dev(#[from] crate::dev::Error),
+    /// The configuration is refused.
+    #[error(transparent)]
+    Config(#[from] crate::config::ConfigError),
+    /// The log cannot start.
+    #[error(transparent)]
+    Telemetry(#[from] crate::telemetry::TelemetryError),
+    /// The server cannot start.
+    #[error(transparent)]
+    App(#[from] crate::app::AppError),
+    /// Signals cannot be listened for.
+    #[error("signals cannot be listened for")]
+    Signals(#[source] io::Error),
+    /// The work was done, and its result is not good; the message says what is missing.
+    #[error("{0}")]
+    Result(String),
+}
+
+impl CliError {
+    /// Wraps a failed file operation with its verb and path, for use in `map_err`.
+    pub fn file(doing: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::File { doing, path, source }
+    }
+
+    /// Wraps the answer of a call, for use in `map_err`.
+    pub fn call(rpc: &'static str) -> impl FnOnce(Status) -> Self {
+        move |status| Self::Call { rpc, status: Box::new(status) }
+    }
+
+    /// What the process ends with: 2 where the command line is wrong, 0 where the reader of the output has left, else 1.
+    pub fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::Usage(_) => ExitCode::from(2),
+            // `carillon watch | head` has done what was asked.
+            Self::Output(source) if source.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+            _ => ExitCode::FAILURE,
+        }
+    }
+
+    /// The server's reason, such as `EVENT_TYPE_NOT_FOUND`, where the server gave one.
+    pub fn reason(&self) -> Option<String> {
+        match self {
+            Self::Call { status, .. } => status.get_details_error_info().map(|info| info.reason),
+            _ => None,
+        }
+    }
+
+    /// Tells a person on standard error: what failed and why, then one indented line per detail, then the way out.
+    pub fn report(&self) {
+        if matches!(self, Self::Output(source) if source.kind() == io::ErrorKind::BrokenPipe) {
+            return;
+        }
+        let red = Style::new().fg_color(Some(AnsiColor::Red.into())).bold();
+        let mut text = self.to_string();
+        let mut source = self.source();
+        while let Some(cause) = source {
+            // Some causes repeat what the error around them says already.
+            let cause_text = cause.to_string();
+            if !text.contains(&cause_text) {
+                text = format!("{text}: {cause_text}");
+            }
+            source = cause.source();
+        }
+        anstream::eprintln!("{red}error:{red:#} {text}");
+        for line in self.details() {
+            anstream::eprintln!("  {line}");
+        }
+        if let Some(way_out) = self.way_out() {
+            let green = Style::new().fg_color(Some(AnsiColor::Green.into()));
+            anstream::eprintln!("{green}help:{green:#} {way_out}");
+        }
+    }
+
+    /// What the server says beside its message.
+    fn details(&self) -> Vec<String> {
+        let Self::Call { status, .. } = self else { return Vec::new() };
+        let details = status.get_error_details();
+        let mut lines = Vec::new();
+        if let Some(info) = details.error_info() {
+            lines.push(format!("reason: {} ({:?})", info.reason, status.code()));
+            let mut metadata: Vec<_> = info.metadata.iter().filter(|(_, value)| !value.is_empty()).collect();
+            metadata.sort();
+            lines.extend(metadata.into_iter().map(|(name, value)| format!("{name}: {value}")));
+        } else {
+            lines.push(format!("code: {:?}", status.code()));
+        }
+        let fields = details.bad_request().map(|bad| bad.field_violations.as_slice()).unwrap_or_default();
+        lines.extend(fields.iter().map(|field| format!("{}: {}", field.field, field.description)));
+        if let Some(resource) = details.resource_info() {
+            lines.push(format!("{}: {}", resource.resource_type, resource.resource_name));
+        }
+        let quotas = details.quota_failure().map(|quota| quota.violations.as_slice()).unwrap_or_default();
+        lines.extend(quotas.iter().map(|quota| format!("{}: {}", quota.subject, quota.description)));
+        let conditions =
+            details.precondition_failure().map(|failure| failure.violations.as_slice()).unwrap_or_default();
+        lines.extend(conditions.iter().map(|condition| format!("{}: {}", condition.subject, condition.description)));
+        if let Some(delay) = details.retry_info().and_then(|retry| retry.retry_delay) {
+            lines.push(format!("try again in {} ms", delay.as_millis()));
+        }
+        lines
+    }
+
+    /// What a person can do about it.
+    fn way_out(&self) -> Option<&'static str> {
+        Some(match self {
+            Self::Connect { .. } => {
+                "is the server running? `carillon dev` starts one here; --url, --internal-url or --dir name another one"
+            }
+            Self::Call { status, .. } => {
+                return match self.reason() {
+                    Some(reason) => way_out_of(&reason),
+                    None => way_out_without_reason(status.code()),
+                };
+            }
+            Self::App(crate::app::AppError::Listen(_)) => {
+                "another program has the port: end it, or choose another one (of `carillon dev` with --port, --internal-port and \
+                 --ops-port; 0 takes a free one)"
+            }
+            Self::FileContent { .. } => "correct the file, or name another one",
+            _ => return None,
+        })
+    }
+}
+
+/// What a person can do about a reason; none where the message says it already.
+fn way_out_of(reason: &str) -> Option<&'static str> {
+    Some(match reason {
+        "CREDENTIAL_INVALID" => {
+            "give an API key with --api-key or CARILLON_API_KEY (public port), or a registered certificate with --cert and \
+             --key-file (internal port); `carillon dev` leaves both in ./.carillon, where commands in the same folder find them"
+        }
+        "ROLE_INSUFFICIENT" => "use a key with a higher role: `carillon admin keys create --role ...` makes one",
+        "EVENT_TYPE_NOT_FOUND" => {
+            "`carillon event-types list` shows the types there are; `carillon event-types create CUSTOM_...` makes one"
+        }
+        "EVENT_TYPE_FORBIDDEN" => {
+            "register the types for the identity: `carillon admin publishers create --event-type ...`"
+        }
+        "SCHEMA_VIOLATION" => {
+            "`carillon event-types schemas TYPE` shows the schema; `carillon event-types validate TYPE --data ...` checks data \
+             without publishing it"
+        }
+        "SUBSCRIPTION_NOT_FOUND" | "NOT_SUBSCRIBED" => {
+            "`carillon subscriptions list` shows the subscriptions there are"
+        }
+        "APP_NOT_FOUND" => {
+            "`carillon admin apps list` shows the apps there are; `carillon admin apps create` makes one"
+        }
+        "TENANT_NOT_FOUND" => "`carillon admin tenants list` shows the tenants there are",
+        "ALREADY_SUBSCRIBED" => "`carillon subscriptions update` changes the subscription named above",
+        "ADDRESS_BLOCKED" => {
+            "private and loopback addresses, and plain http, must be allowed in the server's configuration; `carillon dev` \
+             allows loopback"
+        }
+        "FILTER_INVALID" => {
+            "filters are CEL over `event` and `data`, such as: data.amount > 100 && event.subject == \"a\""
+        }
+        "CURSOR_EXPIRED" => "the log before that place is gone: start with --from earliest",
+        "CURSOR_FOREIGN" | "CURSOR_MALFORMED" | "CURSOR_AHEAD" => {
+            "use a cursor that this server gave to this tenant, or start with --from earliest"
+        }
+        "ETAG_MISMATCH" => "somebody else changed it meanwhile: read it again, then repeat with its new etag",
+        "REQUEST_ID_REUSED" => "use a new key for a new body; a retry must send exactly the same body",
+        "SERVER_DRAINING" | "STORE_UNAVAILABLE" | "DEADLINE" => {
+            "try again; a retry with the same idempotency key is safe"
+        }
+        "STORAGE_FULL" => "the server's database is full or read-only: its operator must make room",
+        "NOT_IMPLEMENTED" => {
+            "Publish and Admin are on the internal port (--internal-url), the rest is on the public one (--url); the changelog \
+             lists what this release does not build yet"
+        }
+        _ => return None,
+    })
+}
+
+/// What a person can do where something between here and the server answered, or the contract was broken.
+fn way_out_without_reason(code: Code) -> Option<&'static str> {
+    Some(match code {
+        Code::Unimplemented => {
+            "this port does not serve the call: Publish and Admin are on the internal port (--internal-url), the rest is on \
+             the public one (--url)"
+        }
+        Code::Unavailable | Code::Unknown => {
+            "the connection broke; where it is the internal port, check that the certificate is of its authority"
+        }
+        Code::DeadlineExceeded | Code::Cancelled => "the answer took too long: --deadline sets a longer wait",
+        _ => return None,
+    })
+}

@@ -1,0 +1,170 @@
+//! The command line: one file per command. Results go to stdout, everything else to stderr.
+//!
+//! Exit codes: 0 done, 1 failed, 2 wrong usage.
+
+mod admin;
+mod bench;
+mod client;
+mod completions;
+mod demo;
+mod dev;
+mod error;
+mod event_types;
+mod events;
+mod invocations;
+mod migrate;
+mod output;
+mod publish;
+mod receiver;
+mod serve;
+mod subscribe;
+mod subscriptions;
+mod unsubscribe;
+mod values;
+mod watch;
+
+use self::error::CliError;
+use self::output::Output;
+
+use crate::config::{Config, ConfigError, Sources};
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// A self-hosted event service: publish typed events, deliver them to listeners, watch the stream live.
+#[derive(Debug, Parser)]
+#[command(name = "carillon", version, max_term_width = 100, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Options of every command.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Global options")]
+pub struct Global {
+    /// TOML file with the settings.
+    #[arg(long, global = true, env = "CARILLON_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Print results as JSON, for programs.
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Never colour the output.
+    #[arg(long, global = true)]
+    pub no_color: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Serve(serve::Serve),
+    Dev(dev::DevArgs),
+    Migrate(migrate::Migrate),
+    Publish(publish::PublishArgs),
+    Subscribe(Box<subscribe::SubscribeArgs>),
+    Unsubscribe(unsubscribe::UnsubscribeArgs),
+    Subscriptions(subscriptions::SubscriptionsArgs),
+    EventTypes(event_types::EventTypesArgs),
+    Events(events::EventsArgs),
+    Watch(watch::WatchArgs),
+    Invocations(invocations::InvocationsArgs),
+    Admin(admin::AdminArgs),
+    Receiver(receiver::ReceiverArgs),
+    Demo(demo::DemoArgs),
+    Bench(bench::BenchArgs),
+    #[command(hide = true)]
+    BenchEcho(bench::echo::EchoArgs),
+    Completions(completions::Completions),
+}
+
+/// Settings given on the command line; they win over the file and the environment.
+#[derive(Debug, Clone, Default, Args)]
+pub struct Settings {
+    /// Set any setting by its dotted key, e.g. server.public_listen=127.0.0.1:7070.
+    #[arg(long = "set", value_name = "KEY=VALUE", value_parser = parse_setting)]
+    pub set: Vec<(String, String)>,
+}
+
+impl Settings {
+    /// The configuration with these settings on top, for a command that needs the database and no port.
+    pub fn load_for_database(self, global: &Global) -> Result<Config, ConfigError> {
+        Config::load_for_database(&Sources::of_process(global.config.clone(), self.set))
+    }
+
+    /// The configuration with these settings on top.
+    pub fn load(self, global: &Global) -> Result<Config, ConfigError> {
+        Config::load(&Sources::of_process(global.config.clone(), self.set))
+    }
+}
+
+fn parse_setting(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("must be KEY=VALUE")?;
+    Ok((key.to_owned(), value.to_owned()))
+}
+
+impl Cli {
+    /// Runs the command to its end.
+    pub fn run(self) -> ExitCode {
+        let global = self.global;
+        if global.no_color {
+            anstream::ColorChoice::Never.write_global();
+        }
+        let output = Output::new(&global);
+        let done = match self.command {
+            Command::Serve(command) => command.run(&global),
+            Command::Dev(args) => run_client(dev::run(args, output)),
+            Command::Publish(args) => run_client(publish::run(args, output)),
+            Command::Subscribe(args) => run_client(subscribe::run(*args, output)),
+            Command::Unsubscribe(args) => run_client(unsubscribe::run(args, output)),
+            Command::Subscriptions(args) => run_client(subscriptions::run(args, output)),
+            Command::EventTypes(args) => run_client(event_types::run(args, output)),
+            Command::Events(args) => run_client(events::run(args, output)),
+            Command::Watch(args) => run_client(watch::run(args, output)),
+            Command::Invocations(args) => run_client(invocations::run(args, output)),
+            Command::Admin(args) => run_client(admin::run(args, output)),
+            Command::Receiver(args) => run_client(receiver::run(args, output)),
+            Command::Demo(args) => run_client(demo::run(args, output)),
+            Command::Bench(args) => run_client(bench::run(args, output)),
+            Command::BenchEcho(args) => run_client(bench::echo::run(args)),
+            Command::Migrate(command) => command.run(&global),
+            Command::Completions(command) => {
+                command.run();
+                Ok(())
+            }
+        };
+        match done {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                if let Some(error) = error.downcast_ref::<CliError>() {
+                    error.report();
+                    return error.exit_code();
+                }
+                // Every cause on one line: `{:#}` joins them by colons.
+                anstream::eprintln!("error: {error:#}");
+                ExitCode::FAILURE
+            }
+        }
+    }
+}
+
+/// Runs a command's asynchronous part.
+fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(work)
+}
+
+/// Runs a command that speaks to a server, and keeps the type of its error, which knows the way out.
+fn run_client(work: impl Future<Output = Result<(), CliError>>) -> anyhow::Result<()> {
+    block_on(async { Ok(work.await?) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

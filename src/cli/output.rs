@@ -1,0 +1,180 @@
+//! How results reach standard output: tables and lines for people, one JSON document per line for programs.
+//!
+//! Every client command writes through [`Output`]. Colour reaches a terminal only, and not where NO_COLOR says so.
+//! Notes and progress go to standard error, so that they never mix with results.
+
+use std::borrow::Cow;
+use std::io::{IsTerminal as _, Write as _};
+use std::time::Duration;
+
+use anstyle::{AnsiColor, Style};
+use chrono::{DateTime, Utc};
+use comfy_table::{Cell, Color, ContentArrangement, Table, presets};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::Serialize;
+
+use super::Global;
+use super::error::CliError;
+
+/// Where results go, and in which form.
+#[derive(Debug, Clone, Copy)]
+pub struct Output {
+    json: bool,
+}
+
+impl Output {
+    /// For what the global options say.
+    pub fn new(global: &Global) -> Self {
+        Self { json: global.json }
+    }
+
+    /// True where the reader is a program.
+    pub fn is_json(self) -> bool {
+        self.json
+    }
+
+    /// Writes one JSON document and a line end.
+    ///
+    /// *Shape*: a proto message becomes its canonical proto JSON.
+    pub fn document(self, document: &impl Serialize) -> Result<(), CliError> {
+        let text = serde_json::to_string(document).map_err(|error| CliError::Output(error.into()))?;
+        self.line(&text)
+    }
+
+    /// Writes one line for people, with its styles where the terminal shows them.
+    #[expect(clippy::unused_self, reason = "only who knows the form that the reader wants may write")]
+    pub fn line(self, text: &str) -> Result<(), CliError> {
+        let mut stdout = anstream::stdout().lock();
+        writeln!(stdout, "{text}").and_then(|()| stdout.flush()).map_err(CliError::Output)
+    }
+
+    /// Writes the names and values of one thing, aligned; empty values are left out.
+    pub fn fields(self, fields: &[(&str, String)]) -> Result<(), CliError> {
+        let width = fields.iter().map(|(name, _)| name.len()).max().unwrap_or_default();
+        let dim = Style::new().dimmed();
+        for (name, value) in fields.iter().filter(|(_, value)| !value.is_empty()) {
+            self.line(&format!("{dim}{name:<width$}{dim:#}  {value}"))?;
+        }
+        Ok(())
+    }
+
+    /// Writes a table; without rows, a note on standard error says so.
+    pub fn table(self, header: &[&str], rows: Vec<Vec<Cell>>) -> Result<(), CliError> {
+        if rows.is_empty() {
+            note("nothing there");
+            return Ok(());
+        }
+        let mut table = Table::new();
+        table.load_preset(presets::NOTHING).set_header(header.to_vec());
+        // A pipe has no width: rows stay on one line there.
+        let arrangement =
+            if std::io::stdout().is_terminal() { ContentArrangement::Dynamic } else { ContentArrangement::Disabled };
+        table.set_content_arrangement(arrangement);
+        for row in rows {
+            table.add_row(row);
+        }
+        for column in table.column_iter_mut() {
+            column.set_padding((0, 2));
+        }
+        self.line(&table.trim_fmt())
+    }
+}
+
+/// Tells something beside the result, on standard error.
+pub fn note(text: &str) {
+    let dim = Style::new().dimmed();
+    anstream::eprintln!("{dim}{text}{dim:#}");
+}
+
+/// Warns, on standard error.
+pub fn warn(text: &str) {
+    let yellow = Style::new().fg_color(Some(AnsiColor::Yellow.into()));
+    anstream::eprintln!("{yellow}note:{yellow:#} {text}");
+}
+
+/// A progress bar on standard error; it shows only on a terminal.
+pub fn progress(length: u64, what: &'static str) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(Some(length), terminal_only());
+    let style =
+        ProgressStyle::with_template("{msg} {bar:30} {pos}/{len}").unwrap_or_else(|_| ProgressStyle::default_bar());
+    bar.set_style(style);
+    bar.set_message(what);
+    bar
+}
+
+/// A turning sign for work whose length is unknown, on standard error; it shows only on a terminal.
+pub fn spinner(what: impl Into<Cow<'static, str>>) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(None, terminal_only());
+    bar.set_message(what);
+    bar.enable_steady_tick(Duration::from_millis(100));
+    bar
+}
+
+fn terminal_only() -> ProgressDrawTarget {
+    if std::io::stderr().is_terminal() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() }
+}
+
+/// A cell with a state's name in its colour: green runs, yellow waits, red is wrong.
+pub fn state_cell(state: &str) -> Cell {
+    let color = match state {
+        "ACTIVE" | "SUCCEEDED" => Color::Green,
+        "WAITING" | "PENDING" | "DISABLED" => Color::Yellow,
+        "DEAD_LETTERED" => Color::Red,
+        _ => Color::DarkGrey,
+    };
+    Cell::new(state).fg(color)
+}
+
+/// An enum value's name without the prefix that its proto enum gives it: `SUBSCRIPTION_STATE_ACTIVE` is `ACTIVE`.
+pub fn short<'a>(name: &'a str, prefix: &str) -> &'a str {
+    name.strip_prefix(prefix).unwrap_or(name)
+}
+
+/// A time in UTC with milliseconds; empty where there is none.
+pub fn time(timestamp: Option<&pbjson_types::Timestamp>) -> String {
+    let time = timestamp.copied().and_then(|timestamp| DateTime::<Utc>::try_from(timestamp).ok());
+    time.map(|time| time.format("%Y-%m-%d %H:%M:%S%.3fZ").to_string()).unwrap_or_default()
+}
+
+/// A duration such as `1.5s`; empty where there is none.
+pub fn duration(duration: Option<&pbjson_types::Duration>) -> String {
+    let duration = duration.copied().and_then(|duration| Duration::try_from(duration).ok());
+    duration.map(|duration| format!("{duration:?}")).unwrap_or_default()
+}
+
+/// The start of a text on one line, at most `width` characters.
+pub fn excerpt(text: &str, width: usize) -> String {
+    // The bytes looked at are bounded too, because payloads can be large.
+    let mut words = text.split_whitespace();
+    let mut line = String::new();
+    while line.chars().count() <= width {
+        let Some(word) = words.next() else { return line };
+        if !line.is_empty() {
+            line.push(' ');
+        }
+        line.extend(word.chars().take(width + 1));
+    }
+    let mut short: String = line.chars().take(width.saturating_sub(1)).collect();
+    short.push('…');
+    short
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_excerpt_is_one_line_of_bounded_width() {
+        assert_eq!(excerpt("{\n  \"a\": 1\n}", 20), "{ \"a\": 1 }");
+        assert_eq!(excerpt("aaaaaaaaaa", 5), "aaaa…");
+        assert_eq!(excerpt("aaaaa", 5), "aaaaa");
+        assert_eq!(excerpt("ää öö üü", 5), "ää ö…");
+        assert_eq!(excerpt("", 5), "");
+    }
+
+    #[test]
+    fn enum_names_lose_their_prefix_only() {
+        assert_eq!(short("SUBSCRIPTION_STATE_ACTIVE", "SUBSCRIPTION_STATE_"), "ACTIVE");
+        assert_eq!(short("OTHER", "SUBSCRIPTION_STATE_"), "OTHER");
+    }
+}

@@ -1,0 +1,162 @@
+//! `carillon publish`: one event in, over the internal port.
+//!
+//! Builds a CloudEvent from the command line, publishes it, and says its place in the log and which invocations it
+//! causes; with `--wait`, also how they end.
+
+use std::collections::BTreeMap;
+use std::io::IsTerminal as _;
+use std::time::Duration;
+
+use comfy_table::Cell;
+
+use super::client::{InternalArgs, Purpose, call};
+use super::error::CliError;
+use super::invocations::{INVOCATION_HEADER, invocation_row};
+use super::output::{Output, spinner, time, warn};
+use super::values::{parse_duration, parse_pair, read_input};
+use crate::proto::cloudevents::CloudEvent;
+use crate::proto::cloudevents::cloud_event::cloud_event_attribute_value::Attr;
+use crate::proto::cloudevents::cloud_event::{CloudEventAttributeValue, Data};
+use crate::proto::internal::{PublishRequest, PublishResponse, WaitEventRequest, WaitEventResponse};
+
+const EXAMPLES: &str = r#"Examples:
+  carillon publish USER_CREATE --data '{"user_id": "u-1", "email": "ada@example.com"}'
+  carillon publish CUSTOM_ORDER_PLACED --data @order.json --key order-17 --wait
+  jq -c .payload message.json | carillon publish CUSTOM_ORDER_PLACED --source /shop --subject order-17"#;
+
+/// Publish an event
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct PublishArgs {
+    /// Name of the event type
+    #[arg(value_name = "TYPE")]
+    event_type: String,
+    /// The data: JSON text, @file, or - for standard input [default: standard input where it is not a terminal]
+    #[arg(long, short, value_name = "DATA")]
+    data: Option<String>,
+    /// CloudEvents source: a URI reference that says where the event comes from
+    #[arg(long, default_value = "/carillon/cli", value_name = "URI")]
+    source: String,
+    /// CloudEvents subject: what the event is about
+    #[arg(long)]
+    subject: Option<String>,
+    /// Idempotency key: a retry with the same key never makes a second event
+    #[arg(long, value_name = "KEY")]
+    key: Option<String>,
+    /// An extension attribute; may be given several times
+    #[arg(long, value_parser = parse_pair, value_name = "NAME=VALUE")]
+    extension: Vec<(String, String)>,
+    /// Media type of the data
+    #[arg(long, default_value = "application/json", value_name = "TYPE")]
+    content_type: String,
+    /// Schema version to check the data against; 0 is the latest
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    schema_version: i32,
+    /// Wait until every invocation has ended, at most this long
+    #[arg(
+        long, value_parser = parse_duration, value_name = "DURATION", num_args = 0..=1, require_equals = true,
+        default_missing_value = "30s"
+    )]
+    wait: Option<Duration>,
+    #[command(flatten)]
+    internal: InternalArgs,
+}
+
+/// Publishes the event.
+pub async fn run(args: PublishArgs, output: Output) -> Result<(), CliError> {
+    let data = match &args.data {
+        Some(data) => Some(read_input(data)?),
+        None if std::io::stdin().is_terminal() => None,
+        None => Some(read_input("-")?).filter(|data| !data.is_empty()),
+    };
+    let mut attributes = BTreeMap::new();
+    for (name, value) in args.extension {
+        attributes.insert(name, string(value));
+    }
+    if data.is_some() {
+        attributes.insert("datacontenttype".to_owned(), string(args.content_type));
+    }
+    if let Some(subject) = args.subject {
+        attributes.insert("subject".to_owned(), string(subject));
+    }
+    let event = CloudEvent {
+        id: String::new(),
+        source: args.source,
+        spec_version: "1.0".to_owned(),
+        r#type: args.event_type,
+        attributes,
+        data: data.map(payload),
+    };
+    let request = PublishRequest {
+        event: Some(event),
+        idempotency_key: args.key.unwrap_or_default(),
+        schema_version: args.schema_version,
+        ..PublishRequest::default()
+    };
+    let client = args.internal.connect(Purpose::Publish).await?;
+    let published = call("Publish", client.publish().publish(client.request(request))).await?;
+    let Some(timeout) = args.wait else { return show_published(output, &published) };
+    if output.is_json() {
+        output.document(&published)?;
+    } else {
+        show_published(output, &published)?;
+    }
+    let waiting = spinner("waiting for the listeners");
+    let request = WaitEventRequest { event_id: published.event_id.clone(), timeout: Some(timeout.into()) };
+    let request = client.patient_request(request, timeout);
+    let waited = call("WaitEvent", client.publish().wait_event(request)).await;
+    waiting.finish_and_clear();
+    show_waited(output, &waited?, timeout)
+}
+
+/// Text where it is text, so that proto JSON stays readable; else bytes.
+pub fn payload(data: Vec<u8>) -> Data {
+    match String::from_utf8(data) {
+        Ok(text) => Data::TextData(text),
+        Err(error) => Data::BinaryData(error.into_bytes().into()),
+    }
+}
+
+/// A string attribute of a CloudEvent.
+pub fn string(text: impl Into<String>) -> CloudEventAttributeValue {
+    CloudEventAttributeValue { attr: Some(Attr::CeString(text.into())) }
+}
+
+fn show_published(output: Output, published: &PublishResponse) -> Result<(), CliError> {
+    if output.is_json() {
+        return output.document(published);
+    }
+    if published.duplicate {
+        warn("an earlier call with the same key has published this event; this is its answer");
+    }
+    output.fields(&[
+        ("event", published.event_id.clone()),
+        ("position", published.position.to_string()),
+        ("committed", time(published.commit_time.as_ref())),
+        ("invocations", published.invocations.len().to_string()),
+    ])?;
+    if published.invocations.is_empty() {
+        return Ok(());
+    }
+    let row = |invocation: &crate::proto::internal::InvocationRef| {
+        vec![Cell::new(&invocation.invocation_id), Cell::new(&invocation.subscription_id)]
+    };
+    output.line("")?;
+    output.table(&["INVOCATION", "SUBSCRIPTION"], published.invocations.iter().map(row).collect())
+}
+
+fn show_waited(output: Output, waited: &WaitEventResponse, timeout: Duration) -> Result<(), CliError> {
+    if output.is_json() {
+        output.document(waited)?;
+    } else if !waited.invocations.is_empty() {
+        output.line("")?;
+        output.table(&INVOCATION_HEADER, waited.invocations.iter().map(invocation_row).collect())?;
+    }
+    if waited.done {
+        return Ok(());
+    }
+    Err(CliError::Result(format!(
+        "the event is published, but not every invocation has ended within {timeout:?}; `carillon invocations list --event` \
+         shows them"
+    )))
+}

@@ -1,0 +1,156 @@
+//! `carillon subscribe`: links a webhook to an event type.
+
+use std::time::Duration;
+
+use clap::ValueEnum;
+
+use super::client::{PublicArgs, call};
+use super::error::CliError;
+use super::output::{Output, note};
+use super::subscriptions::show_subscription;
+use super::values::{parse_duration, parse_pair, read_secret};
+use crate::proto::public::target::Kind;
+use crate::proto::public::{DeliveryPolicy, SubscribeRequest, Target, WebhookMode, WebhookTarget};
+
+const EXAMPLES: &str = r"Examples:
+  carillon subscribe USER_CREATE --webhook https://hooks.example.com/users
+  carillon subscribe CUSTOM_ORDER_PLACED --webhook http://127.0.0.1:9000/ --filter 'data.amount > 100'
+  carillon subscribe ROW_CREATED --webhook https://hooks.example.com/rows --mode binary --max-attempts 20 --timeout 5s";
+
+/// Subscribe a webhook to an event type
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct SubscribeArgs {
+    /// Name of the event type
+    #[arg(value_name = "TYPE")]
+    event_type: String,
+    /// The endpoint to call
+    #[arg(long, value_name = "URL")]
+    webhook: String,
+    /// How the event is put into the request
+    #[arg(long, default_value = "structured")]
+    mode: Mode,
+    /// An additional request header; may be given several times
+    #[arg(long, value_parser = parse_pair, value_name = "NAME=VALUE")]
+    header: Vec<(String, String)>,
+    /// App that owns the subscription [default: that of client.toml]
+    #[arg(long, env = "CARILLON_APP", value_name = "SLUG")]
+    app: Option<String>,
+    /// Name for people
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
+    name: String,
+    /// CEL expression over `event` and `data`; the webhook is called only where it is true
+    #[arg(long, value_name = "CEL", default_value = "", hide_default_value = true)]
+    filter: String,
+    #[command(flatten)]
+    policy: PolicyArgs,
+    /// Signing secret, `whsec_...` or @file [default: the server makes one]
+    #[arg(long, env = "CARILLON_SIGNING_SECRET", hide_env_values = true, value_name = "SECRET")]
+    secret: Option<String>,
+    /// Makes a retry of this command safe
+    #[arg(long, value_name = "KEY", default_value = "", hide_default_value = true)]
+    request_id: String,
+    #[command(flatten)]
+    public: PublicArgs,
+}
+
+/// How an event becomes a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Mode {
+    /// One CloudEvents JSON document
+    Structured,
+    /// The data as body, the attributes as `ce-` headers
+    Binary,
+    /// The data as body and nothing else
+    Raw,
+}
+
+impl Mode {
+    /// The mode in the API.
+    pub fn to_proto(self) -> WebhookMode {
+        match self {
+            Self::Structured => WebhookMode::Structured,
+            Self::Binary => WebhookMode::Binary,
+            Self::Raw => WebhookMode::Raw,
+        }
+    }
+}
+
+/// How invocations are attempted; what is not given takes the server's default.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Delivery")]
+pub struct PolicyArgs {
+    /// Attempts before an invocation is a dead letter [default: 8]
+    #[arg(long, value_name = "N")]
+    max_attempts: Option<i32>,
+    /// Wait after the first failure; each further one doubles [default: 1s]
+    #[arg(long, value_parser = parse_duration, value_name = "DURATION")]
+    initial_backoff: Option<Duration>,
+    /// Longest wait between attempts [default: 1h]
+    #[arg(long, value_parser = parse_duration, value_name = "DURATION")]
+    max_backoff: Option<Duration>,
+    /// Time for one attempt [default: 30s]
+    #[arg(long, value_parser = parse_duration, value_name = "DURATION")]
+    timeout: Option<Duration>,
+    /// Attempts that may run at the same time [default: 32]
+    #[arg(long, value_name = "N")]
+    max_in_flight: Option<i32>,
+}
+
+impl PolicyArgs {
+    /// The policy in the API, and the update paths of the fields that are given.
+    pub fn to_proto(&self) -> (DeliveryPolicy, Vec<String>) {
+        let policy = DeliveryPolicy {
+            max_attempts: self.max_attempts.unwrap_or_default(),
+            initial_backoff: self.initial_backoff.map(Into::into),
+            max_backoff: self.max_backoff.map(Into::into),
+            timeout: self.timeout.map(Into::into),
+            max_in_flight: self.max_in_flight.unwrap_or_default(),
+        };
+        let given = [
+            ("max_attempts", self.max_attempts.is_some()),
+            ("initial_backoff", self.initial_backoff.is_some()),
+            ("max_backoff", self.max_backoff.is_some()),
+            ("timeout", self.timeout.is_some()),
+            ("max_in_flight", self.max_in_flight.is_some()),
+        ];
+        let paths = given.iter().filter(|(_, given)| *given).map(|(name, _)| format!("delivery_policy.{name}"));
+        (policy, paths.collect())
+    }
+}
+
+/// A webhook target.
+pub fn webhook(uri: String, mode: WebhookMode, headers: impl IntoIterator<Item = (String, String)>) -> Target {
+    let headers = headers.into_iter().collect();
+    Target { kind: Some(Kind::Webhook(WebhookTarget { uri, mode: mode.into(), headers })) }
+}
+
+/// The secret that an argument gives, as the API takes it; empty where none is given.
+pub fn secret_text(argument: Option<&str>) -> Result<String, CliError> {
+    Ok(argument.map(read_secret).transpose()?.map(|secret| secret.reveal()).unwrap_or_default())
+}
+
+/// Subscribes.
+pub async fn run(args: SubscribeArgs, output: Output) -> Result<(), CliError> {
+    let (policy, given) = args.policy.to_proto();
+    let request = SubscribeRequest {
+        app: args.public.app(args.app)?,
+        event_type: args.event_type,
+        target: Some(webhook(args.webhook, args.mode.to_proto(), args.header)),
+        display_name: args.name,
+        filter: args.filter,
+        delivery_policy: (!given.is_empty()).then_some(policy),
+        signing_secret: secret_text(args.secret.as_deref())?,
+        request_id: args.request_id,
+    };
+    let client = args.public.connect().await?;
+    let answer = call("Subscribe", client.events().subscribe(client.request(request))).await?;
+    if output.is_json() {
+        return output.document(&answer);
+    }
+    let subscription = answer.subscription.ok_or(CliError::Answer { rpc: "Subscribe", what: "subscription" })?;
+    show_subscription(output, &subscription)?;
+    output.fields(&[("signing secret", answer.signing_secret)])?;
+    note("the signing secret is shown only now: the receiver verifies with it");
+    Ok(())
+}

@@ -1,0 +1,305 @@
+//! `carillon subscriptions`: lists subscriptions and changes them.
+
+use std::time::Duration;
+
+use clap::{Subcommand, ValueEnum};
+use comfy_table::Cell;
+
+use super::client::{PublicArgs, PublicClient, call};
+use super::error::CliError;
+use super::output::{Output, duration, excerpt, note, short, state_cell, time};
+use super::subscribe::{Mode, PolicyArgs, secret_text};
+use super::values::{parse_duration, parse_pair};
+use crate::proto::public::target::Kind;
+use crate::proto::public::{
+    DisableSubscriptionRequest, EnableSubscriptionRequest, GetSubscriptionRequest, ListSubscriptionsRequest,
+    RotateSubscriptionSecretRequest, Subscription, SubscriptionState, Target, UndeleteSubscriptionRequest,
+    UpdateSubscriptionRequest, WebhookTarget,
+};
+
+const EXAMPLES: &str = "Examples:
+  carillon subscriptions list --type USER_CREATE
+  carillon subscriptions list --state deleted --json | jq -r .id
+  carillon subscriptions disable sub_...
+  carillon subscriptions update sub_... --filter 'data.amount > 100' --max-in-flight 4
+  carillon subscriptions rotate-secret sub_... --overlap 2h";
+
+/// The largest page the server gives.
+const PAGE: i32 = 1000;
+
+/// List, inspect and change subscriptions
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct SubscriptionsArgs {
+    #[command(subcommand)]
+    command: Command,
+    #[command(flatten)]
+    public: PublicArgs,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// List subscriptions, oldest first
+    List {
+        /// Only this app
+        #[arg(long, value_name = "SLUG", default_value = "", hide_default_value = true)]
+        app: String,
+        /// Only this event type
+        #[arg(long = "type", value_name = "TYPE", default_value = "", hide_default_value = true)]
+        event_type: String,
+        /// Only this state; may be given several times [default: active and disabled]
+        #[arg(long)]
+        state: Vec<State>,
+        /// At most this many; 0 for all
+        #[arg(long, default_value_t = 0, value_name = "N")]
+        limit: usize,
+    },
+    /// Show one subscription
+    Get {
+        /// Id of the subscription
+        #[arg(value_name = "SUBSCRIPTION_ID")]
+        id: String,
+    },
+    /// Make a disabled subscription fire again
+    Enable(Changed),
+    /// Stop a subscription from executing
+    Disable(Changed),
+    /// Restore a subscription that was ended
+    Undelete {
+        /// Id of the subscription
+        #[arg(value_name = "SUBSCRIPTION_ID")]
+        id: String,
+    },
+    /// Change name, filter, webhook or delivery; only what is given changes
+    Update(Box<UpdateArgs>),
+    /// Make a new signing secret; the present ones keep signing beside it for a while
+    RotateSecret {
+        /// Id of the subscription
+        #[arg(value_name = "SUBSCRIPTION_ID")]
+        id: String,
+        /// How long the present secrets keep signing [default: 24h]
+        #[arg(long, value_parser = parse_duration, value_name = "DURATION")]
+        overlap: Option<Duration>,
+        /// The new secret, `whsec_...` or @file [default: the server makes one]
+        #[arg(long, env = "CARILLON_SIGNING_SECRET", hide_env_values = true, value_name = "SECRET")]
+        secret: Option<String>,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+struct Changed {
+    /// Id of the subscription
+    #[arg(value_name = "SUBSCRIPTION_ID")]
+    id: String,
+    /// Fail where the subscription's etag is another one
+    #[arg(long, value_name = "ETAG", default_value = "", hide_default_value = true)]
+    etag: String,
+}
+
+#[derive(Debug, clap::Args)]
+struct UpdateArgs {
+    #[command(flatten)]
+    changed: Changed,
+    /// Name for people
+    #[arg(long, value_name = "TEXT")]
+    name: Option<String>,
+    /// CEL expression; empty fires always
+    #[arg(long, value_name = "CEL")]
+    filter: Option<String>,
+    /// The endpoint to call
+    #[arg(long, value_name = "URL")]
+    webhook: Option<String>,
+    /// How the event is put into the request
+    #[arg(long)]
+    mode: Option<Mode>,
+    /// An additional request header; replaces all present ones; may be given several times
+    #[arg(long, value_parser = parse_pair, value_name = "NAME=VALUE")]
+    header: Vec<(String, String)>,
+    #[command(flatten)]
+    policy: PolicyArgs,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum State {
+    Active,
+    Disabled,
+    Deleted,
+}
+
+/// Runs the subcommand.
+pub async fn run(args: SubscriptionsArgs, output: Output) -> Result<(), CliError> {
+    let client = args.public.connect().await?;
+    let mut events = client.events();
+    let subscription = match args.command {
+        Command::List { app, event_type, state, limit } => {
+            let states = state.into_iter().map(|state| match state {
+                State::Active => SubscriptionState::Active.into(),
+                State::Disabled => SubscriptionState::Disabled.into(),
+                State::Deleted => SubscriptionState::Deleted.into(),
+            });
+            let request = ListSubscriptionsRequest {
+                app,
+                event_type,
+                states: states.collect(),
+                ..ListSubscriptionsRequest::default()
+            };
+            return list(&client, output, request, limit).await;
+        }
+        Command::Get { id } => {
+            let request = client.request(GetSubscriptionRequest { subscription_id: id });
+            call("GetSubscription", events.get_subscription(request)).await?.subscription
+        }
+        Command::Enable(Changed { id, etag }) => {
+            let request = client.request(EnableSubscriptionRequest { subscription_id: id, etag });
+            call("EnableSubscription", events.enable_subscription(request)).await?.subscription
+        }
+        Command::Disable(Changed { id, etag }) => {
+            let request = client.request(DisableSubscriptionRequest { subscription_id: id, etag });
+            call("DisableSubscription", events.disable_subscription(request)).await?.subscription
+        }
+        Command::Undelete { id } => {
+            let request = UndeleteSubscriptionRequest { subscription_id: id, ..UndeleteSubscriptionRequest::default() };
+            call("UndeleteSubscription", events.undelete_subscription(client.request(request))).await?.subscription
+        }
+        Command::Update(update) => {
+            let request = client.request(update_request(*update)?);
+            call("UpdateSubscription", events.update_subscription(request)).await?.subscription
+        }
+        Command::RotateSecret { id, overlap, secret } => {
+            let overlap = overlap.map(Into::into);
+            let request = RotateSubscriptionSecretRequest {
+                subscription_id: id,
+                signing_secret: secret_text(secret.as_deref())?,
+                overlap,
+            };
+            let answer =
+                call("RotateSubscriptionSecret", events.rotate_subscription_secret(client.request(request))).await?;
+            if output.is_json() {
+                return output.document(&answer);
+            }
+            let until = time(answer.previous_expire_time.as_ref());
+            output.fields(&[("signing secret", answer.signing_secret), ("previous until", until)])?;
+            note("the signing secret is shown only now: the receiver verifies with it");
+            return Ok(());
+        }
+    };
+    let subscription = subscription.ok_or(CliError::Answer { rpc: "EventService", what: "subscription" })?;
+    if output.is_json() { output.document(&subscription) } else { show_subscription(output, &subscription) }
+}
+
+/// Writes one subscription for people.
+pub fn show_subscription(output: Output, subscription: &Subscription) -> Result<(), CliError> {
+    let webhook = webhook_of(subscription);
+    let policy = subscription.delivery_policy.unwrap_or_default();
+    let headers: Vec<_> = webhook.map(|webhook| webhook.headers.keys().cloned().collect()).unwrap_or_default();
+    let reason =
+        if subscription.state_reason.is_empty() { String::new() } else { format!(" ({})", subscription.state_reason) };
+    let (attempts, in_flight) = (policy.max_attempts, policy.max_in_flight);
+    let (first, last) = (duration(policy.initial_backoff.as_ref()), duration(policy.max_backoff.as_ref()));
+    let timeout = duration(policy.timeout.as_ref());
+    output.fields(&[
+        ("subscription", subscription.id.clone()),
+        ("name", subscription.display_name.clone()),
+        ("app", subscription.app.clone()),
+        ("event type", subscription.event_type.clone()),
+        ("filter", subscription.filter.clone()),
+        ("webhook", webhook.map(|webhook| webhook.uri.clone()).unwrap_or_default()),
+        (
+            "mode",
+            webhook.map(|webhook| short(webhook.mode().as_str_name(), "WEBHOOK_MODE_").to_owned()).unwrap_or_default(),
+        ),
+        ("headers", headers.join(", ")),
+        (
+            "delivery",
+            format!("{attempts} attempts of {timeout}, back-off {first} to {last}, {in_flight} at the same time"),
+        ),
+        ("state", format!("{}{reason}", short(subscription.state().as_str_name(), "SUBSCRIPTION_STATE_"))),
+        ("effective after", format!("position {}", subscription.effective_position)),
+        ("created", time(subscription.create_time.as_ref())),
+        ("updated", time(subscription.update_time.as_ref())),
+        ("deleted", time(subscription.delete_time.as_ref())),
+        ("etag", subscription.etag.clone()),
+    ])
+}
+
+async fn list(
+    client: &PublicClient,
+    output: Output,
+    mut request: ListSubscriptionsRequest,
+    limit: usize,
+) -> Result<(), CliError> {
+    let limit = if limit == 0 { usize::MAX } else { limit };
+    let mut subscriptions = Vec::new();
+    loop {
+        request.page_size = i32::try_from(limit - subscriptions.len()).unwrap_or(PAGE).min(PAGE);
+        let page = client.request(request.clone());
+        let answer = call("ListSubscriptions", client.events().list_subscriptions(page)).await?;
+        subscriptions.extend(answer.subscriptions);
+        request.page_token = answer.next_page_token;
+        if request.page_token.is_empty() || subscriptions.len() >= limit {
+            break;
+        }
+    }
+    subscriptions.truncate(limit);
+    if output.is_json() {
+        return subscriptions.iter().try_for_each(|subscription| output.document(subscription));
+    }
+    let rows = subscriptions.iter().map(|subscription| {
+        vec![
+            Cell::new(&subscription.id),
+            Cell::new(&subscription.app),
+            Cell::new(&subscription.event_type),
+            state_cell(short(subscription.state().as_str_name(), "SUBSCRIPTION_STATE_")),
+            Cell::new(webhook_of(subscription).map(|webhook| excerpt(&webhook.uri, 60)).unwrap_or_default()),
+            Cell::new(excerpt(&subscription.filter, 40)),
+        ]
+    });
+    output.table(&["SUBSCRIPTION", "APP", "EVENT TYPE", "STATE", "WEBHOOK", "FILTER"], rows.collect())
+}
+
+fn update_request(update: UpdateArgs) -> Result<UpdateSubscriptionRequest, CliError> {
+    let (policy, mut paths) = update.policy.to_proto();
+    let mut webhook = WebhookTarget::default();
+    let mut subscription = Subscription {
+        id: update.changed.id,
+        etag: update.changed.etag,
+        delivery_policy: Some(policy),
+        ..Subscription::default()
+    };
+    if let Some(name) = update.name {
+        subscription.display_name = name;
+        paths.push("display_name".to_owned());
+    }
+    if let Some(filter) = update.filter {
+        subscription.filter = filter;
+        paths.push("filter".to_owned());
+    }
+    if let Some(uri) = update.webhook {
+        webhook.uri = uri;
+        paths.push("target.webhook.uri".to_owned());
+    }
+    if let Some(mode) = update.mode {
+        webhook.set_mode(mode.to_proto());
+        paths.push("target.webhook.mode".to_owned());
+    }
+    if !update.header.is_empty() {
+        webhook.headers = update.header.into_iter().collect();
+        paths.push("target.webhook.headers".to_owned());
+    }
+    if paths.is_empty() {
+        return Err(CliError::Usage("nothing to change: give at least one option, such as --filter".to_owned()));
+    }
+    if paths.iter().any(|path| path.starts_with("target.")) {
+        subscription.target = Some(Target { kind: Some(Kind::Webhook(webhook)) });
+    }
+    Ok(UpdateSubscriptionRequest {
+        subscription: Some(subscription),
+        update_mask: Some(pbjson_types::FieldMask { paths }),
+    })
+}
+
+fn webhook_of(subscription: &Subscription) -> Option<&WebhookTarget> {
+    match subscription.target.as_ref()?.kind.as_ref()? {
+        Kind::Webhook(webhook) => Some(webhook),
+    }
+}

@@ -1,0 +1,217 @@
+//! `carillon watch`: events as they happen, for as long as it runs.
+//!
+//! The stream ends now and then: a replica drains, a stream reaches its age, a network breaks. Every message carries the
+//! cursor to resume after it, so this goes on from the last one, on whichever replica answers, and no event is lost or
+//! shown twice.
+
+use std::time::Duration;
+
+use anstyle::{AnsiColor, Style};
+use tokio::time::sleep;
+use tonic::{Code, Status};
+use tonic_types::StatusExt as _;
+
+use super::client::{PublicArgs, PublicClient};
+use super::error::CliError;
+use super::events::{attribute, data};
+use super::output::{Output, excerpt, note, time, warn};
+use super::values::{From, parse_from};
+use crate::clock;
+use crate::proto::public::watch_request::Start;
+use crate::proto::public::watch_response::Kind;
+use crate::proto::public::{EventView, OnExpired, WatchFilter, WatchRequest, WatchResponse, WatchedEvent};
+
+const EXAMPLES: &str = "Examples:
+  carillon watch
+  carillon watch --type 'USER_*' --from earliest
+  carillon watch --type CUSTOM_ORDER_PLACED --filter 'data.amount > 100' --count 1
+  carillon watch --from 15m --json | jq .event.id";
+
+/// The first and the longest wait before a broken stream is opened again.
+const BACKOFF_FIRST: Duration = Duration::from_millis(200);
+const BACKOFF_MAX: Duration = Duration::from_secs(10);
+
+/// Watch events live
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct WatchArgs {
+    /// Where to start: now, earliest, a time (RFC 3339), how long ago (15m), or a cursor
+    #[arg(long, value_parser = parse_from, value_name = "PLACE", default_value = "now")]
+    from: From,
+    /// Only this event type, or a prefix that ends in *; may be given several times
+    #[arg(long = "type", value_name = "TYPE")]
+    types: Vec<String>,
+    /// CEL expression over `event` and `data`
+    #[arg(long, value_name = "CEL", default_value = "", hide_default_value = true)]
+    filter: String,
+    /// End after this many events
+    #[arg(long, value_name = "N")]
+    count: Option<u64>,
+    /// Leave the data out
+    #[arg(long)]
+    metadata: bool,
+    /// Where the start is no longer retained, go on from the earliest event instead of failing
+    #[arg(long)]
+    or_earliest: bool,
+    /// With --json, print every message of the stream as it came, cursors and bookmarks included
+    #[arg(long)]
+    messages: bool,
+    #[command(flatten)]
+    public: PublicArgs,
+}
+
+/// Watches until the count is reached or the process is told to end.
+pub async fn run(args: WatchArgs, output: Output) -> Result<(), CliError> {
+    if args.messages && !output.is_json() {
+        return Err(CliError::Usage("--messages needs --json".to_owned()));
+    }
+    let client = args.public.connect().await?;
+    let filters = if args.types.is_empty() && args.filter.is_empty() {
+        Vec::new()
+    } else {
+        vec![WatchFilter { name: String::new(), event_types: args.types, filter: args.filter }]
+    };
+    let view = if args.metadata { EventView::Metadata } else { EventView::Full };
+    let on_expired = if args.or_earliest { OnExpired::FromEarliest } else { OnExpired::Fail };
+    let request = WatchRequest {
+        filters,
+        start: Some(start(args.from)),
+        on_expired: on_expired.into(),
+        bookmark_interval: None,
+        view: view.into(),
+    };
+    let mut watch = ResumingWatch::new(client, request);
+    let mut left = args.count.unwrap_or(u64::MAX);
+    if left == 0 {
+        return Ok(());
+    }
+    loop {
+        let message = tokio::select! {
+            message = watch.next() => message?,
+            // A watch ends by Ctrl-C; that is not a failure.
+            _ = tokio::signal::ctrl_c() => break,
+        };
+        if args.messages {
+            output.document(&message)?;
+        }
+        match message.kind {
+            Some(Kind::Created(created)) if !args.messages && !output.is_json() => {
+                note(&format!("watching ({}); Ctrl-C ends it", created.watch_id));
+            }
+            Some(Kind::Gap(gap)) => {
+                let (from, to) = (gap.from_position, gap.to_position - 1);
+                warn(&format!("the events of positions {from} to {to} are gone: retention removed them"));
+            }
+            Some(Kind::Events(events)) => {
+                for event in &events.events {
+                    if !args.messages {
+                        show(output, event)?;
+                    }
+                    left -= 1;
+                    if left == 0 {
+                        return Ok(());
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    if let Some(Start::Cursor(cursor)) = watch.request.start {
+        note(&format!("go on after this with --from {cursor}"));
+    }
+    Ok(())
+}
+
+/// A watch that opens its stream again after the last message whenever it ends.
+pub struct ResumingWatch {
+    client: PublicClient,
+    request: WatchRequest,
+    stream: Option<tonic::Streaming<WatchResponse>>,
+    backoff: Duration,
+}
+
+impl ResumingWatch {
+    /// A watch that is opened by the first [`ResumingWatch::next`].
+    pub fn new(client: PublicClient, request: WatchRequest) -> Self {
+        Self { client, request, stream: None, backoff: BACKOFF_FIRST }
+    }
+
+    /// The next message; waits as long as it takes.
+    ///
+    /// *Errors*: whatever a resume cannot mend, such as a cursor that has expired.
+    pub async fn next(&mut self) -> Result<WatchResponse, CliError> {
+        loop {
+            let opened = match &mut self.stream {
+                Some(stream) => Ok(stream),
+                None => match self.client.events().watch(self.request.clone()).await {
+                    Ok(answer) => Ok(self.stream.insert(answer.into_inner())),
+                    Err(status) => Err(status),
+                },
+            };
+            let ended = match opened {
+                Ok(stream) => stream.message().await,
+                Err(status) => Err(status),
+            };
+            match ended {
+                Ok(Some(message)) => {
+                    self.backoff = BACKOFF_FIRST;
+                    if !message.cursor.is_empty() {
+                        self.request.start = Some(Start::Cursor(message.cursor.clone()));
+                    }
+                    if let Some(Kind::Closing(closing)) = &message.kind {
+                        self.stream = None;
+                        let delay = closing.retry_delay.and_then(|delay| Duration::try_from(delay).ok());
+                        sleep(delay.unwrap_or_default().min(BACKOFF_MAX)).await;
+                    }
+                    return Ok(message);
+                }
+                Ok(None) => {}
+                Err(status) if can_resume(&status) => {}
+                Err(status) => return Err(CliError::call("Watch")(status)),
+            }
+            self.stream = None;
+            // Full jitter, so that the clients of a replica that went away do not come back all at once.
+            sleep(self.backoff.mul_f64(clock::jitter())).await;
+            self.backoff = (self.backoff * 2).min(BACKOFF_MAX);
+        }
+    }
+}
+
+/// True where the connection or the replica is at fault, not the request.
+fn can_resume(status: &Status) -> bool {
+    match status.get_details_error_info() {
+        Some(info) => {
+            matches!(info.reason.as_str(), "SERVER_DRAINING" | "STREAM_AGE" | "STORE_UNAVAILABLE" | "SLOW_CONSUMER")
+        }
+        // Without a reason it was not the server that answered.
+        None => matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Internal | Code::Cancelled),
+    }
+}
+
+/// A place in the log as the start of a watch.
+pub fn start(from: From) -> Start {
+    match from {
+        From::Earliest => Start::Earliest(true),
+        From::Now => Start::Now(true),
+        From::Time(time) => Start::StartTime(time.into()),
+        From::Cursor(cursor) => Start::Cursor(cursor),
+    }
+}
+
+fn show(output: Output, watched: &WatchedEvent) -> Result<(), CliError> {
+    if output.is_json() {
+        return output.document(watched);
+    }
+    let event = watched.event.clone().unwrap_or_default();
+    let cloud_event = event.event.unwrap_or_default();
+    let (dim, bold) = (Style::new().dimmed(), Style::new().fg_color(Some(AnsiColor::Cyan.into())));
+    let subject = attribute(&cloud_event, "subject").map(|subject| format!(" {subject}")).unwrap_or_default();
+    output.line(&format!(
+        "{:>8} {dim}{}{dim:#} {bold}{}{bold:#}{subject} {dim}{}{dim:#} {}",
+        event.position,
+        time(event.commit_time.as_ref()),
+        cloud_event.r#type,
+        event.id,
+        excerpt(&String::from_utf8_lossy(data(&cloud_event)), 100),
+    ))
+}

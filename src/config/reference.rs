@@ -1,0 +1,220 @@
+//! Every setting with its variable, default and description: what the documentation's table is made from.
+
+use super::Config;
+use toml::Value;
+
+/// One setting.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Setting {
+    /// Dotted, as in the file.
+    pub key: String,
+    /// The environment variable.
+    pub variable: String,
+    /// As TOML; `unset` for none.
+    pub default: String,
+    /// What it is, unit and bound.
+    pub description: &'static str,
+}
+
+/// Keys and what they mean. Defaults come from the code itself; a test holds this list to the settings that exist.
+const DESCRIPTIONS: &[(&str, &str)] = &[
+    ("server.public_listen", "address of the public port: gRPC and gRPC-Web"),
+    ("server.internal_listen", "address of the internal port: Publish and Admin over mutual TLS"),
+    ("server.ops_listen", "address of the ops port: /livez, /readyz and /metrics over plain HTTP"),
+    (
+        "server.plaintext_behind_proxy",
+        "true where a proxy in front of the public port ends TLS; otherwise plain text is served on loopback only",
+    ),
+    ("server.cors_origins", "origins that browsers may call from, or \"*\""),
+    ("server.reflection", "whether gRPC reflection is served"),
+    ("server.tls.certificate_file", "certificate chain of the public port, PEM"),
+    ("server.tls.key_file", "its private key, PEM"),
+    ("server.internal_tls.certificate_file", "certificate chain of the internal port, PEM"),
+    ("server.internal_tls.key_file", "its private key, PEM"),
+    ("server.internal_tls.client_ca_file", "certificate authorities that sign publishers and operators, PEM"),
+    ("server.message_bytes_max", "largest request message, bytes; 1,024 to 67,108,864"),
+    ("server.header_list_bytes_max", "largest header list of a request, bytes; 1,024 to 1,048,576"),
+    ("server.streams_per_connection", "concurrent calls on one connection; 1 to 100,000"),
+    ("server.connections_max", "connections of a port; lowered to what the file descriptor limit allows"),
+    ("server.connections_per_peer_max", "connections of a port from one address"),
+    ("server.handshake_timeout_ms", "time for a TLS handshake, milliseconds; 1 to 60,000"),
+    ("server.first_byte_timeout_ms", "time until a connection's first request, milliseconds; 1 to 600,000"),
+    (
+        "server.keepalive_ms",
+        "interval of HTTP/2 pings, and how long their answer may take, milliseconds; 1,000 to 600,000",
+    ),
+    ("server.drain_timeout_ms", "time for open calls to end at shutdown, milliseconds; 0 to 600,000"),
+    ("server.request_timeout_max_ms", "longest deadline of a call that is not a stream, milliseconds; 1 to 600,000"),
+    ("database.url", "postgres://user@host/database; a secret"),
+    ("database.connections_max", "connections of the pool; 2 to 1,000"),
+    ("database.acquire_timeout_ms", "how long a call waits for a connection, milliseconds; 1 to 60,000"),
+    ("database.statement_timeout_ms", "longest statement, milliseconds; 100 to 600,000"),
+    ("database.idle_in_transaction_timeout_ms", "longest pause inside a transaction, milliseconds; 100 to 600,000"),
+    (
+        "database.unsafe_allow_lossy_postgres",
+        "start although Postgres may lose acknowledged events (fsync, full_page_writes or synchronous_commit off): throw-away use only",
+    ),
+    (
+        "secrets.keys",
+        "list of {id, key_file or key}: 32 bytes as base64 that encrypt secrets at rest; the first seals, all open",
+    ),
+    ("operators.subjects", "certificate names (uri:... or dns:...) that may call AdminService"),
+    ("catalogue.file", "TOML file with the operator's own SYSTEM event types"),
+    ("publish.event_bytes_max", "largest event, attributes and data together, bytes; 1,024 to 4,194,304"),
+    ("publish.commit_events_max", "events in one commit at most; 1 to 10,000"),
+    ("publish.commit_bytes_max", "bytes of event data in one commit at most"),
+    (
+        "publish.commits_in_flight",
+        "commits that may run at the same time; 1 to 16; more than one pays only where many tenants publish",
+    ),
+    ("publish.queue_calls_max", "publish calls that may wait for a commit; further ones wait at the door"),
+    (
+        "publish.batch_scope",
+        "any or tenant: whether one commit may hold events of several tenants; on a distributed Postgres it must not",
+    ),
+    ("publish.idempotency_hours", "how long an idempotency key is kept, hours; at least 24"),
+    ("publish.registry_tenants_max", "tenants whose registry is kept in memory"),
+    ("publish.schemas_max", "compiled schemas kept in memory"),
+    (
+        "dispatch.lease_ms",
+        "how long a replica owns its shards after its last sign of life, milliseconds: after a crash another replica goes on with its work after this time; 1,000 to 300,000",
+    ),
+    ("dispatch.poll_ms", "how often heads and leases are looked at, milliseconds; 50 to 1,000"),
+    ("dispatch.notify_gather_ms", "hints to other replicas are gathered for this long, milliseconds; 1 to 1,000"),
+    ("dispatch.in_flight_max", "attempts that may run at the same time, those of slow listeners apart; 1 to 100,000"),
+    ("dispatch.tenant_in_flight_max", "attempts of one tenant that may run at the same time; 1 to 100,000"),
+    ("dispatch.slow_after_ms", "an attempt that has run for this long counts as slow, milliseconds; 100 to 60,000"),
+    (
+        "dispatch.slow_in_flight_max",
+        "slow attempts that may run at the same time; at the bound, listeners that have one start no further attempt; 1 to 100,000",
+    ),
+    (
+        "dispatch.queue_max",
+        "invocations of one subscription that wait in memory; further ones wait in the database; 4 to 1,000,000",
+    ),
+    (
+        "dispatch.memory_bytes_max",
+        "event data that waits in memory, all tenants together, bytes; at the bound a subscription that has work waiting gets further work from the database; at least 1 MiB",
+    ),
+    (
+        "dispatch.window_max",
+        "events between a tenant's cursor and the newest one in memory; at the bound the older half of what is unfinished is noted in the database one by one, so that the cursor moves on; 16 to 10,000,000",
+    ),
+    ("dispatch.page_max", "events read from the log, or deferred invocations, at a time; 1 to 10,000"),
+    ("dispatch.settle_rows_max", "changes that a settle may hold before no further events are taken; 1 to 100,000"),
+    ("dispatch.settle_gather_ms", "least time between two settles of a tenant, milliseconds; 0 to 1,000"),
+    (
+        "dispatch.drain_ms",
+        "how long a stop, or giving a shard away, waits for attempts that run, milliseconds; 0 to 600,000",
+    ),
+    ("dispatch.partitions_ahead_days", "how far ahead day partitions are made; 1 to 30"),
+    ("dispatch.sweep_rows_max", "rows that one cleaning statement deletes at most; 1 to 100,000"),
+    ("executor.allow_http", "whether plain http receivers are allowed"),
+    (
+        "executor.allow_private_ranges",
+        "ranges (CIDR) that may be called although they are not public, such as 10.1.0.0/16",
+    ),
+    ("executor.dns_timeout_ms", "longest wait for a host name to be resolved, milliseconds; 1 to 300,000"),
+    ("executor.dns_lookups_max", "host names in resolution at the same time; 1 to 400"),
+    ("executor.connect_timeout_ms", "longest wait for a TCP connection, milliseconds; 1 to 300,000"),
+    ("executor.tls_timeout_ms", "longest TLS handshake, milliseconds; 1 to 300,000"),
+    ("executor.response_bytes_max", "most bytes read of an answer's body; 0 to 1,048,576"),
+    ("executor.idle_connections_per_host", "open connections kept for reuse for each receiver; 0 to 4,096"),
+    ("executor.idle_timeout_ms", "how long an unused connection is kept, milliseconds; 1 to 300,000"),
+    ("executor.extra_ca_file", "PEM file of certificates that are trusted as roots beside those of the system"),
+    ("executor.user_agent", "the user-agent header of every request; 1 to 256 visible ASCII characters or spaces"),
+    ("watch.ring_entries_max", "events that a watched tenant's ring keeps in memory at most; 16 to 1,000,000"),
+    ("watch.ring_bytes_max", "bytes that a watched tenant's ring keeps in memory at most (always at least one event)"),
+    ("watch.shared_bytes_max", "bytes of ready-made messages that a watched tenant shares between its streams at most"),
+    ("watch.message_events_max", "events in one message at most; 1 to 10,000"),
+    ("watch.message_bytes_max", "bytes of events in one message at most (always at least one event)"),
+    ("watch.streams_per_tenant_max", "open watches of one tenant at most"),
+    ("watch.streams_max", "open watches of this process at most"),
+    ("watch.catch_up_reads_max", "reads of the store at the same time, for all watches that are behind their ring"),
+    ("watch.news_max", "news items that may wait to be looked at; beyond it the heads are read from the store"),
+    ("watch.stall_timeout_ms", "how long a reader may take nothing while there is something for it, milliseconds"),
+    ("watch.bookmark_interval_ms", "longest silence before a bookmark where the caller does not choose, milliseconds"),
+    ("watch.bookmark_events", "events that are filtered out before a bookmark says how far the watch is"),
+    (
+        "watch.stream_age_min_ms",
+        "least age at which a stream is ended so that clients spread over the replicas, milliseconds",
+    ),
+    ("watch.stream_age_max_ms", "greatest such age, milliseconds; each stream draws its own"),
+    (
+        "watch.credential_check_ms",
+        "how often each stream asks whether its credential still holds, milliseconds; at most 60,000",
+    ),
+    (
+        "watch.head_check_ms",
+        "how often the heads of all watched tenants are read from the database, should news be lost, milliseconds",
+    ),
+    ("watch.linger_ms", "how long a tenant's ring is kept after its last watch has ended, milliseconds"),
+    (
+        "watch.reorder_wait_ms",
+        "how long to wait for an event that news has skipped before it is read from the database, milliseconds",
+    ),
+    ("watch.list_scan_max", "events that one filtered ListEvents call looks at, at most"),
+    ("watch.list_bytes_max", "bytes of one ListEvents page at most"),
+    ("limits.subscriptions_max", "subscriptions of a tenant that are not deleted"),
+    ("limits.event_types_max", "event types of a tenant that are not retired"),
+    ("limits.schema_versions_max", "schema versions of one event type"),
+    ("log.format", "text or json"),
+    ("log.level", "error, warn, info, debug, trace, or directives like info,carillon=debug"),
+];
+
+/// Every setting, in the order of the documentation.
+pub fn reference() -> Vec<Setting> {
+    let defaults = Value::try_from(Config::default()).unwrap_or(Value::Table(toml::Table::new()));
+    DESCRIPTIONS
+        .iter()
+        .map(|(key, description)| {
+            let default = key.split('.').try_fold(&defaults, |value, name| value.get(name));
+            Setting {
+                key: (*key).to_owned(),
+                variable: format!("CARILLON_{}", key.to_uppercase().replace('.', "__")),
+                default: default.map_or_else(|| "unset".to_owned(), ToString::to_string),
+                description,
+            }
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn leaves(prefix: &str, value: &Value, out: &mut Vec<String>) {
+        match value {
+            Value::Table(table) => {
+                for (name, inner) in table {
+                    let key = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
+                    leaves(&key, inner, out);
+                }
+            }
+            _ => out.push(prefix.to_owned()),
+        }
+    }
+
+    #[test]
+    fn every_setting_with_a_default_is_described() {
+        let mut existing = Vec::new();
+        leaves("", &Value::try_from(Config::default()).unwrap(), &mut existing);
+        for key in existing {
+            assert!(DESCRIPTIONS.iter().any(|(described, _)| *described == key), "{key} has no description");
+        }
+    }
+
+    #[test]
+    fn every_described_setting_exists() {
+        for (key, _) in DESCRIPTIONS {
+            // Hardly a setting takes a date: one that exists refuses its type at most, and one that does not is unknown.
+            let date = Value::Datetime("1979-05-27".parse().unwrap());
+            let alone = key
+                .split('.')
+                .rev()
+                .fold(date, |inner, name| Value::Table([(name.to_owned(), inner)].into_iter().collect()));
+            let message = alone.try_into::<Config>().map(drop).map_err(|error| error.to_string());
+            assert!(message.as_ref().err().is_none_or(|text| !text.contains("unknown field")), "{key}: {message:?}");
+        }
+    }
+}

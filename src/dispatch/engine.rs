@@ -1,0 +1,422 @@
+//! The engine: one task that owns the state of every tenant of this replica's shards, so that nothing on the hot path takes a
+//! lock. It hears news, results and loads, asks `Tenant` what to do, and starts tasks that do it.
+//!
+//! It never waits for anything but its inputs, and never touches the store or a listener itself.
+
+mod held;
+mod ownership;
+
+use super::run::{Input, Life, Shared, spawn_attempt};
+use super::shards::Shards;
+use super::tenant::{Listener, Next, Room};
+use super::{Load, announce, load, settle, sweep};
+use crate::clock;
+use crate::domain::ids::{SubscriptionNo, TenantId};
+use crate::feed::News;
+use crate::store::settle::Fenced;
+use chrono::{DateTime, TimeDelta, Utc};
+use held::Held;
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use tokio::sync::mpsc;
+
+/// Attempts that a tenant starts before it is the next tenant's turn.
+const TURN: usize = 16;
+/// Inputs and news taken at a time.
+const GULP: usize = 1_024;
+/// Longest sleep: slow attempts, cursors and leases are looked at.
+const TICK: Duration = Duration::from_secs(1);
+/// Before a load that failed is tried again.
+const LOAD_AGAIN: TimeDelta = TimeDelta::seconds(1);
+const SWEEP_EVERY: TimeDelta = TimeDelta::hours(1);
+
+pub(super) struct Engine {
+    shared: Arc<Shared>,
+    load: Arc<Load>,
+    shards: Shards,
+    tenants: HashMap<TenantId, Held>,
+    claiming: HashSet<TenantId>,
+    turn: VecDeque<TenantId>,
+    touched: HashSet<TenantId>,
+    timers: BinaryHeap<Reverse<(DateTime<Utc>, TenantId)>>,
+    running: usize,
+    slow: usize,
+    /// As of the last tick: attempts that end in between may have made room without a look at what it held back.
+    slow_was_full: bool,
+    memory_bytes: usize,
+    ticked_at: DateTime<Utc>,
+    swept_at: Option<DateTime<Utc>>,
+    sweeping: bool,
+    releasing: bool,
+    stopping: bool,
+    stop_until: DateTime<Utc>,
+}
+
+impl Engine {
+    pub fn new(shared: Arc<Shared>, load: Arc<Load>) -> Self {
+        Self {
+            shared,
+            load,
+            shards: Shards::default(),
+            tenants: HashMap::new(),
+            claiming: HashSet::new(),
+            turn: VecDeque::new(),
+            touched: HashSet::new(),
+            timers: BinaryHeap::new(),
+            running: 0,
+            slow: 0,
+            slow_was_full: false,
+            memory_bytes: 0,
+            ticked_at: DateTime::UNIX_EPOCH,
+            swept_at: None,
+            sweeping: false,
+            releasing: false,
+            stopping: false,
+            stop_until: DateTime::UNIX_EPOCH,
+        }
+    }
+
+    /// Runs until it has drained.
+    pub async fn run(mut self, mut news: mpsc::Receiver<News>, mut inputs: mpsc::UnboundedReceiver<Input>) {
+        while let Err(error) = self.shared.parts.store.prepare_shards().await {
+            tracing::warn!(%error, "the dispatch shards cannot be prepared; it is tried again");
+            tokio::select! {
+                () = self.shared.stop.cancelled() => return,
+                () = tokio::time::sleep(TICK) => {}
+            }
+        }
+        let stop = self.shared.stop.clone();
+        let (mut heard, mut received) = (Vec::with_capacity(GULP), Vec::with_capacity(GULP));
+        loop {
+            let sleep = self.next_wake();
+            // Every arm is cancel-safe: `recv_many` takes nothing unless it completes.
+            tokio::select! {
+                count = inputs.recv_many(&mut received, GULP) => if count == 0 { break },
+                count = news.recv_many(&mut heard, GULP) => if count == 0 { break },
+                () = tokio::time::sleep(sleep) => {}
+                () = stop.cancelled(), if !self.stopping => self.begin_stop(),
+            }
+            // What arrived meanwhile on the other side goes with this round.
+            while heard.len() < GULP
+                && let Ok(item) = news.try_recv()
+            {
+                heard.push(item);
+            }
+            while received.len() < GULP
+                && let Ok(input) = inputs.try_recv()
+            {
+                received.push(input);
+            }
+            let now = self.shared.parts.store.now();
+            for item in heard.drain(..) {
+                self.hear(&item, now);
+            }
+            for input in received.drain(..) {
+                self.take(input, now);
+            }
+            self.look_at_timers(now);
+            self.pump(now);
+            self.start_attempts(now);
+            if self.stopping && self.is_stopped(now) {
+                break;
+            }
+        }
+        self.finish().await;
+    }
+
+    fn room(&self) -> Room {
+        Room {
+            memory_full: self.memory_bytes >= self.shared.config.memory_bytes_max,
+            slow_full: self.slow >= self.shared.config.slow_in_flight_max,
+        }
+    }
+
+    fn next_wake(&self) -> Duration {
+        let Some(Reverse((at, _))) = self.timers.peek() else { return TICK };
+        (*at - self.shared.parts.store.now()).to_std().unwrap_or(Duration::ZERO).min(TICK)
+    }
+
+    fn touch(&mut self, tenant: TenantId) {
+        self.touched.insert(tenant);
+    }
+
+    // ------------------------------------------------------------ hearing
+
+    fn hear(&mut self, news: &News, now: DateTime<Utc>) {
+        let tenant = match news {
+            News::Committed { tenant, .. } => *tenant,
+            News::Head(head) => head.tenant,
+        };
+        let room = self.room();
+        let Some(held) = self.tenants.get_mut(&tenant) else {
+            self.claim_new(tenant);
+            return;
+        };
+        match news {
+            News::Committed { entries, .. } => held.tenant.hear_committed(entries, now, room, &self.shared.config),
+            // Repeated once a second while it is recent: not worth a look where it says nothing new.
+            News::Head(head) => {
+                if !held.tenant.hear_head(head) {
+                    return;
+                }
+            }
+        }
+        self.touch(tenant);
+    }
+
+    /// A tenant that memory does not hold: a new one, where its shard is ours.
+    fn claim_new(&mut self, tenant: TenantId) {
+        let Some((shard, owned)) = self.shards.of(tenant) else { return };
+        if owned.leaving_until.is_none() && self.claiming.insert(tenant) {
+            load::claim_tenant(&self.shared, tenant, shard, owned.token);
+        }
+    }
+
+    fn held(&mut self, life: Life) -> Option<&mut Held> {
+        self.tenants.get_mut(&life.tenant).filter(|held| held.tenant.token == life.token)
+    }
+
+    fn take(&mut self, input: Input, now: DateTime<Utc>) {
+        let room = self.room();
+        let shared = self.shared.clone();
+        let config = &shared.config;
+        let life = match &input {
+            Input::Ended { life, .. }
+            | Input::Settled { life, .. }
+            | Input::Page { life, .. }
+            | Input::Due { life, .. }
+            | Input::Reviewed { life, .. }
+            | Input::Registry { life, .. }
+            | Input::Announced { life, .. } => *life,
+            _ => return self.take_shards(input, now),
+        };
+        if matches!(input, Input::Ended { .. }) {
+            self.running -= 1;
+        }
+        // Results for an earlier life of the tenant are dropped: its new owner runs the work again.
+        let Some(held) = self.held(life) else { return };
+        match input {
+            Input::Ended { key, ended, .. } => {
+                let slow = held.tenant.slow();
+                held.tenant.ended(key, ended, now, clock::jitter());
+                let slow = slow - held.tenant.slow();
+                let gone = std::mem::take(&mut held.tenant.gone);
+                self.slow -= slow;
+                for no in gone {
+                    announce::disable_gone(&shared, life.tenant, no);
+                }
+            }
+            Input::Settled { batch, fenced: Fenced::No, .. } => {
+                held.tenant.settled(&batch);
+                shared.parts.feed.note_settled();
+            }
+            Input::Settled { fenced: Fenced::Yes, .. } => {
+                tracing::info!(tenant = %life.tenant, "another replica dispatches this tenant now");
+                self.forget(life.tenant);
+                return;
+            }
+            Input::Page { result: Ok(page), .. } => {
+                let reached = held.tenant.page(&page, now, room, config);
+                if !reached {
+                    tracing::debug!(tenant = %life.tenant, "the log ends before its head as heard; it is read again");
+                    held.not_before = now + LOAD_AGAIN;
+                }
+            }
+            Input::Page { result: Err(error), .. } => {
+                held.tenant.page_failed();
+                held.put_off(&error, now, "the log could not be read");
+            }
+            Input::Due { subscription_no, result: Ok(page), .. } => {
+                held.tenant.due(subscription_no, &page, config);
+            }
+            Input::Due { subscription_no, result: Err(error), .. } => {
+                held.tenant.due_failed(subscription_no, now + LOAD_AGAIN);
+                held.put_off(&error, now, "deferred invocations could not be read");
+            }
+            Input::Reviewed { result: Ok(review), .. } => {
+                held.reviewing = false;
+                held.loads_first = true;
+                held.reviewed = review.version;
+                held.tenant.revoke(&review.revoked);
+                held.tenant.due_summary(&review.due);
+            }
+            Input::Reviewed { result: Err(error), .. } => {
+                held.reviewing = false;
+                held.loads_first = true;
+                held.put_off(&error, now, "callers' changes could not be read");
+            }
+            Input::Registry { result: Ok(registry), .. } => {
+                held.refreshing = false;
+                if let Some(reload) = held.reload.take() {
+                    held.tenant.reloaded(reload);
+                }
+                // What the head promised but the registry has not reached is asked for again by the next pump.
+                held.registry = Some(registry);
+            }
+            Input::Registry { result: Err(error), .. } => {
+                held.refreshing = false;
+                held.unsure |= held.reload.take().is_some();
+                held.put_off(&error, now, "the registry could not be read");
+            }
+            Input::Announced { result, .. } => {
+                held.announcing = false;
+                if let Err(error) = result {
+                    held.tenant.announce = true;
+                    // Its own time: what operators hear late must not hold up deliveries.
+                    held.announce_at = now + LOAD_AGAIN;
+                    tracing::warn!(tenant = %life.tenant, %error, "dead letters could not be announced; it is tried again");
+                    self.timers.push(Reverse((now + LOAD_AGAIN, life.tenant)));
+                }
+            }
+            _ => {}
+        }
+        self.touch(life.tenant);
+    }
+
+    // ------------------------------------------------------------ doing
+
+    fn look_at_timers(&mut self, now: DateTime<Utc>) {
+        while let Some(Reverse((at, tenant))) = self.timers.peek().copied() {
+            if at > now {
+                break;
+            }
+            self.timers.pop();
+            self.touch(tenant);
+        }
+        if now - self.ticked_at < TimeDelta::from_std(TICK).unwrap_or(TimeDelta::seconds(1)) {
+            return;
+        }
+        self.ticked_at = now;
+        let slow_after = TimeDelta::milliseconds(i64::try_from(self.shared.config.slow_after_ms).unwrap_or(i64::MAX));
+        let mut slow = 0;
+        for (id, held) in &mut self.tenants {
+            // What is slow no longer counts against the tenant's bound: there is room for more.
+            if held.tenant.mark_slow(now - slow_after) {
+                self.touched.insert(*id);
+            }
+            slow += held.tenant.slow();
+            if held.tenant.cursor_moved() {
+                held.cursor_too = true;
+                self.touched.insert(*id);
+            }
+        }
+        self.slow = slow;
+        let was_full = self.slow_was_full;
+        self.slow_was_full = self.room().slow_full;
+        if was_full && !self.slow_was_full {
+            for (id, held) in &mut self.tenants {
+                held.tenant.offer_all();
+                self.touched.insert(*id);
+            }
+        }
+        self.give_back(now);
+        if self.shards.get(0).is_some() && !self.sweeping && self.swept_at.is_none_or(|at| now - at > SWEEP_EVERY) {
+            self.swept_at = Some(now);
+            self.sweeping = true;
+            sweep::spawn(&self.shared);
+        }
+        self.load.shards.store(self.shards.len(), Ordering::Relaxed);
+        self.load.tenants.store(self.tenants.len(), Ordering::Relaxed);
+        self.load.running.store(self.running, Ordering::Relaxed);
+        self.load.memory_bytes.store(self.memory_bytes, Ordering::Relaxed);
+    }
+
+    /// Asks for what the touched tenants want, and settles what they have.
+    fn pump(&mut self, now: DateTime<Utc>) {
+        let touched: Vec<TenantId> = self.touched.drain().collect();
+        for id in touched {
+            self.pump_tenant(id, now);
+        }
+    }
+
+    fn pump_tenant(&mut self, id: TenantId, now: DateTime<Utc>) {
+        let room = self.room();
+        let shared = &self.shared;
+        let config = &shared.config;
+        let leaving = self.stopping || self.shards.of(id).is_none_or(|(_, owned)| owned.leaving_until.is_some());
+        let Some(held) = self.tenants.get_mut(&id) else { return };
+        let life = Life { tenant: id, token: held.tenant.token };
+        let mut wake = None;
+        if !leaving {
+            if now < held.not_before {
+                wake = Some(held.not_before);
+            } else {
+                held.load(shared, life, now, room);
+                wake = held.tenant.next_due.filter(|due| *due > now);
+            }
+            if held.tenant.has_ready() && held.is_current() && !held.in_turn {
+                held.in_turn = true;
+                self.turn.push_back(id);
+            }
+        }
+        if held.tenant.has_changes() || (held.cursor_too || leaving) && held.tenant.cursor_moved() {
+            if now < held.settle_at && !leaving {
+                wake = Some(wake.map_or(held.settle_at, |at| at.min(held.settle_at)));
+            } else if let Some(batch) = held.tenant.cut() {
+                held.cursor_too = false;
+                held.settle_at =
+                    now + TimeDelta::milliseconds(i64::try_from(config.settle_gather_ms).unwrap_or(i64::MAX));
+                settle::spawn(shared, life, batch);
+            }
+        }
+        if let Some(at) = wake.filter(|at| held.armed.is_none_or(|armed| armed <= now || *at < armed)) {
+            held.armed = Some(at);
+            self.timers.push(Reverse((at, id)));
+        }
+        self.memory_bytes = self.memory_bytes + held.tenant.memory_bytes - held.memory_seen;
+        held.memory_seen = held.tenant.memory_bytes;
+    }
+
+    fn start_attempts(&mut self, now: DateTime<Utc>) {
+        if self.stopping || !self.shards.is_leased(now) {
+            return;
+        }
+        while self.running.saturating_sub(self.slow) < self.shared.config.in_flight_max {
+            let Some(id) = self.turn.pop_front() else { return };
+            let room = self.room();
+            let leaving = self.shards.of(id).is_none_or(|(_, owned)| owned.leaving_until.is_some());
+            let Some(held) = self.tenants.get_mut(&id) else { continue };
+            held.in_turn = false;
+            let Some(registry) = held.registry.clone().filter(|_| held.is_current() && !leaving) else { continue };
+            let life = Life { tenant: id, token: held.tenant.token };
+            let look_up = |no: SubscriptionNo| {
+                registry.subscription(no).map(|entry| Listener {
+                    state: entry.subscription.state,
+                    policy: entry.subscription.policy,
+                    call: entry.webhook_call(now),
+                })
+            };
+            let mut nothing = false;
+            for _ in 0..TURN {
+                match held.tenant.next(now, room, &self.shared.config, look_up) {
+                    Next::Start(start) => {
+                        self.running += 1;
+                        spawn_attempt(&self.shared, life, start);
+                    }
+                    Next::Unsure => {
+                        // The next pump reloads, at once or when the last failure allows it; nothing starts before that.
+                        held.unsure = true;
+                        self.timers.push(Reverse((now.max(held.not_before), id)));
+                        nothing = true;
+                        break;
+                    }
+                    Next::Nothing => {
+                        nothing = true;
+                        break;
+                    }
+                }
+            }
+            if !nothing {
+                held.in_turn = true;
+                self.turn.push_back(id);
+            }
+            // Cancelled work, a drained queue: there may be something to settle or to load.
+            if held.tenant.has_changes() || held.tenant.next_due.is_some_and(|due| due <= now) {
+                self.timers.push(Reverse((now, id)));
+            }
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! A tenant as the engine holds it: its state machine, and which loads of it are under way.
+//!
+//! Starts loads where they are wanted; what they bring comes back to the engine as inputs.
+
+use super::LOAD_AGAIN;
+use crate::dispatch::run::{Life, Shared};
+use crate::dispatch::tenant::{Room, Tenant};
+use crate::dispatch::{announce, load};
+use crate::publish::registry::TenantRegistry;
+use crate::store::StoreError;
+use chrono::{DateTime, Utc};
+use std::sync::Arc;
+
+/// A tenant with what the engine itself keeps of it.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each says whether one kind of load is under way; they are independent"
+)]
+pub(super) struct Held {
+    pub tenant: Tenant,
+    pub registry: Option<Arc<TenantRegistry>>,
+    /// True while the registry is being brought up to date: nothing starts meanwhile.
+    pub refreshing: bool,
+    /// True where work waits for a reload to say that it is to be cancelled.
+    pub unsure: bool,
+    /// The reload that is under way, as the tenant numbers it.
+    pub reload: Option<u64>,
+    /// The deferred_version that memory reflects.
+    pub reviewed: i64,
+    pub reviewing: bool,
+    /// True after a review: loads go before the next one, so that callers who change much do not stop them.
+    pub loads_first: bool,
+    pub announcing: bool,
+    /// Dead letters wait until then after a failure; nothing else does.
+    pub announce_at: DateTime<Utc>,
+    /// In the list of tenants that may start something.
+    pub in_turn: bool,
+    /// Loads wait until then after a failure.
+    pub not_before: DateTime<Utc>,
+    pub settle_at: DateTime<Utc>,
+    /// True where the cursor is to be written though nothing else is.
+    pub cursor_too: bool,
+    /// The timer that is set.
+    pub armed: Option<DateTime<Utc>>,
+    pub memory_seen: usize,
+}
+
+impl Held {
+    /// True where the registry is as new as the head says.
+    pub fn is_current(&self) -> bool {
+        let version = self.registry.as_ref().map(|registry| registry.version());
+        !self.refreshing && !self.unsure && version.is_some_and(|version| version >= self.tenant.head.registry_version)
+    }
+
+    /// Starts the loads that the tenant wants.
+    pub fn load(&mut self, shared: &Arc<Shared>, life: Life, now: DateTime<Utc>, room: Room) {
+        // A review sees what is in memory: what a load brings meanwhile may have been cancelled after it was read, and would
+        // run. So the two never overlap.
+        let changed = self.tenant.head.deferred_version > self.reviewed;
+        if !self.reviewing && (!changed || self.loads_first) {
+            self.loads_first = false;
+            if let Some((place, up_to)) = self.tenant.wants_page(now, room, &shared.config) {
+                load::page(shared, life, place, up_to, room);
+            }
+            for (no, positions) in self.tenant.wants_due(now, room, &shared.config) {
+                load::due(shared, life, no, positions, room);
+            }
+        }
+        if changed && !self.reviewing && !self.tenant.is_loading() {
+            self.reviewing = true;
+            load::review(shared, life, self.tenant.waiting_rows(), self.tenant.cursor());
+        }
+        if self.unsure && !self.refreshing {
+            self.unsure = false;
+            self.refreshing = true;
+            self.reload = Some(self.tenant.begin_reload());
+            load::registry(shared, life, None);
+        } else if self.tenant.has_ready() && !self.refreshing && !self.is_current() {
+            self.refreshing = true;
+            load::registry(shared, life, Some(self.tenant.head.registry_version));
+        }
+        if self.tenant.announce && !self.announcing && now >= self.announce_at {
+            self.tenant.announce = false;
+            self.announcing = true;
+            announce::dead_letters(shared, life);
+        }
+    }
+
+    pub fn put_off(&mut self, error: &StoreError, now: DateTime<Utc>, what: &'static str) {
+        tracing::warn!(tenant = %self.tenant.id, %error, "{what}; it is tried again");
+        self.not_before = now + LOAD_AGAIN;
+    }
+}

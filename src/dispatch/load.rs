@@ -1,0 +1,170 @@
+//! Reads for the engine: claims, log pages, deferred work, callers' changes, registries. Each load reports once.
+
+use super::run::{ClaimedShard, DuePage, Input, Life, Review, Shared};
+use super::tenant::{LogPage, Room};
+use crate::domain::ids::{Position, SubscriptionNo, TenantId};
+use crate::store::dispatch::{DeferredRow, Place};
+use crate::store::event_pages::PageBound;
+use crate::store::events::LogPlace;
+use crate::store::leases::ShardLease;
+use crate::store::{Store, StoreError};
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+/// Event data that one load brings, bytes; the last batch of it may exceed that.
+const PAGE_BYTES: u64 = 8 * 1024 * 1024;
+/// Events of deferred rows that are read by one statement.
+const EVENTS_AT_A_TIME: usize = 64;
+/// Deferred rows that are loaded at a time while memory is full.
+const DUE_WHEN_FULL: u32 = 16;
+
+/// Becomes the writer of every tenant of a leased shard.
+pub(super) fn claim_shards(shared: &Arc<Shared>, leases: Vec<ShardLease>) {
+    let shared = shared.clone();
+    tokio::spawn(async move {
+        for lease in leases {
+            let claim = async {
+                let tenants = shared.parts.store.claim_shard(&lease).await?;
+                complete(&shared.parts.store, tenants).await
+            };
+            let result = claim.await;
+            shared.tell(Input::Claimed { shard: lease.shard, token: lease.token, tenant: None, result });
+        }
+    });
+}
+
+/// Becomes the writer of one tenant, new in a leased shard.
+pub(super) fn claim_tenant(shared: &Arc<Shared>, tenant: TenantId, shard: i32, token: i64) {
+    let shared = shared.clone();
+    tokio::spawn(async move {
+        let _turn = shared.loads.acquire().await;
+        let claim = async {
+            let claimed = shared.parts.store.claim_tenant(tenant, shard, token).await?;
+            complete(&shared.parts.store, claimed.into_iter().collect()).await
+        };
+        let result = claim.await;
+        shared.tell(Input::Claimed { shard, token, tenant: Some(tenant), result });
+    });
+}
+
+async fn complete(
+    store: &Store,
+    tenants: Vec<crate::store::dispatch::ClaimedTenant>,
+) -> Result<ClaimedShard, StoreError> {
+    let mut claimed = ClaimedShard { tenants, due: HashMap::new(), unannounced: HashSet::new() };
+    if claimed.tenants.is_empty() {
+        return Ok(claimed);
+    }
+    let ids: Vec<TenantId> = claimed.tenants.iter().map(|tenant| tenant.head.tenant).collect();
+    for due in store.due_subscriptions(&ids).await? {
+        claimed.due.entry(due.tenant).or_default().push((due.subscription_no, due.due_at));
+    }
+    claimed.unannounced = store.unannounced_tenants(&ids).await?.into_iter().collect();
+    Ok(claimed)
+}
+
+/// Reads a page of the log with what is settled of it.
+pub(super) fn page(shared: &Arc<Shared>, life: Life, place: LogPlace, up_to: Position, room: Room) {
+    let shared = shared.clone();
+    tokio::spawn(async move {
+        let _turn = shared.loads.acquire().await;
+        // Small where memory is full: most of it goes aside, but a tenant that waits must not wait for another one's listener.
+        let data_bytes = if room.memory_full { PAGE_BYTES / 16 } else { PAGE_BYTES };
+        let bound = PageBound { entries: shared.config.page_max, data_bytes };
+        let read = async {
+            let store = &shared.parts.store;
+            let entries = store.read_log_page(life.tenant, place, up_to, bound).await?;
+            let not_pending = match entries.last() {
+                Some(last) => store.not_pending(life.tenant, place, last.position).await?,
+                None => HashSet::new(),
+            };
+            // After the entries: events are matched and committed at a version that the head shows by then.
+            let head = store.head(life.tenant).await?.map(|row| row.head());
+            Ok(LogPage { entries, not_pending, head })
+        };
+        let result = read.await;
+        shared.tell(Input::Page { life, result });
+    });
+}
+
+/// Reads deferred rows of one subscription with their events.
+pub(super) fn due(shared: &Arc<Shared>, life: Life, subscription_no: SubscriptionNo, held: Vec<Position>, room: Room) {
+    let shared = shared.clone();
+    tokio::spawn(async move {
+        let _turn = shared.loads.acquire().await;
+        let page_max = shared.config.page_max;
+        let limit = if room.memory_full { page_max.min(DUE_WHEN_FULL) } else { page_max };
+        let read = async {
+            let store = &shared.parts.store;
+            let rows = store.deferred(life.tenant, subscription_no, &held, limit).await?;
+            let more = rows.len() >= limit as usize;
+            with_events(store, life.tenant, rows, more).await
+        };
+        let result = read.await;
+        shared.tell(Input::Due { life, subscription_no, result });
+    });
+}
+
+/// Reads the events of the rows that are due, in small batches, and leaves the rest of the rows where those are large.
+async fn with_events(
+    store: &Store,
+    tenant: TenantId,
+    mut rows: Vec<DeferredRow>,
+    mut more: bool,
+) -> Result<DuePage, StoreError> {
+    let at = store.now();
+    let due = rows.partition_point(|row| row.due_at <= at);
+    let (mut events, mut bytes, mut read) = (HashMap::new(), 0, 0);
+    for batch in rows[..due].chunks(EVENTS_AT_A_TIME) {
+        if bytes >= PAGE_BYTES {
+            break;
+        }
+        let days = batch.iter().map(|row| row.day);
+        if let (Some(from), Some(to)) = (days.clone().min(), days.max()) {
+            let positions: Vec<Position> = batch.iter().map(|row| row.position).collect();
+            for entry in store.events_at(tenant, &positions, from, to).await? {
+                bytes += u64::try_from(entry.event.data.as_bytes().len()).unwrap_or(u64::MAX);
+                events.insert(entry.position, entry);
+            }
+        }
+        read += batch.len();
+    }
+    if read < due {
+        rows.truncate(read);
+        more = true;
+    }
+    Ok(DuePage { rows, events, at, more })
+}
+
+/// Looks at what callers have changed: due times, and cancellations of what is in memory.
+pub(super) fn review(shared: &Arc<Shared>, life: Life, held: Vec<Place>, cursor: LogPlace) {
+    let shared = shared.clone();
+    tokio::spawn(async move {
+        let _turn = shared.loads.acquire().await;
+        let read = async {
+            let store = &shared.parts.store;
+            // The version first: every change up to it is committed, so the rows read after it show them all.
+            let version = store.head(life.tenant).await?.map_or(0, |head| head.deferred_version);
+            let due = store.due_subscriptions(&[life.tenant]).await?;
+            let due = due.into_iter().map(|due| (due.subscription_no, due.due_at)).collect();
+            let revoked = store.revoked(life.tenant, &held, cursor).await?;
+            Ok(Review { version, due, revoked })
+        };
+        let result = read.await;
+        shared.tell(Input::Reviewed { life, result });
+    });
+}
+
+/// Brings the tenant's registry to `at_least`, or to the newest version where that is none.
+pub(super) fn registry(shared: &Arc<Shared>, life: Life, at_least: Option<i64>) {
+    let shared = shared.clone();
+    tokio::spawn(async move {
+        let _turn = shared.loads.acquire().await;
+        let registry = &shared.parts.registry;
+        let result = match at_least {
+            Some(version) => registry.refresh(life.tenant, version).await,
+            None => registry.reload(life.tenant).await,
+        };
+        shared.tell(Input::Registry { life, result });
+    });
+}

@@ -1,0 +1,212 @@
+//! The heartbeat: one statement a second keeps the leases and finds the heads that moved elsewhere; hints between replicas make
+//! that faster. An idle replica asks the database nothing else.
+//!
+//! A hint is sent at most every few milliseconds, in a statement of its own, and only where another replica lives.
+
+use super::run::{Input, Shared};
+use crate::domain::ids::TenantId;
+use crate::feed::{Head, News};
+use crate::store::StoreError;
+use crate::store::notify::HeadListener;
+use chrono::{DateTime, TimeDelta, Utc};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
+
+/// Heads are asked for from so long before the last look: a change is stamped before it commits, and a lost hint is repeated.
+const OVERLAP: TimeDelta = TimeDelta::seconds(10);
+/// Every so many pulses the look goes further back: a statement may wait for a connection and for locks between the stamp and the
+/// commit for longer than the usual overlap.
+const WIDE_EVERY: u32 = 60;
+/// How far that one goes back: well over the longest wait for a connection and the longest statement together.
+const WIDE_OVERLAP: TimeDelta = TimeDelta::minutes(5);
+/// A pulse that takes longer has failed: the next one may find a connection that works.
+const POLL_MAX: Duration = Duration::from_secs(10);
+/// Between two attempts to listen.
+const LISTEN_AGAIN: Duration = Duration::from_secs(5);
+const NEWS_MAX: usize = 1_024;
+/// Heads that are remembered, to tell what this process committed from what it heard.
+const KNOWN_MAX: usize = 100_000;
+
+/// Runs until the dispatcher has stopped; beats on while it drains, so that the leases hold.
+pub(super) async fn beat(shared: Arc<Shared>) {
+    let news = shared.parts.feed.subscribe(NEWS_MAX);
+    let every = Duration::from_millis(shared.config.poll_ms);
+    let mut beat = Beat {
+        lease: TimeDelta::from_std(shared.lease()).unwrap_or(TimeDelta::seconds(15)),
+        shared,
+        known: HashMap::new(),
+        unsent: HashMap::new(),
+        others: false,
+        since: None,
+        renewed_at: None,
+        pulses: 0,
+    };
+    beat.run(news, every).await;
+}
+
+struct Beat {
+    shared: Arc<Shared>,
+    lease: TimeDelta,
+    /// Heads that other replicas know, or have told.
+    known: HashMap<TenantId, Head>,
+    /// Heads that moved here.
+    unsent: HashMap<TenantId, Head>,
+    /// True where another replica lives.
+    others: bool,
+    since: Option<DateTime<Utc>>,
+    renewed_at: Option<DateTime<Utc>>,
+    /// Since the last one that looked far back.
+    pulses: u32,
+}
+
+impl Beat {
+    async fn run(&mut self, mut news: mpsc::Receiver<News>, every: Duration) {
+        let gather = Duration::from_millis(self.shared.config.notify_gather_ms);
+        let mut listener: Option<HeadListener> = None;
+        let mut listen_at = Instant::now();
+        let mut next_poll = Instant::now();
+        let mut notify_at: Option<Instant> = None;
+        // Ends with the engine, which closes its inputs once everything is given back.
+        while !self.shared.inputs.is_closed() {
+            if listener.is_none() && Instant::now() >= listen_at {
+                listener = match self.shared.parts.store.listen().await {
+                    Ok(listener) => Some(listener),
+                    Err(error) => {
+                        tracing::debug!(%error, "hints from other replicas cannot be heard; polling goes on");
+                        listen_at = Instant::now() + LISTEN_AGAIN;
+                        None
+                    }
+                };
+            }
+            // Every arm is cancel-safe: channel receives, timers, and a listener that keeps what it has not handed out.
+            tokio::select! {
+                biased;
+                () = self.shared.inputs.closed() => return,
+                () = sleep_until(next_poll) => {
+                    self.poll().await;
+                    next_poll = Instant::now() + every;
+                }
+                () = sleep_until(notify_at.unwrap_or(next_poll)), if notify_at.is_some() => {
+                    notify_at = None;
+                    self.notify().await;
+                }
+                head = hear(&mut listener) => match head {
+                    Ok(head) => self.heard(head),
+                    Err(error) => {
+                        tracing::info!(%error, "the connection that hears hints broke; polling goes on");
+                        listener = None;
+                        listen_at = Instant::now() + LISTEN_AGAIN;
+                    }
+                },
+                item = news.recv() => {
+                    let Some(item) = item else { return };
+                    self.note(&item);
+                    while let Ok(item) = news.try_recv() {
+                        self.note(&item);
+                    }
+                    if notify_at.is_none() && !self.unsent.is_empty() {
+                        notify_at = Some(Instant::now() + gather);
+                    }
+                }
+            }
+        }
+    }
+
+    async fn poll(&mut self) {
+        let store = &self.shared.parts.store;
+        let asked_at = store.now();
+        // A third of the lease: two pulses may fail before it ends.
+        let renew = self.renewed_at.is_none_or(|at| asked_at - at >= self.lease / 3);
+        let wide = self.pulses >= WIDE_EVERY;
+        let since = self.since.unwrap_or(asked_at) - if wide { WIDE_OVERLAP } else { OVERLAP };
+        let lease = renew.then(|| self.shared.lease());
+        let asked = tokio::time::timeout(POLL_MAX, store.pulse(self.shared.replica, lease, since)).await;
+        match asked {
+            Ok(Ok(pulse)) => {
+                self.pulses = if wide { 0 } else { self.pulses + 1 };
+                self.since = Some(asked_at);
+                self.others = pulse.replicas > 1;
+                if renew {
+                    self.renewed_at = Some(asked_at);
+                }
+                for head in &pulse.heads {
+                    // What is long known was repeated often enough.
+                    if !wide || self.known.get(&head.tenant) != Some(head) {
+                        self.heard(*head);
+                    }
+                }
+                let lease_until = renew.then(|| asked_at + self.lease);
+                self.shared.tell(Input::Pulse { asked_at, lease_until, pulse });
+            }
+            Ok(Err(error)) => tracing::warn!(%error, "the pulse failed"),
+            Err(_) => tracing::warn!("the pulse took too long"),
+        }
+    }
+
+    /// A head from elsewhere, or from the poll: news for this process if it is new, and nothing to tell others.
+    fn heard(&mut self, head: Head) {
+        if self.known.get(&head.tenant) == Some(&head) {
+            // Repeated while it is recent, so that a reader that lost it gets another chance.
+            self.shared.parts.feed.send(&News::Head(head));
+            return;
+        }
+        if self.known.len() >= KNOWN_MAX {
+            self.known.clear();
+        }
+        self.known.insert(head.tenant, head);
+        self.shared.parts.feed.send(&News::Head(head));
+    }
+
+    /// News of this process: what others do not know yet is told them.
+    fn note(&mut self, news: &News) {
+        let (tenant, position, versions) = match news {
+            News::Committed { tenant, entries } => {
+                let Some(last) = entries.last() else { return };
+                (*tenant, last.position, None)
+            }
+            News::Head(head) => (head.tenant, head.position, Some((head.registry_version, head.deferred_version))),
+        };
+        let known = self.known.get(&tenant);
+        let same = known.is_some_and(|known| {
+            known.position >= position
+                && versions.is_none_or(|(registry, deferred)| {
+                    known.registry_version >= registry && known.deferred_version >= deferred
+                })
+        });
+        if same || !self.others {
+            return;
+        }
+        let base = self.unsent.get(&tenant).or(known).copied();
+        let base = base.unwrap_or(Head { tenant, position: 0, registry_version: 0, deferred_version: 0 });
+        let (registry_version, deferred_version) = versions.unwrap_or_default();
+        let head = Head {
+            tenant,
+            position: base.position.max(position),
+            registry_version: base.registry_version.max(registry_version),
+            deferred_version: base.deferred_version.max(deferred_version),
+        };
+        self.unsent.insert(tenant, head);
+    }
+
+    async fn notify(&mut self) {
+        let heads: Vec<Head> = self.unsent.drain().map(|(_, head)| head).collect();
+        for head in &heads {
+            self.known.insert(head.tenant, *head);
+        }
+        if let Err(error) = self.shared.parts.store.notify(&heads).await {
+            // Others find the heads by their own poll.
+            tracing::debug!(%error, "a hint could not be sent");
+        }
+    }
+}
+
+/// Hears the next hint; never where there is no listener.
+async fn hear(listener: &mut Option<HeadListener>) -> Result<Head, StoreError> {
+    match listener {
+        Some(listener) => listener.next().await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,95 @@
+//! What waits for one subscription: the queue in memory, and what is known of its rows in `deferred_invocations`.
+//!
+//! A row that is in memory is held: it is not loaded again until the settle that ends it is written, and not by a load that
+//! began before that either.
+
+use crate::domain::ids::{Position, SubscriptionNo};
+use crate::domain::retry::DeliveryPolicy;
+use crate::executor::EncodedEvent;
+use crate::store::dispatch::Place;
+use chrono::{DateTime, NaiveDate, Utc};
+use std::collections::{HashSet, VecDeque};
+use std::sync::Arc;
+
+/// An invocation that waits or runs.
+#[derive(Debug)]
+pub(super) struct Job {
+    pub event: Arc<EncodedEvent>,
+    pub place: Place,
+    pub day: NaiveDate,
+    /// True where it holds its event's slot in the window; false where it has a row in `deferred_invocations`.
+    pub in_window: bool,
+    /// Number of the last attempt.
+    pub attempt: i32,
+    /// Number of the last attempt that does not count towards the limit.
+    pub base: i32,
+    /// Its share of the memory bound.
+    pub bytes: usize,
+}
+
+/// What waits for one subscription.
+#[derive(Debug, Default)]
+pub(super) struct Queue {
+    pub jobs: VecDeque<Job>,
+    /// Reloads of the registry that had begun when the last job arrived.
+    pub arrived: u64,
+    /// Attempts that run.
+    pub running: u32,
+    /// Of these, the slow ones.
+    pub slow: u32,
+    /// True while it is in the tenant's list of those that may start something.
+    pub ready: bool,
+    /// True while further work is put aside because earlier work is.
+    pub aside: bool,
+    /// The policy it last ran with.
+    pub policy: DeliveryPolicy,
+    /// Positions of rows that are in memory here.
+    pub held: HashSet<Position>,
+    /// When the first row that is not held is due.
+    pub next_due: Option<DateTime<Utc>>,
+    pub loading: bool,
+    /// Held positions that ended while rows were being loaded: the load may still have seen them.
+    ended_meanwhile: HashSet<Position>,
+    /// Rows that became due while rows were being loaded: the load may not have seen them.
+    due_meanwhile: Option<DateTime<Utc>>,
+}
+
+impl Queue {
+    /// Puts the subscription into the list of those that may start something, once.
+    pub fn offer(&mut self, no: SubscriptionNo, ready: &mut VecDeque<SubscriptionNo>) {
+        if !self.ready {
+            self.ready = true;
+            ready.push_back(no);
+        }
+    }
+
+    /// A row that is not held is due at this time.
+    pub fn now_due(&mut self, due_at: DateTime<Utc>) {
+        let known = if self.loading { &mut self.due_meanwhile } else { &mut self.next_due };
+        *known = Some(known.map_or(due_at, |known| known.min(due_at)));
+    }
+
+    /// A held row has ended, or is due again at another time.
+    pub fn let_go(&mut self, position: Position) {
+        self.held.remove(&position);
+        if self.loading {
+            self.ended_meanwhile.insert(position);
+        }
+    }
+
+    /// When the next row is due, where the queue has drained far enough to load it.
+    pub fn wants_more(&self, queue_max: usize) -> Option<DateTime<Utc>> {
+        self.next_due.filter(|_| !self.loading && self.jobs.len() <= queue_max / 4)
+    }
+
+    pub fn start_loading(&mut self) {
+        self.loading = true;
+        self.next_due = None;
+    }
+
+    /// What happened during the load: positions that ended, and the first new due time.
+    pub fn stop_loading(&mut self) -> (HashSet<Position>, Option<DateTime<Utc>>) {
+        self.loading = false;
+        (std::mem::take(&mut self.ended_meanwhile), self.due_meanwhile.take())
+    }
+}

@@ -1,0 +1,140 @@
+//! What the engine's tasks share, what they tell it, and the task of one attempt.
+//!
+//! An attempt calls the executor and reports how it went. It writes nothing: what the result means is decided by the engine,
+//! and recorded by a settle.
+
+use super::tenant::{Batch, Ended, LogPage, Start};
+use super::{Config, Parts};
+use crate::clock;
+use crate::domain::event::LogEntry;
+use crate::domain::ids::{Position, ReplicaId, SubscriptionNo, TenantId};
+use crate::domain::invocation::{Outcome, OutcomeClass};
+use crate::store::StoreError;
+use crate::store::dispatch::{ClaimedTenant, DeferredRow, Place};
+use crate::store::leases::{Pulse, ShardLease};
+use crate::store::settle::Fenced;
+use chrono::{DateTime, Utc};
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+/// What every task of the dispatcher knows.
+pub(super) struct Shared {
+    pub parts: Parts,
+    pub config: Config,
+    pub replica: ReplicaId,
+    /// To the engine. Unbounded in type only: attempts, loads and settles under way are bounded, and each reports once.
+    pub inputs: mpsc::UnboundedSender<Input>,
+    pub stop: CancellationToken,
+    /// Loads that may run at the same time: a storm of them must leave connections to the writer, the pulse and the settles.
+    pub loads: Semaphore,
+}
+
+/// Of [`Shared::loads`]: a quarter of the usual pool.
+pub(super) const LOADS_MAX: usize = 4;
+
+impl Shared {
+    /// Tells the engine; nobody listens once it has stopped.
+    pub fn tell(&self, input: Input) {
+        let _ = self.inputs.send(input);
+    }
+
+    pub fn lease(&self) -> Duration {
+        Duration::from_millis(self.config.lease_ms)
+    }
+}
+
+/// Deferred rows of one subscription with their events.
+pub(super) struct DuePage {
+    pub rows: Vec<DeferredRow>,
+    /// Of the rows that were due at `at`.
+    pub events: HashMap<Position, Arc<LogEntry>>,
+    pub at: DateTime<Utc>,
+    /// True where rows may be left behind these.
+    pub more: bool,
+}
+
+/// A look at what callers have changed.
+pub(super) struct Review {
+    /// The deferred_version that it reflects, at least.
+    pub version: i64,
+    pub due: Vec<(SubscriptionNo, DateTime<Utc>)>,
+    pub revoked: HashSet<Place>,
+}
+
+/// The tenants of a shard as its new owner finds them.
+pub(super) struct ClaimedShard {
+    pub tenants: Vec<ClaimedTenant>,
+    pub due: HashMap<TenantId, Vec<(SubscriptionNo, DateTime<Utc>)>>,
+    pub unannounced: HashSet<TenantId>,
+}
+
+/// Which life of a tenant in memory a task worked for: results for an earlier one are dropped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Life {
+    pub tenant: TenantId,
+    pub token: i64,
+}
+
+/// What tasks tell the engine.
+pub(super) enum Input {
+    Ended { life: Life, key: u32, ended: Ended },
+    Settled { life: Life, batch: Batch, fenced: Fenced },
+    Page { life: Life, result: Result<LogPage, StoreError> },
+    Due { life: Life, subscription_no: SubscriptionNo, result: Result<DuePage, StoreError> },
+    Reviewed { life: Life, result: Result<Review, StoreError> },
+    Registry { life: Life, result: Result<Arc<crate::publish::registry::TenantRegistry>, StoreError> },
+    Announced { life: Life, result: Result<(), StoreError> },
+    Claimed { shard: i32, token: i64, tenant: Option<TenantId>, result: Result<ClaimedShard, StoreError> },
+    Pulse { asked_at: DateTime<Utc>, lease_until: Option<DateTime<Utc>>, pulse: Pulse },
+    Taken { result: Result<Vec<ShardLease>, StoreError> },
+    Released { shards: Vec<(i32, i64)>, result: Result<(), StoreError> },
+    Swept,
+}
+
+/// Runs one attempt in a task of its own.
+pub(super) fn spawn_attempt(shared: &Arc<Shared>, life: Life, start: Start) {
+    let shared = shared.clone();
+    tokio::spawn(async move {
+        let Start { key, call, delivery, timeout } = start;
+        let started_at = clock::now();
+        // Reports also where the executor panics: an attempt that never ends would hold its subscription for ever.
+        let mut report = Report { shared: &shared, life, key, started_at, outcome: None };
+        let deadline = Instant::now() + timeout;
+        report.outcome = Some(match call {
+            Some(call) => shared.parts.executor.execute(&call, &delivery, deadline).await,
+            None => failed("no signing secret of the subscription can be opened with the configured keys"),
+        });
+    });
+}
+
+/// Tells the engine how an attempt went, when it is dropped.
+struct Report<'a> {
+    shared: &'a Shared,
+    life: Life,
+    key: u32,
+    started_at: DateTime<Utc>,
+    outcome: Option<Outcome>,
+}
+
+impl Drop for Report<'_> {
+    fn drop(&mut self) {
+        let outcome = self.outcome.take().unwrap_or_else(|| failed("a fault of the server ended the attempt"));
+        let duration = (clock::now() - self.started_at).to_std().unwrap_or_default();
+        let ended = Ended { started_at: self.started_at, duration, outcome };
+        self.shared.tell(Input::Ended { life: self.life, key: self.key, ended });
+    }
+}
+
+fn failed(error: &str) -> Outcome {
+    Outcome {
+        class: OutcomeClass::Failed,
+        status_code: 0,
+        retry_after: None,
+        excerpt: None,
+        error: Some(error.to_owned()),
+    }
+}

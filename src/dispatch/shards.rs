@@ -1,0 +1,221 @@
+//! Which shards this replica owns, wants and gives away. Decides only; the engine asks the store.
+
+use super::Config;
+use crate::domain::ids::TenantId;
+use crate::store::leases::{SHARDS, ShardLease, shard_of};
+use chrono::{DateTime, TimeDelta, Utc};
+use std::collections::HashMap;
+
+/// A shard that this replica owns.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Owned {
+    pub token: i64,
+    pub unclean_until: Option<DateTime<Utc>>,
+    taken_at: DateTime<Utc>,
+    /// True once it has been asked to be given back with attempts that may still run: no later asking may say otherwise.
+    pub left_unclean: bool,
+    /// Set while the shard is given away: until when running attempts are waited for.
+    pub leaving_until: Option<DateTime<Utc>>,
+}
+
+/// The shards of this replica.
+#[derive(Debug, Default)]
+pub(super) struct Shards {
+    owned: HashMap<i32, Owned>,
+    /// Until when attempts may be started.
+    lease_until: Option<DateTime<Utc>>,
+    taking: bool,
+    /// When a shard was last given back: what a pulse asked before that says of ownership is old.
+    removed_at: Option<DateTime<Utc>>,
+}
+
+/// What a pulse that renewed leases says beyond what is known.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Renewed {
+    /// Shards that another replica has taken.
+    pub lost: Vec<i32>,
+    /// Shards that were taken by a statement whose answer was lost; to be claimed now.
+    pub found: Vec<ShardLease>,
+}
+
+impl Shards {
+    pub fn len(&self) -> usize {
+        self.owned.len()
+    }
+
+    /// The shard of a tenant, where it is owned.
+    pub fn of(&self, tenant: TenantId) -> Option<(i32, &Owned)> {
+        let shard = shard_of(tenant);
+        self.owned.get(&shard).map(|owned| (shard, owned))
+    }
+
+    pub fn get(&self, shard: i32) -> Option<&Owned> {
+        self.owned.get(&shard)
+    }
+
+    /// True where attempts may be started: nobody else can own the shards yet.
+    pub fn is_leased(&self, now: DateTime<Utc>) -> bool {
+        self.lease_until.is_some_and(|until| now < until)
+    }
+
+    /// How many shards to take now, if any. [`Self::taken`] answers.
+    pub fn wanted(&mut self, replicas: i32, free: i32) -> Option<i32> {
+        let missing = fair_share(replicas) - i32::try_from(self.owned.len()).unwrap_or(i32::MAX);
+        if self.taking || free == 0 || missing <= 0 {
+            return None;
+        }
+        self.taking = true;
+        Some(missing)
+    }
+
+    /// Takes note of shards that were taken, asked for at `asked_at`.
+    pub fn taken(&mut self, leases: &[ShardLease], now: DateTime<Utc>, lease: TimeDelta) {
+        self.taking = false;
+        if !leases.is_empty() && self.owned.is_empty() {
+            self.lease_until = Some(now + lease);
+        }
+        for taken in leases {
+            let ShardLease { shard, token, unclean_until } = *taken;
+            let owned = Owned { token, unclean_until, taken_at: now, left_unclean: false, leaving_until: None };
+            self.owned.insert(shard, owned);
+        }
+    }
+
+    /// Starts to give the surplus away, the highest shards first.
+    pub fn shed(&mut self, replicas: i32, now: DateTime<Utc>, config: &Config) {
+        let staying = self.owned.values().filter(|owned| owned.leaving_until.is_none()).count();
+        let surplus = staying.saturating_sub(usize::try_from(fair_share(replicas)).unwrap_or(0));
+        let mut candidates: Vec<i32> =
+            self.owned.iter().filter(|(_, owned)| owned.leaving_until.is_none()).map(|(shard, _)| *shard).collect();
+        candidates.sort_unstable_by(|a, b| b.cmp(a));
+        candidates.truncate(surplus);
+        self.leave(&candidates, now, config);
+    }
+
+    /// Starts to give every shard away.
+    pub fn leave_all(&mut self, now: DateTime<Utc>, config: &Config) {
+        let all: Vec<i32> =
+            self.owned.iter().filter(|(_, owned)| owned.leaving_until.is_none()).map(|(shard, _)| *shard).collect();
+        self.leave(&all, now, config);
+    }
+
+    fn leave(&mut self, shards: &[i32], now: DateTime<Utc>, config: &Config) {
+        let wait = TimeDelta::milliseconds(i64::try_from(config.drain_ms).unwrap_or(i64::MAX));
+        for shard in shards {
+            if let Some(owned) = self.owned.get_mut(shard) {
+                owned.leaving_until = Some(now + wait);
+            }
+        }
+    }
+
+    /// Shards that are being given away.
+    pub fn leaving(&self) -> impl Iterator<Item = (i32, &Owned)> {
+        self.owned.iter().filter(|(_, owned)| owned.leaving_until.is_some()).map(|(shard, owned)| (*shard, owned))
+    }
+
+    /// Takes note of a pulse that renewed leases.
+    pub fn renewed(&mut self, renewed: &[(i32, i64)], asked_at: DateTime<Utc>, until: DateTime<Utc>) -> Renewed {
+        self.lease_until = Some(until);
+        // Ours in the database and not here: the answer to a taking was lost. How the former owner ended is lost with it, so
+        // until now is assumed. Not while a taking may still answer, nor by a pulse that may be older than a giving back.
+        let sure = !self.taking && self.removed_at.is_none_or(|at| at < asked_at);
+        let found: Vec<ShardLease> = renewed
+            .iter()
+            .filter(|(shard, _)| sure && !self.owned.contains_key(shard))
+            .map(|(shard, token)| ShardLease { shard: *shard, token: *token, unclean_until: Some(asked_at) })
+            .collect();
+        // A shard that was taken after the pulse had begun may be missing in it.
+        let lost = |shard: &i32, owned: &Owned| owned.taken_at < asked_at && !renewed.contains(&(*shard, owned.token));
+        let lost: Vec<i32> =
+            self.owned.iter().filter(|(shard, owned)| lost(shard, owned)).map(|(shard, _)| *shard).collect();
+        for shard in &lost {
+            self.owned.remove(shard);
+        }
+        for ShardLease { shard, token, unclean_until } in found.iter().copied() {
+            let owned = Owned { token, unclean_until, taken_at: asked_at, left_unclean: false, leaving_until: None };
+            self.owned.insert(shard, owned);
+        }
+        Renewed { lost, found }
+    }
+
+    /// Takes note that a shard was given back.
+    pub fn remove(&mut self, shard: i32, now: DateTime<Utc>) {
+        self.owned.remove(&shard);
+        self.removed_at = Some(now);
+    }
+
+    /// Notes that a shard is given back with attempts that may still run.
+    pub fn leave_unclean(&mut self, shard: i32) {
+        if let Some(owned) = self.owned.get_mut(&shard) {
+            owned.left_unclean = true;
+        }
+    }
+}
+
+/// Shards that one of so many replicas owns at most.
+fn fair_share(replicas: i32) -> i32 {
+    let replicas = replicas.max(1);
+    (SHARDS + replicas - 1) / replicas
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(second: i64) -> DateTime<Utc> {
+        DateTime::from_timestamp(1_800_000_000 + second, 0).expect("a time")
+    }
+
+    fn leases(shards: std::ops::Range<i32>) -> Vec<ShardLease> {
+        shards.map(|shard| ShardLease { shard, token: 1, unclean_until: None }).collect()
+    }
+
+    #[test]
+    fn a_lone_replica_takes_everything_and_shares_with_the_next() {
+        let mut shards = Shards::default();
+        assert_eq!(shards.wanted(1, 64), Some(64));
+        assert_eq!(shards.wanted(1, 64), None, "one taking at a time");
+        shards.taken(&leases(0..64), at(0), TimeDelta::seconds(15));
+        assert_eq!(shards.wanted(1, 0), None);
+        shards.shed(2, at(1), &Config::default());
+        assert_eq!(shards.leaving().count(), 32);
+        shards.shed(2, at(2), &Config::default());
+        assert_eq!(shards.leaving().count(), 32, "what leaves already counts");
+    }
+
+    #[test]
+    fn g6_a_lease_that_was_not_renewed_starts_nothing_and_a_taken_shard_is_lost() {
+        let mut shards = Shards::default();
+        shards.taken(&leases(0..3), at(0), TimeDelta::seconds(15));
+        assert!(shards.is_leased(at(14)));
+        assert!(!shards.is_leased(at(15)));
+        let early = shards.renewed(&[(0, 1), (1, 2)], at(-1), at(20));
+        assert_eq!(early, Renewed::default(), "taken after the pulse began");
+        let mut lost = shards.renewed(&[(0, 1), (1, 2)], at(5), at(20)).lost;
+        lost.sort_unstable();
+        assert_eq!(lost, [1, 2], "another token, or no row");
+        assert_eq!(shards.len(), 1);
+    }
+
+    #[test]
+    fn a_shard_whose_taking_was_not_answered_is_found_by_a_later_pulse() {
+        let mut shards = Shards::default();
+        assert_eq!(shards.wanted(64, 64), Some(1));
+        assert_eq!(shards.renewed(&[(7, 3)], at(0), at(15)), Renewed::default(), "the answer may still come");
+        shards.taken(&[], at(1), TimeDelta::zero());
+        let found = shards.renewed(&[(7, 3)], at(5), at(20)).found;
+        assert_eq!(found, [ShardLease { shard: 7, token: 3, unclean_until: Some(at(5)) }]);
+        assert_eq!(shards.renewed(&[(7, 3)], at(6), at(21)), Renewed::default(), "once");
+        shards.remove(7, at(8));
+        assert_eq!(shards.renewed(&[(7, 3)], at(7), at(22)), Renewed::default(), "asked before it was given back");
+        assert_eq!(shards.len(), 0);
+    }
+
+    #[test]
+    fn shares_cover_every_shard() {
+        for replicas in 1..=70 {
+            assert!(fair_share(replicas) * replicas >= SHARDS);
+            assert!(fair_share(replicas) >= 1);
+        }
+    }
+}

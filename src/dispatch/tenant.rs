@@ -1,0 +1,369 @@
+//! One tenant's dispatch, as a state machine without I/O: which invocation starts next, what is recorded, how far the cursor is.
+//!
+//! ```text
+//! committed / log page --take--> window slot + queue of each subscription --next--> running --ended--> changes --cut--> settle
+//!                                     |   ^                                                     ^
+//!                           full: aside   due: back                                  deferred_invocations
+//! ```
+//!
+//! The window holds one slot per event after the cursor; a slot counts the invocations that are neither final nor noted in
+//! `deferred_invocations`, and the cursor stands before the first slot that still counts any. Everything that waits long is
+//! moved aside, into `deferred_invocations`, so that neither memory nor the cursor is held by a listener that hangs.
+//!
+//! This file decides; it performs no side effect, reads no clock and never touches the store.
+
+mod aside;
+mod intake;
+#[cfg(test)]
+mod tests;
+
+use super::Config;
+use super::queue::{Job, Queue};
+use crate::domain::event::LogEntry;
+use crate::domain::ids::{Position, SubscriptionNo, TenantId};
+use crate::domain::invocation::{CancelReason, Outcome, OutcomeClass};
+use crate::domain::retry::DeliveryPolicy;
+use crate::domain::subscription::State;
+use crate::domain::webhook::WebhookCall;
+use crate::executor::Delivery;
+use crate::feed::Head;
+use crate::store::dispatch::{ClaimedTenant, Place};
+use crate::store::events::LogPlace;
+use crate::store::settle::{Fate, Settled, Tried};
+use chrono::{DateTime, NaiveDate, TimeDelta, Utc};
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// What the registry says about a subscription, now.
+#[derive(Debug, Clone)]
+pub(super) struct Listener {
+    pub state: State,
+    pub policy: DeliveryPolicy,
+    /// None where no signing secret can be opened: nothing is sent unsigned.
+    pub call: Option<Arc<WebhookCall>>,
+}
+
+/// An attempt to make.
+#[derive(Debug)]
+pub(super) struct Start {
+    /// Names the attempt in [`Tenant::ended`].
+    pub key: u32,
+    /// None where there is nothing to sign with: the attempt fails without a call.
+    pub call: Option<Arc<WebhookCall>>,
+    pub delivery: Delivery,
+    pub timeout: Duration,
+}
+
+/// What [`Tenant::next`] found.
+#[derive(Debug)]
+pub(super) enum Next {
+    /// Make this attempt.
+    Start(Start),
+    /// The registry says that waiting work is to be cancelled, but it may be older than that work: it must be reloaded.
+    Unsure,
+    /// Nothing can start now.
+    Nothing,
+}
+
+/// How an attempt went.
+#[derive(Debug)]
+pub(super) struct Ended {
+    pub started_at: DateTime<Utc>,
+    pub duration: Duration,
+    pub outcome: Outcome,
+}
+
+/// Limits that change from moment to moment.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Room {
+    /// True where event data in memory is at its bound.
+    pub memory_full: bool,
+    /// True where slow attempts are at their bound.
+    pub slow_full: bool,
+}
+
+/// What the log says beyond the cursor.
+#[derive(Debug)]
+pub(super) struct LogPage {
+    /// In order.
+    pub entries: Vec<Arc<LogEntry>>,
+    /// Of these entries, the invocations that are not pending.
+    pub not_pending: HashSet<Place>,
+    /// The head as it was after the entries were read: its registry is at least the one that matched them.
+    pub head: Option<Head>,
+}
+
+/// Changes to write together, with the cursor that is right once they are.
+#[derive(Debug)]
+pub(super) struct Batch {
+    pub cursor: LogPlace,
+    pub changes: Vec<Settled>,
+}
+
+struct Slot {
+    day: NaiveDate,
+    open: u32,
+}
+
+struct Running {
+    job: Job,
+    started_at: DateTime<Utc>,
+    slow: bool,
+}
+
+pub(super) struct Tenant {
+    pub id: TenantId,
+    pub token: i64,
+    /// The head as last heard.
+    pub head: Head,
+    /// Attempts that the former owner may have started are numbered one higher: those of events and deferrals before this time.
+    unclean_until: Option<DateTime<Utc>>,
+    /// Position of the first slot.
+    first: Position,
+    /// Day of the event before the first slot.
+    day: NaiveDate,
+    window: VecDeque<Slot>,
+    /// Entries that were committed here while a page was being read.
+    heard: VecDeque<Arc<LogEntry>>,
+    reading: bool,
+    queues: HashMap<SubscriptionNo, Queue>,
+    ready: VecDeque<SubscriptionNo>,
+    running: Vec<Option<Running>>,
+    free: Vec<u32>,
+    running_count: usize,
+    slow_count: usize,
+    /// Number of the last reload of the registry that began.
+    reload_begun: u64,
+    /// Number of the last reload that succeeded.
+    reload_done: u64,
+    changes: Vec<Settled>,
+    settling: bool,
+    saved: Position,
+    /// No deferred row that is not in memory is due before this time; none where there is no such row.
+    pub next_due: Option<DateTime<Utc>>,
+    /// Bytes of event data that wait or run.
+    pub memory_bytes: usize,
+    /// Subscriptions whose receiver said that it is gone.
+    pub gone: Vec<SubscriptionNo>,
+    /// True where dead letters have been written that are not announced.
+    pub announce: bool,
+}
+
+impl Tenant {
+    pub fn new(claimed: &ClaimedTenant, unclean_until: Option<DateTime<Utc>>) -> Self {
+        Self {
+            id: claimed.head.tenant,
+            token: claimed.token,
+            head: claimed.head,
+            unclean_until,
+            first: claimed.cursor.after + 1,
+            day: claimed.cursor.day,
+            window: VecDeque::new(),
+            heard: VecDeque::new(),
+            reading: false,
+            queues: HashMap::new(),
+            ready: VecDeque::new(),
+            running: Vec::new(),
+            free: Vec::new(),
+            running_count: 0,
+            slow_count: 0,
+            reload_begun: 0,
+            reload_done: 0,
+            changes: Vec::new(),
+            settling: false,
+            saved: claimed.cursor.after,
+            next_due: None,
+            memory_bytes: 0,
+            gone: Vec::new(),
+            announce: false,
+        }
+    }
+
+    /// Attempts that run and have done so for long.
+    pub fn slow(&self) -> usize {
+        self.slow_count
+    }
+
+    /// True where a subscription may have something to start.
+    pub fn has_ready(&self) -> bool {
+        !self.ready.is_empty()
+    }
+
+    /// True where nothing runs and everything that happened is written.
+    pub fn is_quiet(&self) -> bool {
+        self.running_count == 0 && self.changes.is_empty() && !self.settling
+    }
+
+    /// Where the cursor may stand once the changes are written.
+    pub fn cursor(&self) -> LogPlace {
+        LogPlace { after: self.first - 1, day: self.day }
+    }
+
+    fn next_position(&self) -> Position {
+        self.first + Position::try_from(self.window.len()).expect("bounded by window_max")
+    }
+
+    /// The next attempt to start, subscriptions in turn.
+    pub fn next(
+        &mut self,
+        now: DateTime<Utc>,
+        room: Room,
+        config: &Config,
+        listener: impl Fn(SubscriptionNo) -> Option<Listener>,
+    ) -> Next {
+        while self.running_count - self.slow_count < config.tenant_in_flight_max {
+            let Some(no) = self.ready.pop_front() else { return Next::Nothing };
+            let Some(queue) = self.queues.get_mut(&no) else { continue };
+            queue.ready = false;
+            if queue.jobs.is_empty() {
+                continue;
+            }
+            let found = listener(no);
+            let reason = match found.as_ref().map(|listener| listener.state) {
+                Some(State::Active) => None,
+                Some(State::Disabled) => Some(CancelReason::SubscriptionDisabled),
+                // What not even the newest registry knows does not exist.
+                Some(State::Deleted) | None => Some(CancelReason::SubscriptionDeleted),
+            };
+            if let Some(reason) = reason {
+                // An event may be heard before the registry that matched it: only a reload that began later decides.
+                if queue.arrived >= self.reload_done {
+                    queue.offer(no, &mut self.ready);
+                    return Next::Unsure;
+                }
+                self.cancel_queue(no, reason, now);
+                continue;
+            }
+            let Some(listener) = found else { continue };
+            queue.policy = listener.policy;
+            let limit = u32::try_from(listener.policy.max_in_flight()).unwrap_or(1);
+            // Offered again when one of its attempts ends.
+            if queue.running >= limit || room.slow_full && queue.slow > 0 {
+                continue;
+            }
+            let Some(job) = queue.jobs.pop_front() else { continue };
+            queue.running += 1;
+            if queue.running < limit {
+                queue.offer(no, &mut self.ready);
+            }
+            if let Some(due) = queue.wants_more(config.queue_max) {
+                self.next_due = Some(earlier(self.next_due, due));
+            }
+            let delivery = Delivery {
+                invocation: job.event.entry().invocation(no),
+                attempt: job.attempt + 1,
+                event: job.event.clone(),
+            };
+            let running = Running { job, started_at: now, slow: false };
+            let key = if let Some(key) = self.free.pop() {
+                self.running[key as usize] = Some(running);
+                key
+            } else {
+                self.running.push(Some(running));
+                u32::try_from(self.running.len() - 1).expect("bounded by the in-flight limits")
+            };
+            self.running_count += 1;
+            return Next::Start(Start { key, call: listener.call, delivery, timeout: listener.policy.timeout() });
+        }
+        Next::Nothing
+    }
+
+    /// A reload of the registry to the newest version begins; [`Self::reloaded`] takes its number where it succeeds.
+    pub fn begin_reload(&mut self) -> u64 {
+        self.reload_begun += 1;
+        self.reload_begun
+    }
+
+    /// The registry is as new as the reload of this number found it: what waited before it began may be cancelled by it.
+    pub fn reloaded(&mut self, number: u64) {
+        self.reload_done = self.reload_done.max(number);
+    }
+
+    fn cancel_queue(&mut self, no: SubscriptionNo, reason: CancelReason, now: DateTime<Utc>) {
+        let Some(queue) = self.queues.get_mut(&no) else { return };
+        for job in std::mem::take(&mut queue.jobs) {
+            let tried = Tried { attempt: job.attempt, started_at: now, duration: Duration::ZERO, outcome: None };
+            self.conclude(&job, Some(tried), Fate::Cancelled(reason));
+        }
+        self.advance();
+        if let Some(due) = self.queues.get(&no).and_then(|queue| queue.next_due) {
+            self.next_due = Some(earlier(self.next_due, due));
+        }
+    }
+
+    /// Takes the result of an attempt; `jitter` is a random number in 0..1.
+    pub fn ended(&mut self, key: u32, ended: Ended, now: DateTime<Utc>, jitter: f64) {
+        let Some(Running { job, slow, .. }) = self.running.get_mut(key as usize).and_then(Option::take) else { return };
+        self.free.push(key);
+        self.running_count -= 1;
+        self.slow_count -= usize::from(slow);
+        let no = job.place.subscription_no;
+        let queue = self.queues.entry(no).or_default();
+        queue.running = queue.running.saturating_sub(1);
+        queue.slow -= u32::from(slow);
+        if !queue.jobs.is_empty() {
+            queue.offer(no, &mut self.ready);
+        }
+        let attempt = job.attempt + 1;
+        let tries = attempt - job.base;
+        let class = ended.outcome.class;
+        let fate = if class == OutcomeClass::Succeeded {
+            Fate::Succeeded
+        } else if class.is_retryable() && tries < queue.policy.max_attempts() {
+            let wait = queue.policy.backoff(tries, jitter, ended.outcome.retry_after);
+            let due_at = now + TimeDelta::from_std(wait).unwrap_or(TimeDelta::days(1));
+            Fate::Deferred { attempt, base: job.base, due_at }
+        } else {
+            Fate::Dead { at: now }
+        };
+        if class == OutcomeClass::Gone {
+            self.gone.push(no);
+        }
+        let Ended { started_at, duration, outcome } = ended;
+        self.conclude(&job, Some(Tried { attempt, started_at, duration, outcome: Some(outcome) }), fate);
+        self.advance();
+    }
+
+    fn conclude(&mut self, job: &Job, tried: Option<Tried>, fate: Fate) {
+        self.memory_bytes -= job.bytes;
+        if job.in_window {
+            self.close(job.place.position);
+        }
+        self.changes.push(Settled { place: job.place, day: job.day, deferred: !job.in_window, tried, fate });
+    }
+
+    /// Marks the attempts that have run since before `before` as slow; true where that makes room for others.
+    pub fn mark_slow(&mut self, before: DateTime<Utc>) -> bool {
+        let known = self.slow_count;
+        if self.running_count == known {
+            return false;
+        }
+        for running in self.running.iter_mut().flatten() {
+            if !running.slow && running.started_at < before {
+                running.slow = true;
+                self.slow_count += 1;
+                self.queues.entry(running.job.place.subscription_no).or_default().slow += 1;
+            }
+        }
+        self.slow_count > known
+    }
+
+    /// Offers every subscription that waits: after a bound that held them back has moved.
+    pub fn offer_all(&mut self) {
+        for (no, queue) in &mut self.queues {
+            if !queue.jobs.is_empty() {
+                queue.offer(*no, &mut self.ready);
+            }
+        }
+    }
+}
+
+/// An event's data is shared by the invocations it causes.
+fn job_bytes(entry: &LogEntry) -> usize {
+    entry.event.data.as_bytes().len() / entry.matched.len().max(1) + 256
+}
+
+fn earlier(known: Option<DateTime<Utc>>, other: DateTime<Utc>) -> DateTime<Utc> {
+    known.map_or(other, |known| known.min(other))
+}

@@ -1,0 +1,220 @@
+//! How events come into memory: what was committed here where it follows on, and pages of the log for everything else.
+
+use super::{Config, LogPage, Room, Slot, Tenant, job_bytes};
+use crate::dispatch::queue::Job;
+use crate::domain::event::LogEntry;
+use crate::domain::ids::Position;
+use crate::domain::invocation::CancelReason;
+use crate::executor::EncodedEvent;
+use crate::feed::Head;
+use crate::store::dispatch::Place;
+use crate::store::events::LogPlace;
+use crate::store::settle::{Fate, Settled, Tried};
+use chrono::{DateTime, Utc};
+use std::collections::{HashSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+impl Tenant {
+    /// Hears of a head; true where it is newer in any respect.
+    pub fn hear_head(&mut self, head: &Head) -> bool {
+        let newer = head.position > self.head.position
+            || head.registry_version > self.head.registry_version
+            || head.deferred_version > self.head.deferred_version;
+        self.head.position = self.head.position.max(head.position);
+        self.head.registry_version = self.head.registry_version.max(head.registry_version);
+        self.head.deferred_version = self.head.deferred_version.max(head.deferred_version);
+        newer
+    }
+
+    /// Takes entries that this process committed where they follow on; others are read from the log.
+    pub fn hear_committed(&mut self, entries: &[Arc<LogEntry>], now: DateTime<Utc>, room: Room, config: &Config) {
+        let Some(last) = entries.last() else { return };
+        self.head.position = self.head.position.max(last.position);
+        if !self.reading && self.heard.is_empty() && !self.is_full(config) {
+            let next = self.next_position();
+            let known = entries.partition_point(|entry| entry.position < next);
+            for entry in &entries[known..] {
+                if entry.position != self.next_position() || self.is_full(config) {
+                    return;
+                }
+                self.take(entry, None, now, room, config);
+            }
+            return;
+        }
+        // Kept for the moment when the page that is being read ends where these begin.
+        if self.heard.back().is_some_and(|back| back.position + 1 != entries[0].position)
+            || self.heard.len() + entries.len() > config.page_max as usize * 4
+        {
+            self.heard.clear();
+        }
+        self.heard.extend(entries.iter().cloned());
+    }
+
+    /// Where to read the log, if it is to be read now. The answer comes by [`Self::page`] or [`Self::page_failed`].
+    pub fn wants_page(&mut self, now: DateTime<Utc>, room: Room, config: &Config) -> Option<(LogPlace, Position)> {
+        if self.reading || self.is_full(config) {
+            return None;
+        }
+        self.take_heard(now, room, config);
+        if self.is_full(config) || self.next_position() > self.head.position {
+            return None;
+        }
+        self.reading = true;
+        let day = self.window.back().map_or(self.day, |slot| slot.day);
+        Some((LogPlace { after: self.next_position() - 1, day }, self.head.position))
+    }
+
+    /// Takes a page of the log. False where it brought nothing though the head says that there is more: to be asked again
+    /// later, since asking at once would find the same.
+    pub fn page(&mut self, page: &LogPage, now: DateTime<Utc>, room: Room, config: &Config) -> bool {
+        self.reading = false;
+        let next = self.next_position();
+        if let Some(head) = &page.head {
+            self.hear_head(head);
+        }
+        for entry in &page.entries {
+            if entry.position == self.next_position() {
+                self.take(entry, Some(&page.not_pending), now, room, config);
+            }
+        }
+        self.take_heard(now, room, config);
+        self.next_position() > next || next > self.head.position
+    }
+
+    /// The log could not be read; it is wanted again.
+    pub fn page_failed(&mut self) {
+        self.reading = false;
+    }
+
+    fn take_heard(&mut self, now: DateTime<Utc>, room: Room, config: &Config) {
+        while let Some(entry) = self.heard.front() {
+            let (position, next) = (entry.position, self.next_position());
+            if position > next || self.is_full(config) {
+                return;
+            }
+            let Some(entry) = self.heard.pop_front() else { return };
+            if position == next {
+                self.take(&entry, None, now, room, config);
+            }
+        }
+    }
+
+    /// At a bound: what follows stays in the log.
+    fn is_full(&self, config: &Config) -> bool {
+        self.window.len() >= config.window_max || self.changes.len() >= config.settle_rows_max
+    }
+
+    fn take(
+        &mut self,
+        entry: &Arc<LogEntry>,
+        not_pending: Option<&HashSet<Place>>,
+        now: DateTime<Utc>,
+        room: Room,
+        config: &Config,
+    ) {
+        let day = entry.day();
+        let pending = |subscription_no| {
+            let place = Place { position: entry.position, subscription_no };
+            (!not_pending.is_some_and(|settled| settled.contains(&place))).then_some(place)
+        };
+        let lost = self.lost_attempts(entry.committed_at);
+        let mut open = 0;
+        if !entry.matched.is_empty() {
+            let event = Arc::new(EncodedEvent::new(entry.clone()));
+            let bytes = job_bytes(entry);
+            for place in entry.matched.iter().filter_map(|no| pending(*no)) {
+                let queue = self.queues.entry(place.subscription_no).or_default();
+                let full = queue.jobs.len() >= config.queue_max || room.memory_full && !queue.jobs.is_empty();
+                if queue.aside || full {
+                    // Behind what is aside already, so that nothing overtakes it for ever.
+                    queue.aside = true;
+                    let fate = Fate::Deferred { attempt: lost, base: lost, due_at: now };
+                    self.changes.push(Settled { place, day, deferred: false, tried: None, fate });
+                    continue;
+                }
+                queue.arrived = self.reload_begun;
+                queue.jobs.push_back(Job {
+                    event: event.clone(),
+                    place,
+                    day,
+                    in_window: true,
+                    attempt: lost,
+                    base: lost,
+                    bytes,
+                });
+                self.memory_bytes += bytes;
+                open += 1;
+                queue.offer(place.subscription_no, &mut self.ready);
+            }
+        }
+        for place in entry.refused.iter().filter_map(|no| pending(*no)) {
+            let tried = Some(Tried { attempt: 0, started_at: now, duration: Duration::ZERO, outcome: None });
+            let fate = Fate::Cancelled(CancelReason::ChainCycle);
+            self.changes.push(Settled { place, day, deferred: false, tried, fate });
+        }
+        self.window.push_back(Slot { day, open });
+        self.advance();
+        if self.window.len() >= config.window_max {
+            self.put_aside(self.first + Position::try_from(config.window_max / 2).unwrap_or(0), now);
+        }
+    }
+
+    /// 1 where the former owner may have started an attempt that nothing is recorded of.
+    fn lost_attempts(&self, since: DateTime<Utc>) -> i32 {
+        i32::from(self.unclean_until.is_some_and(|until| since < until))
+    }
+
+    /// Notes everything unfinished before `position` in the store, so that the cursor can move on. What runs goes on running.
+    fn put_aside(&mut self, position: Position, now: DateTime<Utc>) {
+        let mut aside = Vec::new();
+        for running in self.running.iter_mut().flatten() {
+            let job = &mut running.job;
+            if job.in_window && job.place.position < position {
+                job.in_window = false;
+                aside.push((job.place, job.day, job.attempt, job.base));
+                // Its row is not to be loaded while it runs here.
+                self.queues.entry(job.place.subscription_no).or_default().held.insert(job.place.position);
+            }
+        }
+        for (no, queue) in &mut self.queues {
+            let mut kept = VecDeque::with_capacity(queue.jobs.len());
+            for job in queue.jobs.drain(..) {
+                if job.in_window && job.place.position < position {
+                    queue.aside = true;
+                    self.memory_bytes -= job.bytes;
+                    aside.push((
+                        Place { position: job.place.position, subscription_no: *no },
+                        job.day,
+                        job.attempt,
+                        job.base,
+                    ));
+                } else {
+                    kept.push_back(job);
+                }
+            }
+            queue.jobs = kept;
+        }
+        for (place, day, attempt, base) in aside {
+            let fate = Fate::Deferred { attempt, base, due_at: now };
+            self.changes.push(Settled { place, day, deferred: false, tried: None, fate });
+            self.close(place.position);
+        }
+        self.advance();
+    }
+
+    pub(super) fn close(&mut self, position: Position) {
+        let index = usize::try_from(position - self.first).ok();
+        if let Some(slot) = index.and_then(|index| self.window.get_mut(index)) {
+            slot.open = slot.open.saturating_sub(1);
+        }
+    }
+
+    pub(super) fn advance(&mut self) {
+        while let Some(slot) = self.window.front().filter(|slot| slot.open == 0) {
+            self.day = slot.day;
+            self.first += 1;
+            self.window.pop_front();
+        }
+    }
+}

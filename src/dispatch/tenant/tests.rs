@@ -1,0 +1,481 @@
+//! The state machine stepped by hand: no store, no clock, no listener.
+
+use super::*;
+use crate::dispatch::run::DuePage;
+use crate::domain::event::{Data, Event, Lineage};
+use crate::domain::event_type::EventTypeName;
+use crate::domain::ids::EventId;
+use crate::store::dispatch::DeferredRow;
+use std::cell::Cell;
+use uuid::Uuid;
+
+const ROOM: Room = Room { memory_full: false, slow_full: false };
+
+fn at(millis: i64) -> DateTime<Utc> {
+    DateTime::from_timestamp_millis(1_800_000_000_000 + millis).expect("a time")
+}
+
+fn config() -> Config {
+    Config { queue_max: 8, window_max: 16, page_max: 100, ..Config::default() }
+}
+
+fn tenant() -> Tenant {
+    tenant_after(None)
+}
+
+fn tenant_after(unclean_until: Option<DateTime<Utc>>) -> Tenant {
+    let head = Head { tenant: TenantId(Uuid::from_u128(1)), position: 0, registry_version: 1, deferred_version: 0 };
+    let cursor = LogPlace { after: 0, day: NaiveDate::default() };
+    Tenant::new(&ClaimedTenant { head, cursor, token: 7 }, unclean_until)
+}
+
+fn entry(position: Position, matched: &[SubscriptionNo]) -> Arc<LogEntry> {
+    let id = EventId(Uuid::from_u128(u128::try_from(position).expect("positive")));
+    let event = Event {
+        id,
+        event_type: EventTypeName::parse("CUSTOM_T").expect("a name"),
+        schema_version: 0,
+        source: "/test".to_owned(),
+        subject: None,
+        time: at(0),
+        content_type: None,
+        extensions: Vec::new(),
+        data: Data::None,
+        lineage: Lineage::root(id),
+    };
+    Arc::new(LogEntry {
+        position,
+        committed_at: at(position),
+        event: Arc::new(event),
+        matched: matched.into(),
+        refused: Arc::from([]),
+    })
+}
+
+fn listener(max_attempts: i32, max_in_flight: i32) -> Listener {
+    let second = Duration::from_secs(1);
+    let policy = DeliveryPolicy::new(max_attempts, second, second, second, max_in_flight).expect("within bounds");
+    Listener { state: State::Active, policy, call: None }
+}
+
+#[expect(clippy::unnecessary_wraps, reason = "stands for the registry, which may not know a number")]
+fn active(_: SubscriptionNo) -> Option<Listener> {
+    Some(listener(3, 2))
+}
+
+fn hear(tenant: &mut Tenant, entries: &[Arc<LogEntry>]) {
+    tenant.hear_committed(entries, at(1_000), ROOM, &config());
+}
+
+fn start(tenant: &mut Tenant) -> Option<Start> {
+    start_with(tenant, active)
+}
+
+fn start_with(tenant: &mut Tenant, look_up: impl Fn(SubscriptionNo) -> Option<Listener>) -> Option<Start> {
+    match tenant.next(at(1_000), ROOM, &config(), look_up) {
+        Next::Start(start) => Some(start),
+        Next::Unsure | Next::Nothing => None,
+    }
+}
+
+fn end(tenant: &mut Tenant, start: &Start, class: OutcomeClass) {
+    let outcome = Outcome { class, status_code: 0, retry_after: None, excerpt: None, error: None };
+    let ended = Ended { started_at: at(1_000), duration: Duration::from_millis(1), outcome };
+    tenant.ended(start.key, ended, at(1_001), 0.5);
+}
+
+fn place(start: &Start) -> (Position, SubscriptionNo) {
+    (start.delivery.event.entry().position, start.delivery.invocation.subscription_no)
+}
+
+fn reload(tenant: &mut Tenant) {
+    let number = tenant.begin_reload();
+    tenant.reloaded(number);
+}
+
+/// Writes what there is, as a settle that succeeds.
+fn settle(tenant: &mut Tenant) -> Vec<Settled> {
+    let Some(batch) = tenant.cut() else { return Vec::new() };
+    tenant.settled(&batch);
+    batch.changes
+}
+
+fn row(position: Position, due_at: DateTime<Utc>) -> DeferredRow {
+    DeferredRow { position, day: at(position).date_naive(), attempt: 0, attempt_base: 0, due_at }
+}
+
+fn events(positions: impl IntoIterator<Item = Position>) -> HashMap<Position, Arc<LogEntry>> {
+    positions.into_iter().map(|position| (position, entry(position, &[1]))).collect()
+}
+
+fn take_rows(
+    tenant: &mut Tenant,
+    no: SubscriptionNo,
+    rows: &[DeferredRow],
+    events: HashMap<Position, Arc<LogEntry>>,
+    at: DateTime<Utc>,
+) {
+    let more = rows.len() >= config().page_max as usize;
+    tenant.due(no, &DuePage { rows: rows.to_vec(), events, at, more }, &config());
+}
+
+#[test]
+fn the_cursor_stands_before_the_lowest_unfinished_event() {
+    let mut tenant = tenant();
+    hear(&mut tenant, &[entry(1, &[1]), entry(2, &[]), entry(3, &[2]), entry(4, &[])]);
+    let (first, second) = (start(&mut tenant).expect("one"), start(&mut tenant).expect("two"));
+    assert_eq!([place(&first), place(&second)], [(1, 1), (3, 2)]);
+    end(&mut tenant, &second, OutcomeClass::Succeeded);
+    assert_eq!(tenant.cursor().after, 0, "the first still runs");
+    end(&mut tenant, &first, OutcomeClass::Succeeded);
+    assert_eq!(tenant.cursor().after, 4, "events without listeners hold nothing");
+    let changes = settle(&mut tenant);
+    assert!(changes.iter().all(|change| change.fate == Fate::Succeeded && !change.deferred), "{changes:?}");
+    assert_eq!(changes.len(), 2);
+    assert_eq!(tenant.memory_bytes, 0);
+    assert!(tenant.is_quiet() && tenant.cut().is_none(), "nothing is written twice");
+}
+
+#[test]
+fn an_event_without_listeners_moves_the_cursor_and_writes_no_change() {
+    let mut tenant = tenant();
+    hear(&mut tenant, &[entry(1, &[])]);
+    assert!(!tenant.has_changes() && tenant.cursor_moved());
+    let batch = tenant.cut().expect("the cursor has moved");
+    assert_eq!((batch.cursor.after, batch.changes.len()), (1, 0));
+}
+
+#[test]
+fn news_with_a_gap_waits_for_the_page_of_the_log_and_joins_it() {
+    let mut tenant = tenant();
+    hear(&mut tenant, &[entry(3, &[1])]);
+    let (from, up_to) = tenant.wants_page(at(0), ROOM, &config()).expect("1 and 2 are missing");
+    assert_eq!((from.after, up_to), (0, 3));
+    assert!(tenant.wants_page(at(0), ROOM, &config()).is_none(), "one page at a time");
+    hear(&mut tenant, &[entry(4, &[1])]);
+    hear(&mut tenant, &[entry(5, &[1])]);
+    let page = LogPage {
+        entries: vec![entry(1, &[1]), entry(2, &[1, 2]), entry(3, &[1])],
+        not_pending: HashSet::from([Place { position: 2, subscription_no: 1 }]),
+        head: None,
+    };
+    tenant.page(&page, at(0), ROOM, &config());
+    assert!(tenant.wants_page(at(0), ROOM, &config()).is_none(), "4 and 5 were heard");
+    let mut started = Vec::new();
+    while let Some(attempt) = start(&mut tenant) {
+        started.push(place(&attempt));
+        end(&mut tenant, &attempt, OutcomeClass::Succeeded);
+    }
+    started.sort_unstable();
+    assert_eq!(started, [(1, 1), (2, 2), (3, 1), (4, 1), (5, 1)], "what is settled does not run again");
+    assert_eq!(tenant.cursor().after, 5);
+}
+
+#[test]
+fn repeated_news_changes_nothing() {
+    let mut tenant = tenant();
+    hear(&mut tenant, &[entry(1, &[1])]);
+    hear(&mut tenant, &[entry(1, &[1]), entry(2, &[1])]);
+    assert!(start(&mut tenant).is_some() && start(&mut tenant).is_some());
+    assert!(start(&mut tenant).is_none());
+}
+
+#[test]
+fn g9_a_listener_that_hangs_delays_no_other_one() {
+    let mut tenant = tenant();
+    let entries: Vec<_> = (1..=6).map(|position| entry(position, &[1, 2])).collect();
+    hear(&mut tenant, &entries);
+    let mut hanging = Vec::new();
+    let mut done = 0;
+    while let Some(attempt) = start(&mut tenant) {
+        if place(&attempt).1 == 1 {
+            hanging.push(attempt);
+        } else {
+            end(&mut tenant, &attempt, OutcomeClass::Succeeded);
+            done += 1;
+        }
+    }
+    assert_eq!((hanging.len(), done), (2, 6), "the in-flight limit of one, all of the other");
+}
+
+#[test]
+fn g15_a_full_queue_goes_aside_and_comes_back_in_order() {
+    let mut tenant = tenant();
+    for position in 1..=12 {
+        hear(&mut tenant, &[entry(position, &[1])]);
+    }
+    let changes = settle(&mut tenant);
+    let aside: Vec<Position> = changes.iter().map(|change| change.place.position).collect();
+    assert_eq!(aside, [9, 10, 11, 12], "what does not fit into a queue of 8");
+    assert!(changes.iter().all(|change| matches!(change.fate, Fate::Deferred { attempt: 0, base: 0, .. })));
+    assert!(tenant.wants_due(at(1_000), ROOM, &config()).is_empty(), "not while the queue is full");
+    for _ in 0..6 {
+        let attempt = start(&mut tenant).expect("queued");
+        end(&mut tenant, &attempt, OutcomeClass::Succeeded);
+    }
+    hear(&mut tenant, &[entry(13, &[1])]);
+    assert_eq!(settle(&mut tenant).last().map(|change| change.place.position), Some(13), "behind what is aside");
+    let wanted = tenant.wants_due(at(1_000), ROOM, &config());
+    assert_eq!(wanted, [(1, Vec::new())]);
+    let rows: Vec<DeferredRow> = (9..=13).map(|position| row(position, at(1_000))).collect();
+    take_rows(&mut tenant, 1, &rows, events(9..=13), at(1_000));
+    hear(&mut tenant, &[entry(14, &[1])]);
+    let mut order = Vec::new();
+    while let Some(attempt) = start(&mut tenant) {
+        order.push(place(&attempt).0);
+        end(&mut tenant, &attempt, OutcomeClass::Succeeded);
+    }
+    assert_eq!(order, [7, 8, 9, 10, 11, 12, 13, 14]);
+    let changes = settle(&mut tenant);
+    let rows: Vec<Position> =
+        changes.iter().filter(|change| change.deferred).map(|change| change.place.position).collect();
+    assert_eq!(rows, [9, 10, 11, 12, 13], "their rows go with their outcomes");
+    assert_eq!(tenant.cursor().after, 14);
+}
+
+#[test]
+fn an_attempt_that_outlives_the_window_is_put_aside_and_ends_well() {
+    let mut tenant = tenant();
+    hear(&mut tenant, &[entry(1, &[1])]);
+    let hanging = start(&mut tenant).expect("runs");
+    for position in 2..=16 {
+        hear(&mut tenant, &[entry(position, &[2])]);
+        if let Some(attempt) = start(&mut tenant) {
+            end(&mut tenant, &attempt, OutcomeClass::Succeeded);
+        }
+    }
+    assert_eq!(tenant.cursor().after, 16, "the cursor does not wait for it");
+    let aside = settle(&mut tenant).into_iter().find(|change| change.place.position == 1).expect("put aside");
+    assert!(matches!(aside.fate, Fate::Deferred { .. }) && !aside.deferred);
+    tenant.due_summary(&[(1, at(0))]);
+    assert_eq!(tenant.wants_due(at(1_000), ROOM, &config()), [(1, vec![1])], "its row is left out while it runs");
+    take_rows(&mut tenant, 1, &[], HashMap::new(), at(1_000));
+    end(&mut tenant, &hanging, OutcomeClass::Succeeded);
+    let ended = settle(&mut tenant);
+    assert!(ended.len() == 1 && ended[0].deferred && ended[0].fate == Fate::Succeeded, "{ended:?}");
+}
+
+#[test]
+fn failures_are_retried_until_the_attempts_are_used_up() {
+    let mut tenant = tenant();
+    hear(&mut tenant, &[entry(1, &[1])]);
+    let mut due = at(1_000);
+    for number in 1..=3 {
+        let attempt = start(&mut tenant).expect("due");
+        assert_eq!(attempt.delivery.attempt, number);
+        end(&mut tenant, &attempt, OutcomeClass::Failed);
+        let changes = settle(&mut tenant);
+        assert_eq!(changes[0].tried.as_ref().map(|tried| tried.attempt), Some(number));
+        match changes[0].fate {
+            Fate::Deferred { attempt, base, due_at } if number < 3 => {
+                assert_eq!((attempt, base), (number, 0));
+                due = due_at;
+            }
+            Fate::Dead { .. } if number == 3 => assert!(changes[0].deferred),
+            fate => panic!("attempt {number}: {fate:?}"),
+        }
+        if number < 3 {
+            assert!(
+                tenant.wants_due(due - TimeDelta::milliseconds(1), ROOM, &config()).is_empty(),
+                "not before its time"
+            );
+            assert_eq!(tenant.wants_due(due, ROOM, &config()).len(), 1);
+            let row = DeferredRow { attempt: number, ..row(1, due) };
+            take_rows(&mut tenant, 1, &[row], events([1]), due);
+        }
+    }
+    assert!(tenant.announce, "a dead letter is announced");
+    assert_eq!(tenant.cursor().after, 1);
+}
+
+#[test]
+fn a_refusal_for_good_is_a_dead_letter_at_once_and_a_receiver_that_is_gone_is_named() {
+    for (class, gone) in [(OutcomeClass::Rejected, 0), (OutcomeClass::BlockedAddress, 0), (OutcomeClass::Gone, 1)] {
+        let mut tenant = tenant();
+        hear(&mut tenant, &[entry(1, &[1])]);
+        let attempt = start(&mut tenant).expect("runs");
+        end(&mut tenant, &attempt, class);
+        assert!(matches!(settle(&mut tenant)[0].fate, Fate::Dead { .. }), "{class:?}");
+        assert_eq!(tenant.gone.len(), gone, "{class:?}");
+    }
+}
+
+#[test]
+fn g5_what_a_dead_owner_may_have_started_runs_under_a_higher_number_that_costs_no_try() {
+    let mut tenant = tenant_after(Some(at(2)));
+    let page = LogPage { entries: vec![entry(1, &[1]), entry(2, &[1])], not_pending: HashSet::new(), head: None };
+    tenant.hear_head(&Head { position: 2, ..tenant.head });
+    assert!(tenant.wants_page(at(1_000), ROOM, &config()).is_some());
+    tenant.page(&page, at(1_000), ROOM, &config());
+    let (before, after) = (start(&mut tenant).expect("one"), start(&mut tenant).expect("two"));
+    assert_eq!((before.delivery.attempt, after.delivery.attempt), (2, 1), "committed before and after the lease's end");
+    end(&mut tenant, &before, OutcomeClass::Failed);
+    let fate = settle(&mut tenant)[0].fate;
+    assert!(matches!(fate, Fate::Deferred { attempt: 2, base: 1, .. }), "{fate:?}");
+}
+
+#[test]
+fn work_of_a_subscription_that_is_not_active_is_cancelled_with_the_reason() {
+    for (state, reason) in
+        [(State::Disabled, CancelReason::SubscriptionDisabled), (State::Deleted, CancelReason::SubscriptionDeleted)]
+    {
+        let mut tenant = tenant();
+        hear(&mut tenant, &[entry(1, &[1, 2]), entry(2, &[1])]);
+        let look_up = |no| Some(Listener { state: if no == 1 { state } else { State::Active }, ..listener(3, 2) });
+        reload(&mut tenant);
+        let attempt = start_with(&mut tenant, look_up).expect("the other one runs");
+        assert_eq!(place(&attempt), (1, 2));
+        let changes = settle(&mut tenant);
+        assert_eq!(changes.len(), 2);
+        assert!(changes.iter().all(|change| change.fate == Fate::Cancelled(reason)), "{changes:?}");
+    }
+}
+
+#[test]
+fn nothing_is_cancelled_by_a_registry_that_may_be_older_than_the_work() {
+    let disabled = |_| Some(Listener { state: State::Disabled, ..listener(3, 2) });
+    let deleted = |_| Some(Listener { state: State::Deleted, ..listener(3, 2) });
+    let unsure = |tenant: &mut Tenant| {
+        let mut all = vec![tenant.next(at(0), ROOM, &config(), |_| None)];
+        all.push(tenant.next(at(0), ROOM, &config(), disabled));
+        all.push(tenant.next(at(0), ROOM, &config(), deleted));
+        all.iter().all(|next| matches!(next, Next::Unsure)) && tenant.has_ready() && !tenant.has_changes()
+    };
+    let mut tenant = tenant();
+    hear(&mut tenant, &[entry(1, &[1])]);
+    assert!(unsure(&mut tenant), "a reload is asked for first");
+    let number = tenant.begin_reload();
+    hear(&mut tenant, &[entry(2, &[1])]);
+    tenant.reloaded(number);
+    assert!(unsure(&mut tenant), "heard after the reload had begun");
+    let _failed = tenant.begin_reload();
+    assert!(unsure(&mut tenant), "a reload that failed says nothing");
+    reload(&mut tenant);
+    assert!(matches!(tenant.next(at(0), ROOM, &config(), |_| None), Next::Nothing));
+    let fates: Vec<Fate> = settle(&mut tenant).iter().map(|change| change.fate).collect();
+    assert_eq!(fates, [Fate::Cancelled(CancelReason::SubscriptionDeleted); 2]);
+    hear(&mut tenant, &[entry(3, &[1])]);
+    assert!(unsure(&mut tenant), "the next one is not cancelled by an earlier reload");
+    assert!(start(&mut tenant).is_some(), "a newer registry knows it");
+}
+
+#[test]
+fn a_page_raises_the_registry_to_what_matched_it_and_an_empty_one_waits() {
+    let mut tenant = tenant();
+    let head = Head { position: 2, registry_version: 4, ..tenant.head };
+    tenant.hear_head(&Head { position: 2, ..tenant.head });
+    assert!(tenant.wants_page(at(0), ROOM, &config()).is_some());
+    let empty = LogPage { entries: Vec::new(), not_pending: HashSet::new(), head: None };
+    assert!(!tenant.page(&empty, at(0), ROOM, &config()), "asking at once would find the same");
+    assert!(tenant.wants_page(at(0), ROOM, &config()).is_some());
+    let page = LogPage { entries: vec![entry(1, &[1])], not_pending: HashSet::new(), head: Some(head) };
+    assert!(tenant.page(&page, at(0), ROOM, &config()));
+    assert_eq!(tenant.head.registry_version, 4);
+}
+
+#[test]
+fn g11_a_refused_subscription_is_recorded_as_a_cycle() {
+    let mut tenant = tenant();
+    let refused = LogEntry { refused: Arc::from([4]), ..(*entry(1, &[])).clone() };
+    hear(&mut tenant, &[Arc::new(refused)]);
+    let changes = settle(&mut tenant);
+    assert_eq!(changes[0].place, Place { position: 1, subscription_no: 4 });
+    assert_eq!(changes[0].fate, Fate::Cancelled(CancelReason::ChainCycle));
+    assert_eq!(tenant.cursor().after, 1);
+}
+
+#[test]
+fn a_row_that_ends_while_rows_are_loaded_does_not_run_twice() {
+    let mut tenant = tenant();
+    tenant.due_summary(&[(1, at(0))]);
+    assert_eq!(tenant.wants_due(at(1_000), ROOM, &config()).len(), 1);
+    take_rows(&mut tenant, 1, &[row(5, at(0))], events([5]), at(1_000));
+    let attempt = start(&mut tenant).expect("due");
+    tenant.due_summary(&[(1, at(1))]);
+    assert_eq!(tenant.wants_due(at(1_000), ROOM, &config()), [(1, vec![5])]);
+    end(&mut tenant, &attempt, OutcomeClass::Succeeded);
+    settle(&mut tenant);
+    // The load has read the row before the settle deleted it, and reports after it.
+    take_rows(&mut tenant, 1, &[row(5, at(0))], events([5]), at(1_000));
+    assert!(start(&mut tenant).is_none());
+}
+
+#[test]
+fn a_retry_that_falls_due_while_rows_are_loaded_is_not_forgotten() {
+    let mut tenant = tenant();
+    hear(&mut tenant, &[entry(1, &[1])]);
+    let attempt = start(&mut tenant).expect("runs");
+    tenant.due_summary(&[(1, at(0))]);
+    assert_eq!(tenant.wants_due(at(1_000), ROOM, &config()).len(), 1);
+    end(&mut tenant, &attempt, OutcomeClass::Failed);
+    settle(&mut tenant);
+    take_rows(&mut tenant, 1, &[], HashMap::new(), at(1_000));
+    assert_eq!(tenant.wants_due(at(5_000), ROOM, &config()).len(), 1);
+}
+
+#[test]
+fn what_a_caller_cancels_before_its_start_does_not_start() {
+    let mut tenant = tenant();
+    hear(&mut tenant, &[entry(1, &[1]), entry(2, &[1])]);
+    tenant.due_summary(&[(2, at(0))]);
+    assert_eq!(tenant.wants_due(at(1_000), ROOM, &config()).len(), 1);
+    take_rows(&mut tenant, 2, &[row(1, at(0))], events([1]), at(1_000));
+    assert_eq!(tenant.waiting_rows(), [Place { position: 1, subscription_no: 2 }]);
+    let revoked = [(1, 1), (1, 2)].map(|(position, subscription_no)| Place { position, subscription_no });
+    tenant.revoke(&HashSet::from(revoked));
+    let left = start(&mut tenant).expect("the other event");
+    assert_eq!(place(&left), (2, 1));
+    assert!(start(&mut tenant).is_none());
+    assert_eq!(tenant.cursor().after, 1);
+}
+
+#[test]
+fn slow_attempts_hold_back_their_own_subscription_only_when_they_are_too_many() {
+    let mut tenant = tenant();
+    hear(&mut tenant, &[entry(1, &[1]), entry(2, &[1, 2])]);
+    let one_each = |_| Some(listener(3, 2));
+    let slow = start_with(&mut tenant, one_each).expect("runs");
+    assert_eq!(place(&slow).1, 1);
+    assert!(tenant.mark_slow(at(5_000)), "there is room for others now");
+    assert!(!tenant.mark_slow(at(5_000)), "once");
+    assert_eq!(tenant.slow(), 1);
+    let full = Room { slow_full: true, memory_full: false };
+    let asked = Cell::new(0);
+    let look_up = |no| {
+        asked.set(asked.get() + 1);
+        one_each(no)
+    };
+    let Next::Start(other) = tenant.next(at(5_000), full, &config(), look_up) else { panic!("2 may run") };
+    assert_eq!(place(&other), (2, 2));
+    assert!(matches!(tenant.next(at(5_000), full, &config(), one_each), Next::Nothing));
+    end(&mut tenant, &slow, OutcomeClass::Succeeded);
+    assert_eq!(tenant.slow(), 0);
+    assert!(start_with(&mut tenant, one_each).is_some(), "offered again when the slow one ended");
+}
+
+#[test]
+fn memory_at_its_bound_leaves_every_subscription_one_waiting_event() {
+    let mut tenant = tenant();
+    let full = Room { memory_full: true, slow_full: false };
+    tenant.hear_committed(&[entry(1, &[1, 2]), entry(2, &[1, 2])], at(1_000), full, &config());
+    let aside: Vec<_> = settle(&mut tenant).iter().map(|change| change.place.position).collect();
+    assert_eq!(aside, [2, 2]);
+}
+
+#[test]
+fn while_memory_is_full_rows_are_loaded_where_nothing_else_waits_and_a_cut_page_has_more_behind_it() {
+    let full = Room { memory_full: true, ..ROOM };
+    let mut tenant = tenant();
+    hear(&mut tenant, &[entry(1, &[1])]);
+    tenant.due_summary(&[(1, at(0)), (2, at(0))]);
+    assert!(!tenant.is_loading());
+    assert_eq!(tenant.wants_due(at(1_000), full, &config()), [(2, Vec::new())]);
+    assert!(tenant.is_loading(), "a review waits for it");
+    let cut = DuePage { rows: vec![row(2, at(0))], events: events([2]), at: at(1_000), more: true };
+    tenant.due(2, &cut, &config());
+    assert!(!tenant.is_loading());
+    assert!(start(&mut tenant).is_some() && start(&mut tenant).is_some(), "both have one");
+    let mut wanted: Vec<_> = tenant.wants_due(at(1_000), full, &config()).into_iter().map(|(no, _)| no).collect();
+    wanted.sort_unstable();
+    assert_eq!(wanted, [1, 2], "both have drained, and the page was cut");
+}

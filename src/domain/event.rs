@@ -1,0 +1,147 @@
+//! An event before and after it has a place in the log.
+
+use super::event_type::EventTypeName;
+use super::ids::{EventId, InvocationId, Position, SubscriptionNo};
+use bytes::Bytes;
+use chrono::{DateTime, Utc};
+use std::sync::Arc;
+
+/// A published fact: a CloudEvent 1.0 with its causal chain, before it has a place in the log.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Event {
+    /// Assigned by the server; the CloudEvent's `id`.
+    pub id: EventId,
+    /// The CloudEvent's `type`.
+    pub event_type: EventTypeName,
+    /// The version that the data was checked against; 0 for none.
+    pub schema_version: i32,
+    /// The CloudEvent's `source`, a URI reference.
+    pub source: String,
+    /// The CloudEvent's `subject`.
+    pub subject: Option<String>,
+    /// The CloudEvent's `time`.
+    pub time: DateTime<Utc>,
+    /// The CloudEvent's `datacontenttype`.
+    pub content_type: Option<String>,
+    /// Further attributes, by name, sorted, names unique and `[a-z0-9]{1,20}`.
+    pub extensions: Vec<(String, Attribute)>,
+    /// The payload, byte for byte as published.
+    pub data: Data,
+    /// Its causal chain.
+    pub lineage: Lineage,
+}
+
+impl Event {
+    /// True where the data is JSON by its content type (absent counts as JSON, as CloudEvents says).
+    pub fn has_json_data(&self) -> bool {
+        !matches!(self.data, Data::None | Data::Proto { .. }) && self.content_type.as_deref().is_none_or(is_json)
+    }
+}
+
+/// True for `application/json`, `text/json` and every `+json` type, whatever the parameters.
+pub fn is_json(content_type: &str) -> bool {
+    let essence = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    essence == "application/json" || essence == "text/json" || essence.ends_with("+json")
+}
+
+/// The payload of an event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Data {
+    /// No payload.
+    None,
+    /// `binary_data`.
+    Binary(Bytes),
+    /// `text_data`, UTF-8.
+    Text(Bytes),
+    /// `proto_data`.
+    Proto {
+        /// The type's URL.
+        type_url: String,
+        /// The encoded message.
+        value: Bytes,
+    },
+}
+
+impl Data {
+    /// The bytes that a receiver gets.
+    pub fn as_bytes(&self) -> &[u8] {
+        match self {
+            Self::None => &[],
+            Self::Binary(bytes) | Self::Text(bytes) | Self::Proto { value: bytes, .. } => bytes,
+        }
+    }
+}
+
+/// The value of a CloudEvents extension attribute.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Attribute {
+    /// Boolean.
+    Boolean(bool),
+    /// Integer, 32 bits.
+    Integer(i32),
+    /// String.
+    String(String),
+    /// Binary.
+    Bytes(Bytes),
+    /// Absolute URI.
+    Uri(String),
+    /// URI reference.
+    UriRef(String),
+    /// Timestamp.
+    Timestamp(DateTime<Utc>),
+}
+
+/// What caused an event. Set by the server, never trusted from a client.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lineage {
+    /// The first event of the chain; the event's own id for a root.
+    pub root: EventId,
+    /// The invocation that caused it; none for a root.
+    pub cause: Option<InvocationId>,
+    /// How many invocations lie between the root and this event.
+    pub depth: i32,
+    /// The subscriptions on the way from the root, in order: none of them fires again.
+    pub subscriptions: Vec<SubscriptionNo>,
+}
+
+impl Lineage {
+    /// The lineage of an event that nothing caused.
+    pub fn root(id: EventId) -> Self {
+        Self { root: id, cause: None, depth: 0, subscriptions: Vec::new() }
+    }
+
+    /// The lineage of an event that `cause` brought about.
+    #[must_use]
+    pub fn caused_by(&self, cause: InvocationId) -> Self {
+        let mut subscriptions = self.subscriptions.clone();
+        subscriptions.push(cause.subscription_no);
+        Self { root: self.root, cause: Some(cause), depth: self.depth + 1, subscriptions }
+    }
+}
+
+/// An event with its place in the log and everything it fires. Immutable.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LogEntry {
+    /// Place in the tenant's log.
+    pub position: Position,
+    /// Commit time by the database's clock; never decreases along the log.
+    pub committed_at: DateTime<Utc>,
+    /// The event.
+    pub event: Arc<Event>,
+    /// The subscriptions it fires.
+    pub matched: Arc<[SubscriptionNo]>,
+    /// The subscriptions that would have fired, had they not been in the event's own lineage: cancelled as `CHAIN_CYCLE`.
+    pub refused: Arc<[SubscriptionNo]>,
+}
+
+impl LogEntry {
+    /// The invocation of one subscription for this event.
+    pub fn invocation(&self, subscription_no: SubscriptionNo) -> InvocationId {
+        InvocationId { event: self.event.id, subscription_no }
+    }
+
+    /// The UTC date that partitions the log.
+    pub fn day(&self) -> chrono::NaiveDate {
+        self.committed_at.date_naive()
+    }
+}

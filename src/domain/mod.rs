@@ -1,0 +1,17 @@
+//! Values and rules of the product, free of I/O: whatever holds without a database, a socket or a clock is written here.
+//!
+//! Parsing is validation: a value of one of these types is well formed. Nothing here derives serde, sqlx or prost.
+
+pub mod access;
+pub mod catalogue;
+pub mod cursor;
+pub mod event;
+pub mod event_type;
+pub mod filter;
+pub mod ids;
+pub mod invocation;
+pub mod json;
+pub mod retry;
+pub mod schema;
+pub mod subscription;
+pub mod webhook;

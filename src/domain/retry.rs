@@ -1,0 +1,155 @@
+//! How invocations are attempted: limits, back-off, jitter.
+
+use std::time::Duration;
+
+/// How a subscription's invocations are attempted. Built by [`DeliveryPolicy::new`] only, so always within bounds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeliveryPolicy {
+    max_attempts: i32,
+    initial_backoff: Duration,
+    max_backoff: Duration,
+    timeout: Duration,
+    max_in_flight: i32,
+}
+
+/// Which bound a policy breaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum PolicyError {
+    /// `max_attempts`
+    #[error("must be 1 to 50")]
+    MaxAttempts,
+    /// `initial_backoff`
+    #[error("must be 1 ms to 1 h")]
+    InitialBackoff,
+    /// `max_backoff`
+    #[error("must be initial_backoff to 24 h")]
+    MaxBackoff,
+    /// `timeout`
+    #[error("must be 10 ms to 300 s")]
+    Timeout,
+    /// `max_in_flight`
+    #[error("must be 1 to 1000")]
+    MaxInFlight,
+}
+
+impl PolicyError {
+    /// The field of the policy that is wrong.
+    pub fn field(self) -> &'static str {
+        match self {
+            Self::MaxAttempts => "max_attempts",
+            Self::InitialBackoff => "initial_backoff",
+            Self::MaxBackoff => "max_backoff",
+            Self::Timeout => "timeout",
+            Self::MaxInFlight => "max_in_flight",
+        }
+    }
+}
+
+impl Default for DeliveryPolicy {
+    fn default() -> Self {
+        Self {
+            max_attempts: 8,
+            initial_backoff: Duration::from_secs(1),
+            max_backoff: Duration::from_secs(3600),
+            timeout: Duration::from_secs(30),
+            max_in_flight: 32,
+        }
+    }
+}
+
+impl DeliveryPolicy {
+    /// Checks every bound.
+    pub fn new(
+        max_attempts: i32,
+        initial_backoff: Duration,
+        max_backoff: Duration,
+        timeout: Duration,
+        max_in_flight: i32,
+    ) -> Result<Self, PolicyError> {
+        let millisecond = Duration::from_millis(1);
+        if !(1..=50).contains(&max_attempts) {
+            return Err(PolicyError::MaxAttempts);
+        }
+        if !(millisecond..=Duration::from_secs(3600)).contains(&initial_backoff) {
+            return Err(PolicyError::InitialBackoff);
+        }
+        if !(initial_backoff..=Duration::from_secs(86_400)).contains(&max_backoff) {
+            return Err(PolicyError::MaxBackoff);
+        }
+        if !(10 * millisecond..=Duration::from_secs(300)).contains(&timeout) {
+            return Err(PolicyError::Timeout);
+        }
+        if !(1..=1000).contains(&max_in_flight) {
+            return Err(PolicyError::MaxInFlight);
+        }
+        Ok(Self { max_attempts, initial_backoff, max_backoff, timeout, max_in_flight })
+    }
+
+    /// Attempts before the invocation is a dead letter.
+    pub fn max_attempts(&self) -> i32 {
+        self.max_attempts
+    }
+
+    /// First back-off.
+    pub fn initial_backoff(&self) -> Duration {
+        self.initial_backoff
+    }
+
+    /// Largest back-off.
+    pub fn max_backoff(&self) -> Duration {
+        self.max_backoff
+    }
+
+    /// Time for one attempt.
+    pub fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
+    /// Attempts that may run at the same time.
+    pub fn max_in_flight(&self) -> i32 {
+        self.max_in_flight
+    }
+
+    /// The wait after the `failed`-th failed attempt (1 for the first): exponential with full jitter.
+    ///
+    /// `jitter` is a random number in 0..1. A receiver's `retry_after` is a lower bound, itself clamped to 24 h.
+    pub fn backoff(&self, failed: i32, jitter: f64, retry_after: Option<Duration>) -> Duration {
+        let doublings = u32::try_from(failed - 1).unwrap_or(0).min(32);
+        let ceiling = self.initial_backoff.saturating_mul(2_u32.saturating_pow(doublings)).min(self.max_backoff);
+        let wait = ceiling.mul_f64(jitter.clamp(0.0, 1.0));
+        let asked = retry_after.unwrap_or_default().min(Duration::from_secs(86_400));
+        wait.max(asked)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_backoff_doubles_up_to_its_cap_and_is_spread_by_full_jitter() {
+        let policy = DeliveryPolicy::default();
+        assert_eq!(policy.backoff(1, 1.0, None), Duration::from_secs(1));
+        assert_eq!(policy.backoff(4, 1.0, None), Duration::from_secs(8));
+        assert_eq!(policy.backoff(4, 0.5, None), Duration::from_secs(4));
+        assert_eq!(policy.backoff(4, 0.0, None), Duration::ZERO);
+        assert_eq!(policy.backoff(50, 1.0, None), Duration::from_secs(3600));
+    }
+
+    #[test]
+    fn retry_after_is_a_lower_bound_and_an_absurd_one_is_clamped() {
+        let policy = DeliveryPolicy::default();
+        assert_eq!(policy.backoff(1, 0.0, Some(Duration::from_secs(90))), Duration::from_secs(90));
+        assert_eq!(policy.backoff(1, 0.0, Some(Duration::from_secs(u64::MAX))), Duration::from_secs(86_400));
+    }
+
+    #[test]
+    fn policies_outside_the_bounds_name_the_field() {
+        let ok = DeliveryPolicy::default();
+        let attempt = |n| DeliveryPolicy::new(n, ok.initial_backoff, ok.max_backoff, ok.timeout, 1);
+        assert_eq!(attempt(0), Err(PolicyError::MaxAttempts));
+        assert_eq!(attempt(51), Err(PolicyError::MaxAttempts));
+        let short_cap = DeliveryPolicy::new(1, Duration::from_secs(2), Duration::from_secs(1), ok.timeout, 1);
+        assert_eq!(short_cap, Err(PolicyError::MaxBackoff));
+    }
+}

@@ -1,0 +1,353 @@
+//! Payload schemas: JSON Schema 2020-12 (draft 7 by its `$schema`), compiled once, without remote references.
+//!
+//! A document is compiled when a version is registered and when a replica loads it; publish then checks payloads against it. Nothing
+//! here reads a file or the network, whatever a document refers to, and no text that leaves here repeats a payload's values.
+//!
+//! `format` is an assertion in both drafts (formats that are not known are ignored). Patterns are matched in linear time.
+
+mod cost;
+
+use super::json::{check_json, to_json_error};
+use cost::Stopped;
+use jsonschema::error::ValidationErrorKind;
+use jsonschema::{Draft, PatternOptions, ValidationError, Validator};
+use serde_json::{Map, Value};
+use std::collections::HashSet;
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+/// How long a document may be, in bytes.
+pub const DOCUMENT_BYTES_MAX: usize = 256 * 1024;
+/// How deep a document may be nested.
+pub const DOCUMENT_DEPTH_MAX: usize = 64;
+/// How many values a document may consist of.
+pub const DOCUMENT_NODES_MAX: usize = 20_000;
+/// How many subschemas `anyOf`, `oneOf` or `allOf` may list.
+pub const ALTERNATIVES_MAX: usize = 1_000;
+/// How long all regular expressions of a document may be together, in bytes.
+pub const PATTERN_BYTES_MAX: usize = 16 * 1024;
+/// How many violations are told.
+pub const VIOLATIONS_MAX: usize = 32;
+
+/// How large one compiled regular expression may be, in bytes.
+const COMPILED_PATTERN_BYTES_MAX: usize = 256 * 1024;
+/// How long a message may be, in characters.
+const MESSAGE_CHARS_MAX: usize = 300;
+
+/// A compiled schema.
+pub struct Schema {
+    validator: Validator,
+}
+
+/// Why a schema document is refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{pointer}: {message}")]
+pub struct SchemaError {
+    /// JSON pointer (RFC 6901) into the document; empty for the whole of it.
+    pub pointer: String,
+    /// What is wrong.
+    pub message: String,
+}
+
+/// One place where data breaks a schema.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Violation {
+    /// JSON pointer (RFC 6901) into the data.
+    pub data_pointer: String,
+    /// JSON pointer into the schema.
+    pub schema_pointer: String,
+    /// What is wrong, without the value.
+    pub message: String,
+}
+
+impl Schema {
+    /// Compiles a document.
+    ///
+    /// Errors: with the JSON pointer, for what is not a schema of a known draft, for references out of the document, and for what is
+    /// beyond the bounds on size, depth, alternatives and patterns.
+    pub fn parse(document: &str) -> Result<Self, SchemaError> {
+        if document.len() > DOCUMENT_BYTES_MAX {
+            return Err(refuse("", format!("is longer than {DOCUMENT_BYTES_MAX} bytes")));
+        }
+        check_json(document.as_bytes()).map_err(|error| refuse("", format!("is not JSON: {error}")))?;
+        let mut value: Value = serde_json::from_str(document)
+            .map_err(|error| refuse("", format!("is not JSON: {}", to_json_error(document.as_bytes(), &error))))?;
+        let draft = draft(&value)?;
+        let mut bounds = Bounds { nodes: 0, pattern_bytes: 0, ids: HashSet::new() };
+        bounds.gather_ids(&value, 0)?;
+        bounds.walk(&value, &mut Vec::new())?;
+        meter(&mut value);
+        // The compiler is a dependency and the document is a stranger's: a panic there is a refusal, not the end of the task.
+        let built = catch_unwind(AssertUnwindSafe(|| {
+            jsonschema::options()
+                .with_draft(draft)
+                .offline()
+                .with_keyword(cost::KEYWORD, |_, value, _| Ok(cost::keyword(value)))
+                .should_validate_formats(true)
+                .should_ignore_unknown_formats(true)
+                .with_pattern_options(
+                    PatternOptions::regex()
+                        .size_limit(COMPILED_PATTERN_BYTES_MAX)
+                        .dfa_size_limit(COMPILED_PATTERN_BYTES_MAX),
+                )
+                .build(&value)
+        }));
+        match built {
+            Ok(Ok(validator)) => Ok(Self { validator }),
+            Ok(Err(error)) => Err(refuse(error.instance_path().as_str(), shorten(&explain(&error)))),
+            Err(_) => Err(refuse("", "cannot be compiled")),
+        }
+    }
+
+    /// Checks data; at most [`VIOLATIONS_MAX`] violations.
+    ///
+    /// Errors: the places where the data breaks the schema, or one violation at the root for what is not one JSON text as
+    /// [`check_json`] has it.
+    pub fn validate(&self, data: &[u8]) -> Result<(), Vec<Violation>> {
+        let value = parse_data(data).map_err(|message| {
+            vec![Violation { data_pointer: String::new(), schema_pointer: String::new(), message }]
+        })?;
+        let checked = cost::bounded(|| self.validator.is_valid(&value)).and_then(|valid| {
+            if valid {
+                return Ok(Vec::new());
+            }
+            let errors =
+                || self.validator.iter_errors(&value).take(VIOLATIONS_MAX).map(|error| violation(&error)).collect();
+            cost::bounded(errors)
+        });
+        let whole = |message: &str| {
+            vec![Violation { data_pointer: String::new(), schema_pointer: String::new(), message: message.to_owned() }]
+        };
+        match checked {
+            Ok(violations) if violations.is_empty() => Ok(()),
+            Ok(violations) => Err(violations),
+            Err(Stopped::Cost) => Err(whole("costs too much to check against the schema")),
+            Err(Stopped::Panic) => Err(whole("cannot be checked against the schema")),
+        }
+    }
+}
+
+/// Reads a payload. The tree cannot tell the parser's own wrapping of numbers from an object written like it, so where the
+/// payload could hold one it is checked first.
+fn parse_data(data: &[u8]) -> Result<Value, String> {
+    let suspicious = |needle: &[u8]| data.windows(needle.len()).any(|window| window == needle);
+    if suspicious(b"serde_json") || suspicious(b"\\u00") {
+        check_json(data).map_err(|error| format!("is not JSON: {error}"))?;
+    }
+    serde_json::from_slice(data).map_err(|error| format!("is not JSON: {}", to_json_error(data, &error)))
+}
+
+fn violation(error: &ValidationError<'_>) -> Violation {
+    Violation {
+        data_pointer: error.instance_path().as_str().to_owned(),
+        schema_pointer: error.schema_path().as_str().to_owned(),
+        message: shorten(&explain(error)),
+    }
+}
+
+/// The message without the value. What an alternative says of each of its branches is left out for the same reason.
+fn explain(error: &ValidationError<'_>) -> String {
+    match error.kind() {
+        ValidationErrorKind::AnyOf { .. } => "is not valid under any of the schemas in anyOf".to_owned(),
+        ValidationErrorKind::OneOfNotValid { .. } => "is not valid under any of the schemas in oneOf".to_owned(),
+        ValidationErrorKind::OneOfMultipleValid { .. } => {
+            "is valid under more than one of the schemas in oneOf".to_owned()
+        }
+        ValidationErrorKind::Not { .. } => "is valid under the schema in not".to_owned(),
+        ValidationErrorKind::PropertyNames { .. } => "has a property whose name is not allowed".to_owned(),
+        ValidationErrorKind::Referencing(error) => match error {
+            jsonschema::ReferencingError::Unretrievable { .. } => {
+                "refers to another document, which is not fetched".to_owned()
+            }
+            other => other.to_string(),
+        },
+        ValidationErrorKind::Format { format } if format == "regex" => {
+            "is not a regular expression without look-around and back-references, or is too large".to_owned()
+        }
+        _ => error.masked_with("the value").to_string(),
+    }
+}
+
+fn shorten(message: &str) -> String {
+    let mut short: String =
+        message.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MESSAGE_CHARS_MAX).collect();
+    if short.len() < message.len() && short.chars().count() == MESSAGE_CHARS_MAX {
+        short.push_str("...");
+    }
+    short
+}
+
+fn refuse(pointer: &str, message: impl Into<String>) -> SchemaError {
+    SchemaError { pointer: pointer.to_owned(), message: message.into() }
+}
+
+/// The draft that a document declares: 2020-12 where it declares none.
+fn draft(document: &Value) -> Result<Draft, SchemaError> {
+    let Some(declared) = document.get("$schema") else {
+        return Ok(Draft::Draft202012);
+    };
+    draft_of(declared).ok_or_else(|| refuse("/$schema", "must be JSON Schema 2020-12 or draft 7"))
+}
+
+fn draft_of(declared: &Value) -> Option<Draft> {
+    let uri = declared.as_str()?;
+    let uri = uri.strip_suffix('#').unwrap_or(uri);
+    match uri.strip_prefix("https://").or_else(|| uri.strip_prefix("http://"))? {
+        "json-schema.org/draft/2020-12/schema" => Some(Draft::Draft202012),
+        "json-schema.org/draft-07/schema" => Some(Draft::Draft7),
+        _ => None,
+    }
+}
+
+/// Keywords whose value is data, not a schema.
+const DATA_KEYWORDS: [&str; 6] = ["$vocabulary", "const", "default", "dependentRequired", "enum", "examples"];
+/// Keywords whose value maps names, which may look like keywords, to schemas.
+const MAP_KEYWORDS: [&str; 6] =
+    ["properties", "patternProperties", "$defs", "definitions", "dependentSchemas", "dependencies"];
+
+/// What is counted on the way through a document.
+struct Bounds {
+    nodes: usize,
+    pattern_bytes: usize,
+    ids: HashSet<String>,
+}
+
+impl Bounds {
+    /// The identifiers that references within the document may name, and the bounds on size.
+    fn gather_ids(&mut self, value: &Value, depth: usize) -> Result<(), SchemaError> {
+        self.nodes += 1;
+        if self.nodes > DOCUMENT_NODES_MAX {
+            return Err(refuse("", format!("has more than {DOCUMENT_NODES_MAX} values")));
+        }
+        if depth > DOCUMENT_DEPTH_MAX {
+            return Err(refuse("", format!("is nested more than {DOCUMENT_DEPTH_MAX} deep")));
+        }
+        match value {
+            Value::Array(elements) => elements.iter().try_for_each(|element| self.gather_ids(element, depth + 1)),
+            Value::Object(members) => {
+                if let Some(id) = members.get("$id").and_then(Value::as_str) {
+                    self.ids.insert(without_fragment(id).to_owned());
+                }
+                members.values().try_for_each(|member| self.gather_ids(member, depth + 1))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Checks one subschema; `path` leads to it.
+    fn walk(&mut self, schema: &Value, path: &mut Vec<String>) -> Result<(), SchemaError> {
+        let Value::Object(members) = schema else {
+            // Keywords that list schemas.
+            if let Value::Array(elements) = schema {
+                for (index, element) in elements.iter().enumerate() {
+                    path.push(index.to_string());
+                    self.walk(element, path)?;
+                    path.pop();
+                }
+            }
+            return Ok(());
+        };
+        for (keyword, value) in members {
+            path.push(keyword.clone());
+            self.keyword(keyword, value, path)?;
+            if MAP_KEYWORDS.contains(&keyword.as_str()) {
+                if let Value::Object(named) = value {
+                    for (name, schema) in named {
+                        path.push(name.clone());
+                        if keyword == "patternProperties" {
+                            self.pattern(name, path)?;
+                        }
+                        self.walk(schema, path)?;
+                        path.pop();
+                    }
+                }
+            } else if !DATA_KEYWORDS.contains(&keyword.as_str()) {
+                self.walk(value, path)?;
+            }
+            path.pop();
+        }
+        Ok(())
+    }
+
+    fn keyword(&mut self, keyword: &str, value: &Value, path: &[String]) -> Result<(), SchemaError> {
+        match (keyword, value) {
+            ("$schema", declared) if draft_of(declared).is_none() => {
+                Err(refuse(&pointer(path), "must be JSON Schema 2020-12 or draft 7"))
+            }
+            ("$ref" | "$dynamicRef", Value::String(target)) if self.is_remote(target) => {
+                Err(refuse(&pointer(path), "refers to another document, which is not fetched"))
+            }
+            ("anyOf" | "oneOf" | "allOf", Value::Array(schemas)) if schemas.len() > ALTERNATIVES_MAX => {
+                Err(refuse(&pointer(path), format!("has more than {ALTERNATIVES_MAX} alternatives")))
+            }
+            ("pattern", Value::String(pattern)) => self.pattern(pattern, path),
+            _ => Ok(()),
+        }
+    }
+
+    fn pattern(&mut self, pattern: &str, path: &[String]) -> Result<(), SchemaError> {
+        self.pattern_bytes += pattern.len();
+        if self.pattern_bytes > PATTERN_BYTES_MAX {
+            let message = format!("the document's patterns are longer than {PATTERN_BYTES_MAX} bytes together");
+            return Err(refuse(&pointer(path), message));
+        }
+        Ok(())
+    }
+
+    /// True for an absolute reference to what is neither in the document nor one of the drafts' own schemas. The compiler refuses
+    /// what is relative and not in the document.
+    fn is_remote(&self, target: &str) -> bool {
+        let target = without_fragment(target);
+        let absolute = target.split_once(':').is_some_and(|(scheme, _)| {
+            !scheme.is_empty() && scheme.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '+' | '-' | '.'))
+        });
+        let metaschema = target
+            .strip_prefix("https://json-schema.org/draft/2020-12/")
+            .or_else(|| target.strip_prefix("http://json-schema.org/draft-07/"));
+        absolute && metaschema.is_none() && !self.is_within(target)
+    }
+
+    /// True where an absolute reference is, or resolves from, an identifier of the document.
+    fn is_within(&self, target: &str) -> bool {
+        self.ids.iter().any(|id| {
+            id == target
+                || target.strip_suffix(id.as_str()).is_some_and(|base| base.ends_with('/') || id.starts_with('/'))
+        })
+    }
+}
+
+/// Writes the counting keyword into every subschema.
+fn meter(schema: &mut Value) {
+    match schema {
+        Value::Array(elements) => elements.iter_mut().for_each(meter),
+        Value::Object(members) => {
+            for (keyword, value) in members.iter_mut() {
+                if MAP_KEYWORDS.contains(&keyword.as_str()) {
+                    value.as_object_mut().into_iter().flat_map(Map::values_mut).for_each(meter);
+                } else if !DATA_KEYWORDS.contains(&keyword.as_str()) {
+                    meter(value);
+                }
+            }
+            cost::meter(members);
+        }
+        _ => {}
+    }
+}
+
+fn without_fragment(uri: &str) -> &str {
+    uri.split('#').next().unwrap_or_default()
+}
+
+/// RFC 6901.
+fn pointer(path: &[String]) -> String {
+    path.iter().fold(String::new(), |pointer, part| pointer + "/" + &part.replace('~', "~0").replace('/', "~1"))
+}
+
+impl fmt::Debug for Schema {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Schema(..)")
+    }
+}
+
+#[cfg(test)]
+mod tests;

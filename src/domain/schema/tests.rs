@@ -1,0 +1,294 @@
+//! What schemas accept, refuse and bound.
+
+use super::*;
+use std::time::{Duration, Instant};
+
+fn schema(document: &str) -> Schema {
+    Schema::parse(document).unwrap_or_else(|error| panic!("{document}: {error}"))
+}
+
+fn violations(document: &str, data: &str) -> Vec<(String, String, String)> {
+    let violations = schema(document).validate(data.as_bytes()).expect_err(data);
+    violations.into_iter().map(|v| (v.data_pointer, v.schema_pointer, v.message)).collect()
+}
+
+#[test]
+fn both_drafts_are_known_by_every_spelling() {
+    for uri in ["json-schema.org/draft/2020-12/schema", "json-schema.org/draft-07/schema"] {
+        for (scheme, fragment) in [("https://", ""), ("http://", ""), ("https://", "#"), ("http://", "#")] {
+            let document = format!(r#"{{"$schema": "{scheme}{uri}{fragment}", "type": "object"}}"#);
+            let schema = schema(&document);
+            assert!(schema.validate(b"{}").is_ok() && schema.validate(b"1").is_err());
+        }
+    }
+    // Draft 7 ignores what stands beside a reference; 2020-12 does not.
+    let body = r##""properties": {"a": {"$ref": "#/definitions/any", "type": "string"}}, "definitions": {"any": {}}"##;
+    let seventh = schema(&format!(r#"{{"$schema": "http://json-schema.org/draft-07/schema#", {body}}}"#));
+    assert!(seventh.validate(br#"{"a": 1}"#).is_ok());
+    assert!(schema(&format!("{{{body}}}")).validate(br#"{"a": 1}"#).is_err());
+}
+
+#[test]
+fn violations_carry_pointers_and_no_values() {
+    let document = r#"{"type": "object", "required": ["id"], "properties": {
+        "id": {"type": "string", "maxLength": 3}, "a/b": {"items": {"minimum": 10}}, "e": {"enum": ["x", "y"]},
+        "f": {"format": "date-time"}, "p": {"pattern": "^a+$"}, "u": {"anyOf": [{"type": "null"}, {"maxLength": 2}]},
+        "c": {"const": 5}, "n": {"not": {"type": "string"}}, "q": {"uniqueItems": true},
+        "o": {"oneOf": [{"type": "string"}, {"maxLength": 99}]}, "m": {"propertyNames": {"maxLength": 1}}}}"#;
+    assert_eq!(
+        violations(document, "{}"),
+        [(String::new(), "/required".to_owned(), "\"id\" is a required property".to_owned())]
+    );
+    for (data, data_pointer, schema_pointer) in [
+        (r#"{"id": "hunter2"}"#, "/id", "/properties/id/maxLength"),
+        (r#"{"id": ["hunter2"]}"#, "/id", "/properties/id/type"),
+        (r#"{"id": "", "a/b": [10, 1, 12]}"#, "/a~1b/1", "/properties/a~1b/items/minimum"),
+        (r#"{"id": "", "e": "hunter2"}"#, "/e", "/properties/e/enum"),
+        (r#"{"id": "", "f": "hunter2"}"#, "/f", "/properties/f/format"),
+        (r#"{"id": "", "p": "hunter2"}"#, "/p", "/properties/p/pattern"),
+        (r#"{"id": "", "u": "hunter2"}"#, "/u", "/properties/u/anyOf"),
+        (r#"{"id": "", "c": "hunter2"}"#, "/c", "/properties/c/const"),
+        (r#"{"id": "", "n": "hunter2"}"#, "/n", "/properties/n/not"),
+        (r#"{"id": "", "o": "hunter2"}"#, "/o", "/properties/o/oneOf"),
+        (r#"{"id": "", "q": ["hunter2", "hunter2"]}"#, "/q", "/properties/q/uniqueItems"),
+        (r#"{"id": "", "m": {"hunter2": 1}}"#, "/m", "/properties/m/propertyNames/maxLength"),
+    ] {
+        let found = violations(document, data);
+        assert_eq!(found.len(), 1, "{data}: {found:?}");
+        assert_eq!((found[0].0.as_str(), found[0].1.as_str()), (data_pointer, schema_pointer), "{data}");
+        assert!(!found[0].2.contains("hunter2") && !found[0].2.is_empty(), "{}", found[0].2);
+    }
+}
+
+#[test]
+fn at_most_32_violations_are_told() {
+    let data = format!("[{}]", vec!["1"; 1000].join(","));
+    assert_eq!(violations(r#"{"items": {"type": "string"}}"#, &data).len(), VIOLATIONS_MAX);
+}
+
+#[test]
+fn formats_are_asserted_in_both_drafts_and_unknown_ones_ignored() {
+    for uri in ["https://json-schema.org/draft/2020-12/schema", "http://json-schema.org/draft-07/schema#"] {
+        let of = |format: &str| schema(&format!(r#"{{"$schema": "{uri}", "format": "{format}"}}"#));
+        assert!(of("date-time").validate(b"\"2023-11-14T22:13:20Z\"").is_ok());
+        assert!(of("date-time").validate(b"\"yesterday\"").is_err());
+        assert!(of("email").validate(b"\"a@example.org\"").is_ok() && of("email").validate(b"\"a\"").is_err());
+        assert!(of("shoe-size").validate(b"\"yesterday\"").is_ok());
+    }
+}
+
+#[test]
+fn data_must_be_one_json_text() {
+    let any = schema("{}");
+    let deep = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+    for data in
+        ["1e400", "-1E-400", r#"{"a":1,"a":2}"#, "9007199254740993", "\"\\u0000\"", &"9".repeat(100_000), &deep(127)]
+    {
+        assert_eq!(any.validate(data.as_bytes()), Ok(()));
+    }
+    for data in [
+        &b""[..],
+        b"\xef\xbb\xbf{}",
+        b"{} {}",
+        b"\"\\ud800\"",
+        b"\"\xff\"",
+        b"{\"a\":}",
+        deep(128).as_bytes(),
+        "[".repeat(1 << 20).as_bytes(),
+        br#"{"$serde_json::private::Number":"5"}"#,
+        br#"{"\u0024serde_json::private::Number":"5"}"#,
+        b"NaN",
+        b"{'a':1}",
+    ] {
+        let found = any.validate(data).expect_err("not JSON");
+        assert_eq!(found.len(), 1);
+        assert!(found[0].message.starts_with("is not JSON: at byte "), "{}", found[0].message);
+    }
+    assert!(any.validate(b"{}\n{}").expect_err("two texts")[0].message.contains("at byte 3"));
+}
+
+#[test]
+fn numbers_beyond_every_machine_type_are_checked_fast() {
+    let begin = Instant::now();
+    let digits = "9".repeat(100_000);
+    let document = r#"{"items": {"type": "number", "minimum": 0, "maximum": 1e308, "multipleOf": 0.01}}"#;
+    for number in ["1e400", "-1e400", "1e-400", "1e999999999", &digits, &format!("0.{digits}"), &format!("1e{digits}")]
+    {
+        let _ = schema(document).validate(format!("[{number}]").as_bytes());
+        let _ = schema(r#"{"const": 1, "uniqueItems": true, "enum": [1e400, 2]}"#).validate(number.as_bytes());
+        let _ = schema(r#"{"type": "integer"}"#).validate(number.as_bytes());
+        let _ = schema(r#"{"uniqueItems": true}"#).validate(format!("[{number}, {number}, 1]").as_bytes());
+    }
+    assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
+}
+
+#[test]
+fn what_is_not_a_schema_is_refused_with_its_pointer() {
+    let long = format!("{{\"description\": \"{}\"}}", "x".repeat(DOCUMENT_BYTES_MAX));
+    let deep = format!("{}{{}}{}", "{\"not\":".repeat(65), "}".repeat(65));
+    let deeper = "{\"not\":".repeat(30_000);
+    let nodes = format!("{{\"enum\": [{}]}}", vec!["1"; DOCUMENT_NODES_MAX].join(","));
+    let alternatives = format!("{{\"properties\": {{\"a\": {{\"anyOf\": [{}]}}}}}}", vec!["{}"; 10_000].join(","));
+    let patterns = format!(
+        "{{\"allOf\": [{}]}}",
+        vec![r#"{"pattern": "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"}"#; 900].join(",")
+    );
+    for (document, pointer) in [
+        ("", ""),
+        ("{", ""),
+        ("\u{feff}{}", ""),
+        (r#"{"type": "strin"}"#, "/type"),
+        (r#"{"properties": {"a": {"minLength": -1}}}"#, "/properties/a/minLength"),
+        (r#"{"properties": {"a/b": {"pattern": "("}}}"#, "/properties/a~1b/pattern"),
+        (r#"{"required": "a"}"#, "/required"),
+        ("[]", ""),
+        ("1", ""),
+        (r#"{"$schema": "https://json-schema.org/draft/2019-09/schema"}"#, "/$schema"),
+        (r#"{"$schema": "https://example.org/own"}"#, "/$schema"),
+        (r#"{"$schema": 1}"#, "/$schema"),
+        (r#"{"$defs": {"a": {"$schema": "http://json-schema.org/draft-04/schema#"}}}"#, "/$defs/a/$schema"),
+        (r#"{"properties": {"a": {"$ref": "https://example.org/x.json"}}}"#, "/properties/a/$ref"),
+        (r#"{"allOf": [{}, {"$ref": "http://127.0.0.1:1/x"}]}"#, "/allOf/1/$ref"),
+        (r#"{"$ref": "file:///etc/passwd"}"#, "/$ref"),
+        (r#"{"$dynamicRef": "https://example.org/x#a"}"#, "/$dynamicRef"),
+        (&long, ""),
+        (&deep, ""),
+        (&deeper, ""),
+        (&nodes, ""),
+        (&alternatives, "/properties/a/anyOf"),
+        (&patterns, "/allOf/409/pattern"),
+    ] {
+        let shown: String = document.chars().take(80).collect();
+        let error = Schema::parse(document).expect_err(&shown);
+        assert_eq!(error.pointer, pointer, "{shown}: {error}");
+        assert!(!error.message.is_empty() && error.message.len() < 1500, "{shown}: {error}");
+    }
+    for unresolved in [r##"{"$ref": "#/nowhere"}"##, r#"{"$ref": "other.json"}"#, r#"{"$ref": "//example.org/x"}"#] {
+        assert!(Schema::parse(unresolved).is_err(), "{unresolved}");
+    }
+}
+
+#[test]
+fn references_within_the_document_work() {
+    let tree = schema(
+        r##"{"$id": "https://example.org/tree", "$ref": "#/$defs/node", "$defs": {
+            "node": {"type": "object", "properties": {"next": {"$ref": "https://example.org/tree#/$defs/node"}},
+            "additionalProperties": false}}}"##,
+    );
+    assert!(tree.validate(br#"{"next": {"next": {}}}"#).is_ok());
+    assert_eq!(tree.validate(br#"{"next": {"nxt": {}}}"#).expect_err("a violation")[0].data_pointer, "/next");
+    let dynamic = schema(
+        r##"{"$id": "https://example.org/strict", "$dynamicAnchor": "node", "$ref": "https://example.org/tree",
+            "unevaluatedProperties": false, "$defs": {"tree": {"$id": "https://example.org/tree", "$dynamicAnchor": "node",
+            "properties": {"data": true, "children": {"items": {"$dynamicRef": "#node"}}}}}}"##,
+    );
+    assert!(dynamic.validate(br#"{"children": [{"data": 1}]}"#).is_ok());
+    assert!(dynamic.validate(br#"{"children": [{"daat": 1}]}"#).is_err());
+    let meta = schema(r#"{"$ref": "https://json-schema.org/draft/2020-12/schema"}"#);
+    assert!(meta.validate(br#"{"type": "object"}"#).is_ok() && meta.validate(br#"{"type": 1}"#).is_err());
+    let named_like_a_keyword = schema(r#"{"properties": {"$ref": {"type": "string"}, "enum": {"type": "string"}}}"#);
+    assert!(named_like_a_keyword.validate(br#"{"$ref": "https://example.org/"}"#).is_ok());
+    let quoted = schema(r#"{"const": {"$ref": "https://example.org/"}}"#);
+    assert!(quoted.validate(br#"{"$ref": "https://example.org/"}"#).is_ok());
+}
+
+#[test]
+fn references_that_go_round_in_circles_end() {
+    let deep = format!("{}{}", "[".repeat(127), "]".repeat(127));
+    for document in [
+        r##"{"$ref": "#"}"##,
+        r##"{"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}"##,
+        r##"{"allOf": [{"$ref": "#"}, {"$ref": "#"}]}"##,
+        r##"{"anyOf": [{"$ref": "#"}, {"type": "string"}]}"##,
+        r##"{"not": {"$ref": "#"}}"##,
+        r##"{"if": {"$ref": "#"}, "then": {"$ref": "#"}}"##,
+        r##"{"$dynamicAnchor": "a", "$dynamicRef": "#a"}"##,
+        r##"{"$dynamicAnchor": "a", "allOf": [{"$dynamicRef": "#a"}]}"##,
+        r##"{"items": {"allOf": [{"$ref": "#"}]}}"##,
+        r##"{"unevaluatedProperties": {"$ref": "#"}, "anyOf": [{"$ref": "#"}, true]}"##,
+    ] {
+        let begin = Instant::now();
+        if let Ok(schema) = Schema::parse(document) {
+            let _ = schema.validate(b"1");
+            let _ = schema.validate(br#"{"a": {"a": {}}}"#);
+            let _ = schema.validate(deep.as_bytes());
+        }
+        assert!(begin.elapsed() < Duration::from_secs(5), "{document}: {:?}", begin.elapsed());
+    }
+}
+
+/// A debug build on a shared machine is far slower than what is released; the bounds are still far from what a blow-up takes.
+const PARSE_MAX: Duration = Duration::from_millis(if cfg!(debug_assertions) { 10_000 } else { 100 });
+const CHECK_MAX: Duration = Duration::from_millis(if cfg!(debug_assertions) { 20_000 } else { 1_000 });
+
+#[test]
+fn hostile_documents_are_answered_fast() {
+    let alternatives = |count: usize| {
+        format!("{{\"oneOf\": [{}]}}", vec![r#"{"type": "object", "required": ["a"]}"#; count].join(","))
+    };
+    let references = format!(
+        "{{\"$defs\": {{{}}}, \"$ref\": \"#/$defs/d0\"}}",
+        (0..30)
+            .map(|i| format!(
+                "\"d{i}\": {{\"allOf\": [{{\"$ref\": \"#/$defs/d{}\"}}, {{\"$ref\": \"#/$defs/d{}\"}}]}}",
+                i + 1,
+                i + 1
+            ))
+            .chain(["\"d30\": {\"type\": \"object\"}".to_owned()])
+            .collect::<Vec<_>>()
+            .join(",")
+    );
+    let properties = (0..3000).map(|i| format!("\"p{i}\": {{\"type\": \"string\"}}")).collect::<Vec<_>>().join(",");
+    let enumeration = (0..10_000).map(|i| format!("\"v{i}\"")).collect::<Vec<_>>().join(",");
+    for document in [
+        alternatives(10_000),
+        alternatives(ALTERNATIVES_MAX),
+        references,
+        format!("{{\"properties\": {{{properties}}}}}"),
+        format!("{{\"enum\": [{enumeration}]}}"),
+        r#"{"pattern": "^(([a-z])+.)+[A-Z]([a-z])+$"}"#.to_owned(),
+        r#"{"pattern": "(\\w{1000}){1000}"}"#.to_owned(),
+        format!("{{\"pattern\": \"{}\"}}", "(".repeat(10_000)),
+        format!("{{\"pattern\": \"{}{}\"}}", "(a?)".repeat(1000), "a{100}".repeat(100)),
+        format!("{{\"allOf\": [{}]}}", vec![r#"{"pattern": "\\w{50}"}"#; 900].join(",")),
+        r#"{"patternProperties": {"^(a+)+$": true, "(x+x+)+y": true}}"#.to_owned(),
+    ] {
+        let begin = Instant::now();
+        let result = Schema::parse(&document);
+        let took = begin.elapsed();
+        let shown: String = document.chars().take(60).collect();
+        assert!(took < PARSE_MAX, "{shown}: {took:?}");
+        if let Ok(schema) = result {
+            let begin = Instant::now();
+            let _ = schema.validate(format!("\"{}!\"", "a".repeat(50_000)).as_bytes());
+            let _ = schema.validate(format!("{{\"{}!\": 1}}", "a".repeat(50_000)).as_bytes());
+            assert!(begin.elapsed() < CHECK_MAX, "{shown}: {:?}", begin.elapsed());
+        }
+    }
+}
+
+#[test]
+fn a_check_that_costs_too_much_is_stopped() {
+    let numbers = format!("[{}]", vec!["1"; 300_000].join(","));
+    let nested = format!("{}{}", "[".repeat(100), "]".repeat(100));
+    let members = (0..30_000).map(|i| format!("\"k{i}\": 1")).collect::<Vec<_>>().join(",");
+    let patterns = (0..500).map(|i| format!("\"^x{i}\": true")).collect::<Vec<_>>().join(",");
+    let alternatives = vec![r#"{"type": "number"}"#; 500].join(",");
+    for (document, data) in [
+        (format!("{{\"items\": {{\"allOf\": [{alternatives}]}}}}"), numbers.clone()),
+        (r##"{"allOf": [{"items": {"$ref": "#"}}, {"items": {"$ref": "#"}}]}"##.to_owned(), nested.clone()),
+        (r##"{"anyOf": [{"items": {"$ref": "#"}, "minItems": 2}, {"items": {"$ref": "#"}, "minItems": 3}, {"type": "null"}]}"##.to_owned(), nested),
+        (format!("{{\"patternProperties\": {{{patterns}}}}}"), format!("{{{members}}}")),
+    ] {
+        let begin = Instant::now();
+        let found = schema(&document).validate(data.as_bytes());
+        let took = begin.elapsed();
+        assert!(took < CHECK_MAX, "{took:?}");
+        if let Err(found) = found {
+            assert!(!found[0].message.is_empty());
+        }
+    }
+    let plain = schema(r#"{"items": {"type": "object", "required": ["a"], "properties": {"a": {"type": "integer"}}}}"#);
+    let rows = format!("[{}]", vec![r#"{"a": 1}"#; 50_000].join(","));
+    assert_eq!(plain.validate(rows.as_bytes()), Ok(()));
+}

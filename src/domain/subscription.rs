@@ -1,0 +1,72 @@
+//! Subscriptions: a listener bound to one event type.
+
+use super::event_type::EventTypeName;
+use super::filter::Filter;
+use super::ids::{AppId, Position, SubscriptionId, SubscriptionNo};
+use super::retry::DeliveryPolicy;
+use super::webhook::WebhookTarget;
+use chrono::{DateTime, Utc};
+
+/// Whether a subscription fires.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// Fires.
+    Active,
+    /// Does not execute.
+    Disabled,
+    /// Unsubscribed; kept, can be restored.
+    Deleted,
+}
+
+/// What a subscription runs. Further kinds are further variants.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Target {
+    /// A signed HTTP call.
+    Webhook(WebhookTarget),
+}
+
+impl Target {
+    /// The kind's name in the API.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Webhook(_) => "webhook",
+        }
+    }
+}
+
+/// A listener bound to one event type.
+#[derive(Debug, Clone)]
+pub struct Subscription {
+    /// Its id.
+    pub id: SubscriptionId,
+    /// Its number in the tenant.
+    pub no: SubscriptionNo,
+    /// The app that owns it.
+    pub app: AppId,
+    /// That app's slug.
+    pub app_slug: String,
+    /// What it listens to.
+    pub event_type: EventTypeName,
+    /// Name for people.
+    pub display_name: String,
+    /// When it fires; none fires always.
+    pub filter: Option<Filter>,
+    /// What it runs.
+    pub target: Target,
+    /// How it is attempted.
+    pub policy: DeliveryPolicy,
+    /// Whether it fires.
+    pub state: State,
+    /// Why it is not active: `CALLER`, `GONE`; empty while it is.
+    pub state_reason: String,
+    /// The position after which filter and state apply.
+    pub effective_position: Position,
+    /// The registry version of its last change: its etag.
+    pub registry_version: i64,
+    /// When it was made.
+    pub created_at: DateTime<Utc>,
+    /// When it was last changed.
+    pub updated_at: DateTime<Utc>,
+    /// When it was unsubscribed.
+    pub deleted_at: Option<DateTime<Utc>>,
+}

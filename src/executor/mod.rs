@@ -1,0 +1,100 @@
+//! Runs listeners: the one place where the service causes effects outside itself.
+//!
+//! It sits behind dispatch, which decides what runs and when, and records how it ended. An executor takes a call, an event and
+//! a deadline, and returns an [`Outcome`]: a failed listener is data. It must never see the store, outlive its deadline, or
+//! panic on what a listener answers.
+
+mod config;
+pub mod webhook;
+
+pub use config::{Cidr, CidrError, Config};
+
+use crate::domain::event::LogEntry;
+use crate::domain::ids::InvocationId;
+use crate::domain::invocation::Outcome;
+use crate::domain::webhook::WebhookCall;
+use bytes::Bytes;
+use std::sync::{Arc, OnceLock};
+use tokio::time::Instant;
+use webhook::egress::EgressGuard;
+
+/// Runs every kind of listener. Cheap to clone; clones share their connections.
+#[derive(Debug, Clone)]
+pub struct Executor {
+    webhooks: Arc<webhook::client::WebhookClient>,
+}
+
+/// Why an executor cannot start. No text holds a setting's value.
+#[derive(Debug, thiserror::Error)]
+pub enum ExecutorError {
+    /// A setting is out of its bound.
+    #[error("executor.{key} must be {bound}")]
+    Setting {
+        /// Its key within the executor's section.
+        key: &'static str,
+        /// What it must be.
+        bound: &'static str,
+    },
+    /// The file of additional roots cannot be read.
+    #[error("executor.extra_ca_file cannot be read")]
+    ReadExtraCa(#[source] std::io::Error),
+    /// The file of additional roots holds no usable certificate, or a broken one.
+    #[error("executor.extra_ca_file must hold PEM certificates")]
+    ParseExtraCa,
+    /// The TLS library refuses its own defaults.
+    #[error("TLS cannot be set up")]
+    Tls(#[source] rustls::Error),
+}
+
+impl Executor {
+    /// Builds the executor: checks the settings, loads the trusted roots.
+    pub fn new(config: &Config) -> Result<Self, ExecutorError> {
+        config.check()?;
+        Ok(Self { webhooks: Arc::new(webhook::client::WebhookClient::new(config)?) })
+    }
+
+    /// The guard of every outbound address, for checks when a target is saved.
+    pub fn guard(&self) -> &Arc<EgressGuard> {
+        self.webhooks.guard()
+    }
+
+    /// Calls a webhook once. Returns at `deadline` at the latest, whatever the receiver does.
+    pub async fn execute(&self, call: &WebhookCall, delivery: &Delivery, deadline: Instant) -> Outcome {
+        self.webhooks.call(call, delivery, deadline).await
+    }
+}
+
+/// One attempt of an invocation.
+#[derive(Debug, Clone)]
+pub struct Delivery {
+    /// The invocation; stable over its attempts.
+    pub invocation: InvocationId,
+    /// 1 for the first attempt.
+    pub attempt: i32,
+    /// The event, shared by all its deliveries.
+    pub event: Arc<EncodedEvent>,
+}
+
+/// An event and its encoding, made on first use and shared by all listeners of the event.
+#[derive(Debug)]
+pub struct EncodedEvent {
+    entry: Arc<LogEntry>,
+    structured: OnceLock<Bytes>,
+}
+
+impl EncodedEvent {
+    /// Wraps an event; encodes nothing yet.
+    pub fn new(entry: Arc<LogEntry>) -> Self {
+        Self { entry, structured: OnceLock::new() }
+    }
+
+    /// The event with its place in the log.
+    pub fn entry(&self) -> &Arc<LogEntry> {
+        &self.entry
+    }
+
+    /// The event as one CloudEvents JSON document.
+    pub fn structured(&self) -> &Bytes {
+        self.structured.get_or_init(|| webhook::cloudevent::structured(&self.entry.event).into())
+    }
+}

@@ -1,0 +1,159 @@
+//! Sends one signed request and reads its answer within bounds: the hot path of every delivery.
+//!
+//! Connections are kept and shared by all subscriptions of a receiver. Each attempt has one deadline for everything: resolving,
+//! connecting, TLS, the answer's headers and its body. Must never follow a redirect, use a proxy, or try again by itself after
+//! a receiver may have seen the request: whether to try again is dispatch's decision, and it is recorded.
+
+use super::answer;
+use super::connector::Connector;
+use super::egress::EgressGuard;
+use super::{cloudevent, sign};
+use crate::clock;
+use crate::domain::invocation::{Outcome, OutcomeClass};
+use crate::domain::webhook::WebhookCall;
+use crate::executor::{Config, Delivery, ExecutorError};
+use bytes::Bytes;
+use http::header::{HeaderMap, HeaderName, HeaderValue, USER_AGENT};
+use http::{Method, Request};
+use http_body_util::{BodyExt as _, Full};
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::{Instant, timeout_at};
+
+const WEBHOOK_ID: HeaderName = HeaderName::from_static("webhook-id");
+const WEBHOOK_TIMESTAMP: HeaderName = HeaderName::from_static("webhook-timestamp");
+const WEBHOOK_SIGNATURE: HeaderName = HeaderName::from_static("webhook-signature");
+
+/// Most bytes of an answer's header section, over HTTP/1 and HTTP/2.
+const HEADER_BYTES_MAX: u16 = 32 * 1024;
+/// How often a busy HTTP/2 connection is asked whether it is still alive, and how long it may take to say so.
+const PING_EVERY: Duration = Duration::from_secs(15);
+const PONG_WITHIN: Duration = Duration::from_secs(10);
+
+/// Calls webhooks over pooled connections.
+pub struct WebhookClient {
+    http: Client<Connector, Full<Bytes>>,
+    guard: Arc<EgressGuard>,
+    user_agent: HeaderValue,
+    response_bytes_max: usize,
+}
+
+impl fmt::Debug for WebhookClient {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WebhookClient").finish_non_exhaustive()
+    }
+}
+
+impl WebhookClient {
+    /// Builds the pool. `config` was checked.
+    pub fn new(config: &Config) -> Result<Self, ExecutorError> {
+        let guard = Arc::new(EgressGuard::new(config));
+        let connector = Connector::new(config, Arc::clone(&guard))?;
+        let user_agent = HeaderValue::from_str(&config.user_agent);
+        let user_agent =
+            user_agent.map_err(|_| ExecutorError::Setting { key: "user_agent", bound: "visible ASCII characters" })?;
+        let http = Client::builder(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(Duration::from_millis(config.idle_timeout_ms))
+            .pool_max_idle_per_host(config.idle_connections_per_host)
+            .http1_max_buf_size(usize::from(HEADER_BYTES_MAX))
+            .http2_max_header_list_size(u32::from(HEADER_BYTES_MAX))
+            .http2_keep_alive_interval(PING_EVERY)
+            .http2_keep_alive_timeout(PONG_WITHIN)
+            // Repeats only what was never written, on a kept connection that the receiver had closed meanwhile.
+            .retry_canceled_requests(true)
+            .build(connector);
+        Ok(Self { http, guard, user_agent, response_bytes_max: config.response_bytes_max })
+    }
+
+    /// The guard of this client's connections.
+    pub fn guard(&self) -> &Arc<EgressGuard> {
+        &self.guard
+    }
+
+    /// One attempt. Returns at the deadline at the latest.
+    pub async fn call(&self, call: &WebhookCall, delivery: &Delivery, deadline: Instant) -> Outcome {
+        // Kept outside of the exchange, since a deadline that passes drops the exchange.
+        let mut status = 0;
+        match timeout_at(deadline, self.exchange(call, delivery, &mut status)).await {
+            Ok(outcome) => outcome,
+            Err(_) => answer::late(status),
+        }
+    }
+
+    async fn exchange(&self, call: &WebhookCall, delivery: &Delivery, status: &mut u16) -> Outcome {
+        let (request, signature) = match self.request(call, delivery) {
+            Ok(signed) => signed,
+            Err(outcome) => return outcome,
+        };
+        let mut response = match self.http.request(request).await {
+            Ok(response) => response,
+            Err(error) => return answer::unanswered(&error),
+        };
+        let answered = response.status();
+        *status = answered.as_u16();
+        let retry_after = if answered.is_success() { None } else { answer::retry_after(response.headers()) };
+        let mut start = Vec::new();
+        let mut read = 0;
+        while let Some(frame) = response.body_mut().frame().await {
+            let Ok(frame) = frame else { return answer::cut_off(answered) };
+            let Some(data) = frame.data_ref() else { continue };
+            let room = answer::EXCERPT_SOURCE_BYTES - start.len();
+            start.extend_from_slice(&data[..data.len().min(room)]);
+            read += data.len();
+            if read > self.response_bytes_max {
+                // Leaving the body unread ends an HTTP/1 connection, and resets an HTTP/2 stream.
+                break;
+            }
+        }
+        start.truncate(self.response_bytes_max);
+        answer::judge(answered, retry_after, answer::excerpt(&start, call, &signature))
+    }
+
+    /// The request and the signature it carries.
+    ///
+    /// Errors: a header of the target that is none. Targets are checked when they are saved, so this is a fault of stored data,
+    /// which no further attempt mends.
+    fn request(&self, call: &WebhookCall, delivery: &Delivery) -> Result<(Request<Full<Bytes>>, String), Outcome> {
+        let target = &call.target;
+        let mut headers = HeaderMap::with_capacity(8 + target.headers.len());
+        for (name, value) in &target.headers {
+            let parsed = (HeaderName::from_bytes(name.as_bytes()), HeaderValue::from_str(value));
+            let (Ok(name), Ok(mut value)) = parsed else {
+                return Err(Outcome {
+                    class: OutcomeClass::Rejected,
+                    status_code: 0,
+                    retry_after: None,
+                    excerpt: None,
+                    error: Some("A header of the subscription's target is not valid.".to_owned()),
+                });
+            };
+            value.set_sensitive(true);
+            headers.append(name, value);
+        }
+        // After the target's own headers, so that none of ours can be replaced by them.
+        let body = cloudevent::message(&delivery.event, target.mode, &mut headers);
+        let id = delivery.invocation.to_string();
+        let timestamp = clock::now().timestamp().to_string();
+        let signature = sign::signature(&call.secrets, &id, &timestamp, &body);
+        headers.insert(USER_AGENT, self.user_agent.clone());
+        if !signature.is_empty() {
+            headers.insert(WEBHOOK_SIGNATURE, own_value(signature.clone()));
+        }
+        headers.insert(WEBHOOK_ID, own_value(id));
+        headers.insert(WEBHOOK_TIMESTAMP, own_value(timestamp));
+        let mut request = Request::new(Full::new(body));
+        *request.method_mut() = Method::POST;
+        *request.uri_mut() = target.uri.as_uri().clone();
+        *request.headers_mut() = headers;
+        Ok((request, signature))
+    }
+}
+
+fn own_value(text: String) -> HeaderValue {
+    HeaderValue::from_maybe_shared(Bytes::from(text)).expect("ids, numbers and base64 are visible ASCII")
+}

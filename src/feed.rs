@@ -1,0 +1,71 @@
+//! News of the log within this process: what was committed here, and which heads moved elsewhere.
+//!
+//! News is a hint: it may be late, repeated or dropped when a reader is behind. Readers go by positions and read what they
+//! miss from the store; [`News::Head`] arrives for every head that moved at least once a second (see `dispatch::pulse`).
+
+use crate::domain::event::LogEntry;
+use crate::domain::ids::{Position, TenantId};
+use std::sync::{Arc, RwLock};
+use tokio::sync::{mpsc, watch};
+
+/// The head of a tenant's log, as last seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Head {
+    /// Whose log.
+    pub tenant: TenantId,
+    /// Position of the last event.
+    pub position: Position,
+    /// Version of what matches.
+    pub registry_version: i64,
+    /// Counts changes to deferred invocations that callers made.
+    pub deferred_version: i64,
+}
+
+/// Something that readers of the log want to know.
+#[derive(Debug, Clone)]
+pub enum News {
+    /// Entries this process committed: one tenant's, adjacent positions, in order.
+    Committed {
+        /// Whose log.
+        tenant: TenantId,
+        /// At least one.
+        entries: Arc<[Arc<LogEntry>]>,
+    },
+    /// A head that may have moved.
+    Head(Head),
+}
+
+/// Spreads news to every reader in this process. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub struct Feed {
+    readers: Arc<RwLock<Vec<mpsc::Sender<News>>>>,
+    /// Counts the batches of outcomes that this process has recorded.
+    settled: Arc<watch::Sender<u64>>,
+}
+
+impl Feed {
+    /// A new reader that may fall `capacity` items behind before it loses news.
+    pub fn subscribe(&self, capacity: usize) -> mpsc::Receiver<News> {
+        let (sender, receiver) = mpsc::channel(capacity);
+        self.readers.write().expect("no reader panics while it holds the lock").push(sender);
+        receiver
+    }
+
+    /// Tells every reader; never waits.
+    pub fn send(&self, news: &News) {
+        for reader in self.readers.read().expect("no reader panics while it holds the lock").iter() {
+            // A full or closed channel loses the hint, as documented above.
+            let _ = reader.try_send(news.clone());
+        }
+    }
+
+    /// Says that outcomes were recorded here.
+    pub fn note_settled(&self) {
+        self.settled.send_modify(|count| *count = count.wrapping_add(1));
+    }
+
+    /// Changes whenever outcomes were recorded here; those that wait for an event's end look again.
+    pub fn settled(&self) -> watch::Receiver<u64> {
+        self.settled.subscribe()
+    }
+}

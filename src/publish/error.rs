@@ -1,0 +1,78 @@
+//! Why an event is not published.
+
+use crate::domain::event_type::EventTypeName;
+use crate::domain::schema::Violation;
+use crate::store::StoreError;
+
+/// Why an event is not published. Cheap to clone: one failed commit answers many callers.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum PublishError {
+    /// No such type, or a retired one.
+    #[error("event type {name} is not in the catalogue")]
+    EventTypeNotFound {
+        /// The name as given.
+        name: String,
+        /// Similar names that exist.
+        near: Vec<String>,
+    },
+    /// No such schema version.
+    #[error("event type {event_type} has no schema version {version}")]
+    SchemaVersionNotFound {
+        /// The type.
+        event_type: EventTypeName,
+        /// The version asked for.
+        version: i32,
+    },
+    /// The data breaks the schema.
+    #[error("the data breaks the schema of {event_type}, version {version}")]
+    SchemaViolation {
+        /// The type.
+        event_type: EventTypeName,
+        /// The version checked.
+        version: i32,
+        /// At most 32.
+        violations: Vec<Violation>,
+    },
+    /// The data is declared as JSON and is not.
+    #[error("the data is not JSON: {message} at byte {offset}")]
+    DataNotJson {
+        /// Byte offset of the first fault.
+        offset: usize,
+        /// What is wrong.
+        message: String,
+    },
+    /// Larger than the bound.
+    #[error("the event is larger than {limit} bytes")]
+    TooLarge {
+        /// The bound, bytes.
+        limit: usize,
+    },
+    /// The idempotency key was used with another body.
+    #[error("the idempotency key was used before with another event")]
+    KeyReused,
+    /// Part of the contract that this release does not build.
+    #[error("{feature} is not implemented yet")]
+    NotImplemented {
+        /// What is missing.
+        feature: &'static str,
+    },
+    /// The tenant's registry changed faster than the event could be matched.
+    #[error("the tenant's subscriptions change too fast to publish just now")]
+    Contended,
+    /// The server is shutting down.
+    #[error("the server is draining")]
+    Draining,
+    /// The store failed.
+    #[error("the store failed")]
+    Store(#[from] StoreError),
+}
+
+impl PublishError {
+    /// Whether a newer version of the tenant's registry may judge otherwise.
+    pub(super) fn is_by_registry(&self) -> bool {
+        matches!(
+            self,
+            Self::EventTypeNotFound { .. } | Self::SchemaVersionNotFound { .. } | Self::SchemaViolation { .. }
+        )
+    }
+}

@@ -1,0 +1,179 @@
+//! Checking an event against the catalogue, and deciding what it fires.
+
+use super::PublishError;
+use super::registry::{Registry, TenantRegistry};
+use crate::domain::catalogue::Catalogue;
+use crate::domain::event::{Data, Event};
+use crate::domain::event_type::{EventTypeName, Phase};
+use crate::domain::filter::FilterContext;
+use crate::domain::ids::SubscriptionNo;
+use crate::domain::json::check_json;
+use crate::store::publish::NewKey;
+use std::sync::Arc;
+
+/// An event that was checked and matched at one version of the registry.
+#[derive(Debug, Clone)]
+pub struct Prepared {
+    /// The event, with the schema version it was checked against.
+    pub event: Arc<Event>,
+    /// The schema version the publisher asked for; 0 for the latest.
+    pub requested_schema: i32,
+    /// What it fires.
+    pub matched: Arc<[SubscriptionNo]>,
+    /// What it would fire, had its lineage not refused it.
+    pub refused: Arc<[SubscriptionNo]>,
+    /// The registry version all this was decided with.
+    pub registry_version: i64,
+    /// The publisher's idempotency key.
+    pub key: Option<NewKey>,
+}
+
+/// Checks an event and decides what it fires.
+pub async fn prepare(
+    registry: &Registry,
+    tenant: &TenantRegistry,
+    mut event: Event,
+    requested_schema: i32,
+    key: Option<NewKey>,
+    event_bytes_max: usize,
+) -> Result<Prepared, PublishError> {
+    if event_bytes(&event) > event_bytes_max {
+        return Err(PublishError::TooLarge { limit: event_bytes_max });
+    }
+    let decided = match decide(registry, tenant, &event, requested_schema).await {
+        // The registry in memory may be older than the declaration that the publisher knows of: a refusal is judged again by
+        // the database's present version.
+        Err(error) if error.is_by_registry() => {
+            let before = tenant.version();
+            registry.reload(tenant.tenant()).await?;
+            if tenant.version() == before {
+                return Err(error);
+            }
+            decide(registry, tenant, &event, requested_schema).await?
+        }
+        decided => decided?,
+    };
+    event.schema_version = decided.schema_version;
+    Ok(Prepared {
+        event: Arc::new(event),
+        requested_schema,
+        matched: decided.matched.into(),
+        refused: decided.refused.into(),
+        registry_version: decided.registry_version,
+        key,
+    })
+}
+
+/// What one version of the registry says about an event.
+struct Decision {
+    registry_version: i64,
+    schema_version: i32,
+    matched: Vec<SubscriptionNo>,
+    refused: Vec<SubscriptionNo>,
+}
+
+/// Checks and matches an event by the registry as it is in memory.
+async fn decide(
+    registry: &Registry,
+    tenant: &TenantRegistry,
+    event: &Event,
+    requested_schema: i32,
+) -> Result<Decision, PublishError> {
+    // The version is read before anything is looked up: if it is still the database's at commit, so was all that follows.
+    let (registry_version, listeners) = tenant.listeners(&event.event_type);
+    if phase(registry, tenant, &event.event_type)? == Phase::Pre {
+        return Err(PublishError::NotImplemented { feature: "publishing PRE events" });
+    }
+    let schema_version = check_data(registry, tenant, event, requested_schema).await?;
+    let (mut matched, mut refused) = (Vec::new(), Vec::new());
+    if let Some(listeners) = listeners {
+        let context = FilterContext::new(event);
+        for entry in listeners.iter() {
+            let subscription = &entry.subscription;
+            // A filter that cannot be evaluated over this event does not match.
+            let fires = subscription.filter.as_ref().is_none_or(|filter| filter.matches(&context).unwrap_or(false));
+            if fires {
+                let looped = event.lineage.subscriptions.contains(&subscription.no);
+                if looped { &mut refused } else { &mut matched }.push(subscription.no);
+            }
+        }
+    }
+    Ok(Decision { registry_version, schema_version, matched, refused })
+}
+
+/// The phase of a type that may be published.
+fn phase(registry: &Registry, tenant: &TenantRegistry, name: &EventTypeName) -> Result<Phase, PublishError> {
+    if let Some(system) = registry.catalogue().get(name.as_str()) {
+        return Ok(system.event_type.phase);
+    }
+    match tenant.custom_type(name) {
+        Some(custom) if custom.deleted_at.is_none() => Ok(custom.phase),
+        _ => Err(unknown_type(registry, tenant, name.as_str())),
+    }
+}
+
+/// The error for a type that does not exist, with names that are close to it.
+pub fn unknown_type(registry: &Registry, tenant: &TenantRegistry, name: &str) -> PublishError {
+    let custom = tenant.custom_names();
+    let system = registry.catalogue().iter().map(|system| system.event_type.name.as_str());
+    let near = Catalogue::nearest(name, system.chain(custom.iter().map(EventTypeName::as_str)), 5);
+    PublishError::EventTypeNotFound { name: name.to_owned(), near }
+}
+
+/// Checks the data, and says against which schema version (0 for none).
+async fn check_data(
+    registry: &Registry,
+    tenant: &TenantRegistry,
+    event: &Event,
+    requested: i32,
+) -> Result<i32, PublishError> {
+    let json = event.has_json_data();
+    let compiled = registry.schema(tenant, &event.event_type, requested).await?;
+    let Some(compiled) = compiled else {
+        if json {
+            check_json(event.data.as_bytes())
+                .map_err(|error| PublishError::DataNotJson { offset: error.offset, message: error.message })?;
+        }
+        return Ok(0);
+    };
+    // A type with a schema takes JSON only; no data at all is judged as the absent document it is.
+    let result = if json {
+        compiled.schema.validate(event.data.as_bytes())
+    } else {
+        let message = match event.data {
+            Data::None => "there is no data, but the type has a schema",
+            _ => "the data is not JSON by its datacontenttype, but the type has a schema",
+        };
+        Err(vec![crate::domain::schema::Violation {
+            data_pointer: String::new(),
+            schema_pointer: String::new(),
+            message: message.to_owned(),
+        }])
+    };
+    match result {
+        Ok(()) => Ok(compiled.version),
+        Err(violations) => Err(PublishError::SchemaViolation {
+            event_type: event.event_type.clone(),
+            version: compiled.version,
+            violations,
+        }),
+    }
+}
+
+/// The size that counts towards the limit: attributes and data.
+fn event_bytes(event: &Event) -> usize {
+    use crate::domain::event::Attribute;
+    let value = |attribute: &Attribute| match attribute {
+        Attribute::String(text) | Attribute::Uri(text) | Attribute::UriRef(text) => text.len(),
+        Attribute::Bytes(bytes) => bytes.len(),
+        Attribute::Boolean(_) | Attribute::Integer(_) | Attribute::Timestamp(_) => 8,
+    };
+    let type_url = if let Data::Proto { type_url, .. } = &event.data { type_url.len() } else { 0 };
+    event.data.as_bytes().len()
+        + type_url
+        + event.event_type.as_str().len()
+        + event.source.len()
+        + event.subject.as_ref().map_or(0, String::len)
+        + event.content_type.as_ref().map_or(0, String::len)
+        + event.extensions.iter().map(|(name, attribute)| name.len() + value(attribute)).sum::<usize>()
+}

@@ -1,0 +1,261 @@
+//! The registry: what the catalogue and the subscriptions of each tenant say, in memory, at a known version.
+//!
+//! A tenant's registry is loaded once and then follows by deltas. It may be behind the database at any time: publishing is
+//! exact all the same, because the commit checks the version under the head row's lock (see `store::publish`).
+
+use super::PublishError;
+use crate::domain::catalogue::Catalogue;
+use crate::domain::event_type::{CompiledSchema, EventType, EventTypeName};
+use crate::domain::ids::{SubscriptionNo, TenantId};
+use crate::domain::schema::Schema;
+use crate::domain::subscription::{State, Subscription, Target};
+use crate::domain::webhook::{SigningSecret, WebhookCall};
+use crate::store::secrets::Keyring;
+use crate::store::{Store, StoreError};
+use chrono::{DateTime, Utc};
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError, RwLock};
+
+/// The registries of every tenant in use, bounded by count; the least used are dropped and loaded again when needed.
+#[derive(Clone)]
+pub struct Registry {
+    store: Store,
+    keyring: Arc<Keyring>,
+    catalogue: Arc<Catalogue>,
+    tenants: moka::future::Cache<TenantId, Arc<TenantRegistry>>,
+    schemas: moka::future::Cache<(TenantId, EventTypeName, i32), CompiledSchema>,
+}
+
+/// One tenant's registry.
+pub struct TenantRegistry {
+    tenant: TenantId,
+    state: RwLock<Registered>,
+    loading: tokio::sync::Mutex<()>,
+}
+
+#[derive(Default)]
+struct Registered {
+    version: i64,
+    /// ACTIVE subscriptions by what they listen to.
+    active: HashMap<EventTypeName, Arc<Vec<Arc<Entry>>>>,
+    /// Every subscription, in any state.
+    by_no: HashMap<SubscriptionNo, Arc<Entry>>,
+    custom_types: HashMap<EventTypeName, Arc<EventType>>,
+}
+
+/// A subscription with its secrets.
+#[derive(Debug)]
+pub struct Entry {
+    /// The subscription.
+    pub subscription: Subscription,
+    /// Signing secrets, newest first, each with the time it ends.
+    secrets: Vec<(SigningSecret, Option<DateTime<Utc>>)>,
+    /// What an attempt needs, where none of the secrets expires; made once.
+    call: Option<Arc<WebhookCall>>,
+}
+
+impl Entry {
+    fn new(subscription: Subscription, secrets: Vec<(SigningSecret, Option<DateTime<Utc>>)>) -> Self {
+        let mut entry = Self { subscription, secrets, call: None };
+        if entry.secrets.iter().all(|(_, expires_at)| expires_at.is_none()) {
+            entry.call = entry.build_call(DateTime::<Utc>::MIN_UTC).map(Arc::new);
+        }
+        entry
+    }
+
+    /// What an attempt at `now` needs; none where no signing secret can be opened, since nothing is sent unsigned.
+    pub fn webhook_call(&self, now: DateTime<Utc>) -> Option<Arc<WebhookCall>> {
+        self.call.clone().or_else(|| self.build_call(now).map(Arc::new))
+    }
+
+    fn build_call(&self, now: DateTime<Utc>) -> Option<WebhookCall> {
+        let Target::Webhook(target) = &self.subscription.target;
+        let valid = self.secrets.iter().filter(|(_, expires_at)| expires_at.is_none_or(|at| at > now));
+        let secrets: Arc<[SigningSecret]> = valid.map(|(secret, _)| secret.clone()).collect();
+        let call = WebhookCall { subscription: self.subscription.id, target: target.clone(), secrets };
+        (!call.secrets.is_empty()).then_some(call)
+    }
+}
+
+impl Registry {
+    /// Starts empty. Bounds: registries of `tenants_max` tenants, `schemas_max` compiled schemas.
+    pub fn new(
+        store: Store,
+        keyring: Arc<Keyring>,
+        catalogue: Arc<Catalogue>,
+        tenants_max: u64,
+        schemas_max: u64,
+    ) -> Self {
+        Self {
+            store,
+            keyring,
+            catalogue,
+            tenants: moka::future::Cache::new(tenants_max),
+            schemas: moka::future::Cache::new(schemas_max),
+        }
+    }
+
+    /// The system catalogue.
+    pub fn catalogue(&self) -> &Catalogue {
+        &self.catalogue
+    }
+
+    /// The tenant's registry as last loaded.
+    pub async fn tenant(&self, tenant: TenantId) -> Result<Arc<TenantRegistry>, StoreError> {
+        if let Some(registry) = self.tenants.get(&tenant).await {
+            return Ok(registry);
+        }
+        let registry =
+            Arc::new(TenantRegistry { tenant, state: RwLock::default(), loading: tokio::sync::Mutex::default() });
+        self.load(&registry, 0).await?;
+        // Two loaders may race; the one that loses throws its copy away.
+        Ok(self.tenants.entry(tenant).or_insert(registry).await.into_value())
+    }
+
+    /// The tenant's registry at `at_least` or newer.
+    pub async fn refresh(&self, tenant: TenantId, at_least: i64) -> Result<Arc<TenantRegistry>, StoreError> {
+        let registry = self.tenant(tenant).await?;
+        if registry.version() < at_least {
+            self.load(&registry, at_least).await?;
+        }
+        Ok(registry)
+    }
+
+    /// The tenant's registry at the version the database has now.
+    pub async fn reload(&self, tenant: TenantId) -> Result<Arc<TenantRegistry>, StoreError> {
+        self.refresh(tenant, i64::MAX).await
+    }
+
+    async fn load(&self, registry: &TenantRegistry, at_least: i64) -> Result<(), StoreError> {
+        let _turn = registry.loading.lock().await;
+        let known = registry.version();
+        if known >= at_least && known > 0 {
+            return Ok(());
+        }
+        // The head is read first: every change up to its version is committed by then, so the rows read after it hold them all.
+        let Some(head) = self.store.head(registry.tenant).await? else {
+            return Ok(());
+        };
+        if head.registry_version == known {
+            return Ok(());
+        }
+        let records = self.store.subscriptions_changed_since(registry.tenant, known).await?;
+        let types = self.store.event_types_changed_since(registry.tenant, known).await?;
+        let mut entries = Vec::with_capacity(records.len());
+        for record in records {
+            let mut secrets = Vec::with_capacity(record.secrets.len());
+            for stored in record.secrets {
+                // A secret whose key is gone must not stop the tenant's publishing: only its own webhook cannot be called.
+                match self.keyring.open_secret(registry.tenant, record.subscription.id, &stored) {
+                    Ok(secret) => secrets.push((secret, stored.expires_at)),
+                    Err(error) => {
+                        tracing::error!(subscription = %record.subscription.id, %error, "a signing secret does not open");
+                    }
+                }
+            }
+            entries.push(Arc::new(Entry::new(record.subscription, secrets)));
+        }
+        registry.apply(head.registry_version, entries, types);
+        Ok(())
+    }
+
+    /// The compiled schema of a version; 0 means the latest. None where the type has no schema.
+    ///
+    /// Errors: [`PublishError::SchemaVersionNotFound`].
+    pub async fn schema(
+        &self,
+        registry: &TenantRegistry,
+        name: &EventTypeName,
+        requested: i32,
+    ) -> Result<Option<CompiledSchema>, PublishError> {
+        let missing = || PublishError::SchemaVersionNotFound { event_type: name.clone(), version: requested };
+        if let Some(system) = self.catalogue.get(name.as_str()) {
+            return match &system.schema {
+                Some((_, compiled)) if requested == 0 || requested == compiled.version => Ok(Some(compiled.clone())),
+                None if requested == 0 => Ok(None),
+                _ => Err(missing()),
+            };
+        }
+        let latest = registry.custom_type(name).map_or(0, |event_type| event_type.latest_schema);
+        let version = if requested == 0 { latest } else { requested };
+        if version == 0 {
+            return Ok(None);
+        }
+        if version < 0 || version > latest {
+            return Err(missing());
+        }
+        let key = (registry.tenant, name.clone(), version);
+        if let Some(compiled) = self.schemas.get(&key).await {
+            return Ok(Some(compiled));
+        }
+        let stored = self.store.schema(registry.tenant, name, version).await?.ok_or_else(missing)?;
+        // Compiling may take a while for a large document: off the reactor.
+        let parsed = tokio::task::spawn_blocking(move || Schema::parse(&stored.document)).await;
+        let schema = match parsed {
+            Ok(Ok(schema)) => Arc::new(schema),
+            _ => return Err(StoreError::Corrupt { what: "event type schema" }.into()),
+        };
+        let compiled = CompiledSchema { version, schema };
+        self.schemas.insert(key, compiled.clone()).await;
+        Ok(Some(compiled))
+    }
+}
+
+impl TenantRegistry {
+    /// Whose registry it is.
+    pub fn tenant(&self) -> TenantId {
+        self.tenant
+    }
+
+    /// The version it is at.
+    pub fn version(&self) -> i64 {
+        self.read().version
+    }
+
+    /// A subscription in any state, by its number.
+    pub fn subscription(&self, no: SubscriptionNo) -> Option<Arc<Entry>> {
+        self.read().by_no.get(&no).cloned()
+    }
+
+    /// The ACTIVE subscriptions to one event type, with the version they were read at.
+    pub fn listeners(&self, name: &EventTypeName) -> (i64, Option<Arc<Vec<Arc<Entry>>>>) {
+        let state = self.read();
+        (state.version, state.active.get(name).cloned())
+    }
+
+    /// A type that the tenant declared, retired ones included.
+    pub fn custom_type(&self, name: &EventTypeName) -> Option<Arc<EventType>> {
+        self.read().custom_types.get(name).cloned()
+    }
+
+    /// Names of the tenant's own types that can be published.
+    pub fn custom_names(&self) -> Vec<EventTypeName> {
+        let state = self.read();
+        state.custom_types.values().filter(|t| t.deleted_at.is_none()).map(|t| t.name.clone()).collect()
+    }
+
+    fn read(&self) -> std::sync::RwLockReadGuard<'_, Registered> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn apply(&self, version: i64, entries: Vec<Arc<Entry>>, types: Vec<EventType>) {
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        for entry in entries {
+            let (no, name) = (entry.subscription.no, entry.subscription.event_type.clone());
+            let listeners = Arc::make_mut(state.active.entry(name.clone()).or_default());
+            listeners.retain(|other| other.subscription.no != no);
+            if entry.subscription.state == State::Active {
+                let at = listeners.partition_point(|other| other.subscription.no < no);
+                listeners.insert(at, entry.clone());
+            }
+            if listeners.is_empty() {
+                state.active.remove(&name);
+            }
+            state.by_no.insert(no, entry);
+        }
+        for event_type in types {
+            state.custom_types.insert(event_type.name.clone(), Arc::new(event_type));
+        }
+        state.version = version;
+    }
+}

@@ -1,0 +1,497 @@
+//! The writer: group commit.
+//!
+//! Publish calls hand their prepared events over; while commits run, the next batch gathers; at low load a call commits at
+//! once. A commit is one statement. The writer's tasks belong to the server, not to the calls: a caller that goes away loses
+//! only its answer.
+
+use super::PublishError;
+use super::config::{BatchScope, Config};
+use super::prepare::{Prepared, prepare};
+use super::registry::Registry;
+use crate::clock;
+use crate::domain::event::{Data, Event, Lineage, LogEntry};
+use crate::domain::event_type::EventTypeName;
+use crate::domain::ids::{EventId, TenantId};
+use crate::feed::{Feed, News};
+use crate::store::publish::{CommitConnection, IDEMPOTENCY_CONSTRAINT, NewEvent, NewKey, TenantBatch, UsedKey};
+use crate::store::{Store, StoreError};
+use chrono::TimeDelta;
+use futures::FutureExt as _;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use tokio::sync::{Mutex, mpsc, oneshot};
+use tokio::task::JoinSet;
+
+/// Accepts events for commit. Cheap to clone.
+#[derive(Clone)]
+pub struct Writer {
+    queue: mpsc::Sender<Call>,
+    core: Arc<Core>,
+}
+
+/// Where a published event is.
+#[derive(Debug, Clone)]
+pub struct Published {
+    /// The event with its place.
+    pub entry: Arc<LogEntry>,
+    /// True where an earlier call with the same key published it.
+    pub duplicate: bool,
+}
+
+/// How often a call is tried again before it is told to come back later: each round means that the registry changed, or that a
+/// key was taken, between two statements.
+const ROUNDS_MAX: u32 = 100;
+
+type Answer = Result<Vec<Published>, PublishError>;
+
+/// One call: events of one tenant that commit together, in order, or not at all.
+struct Call {
+    tenant: TenantId,
+    events: Vec<Prepared>,
+    answer: oneshot::Sender<Answer>,
+}
+
+/// What one commit left to do.
+enum Round {
+    /// These calls must be tried again.
+    Done(Vec<Call>),
+    /// Nothing was written: some key of these calls was used before.
+    KeyUsed(Vec<Call>),
+}
+
+struct Core {
+    store: Store,
+    registry: Registry,
+    feed: Feed,
+    config: Config,
+}
+
+/// The tasks of a running writer.
+pub struct WriterTasks {
+    tasks: JoinSet<()>,
+}
+
+impl WriterTasks {
+    /// Ends once every [`Writer`] is dropped and what it accepted is committed or answered.
+    pub async fn join(mut self) {
+        while self.tasks.join_next().await.is_some() {}
+    }
+}
+
+impl Writer {
+    /// Starts `commits_in_flight` committing tasks.
+    pub fn start(store: Store, registry: Registry, feed: Feed, config: Config) -> (Self, WriterTasks) {
+        let (queue, receiver) = mpsc::channel(config.queue_calls_max);
+        let committers = config.commits_in_flight.clamp(1, 16);
+        let core = Arc::new(Core { store, registry, feed, config });
+        let receiver = Arc::new(Mutex::new(receiver));
+        let mut tasks = JoinSet::new();
+        for _ in 0..committers {
+            tasks.spawn(core.clone().run(receiver.clone()));
+        }
+        (Self { queue, core }, WriterTasks { tasks })
+    }
+
+    /// The bounds it works with.
+    pub fn config(&self) -> &Config {
+        &self.core.config
+    }
+
+    /// The registry it matches with.
+    pub fn registry(&self) -> &Registry {
+        &self.core.registry
+    }
+
+    /// Commits one tenant's prepared events together; answers once they are on disk.
+    ///
+    /// An event whose key was used before with the same request answers with the first one, whatever happens to the others.
+    pub async fn write(&self, tenant: TenantId, events: Vec<Prepared>) -> Answer {
+        let (answer, answered) = oneshot::channel();
+        self.queue.send(Call { tenant, events, answer }).await.map_err(|_| PublishError::Draining)?;
+        // Dropped without an answer: a fault of the server, or its end.
+        answered.await.unwrap_or_else(|_| Err(StoreError::Interrupted.into()))
+    }
+
+    /// The first answers of keys that were all used before with the same requests; none where any is new.
+    ///
+    /// Asked when a publish would be refused: the catalogue may have changed since the first call, whose answer stands.
+    ///
+    /// Errors: [`PublishError::KeyReused`].
+    pub async fn first_answers(
+        &self,
+        tenant: TenantId,
+        keys: &[NewKey],
+    ) -> Result<Option<Vec<Published>>, PublishError> {
+        let wanted: Vec<(TenantId, &str)> = keys.iter().map(|key| (tenant, key.key.as_str())).collect();
+        let used = self.core.store.used_keys(&wanted).await?;
+        let mut published = Vec::with_capacity(keys.len());
+        for key in keys {
+            let Some(first) = used.iter().find(|used| used.key == key.key) else { return Ok(None) };
+            if first.request_hash != key.request_hash {
+                return Err(PublishError::KeyReused);
+            }
+            let Some(entry) = self.core.store.event(tenant, first.event).await? else { return Ok(None) };
+            published.push(Published { entry, duplicate: true });
+        }
+        Ok(Some(published))
+    }
+
+    /// Publishes one of Carillon's own events. `key` makes a repetition harmless.
+    pub async fn publish_system(
+        &self,
+        tenant: TenantId,
+        event_type: EventTypeName,
+        subject: String,
+        data: &serde_json::Value,
+        lineage: Option<Lineage>,
+        key: &str,
+    ) -> Result<Published, PublishError> {
+        let id = EventId(clock::new_uuid());
+        let event = Event {
+            id,
+            event_type,
+            schema_version: 0,
+            source: "/carillon".to_owned(),
+            subject: Some(subject),
+            time: self.core.store.now(),
+            content_type: Some("application/json".to_owned()),
+            extensions: Vec::new(),
+            data: Data::Text(data.to_string().into()),
+            lineage: lineage.unwrap_or_else(|| Lineage::root(id)),
+        };
+        let key = NewKey { key: format!("carillon/{key}"), request_hash: [0; 32] };
+        let registry = self.core.registry.tenant(tenant).await?;
+        let prepared =
+            prepare(&self.core.registry, &registry, event, 0, Some(key), self.core.config.event_bytes_max).await?;
+        let mut published = self.write(tenant, vec![prepared]).await?;
+        published.pop().ok_or(PublishError::Draining)
+    }
+}
+
+impl Core {
+    /// Gathers and commits until every sender is gone. The receiver's lock is held only while gathering, so that the next
+    /// committer gathers while this one commits.
+    async fn run(self: Arc<Self>, queue: Arc<Mutex<mpsc::Receiver<Call>>>) {
+        let mut connection = self.store.commit_connection();
+        loop {
+            let calls = {
+                let mut queue = queue.lock().await;
+                let Some(first) = queue.recv().await else { return };
+                self.gather(first, &mut queue)
+            };
+            // A fault in one batch must not end publishing: its callers learn of it, the next batch goes on.
+            if AssertUnwindSafe(self.commit(&mut connection, calls)).catch_unwind().await.is_err() {
+                tracing::error!("a batch of publish calls was dropped by a fault of the server");
+            }
+        }
+    }
+
+    /// What is waiting right now, up to the bounds. A key that stands in the batch twice ends the batch before its second use,
+    /// which then finds the first one committed.
+    fn gather(&self, first: Call, queue: &mut mpsc::Receiver<Call>) -> Vec<Call> {
+        let (mut events, mut bytes) = (weight(&first).0, weight(&first).1);
+        let mut calls = vec![first];
+        while events < self.config.commit_events_max && bytes < self.config.commit_bytes_max {
+            let Ok(call) = queue.try_recv() else { break };
+            let (more_events, more_bytes) = weight(&call);
+            events += more_events;
+            bytes += more_bytes;
+            calls.push(call);
+        }
+        calls
+    }
+
+    async fn commit(&self, connection: &mut CommitConnection, calls: Vec<Call>) {
+        // Rounds: a call drops out when it is answered; what is left is tried again with what the round taught.
+        let mut rest = calls;
+        let mut rounds = 0;
+        while !rest.is_empty() {
+            rounds += 1;
+            if rounds > ROUNDS_MAX {
+                fail(rest, &PublishError::Contended);
+                return;
+            }
+            let (now, later) = self.split(rest);
+            rest = match self.commit_round(connection, now, rounds).await {
+                Round::Done(mut left) => {
+                    left.extend(later);
+                    left
+                }
+                // Answered for all that wait, not for this round alone: a storm of repetitions of one key costs one look-up.
+                Round::KeyUsed(mut calls) => {
+                    calls.extend(later);
+                    self.answer_used_keys(calls).await
+                }
+            };
+        }
+    }
+
+    /// Splits off what cannot share a commit with what came before it: a repeated key, or (by configuration) another tenant.
+    fn split(&self, calls: Vec<Call>) -> (Vec<Call>, Vec<Call>) {
+        let tenant = calls[0].tenant;
+        let mut keys = HashSet::new();
+        let mut now = Vec::with_capacity(calls.len());
+        let mut later = Vec::new();
+        for call in calls {
+            let foreign = self.config.batch_scope == BatchScope::Tenant && call.tenant != tenant;
+            let own: Vec<(TenantId, String)> =
+                call.events.iter().filter_map(|e| e.key.as_ref()).map(|k| (call.tenant, k.key.clone())).collect();
+            if foreign || own.iter().any(|key| keys.contains(key)) {
+                later.push(call);
+            } else {
+                keys.extend(own);
+                now.push(call);
+            }
+        }
+        (now, later)
+    }
+
+    /// One commit.
+    async fn commit_round(&self, connection: &mut CommitConnection, calls: Vec<Call>, round: u32) -> Round {
+        let calls = self.match_again(calls).await;
+        if calls.is_empty() {
+            return Round::Done(calls);
+        }
+        let batches = batches(&calls);
+        let expires = self.store.now() + TimeDelta::hours(i64::from(self.config.idempotency_hours.max(24)));
+        match connection.commit_events(&batches, expires).await {
+            Ok(written) => {
+                let places: HashMap<TenantId, _> = written.into_iter().map(|batch| (batch.tenant, batch)).collect();
+                let mut stale = Vec::new();
+                let mut tenants: BTreeMap<TenantId, Vec<Call>> = BTreeMap::new();
+                for call in calls {
+                    if places.contains_key(&call.tenant) {
+                        tenants.entry(call.tenant).or_default().push(call);
+                    } else {
+                        stale.push(call);
+                    }
+                }
+                for (tenant, calls) in tenants {
+                    let place = places[&tenant];
+                    self.answer(tenant, place.first_position, place.committed_at, calls);
+                }
+                Round::Done(self.reload(stale).await)
+            }
+            // On a distributed Postgres the name carries the shard's number behind it.
+            Err(StoreError::Conflict { constraint }) if constraint.starts_with(IDEMPOTENCY_CONSTRAINT) => {
+                Round::KeyUsed(calls)
+            }
+            Err(StoreError::PartitionMissing) if round < 3 => {
+                match self.store.ensure_partitions(self.store.now().date_naive(), 1).await {
+                    Ok(()) => Round::Done(calls),
+                    Err(error) => Round::Done(fail(calls, &error.into())),
+                }
+            }
+            // Two replicas that locked heads in a circle, which the lock order excludes, would end here too.
+            Err(error) => Round::Done(fail(calls, &error.into())),
+        }
+    }
+
+    /// Brings every call to its tenant's present registry version; calls that no longer pass are answered.
+    async fn match_again(&self, calls: Vec<Call>) -> Vec<Call> {
+        let mut ready = Vec::with_capacity(calls.len());
+        for mut call in calls {
+            let registry = match self.registry.tenant(call.tenant).await {
+                Ok(registry) => registry,
+                Err(error) => {
+                    let _ = call.answer.send(Err(error.into()));
+                    continue;
+                }
+            };
+            let version = registry.version();
+            let mut refused = None;
+            for prepared in &mut call.events {
+                if prepared.registry_version == version {
+                    continue;
+                }
+                let event = Event::clone(&prepared.event);
+                let key = prepared.key.clone();
+                let limit = self.config.event_bytes_max;
+                match prepare(&self.registry, &registry, event, prepared.requested_schema, key, limit).await {
+                    Ok(again) => *prepared = again,
+                    Err(error) => refused = Some(error),
+                }
+            }
+            if let Some(error) = refused {
+                let _ = call.answer.send(Err(error));
+            } else {
+                ready.push(call);
+            }
+        }
+        // The registry may have moved between two calls of one tenant: all must be at one version.
+        let mut versions: HashMap<TenantId, i64> = HashMap::new();
+        for call in &ready {
+            for prepared in &call.events {
+                let version = versions.entry(call.tenant).or_default();
+                *version = (*version).max(prepared.registry_version);
+            }
+        }
+        let uniform = |call: &Call| call.events.iter().all(|e| e.registry_version == versions[&call.tenant]);
+        if ready.iter().all(uniform) { ready } else { Box::pin(self.match_again(ready)).await }
+    }
+
+    async fn reload(&self, stale: Vec<Call>) -> Vec<Call> {
+        let mut left = Vec::with_capacity(stale.len());
+        let mut reloaded = HashSet::new();
+        for call in stale {
+            if reloaded.insert(call.tenant)
+                && let Err(error) = self.registry.reload(call.tenant).await
+            {
+                let _ = call.answer.send(Err(error.into()));
+                continue;
+            }
+            left.push(call);
+        }
+        left
+    }
+
+    fn answer(
+        &self,
+        tenant: TenantId,
+        first_position: i64,
+        committed_at: chrono::DateTime<chrono::Utc>,
+        calls: Vec<Call>,
+    ) {
+        let mut position = first_position;
+        let mut entries = Vec::new();
+        let mut answers = Vec::with_capacity(calls.len());
+        for call in calls {
+            let mut published = Vec::with_capacity(call.events.len());
+            for prepared in call.events {
+                let entry = Arc::new(LogEntry {
+                    position,
+                    committed_at,
+                    event: prepared.event,
+                    matched: prepared.matched,
+                    refused: prepared.refused,
+                });
+                position += 1;
+                entries.push(entry.clone());
+                published.push(Published { entry, duplicate: false });
+            }
+            answers.push((call.answer, published));
+        }
+        // Dispatch and watch hear of it first: their work is on the way while the answers travel.
+        self.feed.send(&News::Committed { tenant, entries: entries.into() });
+        for (answer, published) in answers {
+            // A caller that went away has lost only its answer.
+            let _ = answer.send(Ok(published));
+        }
+    }
+
+    /// Some key of these calls was used before: answers the calls it concerns, returns the others.
+    async fn answer_used_keys(&self, calls: Vec<Call>) -> Vec<Call> {
+        let keys: Vec<(TenantId, &str)> = calls
+            .iter()
+            .flat_map(|call| call.events.iter().filter_map(|e| e.key.as_ref()).map(|k| (call.tenant, k.key.as_str())))
+            .collect();
+        let used = match self.store.used_keys(&keys).await {
+            Ok(used) => used,
+            Err(error) => return fail(calls, &error.into()),
+        };
+        let used: HashMap<(TenantId, String), UsedKey> =
+            used.into_iter().map(|used| ((used.tenant, used.key.clone()), used)).collect();
+        let mut left = Vec::new();
+        for call in calls {
+            let first: Vec<Option<&UsedKey>> = call
+                .events
+                .iter()
+                .map(|e| e.key.as_ref().and_then(|key| used.get(&(call.tenant, key.key.clone()))))
+                .collect();
+            if first.iter().all(Option::is_none) {
+                left.push(call);
+            } else if let Some(rest) = self.answer_repetition(call, &used).await {
+                left.push(rest);
+            }
+        }
+        left
+    }
+
+    /// Answers a call that repeats keys. Where only some of its events are repetitions, publishes the others by themselves.
+    async fn answer_repetition(&self, call: Call, used: &HashMap<(TenantId, String), UsedKey>) -> Option<Call> {
+        let Call { tenant, events, answer } = call;
+        let mut first: Vec<Option<Arc<LogEntry>>> = Vec::with_capacity(events.len());
+        for prepared in &events {
+            let earlier =
+                prepared.key.as_ref().and_then(|key| used.get(&(tenant, key.key.clone())).map(|used| (key, used)));
+            let Some((key, earlier)) = earlier else {
+                first.push(None);
+                continue;
+            };
+            if earlier.request_hash != key.request_hash {
+                let _ = answer.send(Err(PublishError::KeyReused));
+                return None;
+            }
+            match self.store.event(tenant, earlier.event).await {
+                Ok(Some(entry)) => first.push(Some(entry)),
+                // The key outlived its event, which only retention removes.
+                Ok(None) => {
+                    let _ = answer.send(Err(PublishError::KeyReused));
+                    return None;
+                }
+                Err(error) => {
+                    let _ = answer.send(Err(error.into()));
+                    return None;
+                }
+            }
+        }
+        if first.iter().all(Option::is_some) {
+            let published = first.into_iter().flatten().map(|entry| Published { entry, duplicate: true }).collect();
+            let _ = answer.send(Ok(published));
+            return None;
+        }
+        // A batch that was only partly published cannot have been one call before: its keys come from different calls.
+        let fresh =
+            events.into_iter().zip(&first).filter(|(_, first)| first.is_none()).map(|(event, _)| event).collect();
+        let (inner, answered) = oneshot::channel::<Answer>();
+        tokio::spawn(async move {
+            let merged = match answered.await.unwrap_or(Err(PublishError::Draining)) {
+                Ok(new) => {
+                    let mut new = new.into_iter();
+                    let merge = |first: Option<Arc<LogEntry>>| match first {
+                        Some(entry) => Some(Published { entry, duplicate: true }),
+                        None => new.next(),
+                    };
+                    first.into_iter().map(merge).collect::<Option<Vec<_>>>().ok_or(PublishError::Draining)
+                }
+                Err(error) => Err(error),
+            };
+            let _ = answer.send(merged);
+        });
+        Some(Call { tenant, events: fresh, answer: inner })
+    }
+}
+
+/// Groups calls by tenant, in tenant order; within a tenant in the order of the calls.
+fn batches(calls: &[Call]) -> Vec<TenantBatch> {
+    let mut tenants: BTreeMap<TenantId, TenantBatch> = BTreeMap::new();
+    for call in calls {
+        for prepared in &call.events {
+            let batch = tenants.entry(call.tenant).or_insert_with(|| TenantBatch {
+                tenant: call.tenant,
+                registry_version: prepared.registry_version,
+                events: Vec::new(),
+            });
+            batch.events.push(NewEvent {
+                event: prepared.event.clone(),
+                matched: prepared.matched.clone(),
+                refused: prepared.refused.clone(),
+                key: prepared.key.clone(),
+            });
+        }
+    }
+    tenants.into_values().collect()
+}
+
+fn weight(call: &Call) -> (usize, usize) {
+    let bytes = call.events.iter().map(|e| e.event.data.as_bytes().len() + 512).sum();
+    (call.events.len(), bytes)
+}
+
+fn fail(calls: Vec<Call>, error: &PublishError) -> Vec<Call> {
+    for call in calls {
+        let _ = call.answer.send(Err(error.clone()));
+    }
+    Vec::new()
+}

@@ -1,0 +1,293 @@
+//! The way to Postgres: the pool, what a database must promise before events are trusted to it, and the schema's version.
+//!
+//! Every check names what is wrong and the way out; none of them changes the database, only [`migrate`] does.
+
+use super::{MIGRATIONS, Store, StoreError};
+use chrono::Days;
+use secrecy::{ExposeSecret as _, SecretString};
+use serde::{Deserialize, Serialize};
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{ConnectOptions as _, Connection as _, Executor as _, PgPool};
+use std::collections::HashSet;
+use std::str::FromStr as _;
+use std::time::Duration;
+
+/// Partitions exist from yesterday, for clocks that differ, to this many days after it.
+const PARTITION_DAYS: u64 = 4;
+
+/// A connection that was idle for longer is asked for a sign of life before it is used.
+pub(in crate::store) const IDLE_TRUSTED: Duration = Duration::from_secs(5);
+
+/// Settings that make Postgres forget what it has acknowledged, when they are off.
+const DURABILITY: [&str; 3] = ["fsync", "full_page_writes", "synchronous_commit"];
+
+/// Where Postgres is, and how it is used.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// `postgres://user@host/database`. Required.
+    #[serde(skip_serializing)]
+    pub url: Option<SecretString>,
+    /// Connections of the pool. 2 to 1,000.
+    pub connections_max: u32,
+    /// How long a call waits for a connection, milliseconds. 1 to 60,000.
+    pub acquire_timeout_ms: u64,
+    /// Longest statement, milliseconds. 100 to 600,000.
+    pub statement_timeout_ms: u64,
+    /// Longest pause inside a transaction, milliseconds. 100 to 600,000.
+    pub idle_in_transaction_timeout_ms: u64,
+    /// Start although Postgres may lose acknowledged events. Throw-away use only.
+    pub unsafe_allow_lossy_postgres: bool,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            url: None,
+            connections_max: 16,
+            acquire_timeout_ms: 5_000,
+            statement_timeout_ms: 30_000,
+            idle_in_transaction_timeout_ms: 10_000,
+            unsafe_allow_lossy_postgres: false,
+        }
+    }
+}
+
+impl Config {
+    /// Checks the bounds. Errors: the key and the rule it breaks.
+    pub fn check(&self) -> Result<(), (&'static str, String)> {
+        let within = |key, value: u64, from: u64, to: u64| {
+            if (from..=to).contains(&value) { Ok(()) } else { Err((key, format!("must be {from} to {to}"))) }
+        };
+        within("connections_max", self.connections_max.into(), 2, 1_000)?;
+        within("acquire_timeout_ms", self.acquire_timeout_ms, 1, 60_000)?;
+        within("statement_timeout_ms", self.statement_timeout_ms, 100, 600_000)?;
+        within("idle_in_transaction_timeout_ms", self.idle_in_transaction_timeout_ms, 100, 600_000)?;
+        self.options().map(drop)
+    }
+
+    fn options(&self) -> Result<PgConnectOptions, (&'static str, String)> {
+        let hint = "e.g. postgres://user@host:5432/database";
+        let url = self.url.as_ref().ok_or(("url", format!("is required, {hint}")))?;
+        // The parser's own error may quote the address, which may hold a password.
+        let options = PgConnectOptions::from_str(url.expose_secret())
+            .map_err(|_| ("url", format!("is not a Postgres address, {hint}")))?;
+        Ok(options.application_name("carillon").disable_statement_logging())
+    }
+}
+
+/// Why a database cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// The configuration.
+    #[error("setting database.{key}: {reason}")]
+    Config {
+        /// The key.
+        key: &'static str,
+        /// The rule it breaks.
+        reason: String,
+    },
+    /// No connection.
+    #[error("postgres cannot be reached; check database.url and that the server runs")]
+    Unreachable(#[source] sqlx::Error),
+    /// Postgres would lose acknowledged events in a crash.
+    #[error(
+        "postgres runs with {setting} = off, so it may lose events that were acknowledged; set {setting} = on (for throw-away use: database.unsafe_allow_lossy_postgres = true)"
+    )]
+    Lossy {
+        /// Which setting.
+        setting: &'static str,
+    },
+    /// The database lacks schema steps.
+    #[error(
+        "the database's schema is older than this release ({missing} step(s) missing); run `carillon migrate` first"
+    )]
+    SchemaOlder {
+        /// How many.
+        missing: usize,
+    },
+    /// The database has schema steps that this release does not know.
+    #[error("the database's schema is newer than this release (step {version} is unknown here); use a newer release")]
+    SchemaNewer {
+        /// The first one.
+        version: i64,
+    },
+    /// A schema step that was applied differs from this release's.
+    #[error("schema step {version} in the database differs from this release's; use the release that made it")]
+    SchemaDiffers {
+        /// Which one.
+        version: i64,
+    },
+    /// A schema step failed.
+    #[error("migrating the database failed")]
+    Migrate(#[source] sqlx::migrate::MigrateError),
+    /// A statement failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl From<sqlx::Error> for ConnectError {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Store(error.into())
+    }
+}
+
+/// Connects and checks that the database keeps what it acknowledges; does not look at the schema.
+pub async fn connect(config: &Config) -> Result<PgPool, ConnectError> {
+    let options = config.options().map_err(|(key, reason)| ConnectError::Config { key, reason })?;
+    // Set by a statement, not at connection start: transaction poolers refuse start-up options.
+    let session = format!(
+        "SET statement_timeout = {}; SET idle_in_transaction_session_timeout = {}; SET client_min_messages = warning",
+        config.statement_timeout_ms, config.idle_in_transaction_timeout_ms
+    );
+    let pool = PgPoolOptions::new()
+        .max_connections(config.connections_max)
+        .acquire_timeout(Duration::from_millis(config.acquire_timeout_ms))
+        // A ping for every use would double the round trips of a publish; a connection that was just used is alive.
+        .test_before_acquire(false)
+        .before_acquire(|connection, usage| {
+            Box::pin(async move {
+                if usage.idle_for > IDLE_TRUSTED {
+                    connection.ping().await?;
+                }
+                Ok(true)
+            })
+        })
+        .after_connect(move |connection, _| {
+            let session = session.clone();
+            Box::pin(async move { connection.execute(sqlx::AssertSqlSafe(session)).await.map(drop) })
+        })
+        .connect_with(options)
+        .await
+        .map_err(ConnectError::Unreachable)?;
+    check_durability(&pool, config.unsafe_allow_lossy_postgres).await?;
+    let superuser: bool = sqlx::query_scalar("SELECT current_setting('is_superuser') = 'on'").fetch_one(&pool).await?;
+    if superuser {
+        tracing::warn!(
+            "the database role is a superuser; give the server a role of its own that owns only its database"
+        );
+    }
+    Ok(pool)
+}
+
+/// Opens the store of a database whose schema fits this release, and makes the partitions of the next days.
+pub async fn open(config: &Config) -> Result<Store, ConnectError> {
+    let pool = connect(config).await?;
+    check_schema(&pool).await?;
+    let store = Store::new(pool);
+    prepare(&store).await?;
+    Ok(store)
+}
+
+/// Brings the schema to this release's, under a lock that a second migrator waits for. Answers how many steps were applied.
+pub async fn migrate(config: &Config) -> Result<usize, ConnectError> {
+    let pool = connect(config).await?;
+    let before = match check_schema(&pool).await {
+        Ok(()) => 0,
+        Err(ConnectError::SchemaOlder { missing }) => missing,
+        Err(other) => return Err(other),
+    };
+    // A step may take longer than any statement of the server, and the lock of another migrator longer still.
+    let mut connection = pool.acquire().await?;
+    connection.execute("SET statement_timeout = 0").await?;
+    MIGRATIONS.run(&mut *connection).await.map_err(ConnectError::Migrate)?;
+    drop(connection.detach());
+    let store = Store::new(pool);
+    prepare(&store).await?;
+    store.close().await;
+    Ok(before)
+}
+
+async fn prepare(store: &Store) -> Result<(), ConnectError> {
+    store.measure_clock().await?;
+    let yesterday = store.now().date_naive() - Days::new(1);
+    store.ensure_partitions(yesterday, PARTITION_DAYS).await?;
+    Ok(())
+}
+
+async fn check_durability(pool: &PgPool, allow_lossy: bool) -> Result<(), ConnectError> {
+    for setting in DURABILITY {
+        let value: String = sqlx::query_scalar("SELECT current_setting($1)").bind(setting).fetch_one(pool).await?;
+        if value != "off" {
+            continue;
+        }
+        if !allow_lossy {
+            return Err(ConnectError::Lossy { setting });
+        }
+        tracing::warn!(
+            setting,
+            "UNSAFE: postgres may lose acknowledged events in a crash; database.unsafe_allow_lossy_postgres allows it"
+        );
+    }
+    Ok(())
+}
+
+async fn check_schema(pool: &PgPool) -> Result<(), ConnectError> {
+    let exists: bool = sqlx::query_scalar("SELECT to_regclass('_sqlx_migrations') IS NOT NULL").fetch_one(pool).await?;
+    let applied: Vec<(i64, Vec<u8>)> = if exists {
+        sqlx::query_as("SELECT version, checksum FROM _sqlx_migrations WHERE success ORDER BY version LIMIT 10000")
+            .fetch_all(pool)
+            .await?
+    } else {
+        Vec::new()
+    };
+    for (version, checksum) in &applied {
+        match MIGRATIONS.iter().find(|step| step.version == *version) {
+            None => return Err(ConnectError::SchemaNewer { version: *version }),
+            Some(step) if step.checksum.as_ref() != checksum.as_slice() => {
+                return Err(ConnectError::SchemaDiffers { version: *version });
+            }
+            Some(_) => {}
+        }
+    }
+    let applied: HashSet<i64> = applied.into_iter().map(|(version, _)| version).collect();
+    match MIGRATIONS.iter().filter(|step| !applied.contains(&step.version)).count() {
+        0 => Ok(()),
+        missing => Err(ConnectError::SchemaOlder { missing }),
+    }
+}
+
+impl Store {
+    /// True where Postgres answers within the time given.
+    pub async fn is_reachable(&self, within: Duration) -> bool {
+        let ping = sqlx::query_scalar::<_, i32>("SELECT 1").fetch_one(self.pool());
+        tokio::time::timeout(within, ping).await.is_ok_and(|answer| answer.is_ok())
+    }
+
+    /// Connections of the pool: (open, idle).
+    pub fn connections(&self) -> (u32, usize) {
+        (self.pool().size(), self.pool().num_idle())
+    }
+
+    /// Makes the partitions of the coming days where they are missing; asked for once in a while by the server.
+    pub async fn ensure_coming_partitions(&self) -> Result<(), StoreError> {
+        self.ensure_partitions(self.now().date_naive() - Days::new(1), PARTITION_DAYS).await
+    }
+
+    /// Closes every connection, after the statements that run.
+    pub async fn close(&self) {
+        self.pool().close().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_that_does_not_parse_is_refused_without_its_text() {
+        let config = Config { url: Some("postgres//user:hunter2@".into()), ..Config::default() };
+        let (key, reason) = config.check().unwrap_err();
+        assert_eq!(key, "url");
+        assert!(!reason.contains("hunter2"));
+        assert_eq!(Config::default().check().unwrap_err().0, "url");
+    }
+
+    #[test]
+    fn bounds_are_checked() {
+        let url: Option<SecretString> = Some("postgres://user@localhost/x".into());
+        assert!(Config { url: url.clone(), ..Config::default() }.check().is_ok());
+        let config = Config { url, connections_max: 1, ..Config::default() };
+        assert_eq!(config.check().unwrap_err().0, "connections_max");
+    }
+}

@@ -1,0 +1,281 @@
+//! Every change to tenants' own event types, each in one transaction under the tenant's head lock.
+
+use super::{EventTypeChange, EventTypeQuota, EventTypeRecord, EventTypeRefusal, NewEventType, phase_code, read};
+use crate::domain::event_type::{EventType, EventTypeName, Origin, SchemaVersion};
+use crate::domain::ids::TenantId;
+use crate::store::audit::{self, Principal};
+use crate::store::request_ids::{self, Earlier, Once, RequestKey};
+use crate::store::{Store, StoreError, heads};
+use chrono::{DateTime, Utc};
+use sqlx::PgConnection;
+
+impl Store {
+    /// Declares an event type, with its first schema version where one is given.
+    ///
+    /// `answer` encodes the answer that a retry of the same request id gets.
+    pub async fn create_event_type<A>(
+        &self,
+        by: Principal,
+        new: NewEventType,
+        quota: EventTypeQuota,
+        request: Option<RequestKey>,
+        answer: A,
+    ) -> Result<Once<EventTypeRecord>, EventTypeRefusal>
+    where
+        A: FnOnce(&EventTypeRecord) -> Vec<u8> + Send + 'static,
+    {
+        let store = self.clone();
+        Self::run(async move {
+            let now = store.now();
+            let work = async {
+                let mut tx = store.pool().begin().await?;
+                let change = heads::bump_registry(&mut tx, by.tenant, now).await?;
+                if let Some(before) = known(&mut tx, by.tenant, request.as_ref(), now).await? {
+                    return Ok(Once::Before(before));
+                }
+                let made = create(&mut tx, &by, new, quota, change.registry_version, now).await?;
+                if let Some(key) = &request {
+                    request_ids::keep(&mut tx, by.tenant, key, &answer(&made), now).await?;
+                }
+                tx.commit().await?;
+                Ok(Once::Made(made))
+            };
+            Ok(work.await)
+        })
+        .await?
+    }
+
+    /// Changes an event type's texts or state; `etag` must match where given.
+    pub async fn change_event_type(
+        &self,
+        by: Principal,
+        name: EventTypeName,
+        etag: Option<i64>,
+        change: EventTypeChange,
+        quota: EventTypeQuota,
+    ) -> Result<EventTypeRecord, EventTypeRefusal> {
+        let store = self.clone();
+        Self::run(async move {
+            let now = store.now();
+            let work = async {
+                let mut tx = store.pool().begin().await?;
+                let version = heads::bump_registry(&mut tx, by.tenant, now).await?.registry_version;
+                let changed = apply(&mut tx, &by, &name, etag, &change, quota, version, now).await?;
+                tx.commit().await?;
+                Ok(changed)
+            };
+            Ok(work.await)
+        })
+        .await?
+    }
+
+    /// Registers the next schema version of an event type.
+    ///
+    /// `answer` encodes the answer that a retry of the same request id gets.
+    pub async fn add_schema<A>(
+        &self,
+        by: Principal,
+        name: EventTypeName,
+        document: String,
+        quota: EventTypeQuota,
+        request: Option<RequestKey>,
+        answer: A,
+    ) -> Result<Once<SchemaVersion>, EventTypeRefusal>
+    where
+        A: FnOnce(&SchemaVersion) -> Vec<u8> + Send + 'static,
+    {
+        let store = self.clone();
+        Self::run(async move {
+            let now = store.now();
+            let work = async {
+                let mut tx = store.pool().begin().await?;
+                let registry_version = heads::bump_registry(&mut tx, by.tenant, now).await?.registry_version;
+                if let Some(before) = known(&mut tx, by.tenant, request.as_ref(), now).await? {
+                    return Ok(Once::Before(before));
+                }
+                let record = read(&mut tx, by.tenant, name.as_str()).await?.ok_or(EventTypeRefusal::NotFound)?;
+                if record.event_type.deleted_at.is_some() {
+                    return Err(EventTypeRefusal::Deleted);
+                }
+                if record.event_type.latest_schema >= quota.schema_versions {
+                    return Err(EventTypeRefusal::TooManyVersions(quota.schema_versions));
+                }
+                let made = SchemaVersion { version: record.event_type.latest_schema + 1, document, created_at: now };
+                insert_schema(&mut tx, by.tenant, &name, &made).await?;
+                sqlx::query(
+                    "UPDATE event_types SET latest_schema = $3, registry_version = $4, updated_at = $5
+                      WHERE tenant_id = $1 AND name = $2",
+                )
+                .bind(by.tenant.0)
+                .bind(name.as_str())
+                .bind(made.version)
+                .bind(registry_version)
+                .bind(now)
+                .execute(&mut *tx)
+                .await?;
+                audit::record(&mut tx, by.tenant, now, &by.name, "AddEventTypeSchema", name.as_str()).await?;
+                if let Some(key) = &request {
+                    request_ids::keep(&mut tx, by.tenant, key, &answer(&made), now).await?;
+                }
+                tx.commit().await?;
+                Ok(Once::Made(made))
+            };
+            Ok(work.await)
+        })
+        .await?
+    }
+}
+
+/// The first answer of a request id, where there is one.
+async fn known(
+    connection: &mut PgConnection,
+    tenant: TenantId,
+    request: Option<&RequestKey>,
+    now: DateTime<Utc>,
+) -> Result<Option<Vec<u8>>, EventTypeRefusal> {
+    let Some(key) = request else { return Ok(None) };
+    match request_ids::earlier(connection, tenant, key, now).await? {
+        Earlier::Unknown => Ok(None),
+        Earlier::Answer(answer) => Ok(Some(answer)),
+        Earlier::OtherBody => Err(EventTypeRefusal::RequestIdReused),
+    }
+}
+
+async fn create(
+    tx: &mut PgConnection,
+    by: &Principal,
+    new: NewEventType,
+    quota: EventTypeQuota,
+    registry_version: i64,
+    now: DateTime<Utc>,
+) -> Result<EventTypeRecord, EventTypeRefusal> {
+    if read(tx, by.tenant, new.name.as_str()).await?.is_some() {
+        return Err(EventTypeRefusal::Exists);
+    }
+    check_quota(tx, by.tenant, quota).await?;
+    let latest_schema = i32::from(new.schema.is_some());
+    sqlx::query(
+        "INSERT INTO event_types (tenant_id, name, phase, display_name, description, latest_schema, registry_version,
+             created_at, updated_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $8)",
+    )
+    .bind(by.tenant.0)
+    .bind(new.name.as_str())
+    .bind(phase_code(new.phase))
+    .bind(&new.display_name)
+    .bind(&new.description)
+    .bind(latest_schema)
+    .bind(registry_version)
+    .bind(now)
+    .execute(&mut *tx)
+    .await?;
+    if let Some(document) = new.schema {
+        let first = SchemaVersion { version: 1, document, created_at: now };
+        insert_schema(tx, by.tenant, &new.name, &first).await?;
+    }
+    audit::record(tx, by.tenant, now, &by.name, "CreateEventType", new.name.as_str()).await?;
+    let event_type = EventType {
+        name: new.name,
+        origin: Origin::Custom,
+        phase: new.phase,
+        display_name: new.display_name,
+        description: new.description,
+        latest_schema,
+        created_at: now,
+        updated_at: now,
+        deleted_at: None,
+    };
+    Ok(EventTypeRecord { event_type, registry_version })
+}
+
+#[expect(clippy::too_many_arguments, reason = "the values of one row's change, used once")]
+async fn apply(
+    tx: &mut PgConnection,
+    by: &Principal,
+    name: &EventTypeName,
+    etag: Option<i64>,
+    change: &EventTypeChange,
+    quota: EventTypeQuota,
+    registry_version: i64,
+    now: DateTime<Utc>,
+) -> Result<EventTypeRecord, EventTypeRefusal> {
+    let record = read(tx, by.tenant, name.as_str()).await?.ok_or(EventTypeRefusal::NotFound)?;
+    if etag.is_some_and(|etag| etag != record.registry_version) {
+        return Err(EventTypeRefusal::Etag);
+    }
+    let mut event_type = record.event_type;
+    let deleted = event_type.deleted_at.is_some();
+    let action = match change {
+        EventTypeChange::Describe { .. } | EventTypeChange::Delete if deleted => return Err(EventTypeRefusal::Deleted),
+        EventTypeChange::Describe { display_name, description } => {
+            event_type.display_name = display_name.clone().unwrap_or(event_type.display_name);
+            event_type.description = description.clone().unwrap_or(event_type.description);
+            "UpdateEventType"
+        }
+        EventTypeChange::Delete => {
+            // Subscribe checks the type under the same head lock, so none can be added behind this check.
+            let subscribed: bool = sqlx::query_scalar(
+                "SELECT EXISTS (SELECT FROM subscriptions WHERE tenant_id = $1 AND event_type = $2 AND state <> 3)",
+            )
+            .bind(by.tenant.0)
+            .bind(name.as_str())
+            .fetch_one(&mut *tx)
+            .await?;
+            if subscribed {
+                return Err(EventTypeRefusal::Subscribed);
+            }
+            event_type.deleted_at = Some(now);
+            "DeleteEventType"
+        }
+        EventTypeChange::Undelete if !deleted => return Err(EventTypeRefusal::NotDeleted),
+        EventTypeChange::Undelete => {
+            check_quota(tx, by.tenant, quota).await?;
+            event_type.deleted_at = None;
+            "UndeleteEventType"
+        }
+    };
+    event_type.updated_at = now;
+    sqlx::query(
+        "UPDATE event_types SET display_name = $3, description = $4, deleted_at = $5, registry_version = $6, updated_at = $7
+          WHERE tenant_id = $1 AND name = $2",
+    )
+    .bind(by.tenant.0)
+    .bind(name.as_str())
+    .bind(&event_type.display_name)
+    .bind(&event_type.description)
+    .bind(event_type.deleted_at)
+    .bind(registry_version)
+    .bind(now)
+    .execute(&mut *tx)
+    .await?;
+    audit::record(tx, by.tenant, now, &by.name, action, name.as_str()).await?;
+    Ok(EventTypeRecord { event_type, registry_version })
+}
+
+/// Refuses one more active type than the tenant may have.
+async fn check_quota(tx: &mut PgConnection, tenant: TenantId, quota: EventTypeQuota) -> Result<(), EventTypeRefusal> {
+    let active: i64 =
+        sqlx::query_scalar("SELECT count(*) FROM event_types WHERE tenant_id = $1 AND deleted_at IS NULL")
+            .bind(tenant.0)
+            .fetch_one(tx)
+            .await?;
+    if active >= quota.event_types { Err(EventTypeRefusal::TooMany(quota.event_types)) } else { Ok(()) }
+}
+
+async fn insert_schema(
+    tx: &mut PgConnection,
+    tenant: TenantId,
+    name: &EventTypeName,
+    schema: &SchemaVersion,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "INSERT INTO event_type_schemas (tenant_id, event_type, version, document, created_at) VALUES ($1, $2, $3, $4, $5)",
+    )
+    .bind(tenant.0)
+    .bind(name.as_str())
+    .bind(schema.version)
+    .bind(&schema.document)
+    .bind(schema.created_at)
+    .execute(tx)
+    .await?;
+    Ok(())
+}

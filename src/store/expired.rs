@@ -1,0 +1,32 @@
+//! Cleaning rows that have outlived their time, in bounded batches.
+
+use super::{Store, StoreError};
+use chrono::{DateTime, Utc};
+
+impl Store {
+    /// Deletes idempotency keys and request ids that ended before `now`: at most `limit` of each. Returns how many in all.
+    ///
+    /// The ids of a batch are chosen by the index on the end of life, so a batch never scans what is alive.
+    pub async fn delete_expired(&self, now: DateTime<Utc>, limit: u32) -> Result<u64, StoreError> {
+        let keys = sqlx::query(
+            "DELETE FROM idempotency_keys k USING (
+                 SELECT tenant_id, key FROM idempotency_keys WHERE expires_at < $1 ORDER BY expires_at LIMIT $2) AS old
+              WHERE k.tenant_id = old.tenant_id AND k.key = old.key AND k.expires_at < $1",
+        )
+        .bind(now)
+        .bind(i64::from(limit))
+        .execute(self.pool())
+        .await?;
+        let requests = sqlx::query(
+            "DELETE FROM request_ids r USING (
+                 SELECT tenant_id, method, request_id FROM request_ids WHERE expires_at < $1 ORDER BY expires_at LIMIT $2) AS old
+              WHERE r.tenant_id = old.tenant_id AND r.method = old.method AND r.request_id = old.request_id
+                AND r.expires_at < $1",
+        )
+        .bind(now)
+        .bind(i64::from(limit))
+        .execute(self.pool())
+        .await?;
+        Ok(keys.rows_affected() + requests.rows_affected())
+    }
+}

@@ -1,0 +1,76 @@
+//! The head row of each tenant's log.
+
+use super::{Store, StoreError};
+use crate::domain::ids::{Position, TenantId};
+use crate::feed::Head;
+use chrono::{DateTime, Utc};
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+/// Everything the head row says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, sqlx::FromRow)]
+pub struct HeadRow {
+    tenant_id: Uuid,
+    /// Position of the last event; 0 for an empty log.
+    pub position: Position,
+    /// Version of what matches.
+    pub registry_version: i64,
+    /// Which life of the log: changes when it is restored from a backup.
+    pub log_epoch: i64,
+    /// Counts changes to deferred invocations that callers made.
+    pub deferred_version: i64,
+    /// Commit time of the last event.
+    pub committed_at: DateTime<Utc>,
+    /// First position that retention has left.
+    pub earliest_position: Position,
+}
+
+impl HeadRow {
+    /// The part that travels as news.
+    pub fn head(&self) -> Head {
+        Head {
+            tenant: TenantId(self.tenant_id),
+            position: self.position,
+            registry_version: self.registry_version,
+            deferred_version: self.deferred_version,
+        }
+    }
+}
+
+const COLUMNS: &str =
+    "tenant_id, position, registry_version, log_epoch, deferred_version, committed_at, earliest_position";
+
+impl Store {
+    /// Reads one head; none for an unknown tenant.
+    pub async fn head(&self, tenant: TenantId) -> Result<Option<HeadRow>, StoreError> {
+        let sql = format!("SELECT {COLUMNS} FROM tenant_heads WHERE tenant_id = $1");
+        Ok(sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(tenant.0).fetch_optional(self.pool()).await?)
+    }
+}
+
+/// What a change of the registry got: the new version, and the log position after which it applies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, sqlx::FromRow)]
+pub struct RegistryChange {
+    /// The new registry version.
+    pub registry_version: i64,
+    /// The log's position at the change: events after it see the new state.
+    pub position: Position,
+}
+
+/// Takes the head row's lock and raises the registry version: the first statement of every change to what matches.
+///
+/// The lock is held to the end of the caller's transaction, so no publish commits between the change and its position.
+pub(in crate::store) async fn bump_registry(
+    connection: &mut PgConnection,
+    tenant: TenantId,
+    now: DateTime<Utc>,
+) -> Result<RegistryChange, StoreError> {
+    Ok(sqlx::query_as(
+        "UPDATE tenant_heads SET registry_version = registry_version + 1, changed_at = $2
+          WHERE tenant_id = $1 RETURNING registry_version, position",
+    )
+    .bind(tenant.0)
+    .bind(now)
+    .fetch_one(connection)
+    .await?)
+}

@@ -1,0 +1,270 @@
+//! What callers change of invocations: retry, cancel, redrive.
+//!
+//! Changes lock the tenant's head row first and its dispatch cursor second, so they never interleave with a settle; the owner
+//! of the tenant hears of them by the head's deferred_version. Each writes its audit record in its own transaction.
+
+use super::audit::{Principal, record};
+use super::dispatch::{Place, parse_state};
+use super::invocations::{InvocationFilter, Range};
+use super::leases::shard_of;
+use super::{Store, StoreError};
+use crate::domain::ids::{InvocationId, SubscriptionNo, TenantId};
+use crate::domain::invocation::{CancelReason, Invocation, State};
+use crate::feed::Head;
+use chrono::{DateTime, NaiveDate, Utc};
+use sqlx::{PgConnection, Postgres, QueryBuilder};
+
+/// What a caller's change did.
+#[derive(Debug, Clone)]
+pub enum InvocationChange {
+    /// It was made.
+    Done {
+        /// The invocation now.
+        invocation: Box<Invocation>,
+        /// The tenant's head now: news for the dispatcher.
+        head: Head,
+    },
+    /// No such invocation, or not one the caller may see.
+    NotFound,
+    /// Its state does not allow the change.
+    WrongState(State),
+}
+
+/// What a redrive did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Redriven {
+    /// How many dead letters got a fresh set of attempts.
+    pub count: u32,
+    /// True where some that match are left.
+    pub more: bool,
+    /// The tenant's head now; none where nothing was changed.
+    pub head: Option<Head>,
+}
+
+impl Store {
+    /// Makes a waiting invocation due now, or gives a dead letter a fresh set of attempts.
+    pub async fn retry_invocation(
+        &self,
+        principal: &Principal,
+        id: InvocationId,
+    ) -> Result<InvocationChange, StoreError> {
+        self.change_invocation(principal, id, Change::Retry).await
+    }
+
+    /// Ends a pending or waiting invocation, or a dead letter, as cancelled by the caller.
+    pub async fn cancel_invocation(
+        &self,
+        principal: &Principal,
+        id: InvocationId,
+    ) -> Result<InvocationChange, StoreError> {
+        self.change_invocation(principal, id, Change::Cancel).await
+    }
+
+    /// Gives up to `limit` dead letters that match a fresh set of attempts, oldest first. The filter's states are not asked.
+    pub async fn redrive_invocations(
+        &self,
+        principal: &Principal,
+        filter: &InvocationFilter,
+        limit: u32,
+    ) -> Result<Redriven, StoreError> {
+        let nothing = Redriven { count: 0, more: false, head: None };
+        let Some(range) = self.range(principal.tenant, filter).await? else { return Ok(nothing) };
+        let only = match filter.subscription {
+            Some(subscription) => match self.visible_subscription(principal, subscription).await? {
+                Some(no) => Some(no),
+                None => return Ok(nothing),
+            },
+            None => None,
+        };
+        let (store, principal) = (self.clone(), principal.clone());
+        Self::run(async move {
+            let now = store.now();
+            let mut transaction = store.pool().begin().await?;
+            let head = lock(&mut transaction, principal.tenant, now).await?;
+            let mut sql = QueryBuilder::<Postgres>::new("WITH picked AS (SELECT d.position, d.subscription_no");
+            push_dead(&mut sql, &principal, range, only);
+            sql.push(" ORDER BY d.position, d.subscription_no LIMIT ").push_bind(i64::from(limit));
+            sql.push("), gone AS (DELETE FROM dead_letters d USING picked p WHERE d.tenant_id = ").push_bind(principal.tenant.0);
+            sql.push(
+                " AND d.position = p.position AND d.subscription_no = p.subscription_no
+                 RETURNING d.tenant_id, d.position, d.subscription_no, d.day, d.attempt)
+                 INSERT INTO deferred_invocations (tenant_id, position, subscription_no, day, shard, attempt, attempt_base, due_at)
+                 SELECT tenant_id, position, subscription_no, day, ",
+            );
+            sql.push_bind(shard_of(principal.tenant)).push(", attempt, attempt, ").push_bind(now).push(" FROM gone");
+            let count = sql.build().execute(&mut *transaction).await?.rows_affected();
+            if count == 0 {
+                transaction.rollback().await?;
+                return Ok(nothing);
+            }
+            let mut sql = QueryBuilder::<Postgres>::new("SELECT EXISTS (SELECT 1");
+            push_dead(&mut sql, &principal, range, only);
+            sql.push(")");
+            let more: bool = sql.build_query_scalar().fetch_one(&mut *transaction).await?;
+            let resource = filter_resource(only);
+            record(&mut transaction, principal.tenant, now, &principal.name, "RedriveInvocations", &resource).await?;
+            transaction.commit().await?;
+            Ok(Redriven { count: u32::try_from(count).unwrap_or(u32::MAX), more, head: Some(head) })
+        })
+        .await
+    }
+
+    async fn change_invocation(
+        &self,
+        principal: &Principal,
+        id: InvocationId,
+        change: Change,
+    ) -> Result<InvocationChange, StoreError> {
+        let Some(entry) = self.entry_of(principal.tenant, id).await? else { return Ok(InvocationChange::NotFound) };
+        if self.row(principal, &entry, id.subscription_no).await?.is_none() {
+            return Ok(InvocationChange::NotFound);
+        }
+        let (store, actor) = (self.clone(), principal.clone());
+        let (day, place) = (entry.day(), Place { position: entry.position, subscription_no: id.subscription_no });
+        let head = Self::run(async move {
+            let now = store.now();
+            let mut transaction = store.pool().begin().await?;
+            let head = lock(&mut transaction, actor.tenant, now).await?;
+            let made = match change {
+                Change::Retry => retry(&mut transaction, actor.tenant, place, now).await?,
+                Change::Cancel => cancel(&mut transaction, actor.tenant, day, place, now).await?,
+            };
+            if !made {
+                transaction.rollback().await?;
+                return Ok(None);
+            }
+            record(&mut transaction, actor.tenant, now, &actor.name, change.action(), &id.to_string()).await?;
+            transaction.commit().await?;
+            Ok(Some(head))
+        })
+        .await?;
+        let Some(row) = self.row(principal, &entry, id.subscription_no).await? else {
+            return Ok(InvocationChange::NotFound);
+        };
+        let Some(head) = head else { return Ok(InvocationChange::WrongState(parse_state(row.state)?)) };
+        let invocation = self.with_last_attempts(principal.tenant, vec![row]).await?.pop();
+        let invocation = Box::new(invocation.ok_or(StoreError::Corrupt { what: "invocation" })?);
+        Ok(InvocationChange::Done { invocation, head })
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Change {
+    Retry,
+    Cancel,
+}
+
+impl Change {
+    fn action(self) -> &'static str {
+        match self {
+            Self::Retry => "RetryInvocation",
+            Self::Cancel => "CancelInvocation",
+        }
+    }
+}
+
+/// Takes the head's lock and raises its deferred_version, then takes the cursor's lock: no settle runs until the commit.
+async fn lock(connection: &mut PgConnection, tenant: TenantId, now: DateTime<Utc>) -> Result<Head, StoreError> {
+    let (position, registry_version, deferred_version): (i64, i64, i64) = sqlx::query_as(
+        "UPDATE tenant_heads SET deferred_version = deferred_version + 1, changed_at = $2
+          WHERE tenant_id = $1 RETURNING position, registry_version, deferred_version",
+    )
+    .bind(tenant.0)
+    .bind(now)
+    .fetch_one(&mut *connection)
+    .await?;
+    sqlx::query("SELECT token FROM dispatch_cursors WHERE tenant_id = $1 FOR UPDATE")
+        .bind(tenant.0)
+        .execute(connection)
+        .await?;
+    Ok(Head { tenant, position, registry_version, deferred_version })
+}
+
+/// True where it was waiting or dead.
+async fn retry(
+    connection: &mut PgConnection,
+    tenant: TenantId,
+    place: Place,
+    now: DateTime<Utc>,
+) -> Result<bool, StoreError> {
+    let hastened = sqlx::query(
+        "UPDATE deferred_invocations SET due_at = LEAST(due_at, $4)
+          WHERE tenant_id = $1 AND position = $2 AND subscription_no = $3",
+    )
+    .bind(tenant.0)
+    .bind(place.position)
+    .bind(place.subscription_no)
+    .bind(now)
+    .execute(&mut *connection)
+    .await?;
+    if hastened.rows_affected() > 0 {
+        return Ok(true);
+    }
+    let redriven = sqlx::query(
+        "WITH gone AS (
+             DELETE FROM dead_letters WHERE tenant_id = $1 AND position = $2 AND subscription_no = $3
+             RETURNING tenant_id, position, subscription_no, day, attempt)
+         INSERT INTO deferred_invocations (tenant_id, position, subscription_no, day, shard, attempt, attempt_base, due_at)
+         SELECT tenant_id, position, subscription_no, day, $5, attempt, attempt, $4 FROM gone",
+    )
+    .bind(tenant.0)
+    .bind(place.position)
+    .bind(place.subscription_no)
+    .bind(now)
+    .bind(shard_of(tenant))
+    .execute(connection)
+    .await?;
+    Ok(redriven.rows_affected() > 0)
+}
+
+/// True where it had no final outcome.
+async fn cancel(
+    connection: &mut PgConnection,
+    tenant: TenantId,
+    day: NaiveDate,
+    place: Place,
+    now: DateTime<Utc>,
+) -> Result<bool, StoreError> {
+    // A success that is being written at this moment holds the key: the insert waits for it, and yields to it.
+    let cancelled = sqlx::query(
+        "WITH waiting AS (
+             DELETE FROM deferred_invocations WHERE tenant_id = $1 AND position = $3 AND subscription_no = $4 RETURNING attempt),
+         dead AS (
+             DELETE FROM dead_letters WHERE tenant_id = $1 AND position = $3 AND subscription_no = $4 RETURNING attempt)
+         INSERT INTO outcomes (tenant_id, day, position, subscription_no, state, attempt, outcome_class, status_code,
+                duration_us, started_at, reason)
+         SELECT $1, $2, $3, $4, 5, COALESCE((SELECT attempt FROM waiting), (SELECT attempt FROM dead), 0), $7, 0, 0, $5, $6
+         ON CONFLICT DO NOTHING",
+    )
+    .bind(tenant.0)
+    .bind(day)
+    .bind(place.position)
+    .bind(place.subscription_no)
+    .bind(now)
+    .bind(CancelReason::Caller.as_str())
+    .bind(0_i16)
+    .execute(connection)
+    .await?;
+    Ok(cancelled.rows_affected() > 0)
+}
+
+/// `FROM dead_letters d WHERE ...` of a redrive.
+fn push_dead(sql: &mut QueryBuilder<Postgres>, principal: &Principal, range: Range, only: Option<SubscriptionNo>) {
+    sql.push(" FROM dead_letters d WHERE d.tenant_id = ").push_bind(principal.tenant.0);
+    sql.push(" AND d.position > ").push_bind(range.from.after);
+    sql.push(" AND d.position <= ").push_bind(range.up_to);
+    if let Some(no) = only {
+        sql.push(" AND d.subscription_no = ").push_bind(no);
+    }
+    // A subscription that does not execute keeps its dead letters: redriving them would only cancel them.
+    sql.push(" AND d.subscription_no IN (SELECT subscription_no FROM subscriptions WHERE state = 1 AND tenant_id = ");
+    sql.push_bind(principal.tenant.0);
+    if let Some(app) = principal.app {
+        sql.push(" AND app_id = ").push_bind(app.0);
+    }
+    sql.push(")");
+}
+
+fn filter_resource(only: Option<SubscriptionNo>) -> String {
+    only.map_or_else(|| "invocations".to_owned(), |no| format!("invocations of subscription {no}"))
+}

@@ -1,0 +1,133 @@
+//! Measuring for `carillon bench`: what raw Postgres does on the same machine, and what a run has cost it.
+//!
+//! Connects by itself, to a throw-away database; writes only to tables of its own. Must never run inside a server.
+
+use super::StoreError;
+use crate::clock;
+use sqlx::postgres::{PgPool, PgPoolOptions};
+use sqlx::{AssertSqlSafe, Executor as _};
+use std::time::{Duration, Instant};
+use uuid::Uuid;
+
+/// Connections that write rows in bulk.
+const WRITERS: usize = 4;
+/// Rows of one statement.
+const ROWS: i64 = 100;
+
+/// A connection to the database of a bench.
+#[derive(Debug, Clone)]
+pub struct Meter {
+    pool: PgPool,
+}
+
+/// Rows that were written, and how long it took.
+#[derive(Debug, Clone, Copy)]
+pub struct Written {
+    /// How many.
+    pub rows: u64,
+    /// How long.
+    pub elapsed: Duration,
+}
+
+impl Meter {
+    /// Connects and makes the tables to write to.
+    pub async fn connect(url: &str) -> Result<Self, StoreError> {
+        let pool = PgPoolOptions::new().max_connections(u32::try_from(WRITERS + 1).unwrap_or(8)).connect(url).await?;
+        // The same columns and the same primary key as the log, without its second index: the least that rows can cost.
+        let tables = "CREATE TABLE IF NOT EXISTS bench_rows (LIKE events INCLUDING DEFAULTS, PRIMARY KEY (tenant_id, day, position));
+             CREATE TABLE IF NOT EXISTS bench_commits (id uuid PRIMARY KEY, data bytea NOT NULL)";
+        pool.execute(tables).await?;
+        Ok(Self { pool })
+    }
+
+    /// The version of Postgres.
+    pub async fn postgres_version(&self) -> Result<String, StoreError> {
+        Ok(sqlx::query_scalar("SELECT current_setting('server_version')").fetch_one(&self.pool).await?)
+    }
+
+    /// Inserts one row after the other, each in a transaction of its own, on one connection; how long each took.
+    pub async fn commit_single_rows(&self, time: Duration, payload: &[u8]) -> Result<Vec<Duration>, StoreError> {
+        let mut connection = self.pool.acquire().await?;
+        let started = Instant::now();
+        let mut latencies = Vec::new();
+        while started.elapsed() < time {
+            let sent = Instant::now();
+            sqlx::query("INSERT INTO bench_commits (id, data) VALUES ($1, $2)")
+                .bind(clock::new_uuid())
+                .bind(payload)
+                .execute(&mut *connection)
+                .await?;
+            latencies.push(sent.elapsed());
+        }
+        sqlx::query("TRUNCATE bench_commits").execute(&mut *connection).await?;
+        Ok(latencies)
+    }
+
+    /// Inserts event rows, a hundred by a statement, on four connections at the same time.
+    pub async fn insert_event_rows(&self, time: Duration, payload: &[u8]) -> Result<Written, StoreError> {
+        let started = Instant::now();
+        let end = started + time;
+        let writers = (0..WRITERS).map(|_| self.insert_until(end, payload));
+        let rows = futures::future::try_join_all(writers).await?.into_iter().sum();
+        let elapsed = started.elapsed();
+        sqlx::query("TRUNCATE bench_rows").execute(&self.pool).await?;
+        Ok(Written { rows, elapsed })
+    }
+
+    async fn insert_until(&self, end: Instant, payload: &[u8]) -> Result<u64, StoreError> {
+        let mut connection = self.pool.acquire().await?;
+        // A log of its own for each writer, as each tenant has one.
+        let (tenant, mut position, mut rows) = (Uuid::new_v4(), 0, 0);
+        while Instant::now() < end {
+            let ids: Vec<Uuid> = (0..ROWS).map(|_| clock::new_uuid()).collect();
+            let positions: Vec<i64> = (position + 1..=position + ROWS).collect();
+            let payloads = vec![payload; ids.len()];
+            position += ROWS;
+            let inserted = sqlx::query(
+                "INSERT INTO bench_rows (tenant_id, day, position, event_id, committed_at, event_type, schema_version, source,
+                        subject, event_time, content_type, extensions, data_kind, data, matched, refused, root_id,
+                        cause_event_id, cause_subscription_no, depth, lineage)
+                 SELECT $1, CURRENT_DATE, e.position, e.event_id, $5, 'CUSTOM_bench.raw', 1, 'https://shop.example', 'order',
+                        $5, 'application/json', ''::bytea, 2::smallint, e.data, '{}'::integer[], '{}'::integer[],
+                        e.event_id, NULL, NULL, 0, '{}'::integer[]
+                   FROM unnest($2::bigint[], $3::uuid[], $4::bytea[]) AS e(position, event_id, data)",
+            )
+            .bind(tenant)
+            .bind(positions)
+            .bind(ids)
+            .bind(payloads)
+            .bind(clock::now())
+            .execute(&mut *connection)
+            .await?;
+            rows += inserted.rows_affected();
+        }
+        Ok(rows)
+    }
+
+    /// Bytes of write-ahead log so far.
+    pub async fn wal_bytes(&self) -> Result<i64, StoreError> {
+        Ok(sqlx::query_scalar("SELECT (pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::bigint")
+            .fetch_one(&self.pool)
+            .await?)
+    }
+
+    /// Transactions that ended in this database so far, this one not included.
+    pub async fn transactions(&self) -> Result<i64, StoreError> {
+        let sql = "SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = current_database()";
+        Ok(sqlx::query_scalar(sql).fetch_one(&self.pool).await?)
+    }
+
+    /// Rows of every table of the service that are dead and not yet vacuumed.
+    pub async fn dead_rows(&self) -> Result<i64, StoreError> {
+        let sql =
+            "SELECT COALESCE(sum(n_dead_tup), 0)::bigint FROM pg_stat_user_tables WHERE relname NOT LIKE 'bench%'";
+        Ok(sqlx::query_scalar(sql).fetch_one(&self.pool).await?)
+    }
+
+    /// Removes its tables.
+    pub async fn close(self) -> Result<(), StoreError> {
+        self.pool.execute(AssertSqlSafe("DROP TABLE IF EXISTS bench_rows, bench_commits".to_owned())).await?;
+        self.pool.close().await;
+        Ok(())
+    }
+}

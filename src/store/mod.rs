@@ -1,0 +1,93 @@
+//! All SQL: one file per table or duty, rows private to it. Knows the domain, nothing above it.
+//!
+//! Rules: every statement on a tenant's table names `tenant_id`; every list has a limit and a total order; times come in as
+//! parameters; no transaction is open while a listener runs; transactions run in tasks that a cancelled RPC cannot drop
+//! ([`Store::run`]).
+
+pub mod api_keys;
+pub mod apps;
+pub mod audit;
+pub mod connect;
+pub mod dispatch;
+mod error;
+pub mod event_pages;
+pub mod event_types;
+pub mod events;
+pub mod expired;
+pub mod heads;
+pub mod invocation_changes;
+pub mod invocations;
+pub mod leases;
+pub mod measure;
+pub mod notify;
+mod partitions;
+pub mod publish;
+pub mod publisher_identities;
+pub mod request_ids;
+pub mod secrets;
+pub mod settings;
+pub mod settle;
+pub mod subscriptions;
+pub mod tenants;
+
+pub use error::StoreError;
+
+use crate::clock;
+use chrono::{DateTime, TimeDelta, Utc};
+use sqlx::PgPool;
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+
+/// The forward-only schema steps, applied in order.
+pub static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("src/store/migrations");
+
+/// The one way to Postgres. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Store {
+    pool: PgPool,
+    /// Database time minus local time, microseconds; see [`Store::now`].
+    clock_offset_us: Arc<AtomicI64>,
+    statements: Arc<publish::Statements>,
+}
+
+impl Store {
+    /// Takes a pool that is connected to a migrated database.
+    pub fn new(pool: PgPool) -> Self {
+        Self { pool, clock_offset_us: Arc::default(), statements: Arc::default() }
+    }
+
+    /// The pool, for the statements of this module's files.
+    pub(in crate::store) fn pool(&self) -> &PgPool {
+        &self.pool
+    }
+
+    fn statements(&self) -> &publish::Statements {
+        &self.statements
+    }
+
+    /// The database's clock, as last measured by [`Store::measure_clock`], in microseconds.
+    pub fn now(&self) -> DateTime<Utc> {
+        clock::now() + TimeDelta::microseconds(self.clock_offset_us.load(Ordering::Relaxed))
+    }
+
+    /// Measures how far the database's clock is from the local one.
+    pub async fn measure_clock(&self) -> Result<(), StoreError> {
+        let before = clock::now();
+        let database: DateTime<Utc> = sqlx::query_scalar("SELECT clock_timestamp()").fetch_one(&self.pool).await?;
+        let middle = before + (clock::now() - before) / 2;
+        let offset = (database - middle).num_microseconds().unwrap_or_default();
+        // Half a round trip of uncertainty is not worth moving the clock for.
+        self.clock_offset_us.store(if offset.abs() < 1_000 { 0 } else { offset }, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Runs a piece of work in a task of its own, so that a caller that goes away cannot drop it inside a transaction.
+    pub async fn run<T, F>(work: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, StoreError>> + Send + 'static,
+    {
+        tokio::spawn(work).await.unwrap_or_else(|_| Err(StoreError::Interrupted))
+    }
+}

@@ -1,0 +1,332 @@
+//! Committing events: positions, events with everything they fire, and idempotency keys, in one statement and one round trip.
+//!
+//! The statement locks each tenant's head row until commit, so positions are gapless and in commit order. It writes nothing
+//! for a tenant whose registry version is not the expected one: the caller reloads its index, matches again and comes back.
+
+use super::connect::IDLE_TRUSTED;
+use super::events::{DATA_BINARY, DATA_NONE, DATA_PROTO, DATA_TEXT, encode_extensions, encode_proto};
+use super::{Store, StoreError};
+use crate::domain::event::{Data, Event};
+use crate::domain::ids::{EventId, Position, SubscriptionNo, TenantId};
+use chrono::{DateTime, Utc};
+use sqlx::{Connection as _, PgConnection, Row as _};
+use std::fmt::Write as _;
+use std::sync::Arc;
+use std::time::Instant;
+use uuid::Uuid;
+
+/// Name of the constraint that a repeated idempotency key breaks.
+pub const IDEMPOTENCY_CONSTRAINT: &str = "idempotency_keys_pk";
+
+/// An event to write, with what it fires.
+#[derive(Debug, Clone)]
+pub struct NewEvent {
+    /// The event.
+    pub event: Arc<Event>,
+    /// The subscriptions it fires.
+    pub matched: Arc<[SubscriptionNo]>,
+    /// The subscriptions that its lineage refuses.
+    pub refused: Arc<[SubscriptionNo]>,
+    /// The publisher's idempotency key with the hash of the request.
+    pub key: Option<NewKey>,
+}
+
+/// An idempotency key and what it stands for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewKey {
+    /// At most 1,024 bytes.
+    pub key: String,
+    /// SHA-256 over the request.
+    pub request_hash: [u8; 32],
+}
+
+/// One tenant's share of a commit.
+#[derive(Debug)]
+pub struct TenantBatch {
+    /// Whose log.
+    pub tenant: TenantId,
+    /// The registry version that the matches were decided with.
+    pub registry_version: i64,
+    /// In log order.
+    pub events: Vec<NewEvent>,
+}
+
+/// Where a tenant's share went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CommittedBatch {
+    /// Whose log.
+    pub tenant: TenantId,
+    /// Position of the first event.
+    pub first_position: Position,
+    /// Commit time of all of them.
+    pub committed_at: DateTime<Utc>,
+}
+
+/// A key that was used before.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UsedKey {
+    /// Whose key.
+    pub tenant: TenantId,
+    /// The key.
+    pub key: String,
+    /// SHA-256 over the first request.
+    pub request_hash: Vec<u8>,
+    /// The event it made.
+    pub event: EventId,
+}
+
+/// The head rows of several tenants are locked in tenant order, so that two replicas never wait for each other in a circle.
+const LOCK_MANY: &str = "locked AS MATERIALIZED (
+        SELECT h.tenant_id, w.n, w.version FROM tenant_heads h JOIN want w ON h.tenant_id = w.tenant_id
+         ORDER BY h.tenant_id FOR UPDATE OF h)";
+/// One head row needs no order: the update itself takes the lock.
+const LOCK_ONE: &str = "locked AS (SELECT w.tenant_id, w.n, w.version FROM want w)";
+
+fn statement(lock: &str) -> String {
+    format!(
+        "WITH want AS (SELECT w.tenant_id, w.n, w.version FROM unnest($1::uuid[], $2::bigint[], $3::bigint[]) AS w(tenant_id, n, version)),
+    {lock},
+    head AS (
+        UPDATE tenant_heads h
+           SET position = h.position + l.n, committed_at = GREATEST(h.committed_at, $4), changed_at = $4
+          FROM locked l WHERE h.tenant_id = l.tenant_id AND h.registry_version = l.version
+        RETURNING h.tenant_id, h.position - l.n AS base, h.committed_at),
+    written AS (
+        INSERT INTO events (tenant_id, day, position, event_id, committed_at, event_type, schema_version, source, subject, event_time,
+               content_type, extensions, data_kind, data, matched, refused, root_id, cause_event_id, cause_subscription_no, depth, lineage)
+        SELECT h.tenant_id, (h.committed_at AT TIME ZONE 'UTC')::date, h.base + e.ordinal, e.event_id, h.committed_at, e.event_type,
+               e.schema_version, e.source, e.subject, e.event_time, e.content_type, e.extensions, e.data_kind, e.data,
+               e.matched::integer[], e.refused::integer[], e.root_id, e.cause_event_id, e.cause_subscription_no, e.depth, e.lineage::integer[]
+          FROM unnest($5::uuid[], $6::bigint[], $7::uuid[], $8::text[], $9::integer[], $10::text[], $11::text[], $12::timestamptz[],
+               $13::text[], $14::bytea[], $15::smallint[], $16::bytea[], $17::text[], $18::text[], $19::uuid[], $20::uuid[],
+               $21::integer[], $22::integer[], $23::text[])
+               AS e(tenant_id, ordinal, event_id, event_type, schema_version, source, subject, event_time, content_type, extensions,
+                    data_kind, data, matched, refused, root_id, cause_event_id, cause_subscription_no, depth, lineage)
+          JOIN head h ON h.tenant_id = e.tenant_id),
+    keyed AS (
+        INSERT INTO idempotency_keys (tenant_id, key, request_hash, event_id, expires_at)
+        SELECT h.tenant_id, k.key, k.request_hash, k.event_id, $28
+          FROM unnest($24::uuid[], $25::text[], $26::bytea[], $27::uuid[]) AS k(tenant_id, key, request_hash, event_id)
+          JOIN head h ON h.tenant_id = k.tenant_id)
+    SELECT tenant_id, base, committed_at FROM head"
+    )
+}
+
+/// Column-wise parameters of the statement.
+#[derive(Default)]
+struct Columns<'a> {
+    tenant_id: Vec<Uuid>,
+    ordinal: Vec<i64>,
+    event_id: Vec<Uuid>,
+    event_type: Vec<&'a str>,
+    schema_version: Vec<i32>,
+    source: Vec<&'a str>,
+    subject: Vec<Option<&'a str>>,
+    event_time: Vec<DateTime<Utc>>,
+    content_type: Vec<Option<&'a str>>,
+    extensions: Vec<Vec<u8>>,
+    data_kind: Vec<i16>,
+    data: Vec<std::borrow::Cow<'a, [u8]>>,
+    matched: Vec<String>,
+    refused: Vec<String>,
+    root_id: Vec<Uuid>,
+    cause_event_id: Vec<Option<Uuid>>,
+    cause_subscription_no: Vec<Option<i32>>,
+    depth: Vec<i32>,
+    lineage: Vec<String>,
+    key_tenant_id: Vec<Uuid>,
+    key: Vec<&'a str>,
+    key_hash: Vec<&'a [u8]>,
+    key_event_id: Vec<Uuid>,
+}
+
+impl<'a> Columns<'a> {
+    fn push(&mut self, tenant: TenantId, ordinal: i64, new: &'a NewEvent) {
+        let event = &*new.event;
+        self.tenant_id.push(tenant.0);
+        self.ordinal.push(ordinal);
+        self.event_id.push(event.id.0);
+        self.event_type.push(event.event_type.as_str());
+        self.schema_version.push(event.schema_version);
+        self.source.push(&event.source);
+        self.subject.push(event.subject.as_deref());
+        self.event_time.push(event.time);
+        self.content_type.push(event.content_type.as_deref());
+        self.extensions.push(encode_extensions(&event.extensions));
+        let (kind, data) = match &event.data {
+            Data::None => (DATA_NONE, (&[] as &[u8]).into()),
+            Data::Binary(bytes) => (DATA_BINARY, bytes.as_ref().into()),
+            Data::Text(bytes) => (DATA_TEXT, bytes.as_ref().into()),
+            Data::Proto { type_url, value } => (DATA_PROTO, encode_proto(type_url, value).into()),
+        };
+        self.data_kind.push(kind);
+        self.data.push(data);
+        self.matched.push(int_array(&new.matched));
+        self.refused.push(int_array(&new.refused));
+        self.root_id.push(event.lineage.root.0);
+        self.cause_event_id.push(event.lineage.cause.map(|cause| cause.event.0));
+        self.cause_subscription_no.push(event.lineage.cause.map(|cause| cause.subscription_no));
+        self.depth.push(event.lineage.depth);
+        self.lineage.push(int_array(&event.lineage.subscriptions));
+        if let Some(key) = &new.key {
+            self.key_tenant_id.push(tenant.0);
+            self.key.push(&key.key);
+            self.key_hash.push(&key.request_hash);
+            self.key_event_id.push(event.id.0);
+        }
+    }
+}
+
+/// Arrays of arrays cannot be ragged in Postgres, so inner arrays travel as their text form.
+fn int_array(numbers: &[i32]) -> String {
+    let mut text = String::with_capacity(2 + numbers.len() * 4);
+    text.push('{');
+    for (i, number) in numbers.iter().enumerate() {
+        let comma = if i == 0 { "" } else { "," };
+        write!(text, "{comma}{number}").expect("writing to a string cannot fail");
+    }
+    text.push('}');
+    text
+}
+
+/// A connection that commits keep, beside those of the pool: taking one from it and giving it back would cost two further
+/// round trips each.
+pub struct CommitConnection {
+    store: Store,
+    connection: Option<PgConnection>,
+    used_at: Instant,
+}
+
+impl CommitConnection {
+    /// The connection, alive as far as can be known: one that was idle for long is asked for a sign of life first.
+    async fn get(&mut self) -> Result<&mut PgConnection, StoreError> {
+        if self.used_at.elapsed() > IDLE_TRUSTED
+            && let Some(connection) = &mut self.connection
+            && connection.ping().await.is_err()
+        {
+            self.connection = None;
+        }
+        self.used_at = Instant::now();
+        match &mut self.connection {
+            Some(connection) => Ok(connection),
+            // Detached, so that closing the pool does not wait for it.
+            none => Ok(none.insert(self.store.pool().acquire().await?.detach())),
+        }
+    }
+
+    /// Commits the shares of several tenants; `batches` holds each tenant once.
+    ///
+    /// Returns the shares that were written. One that is missing had another registry version and wrote nothing.
+    ///
+    /// Errors: [`StoreError::Conflict`] with [`IDEMPOTENCY_CONSTRAINT`] where a key was used before, and then nothing at all is
+    /// written; [`StoreError::PartitionMissing`]; with [`StoreError::Unavailable`] the outcome may be unknown.
+    pub async fn commit_events(
+        &mut self,
+        batches: &[TenantBatch],
+        keys_expire_at: DateTime<Utc>,
+    ) -> Result<Vec<CommittedBatch>, StoreError> {
+        let mut columns = Columns::default();
+        for batch in batches {
+            for (ordinal, new) in (1..).zip(&batch.events) {
+                columns.push(batch.tenant, ordinal, new);
+            }
+        }
+        let tenants: Vec<Uuid> = batches.iter().map(|batch| batch.tenant.0).collect();
+        let counts: Vec<i64> =
+            batches.iter().map(|batch| i64::try_from(batch.events.len()).unwrap_or(i64::MAX)).collect();
+        let versions: Vec<i64> = batches.iter().map(|batch| batch.registry_version).collect();
+        let data: Vec<&[u8]> = columns.data.iter().map(AsRef::as_ref).collect();
+        let statements = self.store.statements();
+        let sql = if batches.len() == 1 { statements.commit_one.clone() } else { statements.commit_many.clone() };
+        let now = self.store.now();
+        let connection = self.get().await?;
+        let rows = sqlx::query(sqlx::AssertSqlSafe(sql))
+            .bind(tenants)
+            .bind(counts)
+            .bind(versions)
+            .bind(now)
+            .bind(columns.tenant_id)
+            .bind(columns.ordinal)
+            .bind(columns.event_id)
+            .bind(columns.event_type)
+            .bind(columns.schema_version)
+            .bind(columns.source)
+            .bind(columns.subject)
+            .bind(columns.event_time)
+            .bind(columns.content_type)
+            .bind(columns.extensions)
+            .bind(columns.data_kind)
+            .bind(data)
+            .bind(columns.matched)
+            .bind(columns.refused)
+            .bind(columns.root_id)
+            .bind(columns.cause_event_id)
+            .bind(columns.cause_subscription_no)
+            .bind(columns.depth)
+            .bind(columns.lineage)
+            .bind(columns.key_tenant_id)
+            .bind(columns.key)
+            .bind(columns.key_hash)
+            .bind(columns.key_event_id)
+            .bind(keys_expire_at)
+            .fetch_all(connection)
+            .await
+            .map_err(StoreError::from);
+        if matches!(rows, Err(StoreError::Unavailable(_))) {
+            self.connection = None;
+        }
+        rows?
+            .into_iter()
+            .map(|row| {
+                let base: i64 = row.try_get("base")?;
+                Ok(CommittedBatch {
+                    tenant: TenantId(row.try_get("tenant_id")?),
+                    first_position: base + 1,
+                    committed_at: row.try_get("committed_at")?,
+                })
+            })
+            .collect()
+    }
+}
+
+impl Store {
+    /// A connection for commits, taken from the pool at its first use.
+    pub fn commit_connection(&self) -> CommitConnection {
+        CommitConnection { store: self.clone(), connection: None, used_at: Instant::now() }
+    }
+
+    /// Looks up which of these keys were used before.
+    pub async fn used_keys(&self, keys: &[(TenantId, &str)]) -> Result<Vec<UsedKey>, StoreError> {
+        let tenants: Vec<Uuid> = keys.iter().map(|(tenant, _)| tenant.0).collect();
+        let texts: Vec<&str> = keys.iter().map(|(_, key)| *key).collect();
+        let rows: Vec<(Uuid, String, Vec<u8>, Uuid)> = sqlx::query_as(
+            "SELECT i.tenant_id, i.key, i.request_hash, i.event_id
+               FROM idempotency_keys i JOIN unnest($1::uuid[], $2::text[]) AS k(tenant_id, key)
+                 ON i.tenant_id = k.tenant_id AND i.key = k.key",
+        )
+        .bind(tenants)
+        .bind(texts)
+        .fetch_all(self.pool())
+        .await?;
+        let parse = |(tenant, key, request_hash, event)| UsedKey {
+            tenant: TenantId(tenant),
+            key,
+            request_hash,
+            event: EventId(event),
+        };
+        Ok(rows.into_iter().map(parse).collect())
+    }
+}
+
+/// Statement texts that are put together once.
+#[derive(Debug)]
+pub(in crate::store) struct Statements {
+    commit_one: Arc<str>,
+    commit_many: Arc<str>,
+}
+
+impl Default for Statements {
+    fn default() -> Self {
+        Self { commit_one: statement(LOCK_ONE).into(), commit_many: statement(LOCK_MANY).into() }
+    }
+}

@@ -1,0 +1,231 @@
+//! Subscriptions: what they are made of in the store, and reading them.
+//!
+//! `change` makes every change to them, `row` is the table's row, `signing` the secrets beside it.
+
+mod change;
+mod row;
+mod signing;
+
+pub use change::{REASON_CALLER, REASON_GONE};
+pub use signing::SIGNING_SECRETS_MAX;
+
+use super::secrets::StoredSecret;
+use super::{Store, StoreError};
+use crate::domain::event_type::EventTypeName;
+use crate::domain::filter::Filter;
+use crate::domain::ids::{AppId, SubscriptionId, SubscriptionNo, TenantId};
+use crate::domain::retry::DeliveryPolicy;
+use crate::domain::subscription::{State, Subscription, Target};
+use row::{COLUMNS, FROM, SubscriptionRow, read, state_code};
+use sqlx::AssertSqlSafe;
+use uuid::Uuid;
+
+/// A subscription with its signing secrets, as the registry loads it.
+#[derive(Debug, Clone)]
+pub struct SubscriptionRecord {
+    /// The subscription, in any state.
+    pub subscription: Subscription,
+    /// Its secrets, oldest first; those whose time is over may still be among them.
+    pub secrets: Vec<StoredSecret>,
+}
+
+/// What a new subscription is made of; everything is checked but what only the head lock can tell.
+#[derive(Debug, Clone)]
+pub struct NewSubscription {
+    /// Its id, made by the caller so that the secret is sealed for it.
+    pub id: SubscriptionId,
+    /// The app that will own it.
+    pub app: AppId,
+    /// What it listens to; a system type is known to exist.
+    pub event_type: EventTypeName,
+    /// Name for people.
+    pub display_name: String,
+    /// When it fires.
+    pub filter: Option<Filter>,
+    /// What it runs.
+    pub target: Target,
+    /// How it is attempted.
+    pub policy: DeliveryPolicy,
+    /// Its signing secret.
+    pub secret: StoredSecret,
+}
+
+/// Names one subscription.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Selector {
+    /// By its id.
+    Id(SubscriptionId),
+    /// By what makes it unique among those that are not deleted.
+    Target {
+        /// Slug of its app.
+        app: String,
+        /// What it listens to.
+        event_type: EventTypeName,
+        /// What it runs.
+        target: Target,
+    },
+}
+
+/// A change of state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StateChange {
+    /// Fire again.
+    Enable,
+    /// Stop firing.
+    Disable,
+    /// Unsubscribe.
+    Delete,
+    /// Restore as active.
+    Undelete,
+}
+
+/// Which subscriptions a list shows.
+#[derive(Debug, Clone, Default)]
+pub struct SubscriptionQuery {
+    /// Only this app's.
+    pub app: Option<AppId>,
+    /// Only those of this event type.
+    pub event_type: Option<EventTypeName>,
+    /// Only these states.
+    pub states: Vec<State>,
+}
+
+/// Why a change of a subscription is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum SubscriptionRefusal {
+    /// No such subscription, or one the caller does not see.
+    #[error("no such subscription")]
+    NotFound,
+    /// Not subscribed, or not any more.
+    #[error("not subscribed to {0}")]
+    NotSubscribed(EventTypeName),
+    /// The same app, event type and target are subscribed already.
+    #[error("already subscribed as {0}")]
+    AlreadySubscribed(SubscriptionId),
+    /// The event type does not exist or is retired.
+    #[error("no such event type")]
+    EventTypeNotFound(EventTypeName),
+    /// The app does not exist any more.
+    #[error("no such app")]
+    AppNotFound,
+    /// Its state does not allow the change.
+    #[error("the subscription's state does not allow it")]
+    State(State),
+    /// Somebody else changed it.
+    #[error("the etag does not match")]
+    Etag,
+    /// The tenant has as many subscriptions as it may.
+    #[error("the tenant has {0} subscriptions")]
+    TooMany(i64),
+    /// As many secrets sign as may.
+    #[error("{0} secrets sign at once")]
+    TooManySecrets(usize),
+    /// The request id was used with another body.
+    #[error("the request id was used with another body")]
+    RequestIdReused,
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl From<sqlx::Error> for SubscriptionRefusal {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Store(error.into())
+    }
+}
+
+/// Rows per statement where all changes are read.
+const CHANGES_PER_PAGE: i64 = 2_000;
+
+impl Store {
+    /// Every subscription changed after a registry version, in all states, in the order of their changes.
+    ///
+    /// Reads in pages: one that changes meanwhile may come twice, the later state later.
+    pub async fn subscriptions_changed_since(
+        &self,
+        tenant: TenantId,
+        version: i64,
+    ) -> Result<Vec<SubscriptionRecord>, StoreError> {
+        // Every change has a registry version of its own, so pages that go by it lose nothing.
+        let sql = format!(
+            "SELECT {COLUMNS} FROM {FROM} WHERE s.tenant_id = $1 AND s.registry_version > $2
+              ORDER BY s.registry_version LIMIT $3"
+        );
+        let mut changed = Vec::new();
+        let mut after = version;
+        loop {
+            let rows: Vec<SubscriptionRow> = sqlx::query_as(AssertSqlSafe(sql.clone()))
+                .bind(tenant.0)
+                .bind(after)
+                .bind(CHANGES_PER_PAGE)
+                .fetch_all(self.pool())
+                .await?;
+            let full = i64::try_from(rows.len()).is_ok_and(|rows| rows == CHANGES_PER_PAGE);
+            let page: Vec<Subscription> = rows.into_iter().map(SubscriptionRow::parse).collect::<Result<_, _>>()?;
+            after = page.last().map_or(after, |last| last.registry_version);
+            let ids: Vec<Uuid> = page.iter().map(|subscription| subscription.id.0).collect();
+            let mut secrets = self.secrets_of(tenant, &ids).await?;
+            for subscription in page {
+                let secrets = secrets.remove(&subscription.id.0).unwrap_or_default();
+                changed.push(SubscriptionRecord { subscription, secrets });
+            }
+            if !full {
+                return Ok(changed);
+            }
+        }
+    }
+
+    /// Reads a subscription in any state; none also where the caller does not see it.
+    pub async fn subscription(
+        &self,
+        tenant: TenantId,
+        app: Option<AppId>,
+        id: SubscriptionId,
+    ) -> Result<Option<Subscription>, StoreError> {
+        let mut connection = self.pool().acquire().await?;
+        let found = read(&mut connection, tenant, id).await?;
+        Ok(found.filter(|subscription| app.is_none_or(|app| app == subscription.app)))
+    }
+
+    /// Lists subscriptions by number, oldest first, those after `after`.
+    pub async fn subscriptions(
+        &self,
+        tenant: TenantId,
+        query: &SubscriptionQuery,
+        after: SubscriptionNo,
+        limit: u32,
+    ) -> Result<Vec<Subscription>, StoreError> {
+        // The unique key (tenant, number) serves the order, or the index by event type where one is asked for.
+        let sql = format!(
+            "SELECT {COLUMNS} FROM {FROM}
+              WHERE s.tenant_id = $1 AND ($2::uuid IS NULL OR s.app_id = $2) AND ($3::text IS NULL OR s.event_type = $3)
+                AND s.state = ANY($4) AND s.subscription_no > $5
+              ORDER BY s.subscription_no LIMIT $6"
+        );
+        let rows: Vec<SubscriptionRow> = sqlx::query_as(AssertSqlSafe(sql))
+            .bind(tenant.0)
+            .bind(query.app.map(|app| app.0))
+            .bind(query.event_type.as_ref().map(EventTypeName::as_str))
+            .bind(query.states.iter().map(|state| state_code(*state)).collect::<Vec<i16>>())
+            .bind(after)
+            .bind(i64::from(limit))
+            .fetch_all(self.pool())
+            .await?;
+        rows.into_iter().map(SubscriptionRow::parse).collect()
+    }
+
+    /// How many subscriptions a list over all pages shows.
+    pub async fn count_subscriptions(&self, tenant: TenantId, query: &SubscriptionQuery) -> Result<i64, StoreError> {
+        Ok(sqlx::query_scalar(
+            "SELECT count(*) FROM subscriptions
+              WHERE tenant_id = $1 AND ($2::uuid IS NULL OR app_id = $2) AND ($3::text IS NULL OR event_type = $3)
+                AND state = ANY($4)",
+        )
+        .bind(tenant.0)
+        .bind(query.app.map(|app| app.0))
+        .bind(query.event_type.as_ref().map(EventTypeName::as_str))
+        .bind(query.states.iter().map(|state| state_code(*state)).collect::<Vec<i16>>())
+        .fetch_one(self.pool())
+        .await?)
+    }
+}

@@ -1,0 +1,405 @@
+//! Every change to subscriptions.
+//!
+//! A change takes the tenant's head lock first, so it takes effect at one exact position of the log, and stamps its row with the new
+//! registry version. What changes read before they write is read under that lock and cannot be outdated.
+
+use super::row::{COLUMNS, FROM, SubscriptionRow, milliseconds, mode_code, read, state_code, target_key, target_kind};
+use super::signing::{insert_secret, retire_secrets};
+use super::{NewSubscription, Selector, StateChange, SubscriptionRefusal};
+use crate::domain::event_type::EventTypeName;
+use crate::domain::filter::Filter;
+use crate::domain::ids::{AppId, SubscriptionId, SubscriptionNo, TenantId};
+use crate::domain::subscription::{State, Subscription, Target};
+use crate::store::audit::{self, Principal};
+use crate::store::heads::{self, RegistryChange};
+use crate::store::request_ids::{self, Earlier, Once, RequestKey};
+use crate::store::secrets::StoredSecret;
+use crate::store::{Store, StoreError, apps, event_types};
+use chrono::{DateTime, Utc};
+use sqlx::types::Json;
+use sqlx::{AssertSqlSafe, PgConnection};
+use uuid::Uuid;
+
+/// Reason of a state that a caller asked for.
+pub const REASON_CALLER: &str = "CALLER";
+/// Reason of a subscription whose receiver answered 410.
+pub const REASON_GONE: &str = "GONE";
+
+impl Store {
+    /// Adds a subscription, at most `max` per tenant that are not deleted.
+    ///
+    /// `answer` encodes the answer that a retry of the same request id gets.
+    pub async fn subscribe<A>(
+        &self,
+        by: Principal,
+        new: NewSubscription,
+        max: i64,
+        request: Option<RequestKey>,
+        answer: A,
+    ) -> Result<Once<Subscription>, SubscriptionRefusal>
+    where
+        A: FnOnce(&Subscription) -> Result<Vec<u8>, StoreError> + Send + 'static,
+    {
+        let store = self.clone();
+        Self::run(async move {
+            let now = store.now();
+            let work = async {
+                let mut tx = store.pool().begin().await?;
+                let change = heads::bump_registry(&mut tx, by.tenant, now).await?;
+                if let Some(key) = &request {
+                    match request_ids::earlier(&mut tx, by.tenant, key, now).await? {
+                        Earlier::Unknown => {}
+                        Earlier::Answer(answer) => return Ok(Once::Before(answer)),
+                        Earlier::OtherBody => return Err(SubscriptionRefusal::RequestIdReused),
+                    }
+                }
+                let made = insert(&mut tx, &by, new, max, change, now).await?;
+                if let Some(key) = &request {
+                    request_ids::keep(&mut tx, by.tenant, key, &answer(&made)?, now).await?;
+                }
+                tx.commit().await?;
+                Ok(Once::Made(made))
+            };
+            Ok(work.await)
+        })
+        .await?
+    }
+
+    /// Changes a subscription's state. Enabling an active one and disabling a disabled one change nothing.
+    ///
+    /// Errors: [`SubscriptionRefusal::NotFound`] for an unknown id, [`SubscriptionRefusal::NotSubscribed`] for a deletion of what is
+    /// not subscribed, [`SubscriptionRefusal::State`], [`SubscriptionRefusal::AlreadySubscribed`] where an undeleted one's place is
+    /// taken, [`SubscriptionRefusal::Etag`].
+    pub async fn change_subscription_state(
+        &self,
+        by: Principal,
+        selector: Selector,
+        etag: Option<i64>,
+        change: StateChange,
+        max: i64,
+    ) -> Result<Subscription, SubscriptionRefusal> {
+        let store = self.clone();
+        Self::run(async move {
+            let now = store.now();
+            let work = async {
+                let mut tx = store.pool().begin().await?;
+                let registry = heads::bump_registry(&mut tx, by.tenant, now).await?;
+                let before = select(&mut tx, &by, &selector).await?;
+                if etag.is_some_and(|etag| etag != before.registry_version) {
+                    return Err(SubscriptionRefusal::Etag);
+                }
+                let (state, action) = match (change, before.state) {
+                    // Rolled back, so that the registry version stays as it was.
+                    (StateChange::Enable, State::Active) | (StateChange::Disable, State::Disabled) => {
+                        return Ok(before);
+                    }
+                    (StateChange::Enable, State::Disabled) => (State::Active, "EnableSubscription"),
+                    (StateChange::Disable, State::Active) => (State::Disabled, "DisableSubscription"),
+                    (StateChange::Delete, State::Active | State::Disabled) => (State::Deleted, "Unsubscribe"),
+                    (StateChange::Delete, State::Deleted) => {
+                        return Err(SubscriptionRefusal::NotSubscribed(before.event_type));
+                    }
+                    (StateChange::Undelete, State::Deleted) => (State::Active, "UndeleteSubscription"),
+                    (StateChange::Enable | StateChange::Disable, State::Deleted)
+                    | (StateChange::Undelete, State::Active | State::Disabled) => {
+                        return Err(SubscriptionRefusal::State(before.state));
+                    }
+                };
+                if change == StateChange::Undelete {
+                    check_room(&mut tx, by.tenant, max).await?;
+                    check_place(&mut tx, by.tenant, before.app, &before.event_type, &before.target, before.id).await?;
+                }
+                let after = Subscription {
+                    state,
+                    state_reason: if state == State::Active { String::new() } else { REASON_CALLER.to_owned() },
+                    deleted_at: (state == State::Deleted).then_some(now),
+                    ..before
+                };
+                let after = write(&mut tx, &by, after, registry, now, action).await?;
+                tx.commit().await?;
+                Ok(after)
+            };
+            Ok(work.await)
+        })
+        .await?
+    }
+
+    /// Replaces what a caller may change of a subscription: name, filter, target, policy.
+    ///
+    /// `changed` is what was read with [`Store::subscription`], changed; its registry version must still be the stored one.
+    ///
+    /// Errors: [`SubscriptionRefusal::Etag`] where it is not, [`SubscriptionRefusal::AlreadySubscribed`], and as for state changes.
+    pub async fn update_subscription(
+        &self,
+        by: Principal,
+        changed: Subscription,
+    ) -> Result<Subscription, SubscriptionRefusal> {
+        let store = self.clone();
+        Self::run(async move {
+            let now = store.now();
+            let work = async {
+                let mut tx = store.pool().begin().await?;
+                let registry = heads::bump_registry(&mut tx, by.tenant, now).await?;
+                let before = select(&mut tx, &by, &Selector::Id(changed.id)).await?;
+                if before.registry_version != changed.registry_version {
+                    return Err(SubscriptionRefusal::Etag);
+                }
+                if before.state == State::Deleted {
+                    return Err(SubscriptionRefusal::State(before.state));
+                }
+                check_place(&mut tx, by.tenant, before.app, &before.event_type, &changed.target, before.id).await?;
+                let same_matches = before.filter == changed.filter;
+                let effective = if same_matches { before.effective_position } else { registry.position };
+                let Subscription { display_name, filter, target, policy, .. } = changed;
+                let after = Subscription { display_name, filter, target, policy, ..before };
+                let registry = RegistryChange { position: effective, ..registry };
+                let after = write(&mut tx, &by, after, registry, now, "UpdateSubscription").await?;
+                tx.commit().await?;
+                Ok(after)
+            };
+            Ok(work.await)
+        })
+        .await?
+    }
+
+    /// Disables a subscription whose receiver answered 410 Gone; nothing happens where it is not active.
+    ///
+    /// Returns the change of the registry, none where nothing was changed.
+    pub async fn disable_gone(
+        &self,
+        tenant: TenantId,
+        subscription_no: SubscriptionNo,
+    ) -> Result<Option<RegistryChange>, StoreError> {
+        let store = self.clone();
+        Self::run(async move {
+            let now = store.now();
+            let by = Principal::server(tenant);
+            let mut tx = store.pool().begin().await?;
+            let registry = heads::bump_registry(&mut tx, tenant, now).await?;
+            let sql = format!("SELECT {COLUMNS} FROM {FROM} WHERE s.tenant_id = $1 AND s.subscription_no = $2");
+            let row: Option<SubscriptionRow> = sqlx::query_as(AssertSqlSafe(sql))
+                .bind(tenant.0)
+                .bind(subscription_no)
+                .fetch_optional(&mut *tx)
+                .await?;
+            let before = row.map(SubscriptionRow::parse).transpose()?;
+            let Some(before) = before.filter(|subscription| subscription.state == State::Active) else {
+                return Ok(None);
+            };
+            let after = Subscription { state: State::Disabled, state_reason: REASON_GONE.to_owned(), ..before };
+            write(&mut tx, &by, after, registry, now, "DisableSubscription").await?;
+            tx.commit().await?;
+            Ok(Some(registry))
+        })
+        .await
+    }
+
+    /// Adds a signing secret; those before it sign until `previous_expire_at` at the latest.
+    ///
+    /// Errors: [`SubscriptionRefusal::NotFound`], [`SubscriptionRefusal::State`] for a deleted one,
+    /// [`SubscriptionRefusal::TooManySecrets`].
+    pub async fn rotate_secret(
+        &self,
+        by: Principal,
+        id: SubscriptionId,
+        secret: StoredSecret,
+        previous_expire_at: DateTime<Utc>,
+    ) -> Result<Subscription, SubscriptionRefusal> {
+        let store = self.clone();
+        Self::run(async move {
+            let now = store.now();
+            let work = async {
+                let mut tx = store.pool().begin().await?;
+                let registry = heads::bump_registry(&mut tx, by.tenant, now).await?;
+                let before = select(&mut tx, &by, &Selector::Id(id)).await?;
+                if before.state == State::Deleted {
+                    return Err(SubscriptionRefusal::State(before.state));
+                }
+                retire_secrets(&mut tx, by.tenant, id, previous_expire_at, now).await?;
+                insert_secret(&mut tx, by.tenant, id, &secret, now).await?;
+                // Filter and state stay, so they apply from where they did.
+                let registry = RegistryChange { position: before.effective_position, ..registry };
+                let after = write(&mut tx, &by, before, registry, now, "RotateSubscriptionSecret").await?;
+                tx.commit().await?;
+                Ok(after)
+            };
+            Ok(work.await)
+        })
+        .await?
+    }
+}
+
+/// Finds the selected subscription as far as the caller sees it.
+async fn select(
+    tx: &mut PgConnection,
+    by: &Principal,
+    selector: &Selector,
+) -> Result<Subscription, SubscriptionRefusal> {
+    let (found, refusal) = match selector {
+        Selector::Id(id) => (read(tx, by.tenant, *id).await?, SubscriptionRefusal::NotFound),
+        Selector::Target { app, event_type, target } => {
+            // The unique index over live targets serves this.
+            let sql = format!(
+                "SELECT {COLUMNS} FROM {FROM}
+                  WHERE s.tenant_id = $1 AND a.slug = $2 AND s.event_type = $3 AND s.target_kind = $4 AND s.target_key = $5
+                    AND s.state <> 3"
+            );
+            let row: Option<SubscriptionRow> = sqlx::query_as(AssertSqlSafe(sql))
+                .bind(by.tenant.0)
+                .bind(app)
+                .bind(event_type.as_str())
+                .bind(target_kind(target))
+                .bind(target_key(target))
+                .fetch_optional(tx)
+                .await?;
+            (row.map(SubscriptionRow::parse).transpose()?, SubscriptionRefusal::NotSubscribed(event_type.clone()))
+        }
+    };
+    found.filter(|subscription| by.sees(subscription.app)).ok_or(refusal)
+}
+
+/// Refuses a target that another live subscription of the app and event type has, a retired type and a missing app.
+async fn check_place(
+    tx: &mut PgConnection,
+    tenant: TenantId,
+    app: AppId,
+    event_type: &EventTypeName,
+    target: &Target,
+    own: SubscriptionId,
+) -> Result<String, SubscriptionRefusal> {
+    let slug = apps::slug_of(tx, tenant, app).await?.ok_or(SubscriptionRefusal::AppNotFound)?;
+    if event_type.is_custom() && !event_types::is_active(tx, tenant, event_type).await? {
+        return Err(SubscriptionRefusal::EventTypeNotFound(event_type.clone()));
+    }
+    let taken: Option<Uuid> = sqlx::query_scalar(
+        "SELECT subscription_id FROM subscriptions
+          WHERE tenant_id = $1 AND app_id = $2 AND event_type = $3 AND target_kind = $4 AND target_key = $5
+            AND state <> 3 AND subscription_id <> $6",
+    )
+    .bind(tenant.0)
+    .bind(app.0)
+    .bind(event_type.as_str())
+    .bind(target_kind(target))
+    .bind(target_key(target))
+    .bind(own.0)
+    .fetch_optional(tx)
+    .await?;
+    match taken {
+        Some(id) => Err(SubscriptionRefusal::AlreadySubscribed(SubscriptionId(id))),
+        None => Ok(slug),
+    }
+}
+
+/// Refuses one more live subscription than the tenant may have.
+async fn check_room(tx: &mut PgConnection, tenant: TenantId, max: i64) -> Result<(), SubscriptionRefusal> {
+    // Numbers are never reused, so while fewer were given than are allowed nothing needs to be counted under the lock.
+    let given: i32 = sqlx::query_scalar("SELECT last_subscription_no FROM tenant_heads WHERE tenant_id = $1")
+        .bind(tenant.0)
+        .fetch_one(&mut *tx)
+        .await?;
+    if i64::from(given) < max {
+        return Ok(());
+    }
+    let live: i64 = sqlx::query_scalar("SELECT count(*) FROM subscriptions WHERE tenant_id = $1 AND state <> 3")
+        .bind(tenant.0)
+        .fetch_one(tx)
+        .await?;
+    if live >= max { Err(SubscriptionRefusal::TooMany(max)) } else { Ok(()) }
+}
+
+async fn insert(
+    tx: &mut PgConnection,
+    by: &Principal,
+    new: NewSubscription,
+    max: i64,
+    registry: RegistryChange,
+    now: DateTime<Utc>,
+) -> Result<Subscription, SubscriptionRefusal> {
+    check_room(tx, by.tenant, max).await?;
+    let app_slug = check_place(tx, by.tenant, new.app, &new.event_type, &new.target, new.id).await?;
+    let no: i32 = sqlx::query_scalar(
+        "UPDATE tenant_heads SET last_subscription_no = last_subscription_no + 1 WHERE tenant_id = $1
+         RETURNING last_subscription_no",
+    )
+    .bind(by.tenant.0)
+    .fetch_one(&mut *tx)
+    .await?;
+    let Target::Webhook(webhook) = &new.target;
+    sqlx::query(
+        "INSERT INTO subscriptions (tenant_id, subscription_id, subscription_no, app_id, event_type, display_name, filter,
+             target_kind, target_key, webhook_uri, webhook_mode, webhook_headers, max_attempts, initial_backoff_ms,
+             max_backoff_ms, timeout_ms, max_in_flight, state, effective_position, registry_version, created_at, updated_at)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, 1, $18, $19, $20, $20)",
+    )
+    .bind(by.tenant.0)
+    .bind(new.id.0)
+    .bind(no)
+    .bind(new.app.0)
+    .bind(new.event_type.as_str())
+    .bind(&new.display_name)
+    .bind(new.filter.as_ref().map_or("", Filter::source))
+    .bind(target_kind(&new.target))
+    .bind(target_key(&new.target))
+    .bind(webhook.uri.to_string())
+    .bind(mode_code(webhook.mode))
+    .bind(Json(&webhook.headers))
+    .bind(new.policy.max_attempts())
+    .bind(milliseconds(new.policy.initial_backoff()))
+    .bind(milliseconds(new.policy.max_backoff()))
+    .bind(milliseconds(new.policy.timeout()))
+    .bind(new.policy.max_in_flight())
+    .bind(registry.position)
+    .bind(registry.registry_version)
+    .bind(now)
+    .execute(&mut *tx)
+    .await?;
+    insert_secret(tx, by.tenant, new.id, &new.secret, now).await?;
+    audit::record(tx, by.tenant, now, &by.name, "Subscribe", &new.id.to_string()).await?;
+    // As a read gives it back: durations are kept in milliseconds.
+    let made = read(tx, by.tenant, new.id).await?.ok_or(StoreError::Corrupt { what: "subscription" })?;
+    debug_assert_eq!(made.app_slug, app_slug, "read under the same lock");
+    Ok(made)
+}
+
+/// Writes everything that may change of a subscription, with the registry's new version.
+async fn write(
+    tx: &mut PgConnection,
+    by: &Principal,
+    subscription: Subscription,
+    registry: RegistryChange,
+    now: DateTime<Utc>,
+    action: &str,
+) -> Result<Subscription, StoreError> {
+    let Target::Webhook(webhook) = &subscription.target;
+    sqlx::query(
+        "UPDATE subscriptions SET display_name = $3, filter = $4, target_kind = $5, target_key = $6, webhook_uri = $7,
+             webhook_mode = $8, webhook_headers = $9, max_attempts = $10, initial_backoff_ms = $11, max_backoff_ms = $12,
+             timeout_ms = $13, max_in_flight = $14, state = $15, state_reason = $16, effective_position = $17,
+             registry_version = $18, updated_at = $19, deleted_at = $20
+          WHERE tenant_id = $1 AND subscription_id = $2",
+    )
+    .bind(by.tenant.0)
+    .bind(subscription.id.0)
+    .bind(&subscription.display_name)
+    .bind(subscription.filter.as_ref().map_or("", Filter::source))
+    .bind(target_kind(&subscription.target))
+    .bind(target_key(&subscription.target))
+    .bind(webhook.uri.to_string())
+    .bind(mode_code(webhook.mode))
+    .bind(Json(&webhook.headers))
+    .bind(subscription.policy.max_attempts())
+    .bind(milliseconds(subscription.policy.initial_backoff()))
+    .bind(milliseconds(subscription.policy.max_backoff()))
+    .bind(milliseconds(subscription.policy.timeout()))
+    .bind(subscription.policy.max_in_flight())
+    .bind(state_code(subscription.state))
+    .bind(&subscription.state_reason)
+    .bind(registry.position)
+    .bind(registry.registry_version)
+    .bind(now)
+    .bind(subscription.deleted_at)
+    .execute(&mut *tx)
+    .await?;
+    audit::record(tx, by.tenant, now, &by.name, action, &subscription.id.to_string()).await?;
+    read(tx, by.tenant, subscription.id).await?.ok_or(StoreError::Corrupt { what: "subscription" })
+}

@@ -1,0 +1,157 @@
+//! The row of a subscription: its columns, its codes, and the way back to the domain.
+
+use crate::domain::event_type::EventTypeName;
+use crate::domain::filter::Filter;
+use crate::domain::ids::{AppId, SubscriptionId, TenantId};
+use crate::domain::retry::DeliveryPolicy;
+use crate::domain::subscription::{State, Subscription, Target};
+use crate::domain::webhook::{WebhookMode, WebhookTarget, WebhookUri};
+use crate::store::StoreError;
+use aws_lc_rs::digest;
+use chrono::{DateTime, Utc};
+use sqlx::types::Json;
+use sqlx::{AssertSqlSafe, PgConnection};
+use std::time::Duration;
+use uuid::Uuid;
+
+#[derive(sqlx::FromRow)]
+pub(super) struct SubscriptionRow {
+    subscription_id: Uuid,
+    subscription_no: i32,
+    app_id: Uuid,
+    app_slug: Option<String>,
+    event_type: String,
+    display_name: String,
+    filter: String,
+    target_kind: i16,
+    webhook_uri: Option<String>,
+    webhook_mode: Option<i16>,
+    webhook_headers: Option<Json<Vec<(String, String)>>>,
+    max_attempts: i32,
+    initial_backoff_ms: i64,
+    max_backoff_ms: i64,
+    timeout_ms: i64,
+    max_in_flight: i32,
+    state: i16,
+    state_reason: String,
+    effective_position: i64,
+    registry_version: i64,
+    created_at: DateTime<Utc>,
+    updated_at: DateTime<Utc>,
+    deleted_at: Option<DateTime<Utc>>,
+}
+
+/// The columns of a [`SubscriptionRow`], from `subscriptions s LEFT JOIN apps a`: a deleted subscription may outlive its app.
+pub(super) const COLUMNS: &str = "s.subscription_id, s.subscription_no, s.app_id, a.slug AS app_slug, s.event_type, s.display_name, s.filter, \
+     s.target_kind, s.webhook_uri, s.webhook_mode, s.webhook_headers, s.max_attempts, s.initial_backoff_ms, s.max_backoff_ms, \
+     s.timeout_ms, s.max_in_flight, s.state, s.state_reason, s.effective_position, s.registry_version, s.created_at, \
+     s.updated_at, s.deleted_at";
+pub(super) const FROM: &str = "subscriptions s LEFT JOIN apps a ON a.tenant_id = s.tenant_id AND a.app_id = s.app_id";
+
+const KIND_WEBHOOK: i16 = 1;
+const STATE_ACTIVE: i16 = 1;
+const STATE_DISABLED: i16 = 2;
+const STATE_DELETED: i16 = 3;
+
+impl SubscriptionRow {
+    pub(super) fn parse(self) -> Result<Subscription, StoreError> {
+        self.parse_inner().ok_or(StoreError::Corrupt { what: "subscription" })
+    }
+
+    fn parse_inner(self) -> Option<Subscription> {
+        if self.target_kind != KIND_WEBHOOK {
+            return None;
+        }
+        let target = Target::Webhook(WebhookTarget {
+            uri: WebhookUri::parse(&self.webhook_uri?).ok()?,
+            mode: mode_from_code(self.webhook_mode?)?,
+            headers: self.webhook_headers?.0,
+        });
+        let filter = if self.filter.is_empty() { None } else { Some(Filter::parse(&self.filter).ok()?) };
+        let milliseconds = |ms: i64| u64::try_from(ms).ok().map(Duration::from_millis);
+        let policy = DeliveryPolicy::new(
+            self.max_attempts,
+            milliseconds(self.initial_backoff_ms)?,
+            milliseconds(self.max_backoff_ms)?,
+            milliseconds(self.timeout_ms)?,
+            self.max_in_flight,
+        );
+        Some(Subscription {
+            id: SubscriptionId(self.subscription_id),
+            no: self.subscription_no,
+            app: AppId(self.app_id),
+            app_slug: self.app_slug.unwrap_or_default(),
+            event_type: EventTypeName::parse(&self.event_type).ok()?,
+            display_name: self.display_name,
+            filter,
+            target,
+            policy: policy.ok()?,
+            state: match self.state {
+                STATE_ACTIVE => State::Active,
+                STATE_DISABLED => State::Disabled,
+                STATE_DELETED => State::Deleted,
+                _ => return None,
+            },
+            state_reason: self.state_reason,
+            effective_position: self.effective_position,
+            registry_version: self.registry_version,
+            created_at: self.created_at,
+            updated_at: self.updated_at,
+            deleted_at: self.deleted_at,
+        })
+    }
+}
+
+pub(super) fn state_code(state: State) -> i16 {
+    match state {
+        State::Active => STATE_ACTIVE,
+        State::Disabled => STATE_DISABLED,
+        State::Deleted => STATE_DELETED,
+    }
+}
+
+pub(super) fn mode_code(mode: WebhookMode) -> i16 {
+    match mode {
+        WebhookMode::Structured => 1,
+        WebhookMode::Binary => 2,
+        WebhookMode::Raw => 3,
+    }
+}
+
+fn mode_from_code(code: i16) -> Option<WebhookMode> {
+    match code {
+        1 => Some(WebhookMode::Structured),
+        2 => Some(WebhookMode::Binary),
+        3 => Some(WebhookMode::Raw),
+        _ => None,
+    }
+}
+
+/// What makes a target unique: SHA-256 over a webhook's normalised URI.
+pub(super) fn target_key(target: &Target) -> Vec<u8> {
+    let Target::Webhook(webhook) = target;
+    digest::digest(&digest::SHA256, webhook.uri.to_string().as_bytes()).as_ref().to_vec()
+}
+
+pub(super) fn target_kind(target: &Target) -> i16 {
+    match target {
+        Target::Webhook(_) => KIND_WEBHOOK,
+    }
+}
+
+/// Milliseconds of a bounded duration, rounded up so that the smallest one stays above zero.
+pub(super) fn milliseconds(duration: Duration) -> i64 {
+    i64::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(i64::MAX)
+}
+
+/// Reads one subscription in any state.
+pub(super) async fn read(
+    connection: &mut PgConnection,
+    tenant: TenantId,
+    id: SubscriptionId,
+) -> Result<Option<Subscription>, StoreError> {
+    let sql = format!("SELECT {COLUMNS} FROM {FROM} WHERE s.tenant_id = $1 AND s.subscription_id = $2");
+    let row: Option<SubscriptionRow> =
+        sqlx::query_as(AssertSqlSafe(sql)).bind(tenant.0).bind(id.0).fetch_optional(connection).await?;
+    row.map(SubscriptionRow::parse).transpose()
+}

@@ -1,0 +1,289 @@
+//! Watching: live, ordered, resumable streams of a tenant's log, for any number of readers at the cost of one.
+//!
+//! ```text
+//! news of commits ─┐                         ┌─> stream: place in the log ──> transport, when it asks
+//!                  ├─> tail: fills the ring ─┼─> stream ...
+//! pages of the log ┘   (one per tenant)      └─> stream behind the ring: pages of the log
+//! ```
+//!
+//! - `tail`: one task per watched tenant puts events into the `ring`, in order and without holes, whatever news says.
+//! - `ring`: the newest events, each encoded once, and ready-made messages that streams at the same place share.
+//! - `stream`: the state machine of one watch; it makes a message only when its transport asks for one.
+//! - `slot`: the outer half of a stream, by which stalled readers are found.
+//! - `place`: cursors and times as places in the log, shared with ListEvents.
+//!
+//! Nothing here writes to the store, and no reader can slow down another one, a publisher, or a delivery.
+
+pub mod codec;
+mod config;
+pub mod filter;
+mod open;
+pub mod place;
+pub mod ring;
+mod slot;
+mod stream;
+mod tail;
+
+pub use config::Config;
+pub use open::{OpenError, Start, WatchRequest};
+pub use stream::{CredentialCheck, Ending, OnExpired, Standing, WatchStream};
+
+use crate::domain::cursor::CursorSealer;
+use crate::domain::ids::{Position, TenantId, WatchId};
+use crate::feed::{Feed, News};
+use crate::store::event_pages::PageBound;
+use crate::store::events::LogPlace;
+use crate::store::{Store, StoreError};
+use futures::FutureExt as _;
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tail::{Page, ReadPage, Tail};
+use tokio::sync::{Semaphore, mpsc};
+use tokio::time::{Instant, MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// How often stalled streams and idle tails are looked for.
+const SWEEP_EVERY: Duration = Duration::from_secs(1);
+const NO_PANIC: &str = "nothing panics while it holds the lock";
+
+/// Every watch of this process. Cheap to clone.
+#[derive(Clone)]
+pub struct Watches {
+    shared: Arc<Shared>,
+}
+
+/// What the streams share.
+struct Shared {
+    config: Arc<Config>,
+    store: Store,
+    sealer: CursorSealer,
+    credential_check: Arc<CredentialCheck>,
+    /// Reads of the store by tails.
+    tail_reads: Arc<Semaphore>,
+    /// Reads by streams that are behind: apart, so that they never hold up those that are not.
+    catch_up_reads: Arc<Semaphore>,
+    state: Mutex<State>,
+    draining: AtomicBool,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+#[derive(Default)]
+struct State {
+    tails: HashMap<TenantId, TailHandle>,
+    open: HashMap<TenantId, HashSet<WatchId>>,
+    streams: usize,
+}
+
+struct TailHandle {
+    tail: Arc<Tail>,
+    stop: CancellationToken,
+    /// Since when it has had no stream.
+    idle_since: Option<Instant>,
+}
+
+impl Watches {
+    /// Starts to listen to news. Runs until [`Watches::stop`].
+    pub fn start(
+        store: Store,
+        sealer: CursorSealer,
+        feed: &Feed,
+        config: Config,
+        credential_check: Arc<CredentialCheck>,
+    ) -> Self {
+        let news = feed.subscribe(config.news_max);
+        let shared = Arc::new(Shared {
+            tail_reads: Arc::new(Semaphore::new(config.catch_up_reads_max)),
+            catch_up_reads: Arc::new(Semaphore::new(config.catch_up_reads_max)),
+            config: Arc::new(config),
+            store,
+            sealer,
+            credential_check,
+            state: Mutex::default(),
+            draining: AtomicBool::new(false),
+            stop: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+        });
+        shared.tasks.spawn(Arc::clone(&shared).route(news));
+        Self { shared }
+    }
+
+    /// How many watches are open.
+    pub fn streams(&self) -> usize {
+        self.shared.state.lock().expect(NO_PANIC).streams
+    }
+
+    /// The settings it was started with.
+    pub fn config(&self) -> &Config {
+        &self.shared.config
+    }
+
+    /// Ends every watch with a last message that says where to resume, and refuses new ones. Returns at once; the streams end
+    /// as fast as their transports take the message.
+    pub fn drain(&self) {
+        self.shared.draining.store(true, Ordering::Release);
+        let tails: Vec<_> = {
+            let state = self.shared.state.lock().expect(NO_PANIC);
+            state.tails.values().map(|handle| Arc::clone(&handle.tail)).collect()
+        };
+        for tail in tails {
+            tail.wake();
+        }
+    }
+
+    /// Drains, then ends the tasks and waits for them.
+    pub async fn stop(&self) {
+        self.drain();
+        self.shared.stop.cancel();
+        self.shared.tasks.close();
+        self.shared.tasks.wait().await;
+    }
+}
+
+impl Shared {
+    fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
+    }
+
+    /// Forgets an open stream; harmless to repeat.
+    fn release(&self, tenant: TenantId, id: WatchId) {
+        let mut state = self.state.lock().expect(NO_PANIC);
+        let Some(open) = state.open.get_mut(&tenant) else { return };
+        let removed = open.remove(&id);
+        if open.is_empty() {
+            state.open.remove(&tenant);
+        }
+        if removed {
+            state.streams -= 1;
+        }
+    }
+
+    /// Brings news to the tails, looks at the heads now and then, and finds stalled streams and idle tails.
+    async fn route(self: Arc<Self>, mut news: mpsc::Receiver<News>) {
+        let mut sweep = tokio::time::interval(SWEEP_EVERY);
+        let mut heads = tokio::time::interval(Duration::from_millis(self.config.head_check_ms));
+        sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        heads.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = self.stop.cancelled() => return,
+                item = news.recv() => {
+                    let Some(item) = item else { return };
+                    self.pass_on(&item);
+                    // News is lost only while the channel is full, and only this task empties it: a channel that is all but full
+                    // right after an item was taken may have lost something.
+                    if news.len() + 1 >= news.max_capacity() {
+                        heads.reset_immediately();
+                    }
+                }
+                _ = sweep.tick() => self.sweep(),
+                _ = heads.tick() => self.check_heads(),
+            }
+        }
+    }
+
+    fn pass_on(&self, item: &News) {
+        let (News::Committed { tenant, .. } | News::Head(crate::feed::Head { tenant, .. })) = item;
+        let Some(tail) = self.tail(*tenant) else { return };
+        match item {
+            News::Committed { entries, .. } => tail.offer(Arc::clone(entries)),
+            News::Head(head) => tail.note_head(head.position),
+        }
+    }
+
+    fn tail(&self, tenant: TenantId) -> Option<Arc<Tail>> {
+        self.state.lock().expect(NO_PANIC).tails.get(&tenant).map(|handle| Arc::clone(&handle.tail))
+    }
+
+    /// Reads the heads of all watched tenants in one statement, in a task, so that news does not wait for the store.
+    fn check_heads(self: &Arc<Self>) {
+        let tenants: Vec<TenantId> = self.state.lock().expect(NO_PANIC).tails.keys().copied().collect();
+        if tenants.is_empty() {
+            return;
+        }
+        let shared = Arc::clone(self);
+        self.tasks.spawn(async move {
+            let read = tokio::select! {
+                () = shared.stop.cancelled() => return,
+                read = shared.store.head_positions(&tenants) => read,
+            };
+            match read {
+                Ok(heads) => {
+                    for (tenant, position) in heads {
+                        if let Some(tail) = shared.tail(tenant) {
+                            tail.note_head(position);
+                        }
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        "the heads of watched logs cannot be read"
+                    );
+                }
+            }
+        });
+    }
+
+    /// Gives up streams whose readers are stalled, and tails that nobody reads.
+    fn sweep(&self) {
+        let tails: Vec<_> = {
+            let state = self.state.lock().expect(NO_PANIC);
+            state.tails.iter().map(|(tenant, handle)| (*tenant, Arc::clone(&handle.tail))).collect()
+        };
+        for (tenant, tail) in tails {
+            for slot in tail.sweep(self.config.stall_timeout()) {
+                // The stream itself lives until its transport lets go of it; it no longer counts.
+                self.release(tenant, slot.id());
+                tail.leave(slot.id());
+                slot.wake();
+            }
+        }
+        let linger = Duration::from_millis(self.config.linger_ms);
+        let mut state = self.state.lock().expect(NO_PANIC);
+        state.tails.retain(|_, handle| {
+            if handle.tail.streams() > 0 {
+                handle.idle_since = None;
+                return true;
+            }
+            let keep = handle.idle_since.get_or_insert_with(Instant::now).elapsed() < linger;
+            if !keep {
+                handle.stop.cancel();
+            }
+            keep
+        });
+    }
+
+    /// How tails and streams read the store: bounded pages, few at a time.
+    fn read_page(&self, tenant: TenantId, read_slots: &Arc<Semaphore>) -> Arc<ReadPage> {
+        let (store, read_slots) = (self.store.clone(), Arc::clone(read_slots));
+        let bound = PageBound {
+            entries: u32::try_from(self.config.message_events_max).unwrap_or(u32::MAX),
+            data_bytes: self.config.message_bytes_max as u64,
+        };
+        Arc::new(move |place: LogPlace, up_to: Position| {
+            let (store, read_slots) = (store.clone(), Arc::clone(&read_slots));
+            async move {
+                let _permit = read_slots.acquire().await.map_err(|_| StoreError::Interrupted)?;
+                let entries = store.read_log_page(tenant, place, up_to, bound).await?;
+                if let Some(first) = entries.first() {
+                    let readable_from = first.position;
+                    return Ok(Page { entries, readable_from });
+                }
+                // Committed positions without events: retention has dropped them.
+                let head = store.head(tenant).await?.ok_or(StoreError::Corrupt { what: "head" })?;
+                if head.earliest_position <= place.after + 1 {
+                    return Err(StoreError::Corrupt { what: "log" });
+                }
+                Ok(Page { entries, readable_from: head.earliest_position })
+            }
+            .boxed()
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,212 @@
+//! Opening a watch: bounds, the start in the log, the tenant's tail.
+
+use super::filter::Filters;
+use super::place::{self, PlaceError};
+use super::slot::Slot;
+use super::stream::{OnExpired, Terms, WatchStream};
+use super::tail::{Reads, Tail};
+use super::{NO_PANIC, Shared, State, TailHandle, Watches};
+use crate::clock;
+use crate::domain::access::Caller;
+use crate::domain::ids::{TenantId, WatchId};
+use crate::proto::public::EventView;
+use crate::store::StoreError;
+use crate::store::events::LogPlace;
+use crate::store::heads::HeadRow;
+use chrono::{DateTime, Utc};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Where a watch starts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Start {
+    /// After the log's end.
+    Now,
+    /// At the earliest retained event.
+    Earliest,
+    /// After a cursor.
+    Cursor(String),
+    /// At the first event committed at or after a time.
+    Time(DateTime<Utc>),
+}
+
+/// A watch to open.
+#[derive(Debug)]
+pub struct WatchRequest {
+    /// Who watches; the tenant is the caller's.
+    pub caller: Caller,
+    /// What is delivered.
+    pub filters: Filters,
+    /// Where it starts.
+    pub start: Start,
+    /// What to do where the start is no longer retained.
+    pub on_expired: OnExpired,
+    /// Longest silence before a bookmark; none means the configured one.
+    pub bookmark_interval: Option<Duration>,
+    /// How much of each event.
+    pub view: EventView,
+}
+
+/// Why a watch cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The server goes down.
+    #[error("the server is draining")]
+    Draining,
+    /// A bound on open watches is reached.
+    #[error("{setting} is at its bound of {limit}")]
+    TooMany {
+        /// Name of the setting.
+        setting: &'static str,
+        /// The bound.
+        limit: usize,
+    },
+    /// The cursor cannot be used.
+    #[error(transparent)]
+    Place(PlaceError),
+    /// The start is no longer retained.
+    #[error("the start is no longer retained")]
+    Expired {
+        /// The first usable cursor.
+        earliest_cursor: String,
+    },
+    /// The store cannot be read.
+    #[error("the log cannot be read")]
+    Store(#[from] StoreError),
+}
+
+/// Gives a stream's place among the open ones back unless the stream was made.
+struct Admission<'a> {
+    shared: &'a Shared,
+    tenant: TenantId,
+    id: WatchId,
+    kept: bool,
+}
+
+impl Drop for Admission<'_> {
+    fn drop(&mut self) {
+        if !self.kept {
+            self.shared.release(self.tenant, self.id);
+        }
+    }
+}
+
+impl Watches {
+    /// Opens a watch. Its stream says `Created` as soon as it is asked.
+    pub async fn open(&self, request: WatchRequest) -> Result<WatchStream, OpenError> {
+        let shared = &self.shared;
+        if shared.is_draining() {
+            return Err(OpenError::Draining);
+        }
+        let tenant = request.caller.tenant;
+        let mut admission = shared.admit(tenant)?;
+        let head = shared.store.head(tenant).await?.ok_or(StoreError::Corrupt { what: "head" })?;
+        let (start, gap) = shared.start_place(tenant, &head, &request).await?;
+        let slot = Arc::new(Slot::new(admission.id));
+        let tail = shared.join_tail(tenant, &head, &slot);
+        // What was committed between the look at the head and the tail's first news is read by position.
+        tail.note_head(head.position);
+        admission.kept = true;
+        let terms = Terms {
+            caller: request.caller,
+            filters: request.filters,
+            view: request.view,
+            on_expired: request.on_expired,
+            bookmark_interval: request.bookmark_interval.unwrap_or(shared.config.bookmark_interval()),
+            start,
+            gap,
+        };
+        drop(admission);
+        Ok(WatchStream::new(Arc::clone(shared), tail, slot, terms))
+    }
+}
+
+impl Shared {
+    /// Counts a stream in, within the bounds.
+    fn admit(&self, tenant: TenantId) -> Result<Admission<'_>, OpenError> {
+        let id = WatchId(clock::new_uuid());
+        let mut state = self.state.lock().expect(NO_PANIC);
+        if state.streams >= self.config.streams_max {
+            return Err(OpenError::TooMany { setting: "watch.streams_max", limit: self.config.streams_max });
+        }
+        let limit = self.config.streams_per_tenant_max;
+        let open = state.open.entry(tenant).or_default();
+        if open.len() >= limit {
+            return Err(OpenError::TooMany { setting: "watch.streams_per_tenant_max", limit });
+        }
+        open.insert(id);
+        state.streams += 1;
+        Ok(Admission { shared: self, tenant, id, kept: false })
+    }
+
+    /// Adds the stream to its tenant's tail, which starts with the first one.
+    fn join_tail(self: &Arc<Self>, tenant: TenantId, head: &HeadRow, slot: &Arc<Slot>) -> Arc<Tail> {
+        let mut state = self.state.lock().expect(NO_PANIC);
+        // A tail of a former life of the log (restored from a backup) is of no use to anybody.
+        if let Some(handle) = state.tails.get(&tenant)
+            && handle.tail.epoch() != head.log_epoch
+        {
+            handle.stop.cancel();
+            state.tails.remove(&tenant);
+        }
+        let State { tails, .. } = &mut *state;
+        let is_new = !tails.contains_key(&tenant);
+        let handle = tails.entry(tenant).or_insert_with(|| {
+            let sealer = self.sealer.clone();
+            let (end, config) = (place::end(head), Arc::clone(&self.config));
+            let reads = Reads {
+                fill: self.read_page(tenant, &self.tail_reads),
+                catch_up: self.read_page(tenant, &self.catch_up_reads),
+            };
+            let tail = Arc::new(Tail::new(tenant, head.log_epoch, end, sealer, config, reads));
+            let stop = self.stop.child_token();
+            let (running, until) = (Arc::clone(&tail), stop.clone());
+            self.tasks.spawn(async move { running.run(until).await });
+            TailHandle { tail, stop, idle_since: None }
+        });
+        // Joined under the registry's lock, so that a tail is never given up between being found and being joined.
+        handle.tail.join(Arc::clone(slot));
+        let tail = Arc::clone(&handle.tail);
+        drop(state);
+        if is_new {
+            self.check_heads();
+        }
+        tail
+    }
+
+    /// The place to start at, and the one to go on from where something is missing between them.
+    async fn start_place(
+        &self,
+        tenant: TenantId,
+        head: &HeadRow,
+        request: &WatchRequest,
+    ) -> Result<(LogPlace, Option<LogPlace>), OpenError> {
+        let earliest = place::earliest(head);
+        let found = match &request.start {
+            Start::Now => Ok(place::end(head)),
+            Start::Earliest => Ok(earliest),
+            Start::Cursor(text) => place::of_cursor(&self.sealer, tenant, head, text),
+            Start::Time(time) => {
+                let found = self.store.place_at(tenant, *time, place::end(head)).await?;
+                // Retention drops whole days, so only a time before the first retained day can have lost events.
+                if head.earliest_position > 1 && found.after <= earliest.after && time.date_naive() < found.day {
+                    Err(PlaceError::Expired { missing_from: 1, earliest: found })
+                } else {
+                    Ok(found)
+                }
+            }
+        };
+        match found {
+            Ok(place) => Ok((place, None)),
+            Err(PlaceError::Expired { missing_from, earliest }) if request.on_expired == OnExpired::FromEarliest => {
+                // The first cursor still says where the caller was, so that a resume with it hears of the gap as well.
+                Ok((LogPlace { after: missing_from - 1, day: earliest.day }, Some(earliest)))
+            }
+            Err(PlaceError::Expired { earliest, .. }) => {
+                let earliest_cursor = place::to_cursor(&self.sealer, tenant, head.log_epoch, earliest);
+                Err(OpenError::Expired { earliest_cursor })
+            }
+            Err(error) => Err(OpenError::Place(error)),
+        }
+    }
+}

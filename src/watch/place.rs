@@ -1,0 +1,62 @@
+//! Where a reader starts: cursors and times become places in the log, or a typed reason why not.
+//!
+//! Used by Watch and by ListEvents, so that both take the same cursors and refuse them alike.
+
+use crate::domain::cursor::{Cursor, CursorError, CursorSealer};
+use crate::domain::ids::{Position, TenantId};
+use crate::store::events::LogPlace;
+use crate::store::heads::HeadRow;
+use chrono::NaiveDate;
+
+/// Why a reader cannot start where it asked to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum PlaceError {
+    /// Not a cursor of this service.
+    #[error("the cursor is unreadable")]
+    Malformed,
+    /// Another tenant's, or from before a restore.
+    #[error("the cursor belongs to another log")]
+    Foreign,
+    /// From a future that this log has not reached.
+    #[error("the cursor is ahead of the log's end")]
+    Ahead,
+    /// Retention has removed what comes next.
+    #[error("the cursor is older than the retained log")]
+    Expired {
+        /// Position of the first missing event.
+        missing_from: Position,
+        /// The place from which everything is still there.
+        earliest: LogPlace,
+    },
+}
+
+/// The place just before the earliest retained event.
+pub fn earliest(head: &HeadRow) -> LogPlace {
+    // The date is a lower bound only; the first page that is read gives the true one.
+    LogPlace { after: head.earliest_position.max(1) - 1, day: NaiveDate::default() }
+}
+
+/// The log's end.
+pub fn end(head: &HeadRow) -> LogPlace {
+    LogPlace { after: head.position, day: head.committed_at.date_naive() }
+}
+
+/// Reads a cursor for one tenant's log.
+pub fn of_cursor(sealer: &CursorSealer, tenant: TenantId, head: &HeadRow, text: &str) -> Result<LogPlace, PlaceError> {
+    let cursor = sealer.open(text, tenant, head.log_epoch).map_err(|error| match error {
+        CursorError::Malformed => PlaceError::Malformed,
+        CursorError::Foreign => PlaceError::Foreign,
+    })?;
+    if cursor.position > head.position {
+        return Err(PlaceError::Ahead);
+    }
+    if cursor.position + 1 < head.earliest_position {
+        return Err(PlaceError::Expired { missing_from: cursor.position + 1, earliest: earliest(head) });
+    }
+    Ok(LogPlace { after: cursor.position, day: cursor.day })
+}
+
+/// The text form of a place.
+pub fn to_cursor(sealer: &CursorSealer, tenant: TenantId, epoch: i64, place: LogPlace) -> String {
+    sealer.seal(&Cursor { tenant, epoch, position: place.after, day: place.day })
+}

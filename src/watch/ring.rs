@@ -1,0 +1,179 @@
+//! The newest events of one tenant's log in memory, each encoded once: contiguous positions, bounded in entries and bytes.
+//!
+//! A watch is a position. Where its position has left the ring, it reads pages from the store until it is back. Nothing here
+//! does I/O or waits.
+
+use crate::domain::event::LogEntry;
+use crate::domain::ids::Position;
+use crate::proto::public::EventView;
+use crate::store::events::LogPlace;
+use crate::wire::event::entry_to_proto;
+use bytes::Bytes;
+use prost::Message as _;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, OnceLock};
+
+/// An entry of the log, encoded at most once per view.
+#[derive(Debug)]
+pub struct RingEntry {
+    entry: Arc<LogEntry>,
+    full: OnceLock<Bytes>,
+    metadata: OnceLock<Bytes>,
+}
+
+impl RingEntry {
+    /// Takes an entry; encoding waits for the first reader.
+    pub fn new(entry: Arc<LogEntry>) -> Self {
+        Self { entry, full: OnceLock::new(), metadata: OnceLock::new() }
+    }
+
+    /// The entry itself.
+    pub fn entry(&self) -> &LogEntry {
+        &self.entry
+    }
+
+    /// Its place in the log.
+    pub fn position(&self) -> Position {
+        self.entry.position
+    }
+
+    /// The encoded `carillon.v1.Event`.
+    pub fn encoded(&self, view: EventView) -> &Bytes {
+        let slot = if view == EventView::Metadata { &self.metadata } else { &self.full };
+        slot.get_or_init(|| entry_to_proto(&self.entry, view).encode_to_vec().into())
+    }
+
+    /// What it costs to keep, with the encoded form that it has or will have.
+    fn bytes(&self) -> usize {
+        const OVERHEAD: usize = 768;
+        OVERHEAD + 2 * (self.entry.event.data.as_bytes().len() + self.entry.event.source.len())
+    }
+}
+
+/// What a ring has for a reader.
+#[derive(Debug)]
+pub enum Reading {
+    /// The position has left the ring, or never was in it: read pages up to the given end.
+    Behind {
+        /// The ring's last position.
+        up_to: Position,
+    },
+    /// Nothing newer yet.
+    AtEnd,
+    /// The next entries, at least one.
+    Entries(Vec<Arc<RingEntry>>),
+}
+
+/// The newest entries of a log.
+#[derive(Debug)]
+pub struct Ring {
+    entries: VecDeque<Arc<RingEntry>>,
+    /// The place of the last entry; where the ring began while it is empty.
+    end: LogPlace,
+    bytes: usize,
+    entries_max: usize,
+    bytes_max: usize,
+}
+
+impl Ring {
+    /// An empty ring that goes on after `end`.
+    pub fn new(end: LogPlace, entries_max: usize, bytes_max: usize) -> Self {
+        Self { entries: VecDeque::new(), end, bytes: 0, entries_max: entries_max.max(1), bytes_max }
+    }
+
+    /// The place of the last entry.
+    pub fn end(&self) -> LogPlace {
+        self.end
+    }
+
+    /// Adds the next entry and drops the oldest ones beyond the bounds. True where it was the next one.
+    pub fn push(&mut self, entry: Arc<LogEntry>) -> bool {
+        if entry.position != self.end.after + 1 {
+            return false;
+        }
+        self.end = LogPlace { after: entry.position, day: entry.day() };
+        let entry = Arc::new(RingEntry::new(entry));
+        self.bytes += entry.bytes();
+        self.entries.push_back(entry);
+        while self.entries.len() > self.entries_max || (self.bytes > self.bytes_max && self.entries.len() > 1) {
+            if let Some(oldest) = self.entries.pop_front() {
+                self.bytes -= oldest.bytes();
+            }
+        }
+        true
+    }
+
+    /// Goes on after a place further ahead: what lies between is no longer anywhere.
+    pub fn skip_to(&mut self, place: LogPlace) {
+        if place.after > self.end.after {
+            self.clear();
+            self.end = place;
+        }
+    }
+
+    /// Forgets the entries but not the place: readers go to the store.
+    pub fn clear(&mut self) {
+        self.entries.clear();
+        self.bytes = 0;
+    }
+
+    /// The entries after a position, at most `limit`.
+    pub fn read(&self, after: Position, limit: usize) -> Reading {
+        if after >= self.end.after {
+            return Reading::AtEnd;
+        }
+        // Positions in the ring are contiguous, so the offset is a subtraction.
+        let offset = self.entries.front().and_then(|first| usize::try_from(after + 1 - first.position()).ok());
+        match offset {
+            Some(offset) => Reading::Entries(self.entries.range(offset..).take(limit).cloned().collect()),
+            None => Reading::Behind { up_to: self.end.after },
+        }
+    }
+}
+
+/// A ready-made message of plain events and the place after it.
+#[derive(Debug, Clone)]
+pub struct Segment {
+    /// The place after its last event.
+    pub to: LogPlace,
+    /// The gRPC frame, cursor included.
+    pub frame: Bytes,
+    /// True where a bound ended it, so that it would not grow if it were made again.
+    pub full: bool,
+}
+
+/// Messages that streams at the same place share, by the position they start after and the view.
+#[derive(Debug)]
+pub struct Segments {
+    made: BTreeMap<(Position, bool), Segment>,
+    bytes: usize,
+    bytes_max: usize,
+}
+
+impl Segments {
+    /// An empty cache.
+    pub fn new(bytes_max: usize) -> Self {
+        Self { made: BTreeMap::new(), bytes: 0, bytes_max }
+    }
+
+    /// The message after a position, if it holds all there is to send up to `end`, or all that a message may hold.
+    pub fn get(&self, after: Position, view: EventView, end: Position) -> Option<Segment> {
+        let segment = self.made.get(&(after, view == EventView::Metadata))?;
+        (segment.full || segment.to.after >= end).then(|| segment.clone())
+    }
+
+    /// Keeps a message, in place of the one for the same position, and drops those furthest back beyond the bound.
+    pub fn put(&mut self, after: Position, view: EventView, segment: Segment) {
+        self.bytes += segment.frame.len();
+        if let Some(former) = self.made.insert((after, view == EventView::Metadata), segment) {
+            self.bytes -= former.frame.len();
+        }
+        while self.bytes > self.bytes_max {
+            let Some((_, oldest)) = self.made.pop_first() else { break };
+            self.bytes -= oldest.frame.len();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,311 @@
+//! The tail of one watched tenant's log: one task that fills the ring from news and, where news has holes, from the store, and
+//! wakes the streams once per batch.
+//!
+//! It goes by positions: news may come late, twice or out of order, and changes nothing but how soon an event is seen. It must
+//! never put an event into the ring that does not directly follow the last one.
+
+use super::codec::{self, Delivery};
+use super::config::Config;
+use super::place;
+use super::ring::{Reading, Ring, RingEntry, Segment, Segments};
+use super::slot::Slot;
+use crate::domain::cursor::CursorSealer;
+use crate::domain::event::LogEntry;
+use crate::domain::ids::{Position, TenantId, WatchId};
+use crate::proto::public::EventView;
+use crate::store::StoreError;
+use crate::store::events::LogPlace;
+use futures::future::BoxFuture;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+/// Batches of news that may wait for the ones before them.
+const WAITING_BATCHES_MAX: usize = 1_024;
+/// First and last delay between reads that fail.
+const RETRY_MIN: Duration = Duration::from_millis(100);
+const RETRY_MAX: Duration = Duration::from_secs(2);
+const NO_PANIC: &str = "nothing panics while it holds the lock";
+
+/// Entries read from the store.
+#[derive(Debug, Clone)]
+pub(super) struct Page {
+    /// In order and contiguous.
+    pub(super) entries: Vec<Arc<LogEntry>>,
+    /// The first position, among those asked for, that can be read: later than the first asked for where retention was faster.
+    pub(super) readable_from: Position,
+}
+
+/// Reads the page after a place, up to a position. Bounded in size and in how many run at once by whoever makes it.
+pub(super) type ReadPage = dyn Fn(LogPlace, Position) -> BoxFuture<'static, Result<Page, StoreError>> + Send + Sync;
+
+/// How the store is read for one tenant.
+pub(super) struct Reads {
+    /// By the tail itself.
+    pub(super) fill: Arc<ReadPage>,
+    /// By streams that are behind the ring.
+    pub(super) catch_up: Arc<ReadPage>,
+}
+
+type Batch = Arc<[Arc<LogEntry>]>;
+
+/// The tail of one tenant's log.
+pub(super) struct Tail {
+    tenant: TenantId,
+    epoch: i64,
+    sealer: CursorSealer,
+    config: Arc<Config>,
+    reads: Reads,
+    ring: Mutex<Ring>,
+    segments: Mutex<Segments>,
+    /// The ring's last position, readable without its lock.
+    end: AtomicI64,
+    /// The furthest position that is known to be committed.
+    known: AtomicI64,
+    inbox: Mutex<Vec<Batch>>,
+    news: Notify,
+    slots: Mutex<HashMap<WatchId, Arc<Slot>>>,
+}
+
+impl Tail {
+    /// A tail that goes on after the log's present end.
+    pub(super) fn new(
+        tenant: TenantId,
+        epoch: i64,
+        end: LogPlace,
+        sealer: CursorSealer,
+        config: Arc<Config>,
+        reads: Reads,
+    ) -> Self {
+        Self {
+            tenant,
+            epoch,
+            sealer,
+            reads,
+            ring: Mutex::new(Ring::new(end, config.ring_entries_max, config.ring_bytes_max)),
+            segments: Mutex::new(Segments::new(config.shared_bytes_max)),
+            end: AtomicI64::new(end.after),
+            known: AtomicI64::new(end.after),
+            inbox: Mutex::default(),
+            news: Notify::new(),
+            slots: Mutex::default(),
+            config,
+        }
+    }
+
+    /// Which life of the log it reads.
+    pub(super) fn epoch(&self) -> i64 {
+        self.epoch
+    }
+
+    /// The last position that streams can read from the ring.
+    pub(super) fn end(&self) -> Position {
+        self.end.load(Ordering::Acquire)
+    }
+
+    /// True where a position is the log's end, as far as is known here.
+    pub(super) fn is_at_end(&self, position: Position) -> bool {
+        position >= self.end() && position >= self.known.load(Ordering::Acquire)
+    }
+
+    /// The text form of a place in this log.
+    pub(super) fn cursor(&self, at: LogPlace) -> String {
+        place::to_cursor(&self.sealer, self.tenant, self.epoch, at)
+    }
+
+    /// A read of the store for a stream that is behind the ring.
+    pub(super) fn read_page(&self, after: LogPlace, up_to: Position) -> BoxFuture<'static, Result<Page, StoreError>> {
+        (self.reads.catch_up)(after, up_to)
+    }
+
+    /// The entries after a position that the ring still has.
+    pub(super) fn read(&self, after: Position) -> Reading {
+        self.ring.lock().expect(NO_PANIC).read(after, self.config.message_events_max)
+    }
+
+    /// The message of every event after a position, shared by all streams that are there; none where it was not made yet.
+    pub(super) fn segment(&self, after: Position, view: EventView) -> Option<Segment> {
+        self.segments.lock().expect(NO_PANIC).get(after, view, self.end())
+    }
+
+    /// Makes that message from entries of the ring and keeps it for the streams that come after.
+    pub(super) fn make_segment(&self, entries: &[Arc<RingEntry>], view: EventView) -> Option<Segment> {
+        let after = entries.first()?.position() - 1;
+        let mut bytes = 0;
+        let mut taken = Vec::with_capacity(entries.len());
+        for entry in entries {
+            bytes += codec::entry_size(entry, view);
+            if !taken.is_empty() && bytes > self.config.message_bytes_max {
+                break;
+            }
+            taken.push(Delivery { entry, names: Vec::new() });
+        }
+        let last = taken.last()?.entry.entry();
+        let to = LogPlace { after: last.position, day: last.day() };
+        let full = taken.len() < entries.len() || taken.len() >= self.config.message_events_max;
+        let frame = codec::events_frame(&self.cursor(to), &taken, view);
+        let segment = Segment { to, frame, full };
+        self.segments.lock().expect(NO_PANIC).put(after, view, segment.clone());
+        Some(segment)
+    }
+
+    /// Takes entries that were committed in this process. Never waits.
+    pub(super) fn offer(&self, entries: Batch) {
+        let Some(last) = entries.last().map(|entry| entry.position) else { return };
+        {
+            let mut inbox = self.inbox.lock().expect(NO_PANIC);
+            // Whatever does not fit is read from the store, because `known` says that it exists.
+            if inbox.len() < WAITING_BATCHES_MAX {
+                inbox.push(entries);
+            }
+        }
+        self.note_head(last);
+    }
+
+    /// Takes note that the log reaches a position.
+    pub(super) fn note_head(&self, position: Position) {
+        self.known.fetch_max(position, Ordering::AcqRel);
+        self.news.notify_one();
+    }
+
+    /// Adds a stream.
+    pub(super) fn join(&self, slot: Arc<Slot>) {
+        self.slots.lock().expect(NO_PANIC).insert(slot.id(), slot);
+    }
+
+    /// Removes a stream.
+    pub(super) fn leave(&self, id: WatchId) {
+        self.slots.lock().expect(NO_PANIC).remove(&id);
+    }
+
+    /// How many streams it has.
+    pub(super) fn streams(&self) -> usize {
+        self.slots.lock().expect(NO_PANIC).len()
+    }
+
+    /// Wakes every stream that waits.
+    pub(super) fn wake(&self) {
+        for slot in self.slots.lock().expect(NO_PANIC).values() {
+            slot.wake();
+        }
+    }
+
+    /// Marks the streams whose readers have taken nothing for too long, and returns them.
+    pub(super) fn sweep(&self, stall_timeout: Duration) -> Vec<Arc<Slot>> {
+        let slots = self.slots.lock().expect(NO_PANIC);
+        slots.values().filter(|slot| slot.mark_if_stalled(stall_timeout)).cloned().collect()
+    }
+
+    /// Fills the ring until told to stop. What streams still need after that they read from the store.
+    pub(super) async fn run(&self, stop: CancellationToken) {
+        self.fill_from_news(&stop).await;
+        self.ring.lock().expect(NO_PANIC).clear();
+        *self.segments.lock().expect(NO_PANIC) = Segments::new(self.config.shared_bytes_max);
+    }
+
+    async fn fill_from_news(&self, stop: &CancellationToken) {
+        let mut waiting = BTreeMap::new();
+        let mut hole_since: Option<Instant> = None;
+        let mut retry = RETRY_MIN;
+        loop {
+            let patience = hole_since.map(|since| since + Duration::from_millis(self.config.reorder_wait_ms));
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = self.news.notified() => {}
+                () = sleep_until(patience) => {}
+            }
+            loop {
+                self.absorb(&mut waiting);
+                if self.end() >= self.known.load(Ordering::Acquire) {
+                    hole_since = None;
+                    break;
+                }
+                // Commits overtake each other on the way here by microseconds; the one that is missing is likely next.
+                let since = *hole_since.get_or_insert_with(Instant::now);
+                if !waiting.is_empty() && since.elapsed() < Duration::from_millis(self.config.reorder_wait_ms) {
+                    break;
+                }
+                let read = tokio::select! {
+                    () = stop.cancelled() => return,
+                    read = self.fill() => read,
+                };
+                if let Err(error) = read {
+                    tracing::warn!(error = &error as &dyn std::error::Error, tenant = %self.tenant, "a watched log cannot be read");
+                    tokio::select! {
+                        () = stop.cancelled() => return,
+                        () = tokio::time::sleep(retry) => {}
+                    }
+                    retry = (retry * 2).min(RETRY_MAX);
+                } else {
+                    retry = RETRY_MIN;
+                }
+            }
+        }
+    }
+
+    /// Moves news into the ring as far as it follows without a hole.
+    fn absorb(&self, waiting: &mut BTreeMap<Position, Batch>) {
+        for batch in std::mem::take(&mut *self.inbox.lock().expect(NO_PANIC)) {
+            if let Some(first) = batch.first() {
+                waiting.insert(first.position, batch);
+            }
+        }
+        if waiting.is_empty() {
+            return;
+        }
+        let end = {
+            let mut ring = self.ring.lock().expect(NO_PANIC);
+            while let Some(first) = waiting.first_entry() {
+                if *first.key() > ring.end().after + 1 {
+                    break;
+                }
+                for entry in first.remove().iter() {
+                    // Entries that the ring has already are refused by it.
+                    ring.push(Arc::clone(entry));
+                }
+            }
+            ring.end().after
+        };
+        if waiting.len() > WAITING_BATCHES_MAX {
+            waiting.clear();
+        }
+        self.advance_to(end);
+    }
+
+    /// Reads one page from the store into the ring.
+    async fn fill(&self) -> Result<(), StoreError> {
+        let from = self.ring.lock().expect(NO_PANIC).end();
+        let page = (self.reads.fill)(from, self.known.load(Ordering::Acquire)).await?;
+        let end = {
+            let mut ring = self.ring.lock().expect(NO_PANIC);
+            if page.readable_from > from.after + 1 {
+                // Streams that come to this hole find it themselves when they read the store, and say so.
+                ring.skip_to(LogPlace { after: page.readable_from - 1, day: from.day });
+            }
+            for entry in page.entries {
+                ring.push(entry);
+            }
+            ring.end().after
+        };
+        self.advance_to(end);
+        Ok(())
+    }
+
+    fn advance_to(&self, end: Position) {
+        if self.end.swap(end, Ordering::AcqRel) < end {
+            self.wake();
+        }
+    }
+}
+
+/// Sleeps until a time; for ever where there is none.
+async fn sleep_until(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,211 @@
+//! A log in memory with a tail over it, for the tests of this module, and the bounds of opening.
+
+use super::filter::Filters;
+use super::slot::Slot;
+use super::stream::Terms;
+use super::tail::{Page, Reads, Tail};
+use super::*;
+use crate::domain::access::{Caller, Role};
+use crate::domain::event::{Data, Event, Lineage, LogEntry};
+use crate::domain::event_type::EventTypeName;
+use crate::domain::ids::{ApiKeyId, EventId};
+use crate::proto::public::EventView;
+use chrono::{DateTime, Utc};
+use sqlx::postgres::PgPoolOptions;
+use std::sync::atomic::AtomicUsize;
+use tokio::task::JoinHandle;
+use uuid::Uuid;
+
+const TENANT: TenantId = TenantId(Uuid::from_u128(7));
+
+fn time(position: Position) -> DateTime<Utc> {
+    DateTime::from_timestamp(1_800_000_000 + position * 600, 0).expect("a time")
+}
+
+/// An entry of some type; days change now and then along the log.
+pub(super) fn entry(position: Position, event_type: &str) -> Arc<LogEntry> {
+    let id = EventId(Uuid::from_u128(u128::try_from(position).expect("positive")));
+    let event = Event {
+        id,
+        event_type: EventTypeName::parse(event_type).expect("a name"),
+        schema_version: 0,
+        source: "/test".to_owned(),
+        subject: None,
+        time: time(position),
+        content_type: None,
+        extensions: Vec::new(),
+        data: Data::Binary(format!("{{\"n\":{position}}}").into()),
+        lineage: Lineage::root(id),
+    };
+    Arc::new(LogEntry {
+        position,
+        committed_at: time(position),
+        event: Arc::new(event),
+        matched: Arc::from([]),
+        refused: Arc::from([]),
+    })
+}
+
+pub(super) fn caller() -> Caller {
+    Caller { api_key: ApiKeyId(Uuid::from_u128(1)), tenant: TENANT, app: None, role: Role::Viewer }
+}
+
+#[derive(Default)]
+struct Log {
+    entries: Vec<Arc<LogEntry>>,
+    base: Position,
+    retained_from: Position,
+}
+
+/// A log in memory, its tail at work, and streams over both.
+pub(super) struct Bench {
+    log: Arc<Mutex<Log>>,
+    reads: Arc<AtomicUsize>,
+    revoked: Arc<AtomicBool>,
+    sealer: CursorSealer,
+    shared: Arc<Shared>,
+    pub(super) tail: Arc<Tail>,
+}
+
+impl Bench {
+    pub(super) fn start(config: Config, base: Position) -> Self {
+        let log = Arc::new(Mutex::new(Log { base, ..Log::default() }));
+        let reads = Arc::new(AtomicUsize::new(0));
+        let revoked = Arc::new(AtomicBool::new(false));
+        let sealer = CursorSealer::new(&[3; 32]);
+        let page_entries = config.message_events_max;
+        let (source, counter) = (Arc::clone(&log), Arc::clone(&reads));
+        let read: Arc<ReadPage> = Arc::new(move |place, up_to| {
+            let (source, counter) = (Arc::clone(&source), Arc::clone(&counter));
+            async move {
+                // A read takes time, in which anything may happen.
+                tokio::task::yield_now().await;
+                counter.fetch_add(1, Ordering::Relaxed);
+                let log = source.lock().expect("no panic");
+                let wanted = |entry: &&Arc<LogEntry>| {
+                    entry.position > place.after
+                        && entry.position <= up_to
+                        && entry.position >= log.retained_from
+                        && entry.day() >= place.day
+                };
+                let entries: Vec<_> = log.entries.iter().filter(wanted).take(page_entries).cloned().collect();
+                let readable_from = entries.first().map_or(log.retained_from, |first| first.position);
+                Ok(Page { entries, readable_from })
+            }
+            .boxed()
+        });
+        let answer = Arc::clone(&revoked);
+        let pool =
+            PgPoolOptions::new().connect_lazy("postgres://nobody@localhost/none").expect("a well-formed address");
+        let shared = Arc::new(Shared {
+            config: Arc::new(config),
+            store: Store::new(pool),
+            sealer: sealer.clone(),
+            credential_check: Arc::new(move |_: &Caller| {
+                let standing = if answer.load(Ordering::Relaxed) { Standing::Revoked } else { Standing::Valid };
+                async move { standing }.boxed()
+            }),
+            tail_reads: Arc::new(Semaphore::new(1)),
+            catch_up_reads: Arc::new(Semaphore::new(1)),
+            state: Mutex::default(),
+            draining: AtomicBool::new(false),
+            stop: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+        });
+        let end = LogPlace { after: base, day: time(base).date_naive() };
+        let reads_of = Reads { fill: Arc::clone(&read), catch_up: read };
+        let tail = Arc::new(Tail::new(TENANT, 1, end, sealer.clone(), Arc::clone(&shared.config), reads_of));
+        let (running, stop) = (Arc::clone(&tail), shared.stop.clone());
+        tokio::spawn(async move { running.run(stop).await });
+        Self { log, reads, revoked, sealer, shared, tail }
+    }
+
+    /// Commits an event; nobody is told.
+    pub(super) fn append(&self, event_type: &str) -> Arc<LogEntry> {
+        let mut log = self.log.lock().expect("no panic");
+        let position = log.base + Position::try_from(log.entries.len()).expect("small") + 1;
+        let entry = entry(position, event_type);
+        log.entries.push(Arc::clone(&entry));
+        entry
+    }
+
+    /// Tells the tail how far the log is.
+    pub(super) fn announce(&self) {
+        let log = self.log.lock().expect("no panic");
+        self.tail.note_head(log.base + Position::try_from(log.entries.len()).expect("small"));
+    }
+
+    /// How many events were committed.
+    pub(super) fn len(&self) -> Position {
+        Position::try_from(self.log.lock().expect("no panic").entries.len()).expect("small")
+    }
+
+    /// Drops what is before a position.
+    pub(super) fn retain_from(&self, position: Position) {
+        self.log.lock().expect("no panic").retained_from = position;
+    }
+
+    pub(super) fn reads(&self) -> usize {
+        self.reads.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn revoke(&self) {
+        self.revoked.store(true, Ordering::Relaxed);
+    }
+
+    /// Lets the other tasks run.
+    pub(super) async fn settle(&self) {
+        for _ in 0..20 {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Drains once the others wait.
+    pub(super) fn drain_later(&self) -> JoinHandle<()> {
+        let (shared, tail) = (Arc::clone(&self.shared), Arc::clone(&self.tail));
+        tokio::spawn(async move {
+            shared.draining.store(true, Ordering::Release);
+            tail.wake();
+        })
+    }
+
+    pub(super) fn sweep(&self) -> Vec<Arc<Slot>> {
+        self.tail.sweep(self.shared.config.stall_timeout())
+    }
+
+    /// The position in a cursor.
+    pub(super) fn open(&self, cursor: &str) -> Position {
+        self.sealer.open(cursor, TENANT, 1).expect("a cursor of this log").position
+    }
+
+    pub(super) fn watch_from(&self, after: Position) -> WatchStream {
+        self.watch(after, Filters::default(), OnExpired::Fail)
+    }
+
+    pub(super) fn watch(&self, after: Position, filters: Filters, on_expired: OnExpired) -> WatchStream {
+        let slot = Arc::new(Slot::new(WatchId(crate::clock::new_uuid())));
+        self.tail.join(Arc::clone(&slot));
+        let terms = Terms {
+            caller: caller(),
+            filters,
+            view: EventView::Full,
+            on_expired,
+            bookmark_interval: self.shared.config.bookmark_interval(),
+            start: LogPlace { after, day: time(after.max(1)).date_naive() },
+            gap: None,
+        };
+        WatchStream::new(Arc::clone(&self.shared), Arc::clone(&self.tail), slot, terms)
+    }
+}
+
+#[test]
+fn the_default_settings_pass_their_own_check() {
+    assert_eq!(Config::default().check(), Ok(()));
+    let wrong = Config { message_events_max: 0, ..Config::default() };
+    assert_eq!(wrong.check().expect_err("refused").0, "message_events_max");
+}
+
+#[test]
+fn an_idle_stream_is_small() {
+    assert!(size_of::<WatchStream>() <= 768, "{}", size_of::<WatchStream>());
+}

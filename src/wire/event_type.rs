@@ -1,0 +1,233 @@
+//! Event types, schemas and subscribers between proto and domain.
+
+use super::time::timestamp_to_proto;
+use super::{FieldError, text};
+use crate::domain::event_type::{EventType, EventTypeName, Origin, Phase, SchemaVersion};
+use crate::domain::schema::Violation;
+use crate::domain::subscription::Subscription;
+use crate::proto::public as proto;
+use aws_lc_rs::digest;
+use pbjson_types::FieldMask;
+use prost::Message as _;
+
+/// Longest display name, characters.
+pub const DISPLAY_NAME_CHARS_MAX: usize = 128;
+/// Longest description, characters.
+pub const DESCRIPTION_CHARS_MAX: usize = 4_096;
+/// Largest schema document, bytes.
+pub const SCHEMA_BYTES_MAX: usize = 256 * 1024;
+
+/// A CreateEventType request whose fields are well formed; the schema is still to be compiled.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ParsedCreate {
+    /// Starts with `CUSTOM_`.
+    pub name: EventTypeName,
+    /// When its listeners run.
+    pub phase: Phase,
+    /// Name for people.
+    pub display_name: String,
+    /// What it means.
+    pub description: String,
+    /// The document of its first schema version.
+    pub schema: Option<String>,
+}
+
+/// What an UpdateEventType request changes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct EventTypePatch {
+    /// Name for people.
+    pub display_name: Option<String>,
+    /// What it means.
+    pub description: Option<String>,
+}
+
+/// Checks the fields of a CreateEventType request.
+pub fn parse_create(request: proto::CreateEventTypeRequest) -> Result<ParsedCreate, FieldError> {
+    let proto::CreateEventTypeRequest { name, phase, display_name, description, schema, request_id: _ } = request;
+    let name = parse_name("name", &name)
+        .and_then(|_| EventTypeName::parse_custom(&name).map_err(|error| FieldError::new("name", error.to_string())))?;
+    let phase = match proto::EventPhase::try_from(phase) {
+        Ok(proto::EventPhase::Pre) => Phase::Pre,
+        Ok(proto::EventPhase::Post | proto::EventPhase::Unspecified) => Phase::Post,
+        Err(_) => return Err(FieldError::new("phase", "is not a known phase")),
+    };
+    let display_name = text("display_name", display_name, DISPLAY_NAME_CHARS_MAX)?;
+    let description = text("description", description, DESCRIPTION_CHARS_MAX)?;
+    let display_name = if display_name.is_empty() { name.as_str().to_owned() } else { display_name };
+    Ok(ParsedCreate { name, phase, display_name, description, schema: (!schema.is_empty()).then_some(schema) })
+}
+
+/// Checks an event type's name where one is selected.
+pub fn parse_name(field: &str, name: &str) -> Result<EventTypeName, FieldError> {
+    if name.is_empty() {
+        return Err(FieldError::new(field, "is required"));
+    }
+    EventTypeName::parse(name).map_err(|error| FieldError::new(field, error.to_string()))
+}
+
+/// Checks what an UpdateEventType request changes; an empty mask means the fields that are set.
+pub fn parse_patch(event_type: proto::EventType, mask: Option<&FieldMask>) -> Result<EventTypePatch, FieldError> {
+    let proto::EventType { display_name, description, .. } = event_type;
+    let paths: Vec<&str> = mask.map(|mask| mask.paths.iter().map(String::as_str).collect()).unwrap_or_default();
+    let (mut name_chosen, mut description_chosen) = (false, false);
+    for path in &paths {
+        match *path {
+            "display_name" => name_chosen = true,
+            "description" => description_chosen = true,
+            other => return Err(mask_error(other, "display_name, description")),
+        }
+    }
+    if paths.is_empty() {
+        (name_chosen, description_chosen) = (!display_name.is_empty(), !description.is_empty());
+    }
+    let mut patch = EventTypePatch::default();
+    if name_chosen {
+        patch.display_name = Some(text("event_type.display_name", display_name, DISPLAY_NAME_CHARS_MAX)?);
+    }
+    if description_chosen {
+        patch.description = Some(text("event_type.description", description, DESCRIPTION_CHARS_MAX)?);
+    }
+    Ok(patch)
+}
+
+/// Says that a mask's path cannot be updated.
+pub(super) fn mask_error(path: &str, allowed: &str) -> FieldError {
+    let shown: String = path.chars().filter(|c| !c.is_control()).take(64).collect();
+    FieldError::new("update_mask", format!("the path {shown:?} cannot be updated; these can: {allowed}"))
+}
+
+/// Checks an optional origin filter.
+pub fn parse_origin(field: &str, origin: i32) -> Result<Option<Origin>, FieldError> {
+    match proto::EventTypeOrigin::try_from(origin) {
+        Ok(proto::EventTypeOrigin::Unspecified) => Ok(None),
+        Ok(proto::EventTypeOrigin::System) => Ok(Some(Origin::System)),
+        Ok(proto::EventTypeOrigin::Custom) => Ok(Some(Origin::Custom)),
+        Err(_) => Err(FieldError::new(field, "is not a known origin")),
+    }
+}
+
+/// SHA-256 over a request without its request id: what a repeated id is compared by.
+pub fn create_fingerprint(request: &proto::CreateEventTypeRequest) -> [u8; 32] {
+    let body = proto::CreateEventTypeRequest { request_id: String::new(), ..request.clone() };
+    sha256(&body.encode_to_vec())
+}
+
+/// SHA-256 over a request without its request id.
+pub fn add_schema_fingerprint(request: &proto::AddEventTypeSchemaRequest) -> [u8; 32] {
+    let body = proto::AddEventTypeSchemaRequest { request_id: String::new(), ..request.clone() };
+    sha256(&body.encode_to_vec())
+}
+
+pub(super) fn sha256(bytes: &[u8]) -> [u8; 32] {
+    let mut hash = [0; 32];
+    hash.copy_from_slice(digest::digest(&digest::SHA256, bytes).as_ref());
+    hash
+}
+
+/// An event type as the API shows it. `registry_version` is that of its last change, none for a system type.
+pub fn to_proto(event_type: &EventType, registry_version: Option<i64>) -> proto::EventType {
+    let origin = match event_type.origin {
+        Origin::System => proto::EventTypeOrigin::System,
+        Origin::Custom => proto::EventTypeOrigin::Custom,
+    };
+    let phase = match event_type.phase {
+        Phase::Pre => proto::EventPhase::Pre,
+        Phase::Post => proto::EventPhase::Post,
+    };
+    let state = match event_type.deleted_at {
+        None => proto::EventTypeState::Active,
+        Some(_) => proto::EventTypeState::Deleted,
+    };
+    // A system type exists in every tenant from the start, so it has no times of its own.
+    let own = event_type.origin == Origin::Custom;
+    proto::EventType {
+        name: event_type.name.as_str().to_owned(),
+        origin: origin.into(),
+        phase: phase.into(),
+        display_name: event_type.display_name.clone(),
+        description: event_type.description.clone(),
+        state: state.into(),
+        latest_schema_version: event_type.latest_schema,
+        create_time: own.then(|| timestamp_to_proto(event_type.created_at)),
+        update_time: own.then(|| timestamp_to_proto(event_type.updated_at)),
+        delete_time: event_type.deleted_at.map(timestamp_to_proto),
+        etag: registry_version.map(|version| version.to_string()).unwrap_or_default(),
+    }
+}
+
+/// A schema version as the API shows it.
+pub fn schema_to_proto(schema: &SchemaVersion, origin: Origin) -> proto::EventTypeSchema {
+    proto::EventTypeSchema {
+        version: schema.version,
+        schema: schema.document.clone(),
+        create_time: (origin == Origin::Custom).then(|| timestamp_to_proto(schema.created_at)),
+    }
+}
+
+/// A subscription as the catalogue shows it.
+pub fn subscriber_to_proto(subscription: &Subscription) -> proto::Subscriber {
+    proto::Subscriber {
+        subscription_id: subscription.id.to_string(),
+        app: subscription.app_slug.clone(),
+        target_kind: subscription.target.kind().to_owned(),
+        display_name: subscription.display_name.clone(),
+    }
+}
+
+/// A violation as the API shows it.
+pub fn violation_to_proto(violation: Violation) -> proto::SchemaViolation {
+    let Violation { data_pointer, schema_pointer, message } = violation;
+    proto::SchemaViolation { data_pointer, schema_pointer, message }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn create() -> proto::CreateEventTypeRequest {
+        proto::CreateEventTypeRequest { name: "CUSTOM_ORDER".to_owned(), ..Default::default() }
+    }
+
+    #[test]
+    fn a_bare_create_gets_the_documented_defaults() {
+        let parsed = parse_create(create()).expect("a valid request");
+        assert_eq!((parsed.phase, parsed.display_name.as_str(), parsed.schema), (Phase::Post, "CUSTOM_ORDER", None));
+    }
+
+    #[test]
+    fn every_bad_field_of_a_create_is_named() {
+        let field = |request| parse_create(request).expect_err("a bad request").field;
+        for name in ["", "USER_CREATE", "CUSTOM_", "CUSTOM_ä", "CUSTOM_\0", &format!("CUSTOM_{}", "x".repeat(122))] {
+            assert_eq!(field(proto::CreateEventTypeRequest { name: name.to_owned(), ..create() }), "name", "{name:?}");
+        }
+        assert_eq!(field(proto::CreateEventTypeRequest { phase: 9, ..create() }), "phase");
+        let long = "x".repeat(129);
+        assert_eq!(field(proto::CreateEventTypeRequest { display_name: long, ..create() }), "display_name");
+        assert_eq!(field(proto::CreateEventTypeRequest { description: "\0".to_owned(), ..create() }), "description");
+    }
+
+    #[test]
+    fn a_mask_chooses_and_an_empty_one_means_what_is_set() {
+        let sent = || proto::EventType { display_name: "New".to_owned(), ..Default::default() };
+        let patch = |paths: &[&str]| {
+            let mask = FieldMask { paths: paths.iter().map(|path| (*path).to_owned()).collect() };
+            parse_patch(sent(), Some(&mask))
+        };
+        let named = EventTypePatch { display_name: Some("New".to_owned()), description: None };
+        assert_eq!(parse_patch(sent(), None), Ok(named.clone()));
+        assert_eq!(patch(&[]), Ok(named));
+        let cleared = EventTypePatch { display_name: None, description: Some(String::new()) };
+        assert_eq!(patch(&["description"]), Ok(cleared));
+        for path in ["name", "phase", "*", "displayName", "", "description.x"] {
+            assert_eq!(patch(&[path]).expect_err("not updatable").field, "update_mask", "{path}");
+        }
+    }
+
+    #[test]
+    fn a_fingerprint_ignores_the_request_id_and_nothing_else() {
+        let with_id = proto::CreateEventTypeRequest { request_id: "a".to_owned(), ..create() };
+        assert_eq!(create_fingerprint(&create()), create_fingerprint(&with_id));
+        let other = proto::CreateEventTypeRequest { description: "d".to_owned(), ..create() };
+        assert_ne!(create_fingerprint(&create()), create_fingerprint(&other));
+    }
+}

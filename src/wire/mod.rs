@@ -1,0 +1,105 @@
+//! Between proto and domain: pure conversions, with the path of the field that is wrong. No I/O, no async, no state.
+
+pub mod admin;
+pub mod event;
+pub mod event_type;
+pub mod invocation;
+pub mod page;
+pub mod subscription;
+pub mod time;
+
+/// A field of a request that breaks its documented shape or bound.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{field}: {description}")]
+pub struct FieldError {
+    /// Path in the request, e.g. `event.source`.
+    pub field: String,
+    /// What is wrong, without the value.
+    pub description: String,
+}
+
+impl FieldError {
+    /// Names a field and what is wrong with it.
+    pub fn new(field: impl Into<String>, description: impl Into<String>) -> Self {
+        Self { field: field.into(), description: description.into() }
+    }
+}
+
+/// Checks a text for people: at most `chars_max` characters, and no NUL, which Postgres does not store.
+pub fn text(field: &str, value: String, chars_max: usize) -> Result<String, FieldError> {
+    if value.contains('\0') {
+        return Err(FieldError::new(field, "must not contain the NUL character"));
+    }
+    if value.len() > chars_max && value.chars().count() > chars_max {
+        return Err(FieldError::new(field, format!("must be at most {chars_max} characters")));
+    }
+    Ok(value)
+}
+
+/// Checks a slug: `[a-z][a-z0-9-]{0,62}`.
+pub fn slug(field: &str, value: String) -> Result<String, FieldError> {
+    let mut bytes = value.bytes();
+    let head = bytes.next().is_some_and(|byte| byte.is_ascii_lowercase());
+    let tail = bytes.all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
+    if value.is_empty() {
+        Err(FieldError::new(field, "is required"))
+    } else if head && tail && value.len() <= 63 {
+        Ok(value)
+    } else {
+        Err(FieldError::new(field, "must match [a-z][a-z0-9-]{0,62}"))
+    }
+}
+
+/// Checks a request id: at most 256 printable ASCII characters; none where it is empty.
+pub fn request_id(field: &str, value: &str) -> Result<Option<String>, FieldError> {
+    if value.len() > 256 || !value.bytes().all(|byte| (b' '..=b'~').contains(&byte)) {
+        return Err(FieldError::new(field, "must be at most 256 printable ASCII characters"));
+    }
+    Ok((!value.is_empty()).then(|| value.to_owned()))
+}
+
+/// Reads an etag: the registry version of the last change; none where it is empty.
+///
+/// What this service never sent reads as a version that no resource has, so that it never matches.
+pub fn etag(value: &str) -> Option<i64> {
+    if value.is_empty() {
+        return None;
+    }
+    let version = value.parse::<i64>().ok().filter(|version| version.to_string() == value);
+    Some(version.unwrap_or(-1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_are_bounded_in_characters_and_free_of_nul() {
+        assert!(text("f", "ü".repeat(128), 128).is_ok());
+        assert!(text("f", "ü".repeat(129), 128).is_err());
+        assert_eq!(text("a.b", "x\0".to_owned(), 9).expect_err("NUL").field, "a.b");
+    }
+
+    #[test]
+    fn slugs_and_request_ids_have_one_shape() {
+        assert!(slug("app", "a-1".to_owned()).is_ok());
+        for wrong in ["", "A", "1a", "a_b", "a\0", "-a", "ä"] {
+            assert!(slug("app", wrong.to_owned()).is_err(), "{wrong:?}");
+        }
+        assert!(slug("app", "a".repeat(64)).is_err());
+        assert_eq!(request_id("request_id", ""), Ok(None));
+        assert_eq!(request_id("request_id", "a b~"), Ok(Some("a b~".to_owned())));
+        for wrong in ["\n", "ä", "\0", &"x".repeat(257)] {
+            assert!(request_id("request_id", wrong).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn an_etag_that_was_never_sent_matches_nothing() {
+        assert_eq!(etag(""), None);
+        assert_eq!(etag("17"), Some(17));
+        for foreign in ["+17", "017", "x", "9999999999999999999999", "\0"] {
+            assert_eq!(etag(foreign), Some(-1), "{foreign:?}");
+        }
+    }
+}

@@ -1,0 +1,479 @@
+//! Subscriptions between proto and domain.
+
+use super::event_type::{mask_error, parse_name, sha256};
+use super::time::{duration_to_proto, parse_duration, timestamp_to_proto};
+use super::{FieldError, slug, text};
+use crate::domain::event_type::EventTypeName;
+use crate::domain::filter::{Filter, FilterError};
+use crate::domain::ids::SubscriptionId;
+use crate::domain::retry::DeliveryPolicy;
+use crate::domain::subscription::{State, Subscription, Target};
+use crate::domain::webhook::{SigningSecret, WebhookMode, WebhookTarget, WebhookUri, parse_headers};
+use crate::proto::public as proto;
+use pbjson_types::{Duration as ProtoDuration, FieldMask};
+use prost::Message as _;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// Longest display name, characters.
+pub const DISPLAY_NAME_CHARS_MAX: usize = 128;
+
+/// Why a request that holds a filter is refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SubscriptionError {
+    /// A field breaks its shape or bound.
+    #[error(transparent)]
+    Field(#[from] FieldError),
+    /// The filter does not compile or is too costly.
+    #[error("{field}: {error}")]
+    Filter {
+        /// Its path in the request.
+        field: String,
+        /// What is wrong, and where.
+        error: FilterError,
+    },
+}
+
+/// A Subscribe request whose fields are well formed.
+#[derive(Debug, Clone)]
+pub struct ParsedSubscribe {
+    /// Slug of the app.
+    pub app: String,
+    /// What it listens to.
+    pub event_type: EventTypeName,
+    /// What it runs.
+    pub target: Target,
+    /// Name for people.
+    pub display_name: String,
+    /// When it fires.
+    pub filter: Option<Filter>,
+    /// How it is attempted.
+    pub policy: DeliveryPolicy,
+    /// The signing secret the caller brings.
+    pub secret: Option<SigningSecret>,
+}
+
+/// Which subscription an Unsubscribe request names.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Unsubscribed {
+    /// By its id.
+    Id(SubscriptionId),
+    /// By what makes it unique.
+    Target {
+        /// Slug of the app.
+        app: String,
+        /// What it listens to.
+        event_type: EventTypeName,
+        /// What it runs; of a webhook only the URI counts.
+        target: Target,
+    },
+}
+
+/// What an UpdateSubscription request changes.
+#[derive(Debug, Clone, Default)]
+pub struct SubscriptionPatch {
+    changes: Vec<Change>,
+}
+
+/// One changed part of a subscription; what the request leaves out of a chosen part is its default here.
+#[derive(Debug, Clone)]
+enum Change {
+    DisplayName(String),
+    Filter(Option<Filter>),
+    Uri(WebhookUri),
+    Mode(WebhookMode),
+    Headers(Vec<(String, String)>),
+    Policy(PolicyChange),
+}
+
+#[derive(Debug, Clone, Copy)]
+enum PolicyChange {
+    MaxAttempts(i32),
+    InitialBackoff(Duration),
+    /// None for the default, which depends on the initial back-off.
+    MaxBackoff(Option<Duration>),
+    Timeout(Duration),
+    MaxInFlight(i32),
+}
+
+/// A part of a subscription that can be updated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    DisplayName,
+    Filter,
+    Uri,
+    Mode,
+    Headers,
+    Policy(PolicyPart),
+}
+
+/// A field of the delivery policy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum PolicyPart {
+    MaxAttempts,
+    InitialBackoff,
+    MaxBackoff,
+    Timeout,
+    MaxInFlight,
+}
+
+/// Checks the fields of a Subscribe request.
+pub fn parse_subscribe(request: proto::SubscribeRequest) -> Result<ParsedSubscribe, SubscriptionError> {
+    let proto::SubscribeRequest {
+        app, event_type, target, display_name, filter, delivery_policy, signing_secret, ..
+    } = request;
+    Ok(ParsedSubscribe {
+        app: slug("app", app)?,
+        event_type: parse_name("event_type", &event_type)?,
+        target: parse_target("target", target)?,
+        display_name: text("display_name", display_name, DISPLAY_NAME_CHARS_MAX)?,
+        filter: parse_filter("filter", &filter)?,
+        policy: parse_policy("delivery_policy", delivery_policy.as_ref())?,
+        secret: parse_secret("signing_secret", &signing_secret)?,
+    })
+}
+
+/// Checks which subscription an Unsubscribe request names: by its id, or by app, event type and target, not both.
+pub fn parse_unsubscribe(request: proto::UnsubscribeRequest) -> Result<Unsubscribed, FieldError> {
+    let proto::UnsubscribeRequest { subscription_id, app, event_type, target, .. } = request;
+    if subscription_id.is_empty() {
+        return Ok(Unsubscribed::Target {
+            app: slug("app", app)?,
+            event_type: parse_name("event_type", &event_type)?,
+            target: parse_target("target", target.map(only_uri))?,
+        });
+    }
+    let given = [("app", !app.is_empty()), ("event_type", !event_type.is_empty()), ("target", target.is_some())];
+    match given.into_iter().find(|(_, set)| *set) {
+        Some((field, _)) => Err(FieldError::new(field, "must be empty where subscription_id is given")),
+        None => parse_id("subscription_id", &subscription_id).map(Unsubscribed::Id),
+    }
+}
+
+/// Drops everything of a target that does not make it unique.
+fn only_uri(target: proto::Target) -> proto::Target {
+    let kind = target.kind.map(|proto::target::Kind::Webhook(webhook)| {
+        proto::target::Kind::Webhook(proto::WebhookTarget { uri: webhook.uri, ..Default::default() })
+    });
+    proto::Target { kind }
+}
+
+/// Checks a subscription's id.
+pub fn parse_id(field: &str, id: &str) -> Result<SubscriptionId, FieldError> {
+    if id.is_empty() {
+        return Err(FieldError::new(field, "is required"));
+    }
+    SubscriptionId::parse(id).map_err(|error| FieldError::new(field, error.to_string()))
+}
+
+/// Checks a webhook's signing secret; none where it is empty.
+pub fn parse_secret(field: &str, secret: &str) -> Result<Option<SigningSecret>, FieldError> {
+    if secret.is_empty() {
+        return Ok(None);
+    }
+    let parsed = SigningSecret::parse(secret);
+    parsed.map(Some).ok_or_else(|| FieldError::new(field, "must be whsec_ and standard base64 of 24 to 64 bytes"))
+}
+
+/// Checks the states of a list; none means ACTIVE and DISABLED.
+pub fn parse_states(field: &str, states: &[i32]) -> Result<Vec<State>, FieldError> {
+    let mut parsed = Vec::new();
+    for (index, state) in states.iter().enumerate() {
+        let add: &[State] = match proto::SubscriptionState::try_from(*state) {
+            Ok(proto::SubscriptionState::Unspecified) => &[State::Active, State::Disabled],
+            Ok(proto::SubscriptionState::Active) => &[State::Active],
+            Ok(proto::SubscriptionState::Disabled) => &[State::Disabled],
+            Ok(proto::SubscriptionState::Deleted) => &[State::Deleted],
+            Err(_) => return Err(FieldError::new(format!("{field}[{index}]"), "is not a known state")),
+        };
+        for state in add {
+            if !parsed.contains(state) {
+                parsed.push(*state);
+            }
+        }
+    }
+    Ok(if parsed.is_empty() { vec![State::Active, State::Disabled] } else { parsed })
+}
+
+/// Compiles a filter; none where it is empty.
+pub fn parse_filter(field: &str, filter: &str) -> Result<Option<Filter>, SubscriptionError> {
+    if filter.is_empty() {
+        return Ok(None);
+    }
+    if filter.contains('\0') {
+        return Err(FieldError::new(field, "must not contain the NUL character").into());
+    }
+    let parsed = Filter::parse(filter);
+    parsed.map(Some).map_err(|error| SubscriptionError::Filter { field: field.to_owned(), error })
+}
+
+/// Checks a target of exactly one kind.
+pub fn parse_target(field: &str, target: Option<proto::Target>) -> Result<Target, FieldError> {
+    let Some(proto::target::Kind::Webhook(webhook)) = target.and_then(|target| target.kind) else {
+        return Err(FieldError::new(field, "must be set to exactly one kind: webhook"));
+    };
+    Ok(Target::Webhook(WebhookTarget {
+        uri: parse_uri(field, &webhook.uri)?,
+        mode: parse_mode(field, webhook.mode)?,
+        headers: parse_webhook_headers(field, webhook.headers)?,
+    }))
+}
+
+fn parse_uri(target: &str, uri: &str) -> Result<WebhookUri, FieldError> {
+    let field = || format!("{target}.webhook.uri");
+    if uri.is_empty() {
+        return Err(FieldError::new(field(), "is required"));
+    }
+    WebhookUri::parse(uri).map_err(|error| FieldError::new(field(), error.to_string()))
+}
+
+fn parse_mode(target: &str, mode: i32) -> Result<WebhookMode, FieldError> {
+    match proto::WebhookMode::try_from(mode) {
+        Ok(proto::WebhookMode::Unspecified | proto::WebhookMode::Structured) => Ok(WebhookMode::Structured),
+        Ok(proto::WebhookMode::Binary) => Ok(WebhookMode::Binary),
+        Ok(proto::WebhookMode::Raw) => Ok(WebhookMode::Raw),
+        Err(_) => Err(FieldError::new(format!("{target}.webhook.mode"), "is not a known mode")),
+    }
+}
+
+fn parse_webhook_headers(target: &str, headers: BTreeMap<String, String>) -> Result<Vec<(String, String)>, FieldError> {
+    let field = format!("{target}.webhook.headers");
+    let count = headers.len();
+    match parse_headers(headers) {
+        Ok(parsed) if parsed.len() < count => Err(FieldError::new(field, "names the same header twice")),
+        Ok(parsed) => Ok(parsed),
+        Err(error) => Err(FieldError::new(field, error.to_string())),
+    }
+}
+
+fn parse_policy(field: &str, policy: Option<&proto::DeliveryPolicy>) -> Result<DeliveryPolicy, FieldError> {
+    let Some(policy) = policy else { return Ok(DeliveryPolicy::default()) };
+    let changes = PolicyPart::ALL.into_iter().map(|part| part.read(field, policy));
+    apply_policy(field, DeliveryPolicy::default(), changes.collect::<Result<Vec<_>, _>>()?)
+}
+
+impl PolicyPart {
+    const ALL: [Self; 5] =
+        [Self::MaxAttempts, Self::InitialBackoff, Self::MaxBackoff, Self::Timeout, Self::MaxInFlight];
+
+    /// True where the request sets it.
+    fn is_set(self, policy: &proto::DeliveryPolicy) -> bool {
+        match self {
+            Self::MaxAttempts => policy.max_attempts != 0,
+            Self::InitialBackoff => policy.initial_backoff.is_some(),
+            Self::MaxBackoff => policy.max_backoff.is_some(),
+            Self::Timeout => policy.timeout.is_some(),
+            Self::MaxInFlight => policy.max_in_flight != 0,
+        }
+    }
+
+    /// Reads it, the default where the request leaves it out. Its bounds are those of the whole policy.
+    fn read(self, field: &str, policy: &proto::DeliveryPolicy) -> Result<PolicyChange, FieldError> {
+        let default = DeliveryPolicy::default();
+        let count = |value: i32, default: i32| if value == 0 { default } else { value };
+        let duration = |name: &str, value: &Option<ProtoDuration>| {
+            value.as_ref().map(|value| parse_duration(&format!("{field}.{name}"), value)).transpose()
+        };
+        Ok(match self {
+            Self::MaxAttempts => PolicyChange::MaxAttempts(count(policy.max_attempts, default.max_attempts())),
+            Self::InitialBackoff => {
+                let value = duration("initial_backoff", &policy.initial_backoff)?;
+                PolicyChange::InitialBackoff(value.unwrap_or(default.initial_backoff()))
+            }
+            Self::MaxBackoff => PolicyChange::MaxBackoff(duration("max_backoff", &policy.max_backoff)?),
+            Self::Timeout => PolicyChange::Timeout(duration("timeout", &policy.timeout)?.unwrap_or(default.timeout())),
+            Self::MaxInFlight => PolicyChange::MaxInFlight(count(policy.max_in_flight, default.max_in_flight())),
+        })
+    }
+}
+
+/// The policy with the changes applied; the bounds are those of the result.
+fn apply_policy(
+    field: &str,
+    policy: DeliveryPolicy,
+    changes: impl IntoIterator<Item = PolicyChange>,
+) -> Result<DeliveryPolicy, FieldError> {
+    let (mut max_attempts, mut max_in_flight) = (policy.max_attempts(), policy.max_in_flight());
+    let (mut initial_backoff, mut timeout) = (policy.initial_backoff(), policy.timeout());
+    let mut max_backoff = Some(policy.max_backoff());
+    for change in changes {
+        match change {
+            PolicyChange::MaxAttempts(value) => max_attempts = value,
+            PolicyChange::InitialBackoff(value) => initial_backoff = value,
+            PolicyChange::MaxBackoff(value) => max_backoff = value,
+            PolicyChange::Timeout(value) => timeout = value,
+            PolicyChange::MaxInFlight(value) => max_in_flight = value,
+        }
+    }
+    let max_backoff = max_backoff.unwrap_or(DeliveryPolicy::default().max_backoff().max(initial_backoff));
+    DeliveryPolicy::new(max_attempts, initial_backoff, max_backoff, timeout, max_in_flight)
+        .map_err(|error| FieldError::new(format!("{field}.{}", error.field()), error.to_string()))
+}
+
+const UPDATABLE: &str = "display_name, filter, target.webhook.uri, target.webhook.mode, target.webhook.headers, \
+     delivery_policy and its fields";
+
+/// The parts that a mask names, each once.
+fn parts_of_mask(paths: &[String]) -> Result<Vec<Part>, FieldError> {
+    let mut parts = Vec::new();
+    for path in paths {
+        let named: &[Part] = match path.as_str() {
+            "display_name" => &[Part::DisplayName],
+            "filter" => &[Part::Filter],
+            "target.webhook.uri" => &[Part::Uri],
+            "target.webhook.mode" => &[Part::Mode],
+            "target.webhook.headers" => &[Part::Headers],
+            "delivery_policy" => &PolicyPart::ALL.map(Part::Policy),
+            "delivery_policy.max_attempts" => &[Part::Policy(PolicyPart::MaxAttempts)],
+            "delivery_policy.initial_backoff" => &[Part::Policy(PolicyPart::InitialBackoff)],
+            "delivery_policy.max_backoff" => &[Part::Policy(PolicyPart::MaxBackoff)],
+            "delivery_policy.timeout" => &[Part::Policy(PolicyPart::Timeout)],
+            "delivery_policy.max_in_flight" => &[Part::Policy(PolicyPart::MaxInFlight)],
+            other => return Err(mask_error(other, UPDATABLE)),
+        };
+        for part in named {
+            if !parts.contains(part) {
+                parts.push(*part);
+            }
+        }
+    }
+    Ok(parts)
+}
+
+/// Checks what an UpdateSubscription request changes; an empty mask means the fields that are set.
+pub fn parse_patch(
+    subscription: proto::Subscription,
+    mask: Option<&FieldMask>,
+) -> Result<SubscriptionPatch, SubscriptionError> {
+    let proto::Subscription { display_name, filter, target, delivery_policy, .. } = subscription;
+    let webhook = target.and_then(|target| target.kind).map(|proto::target::Kind::Webhook(webhook)| webhook);
+    let webhook = webhook.unwrap_or_default();
+    let policy = delivery_policy.unwrap_or_default();
+    let paths = mask.map(|mask| mask.paths.as_slice()).unwrap_or_default();
+    let parts: Vec<Part> = if paths.is_empty() {
+        let parts = [
+            (Part::DisplayName, !display_name.is_empty()),
+            (Part::Filter, !filter.is_empty()),
+            (Part::Uri, !webhook.uri.is_empty()),
+            (Part::Mode, webhook.mode != 0),
+            (Part::Headers, !webhook.headers.is_empty()),
+        ];
+        let policy = PolicyPart::ALL.map(|part| (Part::Policy(part), part.is_set(&policy)));
+        parts.into_iter().chain(policy).filter_map(|(part, is_set)| is_set.then_some(part)).collect()
+    } else {
+        parts_of_mask(paths)?
+    };
+    let mut changes = Vec::with_capacity(parts.len());
+    for part in parts {
+        changes.push(match part {
+            Part::DisplayName => {
+                Change::DisplayName(text("subscription.display_name", display_name.clone(), DISPLAY_NAME_CHARS_MAX)?)
+            }
+            Part::Filter => Change::Filter(parse_filter("subscription.filter", &filter)?),
+            Part::Uri => Change::Uri(parse_uri("subscription.target", &webhook.uri)?),
+            Part::Mode => Change::Mode(parse_mode("subscription.target", webhook.mode)?),
+            Part::Headers => Change::Headers(parse_webhook_headers("subscription.target", webhook.headers.clone())?),
+            Part::Policy(part) => Change::Policy(part.read("subscription.delivery_policy", &policy)?),
+        });
+    }
+    Ok(SubscriptionPatch { changes })
+}
+
+impl SubscriptionPatch {
+    /// The new webhook URI, where it changes.
+    pub fn uri(&self) -> Option<&WebhookUri> {
+        self.changes.iter().find_map(|change| if let Change::Uri(uri) = change { Some(uri) } else { None })
+    }
+
+    /// True where nothing was chosen.
+    pub fn is_empty(&self) -> bool {
+        self.changes.is_empty()
+    }
+
+    /// The subscription with the chosen parts replaced; the policy's bounds are checked on the result.
+    pub fn apply(&self, mut subscription: Subscription) -> Result<Subscription, FieldError> {
+        let Target::Webhook(webhook) = &mut subscription.target;
+        let mut policy = Vec::new();
+        for change in self.changes.iter().cloned() {
+            match change {
+                Change::DisplayName(name) => subscription.display_name = name,
+                Change::Filter(filter) => subscription.filter = filter,
+                Change::Uri(uri) => webhook.uri = uri,
+                Change::Mode(mode) => webhook.mode = mode,
+                Change::Headers(headers) => webhook.headers = headers,
+                Change::Policy(change) => policy.push(change),
+            }
+        }
+        subscription.policy = apply_policy("subscription.delivery_policy", subscription.policy, policy)?;
+        Ok(subscription)
+    }
+}
+
+/// SHA-256 over a request without its request id: what a repeated id is compared by.
+pub fn subscribe_fingerprint(request: &proto::SubscribeRequest) -> [u8; 32] {
+    let body = proto::SubscribeRequest { request_id: String::new(), ..request.clone() };
+    // Maps are built in key order, so equal requests have equal encodings.
+    sha256(&body.encode_to_vec())
+}
+
+/// A subscription as the API shows it.
+pub fn to_proto(subscription: &Subscription) -> proto::Subscription {
+    let state = match subscription.state {
+        State::Active => proto::SubscriptionState::Active,
+        State::Disabled => proto::SubscriptionState::Disabled,
+        State::Deleted => proto::SubscriptionState::Deleted,
+    };
+    proto::Subscription {
+        id: subscription.id.to_string(),
+        app: subscription.app_slug.clone(),
+        event_type: subscription.event_type.as_str().to_owned(),
+        display_name: subscription.display_name.clone(),
+        filter: subscription.filter.as_ref().map(|filter| filter.source().to_owned()).unwrap_or_default(),
+        target: Some(target_to_proto(&subscription.target)),
+        delivery_policy: Some(policy_to_proto(&subscription.policy)),
+        state: state.into(),
+        state_reason: subscription.state_reason.clone(),
+        effective_position: subscription.effective_position,
+        create_time: Some(timestamp_to_proto(subscription.created_at)),
+        update_time: Some(timestamp_to_proto(subscription.updated_at)),
+        delete_time: subscription.deleted_at.map(timestamp_to_proto),
+        etag: subscription.registry_version.to_string(),
+    }
+}
+
+/// A state's name as the API spells it.
+pub fn state_name(state: State) -> &'static str {
+    match state {
+        State::Active => "ACTIVE",
+        State::Disabled => "DISABLED",
+        State::Deleted => "DELETED",
+    }
+}
+
+fn target_to_proto(target: &Target) -> proto::Target {
+    let Target::Webhook(webhook) = target;
+    let mode = match webhook.mode {
+        WebhookMode::Structured => proto::WebhookMode::Structured,
+        WebhookMode::Binary => proto::WebhookMode::Binary,
+        WebhookMode::Raw => proto::WebhookMode::Raw,
+    };
+    let webhook = proto::WebhookTarget {
+        uri: webhook.uri.to_string(),
+        mode: mode.into(),
+        headers: webhook.headers.iter().cloned().collect(),
+    };
+    proto::Target { kind: Some(proto::target::Kind::Webhook(webhook)) }
+}
+
+fn policy_to_proto(policy: &DeliveryPolicy) -> proto::DeliveryPolicy {
+    proto::DeliveryPolicy {
+        max_attempts: policy.max_attempts(),
+        initial_backoff: Some(duration_to_proto(policy.initial_backoff())),
+        max_backoff: Some(duration_to_proto(policy.max_backoff())),
+        timeout: Some(duration_to_proto(policy.timeout())),
+        max_in_flight: policy.max_in_flight(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

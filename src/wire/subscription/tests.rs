@@ -1,0 +1,231 @@
+//! What the edge accepts and refuses of subscriptions.
+
+use super::*;
+use crate::domain::ids::AppId;
+use uuid::Uuid;
+
+fn webhook(uri: &str) -> proto::Target {
+    let webhook = proto::WebhookTarget { uri: uri.to_owned(), ..Default::default() };
+    proto::Target { kind: Some(proto::target::Kind::Webhook(webhook)) }
+}
+
+fn with_headers(headers: &[(&str, &str)]) -> proto::Target {
+    let headers = headers.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    let webhook = proto::WebhookTarget { uri: "https://a.example/".to_owned(), headers, ..Default::default() };
+    proto::Target { kind: Some(proto::target::Kind::Webhook(webhook)) }
+}
+
+fn request() -> proto::SubscribeRequest {
+    proto::SubscribeRequest {
+        app: "shop".to_owned(),
+        event_type: "USER_CREATE".to_owned(),
+        target: Some(webhook("https://A.example:443/hook")),
+        ..Default::default()
+    }
+}
+
+fn seconds(seconds: i64) -> ProtoDuration {
+    ProtoDuration { seconds, nanos: 0 }
+}
+
+fn stored() -> Subscription {
+    let parsed = parse_subscribe(request()).expect("a valid request");
+    Subscription {
+        id: SubscriptionId(Uuid::from_u128(1)),
+        no: 1,
+        app: AppId(Uuid::from_u128(2)),
+        app_slug: parsed.app,
+        event_type: parsed.event_type,
+        display_name: "Name".to_owned(),
+        filter: None,
+        target: parsed.target,
+        policy: parsed.policy,
+        state: State::Active,
+        state_reason: String::new(),
+        effective_position: 5,
+        registry_version: 7,
+        created_at: chrono::DateTime::UNIX_EPOCH,
+        updated_at: chrono::DateTime::UNIX_EPOCH,
+        deleted_at: None,
+    }
+}
+
+fn wrong_field(request: proto::SubscribeRequest) -> String {
+    match parse_subscribe(request) {
+        Err(SubscriptionError::Field(error)) => error.field,
+        other => panic!("not a bad field: {other:?}"),
+    }
+}
+
+#[test]
+fn a_bare_request_gets_the_documented_defaults() {
+    let parsed = parse_subscribe(request()).expect("a valid request");
+    assert_eq!(parsed.policy, DeliveryPolicy::default());
+    let Target::Webhook(webhook) = parsed.target;
+    assert_eq!((webhook.uri.to_string().as_str(), webhook.mode), ("https://a.example/hook", WebhookMode::Structured));
+    assert!(parsed.filter.is_none() && parsed.secret.is_none());
+}
+
+#[test]
+fn every_bad_field_is_named_by_its_path() {
+    let policy = |policy| proto::SubscribeRequest { delivery_policy: Some(policy), ..request() };
+    let target = |target| proto::SubscribeRequest { target, ..request() };
+    let mut bad_mode = webhook("https://a.example/");
+    if let Some(proto::target::Kind::Webhook(webhook)) = &mut bad_mode.kind {
+        webhook.mode = 77;
+    }
+    let default = proto::DeliveryPolicy::default;
+    let cases = [
+        (proto::SubscribeRequest { app: String::new(), ..request() }, "app"),
+        (proto::SubscribeRequest { app: "a\0".to_owned(), ..request() }, "app"),
+        (proto::SubscribeRequest { event_type: "a b".to_owned(), ..request() }, "event_type"),
+        (proto::SubscribeRequest { display_name: "\0".to_owned(), ..request() }, "display_name"),
+        (proto::SubscribeRequest { display_name: "x".repeat(129), ..request() }, "display_name"),
+        (proto::SubscribeRequest { filter: "\0".to_owned(), ..request() }, "filter"),
+        (proto::SubscribeRequest { signing_secret: "whsec_AAAA".to_owned(), ..request() }, "signing_secret"),
+        (target(None), "target"),
+        (target(Some(proto::Target { kind: None })), "target"),
+        (target(Some(webhook(""))), "target.webhook.uri"),
+        (target(Some(webhook("ftp://a.example/"))), "target.webhook.uri"),
+        (target(Some(bad_mode)), "target.webhook.mode"),
+        (target(Some(with_headers(&[("Host", "x")]))), "target.webhook.headers"),
+        (target(Some(with_headers(&[("x-a", "1"), ("X-A", "2")]))), "target.webhook.headers"),
+        (policy(proto::DeliveryPolicy { max_attempts: -1, ..default() }), "delivery_policy.max_attempts"),
+        (policy(proto::DeliveryPolicy { max_attempts: 51, ..default() }), "delivery_policy.max_attempts"),
+        (policy(proto::DeliveryPolicy { timeout: Some(seconds(-1)), ..default() }), "delivery_policy.timeout"),
+        (policy(proto::DeliveryPolicy { timeout: Some(seconds(301)), ..default() }), "delivery_policy.timeout"),
+        (policy(proto::DeliveryPolicy { timeout: Some(seconds(0)), ..default() }), "delivery_policy.timeout"),
+        (
+            policy(proto::DeliveryPolicy { initial_backoff: Some(seconds(3_601)), ..default() }),
+            "delivery_policy.initial_backoff",
+        ),
+        (policy(proto::DeliveryPolicy { max_backoff: Some(seconds(0)), ..default() }), "delivery_policy.max_backoff"),
+        (
+            policy(proto::DeliveryPolicy { max_backoff: Some(seconds(86_401)), ..default() }),
+            "delivery_policy.max_backoff",
+        ),
+        (policy(proto::DeliveryPolicy { max_in_flight: 1_001, ..default() }), "delivery_policy.max_in_flight"),
+    ];
+    for (request, field) in cases {
+        assert_eq!(wrong_field(request), field);
+    }
+}
+
+#[test]
+fn a_bad_filter_is_its_own_kind_of_refusal() {
+    let refused = parse_subscribe(proto::SubscribeRequest { filter: "event.type ==".to_owned(), ..request() });
+    assert!(matches!(refused, Err(SubscriptionError::Filter { field, .. }) if field == "filter"));
+    let refused = parse_subscribe(proto::SubscribeRequest { filter: " ".repeat(4_097), ..request() });
+    assert!(matches!(refused, Err(SubscriptionError::Filter { field, .. }) if field == "filter"));
+}
+
+#[test]
+fn an_unsubscribe_names_one_subscription_in_one_way() {
+    let id = SubscriptionId(Uuid::from_u128(9));
+    let by_id = proto::UnsubscribeRequest { subscription_id: id.to_string(), ..Default::default() };
+    assert_eq!(parse_unsubscribe(by_id.clone()), Ok(Unsubscribed::Id(id)));
+    let both = proto::UnsubscribeRequest { target: Some(webhook("https://a.example/")), ..by_id };
+    assert_eq!(parse_unsubscribe(both).expect_err("both").field, "target");
+    assert_eq!(parse_unsubscribe(proto::UnsubscribeRequest::default()).expect_err("none").field, "app");
+    let by_target = proto::UnsubscribeRequest {
+        app: "shop".to_owned(),
+        event_type: "USER_CREATE".to_owned(),
+        // What does not make the target unique is not looked at.
+        target: Some(with_headers(&[("host", "refused elsewhere")])),
+        ..Default::default()
+    };
+    assert!(matches!(parse_unsubscribe(by_target), Ok(Unsubscribed::Target { .. })));
+}
+
+#[test]
+fn a_patch_changes_what_its_mask_names_and_nothing_else() {
+    let mask = |paths: &[&str]| FieldMask { paths: paths.iter().map(|path| (*path).to_owned()).collect() };
+    let policy = proto::DeliveryPolicy { max_attempts: 3, timeout: Some(seconds(5)), ..Default::default() };
+    let sent = proto::Subscription {
+        app: "ignored".to_owned(),
+        filter: "true".to_owned(),
+        delivery_policy: Some(policy),
+        ..Default::default()
+    };
+    let patched = |paths: &[&str]| {
+        let patch = parse_patch(sent.clone(), Some(&mask(paths))).expect("a valid mask");
+        patch.apply(stored()).expect("within bounds")
+    };
+    let one = patched(&["delivery_policy.max_attempts"]);
+    assert_eq!((one.policy.max_attempts(), one.policy.timeout()), (3, Duration::from_secs(30)));
+    assert!(one.filter.is_none() && one.display_name == "Name" && one.app_slug == "shop");
+    let whole = patched(&["delivery_policy", "display_name"]);
+    assert_eq!((whole.policy.timeout(), whole.display_name.as_str()), (Duration::from_secs(5), ""));
+    let set = parse_patch(sent.clone(), None).expect("no mask").apply(stored()).expect("within bounds");
+    assert_eq!((set.policy.max_attempts(), set.display_name.as_str()), (3, "Name"));
+    assert!(set.filter.is_some());
+    assert!(parse_patch(proto::Subscription::default(), None).expect("nothing").is_empty());
+    for path in
+        ["id", "app", "event_type", "state", "target", "target.webhook", "*", "", "delivery_policy.x", "deliveryPolicy"]
+    {
+        match parse_patch(sent.clone(), Some(&mask(&[path]))) {
+            Err(SubscriptionError::Field(error)) => assert_eq!(error.field, "update_mask", "{path}"),
+            other => panic!("{path}: {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_patch_is_bounded_together_with_what_it_leaves() {
+    let policy = proto::DeliveryPolicy {
+        max_backoff: Some(ProtoDuration { seconds: 0, nanos: 5_000_000 }),
+        ..Default::default()
+    };
+    let sent = proto::Subscription { delivery_policy: Some(policy), ..Default::default() };
+    let patch = parse_patch(sent, None).expect("a valid patch");
+    // Below the initial back-off of 1 s that is stored.
+    let refused = patch.apply(stored()).expect_err("shorter than the first back-off");
+    assert_eq!(refused.field, "subscription.delivery_policy.max_backoff");
+}
+
+#[test]
+fn headers_are_replaced_as_a_whole() {
+    let patch = |target| {
+        let sent = proto::Subscription { target: Some(target), ..Default::default() };
+        let mask = FieldMask { paths: vec!["target.webhook.headers".to_owned()] };
+        parse_patch(sent, Some(&mask)).expect("a valid patch")
+    };
+    let headers = |subscription: &Subscription| {
+        let Target::Webhook(webhook) = &subscription.target;
+        webhook.headers.clone()
+    };
+    let first = patch(with_headers(&[("x-a", "1"), ("x-b", "2")])).apply(stored()).expect("patched");
+    assert_eq!(headers(&first).len(), 2);
+    let second = patch(with_headers(&[("x-c", "3")])).apply(first).expect("patched");
+    assert_eq!(headers(&second), [("x-c".to_owned(), "3".to_owned())]);
+    let none = patch(with_headers(&[])).apply(second).expect("patched");
+    assert!(headers(&none).is_empty());
+}
+
+#[test]
+fn a_fingerprint_does_not_depend_on_the_order_of_headers() {
+    let many: Vec<(String, String)> = (0..12).map(|n| (format!("x-{n}"), n.to_string())).collect();
+    let pairs: Vec<(&str, &str)> = many.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    let reversed: Vec<(&str, &str)> = pairs.iter().rev().copied().collect();
+    let fingerprint = |headers: &[(&str, &str)], id: &str| {
+        let target = Some(with_headers(headers));
+        subscribe_fingerprint(&proto::SubscribeRequest { target, request_id: id.to_owned(), ..request() })
+    };
+    assert_eq!(fingerprint(&pairs, "a"), fingerprint(&reversed, "b"));
+    assert_ne!(fingerprint(&pairs, "a"), fingerprint(&pairs[1..], "a"));
+}
+
+#[test]
+fn states_default_to_what_is_not_deleted() {
+    assert_eq!(parse_states("states", &[]), Ok(vec![State::Active, State::Disabled]));
+    assert_eq!(parse_states("states", &[3, 1, 3]), Ok(vec![State::Deleted, State::Active]));
+    assert_eq!(parse_states("states", &[1, 9]).expect_err("unknown").field, "states[1]");
+}
+
+#[test]
+fn what_is_shown_can_be_sent_back() {
+    let shown = to_proto(&stored());
+    assert_eq!((shown.etag.as_str(), shown.effective_position, shown.delete_time), ("7", 5, None));
+    let unchanged = parse_patch(shown, None).expect("what was shown").apply(stored()).expect("within bounds");
+    assert_eq!(to_proto(&unchanged), to_proto(&stored()));
+}

@@ -1,0 +1,156 @@
+//! Who may do what: credentials, roles, apps, and certificates of the internal port.
+
+use carillon::dev::{Ca, CertRequest};
+use carillon::proto::internal::publish_service_client::PublishServiceClient;
+use carillon::proto::internal::{CreateAppRequest, Role};
+use carillon::proto::public::event_type_service_client::EventTypeServiceClient;
+use carillon::proto::public::{
+    CreateEventTypeRequest, GetSubscriptionRequest, ListEventTypesRequest, ListSubscriptionsRequest, UnsubscribeRequest,
+};
+use chrono::TimeDelta;
+use serde_json::json;
+use tonic::metadata::AsciiMetadataValue;
+use tonic::{Code, Request};
+
+use crate::harness::connect::{Identity, anonymous, tls};
+use crate::harness::tenant::{Clients, admin, assert_refused, create_key, publish_request, reason};
+use crate::harness::{Receiver, World};
+
+#[tokio::test]
+async fn anything_but_one_valid_key_is_unauthenticated_with_one_text() {
+    let world = World::shared().await;
+    let tenant = world.tenant().await;
+    let good = format!("Bearer {}", tenant.key);
+    let (id, secret) = tenant.key.rsplit_once('_').expect("a key has parts");
+    let wrong_secret = format!("Bearer {id}_{}", secret.chars().rev().collect::<String>());
+    let cases = [
+        vec![],
+        vec![String::new()],
+        vec!["Bearer".to_owned()],
+        vec!["Bearer car_".to_owned()],
+        vec![format!("Basic {}", tenant.key)],
+        vec![wrong_secret],
+        vec![good.clone(), good],
+        vec![format!("Bearer {}", "x".repeat(60 << 10))],
+    ];
+    let mut texts = Vec::new();
+    for headers in cases {
+        let mut client = EventTypeServiceClient::new(world.public(0));
+        let mut request = Request::new(ListEventTypesRequest::default());
+        for header in &headers {
+            let value: AsciiMetadataValue = header.parse().expect("visible ASCII");
+            request.metadata_mut().append("authorization", value);
+        }
+        let result = client.list_event_types(request).await;
+        texts.push(assert_refused(result, Code::Unauthenticated, "CREDENTIAL_INVALID").message().to_owned());
+    }
+    texts.dedup();
+    assert_eq!(texts.len(), 1, "the texts differ: {texts:?}");
+}
+
+#[tokio::test]
+async fn each_role_stops_where_the_next_begins() {
+    let world = World::shared().await;
+    let tenant = world.tenant().await;
+    tenant.declare("CUSTOM_ROLES").await;
+    for (role, subscribes, declares) in
+        [(Role::Viewer, false, false), (Role::Subscriber, true, false), (Role::Developer, true, true)]
+    {
+        let secret = create_key(world, &tenant.slug, "", role).await;
+        let clients = Clients::new(world, 1, &secret);
+        clients.types.clone().list_event_types(ListEventTypesRequest::default()).await.expect("everyone reads");
+        let request = tenant.subscribe_request("CUSTOM_ROLES", &format!("http://127.0.0.1:9/{role:?}"));
+        let subscribed = clients.events.clone().subscribe(request).await;
+        let name = format!("CUSTOM_BY_{}", format!("{role:?}").to_uppercase());
+        let declared =
+            clients.types.clone().create_event_type(CreateEventTypeRequest { name, ..Default::default() }).await;
+        for (may, refusal) in [(subscribes, subscribed.err()), (declares, declared.err())] {
+            match refusal {
+                None => assert!(may, "{role:?} was let in"),
+                Some(status) => {
+                    assert!(!may, "{role:?}: {status:?}");
+                    assert_eq!(
+                        (status.code(), reason(&status).as_str()),
+                        (Code::PermissionDenied, "ROLE_INSUFFICIENT")
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_key_of_an_app_sees_only_that_apps_subscriptions() {
+    let world = World::shared().await;
+    let tenant = world.tenant().await;
+    let receiver = Receiver::start().await;
+    tenant.declare("CUSTOM_APPS").await;
+    let foreign = tenant.subscribe("CUSTOM_APPS", &receiver, "/hook").await.subscription.expect("it is set");
+    let request = CreateAppRequest { tenant: tenant.slug.clone(), slug: "limited".to_owned(), ..Default::default() };
+    admin(world).create_app(request).await.expect("an app can be made");
+    let secret = create_key(world, &tenant.slug, "limited", Role::Admin).await;
+    let clients = Clients::new(world, 0, &secret);
+
+    let listed = clients.events.clone().list_subscriptions(ListSubscriptionsRequest::default()).await;
+    assert!(listed.expect("a page").into_inner().subscriptions.is_empty());
+    let request = GetSubscriptionRequest { subscription_id: foreign.id.clone() };
+    assert_refused(clients.events.clone().get_subscription(request).await, Code::NotFound, "SUBSCRIPTION_NOT_FOUND");
+    let request = UnsubscribeRequest { subscription_id: foreign.id, ..Default::default() };
+    assert_refused(clients.events.clone().unsubscribe(request).await, Code::NotFound, "SUBSCRIPTION_NOT_FOUND");
+    let request = tenant.subscribe_request("CUSTOM_APPS", &receiver.url("/other"));
+    assert_refused(clients.events.clone().subscribe(request.clone()).await, Code::NotFound, "APP_NOT_FOUND");
+    let own = carillon::proto::public::SubscribeRequest { app: "limited".to_owned(), ..request };
+    clients.events.clone().subscribe(own).await.expect("its own app");
+}
+
+#[tokio::test]
+async fn a_tenant_named_in_metadata_is_ignored() {
+    let world = World::shared().await;
+    let (tenant, other) = (world.tenant().await, world.tenant().await);
+    other.declare("CUSTOM_SECRET").await;
+    let mut request = Request::new(ListEventTypesRequest { page_size: 1_000, ..Default::default() });
+    for name in ["tenant", "x-tenant", "x-carillon-tenant", "app"] {
+        request.metadata_mut().insert(name, other.slug.parse().expect("a slug is ASCII"));
+    }
+    let types = tenant.types().list_event_types(request).await.expect("a page").into_inner().event_types;
+    assert!(types.iter().all(|event_type| event_type.name != "CUSTOM_SECRET"));
+}
+
+#[tokio::test]
+async fn only_a_certificate_of_our_authority_with_a_registered_name_publishes() {
+    let world = World::shared().await;
+    let tenant = world.tenant().await;
+    tenant.declare("CUSTOM_MUTUAL").await;
+    let now = carillon::clock::now();
+    let stranger = Ca::generate("another CA", now - TimeDelta::hours(1), now + TimeDelta::days(1)).expect("a CA");
+    let uri = format!("spiffe://carillon.test/publisher/{}", tenant.slug);
+    let issue = |ca: &Ca, request: &CertRequest| {
+        // The server is trusted in every case; what differs is what the client shows.
+        Identity::from_issued(&world.ca, &carillon::dev::ca::issue(ca, request).expect("a certificate"))
+    };
+    let valid = CertRequest::client("x", &uri, now);
+    let nameless = CertRequest { sans: Vec::new(), common_name: uri.clone(), ..valid.clone() };
+    let expired =
+        CertRequest { not_before: now - TimeDelta::hours(3), not_after: now - TimeDelta::hours(2), ..valid.clone() };
+    let longer = CertRequest::client("x", &format!("{uri}/more"), now);
+    let cases = [
+        ("another authority", issue(&stranger, &valid)),
+        ("no name but a CN", issue(&world.ca, &nameless)),
+        ("expired", issue(&world.ca, &expired)),
+        ("a longer name", issue(&world.ca, &longer)),
+    ];
+    for (what, identity) in cases {
+        let mut client = PublishServiceClient::new(world.internal(0, &identity));
+        let result = client.publish(publish_request("CUSTOM_MUTUAL", &json!({}))).await;
+        let status = result.expect_err(what);
+        // A refused handshake looks like a connection that ends, at whichever moment the client notices.
+        assert!(
+            [Code::Unauthenticated, Code::Unavailable, Code::Unknown, Code::Cancelled].contains(&status.code()),
+            "{what}: {status:?}"
+        );
+    }
+    let channel = tls(&world.replicas[0].addresses.internal, anonymous(&world.ca));
+    let result = PublishServiceClient::new(channel).publish(publish_request("CUSTOM_MUTUAL", &json!({}))).await;
+    result.expect_err("a client without a certificate");
+    assert_eq!(tenant.publish("CUSTOM_MUTUAL", &json!({})).await.position, 1);
+}

@@ -1,0 +1,87 @@
+//! The one private Postgres of a test run, and a database per world, copied from a migrated template.
+//!
+//! Only the harness speaks SQL; tests speak gRPC and HTTP.
+
+use std::path::PathBuf;
+use std::process::Stdio;
+
+use carillon::dev::{PrivatePostgres, Search};
+use sqlx::{Connection as _, Executor as _, PgConnection};
+use tokio::sync::OnceCell;
+
+use super::process::Process;
+use super::shared_runtime;
+
+/// The database that others are copied from.
+const TEMPLATE: &str = "carillon_template";
+
+/// Where the tests look for Postgres: as `carillon dev` does.
+pub fn search() -> Search {
+    let path = std::env::var_os("PATH").map(|path| std::env::split_paths(&path).collect()).unwrap_or_default();
+    let cache = std::env::var_os("CARILLON_CACHE")
+        .map(PathBuf::from)
+        .or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache/carillon")));
+    Search::system(path, cache.map(|cache| cache.join("postgres")))
+}
+
+/// A Postgres with a migrated template.
+#[derive(Debug)]
+pub struct Cluster {
+    /// The server; tests of crashes kill one of their own.
+    pub postgres: PrivatePostgres,
+}
+
+impl Cluster {
+    /// The cluster that all tests share.
+    pub async fn shared() -> &'static Cluster {
+        static SHARED: OnceCell<Cluster> = OnceCell::const_new();
+        SHARED
+            .get_or_init(|| async {
+                // The server's child handle belongs to a runtime that lives as long as the process.
+                shared_runtime().spawn(Cluster::start()).await.expect("the shared Postgres starts")
+            })
+            .await
+    }
+
+    /// A cluster of one's own.
+    pub async fn start() -> Cluster {
+        let postgres = PrivatePostgres::throwaway(&search()).await.expect("a private Postgres starts");
+        let cluster = Cluster { postgres };
+        cluster.create(TEMPLATE, None).await;
+        let status = tokio::process::Command::from(migrate(&cluster.url(TEMPLATE)))
+            .stdin(Stdio::null())
+            .output()
+            .await
+            .expect("carillon migrate runs");
+        assert!(status.status.success(), "carillon migrate: {}", String::from_utf8_lossy(&status.stderr));
+        cluster
+    }
+
+    /// The URL of a database, as carillon's own role.
+    pub fn url(&self, database: &str) -> String {
+        self.postgres.url().replacen("/carillon?", &format!("/{database}?"), 1)
+    }
+
+    /// Makes a database with the schema and nothing in it, and returns its URL.
+    pub async fn database(&self) -> String {
+        let name = format!("t_{}", uuid::Uuid::new_v4().simple());
+        self.create(&name, Some(TEMPLATE)).await;
+        self.url(&name)
+    }
+
+    async fn create(&self, name: &str, template: Option<&str>) {
+        let mut connection = PgConnection::connect(&self.postgres.url()).await.expect("the private Postgres answers");
+        let template = template.map(|template| format!(" TEMPLATE {template}")).unwrap_or_default();
+        // Both names are made of letters, digits and underscores by this file.
+        let statement = sqlx::AssertSqlSafe(format!("CREATE DATABASE {name}{template}"));
+        connection.execute(statement).await.expect("a database can be made");
+        connection.close().await.expect("the connection closes");
+    }
+}
+
+/// `carillon migrate` for a database.
+fn migrate(url: &str) -> std::process::Command {
+    let mut command = Process::carillon();
+    command.arg("migrate").env("CARILLON_DATABASE__URL", url);
+    command
+}

@@ -1,0 +1,202 @@
+//! A service as it is run for real: a database of its own and one or more `carillon serve` processes on it.
+//!
+//! Most tests share one world with two replicas and make a tenant each, which is also how tenants live. Tests that
+//! kill, drain or configure something make a world of their own.
+
+use std::fs;
+use std::path::PathBuf;
+
+use carillon::dev::{Ca, CertRequest};
+use chrono::TimeDelta;
+use serde::Deserialize;
+use tempfile::TempDir;
+use tokio::sync::OnceCell;
+use tonic::transport::Channel;
+
+use super::connect::{Identity, mutual, plain};
+use super::database::Cluster;
+use super::process::Process;
+use super::tenant::Tenant;
+use super::wait::eventually;
+
+/// The identity that may administer.
+pub const OPERATOR: &str = "spiffe://carillon.test/operator";
+
+/// The origin that browsers may call from.
+pub const ORIGIN: &str = "https://console.example.com";
+
+/// Where a replica listens, as it announces itself.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Addresses {
+    /// gRPC and gRPC-Web for clients.
+    pub public: String,
+    /// gRPC over mutual TLS.
+    pub internal: String,
+    /// Health and metrics over plain HTTP.
+    pub ops: String,
+}
+
+/// One `carillon serve`.
+#[derive(Debug)]
+pub struct Replica {
+    /// The process.
+    pub process: Process,
+    /// Where it listens.
+    pub addresses: Addresses,
+}
+
+/// A database and its replicas.
+pub struct World {
+    /// The authority of every certificate of this world.
+    pub ca: Ca,
+    /// The replicas, in the order of their start.
+    pub replicas: Vec<Replica>,
+    /// The folder of configuration, certificates and logs.
+    pub dir: TempDir,
+    /// May administer.
+    pub operator: Identity,
+    /// A Postgres of its own, for tests that kill it.
+    pub own: Option<Cluster>,
+    /// The database's URL.
+    pub database_url: String,
+    settings: String,
+    started: usize,
+}
+
+impl World {
+    /// The world that most tests share: two replicas on one database.
+    pub async fn shared() -> &'static World {
+        static SHARED: OnceCell<World> = OnceCell::const_new();
+        SHARED
+            .get_or_init(|| async {
+                super::shared_runtime().spawn(World::start(2)).await.expect("the shared replicas start")
+            })
+            .await
+    }
+
+    /// A world of one's own on the shared Postgres.
+    pub async fn start(replicas: usize) -> World {
+        Self::start_with(replicas, "").await
+    }
+
+    /// As [`World::start`], with more settings (TOML).
+    pub async fn start_with(replicas: usize, settings: &str) -> World {
+        let url = Cluster::shared().await.database().await;
+        Self::on(url, None, replicas, settings).await
+    }
+
+    /// A world on a Postgres of its own.
+    pub async fn with_own_postgres(replicas: usize) -> World {
+        let cluster = Cluster::start().await;
+        let url = cluster.database().await;
+        Self::on(url, Some(cluster), replicas, "").await
+    }
+
+    async fn on(database_url: String, own: Option<Cluster>, replicas: usize, settings: &str) -> World {
+        let dir = tempfile::Builder::new().prefix("carillon-it-").tempdir().expect("a temporary folder");
+        let now = carillon::clock::now();
+        let ca = Ca::generate("carillon test CA", now - TimeDelta::hours(1), now + TimeDelta::days(1)).expect("a CA");
+        let server = carillon::dev::ca::issue(&ca, &CertRequest::server(now)).expect("a certificate");
+        for (name, text) in
+            [("ca.pem", ca.cert_pem()), ("server.pem", &server.cert_pem), ("server.key", &server.key_pem)]
+        {
+            fs::write(dir.path().join(name), text).expect("a file in the temporary folder");
+        }
+        let operator = Identity::issue(&ca, OPERATOR);
+        let settings = settings.to_owned();
+        let mut world = World { ca, replicas: Vec::new(), dir, operator, own, database_url, settings, started: 0 };
+        for _ in 0..replicas {
+            world.add_replica().await;
+        }
+        world
+    }
+
+    /// Starts one more replica and waits until it is ready.
+    pub async fn add_replica(&mut self) -> usize {
+        let replica = self.launch().await;
+        self.replicas.push(replica);
+        self.replicas.len() - 1
+    }
+
+    /// Kills a replica as a crash would and starts another in its place.
+    pub async fn replace(&mut self, index: usize) {
+        self.replicas[index].process.kill();
+        self.replicas[index] = self.launch().await;
+    }
+
+    /// Starts a replica.
+    async fn launch(&mut self) -> Replica {
+        self.started += 1;
+        let name = format!("replica-{}", self.started);
+        let file = self.path(&format!("{name}.toml"));
+        let ready = self.path(&format!("{name}.ready"));
+        fs::write(&file, self.configuration()).expect("a configuration file");
+        let mut command = Process::carillon();
+        command.arg("serve").arg("--config").arg(&file).arg("--ready-file").arg(&ready);
+        let mut process = Process::spawn(command, &self.path(&format!("{name}.log"))).expect("carillon starts");
+        let addresses = eventually("the replica is ready", || {
+            assert!(process.is_running(), "carillon serve ended: {}", process.log_tail());
+            let looked = fs::read_to_string(&ready)
+                .map_err(|error| format!("{error}\n{}", process.log_tail()))
+                .and_then(|text| serde_json::from_str::<Addresses>(&text).map_err(|error| format!("{error}: {text}")));
+            async move { looked }
+        })
+        .await;
+        Replica { process, addresses }
+    }
+
+    /// A file in the world's folder.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// A new tenant with an app, an API key and a publisher.
+    pub async fn tenant(&self) -> Tenant {
+        Tenant::create(self).await
+    }
+
+    /// A channel to a replica's public port.
+    pub fn public(&self, replica: usize) -> Channel {
+        plain(&self.replicas[replica].addresses.public)
+    }
+
+    /// A channel to a replica's internal port.
+    pub fn internal(&self, replica: usize, identity: &Identity) -> Channel {
+        mutual(&self.replicas[replica].addresses.internal, identity)
+    }
+
+    /// The configuration file of a replica: every port free, loopback receivers allowed.
+    fn configuration(&self) -> String {
+        let dir = self.dir.path().display();
+        let url = &self.database_url;
+        let settings = &self.settings;
+        format!(
+            r#"[database]
+url = "{url}"
+
+[server]
+public_listen = "127.0.0.1:0"
+internal_listen = "127.0.0.1:0"
+ops_listen = "127.0.0.1:0"
+cors_origins = ["{ORIGIN}"]
+
+[server.internal_tls]
+certificate_file = "{dir}/server.pem"
+key_file = "{dir}/server.key"
+client_ca_file = "{dir}/ca.pem"
+
+[operators]
+subjects = ["uri:{OPERATOR}"]
+
+[secrets]
+keys = [{{ id = "test", key = "MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE=" }}]
+
+[executor]
+allow_http = true
+allow_private_ranges = ["127.0.0.0/8"]
+
+{settings}
+"#
+        )
+    }
+}

@@ -1,0 +1,29 @@
+//! The integration tests: one file per RPC and per guarantee, over gRPC and HTTP, against real `carillon serve`
+//! processes on a real Postgres.
+//!
+//! They must never look inside the service: what a client cannot see is not tested here.
+
+mod harness;
+
+mod access;
+mod admin;
+mod documents;
+mod event_types;
+mod events;
+mod foreign;
+mod g03_idempotent;
+mod g05_at_least_once;
+mod g09_isolated;
+mod g10_tenants;
+mod hostile;
+mod invocations;
+mod operations;
+mod publish;
+mod publish_batch;
+mod subscribe;
+mod subscriptions;
+mod unimplemented;
+mod unsubscribe;
+mod wait_event;
+mod watch;
+mod webhooks;

@@ -1,0 +1,200 @@
+//! `PublishService.Publish`: what is accepted, where it ends up, and what is refused.
+
+use carillon::proto::cloudevents::cloud_event::CloudEventAttributeValue;
+use carillon::proto::cloudevents::cloud_event::Data;
+use carillon::proto::cloudevents::cloud_event::cloud_event_attribute_value::Attr;
+use carillon::proto::internal::publish_service_client::PublishServiceClient;
+use carillon::proto::internal::{CreatePublisherIdentityRequest, PublishRequest};
+use carillon::proto::public::{GetEventRequest, InvocationState};
+use serde_json::json;
+use tonic::Code;
+use tonic_types::StatusExt as _;
+
+use crate::harness::connect::Identity;
+use crate::harness::tenant::{admin, assert_refused, cloud_event, publish_request};
+use crate::harness::{Receiver, World};
+
+#[tokio::test]
+async fn a_published_event_arrives_signed_at_its_receiver() {
+    let tenant = World::shared().await.tenant().await;
+    let receiver = Receiver::start().await;
+    tenant.declare("CUSTOM_ORDER_PLACED").await;
+    let subscribed = tenant.subscribe("CUSTOM_ORDER_PLACED", &receiver, "/hook").await;
+
+    let answer = tenant.publish("CUSTOM_ORDER_PLACED", &json!({"order": 17})).await;
+
+    assert_eq!(answer.position, 1);
+    assert!(!answer.duplicate);
+    assert_eq!(answer.invocations.len(), 1);
+    let received = receiver.receives("/hook", 1).await;
+    assert_eq!(received[0].verified, Some(true));
+    assert_eq!(received[0].header("webhook-id"), answer.invocations[0].invocation_id);
+    assert!(received[0].header("content-type").starts_with("application/cloudevents+json"));
+    let body = received[0].json();
+    assert_eq!((&body["id"], &body["type"]), (&json!(answer.event_id), &json!("CUSTOM_ORDER_PLACED")));
+    assert_eq!(body["data"], json!({"order": 17}));
+    let invocations = tenant.all_invocations_become(&answer.event_id, InvocationState::Succeeded).await;
+    assert_eq!(invocations[0].subscription_id, subscribed.subscription.expect("it is set").id);
+}
+
+#[tokio::test]
+async fn the_data_is_kept_byte_for_byte() {
+    let tenant = World::shared().await.tenant().await;
+    let receiver = Receiver::start().await;
+    tenant.declare("CUSTOM_RAW").await;
+    tenant.subscribe("CUSTOM_RAW", &receiver, "/hook").await;
+    let exact = "{ \"big\": 9007199254740993, \"tiny\": 1e-400, \"b\": 1,\n\"a\": \"\\u00e9 ✓ {{x}} %s\" }";
+    let mut event = cloud_event("CUSTOM_RAW", &json!(null));
+    event.data = Some(Data::TextData(exact.to_owned()));
+
+    let answer =
+        tenant.try_publish(PublishRequest { event: Some(event), ..Default::default() }).await.expect("valid JSON");
+
+    let request = GetEventRequest { event_id: answer.event_id };
+    let stored = tenant.events().get_event(request).await.expect("it is stored").into_inner().event.expect("it is set");
+    assert_eq!(stored.event.expect("it is set").data, Some(Data::TextData(exact.to_owned())));
+    let received = receiver.receives("/hook", 1).await;
+    let body = String::from_utf8(received[0].body.to_vec()).expect("UTF-8");
+    assert!(body.contains("9007199254740993") && body.contains("1e-400"), "numbers were rounded: {body}");
+}
+
+#[tokio::test]
+async fn attributes_of_every_kind_come_back() {
+    let tenant = World::shared().await.tenant().await;
+    tenant.declare("CUSTOM_ATTRIBUTES").await;
+    let attribute = |attr| CloudEventAttributeValue { attr: Some(attr) };
+    let mut event = cloud_event("CUSTOM_ATTRIBUTES", &json!({}));
+    for (name, attr) in [
+        ("subject", Attr::CeString("orders/17".to_owned())),
+        ("flag", Attr::CeBoolean(true)),
+        ("count", Attr::CeInteger(-7)),
+        ("link", Attr::CeUriRef("/a?b#c".to_owned())),
+    ] {
+        event.attributes.insert(name.to_owned(), attribute(attr));
+    }
+    let sent = event.attributes.clone();
+    let answer = tenant.try_publish(PublishRequest { event: Some(event), ..Default::default() }).await.expect("valid");
+    let request = GetEventRequest { event_id: answer.event_id.clone() };
+    let stored = tenant.events().get_event(request).await.expect("it is stored").into_inner().event.expect("it is set");
+    let stored = stored.event.expect("it is set");
+    assert_eq!(stored.id, answer.event_id);
+    for (name, value) in sent {
+        assert_eq!(stored.attributes.get(&name), Some(&value), "{name}");
+    }
+    assert!(stored.attributes.contains_key("time"));
+}
+
+#[tokio::test]
+async fn an_unknown_event_type_is_refused_with_near_names() {
+    let tenant = World::shared().await.tenant().await;
+    tenant.declare("CUSTOM_ORDER_PLACED").await;
+    let result = tenant.try_publish(publish_request("CUSTOM_ORDER_PLACD", &json!({}))).await;
+    let status = assert_refused(result, Code::NotFound, "EVENT_TYPE_NOT_FOUND");
+    let info = status.get_details_error_info().expect("it is set");
+    assert!(info.metadata["near"].contains("CUSTOM_ORDER_PLACED"), "{info:?}");
+}
+
+#[tokio::test]
+async fn data_that_breaks_the_schema_is_refused_with_a_pointer() {
+    let tenant = World::shared().await.tenant().await;
+    let schema = json!({"type": "object", "properties": {"lines": {"type": "array", "items": {"type": "integer"}}}});
+    tenant.declare_with_schema("CUSTOM_STRICT", &schema.to_string()).await;
+    let result = tenant.try_publish(publish_request("CUSTOM_STRICT", &json!({"lines": [1, "two"]}))).await;
+    let status = assert_refused(result, Code::InvalidArgument, "SCHEMA_VIOLATION");
+    let fields = status.get_details_bad_request().expect("it is set").field_violations;
+    assert!(fields.iter().any(|violation| violation.field.contains("/lines/1")), "{fields:?}");
+    assert!(!status.message().contains("two"), "the value is repeated: {}", status.message());
+}
+
+#[tokio::test]
+async fn broken_requests_name_their_field() {
+    let tenant = World::shared().await.tenant().await;
+    tenant.declare("CUSTOM_FIELDS").await;
+    let event = || cloud_event("CUSTOM_FIELDS", &json!({}));
+    let not_json = |text: &str| {
+        let mut event = event();
+        event.data = Some(Data::TextData(text.to_owned()));
+        PublishRequest { event: Some(event), ..Default::default() }
+    };
+    let mut without_source = event();
+    without_source.source.clear();
+    let mut nul = event();
+    nul.source = "/a\0b".to_owned();
+    let cases = [
+        ("event", PublishRequest::default()),
+        ("source", PublishRequest { event: Some(without_source), ..Default::default() }),
+        ("source", PublishRequest { event: Some(nul), ..Default::default() }),
+        ("data", not_json("{\"a\": 1")),
+        ("data", not_json("{} trailing")),
+        ("data", not_json("\u{feff}{}")),
+        ("data", not_json(&"[".repeat(10_000))),
+        (
+            "idempotency_key",
+            PublishRequest { event: Some(event()), idempotency_key: "k".repeat(257), ..Default::default() },
+        ),
+        (
+            "idempotency_key",
+            PublishRequest { event: Some(event()), idempotency_key: "ключ".to_owned(), ..Default::default() },
+        ),
+    ];
+    for (field, request) in cases {
+        let status = assert_refused(tenant.try_publish(request).await, Code::InvalidArgument, "FIELD_INVALID");
+        let fields = status.get_details_bad_request().expect("it is set").field_violations;
+        assert!(fields.iter().any(|violation| violation.field.contains(field)), "{field}: {fields:?}");
+    }
+    let answer = tenant.publish("CUSTOM_FIELDS", &json!({})).await;
+    assert_eq!(answer.position, 1, "a refused event took a position");
+}
+
+#[tokio::test]
+async fn the_size_limit_is_exact() {
+    let tenant = World::shared().await.tenant().await;
+    tenant.declare("CUSTOM_LARGE").await;
+    let of = |bytes: usize| publish_request("CUSTOM_LARGE", &json!("x".repeat(bytes)));
+    let status = assert_refused(tenant.try_publish(of(2 << 20)).await, Code::InvalidArgument, "EVENT_TOO_LARGE");
+    let info = status.get_details_error_info().expect("it is set");
+    let limit: usize = info.metadata["limit_bytes"].parse().expect("a number");
+    assert_refused(tenant.try_publish(of(limit)).await, Code::InvalidArgument, "EVENT_TOO_LARGE");
+    // The bound counts the whole event; a kilobyte is more than the attributes of this one take.
+    tenant.try_publish(of(limit - 1_024)).await.expect("an event below the limit is accepted");
+}
+
+#[tokio::test]
+async fn a_pre_event_and_a_delay_say_that_they_are_not_there_yet() {
+    let tenant = World::shared().await.tenant().await;
+    tenant.declare("CUSTOM_LATER").await;
+    let pre = tenant.try_publish(publish_request("PRE_USER_CREATE", &json!({}))).await;
+    assert_refused(pre, Code::Unimplemented, "NOT_IMPLEMENTED");
+    let mut delayed = publish_request("CUSTOM_LATER", &json!({}));
+    delayed.deliver_at = Some(pbjson_types::Timestamp { seconds: 4_000_000_000, nanos: 0 });
+    assert_refused(tenant.try_publish(delayed).await, Code::Unimplemented, "NOT_IMPLEMENTED");
+}
+
+#[tokio::test]
+async fn an_identity_publishes_only_the_types_it_may() {
+    let world = World::shared().await;
+    let tenant = world.tenant().await;
+    tenant.declare("CUSTOM_ALLOWED_ONE").await;
+    tenant.declare("CUSTOM_OTHER").await;
+    let uri = format!("spiffe://carillon.test/limited/{}", tenant.slug);
+    let request = CreatePublisherIdentityRequest {
+        tenant: tenant.slug.clone(),
+        subject: format!("uri:{uri}"),
+        event_types: vec!["CUSTOM_ALLOWED_*".to_owned()],
+    };
+    admin(world).create_publisher_identity(request).await.expect("an identity can be registered");
+    let mut limited = PublishServiceClient::new(world.internal(1, &Identity::issue(&world.ca, &uri)));
+    limited.publish(publish_request("CUSTOM_ALLOWED_ONE", &json!({}))).await.expect("an allowed type");
+    let result = limited.publish(publish_request("CUSTOM_OTHER", &json!({}))).await;
+    assert_refused(result, Code::PermissionDenied, "EVENT_TYPE_FORBIDDEN");
+}
+
+#[tokio::test]
+async fn publish_does_not_exist_on_the_public_port() {
+    let world = World::shared().await;
+    let status = PublishServiceClient::new(world.public(0))
+        .publish(publish_request("CUSTOM_ANY", &json!({})))
+        .await
+        .expect_err("the public port has no such service");
+    assert_eq!(status.code(), Code::Unimplemented, "{status:?}");
+}

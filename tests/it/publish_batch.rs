@@ -1,0 +1,50 @@
+//! `PublishService.PublishBatch`: all or none, in order, at adjacent positions.
+
+use carillon::proto::internal::PublishBatchRequest;
+use serde_json::json;
+use tonic::Code;
+use tonic_types::StatusExt as _;
+
+use crate::harness::tenant::{assert_refused, publish_request};
+use crate::harness::{Receiver, World};
+
+#[tokio::test]
+async fn a_batch_takes_adjacent_positions_in_its_order() {
+    let tenant = World::shared().await.tenant().await;
+    let receiver = Receiver::start().await;
+    tenant.declare("CUSTOM_BATCHED").await;
+    tenant.subscribe("CUSTOM_BATCHED", &receiver, "/hook").await;
+    let requests = (0..100).map(|n| publish_request("CUSTOM_BATCHED", &json!({"n": n}))).collect();
+    let answer = tenant.publisher().publish_batch(PublishBatchRequest { requests }).await.expect("a valid batch");
+    let positions: Vec<i64> = answer.into_inner().responses.iter().map(|response| response.position).collect();
+    assert_eq!(positions, (1..=100).collect::<Vec<i64>>());
+    let received = receiver.receives("/hook", 100).await;
+    assert!(received.iter().all(|received| received.verified == Some(true)));
+}
+
+#[tokio::test]
+async fn one_bad_event_refuses_the_whole_batch_and_is_named() {
+    let tenant = World::shared().await.tenant().await;
+    tenant.declare_with_schema("CUSTOM_BATCHED", r#"{"type": "object"}"#).await;
+    let data = [json!({}), json!({}), json!([]), json!({})];
+    let requests = data.iter().map(|data| publish_request("CUSTOM_BATCHED", data)).collect();
+    let result = tenant.publisher().publish_batch(PublishBatchRequest { requests }).await;
+    let status = assert_refused(result, Code::InvalidArgument, "SCHEMA_VIOLATION");
+    let fields = status.get_details_bad_request().expect("it is set").field_violations;
+    assert!(fields.iter().all(|violation| violation.field.contains("requests[2]")), "{fields:?}");
+    assert_eq!(tenant.publish("CUSTOM_BATCHED", &json!({})).await.position, 1, "a part of the batch was kept");
+}
+
+#[tokio::test]
+async fn the_size_of_a_batch_is_bounded() {
+    let tenant = World::shared().await.tenant().await;
+    tenant.declare("CUSTOM_BATCHED").await;
+    for count in [0, 1_001] {
+        let requests = (0..count).map(|n| publish_request("CUSTOM_BATCHED", &json!(n))).collect();
+        let result = tenant.publisher().publish_batch(PublishBatchRequest { requests }).await;
+        assert_refused(result, Code::InvalidArgument, "FIELD_INVALID");
+    }
+    let requests = (0..1_000).map(|n| publish_request("CUSTOM_BATCHED", &json!(n))).collect();
+    let answer = tenant.publisher().publish_batch(PublishBatchRequest { requests }).await.expect("the largest batch");
+    assert_eq!(answer.into_inner().responses.last().map(|response| response.position), Some(1_000));
+}

@@ -1,0 +1,30 @@
+//! What is defined and not built yet says so, with a reason and the feature's name.
+
+use carillon::proto::internal::CancelEventRequest;
+use carillon::proto::public::{
+    CheckCompatibilityRequest, ExplainMatchRequest, TestSubscriptionRequest, UpdateWatchRequest,
+};
+use tonic::Code;
+use tonic_types::StatusExt as _;
+
+use crate::harness::World;
+use crate::harness::tenant::assert_refused;
+
+#[tokio::test]
+async fn every_call_that_is_not_built_yet_answers_unimplemented() {
+    let tenant = World::shared().await.tenant().await;
+    let (mut events, mut types, mut publisher) = (tenant.events(), tenant.types(), tenant.publisher());
+    let statuses = [
+        events.test_subscription(TestSubscriptionRequest::default()).await.err(),
+        events.explain_match(ExplainMatchRequest::default()).await.err(),
+        events.update_watch(UpdateWatchRequest::default()).await.err(),
+        types.check_compatibility(CheckCompatibilityRequest::default()).await.err(),
+        publisher.cancel_event(CancelEventRequest::default()).await.err(),
+    ];
+    for status in statuses {
+        let status = status.expect("the call is not built yet");
+        let status = assert_refused(Err::<(), _>(status), Code::Unimplemented, "NOT_IMPLEMENTED");
+        let info = status.get_details_error_info().expect("it is set");
+        assert!(!info.metadata["feature"].is_empty(), "{info:?}");
+    }
+}
