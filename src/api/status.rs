@@ -423,6 +423,7 @@ fn describe_fields(violations: &[FieldViolation]) -> String {
 fn store_message(error: &StoreError) -> &'static str {
     match error {
         StoreError::Unavailable(_) | StoreError::PartitionMissing => "the database cannot be reached; try again",
+        StoreError::Locked => "what the call needs is locked by other work; try again",
         StoreError::Full(_) => "the database is full or read-only",
         StoreError::Conflict { .. }
         | StoreError::Corrupt { .. }

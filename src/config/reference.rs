@@ -69,6 +69,14 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
     ),
     ("publish.queue_calls_max", "publish calls that may wait for a commit; further ones wait at the door"),
     (
+        "publish.queue_bytes_max",
+        "bytes of events that may wait for a commit, those at the door included; further calls are refused with RESOURCE_EXHAUSTED; 1 MiB to 64 GiB",
+    ),
+    (
+        "publish.lock_patience_ms",
+        "how long a commit waits for a tenant's lock before that tenant is committed by itself, so that the others go on, milliseconds; 1 to 10,000",
+    ),
+    (
         "publish.batch_scope",
         "any or tenant: whether one commit may hold events of several tenants; on a distributed Postgres it must not",
     ),

@@ -17,6 +17,12 @@ pub struct Config {
     pub commits_in_flight: usize,
     /// Publish calls that may wait for a commit; further ones wait at the door.
     pub queue_calls_max: usize,
+    /// Bytes of events that may wait for a commit, those at the door included; further calls are refused with RESOURCE_EXHAUSTED.
+    /// 1 MiB to 64 GiB.
+    pub queue_bytes_max: usize,
+    /// How long a commit waits for a tenant's lock before that tenant is committed by itself, so that the others go on,
+    /// milliseconds. 1 to 10,000.
+    pub lock_patience_ms: u64,
     /// Whether one commit may hold events of several tenants: on a distributed Postgres it must not.
     pub batch_scope: BatchScope,
     /// How long an idempotency key is kept, hours. At least 24.
@@ -45,6 +51,8 @@ impl Default for Config {
             commit_bytes_max: 8 * 1024 * 1024,
             commits_in_flight: 1,
             queue_calls_max: 10_000,
+            queue_bytes_max: 256 * 1024 * 1024,
+            lock_patience_ms: 100,
             batch_scope: BatchScope::Any,
             idempotency_hours: 48,
             registry_tenants_max: 10_000,
@@ -64,6 +72,12 @@ impl Config {
             ("commit_bytes_max", self.commit_bytes_max >= 1_024, "must be at least 1,024"),
             ("commits_in_flight", (1..=16).contains(&self.commits_in_flight), "must be 1 to 16"),
             ("queue_calls_max", (1..=1_000_000).contains(&self.queue_calls_max), "must be 1 to 1,000,000"),
+            (
+                "queue_bytes_max",
+                (1 << 20..=1 << 36).contains(&self.queue_bytes_max),
+                "must be 1,048,576 to 68,719,476,736",
+            ),
+            ("lock_patience_ms", (1..=10_000).contains(&self.lock_patience_ms), "must be 1 to 10,000"),
             ("idempotency_hours", (24..=8_760).contains(&self.idempotency_hours), "must be 24 to 8,760"),
             ("registry_tenants_max", self.registry_tenants_max > 0, "must be at least 1"),
             ("schemas_max", self.schemas_max > 0, "must be at least 1"),

@@ -59,6 +59,12 @@ pub enum PublishError {
     /// The tenant's registry changed faster than the event could be matched.
     #[error("the tenant's subscriptions change too fast to publish just now")]
     Contended,
+    /// The events that wait for a commit take all the room there is.
+    #[error("too much waits to be committed; come back later")]
+    QueueFull {
+        /// The room, bytes.
+        limit_bytes: usize,
+    },
     /// The server is shutting down.
     #[error("the server is draining")]
     Draining,

@@ -3,6 +3,14 @@
 //! Publish calls hand their prepared events over; while commits run, the next batch gathers; at low load a call commits at
 //! once. A commit is one statement. The writer's tasks belong to the server, not to the calls: a caller that goes away loses
 //! only its answer.
+//!
+//! A tenant's trouble is its own: one whose head row somebody else holds is committed by a task of its own (`aside`), and where a
+//! commit of several calls is refused, each is tried by itself.
+
+mod aside;
+mod repeated;
+#[cfg(test)]
+mod tests;
 
 use super::PublishError;
 use super::config::{BatchScope, Config};
@@ -13,21 +21,26 @@ use crate::domain::event::{Data, Event, Lineage, LogEntry};
 use crate::domain::event_type::EventTypeName;
 use crate::domain::ids::{EventId, TenantId};
 use crate::feed::{Feed, News};
-use crate::store::publish::{CommitConnection, IDEMPOTENCY_CONSTRAINT, NewEvent, NewKey, TenantBatch, UsedKey};
+use crate::store::publish::{CommitConnection, IDEMPOTENCY_CONSTRAINT, NewEvent, NewKey, OnLocked, TenantBatch};
 use crate::store::{Store, StoreError};
+use aside::Aside;
 use chrono::TimeDelta;
 use futures::FutureExt as _;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use tokio::sync::{Mutex, mpsc, oneshot};
+use std::time::Duration;
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
+use tokio_util::task::TaskTracker;
 
 /// Accepts events for commit. Cheap to clone.
 #[derive(Clone)]
 pub struct Writer {
     queue: mpsc::Sender<Call>,
     core: Arc<Core>,
+    /// What calls may hold in memory until they are answered, in units of [`ROOM_UNIT`].
+    room: Arc<Semaphore>,
 }
 
 /// Where a published event is.
@@ -43,6 +56,9 @@ pub struct Published {
 /// key was taken, between two statements.
 const ROUNDS_MAX: u32 = 100;
 
+/// Bytes that one permit of a writer's room stands for.
+const ROOM_UNIT: usize = 1_024;
+
 type Answer = Result<Vec<Published>, PublishError>;
 
 /// One call: events of one tenant that commit together, in order, or not at all.
@@ -50,6 +66,8 @@ struct Call {
     tenant: TenantId,
     events: Vec<Prepared>,
     answer: oneshot::Sender<Answer>,
+    /// Its share of the writer's room, given back once it is answered.
+    room: OwnedSemaphorePermit,
 }
 
 /// What one commit left to do.
@@ -58,6 +76,8 @@ enum Round {
     Done(Vec<Call>),
     /// Nothing was written: some key of these calls was used before.
     KeyUsed(Vec<Call>),
+    /// Nothing was written: Postgres refused the statement, which may be the fault of one call alone.
+    Refused(Vec<Call>),
 }
 
 struct Core {
@@ -65,17 +85,22 @@ struct Core {
     registry: Registry,
     feed: Feed,
     config: Config,
+    aside: Aside,
 }
 
 /// The tasks of a running writer.
 pub struct WriterTasks {
     tasks: JoinSet<()>,
+    aside: TaskTracker,
 }
 
 impl WriterTasks {
     /// Ends once every [`Writer`] is dropped and what it accepted is committed or answered.
     pub async fn join(mut self) {
         while self.tasks.join_next().await.is_some() {}
+        // Only committers start such tasks, and they have ended.
+        self.aside.close();
+        self.aside.wait().await;
     }
 }
 
@@ -84,13 +109,15 @@ impl Writer {
     pub fn start(store: Store, registry: Registry, feed: Feed, config: Config) -> (Self, WriterTasks) {
         let (queue, receiver) = mpsc::channel(config.queue_calls_max);
         let committers = config.commits_in_flight.clamp(1, 16);
-        let core = Arc::new(Core { store, registry, feed, config });
+        let room = Arc::new(Semaphore::new(config.queue_bytes_max / ROOM_UNIT));
+        let core = Arc::new(Core { store, registry, feed, config, aside: Aside::default() });
         let receiver = Arc::new(Mutex::new(receiver));
         let mut tasks = JoinSet::new();
         for _ in 0..committers {
             tasks.spawn(core.clone().run(receiver.clone()));
         }
-        (Self { queue, core }, WriterTasks { tasks })
+        let aside = core.aside.tasks();
+        (Self { queue, core, room }, WriterTasks { tasks, aside })
     }
 
     /// The bounds it works with.
@@ -106,9 +133,17 @@ impl Writer {
     /// Commits one tenant's prepared events together; answers once they are on disk.
     ///
     /// An event whose key was used before with the same request answers with the first one, whatever happens to the others.
+    ///
+    /// Errors: [`PublishError::QueueFull`] where the events that wait for a commit take the room there is; nothing is written.
     pub async fn write(&self, tenant: TenantId, events: Vec<Prepared>) -> Answer {
+        let limit = self.core.config.queue_bytes_max;
+        // One that is larger than all of the room goes alone.
+        let units = bytes_of(&events).div_ceil(ROOM_UNIT).min(limit / ROOM_UNIT);
+        let units = u32::try_from(units).unwrap_or(u32::MAX);
+        let room = self.room.clone().try_acquire_many_owned(units);
+        let room = room.map_err(|_| PublishError::QueueFull { limit_bytes: limit })?;
         let (answer, answered) = oneshot::channel();
-        self.queue.send(Call { tenant, events, answer }).await.map_err(|_| PublishError::Draining)?;
+        self.queue.send(Call { tenant, events, answer, room }).await.map_err(|_| PublishError::Draining)?;
         // Dropped without an answer: a fault of the server, or its end.
         answered.await.unwrap_or_else(|_| Err(StoreError::Interrupted.into()))
     }
@@ -173,7 +208,7 @@ impl Core {
     /// Gathers and commits until every sender is gone. The receiver's lock is held only while gathering, so that the next
     /// committer gathers while this one commits.
     async fn run(self: Arc<Self>, queue: Arc<Mutex<mpsc::Receiver<Call>>>) {
-        let mut connection = self.store.commit_connection();
+        let mut connection = self.store.commit_connection(Duration::from_millis(self.config.lock_patience_ms));
         loop {
             let calls = {
                 let mut queue = queue.lock().await;
@@ -181,6 +216,7 @@ impl Core {
                 self.gather(first, &mut queue)
             };
             // A fault in one batch must not end publishing: its callers learn of it, the next batch goes on.
+            let calls = self.without_those_aside(calls);
             if AssertUnwindSafe(self.commit(&mut connection, calls)).catch_unwind().await.is_err() {
                 tracing::error!("a batch of publish calls was dropped by a fault of the server");
             }
@@ -202,17 +238,19 @@ impl Core {
         calls
     }
 
-    async fn commit(&self, connection: &mut CommitConnection, calls: Vec<Call>) {
+    async fn commit(self: &Arc<Self>, connection: &mut CommitConnection, calls: Vec<Call>) {
         // Rounds: a call drops out when it is answered; what is left is tried again with what the round taught.
         let mut rest = calls;
         let mut rounds = 0;
+        let mut each_alone = false;
         while !rest.is_empty() {
+            let waiting = rest.len();
             rounds += 1;
             if rounds > ROUNDS_MAX {
                 fail(rest, &PublishError::Contended);
                 return;
             }
-            let (now, later) = self.split(rest);
+            let (now, later) = self.split(rest, each_alone);
             rest = match self.commit_round(connection, now, rounds).await {
                 Round::Done(mut left) => {
                     left.extend(later);
@@ -223,12 +261,26 @@ impl Core {
                     calls.extend(later);
                     self.answer_used_keys(calls).await
                 }
+                Round::Refused(mut calls) => {
+                    each_alone = true;
+                    calls.extend(later);
+                    calls
+                }
             };
+            // Calls that commit one after another are no sign of a registry that moves too fast.
+            if rest.len() < waiting {
+                rounds = 0;
+            }
         }
     }
 
-    /// Splits off what cannot share a commit with what came before it: a repeated key, or (by configuration) another tenant.
-    fn split(&self, calls: Vec<Call>) -> (Vec<Call>, Vec<Call>) {
+    /// Splits off what cannot share a commit with what came before it: a repeated key, (by configuration) another tenant, or
+    /// anything where each is to commit alone.
+    fn split(&self, mut calls: Vec<Call>, each_alone: bool) -> (Vec<Call>, Vec<Call>) {
+        if each_alone {
+            let later = calls.split_off(1);
+            return (calls, later);
+        }
         let tenant = calls[0].tenant;
         let mut keys = HashSet::new();
         let mut now = Vec::with_capacity(calls.len());
@@ -248,14 +300,24 @@ impl Core {
     }
 
     /// One commit.
-    async fn commit_round(&self, connection: &mut CommitConnection, calls: Vec<Call>, round: u32) -> Round {
+    async fn commit_round(self: &Arc<Self>, connection: &mut CommitConnection, calls: Vec<Call>, round: u32) -> Round {
         let calls = self.match_again(calls).await;
         if calls.is_empty() {
             return Round::Done(calls);
         }
         let batches = batches(&calls);
         let expires = self.store.now() + TimeDelta::hours(i64::from(self.config.idempotency_hours.max(24)));
-        match connection.commit_events(&batches, expires).await {
+        let mut written = connection.commit_events(&batches, expires, OnLocked::Wait).await;
+        let some_locked = matches!(written, Err(StoreError::Locked));
+        if some_locked && !connection.is_patient() {
+            if batches.len() == 1 {
+                self.put_aside(calls);
+                return Round::Done(Vec::new());
+            }
+            // Somebody holds the head of one of these tenants, and not for a moment only: the others do not wait for it.
+            written = connection.commit_events(&batches, expires, OnLocked::Skip).await;
+        }
+        match written {
             Ok(written) => {
                 let places: HashMap<TenantId, _> = written.into_iter().map(|batch| (batch.tenant, batch)).collect();
                 let mut stale = Vec::new();
@@ -271,6 +333,11 @@ impl Core {
                     let place = places[&tenant];
                     self.answer(tenant, place.first_position, place.committed_at, calls);
                 }
+                if some_locked {
+                    // Locked or stale: the task that takes it finds out.
+                    self.put_aside(stale);
+                    return Round::Done(Vec::new());
+                }
                 Round::Done(self.reload(stale).await)
             }
             // On a distributed Postgres the name carries the shard's number behind it.
@@ -283,6 +350,7 @@ impl Core {
                     Err(error) => Round::Done(fail(calls, &error.into())),
                 }
             }
+            Err(StoreError::Statement(_) | StoreError::Conflict { .. }) if calls.len() > 1 => Round::Refused(calls),
             // Two replicas that locked heads in a circle, which the lock order excludes, would end here too.
             Err(error) => Round::Done(fail(calls, &error.into())),
         }
@@ -379,88 +447,6 @@ impl Core {
             let _ = answer.send(Ok(published));
         }
     }
-
-    /// Some key of these calls was used before: answers the calls it concerns, returns the others.
-    async fn answer_used_keys(&self, calls: Vec<Call>) -> Vec<Call> {
-        let keys: Vec<(TenantId, &str)> = calls
-            .iter()
-            .flat_map(|call| call.events.iter().filter_map(|e| e.key.as_ref()).map(|k| (call.tenant, k.key.as_str())))
-            .collect();
-        let used = match self.store.used_keys(&keys).await {
-            Ok(used) => used,
-            Err(error) => return fail(calls, &error.into()),
-        };
-        let used: HashMap<(TenantId, String), UsedKey> =
-            used.into_iter().map(|used| ((used.tenant, used.key.clone()), used)).collect();
-        let mut left = Vec::new();
-        for call in calls {
-            let first: Vec<Option<&UsedKey>> = call
-                .events
-                .iter()
-                .map(|e| e.key.as_ref().and_then(|key| used.get(&(call.tenant, key.key.clone()))))
-                .collect();
-            if first.iter().all(Option::is_none) {
-                left.push(call);
-            } else if let Some(rest) = self.answer_repetition(call, &used).await {
-                left.push(rest);
-            }
-        }
-        left
-    }
-
-    /// Answers a call that repeats keys. Where only some of its events are repetitions, publishes the others by themselves.
-    async fn answer_repetition(&self, call: Call, used: &HashMap<(TenantId, String), UsedKey>) -> Option<Call> {
-        let Call { tenant, events, answer } = call;
-        let mut first: Vec<Option<Arc<LogEntry>>> = Vec::with_capacity(events.len());
-        for prepared in &events {
-            let earlier =
-                prepared.key.as_ref().and_then(|key| used.get(&(tenant, key.key.clone())).map(|used| (key, used)));
-            let Some((key, earlier)) = earlier else {
-                first.push(None);
-                continue;
-            };
-            if earlier.request_hash != key.request_hash {
-                let _ = answer.send(Err(PublishError::KeyReused));
-                return None;
-            }
-            match self.store.event(tenant, earlier.event).await {
-                Ok(Some(entry)) => first.push(Some(entry)),
-                // The key outlived its event, which only retention removes.
-                Ok(None) => {
-                    let _ = answer.send(Err(PublishError::KeyReused));
-                    return None;
-                }
-                Err(error) => {
-                    let _ = answer.send(Err(error.into()));
-                    return None;
-                }
-            }
-        }
-        if first.iter().all(Option::is_some) {
-            let published = first.into_iter().flatten().map(|entry| Published { entry, duplicate: true }).collect();
-            let _ = answer.send(Ok(published));
-            return None;
-        }
-        // A batch that was only partly published cannot have been one call before: its keys come from different calls.
-        let fresh =
-            events.into_iter().zip(&first).filter(|(_, first)| first.is_none()).map(|(event, _)| event).collect();
-        let (inner, answered) = oneshot::channel::<Answer>();
-        tokio::spawn(async move {
-            let merged = match answered.await.unwrap_or(Err(PublishError::Draining)) {
-                Ok(new) => {
-                    let mut new = new.into_iter();
-                    let merge = |first: Option<Arc<LogEntry>>| match first {
-                        Some(entry) => Some(Published { entry, duplicate: true }),
-                        None => new.next(),
-                    };
-                    first.into_iter().map(merge).collect::<Option<Vec<_>>>().ok_or(PublishError::Draining)
-                }
-                Err(error) => Err(error),
-            };
-            let _ = answer.send(merged);
-        });
-        Some(Call { tenant, events: fresh, answer: inner })
-    }
 }
 
 /// Groups calls by tenant, in tenant order; within a tenant in the order of the calls.
@@ -485,8 +471,11 @@ fn batches(calls: &[Call]) -> Vec<TenantBatch> {
 }
 
 fn weight(call: &Call) -> (usize, usize) {
-    let bytes = call.events.iter().map(|e| e.event.data.as_bytes().len() + 512).sum();
-    (call.events.len(), bytes)
+    (call.events.len(), bytes_of(&call.events))
+}
+
+fn bytes_of(events: &[Prepared]) -> usize {
+    events.iter().map(|e| e.event.data.as_bytes().len() + 512).sum()
 }
 
 fn fail(calls: Vec<Call>, error: &PublishError) -> Vec<Call> {

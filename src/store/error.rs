@@ -17,6 +17,9 @@ pub enum StoreError {
         /// The constraint's name.
         constraint: String,
     },
+    /// Somebody else holds a lock for longer than the statement waits: nothing was written.
+    #[error("a row or table is locked")]
+    Locked,
     /// No partition holds the row's day.
     #[error("no partition for the day")]
     PartitionMissing,
@@ -51,6 +54,8 @@ impl From<sqlx::Error> for StoreError {
         match code.as_str() {
             "23505" => Self::Conflict { constraint: database.constraint().unwrap_or_default().to_owned() },
             "23514" if database.constraint().is_none() => Self::PartitionMissing,
+            // lock_not_available
+            "55P03" => Self::Locked,
             // disk_full, read_only_sql_transaction
             "53100" | "25006" => Self::Full(error.into()),
             // Connection exceptions, too many connections, administrator's shutdown, crash, not yet ready, serialization and

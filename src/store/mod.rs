@@ -29,6 +29,8 @@ pub mod settings;
 pub mod settle;
 pub mod subscriptions;
 pub mod tenants;
+#[cfg(test)]
+pub(crate) mod tests;
 
 pub use error::StoreError;
 

@@ -12,7 +12,7 @@ use chrono::{DateTime, Utc};
 use sqlx::{Connection as _, PgConnection, Row as _};
 use std::fmt::Write as _;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 /// Name of the constraint that a repeated idempotency key breaks.
@@ -79,6 +79,10 @@ pub struct UsedKey {
 const LOCK_MANY: &str = "locked AS MATERIALIZED (
         SELECT h.tenant_id, w.n, w.version FROM tenant_heads h JOIN want w ON h.tenant_id = w.tenant_id
          ORDER BY h.tenant_id FOR UPDATE OF h)";
+/// The same without the heads that somebody else holds.
+const LOCK_FREE: &str = "locked AS MATERIALIZED (
+        SELECT h.tenant_id, w.n, w.version FROM tenant_heads h JOIN want w ON h.tenant_id = w.tenant_id
+         ORDER BY h.tenant_id FOR UPDATE OF h SKIP LOCKED)";
 /// One head row needs no order: the update itself takes the lock.
 const LOCK_ONE: &str = "locked AS (SELECT w.tenant_id, w.n, w.version FROM want w)";
 
@@ -189,15 +193,31 @@ fn int_array(numbers: &[i32]) -> String {
     text
 }
 
+/// What a commit does about a tenant whose head somebody else holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnLocked {
+    /// Waits as long as the connection's patience allows.
+    Wait,
+    /// Leaves it out.
+    Skip,
+}
+
 /// A connection that commits keep, beside those of the pool: taking one from it and giving it back would cost two further
 /// round trips each.
 pub struct CommitConnection {
     store: Store,
     connection: Option<PgConnection>,
     used_at: Instant,
+    patience: Duration,
+    patient: bool,
 }
 
 impl CommitConnection {
+    /// True where it waits for a lock for as long as callers may wait.
+    pub fn is_patient(&self) -> bool {
+        self.patient
+    }
+
     /// The connection, alive as far as can be known: one that was idle for long is asked for a sign of life first.
     async fn get(&mut self) -> Result<&mut PgConnection, StoreError> {
         if self.used_at.elapsed() > IDLE_TRUSTED
@@ -209,21 +229,29 @@ impl CommitConnection {
         self.used_at = Instant::now();
         match &mut self.connection {
             Some(connection) => Ok(connection),
-            // Detached, so that closing the pool does not wait for it.
-            none => Ok(none.insert(self.store.pool().acquire().await?.detach())),
+            none => {
+                // Detached, so that closing the pool does not wait for it, and that its settings stay its own.
+                let mut connection = self.store.pool().acquire().await?.detach();
+                let patience = format!("SET lock_timeout = {}", self.patience.as_millis().max(1));
+                sqlx::raw_sql(sqlx::AssertSqlSafe(patience)).execute(&mut connection).await?;
+                Ok(none.insert(connection))
+            }
         }
     }
 
     /// Commits the shares of several tenants; `batches` holds each tenant once.
     ///
-    /// Returns the shares that were written. One that is missing had another registry version and wrote nothing.
+    /// Returns the shares that were written. One that is missing had another registry version, or was locked and skipped, and
+    /// wrote nothing.
     ///
-    /// Errors: [`StoreError::Conflict`] with [`IDEMPOTENCY_CONSTRAINT`] where a key was used before, and then nothing at all is
-    /// written; [`StoreError::PartitionMissing`]; with [`StoreError::Unavailable`] the outcome may be unknown.
+    /// Errors: [`StoreError::Conflict`] with [`IDEMPOTENCY_CONSTRAINT`] where a key was used before, [`StoreError::Locked`], and
+    /// then nothing at all is written; [`StoreError::PartitionMissing`]; with [`StoreError::Unavailable`] the outcome may be
+    /// unknown.
     pub async fn commit_events(
         &mut self,
         batches: &[TenantBatch],
         keys_expire_at: DateTime<Utc>,
+        on_locked: OnLocked,
     ) -> Result<Vec<CommittedBatch>, StoreError> {
         let mut columns = Columns::default();
         for batch in batches {
@@ -237,7 +265,11 @@ impl CommitConnection {
         let versions: Vec<i64> = batches.iter().map(|batch| batch.registry_version).collect();
         let data: Vec<&[u8]> = columns.data.iter().map(AsRef::as_ref).collect();
         let statements = self.store.statements();
-        let sql = if batches.len() == 1 { statements.commit_one.clone() } else { statements.commit_many.clone() };
+        let sql = match on_locked {
+            OnLocked::Skip => statements.commit_free.clone(),
+            OnLocked::Wait if batches.len() == 1 => statements.commit_one.clone(),
+            OnLocked::Wait => statements.commit_many.clone(),
+        };
         let now = self.store.now();
         let connection = self.get().await?;
         let rows = sqlx::query(sqlx::AssertSqlSafe(sql))
@@ -290,9 +322,14 @@ impl CommitConnection {
 }
 
 impl Store {
-    /// A connection for commits, taken from the pool at its first use.
-    pub fn commit_connection(&self) -> CommitConnection {
-        CommitConnection { store: self.clone(), connection: None, used_at: Instant::now() }
+    /// A connection for commits, taken from the pool at its first use, that waits for a lock for as long as `patience` says.
+    pub fn commit_connection(&self, patience: Duration) -> CommitConnection {
+        CommitConnection { store: self.clone(), connection: None, used_at: Instant::now(), patience, patient: false }
+    }
+
+    /// The same for commits that may wait as long as their callers.
+    pub fn patient_commit_connection(&self, patience: Duration) -> CommitConnection {
+        CommitConnection { patient: true, ..self.commit_connection(patience) }
     }
 
     /// Looks up which of these keys were used before.
@@ -323,10 +360,15 @@ impl Store {
 pub(in crate::store) struct Statements {
     commit_one: Arc<str>,
     commit_many: Arc<str>,
+    commit_free: Arc<str>,
 }
 
 impl Default for Statements {
     fn default() -> Self {
-        Self { commit_one: statement(LOCK_ONE).into(), commit_many: statement(LOCK_MANY).into() }
+        Self {
+            commit_one: statement(LOCK_ONE).into(),
+            commit_many: statement(LOCK_MANY).into(),
+            commit_free: statement(LOCK_FREE).into(),
+        }
     }
 }

@@ -16,7 +16,7 @@ use crate::proto::public::{
     EventView, GetEventRequest, ListEventsRequest, ListEventsResponse, OnExpired, WatchFilter, WatchRequest,
 };
 use crate::store::MIGRATIONS;
-use crate::store::publish::{NewEvent, TenantBatch};
+use crate::store::publish::{NewEvent, OnLocked, TenantBatch};
 use crate::watch::{Config, Standing};
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -109,7 +109,12 @@ impl World {
         };
         let tenant = self.caller.tenant;
         let batch = TenantBatch { tenant, registry_version: 0, events: events.iter().map(new).collect() };
-        let committed = self.store.commit_connection().commit_events(&[batch], clock::now()).await.expect("commits");
+        let committed = self
+            .store
+            .commit_connection(Duration::from_secs(5))
+            .commit_events(&[batch], clock::now(), OnLocked::Wait)
+            .await
+            .expect("commits");
         (committed[0].first_position..)
             .zip(events)
             .map(|(position, event)| {

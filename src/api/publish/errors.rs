@@ -31,6 +31,11 @@ pub(super) fn to_api_error(error: PublishError, path: &str) -> ApiError {
             limit: 100,
             retry_delay: Some(Duration::from_millis(100)),
         },
+        PublishError::QueueFull { limit_bytes } => ApiError::QuotaExceeded {
+            quota: "publish.queue_bytes_max".to_owned(),
+            limit: u64::try_from(limit_bytes).unwrap_or(u64::MAX),
+            retry_delay: Some(Duration::from_millis(500)),
+        },
         PublishError::Draining => ApiError::ServerDraining,
         PublishError::Store(error) => ApiError::Store(error),
     }

@@ -187,7 +187,7 @@ impl ApiError {
                 Entry::new(Code::Unimplemented, ErrorReason::NotImplemented).metadata("feature", feature)
             }
             Self::Store(error) => match error {
-                StoreError::Unavailable(_) | StoreError::PartitionMissing => {
+                StoreError::Unavailable(_) | StoreError::Locked | StoreError::PartitionMissing => {
                     Entry::new(Code::Unavailable, ErrorReason::StoreUnavailable).retry(Some(jittered(500, 2_000)))
                 }
                 StoreError::Full(_) => {

@@ -81,6 +81,7 @@ fn one_of_each() -> Vec<(&'static str, ApiError)> {
         ("STREAM_AGE", ApiError::StreamAge { resume_cursor: text() }),
         ("STORE_UNAVAILABLE", ApiError::Store(StoreError::unavailable_example())),
         ("STORE_UNAVAILABLE", ApiError::Store(StoreError::PartitionMissing)),
+        ("STORE_UNAVAILABLE", ApiError::Store(StoreError::Locked)),
         ("STORAGE_FULL", ApiError::Store(StoreError::full_example())),
         ("PRE_LISTENER_UNAVAILABLE", ApiError::PreListenerUnavailable { subscription: text() }),
         ("PRE_DEADLINE", ApiError::PreDeadline),

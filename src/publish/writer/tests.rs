@@ -1,0 +1,129 @@
+//! The writer against a real Postgres: what one tenant's trouble does to the others, and what happens at the bounds.
+
+use super::*;
+use crate::publish::config::BatchScope;
+use crate::store::tests::{Database, eventually, publish};
+use sqlx::Connection as _;
+
+async fn lock_head(connection: &mut sqlx::PgConnection, tenant: TenantId) -> sqlx::Transaction<'_, sqlx::Postgres> {
+    let mut transaction = connection.begin().await.expect("a transaction");
+    let sql = "UPDATE tenant_heads SET changed_at = changed_at WHERE tenant_id = $1";
+    sqlx::query(sql).bind(tenant.0).execute(&mut *transaction).await.expect("locked");
+    transaction
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn g09_a_locked_tenant_holds_up_nobody_else_and_its_events_follow() {
+    let database = Database::new().await;
+    let (a, b) = (database.tenant("a").await, database.tenant("b").await);
+    // Long enough that what is published together below shares a commit.
+    let (writer, tasks) = database.writer(Config { lock_patience_ms: 50, ..Config::default() });
+    for tenant in [a, b] {
+        publish(&writer, tenant, "first").await.expect("published");
+    }
+    let mut connection = database.connection().await;
+    let lock = lock_head(&mut connection, a).await;
+    let held: Vec<_> = (0..3)
+        .map(|n| {
+            let writer = writer.clone();
+            tokio::spawn(async move { publish(&writer, a, &format!("held {n}")).await })
+        })
+        .collect();
+    for n in 0..20 {
+        // Alone, and in one commit with the locked tenant.
+        let (one, two) = (format!("one {n}"), format!("two {n}"));
+        let both = tokio::join!(publish(&writer, b, &one), publish(&writer, b, &two));
+        both.0.expect("the other tenant is published");
+        both.1.expect("the other tenant is published");
+    }
+    assert!(held.iter().all(|call| !call.is_finished()), "the locked tenant waits for its lock");
+    lock.rollback().await.expect("unlocked");
+    for call in held {
+        call.await.expect("no panic").expect("published after the lock");
+    }
+    eventually("the tenant goes with the others again", || async { writer.core.aside.tasks().is_empty() }).await;
+    publish(&writer, a, "after").await.expect("published");
+    assert_eq!(database.store.head(a).await.expect("readable").expect("exists").position, 5, "no gap");
+    drop(writer);
+    tasks.join().await;
+    database.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_that_postgres_refuses_fails_only_the_call_it_is_about() {
+    let database = Database::new().await;
+    let (a, b) = (database.tenant("a").await, database.tenant("b").await);
+    let mut connection = database.connection().await;
+    let sql = "ALTER TABLE events ADD CONSTRAINT no_poison CHECK (subject <> 'poison')";
+    sqlx::raw_sql(sql).execute(&mut connection).await.expect("altered");
+    let (writer, _tasks) = database.writer(Config::default());
+    let name = EventTypeName::parse(crate::store::tests::NAME).expect("a name");
+    let data = serde_json::json!({});
+    let mut head = connection;
+    // While the head is locked everything gathers, so that the refused one shares its commit.
+    let lock = lock_head(&mut head, a).await;
+    let first = publish(&writer, a, "first");
+    let poison = writer.publish_system(a, name, "poison".to_owned(), &data, None, "poison");
+    let (same, other) = (publish(&writer, a, "same"), publish(&writer, b, "other"));
+    let unlock = async {
+        eventually("the calls wait", || async { writer.core.aside.tasks().len() == 1 }).await;
+        lock.rollback().await.expect("unlocked");
+    };
+    let (first, poison, same, other, ()) = tokio::join!(first, poison, same, other, unlock);
+    first.expect("published");
+    same.expect("published");
+    other.expect("published");
+    assert!(
+        matches!(poison, Err(PublishError::Store(StoreError::Conflict { .. } | StoreError::Statement(_)))),
+        "{poison:?}"
+    );
+    assert_eq!(database.store.head(a).await.expect("readable").expect("exists").position, 2);
+    drop(head);
+    database.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn g15_the_queue_is_bounded_by_bytes() {
+    let database = Database::new().await;
+    let tenant = database.tenant("a").await;
+    let (writer, _tasks) = database.writer(Config { queue_bytes_max: 1 << 20, ..Config::default() });
+    let mut connection = database.connection().await;
+    let lock = lock_head(&mut connection, tenant).await;
+    let large = serde_json::json!({ "text": "x".repeat(600_000) });
+    let name = EventTypeName::parse(crate::store::tests::NAME).expect("a name");
+    let send = |key: &'static str| {
+        let (writer, name, large) = (writer.clone(), name.clone(), large.clone());
+        async move { writer.publish_system(tenant, name, String::new(), &large, None, key).await }
+    };
+    let waiting = tokio::spawn(send("one"));
+    eventually("the first one waits", || async { writer.room.available_permits() < 1024 }).await;
+    let refused = send("two").await;
+    assert!(matches!(refused, Err(PublishError::QueueFull { limit_bytes }) if limit_bytes == 1 << 20), "{refused:?}");
+    lock.rollback().await.expect("unlocked");
+    waiting.await.expect("no panic").expect("published");
+    send("two").await.expect("there is room again");
+    assert_eq!(writer.room.available_permits(), 1024, "all of it is given back");
+    database.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn commits_of_one_tenant_each_serve_more_tenants_than_a_call_is_tried() {
+    let database = Database::new().await;
+    let mut tenants = Vec::new();
+    for n in 0..ROUNDS_MAX + 20 {
+        tenants.push(database.tenant(&format!("t{n}")).await);
+    }
+    let config = Config { batch_scope: BatchScope::Tenant, ..Config::default() };
+    let (writer, _tasks) = database.writer(config);
+    let published = futures::future::join_all(tenants.iter().map(|tenant| publish(&writer, *tenant, "key"))).await;
+    for (tenant, result) in tenants.iter().zip(published) {
+        assert_eq!(result.expect("published").entry.position, 1, "{tenant}");
+    }
+    let mut connection = database.connection().await;
+    let transactions: i64 = sqlx::query_scalar("SELECT count(DISTINCT xmin::text) FROM events")
+        .fetch_one(&mut connection)
+        .await
+        .expect("readable");
+    assert_eq!(usize::try_from(transactions).expect("a count"), tenants.len(), "one transaction each");
+    database.end().await;
+}
