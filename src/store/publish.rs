@@ -266,9 +266,9 @@ impl CommitConnection {
         let data: Vec<&[u8]> = columns.data.iter().map(AsRef::as_ref).collect();
         let statements = self.store.statements();
         let sql = match on_locked {
-            OnLocked::Skip => statements.commit_free.clone(),
-            OnLocked::Wait if batches.len() == 1 => statements.commit_one.clone(),
-            OnLocked::Wait => statements.commit_many.clone(),
+            OnLocked::Skip => statements.free.clone(),
+            OnLocked::Wait if batches.len() == 1 => statements.one.clone(),
+            OnLocked::Wait => statements.many.clone(),
         };
         let now = self.store.now();
         let connection = self.get().await?;
@@ -358,17 +358,13 @@ impl Store {
 /// Statement texts that are put together once.
 #[derive(Debug)]
 pub(in crate::store) struct Statements {
-    commit_one: Arc<str>,
-    commit_many: Arc<str>,
-    commit_free: Arc<str>,
+    one: Arc<str>,
+    many: Arc<str>,
+    free: Arc<str>,
 }
 
 impl Default for Statements {
     fn default() -> Self {
-        Self {
-            commit_one: statement(LOCK_ONE).into(),
-            commit_many: statement(LOCK_MANY).into(),
-            commit_free: statement(LOCK_FREE).into(),
-        }
+        Self { one: statement(LOCK_ONE).into(), many: statement(LOCK_MANY).into(), free: statement(LOCK_FREE).into() }
     }
 }
