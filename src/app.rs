@@ -3,6 +3,8 @@
 //! Order: database, keys, services, sockets. A part that cannot be built stops the start with its cause; nothing listens before
 //! everything can answer.
 
+mod measure;
+
 use crate::api::admin::{AdminDeps, AdminService};
 use crate::api::auth::{ApiKeys, Certificates};
 use crate::api::call::{CallLimits, CallMetrics, Calls, Door};
@@ -155,6 +157,7 @@ impl App {
             let api_keys = api_keys.clone();
             CursorParts { sealer: sealer.clone(), api_keys }
         });
+        engine.measure(&metrics, &store);
         let bytes_max = config.server.message_bytes_max;
 
         let registry = RegistryDeps {

@@ -1,13 +1,13 @@
-//! Logs to stderr, as text for people or JSON for programs, and the registry of metrics that the ops port serves.
+//! Logs to stderr, as text for people or JSON for programs; the metrics that the ops port serves.
 //!
 //! Nothing here may log a payload, a secret, a signature or a full URL; metrics carry no tenant and no URL in their labels.
 
-use prometheus_client::encoding::text::encode;
-use prometheus_client::registry::Registry;
+pub mod metrics;
+
+pub use metrics::{FilterPlace, Metrics, measured};
+
 use serde::{Deserialize, Serialize};
-use std::fmt;
 use std::io::IsTerminal as _;
-use std::sync::{Arc, Mutex, PoisonError};
 use tracing_subscriber::EnvFilter;
 
 /// How logs look.
@@ -63,37 +63,4 @@ pub fn start(config: &Config) -> Result<(), TelemetryError> {
         }));
     }
     Ok(())
-}
-
-/// The metrics of one server. Cheap to clone.
-#[derive(Clone)]
-pub struct Metrics {
-    registry: Arc<Mutex<Registry>>,
-}
-
-impl Metrics {
-    /// Lets a module add its own metrics, once, at start.
-    pub fn register(&self, add: impl FnOnce(&mut Registry)) {
-        add(&mut self.registry.lock().unwrap_or_else(PoisonError::into_inner));
-    }
-
-    /// Everything, as OpenMetrics text.
-    pub fn text(&self) -> String {
-        let mut text = String::new();
-        // Writing to a String cannot fail.
-        let _ = encode(&mut text, &self.registry.lock().unwrap_or_else(PoisonError::into_inner));
-        text
-    }
-}
-
-impl Default for Metrics {
-    fn default() -> Self {
-        Self { registry: Arc::new(Mutex::new(Registry::with_prefix("carillon"))) }
-    }
-}
-
-impl fmt::Debug for Metrics {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Metrics(..)")
-    }
 }

@@ -113,7 +113,11 @@ impl CallMetrics {
         let own = Self { total: Family::default(), seconds: Family::new_with_constructor(buckets) };
         metrics.register(|registry| {
             registry.register("calls", "Calls by method and status code", own.total.clone());
-            registry.register("call_seconds", "Time to the answer of calls that are not streams", own.seconds.clone());
+            registry.register(
+                "call_duration_seconds",
+                "Time to the answer of calls that are not streams",
+                own.seconds.clone(),
+            );
         });
         own
     }

@@ -322,6 +322,7 @@ impl Engine {
         self.load.tenants.store(self.tenants.len(), Ordering::Relaxed);
         self.load.running.store(self.running, Ordering::Relaxed);
         self.load.memory_bytes.store(self.memory_bytes, Ordering::Relaxed);
+        self.load.lag.store(self.tenants.values().map(|held| held.tenant.lag()).sum(), Ordering::Relaxed);
     }
 
     /// Asks for what the touched tenants want, and settles what they have.

@@ -75,6 +75,7 @@ pub struct Load {
     tenants: AtomicUsize,
     running: AtomicUsize,
     memory_bytes: AtomicUsize,
+    lag: AtomicUsize,
 }
 
 impl Load {
@@ -96,6 +97,11 @@ impl Load {
     /// Event data that waits or runs.
     pub fn memory_bytes(&self) -> usize {
         self.memory_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Events between the written cursors of the tenants in memory and their heads.
+    pub fn lag(&self) -> usize {
+        self.lag.load(Ordering::Relaxed)
     }
 }
 

@@ -13,6 +13,7 @@ use crate::store::StoreError;
 use crate::store::dispatch::{ClaimedTenant, DeferredRow, Place};
 use crate::store::leases::{Pulse, ShardLease};
 use crate::store::settle::Fenced;
+use crate::telemetry::measured;
 use chrono::{DateTime, Utc};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -124,6 +125,7 @@ impl Drop for Report<'_> {
     fn drop(&mut self) {
         let outcome = self.outcome.take().unwrap_or_else(|| failed("a fault of the server ended the attempt"));
         let duration = (clock::now() - self.started_at).to_std().unwrap_or_default();
+        measured().dispatch.attempted(outcome.class.name(), duration);
         let ended = Ended { started_at: self.started_at, duration, outcome };
         self.shared.tell(Input::Ended { life: self.life, key: self.key, ended });
     }

@@ -6,6 +6,8 @@
 use super::run::{Input, Life, Shared};
 use super::tenant::Batch;
 use crate::store::StoreError;
+use crate::store::settle::{Fate, Fenced};
+use crate::telemetry::measured;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,6 +25,9 @@ pub(super) fn spawn(shared: &Arc<Shared>, life: Life, batch: Batch) {
             // Writing twice is harmless: a statement whose answer was lost finds its own rows and leaves them.
             match store.settle(life.tenant, life.token, batch.cursor, &batch.changes).await {
                 Ok(fenced) => {
+                    if fenced == Fenced::No {
+                        count(&batch);
+                    }
                     shared.tell(Input::Settled { life, batch, fenced });
                     return;
                 }
@@ -46,4 +51,15 @@ pub(super) fn spawn(shared: &Arc<Shared>, life: Life, batch: Batch) {
             wait = (wait * 2).min(LONGEST_WAIT);
         }
     });
+}
+
+fn count(batch: &Batch) {
+    for change in &batch.changes {
+        match change.fate {
+            // Work that was moved aside without an attempt is no failure.
+            Fate::Deferred { .. } if change.tried.is_some() => measured().dispatch.deferred.inc(),
+            Fate::Dead { .. } => measured().dispatch.dead_letters.inc(),
+            _ => 0,
+        };
+    }
 }

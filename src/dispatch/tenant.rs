@@ -185,6 +185,11 @@ impl Tenant {
         self.slow_count
     }
 
+    /// Events between the written cursor and the head.
+    pub fn lag(&self) -> usize {
+        usize::try_from(self.head.position - self.saved).unwrap_or(0)
+    }
+
     /// True where a subscription may have something to start.
     pub fn has_ready(&self) -> bool {
         !self.ready.is_empty()

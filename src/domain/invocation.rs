@@ -52,6 +52,20 @@ pub enum OutcomeClass {
 }
 
 impl OutcomeClass {
+    /// Its name in metrics and traces.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Succeeded => "succeeded",
+            Self::Rejected => "rejected",
+            Self::Failed => "failed",
+            Self::Throttled => "throttled",
+            Self::Timeout => "timeout",
+            Self::Unreachable => "unreachable",
+            Self::BlockedAddress => "blocked_address",
+            Self::Gone => "gone",
+        }
+    }
+
     /// True where another attempt may end better.
     pub fn is_retryable(self) -> bool {
         matches!(self, Self::Failed | Self::Throttled | Self::Timeout | Self::Unreachable)

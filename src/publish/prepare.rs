@@ -9,6 +9,7 @@ use crate::domain::filter::FilterContext;
 use crate::domain::ids::SubscriptionNo;
 use crate::domain::json::check_json;
 use crate::store::publish::NewKey;
+use crate::telemetry::{FilterPlace, measured};
 use std::sync::Arc;
 
 /// An event that was checked and matched at one version of the registry.
@@ -91,7 +92,10 @@ async fn decide(
         for entry in listeners.iter() {
             let subscription = &entry.subscription;
             // A filter that cannot be evaluated over this event does not match.
-            let fires = subscription.filter.as_ref().is_none_or(|filter| filter.matches(&context).unwrap_or(false));
+            let fires = subscription.filter.as_ref().is_none_or(|filter| {
+                let matches = filter.matches(&context);
+                matches.unwrap_or_else(|_| measured().filter_failed(FilterPlace::Subscription))
+            });
             if fires {
                 let looped = event.lineage.subscriptions.contains(&subscription.no);
                 if looped { &mut refused } else { &mut matched }.push(subscription.no);

@@ -8,6 +8,7 @@
 //! commit of several calls is refused, each is tried by itself.
 
 mod aside;
+mod calls;
 mod repeated;
 #[cfg(test)]
 mod tests;
@@ -21,9 +22,11 @@ use crate::domain::event::{Data, Event, Lineage, LogEntry};
 use crate::domain::event_type::EventTypeName;
 use crate::domain::ids::{EventId, TenantId};
 use crate::feed::{Feed, News};
-use crate::store::publish::{CommitConnection, IDEMPOTENCY_CONSTRAINT, NewEvent, NewKey, OnLocked, TenantBatch};
+use crate::store::publish::{CommitConnection, IDEMPOTENCY_CONSTRAINT, NewKey, OnLocked, TenantBatch};
 use crate::store::{Store, StoreError};
+use crate::telemetry::measured;
 use aside::Aside;
+use calls::{batches, bytes_of, fail, weight};
 use chrono::TimeDelta;
 use futures::FutureExt as _;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -32,6 +35,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 /// Accepts events for commit. Cheap to clone.
@@ -123,6 +127,12 @@ impl Writer {
     /// The bounds it works with.
     pub fn config(&self) -> &Config {
         &self.core.config
+    }
+
+    /// Reads how many calls wait for a commit, without keeping the writer alive.
+    pub fn depth(&self) -> impl Fn() -> usize + Send + Sync + 'static {
+        let queue = self.queue.downgrade();
+        move || queue.upgrade().map_or(0, |queue| queue.max_capacity() - queue.capacity())
     }
 
     /// The registry it matches with.
@@ -307,6 +317,7 @@ impl Core {
         }
         let batches = batches(&calls);
         let expires = self.store.now() + TimeDelta::hours(i64::from(self.config.idempotency_hours.max(24)));
+        let started = Instant::now();
         let mut written = connection.commit_events(&batches, expires, OnLocked::Wait).await;
         let some_locked = matches!(written, Err(StoreError::Locked));
         if some_locked && !connection.is_patient() {
@@ -319,6 +330,11 @@ impl Core {
         }
         match written {
             Ok(written) => {
+                let fresh = |batch: &&TenantBatch| written.iter().any(|written| written.tenant == batch.tenant);
+                let events = batches.iter().filter(fresh).map(|batch| batch.events.len()).sum();
+                if events > 0 {
+                    measured().publish.committed(events, started.elapsed());
+                }
                 let places: HashMap<TenantId, _> = written.into_iter().map(|batch| (batch.tenant, batch)).collect();
                 let mut stale = Vec::new();
                 let mut tenants: BTreeMap<TenantId, Vec<Call>> = BTreeMap::new();
@@ -326,6 +342,7 @@ impl Core {
                     if places.contains_key(&call.tenant) {
                         tenants.entry(call.tenant).or_default().push(call);
                     } else {
+                        measured().publish.registry_misses.inc();
                         stale.push(call);
                     }
                 }
@@ -447,40 +464,4 @@ impl Core {
             let _ = answer.send(Ok(published));
         }
     }
-}
-
-/// Groups calls by tenant, in tenant order; within a tenant in the order of the calls.
-fn batches(calls: &[Call]) -> Vec<TenantBatch> {
-    let mut tenants: BTreeMap<TenantId, TenantBatch> = BTreeMap::new();
-    for call in calls {
-        for prepared in &call.events {
-            let batch = tenants.entry(call.tenant).or_insert_with(|| TenantBatch {
-                tenant: call.tenant,
-                registry_version: prepared.registry_version,
-                events: Vec::new(),
-            });
-            batch.events.push(NewEvent {
-                event: prepared.event.clone(),
-                matched: prepared.matched.clone(),
-                refused: prepared.refused.clone(),
-                key: prepared.key.clone(),
-            });
-        }
-    }
-    tenants.into_values().collect()
-}
-
-fn weight(call: &Call) -> (usize, usize) {
-    (call.events.len(), bytes_of(&call.events))
-}
-
-fn bytes_of(events: &[Prepared]) -> usize {
-    events.iter().map(|e| e.event.data.as_bytes().len() + 512).sum()
-}
-
-fn fail(calls: Vec<Call>, error: &PublishError) -> Vec<Call> {
-    for call in calls {
-        let _ = call.answer.send(Err(error.clone()));
-    }
-    Vec::new()
 }

@@ -3,6 +3,7 @@
 use crate::domain::event::Event;
 use crate::domain::event_type::EventTypePattern;
 use crate::domain::filter::{Filter, FilterContext};
+use crate::telemetry::{FilterPlace, measured};
 
 /// Event types and a filter; both must agree.
 #[derive(Debug, Clone, Default)]
@@ -31,7 +32,8 @@ impl Selection {
         // The context parses the payload, so it is made only for events whose type matches.
         typed
             && self.filter.as_ref().is_none_or(|filter| {
-                filter.matches(context.get_or_insert_with(|| FilterContext::new(event))).unwrap_or(false)
+                let matches = filter.matches(context.get_or_insert_with(|| FilterContext::new(event)));
+                matches.unwrap_or_else(|_| measured().filter_failed(FilterPlace::Watch))
             })
     }
 }

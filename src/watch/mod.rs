@@ -116,6 +116,16 @@ impl Watches {
         self.shared.state.lock().expect(NO_PANIC).streams
     }
 
+    /// What the rings of all watched tenants hold: entries, and the bytes that they cost.
+    pub fn rings(&self) -> (usize, usize) {
+        let tails: Vec<_> = {
+            let state = self.shared.state.lock().expect(NO_PANIC);
+            state.tails.values().map(|handle| Arc::clone(&handle.tail)).collect()
+        };
+        let add = |(entries, bytes), (more, heavier): (usize, usize)| (entries + more, bytes + heavier);
+        tails.iter().map(|tail| tail.ring_size()).fold((0, 0), add)
+    }
+
     /// The settings it was started with.
     pub fn config(&self) -> &Config {
         &self.shared.config

@@ -86,6 +86,11 @@ impl Ring {
         self.end
     }
 
+    /// What it holds: entries, and the bytes that they cost.
+    pub fn size(&self) -> (usize, usize) {
+        (self.entries.len(), self.bytes)
+    }
+
     /// Adds the next entry and drops the oldest ones beyond the bounds. True where it was the next one.
     pub fn push(&mut self, entry: Arc<LogEntry>) -> bool {
         if entry.position != self.end.after + 1 {

@@ -21,6 +21,7 @@ use crate::proto::public::watch_response::Kind;
 use crate::proto::public::{EventView, WatchBookmark, WatchClosing, WatchCreated, WatchGap};
 use crate::store::StoreError;
 use crate::store::events::LogPlace;
+use crate::telemetry::measured;
 use bytes::Bytes;
 use futures::Stream;
 use futures::future::BoxFuture;
@@ -313,7 +314,10 @@ impl WatchStream {
             }
             match self.tail.read(self.at.after) {
                 Reading::AtEnd => return Turn::Nothing,
-                Reading::Behind { up_to } => self.reading = Some(self.tail.read_page(self.at, up_to)),
+                Reading::Behind { up_to } => {
+                    measured().watch.fallen_out.inc();
+                    self.reading = Some(self.tail.read_page(self.at, up_to));
+                }
                 Reading::Entries(entries) if self.is_plain => {
                     let Some(segment) = self.tail.make_segment(&entries, self.view) else { return Turn::Nothing };
                     self.at = segment.to;
@@ -426,6 +430,10 @@ impl Stream for WatchStream {
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
         let step = this.turn(cx);
+        if let Poll::Ready(Some(Ok(frame))) = &step {
+            measured().watch.messages.inc();
+            measured().watch.sent_bytes.inc_by(frame.len() as u64);
+        }
         match &step {
             Poll::Ready(_) => this.slot.note_handed(Instant::now()),
             Poll::Pending => this.slot.note_waiting(),

@@ -102,6 +102,11 @@ impl Tail {
         self.epoch
     }
 
+    /// What the ring holds: entries, and the bytes that they cost.
+    pub(super) fn ring_size(&self) -> (usize, usize) {
+        self.ring.lock().expect(NO_PANIC).size()
+    }
+
     /// The last position that streams can read from the ring.
     pub(super) fn end(&self) -> Position {
         self.end.load(Ordering::Acquire)

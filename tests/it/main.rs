@@ -17,6 +17,7 @@ mod g09_isolated;
 mod g10_tenants;
 mod hostile;
 mod invocations;
+mod metrics;
 mod operations;
 mod publish;
 mod publish_batch;

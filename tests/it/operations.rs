@@ -11,7 +11,8 @@ use serde_json::json;
 use crate::harness::process::Process;
 use crate::harness::{Receiver, World, eventually, within};
 
-async fn get(url: &str) -> (u16, String) {
+/// What a URL answers: status and body.
+pub async fn get(url: &str) -> (u16, String) {
     let client: Client<_, Empty<bytes::Bytes>> = Client::builder(TokioExecutor::new()).build_http();
     let response = within(url, client.get(url.parse().expect("a URL"))).await.expect("an answer");
     let status = response.status().as_u16();

@@ -18,6 +18,7 @@ use crate::publish::registry::TenantRegistry;
 use crate::publish::writer::{Published, Writer};
 use crate::store::Store;
 use crate::store::publish::NewKey;
+use crate::telemetry::measured;
 use crate::wire::time::timestamp_to_proto;
 use tonic::{Request, Response, Status};
 
@@ -64,6 +65,9 @@ impl PublishService for PublishApi {
 /// The answer for one event.
 fn answer(registry: &TenantRegistry, published: &Published) -> PublishResponse {
     let entry = &published.entry;
+    if published.duplicate {
+        measured().publish.duplicates.inc();
+    }
     let invocation = |no: &i32| InvocationRef {
         invocation_id: entry.invocation(*no).to_string(),
         subscription_id: registry.subscription(*no).map_or_else(String::new, |e| e.subscription.id.to_string()),
