@@ -48,7 +48,11 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
     ("database.url", "postgres://user@host/database; a secret"),
     ("database.connections_max", "connections of the pool; 2 to 1,000"),
     ("database.acquire_timeout_ms", "how long a call waits for a connection, milliseconds; 1 to 60,000"),
-    ("database.statement_timeout_ms", "longest statement, milliseconds; 100 to 600,000"),
+    ("database.statement_timeout_ms", "longest statement, milliseconds: Postgres ends it then; 100 to 600,000"),
+    (
+        "database.answer_timeout_ms",
+        "how long an answer of Postgres is waited for, milliseconds: a server that has vanished without a word holds nothing up for longer; above statement_timeout_ms; 200 to 1,200,000",
+    ),
     ("database.idle_in_transaction_timeout_ms", "longest pause inside a transaction, milliseconds; 100 to 600,000"),
     (
         "database.unsafe_allow_lossy_postgres",

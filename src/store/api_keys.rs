@@ -96,7 +96,7 @@ impl Store {
     /// Creates a key.
     pub async fn create_api_key(&self, actor: String, new: NewApiKey) -> Result<ApiKey, StoreError> {
         let store = self.clone();
-        Self::run(async move {
+        self.run(async move {
             let now = store.now();
             let id = ApiKeyId(clock::new_uuid());
             let mut tx = store.pool().begin().await?;
@@ -170,7 +170,7 @@ impl Store {
         id: ApiKeyId,
     ) -> Result<Option<ApiKey>, StoreError> {
         let store = self.clone();
-        Self::run(async move {
+        self.run(async move {
             let now = store.now();
             let mut tx = store.pool().begin().await?;
             // A key that was revoked before keeps its time.

@@ -94,7 +94,7 @@ impl Store {
     /// Creates an app. Errors: [`AppRefusal::Exists`].
     pub async fn create_app(&self, by: Principal, slug: String, display_name: String) -> Result<App, AppRefusal> {
         let store = self.clone();
-        Self::run(async move { Ok(store.create_app_in(&by, slug, display_name).await) }).await?
+        self.run(async move { Ok(store.create_app_in(&by, slug, display_name).await) }).await?
     }
 
     async fn create_app_in(&self, by: &Principal, slug: String, display_name: String) -> Result<App, AppRefusal> {
@@ -123,7 +123,7 @@ impl Store {
     /// Deletes an app that owns no live subscription. Errors: [`AppRefusal::NotFound`], [`AppRefusal::NotEmpty`].
     pub async fn delete_app(&self, by: Principal, slug: String) -> Result<(), AppRefusal> {
         let store = self.clone();
-        Self::run(async move { Ok(store.delete_app_in(&by, &slug).await) }).await?
+        self.run(async move { Ok(store.delete_app_in(&by, &slug).await) }).await?
     }
 
     async fn delete_app_in(&self, by: &Principal, slug: &str) -> Result<(), AppRefusal> {

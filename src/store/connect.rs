@@ -2,15 +2,16 @@
 //!
 //! Every check names what is wrong and the way out; none of them changes the database, only [`migrate`] does.
 
+use super::pool::{Doubt, Pool};
 use super::{MIGRATIONS, Store, StoreError};
 use chrono::Days;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Deserialize, Serialize};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{ConnectOptions as _, Connection as _, Executor as _, PgPool};
+use sqlx::{ConnectOptions as _, Connection as _, Executor as _};
 use std::collections::HashSet;
 use std::str::FromStr as _;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Partitions exist from yesterday, for clocks that differ, to this many days after it.
 const PARTITION_DAYS: u64 = 4;
@@ -32,8 +33,11 @@ pub struct Config {
     pub connections_max: u32,
     /// How long a call waits for a connection, milliseconds. 1 to 60,000.
     pub acquire_timeout_ms: u64,
-    /// Longest statement, milliseconds. 100 to 600,000.
+    /// Longest statement, milliseconds: Postgres ends it then. 100 to 600,000.
     pub statement_timeout_ms: u64,
+    /// How long an answer of Postgres is waited for, milliseconds: a server that has vanished without a word holds nothing up for
+    /// longer. Above `statement_timeout_ms`, so that a slow statement is ended by Postgres. 200 to 1,200,000.
+    pub answer_timeout_ms: u64,
     /// Longest pause inside a transaction, milliseconds. 100 to 600,000.
     pub idle_in_transaction_timeout_ms: u64,
     /// Start although Postgres may lose acknowledged events. Throw-away use only.
@@ -46,7 +50,8 @@ impl Default for Config {
             url: None,
             connections_max: 16,
             acquire_timeout_ms: 5_000,
-            statement_timeout_ms: 30_000,
+            statement_timeout_ms: 8_000,
+            answer_timeout_ms: 10_000,
             idle_in_transaction_timeout_ms: 10_000,
             unsafe_allow_lossy_postgres: false,
         }
@@ -62,6 +67,10 @@ impl Config {
         within("connections_max", self.connections_max.into(), 2, 1_000)?;
         within("acquire_timeout_ms", self.acquire_timeout_ms, 1, 60_000)?;
         within("statement_timeout_ms", self.statement_timeout_ms, 100, 600_000)?;
+        within("answer_timeout_ms", self.answer_timeout_ms, 200, 1_200_000)?;
+        if self.answer_timeout_ms <= self.statement_timeout_ms {
+            return Err(("answer_timeout_ms", "must be above statement_timeout_ms".to_owned()));
+        }
         within("idle_in_transaction_timeout_ms", self.idle_in_transaction_timeout_ms, 100, 600_000)?;
         self.options().map(drop)
     }
@@ -133,20 +142,26 @@ impl From<sqlx::Error> for ConnectError {
 }
 
 /// Connects and checks that the database keeps what it acknowledges; does not look at the schema.
-pub async fn connect(config: &Config) -> Result<PgPool, ConnectError> {
+pub(in crate::store) async fn connect(config: &Config) -> Result<Pool, ConnectError> {
     let options = config.options().map_err(|(key, reason)| ConnectError::Config { key, reason })?;
     // Set by a statement, not at connection start: transaction poolers refuse start-up options.
     let session = format!(
         "SET statement_timeout = {}; SET idle_in_transaction_session_timeout = {}; SET client_min_messages = warning",
         config.statement_timeout_ms, config.idle_in_transaction_timeout_ms
     );
+    let doubt = Doubt::default();
+    let doubted = doubt.clone();
     let pool = PgPoolOptions::new()
         .max_connections(config.connections_max)
         .acquire_timeout(Duration::from_millis(config.acquire_timeout_ms))
         // A ping for every use would double the round trips of a publish; a connection that was just used is alive.
         .test_before_acquire(false)
-        .before_acquire(|connection, usage| {
+        .before_acquire(move |connection, usage| {
+            let doubted = Instant::now().checked_sub(usage.idle_for).is_none_or(|used_at| doubted.since(used_at));
             Box::pin(async move {
+                if doubted {
+                    return Ok(false);
+                }
                 if usage.idle_for > IDLE_TRUSTED {
                     connection.ping().await?;
                 }
@@ -160,6 +175,7 @@ pub async fn connect(config: &Config) -> Result<PgPool, ConnectError> {
         .connect_with(options)
         .await
         .map_err(ConnectError::Unreachable)?;
+    let pool = Pool::new(pool, Duration::from_millis(config.answer_timeout_ms), doubt);
     check_durability(&pool, config.unsafe_allow_lossy_postgres).await?;
     let superuser: bool = sqlx::query_scalar("SELECT current_setting('is_superuser') = 'on'").fetch_one(&pool).await?;
     if superuser {
@@ -174,7 +190,7 @@ pub async fn connect(config: &Config) -> Result<PgPool, ConnectError> {
 pub async fn open(config: &Config) -> Result<Store, ConnectError> {
     let pool = connect(config).await?;
     check_schema(&pool).await?;
-    let store = Store::new(pool);
+    let store = Store::of(pool);
     prepare(&store).await?;
     Ok(store)
 }
@@ -188,11 +204,11 @@ pub async fn migrate(config: &Config) -> Result<usize, ConnectError> {
         Err(other) => return Err(other),
     };
     // A step may take longer than any statement of the server, and the lock of another migrator longer still.
-    let mut connection = pool.acquire().await?;
+    let mut connection = pool.acquire().await?.detach();
     connection.execute("SET statement_timeout = 0").await?;
-    MIGRATIONS.run(&mut *connection).await.map_err(ConnectError::Migrate)?;
-    drop(connection.detach());
-    let store = Store::new(pool);
+    MIGRATIONS.run(&mut connection).await.map_err(ConnectError::Migrate)?;
+    drop(connection);
+    let store = Store::of(pool);
     prepare(&store).await?;
     store.close().await;
     Ok(before)
@@ -205,7 +221,7 @@ async fn prepare(store: &Store) -> Result<(), ConnectError> {
     Ok(())
 }
 
-async fn check_durability(pool: &PgPool, allow_lossy: bool) -> Result<(), ConnectError> {
+async fn check_durability(pool: &Pool, allow_lossy: bool) -> Result<(), ConnectError> {
     for setting in DURABILITY {
         let value: String = sqlx::query_scalar("SELECT current_setting($1)").bind(setting).fetch_one(pool).await?;
         if value != "off" {
@@ -222,7 +238,7 @@ async fn check_durability(pool: &PgPool, allow_lossy: bool) -> Result<(), Connec
     Ok(())
 }
 
-async fn check_schema(pool: &PgPool) -> Result<(), ConnectError> {
+async fn check_schema(pool: &Pool) -> Result<(), ConnectError> {
     let exists: bool = sqlx::query_scalar("SELECT to_regclass('_sqlx_migrations') IS NOT NULL").fetch_one(pool).await?;
     let applied: Vec<(i64, Vec<u8>)> = if exists {
         sqlx::query_as("SELECT version, checksum FROM _sqlx_migrations WHERE success ORDER BY version LIMIT 10000")
@@ -256,7 +272,7 @@ impl Store {
 
     /// Connections of the pool: (open, idle).
     pub fn connections(&self) -> (u32, usize) {
-        (self.pool().size(), self.pool().num_idle())
+        self.pool().connections()
     }
 
     /// Makes the partitions of the coming days where they are missing; asked for once in a while by the server.
@@ -289,5 +305,7 @@ mod tests {
         assert!(Config { url: url.clone(), ..Config::default() }.check().is_ok());
         let config = Config { url, connections_max: 1, ..Config::default() };
         assert_eq!(config.check().unwrap_err().0, "connections_max");
+        let config = Config { connections_max: 2, statement_timeout_ms: 10_000, ..config };
+        assert_eq!(config.check().unwrap_err().0, "answer_timeout_ms");
     }
 }

@@ -228,7 +228,7 @@ impl Store {
     /// Reads one of a tenant's own types, retired or not.
     pub async fn event_type(&self, tenant: TenantId, name: &str) -> Result<Option<EventTypeRecord>, StoreError> {
         let mut connection = self.pool().acquire().await?;
-        read(&mut connection, tenant, name).await
+        self.pool().within(read(&mut connection, tenant, name)).await
     }
 
     /// Lists a tenant's own types by name, those after `after` where given.

@@ -77,7 +77,7 @@ impl Store {
             None => None,
         };
         let (store, principal) = (self.clone(), principal.clone());
-        Self::run(async move {
+        self.run(async move {
             let now = store.now();
             let mut transaction = store.pool().begin().await?;
             let head = lock(&mut transaction, principal.tenant, now).await?;
@@ -121,23 +121,24 @@ impl Store {
         }
         let (store, actor) = (self.clone(), principal.clone());
         let (day, place) = (entry.day(), Place { position: entry.position, subscription_no: id.subscription_no });
-        let head = Self::run(async move {
-            let now = store.now();
-            let mut transaction = store.pool().begin().await?;
-            let head = lock(&mut transaction, actor.tenant, now).await?;
-            let made = match change {
-                Change::Retry => retry(&mut transaction, actor.tenant, place, now).await?,
-                Change::Cancel => cancel(&mut transaction, actor.tenant, day, place, now).await?,
-            };
-            if !made {
-                transaction.rollback().await?;
-                return Ok(None);
-            }
-            record(&mut transaction, actor.tenant, now, &actor.name, change.action(), &id.to_string()).await?;
-            transaction.commit().await?;
-            Ok(Some(head))
-        })
-        .await?;
+        let head = self
+            .run(async move {
+                let now = store.now();
+                let mut transaction = store.pool().begin().await?;
+                let head = lock(&mut transaction, actor.tenant, now).await?;
+                let made = match change {
+                    Change::Retry => retry(&mut transaction, actor.tenant, place, now).await?,
+                    Change::Cancel => cancel(&mut transaction, actor.tenant, day, place, now).await?,
+                };
+                if !made {
+                    transaction.rollback().await?;
+                    return Ok(None);
+                }
+                record(&mut transaction, actor.tenant, now, &actor.name, change.action(), &id.to_string()).await?;
+                transaction.commit().await?;
+                Ok(Some(head))
+            })
+            .await?;
         let Some(row) = self.row(principal, &entry, id.subscription_no).await? else {
             return Ok(InvocationChange::NotFound);
         };

@@ -21,6 +21,7 @@ pub mod leases;
 pub mod measure;
 pub mod notify;
 mod partitions;
+mod pool;
 pub mod publish;
 pub mod publisher_identities;
 pub mod request_ids;
@@ -36,10 +37,12 @@ pub use error::StoreError;
 
 use crate::clock;
 use chrono::{DateTime, TimeDelta, Utc};
+use pool::{Doubt, Pool};
 use sqlx::PgPool;
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
 
 /// The forward-only schema steps, applied in order.
 pub static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("src/store/migrations");
@@ -47,7 +50,7 @@ pub static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("src/store/migra
 /// The one way to Postgres. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Store {
-    pool: PgPool,
+    pool: Pool,
     /// Database time minus local time, microseconds; see [`Store::now`].
     clock_offset_us: Arc<AtomicI64>,
     statements: Arc<publish::Statements>,
@@ -56,11 +59,16 @@ pub struct Store {
 impl Store {
     /// Takes a pool that is connected to a migrated database.
     pub fn new(pool: PgPool) -> Self {
+        let answer_max = Duration::from_millis(connect::Config::default().answer_timeout_ms);
+        Self::of(Pool::new(pool, answer_max, Doubt::default()))
+    }
+
+    fn of(pool: Pool) -> Self {
         Self { pool, clock_offset_us: Arc::default(), statements: Arc::default() }
     }
 
     /// The pool, for the statements of this module's files.
-    pub(in crate::store) fn pool(&self) -> &PgPool {
+    pub(in crate::store) fn pool(&self) -> &Pool {
         &self.pool
     }
 
@@ -84,12 +92,14 @@ impl Store {
         Ok(())
     }
 
-    /// Runs a piece of work in a task of its own, so that a caller that goes away cannot drop it inside a transaction.
-    pub async fn run<T, F>(work: F) -> Result<T, StoreError>
+    /// Runs a piece of work in a task of its own, so that a caller that goes away cannot drop it inside a transaction. Bounded:
+    /// see [`Pool::within`].
+    pub(in crate::store) async fn run<T, F>(&self, work: F) -> Result<T, StoreError>
     where
         T: Send + 'static,
         F: Future<Output = Result<T, StoreError>> + Send + 'static,
     {
-        tokio::spawn(work).await.unwrap_or_else(|_| Err(StoreError::Interrupted))
+        let pool = self.pool.clone();
+        tokio::spawn(async move { pool.within(work).await }).await.unwrap_or_else(|_| Err(StoreError::Interrupted))
     }
 }

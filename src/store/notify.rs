@@ -5,7 +5,7 @@
 use super::{Store, StoreError};
 use crate::domain::ids::TenantId;
 use crate::feed::Head;
-use sqlx::postgres::PgListener;
+use sqlx::postgres::{PgListener, PgPoolOptions};
 use uuid::Uuid;
 
 const CHANNEL: &str = "carillon_heads";
@@ -37,9 +37,14 @@ impl HeadListener {
 impl Store {
     /// Starts to listen, on a connection of its own.
     pub async fn listen(&self) -> Result<HeadListener, StoreError> {
-        let mut listener = PgListener::connect_with(self.pool()).await?;
-        listener.listen(CHANNEL).await?;
-        Ok(HeadListener { listener })
+        // A pool of its own, so that a connection whose other end has vanished never takes a place in the other one.
+        let pool = PgPoolOptions::new().max_connections(1).connect_lazy_with((*self.pool().options()).clone());
+        let listen = async {
+            let mut listener = PgListener::connect_with(&pool).await?;
+            listener.listen(CHANNEL).await?;
+            Ok::<_, StoreError>(listener)
+        };
+        Ok(HeadListener { listener: self.pool().within(listen).await? })
     }
 
     /// Tells other replicas about heads, in one statement of its own.

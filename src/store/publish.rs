@@ -271,8 +271,8 @@ impl CommitConnection {
             OnLocked::Wait => statements.many.clone(),
         };
         let now = self.store.now();
-        let connection = self.get().await?;
-        let rows = sqlx::query(sqlx::AssertSqlSafe(sql))
+        let pool = self.store.pool().clone();
+        let commit = sqlx::query(sqlx::AssertSqlSafe(sql))
             .bind(tenants)
             .bind(counts)
             .bind(versions)
@@ -300,11 +300,10 @@ impl CommitConnection {
             .bind(columns.key)
             .bind(columns.key_hash)
             .bind(columns.key_event_id)
-            .bind(keys_expire_at)
-            .fetch_all(connection)
-            .await
-            .map_err(StoreError::from);
+            .bind(keys_expire_at);
+        let rows = pool.within(async { Ok(commit.fetch_all(self.get().await?).await?) }).await;
         if matches!(rows, Err(StoreError::Unavailable(_))) {
+            // It may be broken, or still be busy with what nobody waits for any longer.
             self.connection = None;
         }
         rows?

@@ -37,7 +37,7 @@ impl Store {
         event_types: Vec<EventTypePattern>,
     ) -> Result<Option<PublisherIdentity>, StoreError> {
         let store = self.clone();
-        Self::run(async move {
+        self.run(async move {
             let now = store.now();
             let id = PublisherIdentityId(clock::new_uuid());
             let patterns: Vec<String> = event_types.iter().map(ToString::to_string).collect();
@@ -105,7 +105,7 @@ impl Store {
         id: PublisherIdentityId,
     ) -> Result<bool, StoreError> {
         let store = self.clone();
-        Self::run(async move {
+        self.run(async move {
             let now = store.now();
             let mut tx = store.pool().begin().await?;
             let gone =

@@ -49,7 +49,7 @@ impl Store {
     /// Looks an id up outside of any transaction: spares a retry the head lock. The answer under the lock decides.
     pub async fn earlier_answer(&self, tenant: TenantId, key: &RequestKey) -> Result<Earlier, StoreError> {
         let mut connection = self.pool().acquire().await?;
-        earlier(&mut connection, tenant, key, self.now()).await
+        self.pool().within(earlier(&mut connection, tenant, key, self.now())).await
     }
 }
 

@@ -95,6 +95,16 @@ impl Store {
         if changes.iter().all(Settled::is_plain) {
             return self.settle_plain(tenant, token, cursor, changes).await;
         }
+        self.pool().within(self.settle_all(tenant, token, cursor, changes)).await
+    }
+
+    async fn settle_all(
+        &self,
+        tenant: TenantId,
+        token: i64,
+        cursor: LogPlace,
+        changes: &[Settled],
+    ) -> Result<Fenced, StoreError> {
         let mut transaction = self.pool().begin().await?;
         let fence =
             sqlx::query("UPDATE dispatch_cursors SET position = $3, day = $4 WHERE tenant_id = $1 AND token = $2")

@@ -183,7 +183,7 @@ impl Store {
         id: SubscriptionId,
     ) -> Result<Option<Subscription>, StoreError> {
         let mut connection = self.pool().acquire().await?;
-        let found = read(&mut connection, tenant, id).await?;
+        let found = self.pool().within(read(&mut connection, tenant, id)).await?;
         Ok(found.filter(|subscription| app.is_none_or(|app| app == subscription.app)))
     }
 

@@ -36,7 +36,7 @@ impl Store {
         display_name: String,
     ) -> Result<Option<Tenant>, StoreError> {
         let store = self.clone();
-        Self::run(async move {
+        self.run(async move {
             let now = store.now();
             let tenant = Tenant { id: TenantId(clock::new_uuid()), slug, display_name, created_at: now };
             let mut tx = store.pool().begin().await?;

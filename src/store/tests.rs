@@ -97,3 +97,107 @@ where
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
+
+/// Stands between the store and Postgres, and can go silent as a network does: nothing is closed, nothing gets through.
+struct Wire {
+    folder: tempfile::TempDir,
+    silent: Arc<tokio::sync::watch::Sender<u64>>,
+    cut: Arc<std::sync::atomic::AtomicBool>,
+}
+
+impl Wire {
+    fn to(postgres: &PrivatePostgres) -> Self {
+        let (url, folder) = (postgres.url(), tempfile::tempdir().expect("a folder"));
+        let real =
+            url.split("host=").nth(1).and_then(|rest| rest.split('&').next()).expect("a socket folder").to_owned();
+        let port = url.split("localhost:").nth(1).and_then(|rest| rest.split('/').next()).expect("a port").to_owned();
+        let name = format!(".s.PGSQL.{port}");
+        let listener = tokio::net::UnixListener::bind(folder.path().join(&name)).expect("a socket");
+        let (silent, cut) =
+            (Arc::new(tokio::sync::watch::Sender::new(0)), Arc::<std::sync::atomic::AtomicBool>::default());
+        let (told, is_cut, real) = (silent.clone(), cut.clone(), std::path::Path::new(&real).join(name));
+        tokio::spawn(async move {
+            while let Ok((near, _)) = listener.accept().await {
+                let (mut near, real, mut told, is_cut) = (near, real.clone(), told.subscribe(), is_cut.clone());
+                tokio::spawn(async move {
+                    if !is_cut.load(std::sync::atomic::Ordering::SeqCst)
+                        && let Ok(mut far) = tokio::net::UnixStream::connect(real).await
+                    {
+                        tokio::select! {
+                            _ = tokio::io::copy_bidirectional(&mut near, &mut far) => return,
+                            _ = told.changed() => {}
+                        }
+                        std::future::pending::<()>().await;
+                        drop(far);
+                    }
+                    std::future::pending::<()>().await;
+                    drop(near);
+                });
+            }
+        });
+        Self { folder, silent, cut }
+    }
+
+    fn url(&self, postgres: &PrivatePostgres) -> String {
+        let url = postgres.url();
+        let real = url.split("host=").nth(1).and_then(|rest| rest.split('&').next()).expect("a socket folder");
+        url.replace(real, &self.folder.path().display().to_string())
+    }
+
+    /// Every connection there is goes silent for ever, and new ones too until [`Self::mend`].
+    fn cut(&self) {
+        self.cut.store(true, std::sync::atomic::Ordering::SeqCst);
+        self.silent.send_modify(|times| *times += 1);
+    }
+
+    fn mend(&self) {
+        self.cut.store(false, std::sync::atomic::Ordering::SeqCst);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_postgres_that_vanishes_holds_nothing_up_for_ever_and_the_pool_recovers() {
+    let mut database = Database::new().await;
+    let tenant = database.tenant("a").await;
+    let wire = Wire::to(&database.postgres);
+    let config = connect::Config {
+        connections_max: 8,
+        acquire_timeout_ms: 500,
+        statement_timeout_ms: 400,
+        answer_timeout_ms: 500,
+        ..Database::config(&wire.url(&database.postgres))
+    };
+    let behind = connect::open(&config).await.expect("Postgres answers");
+    let direct = std::mem::replace(&mut database.store, behind);
+    let (writer, tasks) = database.writer(publish::Config::default());
+    publish(&writer, tenant, "before").await.expect("published");
+    let read = |store: Store| async move { store.head(tenant).await };
+    let all = futures::future::join_all((0..8).map(|_| read(database.store.clone()))).await;
+    assert!(all.iter().all(Result::is_ok), "every connection is in use once");
+
+    wire.cut();
+    let cut_off = publish(&writer, tenant, "during").await;
+    assert!(matches!(cut_off, Err(publish::PublishError::Store(super::StoreError::Unavailable(_)))), "{cut_off:?}");
+    let by = Principal::server(tenant);
+    let refused = database.store.create_app(by.clone(), "shop".into(), "Shop".into()).await;
+    assert!(refused.is_err(), "a transaction ends as well");
+    let all = futures::future::join_all((0..16).map(|_| read(database.store.clone()))).await;
+    assert!(all.iter().all(Result::is_err), "so does every read");
+
+    wire.mend();
+    // The same request again: whatever became of the first, it is one event.
+    eventually("publishing goes on", || async { publish(&writer, tenant, "during").await.is_ok() }).await;
+    publish(&writer, tenant, "after").await.expect("published");
+    assert_eq!(direct.head(tenant).await.expect("readable").expect("exists").position, 3);
+    eventually("transactions go on", || async {
+        database.store.create_app(by.clone(), "shop".into(), "Shop".into()).await.is_ok()
+    })
+    .await;
+    let all = futures::future::join_all((0..64).map(|_| read(database.store.clone()))).await;
+    assert!(all.iter().all(Result::is_ok), "no place of the pool is lost: {all:?}");
+    assert!(database.store.connections().0 <= 8);
+    drop(writer);
+    tasks.join().await;
+    direct.close().await;
+    database.end().await;
+}

@@ -25,7 +25,7 @@ impl Store {
         A: FnOnce(&EventTypeRecord) -> Vec<u8> + Send + 'static,
     {
         let store = self.clone();
-        Self::run(async move {
+        self.run(async move {
             let now = store.now();
             let work = async {
                 let mut tx = store.pool().begin().await?;
@@ -55,7 +55,7 @@ impl Store {
         quota: EventTypeQuota,
     ) -> Result<EventTypeRecord, EventTypeRefusal> {
         let store = self.clone();
-        Self::run(async move {
+        self.run(async move {
             let now = store.now();
             let work = async {
                 let mut tx = store.pool().begin().await?;
@@ -85,7 +85,7 @@ impl Store {
         A: FnOnce(&SchemaVersion) -> Vec<u8> + Send + 'static,
     {
         let store = self.clone();
-        Self::run(async move {
+        self.run(async move {
             let now = store.now();
             let work = async {
                 let mut tx = store.pool().begin().await?;

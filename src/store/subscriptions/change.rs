@@ -41,7 +41,7 @@ impl Store {
         A: FnOnce(&Subscription) -> Result<Vec<u8>, StoreError> + Send + 'static,
     {
         let store = self.clone();
-        Self::run(async move {
+        self.run(async move {
             let now = store.now();
             let work = async {
                 let mut tx = store.pool().begin().await?;
@@ -79,7 +79,7 @@ impl Store {
         max: i64,
     ) -> Result<Subscription, SubscriptionRefusal> {
         let store = self.clone();
-        Self::run(async move {
+        self.run(async move {
             let now = store.now();
             let work = async {
                 let mut tx = store.pool().begin().await?;
@@ -135,7 +135,7 @@ impl Store {
         changed: Subscription,
     ) -> Result<Subscription, SubscriptionRefusal> {
         let store = self.clone();
-        Self::run(async move {
+        self.run(async move {
             let now = store.now();
             let work = async {
                 let mut tx = store.pool().begin().await?;
@@ -171,7 +171,7 @@ impl Store {
         subscription_no: SubscriptionNo,
     ) -> Result<Option<RegistryChange>, StoreError> {
         let store = self.clone();
-        Self::run(async move {
+        self.run(async move {
             let now = store.now();
             let by = Principal::server(tenant);
             let mut tx = store.pool().begin().await?;
@@ -206,7 +206,7 @@ impl Store {
         previous_expire_at: DateTime<Utc>,
     ) -> Result<Subscription, SubscriptionRefusal> {
         let store = self.clone();
-        Self::run(async move {
+        self.run(async move {
             let now = store.now();
             let work = async {
                 let mut tx = store.pool().begin().await?;

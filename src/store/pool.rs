@@ -1,0 +1,241 @@
+//! The pool of connections, with an end to every wait: a Postgres that has vanished without a word answers nothing and closes
+//! nothing, so whoever waits for it must give up by itself.
+//!
+//! A wait that reaches its end casts doubt on every connection that was in use or idle by then: each is closed instead of being
+//! used again, since its other end may be gone as well. What happened to the statement is unknown, as with a broken connection.
+
+use futures::stream::{self, BoxStream};
+use futures::{StreamExt as _, TryStreamExt as _, future::BoxFuture};
+use sqlx::pool::PoolConnection;
+use sqlx::postgres::{PgConnectOptions, PgQueryResult, PgRow, PgStatement, PgTypeInfo};
+use sqlx::{Describe, Either, Execute, Executor, PgConnection, PgPool, Postgres, SqlStr};
+use std::io;
+use std::ops::{Deref, DerefMut};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// When a wait last reached its end.
+#[derive(Debug, Clone, Default)]
+pub(in crate::store) struct Doubt(Arc<Mutex<Option<Instant>>>);
+
+impl Doubt {
+    fn cast(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    /// True where a wait has ended without an answer since this time.
+    pub(in crate::store) fn since(&self, time: Instant) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|cast| cast >= time)
+    }
+}
+
+/// Connections to Postgres. Cheap to clone. Statements run on it directly, or on a [`Lease`] or a [`Tx`] of it.
+#[derive(Debug, Clone)]
+pub struct Pool {
+    inner: PgPool,
+    answer_max: Duration,
+    doubt: Doubt,
+}
+
+impl Pool {
+    /// Bounds the waits of a pool. `doubt` is what its `before_acquire` asks.
+    pub(in crate::store) fn new(inner: PgPool, answer_max: Duration, doubt: Doubt) -> Self {
+        Self { inner, answer_max, doubt }
+    }
+
+    /// Runs work on the database to its end, or to the end of patience.
+    ///
+    /// Errors: those of the work, and [`StoreError::Unavailable`](super::StoreError) where there was no answer in time.
+    pub(in crate::store) async fn within<T, E, F>(&self, work: F) -> Result<T, E>
+    where
+        E: From<sqlx::Error>,
+        F: Future<Output = Result<T, E>>,
+    {
+        // Lives until the doubt is cast: what the work holds is given up only then, and so is closed.
+        let mut work = std::pin::pin!(work);
+        tokio::select! {
+            biased;
+            result = &mut work => result,
+            () = tokio::time::sleep(self.answer_max) => {
+                self.doubt.cast();
+                Err(sqlx::Error::Io(io::Error::new(io::ErrorKind::TimedOut, "no answer in time")).into())
+            }
+        }
+    }
+
+    /// A connection for several statements. Whoever takes one bounds what it does by [`Pool::within`].
+    pub(in crate::store) async fn acquire(&self) -> Result<Lease, sqlx::Error> {
+        // The pool bounds this wait by itself.
+        let connection = self.inner.acquire().await?;
+        Ok(Lease { connection: Some(connection), pool: self.clone(), taken_at: Instant::now(), in_transaction: false })
+    }
+
+    /// Begins a transaction. Whoever begins one bounds what it does by [`Pool::within`].
+    pub(in crate::store) async fn begin(&self) -> Result<Tx, sqlx::Error> {
+        let mut lease = self.acquire().await?;
+        // Noted first: a begin that is dropped halfway is rolled back.
+        lease.in_transaction = true;
+        lease.execute("BEGIN").await?;
+        Ok(Tx { lease })
+    }
+
+    pub(in crate::store) fn options(&self) -> Arc<PgConnectOptions> {
+        self.inner.connect_options()
+    }
+
+    /// Connections: (open, idle).
+    pub(in crate::store) fn connections(&self) -> (u32, usize) {
+        (self.inner.size(), self.inner.num_idle())
+    }
+
+    pub(in crate::store) async fn close(&self) {
+        self.inner.close().await;
+    }
+}
+
+/// A connection of the pool, given back when it is dropped.
+pub(in crate::store) struct Lease {
+    connection: Option<PoolConnection<Postgres>>,
+    pool: Pool,
+    taken_at: Instant,
+    in_transaction: bool,
+}
+
+impl Lease {
+    /// The connection for oneself: the pool forgets it.
+    pub(in crate::store) fn detach(mut self) -> PgConnection {
+        self.connection.take().expect(TAKEN).detach()
+    }
+}
+
+const TAKEN: &str = "a lease holds its connection until it is detached or dropped";
+
+impl Deref for Lease {
+    type Target = PgConnection;
+
+    fn deref(&self) -> &PgConnection {
+        self.connection.as_ref().expect(TAKEN)
+    }
+}
+
+impl DerefMut for Lease {
+    fn deref_mut(&mut self) -> &mut PgConnection {
+        self.connection.as_mut().expect(TAKEN)
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        let Some(connection) = self.connection.take() else { return };
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) if !self.pool.doubt.since(self.taken_at) => {
+                runtime.spawn(give_back(connection, self.in_transaction, self.pool.answer_max));
+            }
+            // Closed at once: Postgres ends what it still does with it when it next looks.
+            _ => drop(connection.detach()),
+        }
+    }
+}
+
+/// Rolls back what is open, makes sure of the connection and puts it back; closes it where that takes too long.
+async fn give_back(mut connection: PoolConnection<Postgres>, in_transaction: bool, answer_max: Duration) {
+    if in_transaction {
+        let rolled_back = tokio::time::timeout(answer_max, connection.execute("ROLLBACK")).await;
+        if !rolled_back.is_ok_and(|result| result.is_ok()) {
+            drop(connection.detach());
+            return;
+        }
+    }
+    // Dropped in the middle, it closes the connection and frees its place in the pool.
+    let back = connection.return_to_pool();
+    let _ = tokio::time::timeout(answer_max, back).await;
+}
+
+/// A transaction: rolled back unless it is committed.
+pub(in crate::store) struct Tx {
+    lease: Lease,
+}
+
+impl Tx {
+    pub(in crate::store) async fn commit(mut self) -> Result<(), sqlx::Error> {
+        self.lease.execute("COMMIT").await?;
+        self.lease.in_transaction = false;
+        Ok(())
+    }
+
+    pub(in crate::store) async fn rollback(mut self) -> Result<(), sqlx::Error> {
+        self.lease.execute("ROLLBACK").await?;
+        self.lease.in_transaction = false;
+        Ok(())
+    }
+}
+
+impl Deref for Tx {
+    type Target = PgConnection;
+
+    fn deref(&self) -> &PgConnection {
+        &self.lease
+    }
+}
+
+impl DerefMut for Tx {
+    fn deref_mut(&mut self) -> &mut PgConnection {
+        &mut self.lease
+    }
+}
+
+/// Single statements, each bounded. Rows are gathered before the first is handed out: every list has a limit.
+impl<'p> Executor<'p> for &'_ Pool {
+    type Database = Postgres;
+
+    fn fetch_many<'e, 'q: 'e, E>(self, query: E) -> BoxStream<'e, Result<Either<PgQueryResult, PgRow>, sqlx::Error>>
+    where
+        'p: 'e,
+        E: 'q + Execute<'q, Postgres>,
+    {
+        let pool = self.clone();
+        let gather = async move {
+            let mut lease = pool.acquire().await?;
+            pool.within(async { lease.fetch_many(query).try_collect::<Vec<_>>().await }).await
+        };
+        stream::once(gather).map_ok(|rows| stream::iter(rows).map(Ok)).try_flatten().boxed()
+    }
+
+    fn fetch_optional<'e, 'q: 'e, E>(self, query: E) -> BoxFuture<'e, Result<Option<PgRow>, sqlx::Error>>
+    where
+        'p: 'e,
+        E: 'q + Execute<'q, Postgres>,
+    {
+        let pool = self.clone();
+        Box::pin(async move {
+            let mut lease = pool.acquire().await?;
+            pool.within(async { lease.fetch_optional(query).await }).await
+        })
+    }
+
+    fn prepare_with<'e>(
+        self,
+        sql: SqlStr,
+        parameters: &'e [PgTypeInfo],
+    ) -> BoxFuture<'e, Result<PgStatement, sqlx::Error>>
+    where
+        'p: 'e,
+    {
+        let pool = self.clone();
+        Box::pin(async move {
+            let mut lease = pool.acquire().await?;
+            pool.within(async { lease.prepare_with(sql, parameters).await }).await
+        })
+    }
+
+    fn describe<'e>(self, sql: SqlStr) -> BoxFuture<'e, Result<Describe<Postgres>, sqlx::Error>>
+    where
+        'p: 'e,
+    {
+        let pool = self.clone();
+        Box::pin(async move {
+            let mut lease = pool.acquire().await?;
+            pool.within(async { lease.describe(sql).await }).await
+        })
+    }
+}
