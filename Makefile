@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help run test demo bench fmt lint proto docs readme tools clean
+.PHONY: help run test faults demo bench fmt lint proto docs readme tools clean
 
 CACHE := $(or $(CARILLON_CACHE),$(HOME)/.cache/carillon)
 export CARILLON_CACHE := $(CACHE)
@@ -27,6 +27,10 @@ test: tools ## Check everything: format, lints, layers, unit and integration tes
 	cargo test --locked $(ARGS)
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
 	@echo "make test: every step passed"
+
+faults: ## Kill, freeze, starve and cut off replicas and Postgres under live traffic, and check every guarantee (15 minutes)
+	@tests/tools/need.sh rust postgres
+	cargo test --locked --test faults -- long $(ARGS)
 
 demo: $(OCTOKIT)/ready ## Publish 329 real GitHub webhook payloads and verify every delivery
 	@tests/tools/need.sh rust postgres

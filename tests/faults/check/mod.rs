@@ -1,0 +1,113 @@
+//! The history checker: reads what the parties of a run wrote down, and says which guarantee does not hold.
+//!
+//! It runs in a process of its own and knows the parties' records and the guarantees, nothing else: not the schedule of the
+//! faults, not the service. What a subscription matches it computes itself, from the positions at which its changes took
+//! effect. It must never excuse a breach because a fault was under way, except where the guarantee itself does.
+
+mod deliveries;
+mod history;
+mod log;
+mod readers;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+pub use history::History;
+
+/// Breaches of one guarantee that are told in full; the others are counted.
+const TOLD_MAX: usize = 5;
+
+/// A guarantee, as the README numbers them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Guarantee {
+    G1,
+    G2,
+    G3,
+    G5,
+    G6,
+    G7,
+    G8,
+}
+
+impl fmt::Display for Guarantee {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self, f)
+    }
+}
+
+/// What the checker found.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct Report {
+    pub seed: u64,
+    pub kills: u64,
+    /// Events whose publisher was told that they are on disk.
+    pub acknowledged: usize,
+    /// Of these, how many are not in the log as they were acknowledged.
+    pub lost: usize,
+    /// Second executions that no fault and no failed attempt explains.
+    pub duplicates_without_fault: usize,
+    /// Publish calls of which it was never learned whether they made an event.
+    pub unknown: usize,
+    pub events: usize,
+    pub invocations: usize,
+    /// Executions beyond the first of an invocation.
+    pub repeated: usize,
+    /// Per kind of fault, the publish calls that were sent while it lasted.
+    pub met: BTreeMap<String, usize>,
+    /// Per guarantee, how often it was found broken.
+    pub broken: BTreeMap<String, usize>,
+    /// Each begins with the guarantee.
+    pub violations: Vec<String>,
+}
+
+impl Report {
+    fn breach(&mut self, guarantee: Guarantee, what: impl fmt::Display) {
+        let count = self.broken.entry(guarantee.to_string()).or_default();
+        *count += 1;
+        if *count <= TOLD_MAX {
+            self.violations.push(format!("{guarantee}: {what}"));
+        }
+    }
+
+    /// Says how many breaches were not told one by one.
+    fn close(&mut self) {
+        for (guarantee, count) in &self.broken {
+            if *count > TOLD_MAX {
+                self.violations.push(format!("{guarantee}: and {} more", count - TOLD_MAX));
+            }
+        }
+    }
+}
+
+/// Checks the records of a folder.
+pub fn check(folder: &Path) -> std::io::Result<Report> {
+    Ok(judge(&History::read(folder)?))
+}
+
+/// Checks a history.
+pub fn judge(history: &History) -> Report {
+    let mut report = Report {
+        seed: history.seed,
+        kills: history.faults.iter().map(|fault| u64::from(fault.kills)).sum(),
+        events: history.log.len(),
+        invocations: history.invocations.len(),
+        ..Report::default()
+    };
+    for fault in &history.faults {
+        let met = history.sends.iter().filter(|send| (fault.from..=fault.to).contains(&send.at)).count();
+        *report.met.entry(fault.kind.clone()).or_default() += met;
+    }
+    log::durable(history, &mut report);
+    log::idempotent(history, &mut report);
+    log::ordered(history, &mut report);
+    deliveries::fanned_out(history, &mut report);
+    deliveries::ended(history, &mut report);
+    deliveries::executed(history, &mut report);
+    deliveries::fenced(history, &mut report);
+    readers::read(history, &mut report);
+    report.close();
+    report
+}

@@ -1,0 +1,247 @@
+//! The faults themselves: each is done to the parts of a stage while traffic goes on, lasts a while, and is undone.
+//!
+//! A fault is written down with its exact beginning and end. It must leave nothing behind that a later one could meet.
+
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::time::Duration;
+
+use rustix::process::Signal;
+use sqlx::{Connection as _, Executor as _, PgConnection};
+
+use super::parties::receiver::Receiver;
+use super::parties::rest;
+use super::random::Random;
+use super::record::{Answer, Log, Record};
+use super::stage::{LEASE, Stage};
+use super::until;
+
+/// What can be done to a running service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Kind {
+    KillReplica,
+    KillPostgres,
+    StopReplica,
+    TerminateBackends,
+    WithholdCommit,
+    Famine,
+    DiskFull,
+    ReadOnly,
+    ReceiverHang,
+    ReceiverReset,
+    ReceiverDrip,
+    ReceiverFlood,
+    ReceiverError,
+}
+
+impl Kind {
+    /// Every fault.
+    pub const ALL: [Self; 13] = [
+        Self::KillReplica,
+        Self::KillPostgres,
+        Self::StopReplica,
+        Self::TerminateBackends,
+        Self::WithholdCommit,
+        Self::Famine,
+        Self::DiskFull,
+        Self::ReadOnly,
+        Self::ReceiverHang,
+        Self::ReceiverReset,
+        Self::ReceiverDrip,
+        Self::ReceiverFlood,
+        Self::ReceiverError,
+    ];
+
+    /// Its name in logs and on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::KillReplica => "kill_replica",
+            Self::KillPostgres => "kill_postgres",
+            Self::StopReplica => "stop_replica",
+            Self::TerminateBackends => "terminate_backends",
+            Self::WithholdCommit => "withhold_commit",
+            Self::Famine => "connection_famine",
+            Self::DiskFull => "disk_full",
+            Self::ReadOnly => "read_only",
+            Self::ReceiverHang => "receiver_hang",
+            Self::ReceiverReset => "receiver_reset",
+            Self::ReceiverDrip => "receiver_drip",
+            Self::ReceiverFlood => "receiver_flood",
+            Self::ReceiverError => "receiver_error",
+        }
+    }
+}
+
+/// How long a fault lasts that has no length of its own.
+const WHILE: Duration = Duration::from_secs(3);
+const FEW: Duration = Duration::from_millis(50);
+
+/// Does a fault, undoes it, and writes it down.
+pub async fn commit(
+    kind: Kind,
+    stage: &mut Stage,
+    receiver: &Receiver,
+    random: &mut Random,
+    log: &Log,
+) -> anyhow::Result<()> {
+    let from = log.now();
+    let (kills, detail) = match kind {
+        Kind::KillReplica => kill_replicas(stage, random).await?,
+        Kind::KillPostgres => {
+            stage.postgres.kill().await?;
+            stage.postgres.restart().await?;
+            (1, String::new())
+        }
+        Kind::StopReplica => (0, stop_replica(stage, random).await),
+        Kind::TerminateBackends => (0, terminate(stage, random).await?),
+        Kind::WithholdCommit => (0, withhold(stage).await?),
+        Kind::Famine => (0, famine(stage).await?),
+        Kind::DiskFull => (0, fill_disk(stage).await?),
+        Kind::ReadOnly => (0, read_only(stage).await?),
+        Kind::ReceiverHang => (0, turn(receiver, Answer::Hang).await?),
+        Kind::ReceiverReset => (0, turn(receiver, Answer::Reset).await?),
+        Kind::ReceiverDrip => (0, turn(receiver, Answer::Drip).await?),
+        Kind::ReceiverFlood => (0, turn(receiver, Answer::Flood).await?),
+        Kind::ReceiverError => (0, turn(receiver, Answer::Error).await?),
+    };
+    log.write(&Record::Fault { kind: kind.name().to_owned(), from, to: log.now(), kills, detail });
+    Ok(())
+}
+
+/// One replica mostly, all of them now and then.
+async fn kill_replicas(stage: &mut Stage, random: &mut Random) -> anyhow::Result<(u32, String)> {
+    let count = stage.replicas.len();
+    let first = random.below(count);
+    let victims: Vec<usize> = if random.one_in(6) { (0..count).collect() } else { vec![first] };
+    for victim in &victims {
+        stage.replicas[*victim].kill();
+    }
+    for victim in &victims {
+        stage.launch(*victim).await?;
+    }
+    let kills = u32::try_from(victims.len())?;
+    Ok((kills, format!("replicas {victims:?}")))
+}
+
+/// Freezes a replica for longer than its leases, and lets it go on as if nothing had happened.
+async fn stop_replica(stage: &mut Stage, random: &mut Random) -> String {
+    let victim = random.below(stage.replicas.len());
+    stage.replicas[victim].signal(Signal::STOP);
+    rest(LEASE * 2 + WHILE / 2).await;
+    stage.replicas[victim].signal(Signal::CONT);
+    format!("replica {victim}")
+}
+
+async fn terminate(stage: &Stage, random: &mut Random) -> anyhow::Result<String> {
+    let mut owner = stage.owner().await?;
+    let mut ended = 0;
+    for _ in 0..3 {
+        // Every other backend, or each of them.
+        let every = if random.one_in(2) { 1 } else { 2 };
+        let pids: Vec<i32> =
+            sqlx::query_scalar("SELECT pid FROM pg_stat_activity WHERE application_name = 'carillon' AND pid % $1 = 0")
+                .bind(every)
+                .fetch_all(&mut owner)
+                .await?;
+        for pid in pids {
+            let done: bool =
+                sqlx::query_scalar("SELECT pg_terminate_backend($1)").bind(pid).fetch_one(&mut owner).await?;
+            ended += u32::from(done);
+        }
+        rest(WHILE / 6).await;
+    }
+    owner.close().await?;
+    anyhow::ensure!(ended > 0, "no backend was there to be terminated");
+    Ok(format!("{ended} backends"))
+}
+
+/// Lets commits through and keeps their answers.
+async fn withhold(stage: &Stage) -> anyhow::Result<String> {
+    const ANSWERS: usize = 12;
+    let before = stage.proxy.withheld();
+    stage.proxy.withhold(ANSWERS);
+    let done = until("answers are withheld", Duration::from_secs(20), || {
+        let left = stage.proxy.left();
+        std::future::ready(if left == 0 { Ok(()) } else { Err(left) })
+    })
+    .await;
+    stage.proxy.withhold(0);
+    done?;
+    // The others were answers to statements that failed, such as the retry of a publish whose answer was kept back.
+    let withheld = stage.proxy.withheld() - before;
+    anyhow::ensure!(withheld > 0, "no commit was carried out whose answer was withheld");
+    Ok(format!("{ANSWERS} answers, {withheld} of them to commits that were carried out"))
+}
+
+/// Takes every connection that Postgres has, and each that becomes free.
+async fn famine(stage: &Stage) -> anyhow::Result<String> {
+    let url = stage.plain_url();
+    let mut owner = stage.owner().await?;
+    let mut eaten = Vec::new();
+    let began = tokio::time::Instant::now();
+    let mut refused = 0;
+    while began.elapsed() < WHILE {
+        match PgConnection::connect(&url).await {
+            Ok(connection) => eaten.push(connection),
+            Err(_) => {
+                refused += 1;
+                if refused == 1 || refused % 10 == 0 {
+                    owner
+                        .execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'carillon'")
+                        .await?;
+                }
+                rest(FEW / 5).await;
+            }
+        }
+    }
+    let detail = format!("{} connections taken, {refused} more refused", eaten.len());
+    for connection in eaten {
+        connection.close().await?;
+    }
+    owner.close().await?;
+    anyhow::ensure!(refused > 0, "Postgres never ran out of connections");
+    Ok(detail)
+}
+
+/// Fills the disk that the tables are on.
+async fn fill_disk(stage: &Stage) -> anyhow::Result<String> {
+    let disk = stage.disk.as_ref().ok_or_else(|| anyhow::anyhow!("disk_full needs the small disk"))?;
+    let ballast = disk.join("ballast");
+    let mut file = File::create(&ballast)?;
+    let block = vec![0_u8; 1 << 20];
+    let mut written = 0_u64;
+    for size in [block.len(), 4096] {
+        while file.write_all(&block[..size]).is_ok() {
+            written += u64::try_from(size)?;
+        }
+    }
+    rest(WHILE).await;
+    drop(file);
+    fs::remove_file(&ballast)?;
+    Ok(format!("{} MiB of ballast", written >> 20))
+}
+
+async fn read_only(stage: &Stage) -> anyhow::Result<String> {
+    let mut owner = stage.owner().await?;
+    owner.execute("ALTER SYSTEM SET default_transaction_read_only = on").await?;
+    owner.execute("SELECT pg_reload_conf()").await?;
+    rest(WHILE).await;
+    owner.execute("ALTER SYSTEM RESET default_transaction_read_only").await?;
+    owner.execute("SELECT pg_reload_conf()").await?;
+    owner.close().await?;
+    Ok(String::new())
+}
+
+/// Lets the receiver behave badly for a while, and at least until it was called so.
+async fn turn(receiver: &Receiver, answer: Answer) -> anyhow::Result<String> {
+    let before = receiver.arrived("/turn");
+    receiver.turn(answer);
+    rest(WHILE).await;
+    let arrived = until("the receiver is called", Duration::from_secs(20), || {
+        let arrived = receiver.arrived("/turn") - before;
+        std::future::ready(if arrived > 0 { Ok(arrived) } else { Err(arrived) })
+    })
+    .await;
+    receiver.turn(Answer::Ok);
+    Ok(format!("{} calls", arrived?))
+}

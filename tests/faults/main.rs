@@ -1,0 +1,262 @@
+//! The fault suite: real replicas on a real Postgres, killed, frozen, cut off and starved under live traffic, and a checker
+//! in a process of its own that says from the parties' logs whether a guarantee broke.
+//!
+//! Reading order: [`run`] (one run), [`stage`] (what is broken), [`faults`] (how), [`parties`] (who notices), [`record`]
+//! (what they write), [`check`] (what must hold). `docs/faults.md` says how to use it.
+
+#[expect(dead_code, reason = "shared with tests/it, which uses all of it")]
+#[path = "../it/harness/connect.rs"]
+mod connect;
+#[expect(dead_code, reason = "shared with tests/it, which uses all of it")]
+#[path = "../it/harness/process.rs"]
+mod process;
+#[expect(dead_code, reason = "shared with tests/it, which uses all of it")]
+#[path = "../it/harness/wait.rs"]
+mod wait;
+
+mod check;
+mod dump;
+mod faults;
+mod parties;
+mod proxy;
+mod random;
+mod record;
+mod run;
+mod stage;
+
+use std::fmt::Debug;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, bail, ensure};
+use clap::{Args, Parser};
+use serde::Serialize;
+
+use check::Report;
+use faults::Kind;
+use run::Plan;
+use stage::Shape;
+
+/// Breaks a running Carillon in every way it knows and checks that no guarantee breaks with it.
+#[derive(Debug, Parser)]
+#[command(name = "faults", max_term_width = 100)]
+enum Cli {
+    /// The long form: many kills, every fault.
+    Long(Long),
+    /// The short form, about a minute: what `cargo test` runs.
+    Short(Common),
+    /// Checks the records of a run and prints a report as JSON.
+    Check {
+        /// The run's folder.
+        folder: PathBuf,
+    },
+}
+
+#[derive(Debug, Args)]
+struct Common {
+    /// Decides the order of the faults and what parties do; a random one is taken and printed where none is given.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// How many `carillon serve` share the database.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(2..=8))]
+    replicas: u8,
+    /// Keep the records and logs below this folder, also where the run is good.
+    #[arg(long)]
+    keep: Option<PathBuf>,
+    /// Only these faults, by name.
+    #[arg(long, value_delimiter = ',', value_parser = parse_kind)]
+    only: Vec<Kind>,
+}
+
+#[derive(Debug, Args)]
+struct Long {
+    #[command(flatten)]
+    common: Common,
+    /// How many times something is killed with `kill -9`.
+    #[arg(long, default_value_t = 60)]
+    kills: usize,
+    /// How many times each of the other faults is committed.
+    #[arg(long, default_value_t = 3)]
+    times: usize,
+}
+
+fn parse_kind(name: &str) -> Result<Kind, String> {
+    let known = || Kind::ALL.map(Kind::name).join(", ");
+    Kind::ALL.into_iter().find(|kind| kind.name() == name).ok_or_else(|| format!("one of {}", known()))
+}
+
+/// The last line of a run.
+#[derive(Debug, Serialize)]
+struct Summary {
+    seed: u64,
+    kills: u64,
+    acknowledged: usize,
+    lost: usize,
+    duplicates_without_fault: usize,
+    violations: Vec<String>,
+    planted_defects: Planted,
+}
+
+/// How many of the defects that were planted the checker has found.
+#[derive(Debug, Default, Serialize)]
+struct Planted {
+    caught: usize,
+    of: usize,
+}
+
+fn main() -> ExitCode {
+    // As in the program: one provider for every TLS connection.
+    let _installed_once = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let own = ["long", "short", "check", "help", "--help", "-h"];
+    let cli = match arguments.first() {
+        Some(first) if own.contains(&first.as_str()) => Cli::parse(),
+        // Called as one of cargo's test programs, whose arguments are a filter and options of no concern here.
+        _ if arguments.iter().any(|argument| argument == "--list") => {
+            println!("faults: test");
+            return ExitCode::SUCCESS;
+        }
+        _ => match arguments.iter().find(|argument| !argument.starts_with('-')) {
+            Some(filter) if !"faults".contains(filter.as_str()) => return ExitCode::SUCCESS,
+            _ => Cli::parse_from(["faults", "short"]),
+        },
+    };
+    let done = match cli {
+        Cli::Check { folder } => tell(&folder),
+        Cli::Short(common) => suite(&common, |seed| {
+            let others =
+                [Kind::StopReplica, Kind::TerminateBackends, Kind::WithholdCommit, Kind::ReadOnly, Kind::ReceiverHang];
+            Plan::mix(seed, 4, &chosen(&common.only, &others), 1)
+        }),
+        Cli::Long(long) => {
+            suite(&long.common, |seed| Plan::mix(seed, long.kills, &chosen(&long.common.only, &Kind::ALL), long.times))
+        }
+    };
+    match done {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("faults: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn chosen(only: &[Kind], otherwise: &[Kind]) -> Vec<Kind> {
+    if only.is_empty() { otherwise.to_vec() } else { only.to_vec() }
+}
+
+/// The checker's own process.
+fn tell(folder: &Path) -> anyhow::Result<ExitCode> {
+    let report = check::check(folder).with_context(|| format!("the records in {}", folder.display()))?;
+    println!("{}", serde_json::to_string(&report)?);
+    Ok(if report.violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn suite(common: &Common, faults: impl Fn(u64) -> Vec<Kind>) -> anyhow::Result<ExitCode> {
+    let seed =
+        common.seed.unwrap_or_else(|| u64::from(std::process::id()) ^ (uuid::Uuid::new_v4().as_u64_pair().0 >> 32));
+    let temporary = tempfile::Builder::new().prefix("carillon-faults-records-").tempdir()?;
+    let below = common.keep.clone().unwrap_or_else(|| temporary.path().to_owned());
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let mut faults = faults(seed);
+    if !common.only.is_empty() {
+        faults.retain(|kind| common.only.contains(kind));
+    }
+    let small_disk = faults.contains(&Kind::DiskFull);
+    let shape = Shape {
+        program: env!("CARGO_BIN_EXE_carillon").into(),
+        planted: String::new(),
+        replicas: usize::from(common.replicas),
+        small_disk,
+    };
+    eprintln!("faults: seed {seed}, {} faults, records in {}", faults.len(), below.display());
+    let plan = Plan { seed, shape, faults, calm: Duration::from_secs(6), patience: Duration::from_secs(60) };
+    let folder = below.join("run");
+    let report = runtime.block_on(async {
+        run::run(&plan, &folder).await?;
+        judge(&folder)
+    });
+    let report = match report {
+        Ok(report) => report,
+        Err(error) => {
+            // What there is of a broken run helps to find its cause.
+            eprintln!("faults: the records stay in {}", temporary.keep().display());
+            return Err(error);
+        }
+    };
+    let good = verdict(&plan, &report);
+    if !good && common.keep.is_none() {
+        eprintln!("faults: the records stay in {}", temporary.keep().display());
+    }
+    let Report { kills, acknowledged, lost, duplicates_without_fault, violations, .. } = report;
+    let planted_defects = Planted::default();
+    let summary = Summary { seed, kills, acknowledged, lost, duplicates_without_fault, violations, planted_defects };
+    println!("{}", serde_json::to_string(&summary)?);
+    Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Runs the checker over the records, in a process of its own.
+fn judge(folder: &Path) -> anyhow::Result<Report> {
+    let checker = Command::new(std::env::current_exe()?)
+        .arg("check")
+        .arg(folder)
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output()?;
+    let text = String::from_utf8_lossy(&checker.stdout);
+    ensure!(!text.is_empty(), "the checker ended with {} and said nothing", checker.status);
+    serde_json::from_str(&text).with_context(|| format!("the checker said {text}"))
+}
+
+/// Whether a run without planted defects is good: nothing broke, every fault met traffic, nothing stayed unknown.
+fn verdict(plan: &Plan, report: &Report) -> bool {
+    let mut good = report.violations.is_empty() && report.lost == 0 && report.duplicates_without_fault == 0;
+    for violation in &report.violations {
+        eprintln!("faults: VIOLATION {violation}");
+    }
+    eprintln!(
+        "faults: {} events, {} invocations, {} executions beyond the first",
+        report.events, report.invocations, report.repeated
+    );
+    for kind in Kind::ALL.into_iter().filter(|kind| plan.faults.contains(kind)) {
+        let met = report.met.get(kind.name()).copied().unwrap_or_default();
+        eprintln!("faults: {:<18} met {met} publish calls", kind.name());
+        if met == 0 {
+            eprintln!("faults: {} met no traffic: it proves nothing", kind.name());
+            good = false;
+        }
+    }
+    if report.unknown > 0 {
+        eprintln!("faults: of {} publish calls the outcome stayed unknown", report.unknown);
+        good = false;
+    }
+    let wanted = plan.faults.iter().filter(|kind| matches!(kind, Kind::KillReplica | Kind::KillPostgres)).count();
+    if report.kills < u64::try_from(wanted).unwrap_or(u64::MAX) {
+        eprintln!("faults: {} kills were made, {wanted} were planned", report.kills);
+        good = false;
+    }
+    good
+}
+
+/// Looks until the answer is `Ok`; `Err` carries the state that the error then tells.
+async fn until<T, S, F, R>(what: &str, patience: Duration, mut look: F) -> anyhow::Result<T>
+where
+    S: Debug,
+    F: FnMut() -> R,
+    R: Future<Output = Result<T, S>>,
+{
+    let deadline = tokio::time::Instant::now() + patience;
+    let mut ticks = tokio::time::interval(Duration::from_millis(20));
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        match look().await {
+            Ok(value) => return Ok(value),
+            Err(state) if tokio::time::Instant::now() >= deadline => {
+                bail!("{what}: not so within {} s; the last state was {state:?}", patience.as_secs())
+            }
+            Err(_) => {}
+        }
+    }
+}
