@@ -10,12 +10,15 @@ use super::output::{Output, note};
 use super::subscriptions::show_subscription;
 use super::values::{parse_duration, parse_pair, read_secret};
 use crate::proto::public::target::Kind;
-use crate::proto::public::{DeliveryPolicy, SubscribeRequest, Target, WebhookMode, WebhookTarget};
+use crate::proto::public::{
+    DeliveryPolicy, OnDeadLetter, OrderingPolicy, SubscribeRequest, Target, WebhookMode, WebhookTarget,
+};
 
 const EXAMPLES: &str = r"Examples:
   carillon subscribe USER_CREATE --webhook https://hooks.example.com/users
   carillon subscribe CUSTOM_ORDER_PLACED --webhook http://127.0.0.1:9000/ --filter 'data.amount > 100'
-  carillon subscribe ROW_CREATED --webhook https://hooks.example.com/rows --mode binary --max-attempts 20 --timeout 5s";
+  carillon subscribe ROW_CREATED --webhook https://hooks.example.com/rows --mode binary --max-attempts 20 --timeout 5s
+  carillon subscribe USER_UPDATE --webhook https://hooks.example.com/users --ordering-key data.user_id";
 
 /// Subscribe a webhook to an event type
 #[derive(Debug, clap::Args)]
@@ -95,6 +98,21 @@ pub struct PolicyArgs {
     /// Attempts that may run at the same time [default: 32]
     #[arg(long, value_name = "N")]
     max_in_flight: Option<i32>,
+    /// CEL expression over `event` and `data`: events with the same value are delivered one after the other
+    #[arg(long, value_name = "CEL")]
+    ordering_key: Option<String>,
+    /// What becomes of the events behind a dead letter of their key [default: skip]
+    #[arg(long, requires = "ordering_key", value_name = "POLICY")]
+    ordering_dead_letter: Option<DeadLetterArg>,
+}
+
+/// What becomes of the events behind a dead letter of their ordering key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum DeadLetterArg {
+    /// They go on without it
+    Skip,
+    /// They wait until it is redriven or cancelled
+    Block,
 }
 
 impl PolicyArgs {
@@ -106,6 +124,16 @@ impl PolicyArgs {
             max_backoff: self.max_backoff.map(Into::into),
             timeout: self.timeout.map(Into::into),
             max_in_flight: self.max_in_flight.unwrap_or_default(),
+            // Given but empty, it takes the order away.
+            ordering: self.ordering_key.as_ref().filter(|key| !key.is_empty()).map(|key| OrderingPolicy {
+                key: key.clone(),
+                on_dead_letter: match self.ordering_dead_letter {
+                    None => OnDeadLetter::Unspecified,
+                    Some(DeadLetterArg::Skip) => OnDeadLetter::Skip,
+                    Some(DeadLetterArg::Block) => OnDeadLetter::Block,
+                }
+                .into(),
+            }),
         };
         let given = [
             ("max_attempts", self.max_attempts.is_some()),
@@ -113,6 +141,7 @@ impl PolicyArgs {
             ("max_backoff", self.max_backoff.is_some()),
             ("timeout", self.timeout.is_some()),
             ("max_in_flight", self.max_in_flight.is_some()),
+            ("ordering", self.ordering_key.is_some()),
         ];
         let paths = given.iter().filter(|(_, given)| *given).map(|(name, _)| format!("delivery_policy.{name}"));
         (policy, paths.collect())

@@ -13,8 +13,8 @@ use super::values::{parse_duration, parse_pair};
 use crate::proto::public::target::Kind;
 use crate::proto::public::{
     DisableSubscriptionRequest, EnableSubscriptionRequest, GetSubscriptionRequest, ListSubscriptionsRequest,
-    RotateSubscriptionSecretRequest, Subscription, SubscriptionState, Target, UndeleteSubscriptionRequest,
-    UpdateSubscriptionRequest, WebhookTarget,
+    OnDeadLetter, OrderingPolicy, RotateSubscriptionSecretRequest, Subscription, SubscriptionState, Target,
+    UndeleteSubscriptionRequest, UpdateSubscriptionRequest, WebhookTarget,
 };
 
 const EXAMPLES: &str = "Examples:
@@ -187,10 +187,16 @@ pub async fn run(args: SubscriptionsArgs, output: Output) -> Result<(), CliError
     if output.is_json() { output.document(&subscription) } else { show_subscription(output, &subscription) }
 }
 
+/// An order of delivery in words.
+fn order(ordering: &OrderingPolicy) -> String {
+    let block = ordering.on_dead_letter() == OnDeadLetter::Block;
+    format!("by {}, a dead letter {} those behind it", ordering.key, if block { "holds up" } else { "lets go" })
+}
+
 /// Writes one subscription for people.
 pub fn show_subscription(output: Output, subscription: &Subscription) -> Result<(), CliError> {
     let webhook = webhook_of(subscription);
-    let policy = subscription.delivery_policy.unwrap_or_default();
+    let policy = subscription.delivery_policy.clone().unwrap_or_default();
     let headers: Vec<_> = webhook.map(|webhook| webhook.headers.keys().cloned().collect()).unwrap_or_default();
     let reason =
         if subscription.state_reason.is_empty() { String::new() } else { format!(" ({})", subscription.state_reason) };
@@ -213,6 +219,7 @@ pub fn show_subscription(output: Output, subscription: &Subscription) -> Result<
             "delivery",
             format!("{attempts} attempts of {timeout}, back-off {first} to {last}, {in_flight} at the same time"),
         ),
+        ("order", policy.ordering.as_ref().map(order).unwrap_or_default()),
         ("state", format!("{}{reason}", short(subscription.state().as_str_name(), "SUBSCRIPTION_STATE_"))),
         ("effective after", format!("position {}", subscription.effective_position)),
         ("created", time(subscription.create_time.as_ref())),

@@ -156,7 +156,10 @@ impl Engine {
             return;
         };
         match news {
-            News::Committed { entries, .. } => held.tenant.hear_committed(entries, now, room, &self.shared.config),
+            News::Committed { entries, .. } => {
+                held.look_at_ordering();
+                held.tenant.hear_committed(entries, now, room, &self.shared.config);
+            }
             // Repeated once a second while it is recent: not worth a look where it says nothing new.
             News::Head(head) => {
                 if !held.tenant.hear_head(head) {
@@ -218,7 +221,10 @@ impl Engine {
                 self.forget(life.tenant);
                 return;
             }
-            Input::Page { result: Ok(page), .. } => {
+            Input::Page { registry, result: Ok(page), .. } => {
+                // Without this look, what was committed here would need one for every batch.
+                held.registry = held.registry.take().or(registry);
+                held.look_at_ordering();
                 let reached = held.tenant.page(&page, now, room, config);
                 if !reached {
                     tracing::debug!(tenant = %life.tenant, "the log ends before its head as heard; it is read again");
@@ -255,6 +261,7 @@ impl Engine {
                 }
                 // What the head promised but the registry has not reached is asked for again by the next pump.
                 held.registry = Some(registry);
+                held.tenant.review_parked(now);
             }
             Input::Registry { result: Err(error), .. } => {
                 held.refreshing = false;
@@ -386,7 +393,7 @@ impl Engine {
             let look_up = |no: SubscriptionNo| {
                 registry.subscription(no).map(|entry| Listener {
                     state: entry.subscription.state,
-                    policy: entry.subscription.policy,
+                    policy: entry.subscription.policy.clone(),
                     call: entry.webhook_call(now),
                 })
             };

@@ -1,15 +1,20 @@
 //! Reads for the engine: claims, log pages, deferred work, callers' changes, registries. Each load reports once.
 
-use super::run::{ClaimedShard, DuePage, Input, Life, Review, Shared};
-use super::tenant::{LogPage, Room};
-use crate::domain::ids::{Position, SubscriptionNo, TenantId};
-use crate::store::dispatch::{DeferredRow, Place};
+use super::run::{ClaimedShard, DuePage, Input, Life, Rest, Review, Shared};
+use super::tenant::{LogPage, Room, WantedDue};
+use crate::domain::event::LogEntry;
+use crate::domain::filter::{FilterContext, OrderingKey};
+use crate::domain::ids::{Position, TenantId};
+use crate::domain::subscription::State;
+use crate::publish::registry::TenantRegistry;
+use crate::store::dispatch::{OrderedPage, Place};
 use crate::store::event_pages::PageBound;
 use crate::store::events::LogPlace;
 use crate::store::leases::ShardLease;
 use crate::store::{Store, StoreError};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use uuid::Uuid;
 
 /// Event data that one load brings, bytes; the last batch of it may exceed that.
 const PAGE_BYTES: u64 = 8 * 1024 * 1024;
@@ -80,42 +85,99 @@ pub(super) fn page(shared: &Arc<Shared>, life: Life, place: LogPlace, up_to: Pos
             };
             // After the entries: events are matched and committed at a version that the head shows by then.
             let head = store.head(life.tenant).await?.map(|row| row.head());
-            Ok(LogPage { entries, not_pending, head })
+            if entries.is_empty() {
+                return Ok((None, LogPage { entries, not_pending, keys: HashMap::new(), head }));
+            }
+            let version = head.map_or(0, |head| head.registry_version);
+            let registry = shared.parts.registry.refresh(life.tenant, version).await?;
+            let keys = ordering_keys(&registry, &entries).await;
+            Ok((Some(registry), LogPage { entries, not_pending, keys, head }))
         };
-        let result = read.await;
-        shared.tell(Input::Page { life, result });
+        let (registry, result) = match read.await {
+            Ok((registry, page)) => (registry, Ok(page)),
+            Err(error) => (None, Err(error)),
+        };
+        shared.tell(Input::Page { life, registry, result });
     });
 }
 
-/// Reads deferred rows of one subscription with their events.
-pub(super) fn due(shared: &Arc<Shared>, life: Life, subscription_no: SubscriptionNo, held: Vec<Position>, room: Room) {
+/// Finds the ordering keys of what was committed here. Off the engine: a key may need its event's whole payload parsed.
+pub(super) fn keys(shared: &Arc<Shared>, life: Life, entries: Vec<Arc<LogEntry>>) {
     let shared = shared.clone();
+    tokio::spawn(async move {
+        // What was committed here was matched with this very registry.
+        let (registry, result) = match shared.parts.registry.tenant(life.tenant).await {
+            Ok(registry) => {
+                let keys = ordering_keys(&registry, &entries).await;
+                (Some(registry), Ok(LogPage { entries, not_pending: HashSet::new(), keys, head: None }))
+            }
+            Err(error) => (None, Err(error)),
+        };
+        shared.tell(Input::Page { life, registry, result });
+    });
+}
+
+/// The ordering keys of entries' invocations. A key that cannot be evaluated is none: the event is in no order.
+async fn ordering_keys(registry: &TenantRegistry, entries: &[Arc<LogEntry>]) -> HashMap<Place, OrderingKey> {
+    let mut keys = HashMap::new();
+    if !registry.has_ordering() {
+        return keys;
+    }
+    for entry in entries {
+        {
+            let context = FilterContext::new(&entry.event);
+            for no in entry.matched.iter() {
+                let Some(found) = registry.subscription(*no) else { continue };
+                let Some(ordering) = found.subscription.policy.ordering() else { continue };
+                if let Ok(Some(key)) = ordering.key.ordering_key(&context) {
+                    keys.insert(Place { position: entry.position, subscription_no: *no }, key);
+                }
+            }
+        }
+        tokio::task::yield_now().await;
+    }
+    keys
+}
+
+/// Reads deferred rows of one subscription with their events.
+pub(super) fn due(shared: &Arc<Shared>, life: Life, wanted: WantedDue, registry_version: i64, room: Room) {
+    let shared = shared.clone();
+    let WantedDue { subscription_no, held, full } = wanted;
     tokio::spawn(async move {
         let _turn = shared.loads.acquire().await;
         let page_max = shared.config.page_max;
         let limit = if room.memory_full { page_max.min(DUE_WHEN_FULL) } else { page_max };
         let read = async {
             let store = &shared.parts.store;
+            let registry = shared.parts.registry.refresh(life.tenant, registry_version).await?;
+            let found = registry.subscription(subscription_no);
+            // What is not active is loaded whole, to be cancelled.
+            let active = found.filter(|entry| entry.subscription.state == State::Active);
+            let at = store.now();
+            if let Some(entry) = active.filter(|entry| entry.subscription.policy.ordering().is_some()) {
+                let blocks = entry.subscription.policy.blocks_on_dead_letter();
+                let full: Vec<Uuid> = full.iter().map(|key| key.0).collect();
+                let page = OrderedPage { at, held: &held, full: &full, blocks, limit };
+                let found = store.deferred_in_order(life.tenant, subscription_no, page).await?;
+                let due = found.rows.len();
+                let rest = Some(Rest { due_at: found.next_due, left: found.left });
+                let page = DuePage { more: due >= limit as usize, rows: found.rows, events: HashMap::new(), at, rest };
+                return with_events(store, life.tenant, page, due).await;
+            }
             let rows = store.deferred(life.tenant, subscription_no, &held, limit).await?;
+            let due = rows.partition_point(|row| row.due_at <= at);
             let more = rows.len() >= limit as usize;
-            with_events(store, life.tenant, rows, more).await
+            with_events(store, life.tenant, DuePage { rows, events: HashMap::new(), at, more, rest: None }, due).await
         };
         let result = read.await;
         shared.tell(Input::Due { life, subscription_no, result });
     });
 }
 
-/// Reads the events of the rows that are due, in small batches, and leaves the rest of the rows where those are large.
-async fn with_events(
-    store: &Store,
-    tenant: TenantId,
-    mut rows: Vec<DeferredRow>,
-    mut more: bool,
-) -> Result<DuePage, StoreError> {
-    let at = store.now();
-    let due = rows.partition_point(|row| row.due_at <= at);
-    let (mut events, mut bytes, mut read) = (HashMap::new(), 0, 0);
-    for batch in rows[..due].chunks(EVENTS_AT_A_TIME) {
+/// Reads the events of the first `due` rows, in small batches, and leaves the rest of the rows where those are large.
+async fn with_events(store: &Store, tenant: TenantId, mut page: DuePage, due: usize) -> Result<DuePage, StoreError> {
+    let (mut bytes, mut read) = (0, 0);
+    for batch in page.rows[..due].chunks(EVENTS_AT_A_TIME) {
         if bytes >= PAGE_BYTES {
             break;
         }
@@ -124,16 +186,16 @@ async fn with_events(
             let positions: Vec<Position> = batch.iter().map(|row| row.position).collect();
             for entry in store.events_at(tenant, &positions, from, to).await? {
                 bytes += u64::try_from(entry.event.data.as_bytes().len()).unwrap_or(u64::MAX);
-                events.insert(entry.position, entry);
+                page.events.insert(entry.position, entry);
             }
         }
         read += batch.len();
     }
     if read < due {
-        rows.truncate(read);
-        more = true;
+        page.rows.truncate(read);
+        page.more = true;
     }
-    Ok(DuePage { rows, events, at, more })
+    Ok(page)
 }
 
 /// Looks at what callers have changed: due times, and cancellations of what is in memory.

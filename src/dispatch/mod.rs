@@ -25,6 +25,7 @@
 mod announce;
 mod config;
 mod engine;
+mod keys;
 mod load;
 mod pulse;
 mod queue;

@@ -3,6 +3,8 @@
 //! A row that is in memory is held: it is not loaded again until the settle that ends it is written, and not by a load that
 //! began before that either.
 
+use super::keys::Chains;
+use crate::domain::filter::OrderingKey;
 use crate::domain::ids::{Position, SubscriptionNo};
 use crate::domain::retry::DeliveryPolicy;
 use crate::executor::EncodedEvent;
@@ -25,12 +27,20 @@ pub(super) struct Job {
     pub base: i32,
     /// Its share of the memory bound.
     pub bytes: usize,
+    /// What it is in order with.
+    pub key: Option<OrderingKey>,
 }
 
 /// What waits for one subscription.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
     pub jobs: VecDeque<Job>,
+    /// Those that have an ordering key.
+    pub chains: Chains,
+    /// Changes with an ordering key that are not written yet.
+    pub unwritten: usize,
+    /// True where rows with an ordering key are in the database that no due time leads to: they wait for another one.
+    pub parked: bool,
     /// Reloads of the registry that had begun when the last job arrived.
     pub arrived: u64,
     /// Attempts that run.
@@ -52,9 +62,58 @@ pub(super) struct Queue {
     ended_meanwhile: HashSet<Position>,
     /// Rows that became due while rows were being loaded: the load may not have seen them.
     due_meanwhile: Option<DateTime<Utc>>,
+    /// Keys that left memory while rows were being loaded: what the load brings of them is not the first of its key any more.
+    left_meanwhile: HashSet<OrderingKey>,
+}
+
+/// What happened while rows were being loaded.
+#[derive(Debug)]
+pub(super) struct Meanwhile {
+    /// Positions that ended, or left memory.
+    pub ended: HashSet<Position>,
+    /// Keys that left memory.
+    pub left: HashSet<OrderingKey>,
+    /// The first new due time.
+    pub due_at: Option<DateTime<Utc>>,
 }
 
 impl Queue {
+    /// How many wait in memory.
+    pub fn waiting(&self) -> usize {
+        self.jobs.len() + self.chains.len()
+    }
+
+    /// True where one that waits can start.
+    pub fn can_start(&self) -> bool {
+        !self.jobs.is_empty() || self.chains.can_start()
+    }
+
+    /// Adds one that waits.
+    pub fn push(&mut self, job: Job) {
+        match job.key {
+            Some(key) => self.chains.push(key, job),
+            None => self.jobs.push_back(job),
+        }
+    }
+
+    /// The next one to start.
+    pub fn pop(&mut self) -> Option<Job> {
+        self.chains.pop().or_else(|| self.jobs.pop_front())
+    }
+
+    /// True where work with an ordering key may be in the database, or on its way there: what is new goes behind it.
+    pub fn has_rows(&self) -> bool {
+        self.parked || self.loading || self.unwritten > 0 || self.next_due.is_some()
+    }
+
+    /// A key leaves memory: until its rows are loaded again, nothing of it is.
+    pub fn leaves(&mut self, key: OrderingKey) {
+        self.parked = true;
+        if self.loading {
+            self.left_meanwhile.insert(key);
+        }
+    }
+
     /// Puts the subscription into the list of those that may start something, once.
     pub fn offer(&mut self, no: SubscriptionNo, ready: &mut VecDeque<SubscriptionNo>) {
         if !self.ready {
@@ -79,7 +138,7 @@ impl Queue {
 
     /// When the next row is due, where the queue has drained far enough to load it.
     pub fn wants_more(&self, queue_max: usize) -> Option<DateTime<Utc>> {
-        self.next_due.filter(|_| !self.loading && self.jobs.len() <= queue_max / 4)
+        self.next_due.filter(|_| !self.loading && self.waiting() <= queue_max / 4)
     }
 
     pub fn start_loading(&mut self) {
@@ -87,9 +146,13 @@ impl Queue {
         self.next_due = None;
     }
 
-    /// What happened during the load: positions that ended, and the first new due time.
-    pub fn stop_loading(&mut self) -> (HashSet<Position>, Option<DateTime<Utc>>) {
+    /// What happened during the load.
+    pub fn stop_loading(&mut self) -> Meanwhile {
         self.loading = false;
-        (std::mem::take(&mut self.ended_meanwhile), self.due_meanwhile.take())
+        Meanwhile {
+            ended: std::mem::take(&mut self.ended_meanwhile),
+            left: std::mem::take(&mut self.left_meanwhile),
+            due_at: self.due_meanwhile.take(),
+        }
     }
 }

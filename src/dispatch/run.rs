@@ -9,6 +9,7 @@ use crate::clock;
 use crate::domain::event::LogEntry;
 use crate::domain::ids::{Position, ReplicaId, SubscriptionNo, TenantId};
 use crate::domain::invocation::{Outcome, OutcomeClass};
+use crate::publish::registry::TenantRegistry;
 use crate::store::StoreError;
 use crate::store::dispatch::{ClaimedTenant, DeferredRow, Place};
 use crate::store::leases::{Pulse, ShardLease};
@@ -56,6 +57,17 @@ pub(super) struct DuePage {
     pub at: DateTime<Utc>,
     /// True where rows may be left behind these.
     pub more: bool,
+    /// Where they were read in the order of their keys: what the others wait for.
+    pub rest: Option<Rest>,
+}
+
+/// What a read in the order of keys left behind.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Rest {
+    /// When the first of it is due that is not due yet.
+    pub due_at: Option<DateTime<Utc>>,
+    /// True where there is any, or where new work may have to wait for a dead letter.
+    pub left: bool,
 }
 
 /// A look at what callers have changed.
@@ -84,10 +96,10 @@ pub(super) struct Life {
 pub(super) enum Input {
     Ended { life: Life, key: u32, ended: Ended },
     Settled { life: Life, batch: Batch, fenced: Fenced },
-    Page { life: Life, result: Result<LogPage, StoreError> },
+    Page { life: Life, registry: Option<Arc<TenantRegistry>>, result: Result<LogPage, StoreError> },
     Due { life: Life, subscription_no: SubscriptionNo, result: Result<DuePage, StoreError> },
     Reviewed { life: Life, result: Result<Review, StoreError> },
-    Registry { life: Life, result: Result<Arc<crate::publish::registry::TenantRegistry>, StoreError> },
+    Registry { life: Life, result: Result<Arc<TenantRegistry>, StoreError> },
     Announced { life: Life, result: Result<(), StoreError> },
     Claimed { shard: i32, token: i64, tenant: Option<TenantId>, result: Result<ClaimedShard, StoreError> },
     Pulse { asked_at: DateTime<Utc>, lease_until: Option<DateTime<Utc>>, pulse: Pulse },

@@ -13,13 +13,21 @@
 //! This file decides; it performs no side effect, reads no clock and never touches the store.
 
 mod aside;
+#[cfg(test)]
+pub(super) mod fixture;
 mod intake;
 #[cfg(test)]
+mod ordered;
+#[cfg(test)]
 mod tests;
+
+pub(super) use aside::WantedDue;
+pub(super) use intake::WantedPage;
 
 use super::Config;
 use super::queue::{Job, Queue};
 use crate::domain::event::LogEntry;
+use crate::domain::filter::OrderingKey;
 use crate::domain::ids::{Position, SubscriptionNo, TenantId};
 use crate::domain::invocation::{CancelReason, Outcome, OutcomeClass};
 use crate::domain::retry::DeliveryPolicy;
@@ -90,6 +98,8 @@ pub(super) struct LogPage {
     pub entries: Vec<Arc<LogEntry>>,
     /// Of these entries, the invocations that are not pending.
     pub not_pending: HashSet<Place>,
+    /// Ordering keys of these entries' invocations; what is left out is in no order.
+    pub keys: HashMap<Place, OrderingKey>,
     /// The head as it was after the entries were read: its registry is at least the one that matched them.
     pub head: Option<Head>,
 }
@@ -127,6 +137,8 @@ pub(super) struct Tenant {
     /// Entries that were committed here while a page was being read.
     heard: VecDeque<Arc<LogEntry>>,
     reading: bool,
+    /// True where a subscription has an ordering key, or where that is not known: entries come in by [`Self::page`] only.
+    pub ordered: bool,
     queues: HashMap<SubscriptionNo, Queue>,
     ready: VecDeque<SubscriptionNo>,
     running: Vec<Option<Running>>,
@@ -162,6 +174,7 @@ impl Tenant {
             window: VecDeque::new(),
             heard: VecDeque::new(),
             reading: false,
+            ordered: true,
             queues: HashMap::new(),
             ready: VecDeque::new(),
             running: Vec::new(),
@@ -221,7 +234,7 @@ impl Tenant {
             let Some(no) = self.ready.pop_front() else { return Next::Nothing };
             let Some(queue) = self.queues.get_mut(&no) else { continue };
             queue.ready = false;
-            if queue.jobs.is_empty() {
+            if queue.waiting() == 0 {
                 continue;
             }
             let found = listener(no);
@@ -242,14 +255,15 @@ impl Tenant {
             }
             let Some(listener) = found else { continue };
             queue.policy = listener.policy;
-            let limit = u32::try_from(listener.policy.max_in_flight()).unwrap_or(1);
+            let limit = u32::try_from(queue.policy.max_in_flight()).unwrap_or(1);
             // Offered again when one of its attempts ends.
             if queue.running >= limit || room.slow_full && queue.slow > 0 {
                 continue;
             }
-            let Some(job) = queue.jobs.pop_front() else { continue };
+            let timeout = queue.policy.timeout();
+            let Some(job) = queue.pop() else { continue };
             queue.running += 1;
-            if queue.running < limit {
+            if queue.running < limit && queue.can_start() {
                 queue.offer(no, &mut self.ready);
             }
             if let Some(due) = queue.wants_more(config.queue_max) {
@@ -269,7 +283,7 @@ impl Tenant {
                 u32::try_from(self.running.len() - 1).expect("bounded by the in-flight limits")
             };
             self.running_count += 1;
-            return Next::Start(Start { key, call: listener.call, delivery, timeout: listener.policy.timeout() });
+            return Next::Start(Start { key, call: listener.call, delivery, timeout });
         }
         Next::Nothing
     }
@@ -287,7 +301,8 @@ impl Tenant {
 
     fn cancel_queue(&mut self, no: SubscriptionNo, reason: CancelReason, now: DateTime<Utc>) {
         let Some(queue) = self.queues.get_mut(&no) else { return };
-        for job in std::mem::take(&mut queue.jobs) {
+        let in_order = queue.chains.evict_waiting().into_iter().map(|(_, job)| job);
+        for job in std::mem::take(&mut queue.jobs).into_iter().chain(in_order) {
             let tried = Tried { attempt: job.attempt, started_at: now, duration: Duration::ZERO, outcome: None };
             self.conclude(&job, Some(tried), Fate::Cancelled(reason));
         }
@@ -307,9 +322,6 @@ impl Tenant {
         let queue = self.queues.entry(no).or_default();
         queue.running = queue.running.saturating_sub(1);
         queue.slow -= u32::from(slow);
-        if !queue.jobs.is_empty() {
-            queue.offer(no, &mut self.ready);
-        }
         let attempt = job.attempt + 1;
         let tries = attempt - job.base;
         let class = ended.outcome.class;
@@ -325,9 +337,35 @@ impl Tenant {
         if class == OutcomeClass::Gone {
             self.gone.push(no);
         }
+        if let Some(key) = job.key {
+            self.turn_key(no, key, fate, now);
+        }
+        let queue = self.queues.entry(no).or_default();
+        if queue.can_start() {
+            queue.offer(no, &mut self.ready);
+        }
         let Ended { started_at, duration, outcome } = ended;
         self.conclude(&job, Some(Tried { attempt, started_at, duration, outcome: Some(outcome) }), fate);
         self.advance();
+    }
+
+    /// The next one of the key may start after a success; after anything else, what waits behind goes to the database, and
+    /// comes back when that says that it is its turn.
+    fn turn_key(&mut self, no: SubscriptionNo, key: OrderingKey, fate: Fate, now: DateTime<Utc>) {
+        let Some(queue) = self.queues.get_mut(&no) else { return };
+        if fate == Fate::Succeeded {
+            if queue.chains.succeeded(key) && queue.parked {
+                // More of it, or of others, was left in the database while the key was full.
+                queue.now_due(now);
+                self.next_due = Some(earlier(self.next_due, now));
+            }
+            return;
+        }
+        let behind = queue.chains.evict(key);
+        queue.leaves(key);
+        for job in behind {
+            self.put_back(&job, now);
+        }
     }
 
     fn conclude(&mut self, job: &Job, tried: Option<Tried>, fate: Fate) {
@@ -335,7 +373,18 @@ impl Tenant {
         if job.in_window {
             self.close(job.place.position);
         }
-        self.changes.push(Settled { place: job.place, day: job.day, deferred: !job.in_window, tried, fate });
+        let (place, day, deferred) = (job.place, job.day, !job.in_window);
+        self.note(Settled { place, day, deferred, key: job.key, tried, fate });
+    }
+
+    /// Keeps a change for the next settle.
+    fn note(&mut self, change: Settled) {
+        if change.holds_up()
+            && let Some(queue) = self.queues.get_mut(&change.place.subscription_no)
+        {
+            queue.unwritten += 1;
+        }
+        self.changes.push(change);
     }
 
     /// Marks the attempts that have run since before `before` as slow; true where that makes room for others.
@@ -357,7 +406,7 @@ impl Tenant {
     /// Offers every subscription that waits: after a bound that held them back has moved.
     pub fn offer_all(&mut self) {
         for (no, queue) in &mut self.queues {
-            if !queue.jobs.is_empty() {
+            if queue.can_start() {
                 queue.offer(*no, &mut self.ready);
             }
         }

@@ -353,6 +353,7 @@ async fn g6_an_owner_that_was_replaced_writes_nothing() {
         place: Place { position, subscription_no: no },
         day: entries[0].day(),
         deferred: false,
+        key: None,
         tried: Some(Tried {
             attempt: 1,
             started_at: store.now(),
@@ -411,6 +412,7 @@ async fn a_settle_that_is_repeated_after_a_redrive_leaves_the_redriven_row() {
         place: Place { position, subscription_no: no },
         day: entries[0].day(),
         deferred,
+        key: None,
         tried: Some(Tried { attempt, started_at: store.now(), duration: Duration::from_millis(1), outcome: None }),
         fate,
     };

@@ -1,15 +1,37 @@
-//! How invocations are attempted: limits, back-off, jitter.
+//! How invocations are attempted: limits, back-off, jitter, order, and what protects the receiver.
 
+use super::filter::Filter;
 use std::time::Duration;
 
-/// How a subscription's invocations are attempted. Built by [`DeliveryPolicy::new`] only, so always within bounds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// How a subscription's invocations are attempted. Built by [`DeliveryPolicy::new`] and changed by its `with_` functions only,
+/// so always within bounds.
+#[derive(Debug, Clone, PartialEq)]
 pub struct DeliveryPolicy {
     max_attempts: i32,
     initial_backoff: Duration,
     max_backoff: Duration,
     timeout: Duration,
     max_in_flight: i32,
+    ordering: Option<KeyOrdering>,
+}
+
+/// Events with the same key are delivered one after the other, each after the first success of the one before.
+#[derive(Debug, Clone, PartialEq)]
+pub struct KeyOrdering {
+    /// The key, over the event. An event for which it is null or cannot be evaluated is in no order.
+    pub key: Filter,
+    /// What becomes of the events behind one that is a dead letter.
+    pub on_dead_letter: OnDeadLetter,
+}
+
+/// What becomes of the events of a key behind one that is a dead letter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OnDeadLetter {
+    /// They go on without it.
+    #[default]
+    Skip,
+    /// They wait until it is redriven or cancelled.
+    Block,
 }
 
 /// Which bound a policy breaks.
@@ -53,6 +75,7 @@ impl Default for DeliveryPolicy {
             max_backoff: Duration::from_secs(3600),
             timeout: Duration::from_secs(30),
             max_in_flight: 32,
+            ordering: None,
         }
     }
 }
@@ -82,7 +105,23 @@ impl DeliveryPolicy {
         if !(1..=1000).contains(&max_in_flight) {
             return Err(PolicyError::MaxInFlight);
         }
-        Ok(Self { max_attempts, initial_backoff, max_backoff, timeout, max_in_flight })
+        Ok(Self { max_attempts, initial_backoff, max_backoff, timeout, max_in_flight, ordering: None })
+    }
+
+    /// With an order of delivery, or without.
+    #[must_use]
+    pub fn with_ordering(self, ordering: Option<KeyOrdering>) -> Self {
+        Self { ordering, ..self }
+    }
+
+    /// In which order invocations run; none where they are independent.
+    pub fn ordering(&self) -> Option<&KeyOrdering> {
+        self.ordering.as_ref()
+    }
+
+    /// True where a dead letter holds up those of its key behind it.
+    pub fn blocks_on_dead_letter(&self) -> bool {
+        self.ordering.as_ref().is_some_and(|ordering| ordering.on_dead_letter == OnDeadLetter::Block)
     }
 
     /// Attempts before the invocation is a dead letter.

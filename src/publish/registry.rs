@@ -13,7 +13,7 @@ use crate::domain::webhook::{SigningSecret, WebhookCall};
 use crate::store::secrets::Keyring;
 use crate::store::{Store, StoreError};
 use chrono::{DateTime, Utc};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, PoisonError, RwLock};
 
 /// The registries of every tenant in use, bounded by count; the least used are dropped and loaded again when needed.
@@ -41,6 +41,8 @@ struct Registered {
     /// Every subscription, in any state.
     by_no: HashMap<SubscriptionNo, Arc<Entry>>,
     custom_types: HashMap<EventTypeName, Arc<EventType>>,
+    /// The subscriptions, in any state, that have an ordering key.
+    ordered: HashSet<SubscriptionNo>,
 }
 
 /// A subscription with its secrets.
@@ -223,6 +225,11 @@ impl TenantRegistry {
         (state.version, state.active.get(name).cloned())
     }
 
+    /// True where any subscription has an ordering key.
+    pub fn has_ordering(&self) -> bool {
+        !self.read().ordered.is_empty()
+    }
+
     /// A type that the tenant declared, retired ones included.
     pub fn custom_type(&self, name: &EventTypeName) -> Option<Arc<EventType>> {
         self.read().custom_types.get(name).cloned()
@@ -250,6 +257,11 @@ impl TenantRegistry {
             }
             if listeners.is_empty() {
                 state.active.remove(&name);
+            }
+            if entry.subscription.policy.ordering().is_some() {
+                state.ordered.insert(no);
+            } else {
+                state.ordered.remove(&no);
             }
             state.by_no.insert(no, entry);
         }

@@ -54,6 +54,34 @@ pub struct DeferredRow {
     pub attempt_base: i32,
     /// When it runs.
     pub due_at: DateTime<Utc>,
+    /// What it is in order with.
+    pub ordering_key: Option<Uuid>,
+}
+
+/// Which deferred invocations to read in the order of their keys.
+#[derive(Debug, Clone, Copy)]
+pub struct OrderedPage<'a> {
+    /// The time now.
+    pub at: DateTime<Utc>,
+    /// Without these positions.
+    pub held: &'a [Position],
+    /// Without these keys.
+    pub full: &'a [Uuid],
+    /// True where a dead letter holds up those of its key behind it.
+    pub blocks: bool,
+    /// At most so many.
+    pub limit: u32,
+}
+
+/// Deferred invocations in the order of their keys.
+#[derive(Debug, Clone)]
+pub struct OrderedRows {
+    /// Those that may run now, by position: of every key the first ones, without a gap.
+    pub rows: Vec<DeferredRow>,
+    /// When the first is due that is not due yet.
+    pub next_due: Option<DateTime<Utc>>,
+    /// True where there are others that are not held, or where new ones may be held up by a dead letter.
+    pub left: bool,
 }
 
 /// A dead letter whose operator event has not been published.
@@ -175,13 +203,18 @@ impl Store {
         Ok(rows.into_iter().map(|(position, subscription_no)| Place { position, subscription_no }).collect())
     }
 
-    /// The first due time of every subscription of these tenants that has deferred work.
+    /// The first due time of every subscription of these tenants that has deferred work, or dead letters that hold work up.
     pub async fn due_subscriptions(&self, tenants: &[TenantId]) -> Result<Vec<DueSubscription>, StoreError> {
         let ids: Vec<Uuid> = tenants.iter().map(|tenant| tenant.0).collect();
         // One row per subscription; the index (tenant, subscription, due_at) serves the aggregate without the table.
         let rows: Vec<(Uuid, i32, DateTime<Utc>)> = sqlx::query_as(
             "SELECT tenant_id, subscription_no, min(due_at) FROM deferred_invocations
-              WHERE tenant_id = ANY($1) GROUP BY tenant_id, subscription_no",
+              WHERE tenant_id = ANY($1) GROUP BY tenant_id, subscription_no
+             UNION ALL
+             SELECT d.tenant_id, d.subscription_no, min(d.dead_at) FROM dead_letters d
+               JOIN subscriptions s ON s.tenant_id = d.tenant_id AND s.subscription_no = d.subscription_no
+                AND s.ordering_on_dead_letter = 2
+              WHERE d.tenant_id = ANY($1) AND d.ordering_key IS NOT NULL GROUP BY d.tenant_id, d.subscription_no",
         )
         .bind(ids)
         .fetch_all(self.pool())
@@ -212,7 +245,7 @@ impl Store {
         limit: u32,
     ) -> Result<Vec<DeferredRow>, StoreError> {
         Ok(sqlx::query_as(
-            "SELECT position, day, attempt, attempt_base, due_at FROM deferred_invocations
+            "SELECT position, day, attempt, attempt_base, due_at, ordering_key FROM deferred_invocations
               WHERE tenant_id = $1 AND subscription_no = $2 AND position <> ALL($3)
               ORDER BY due_at, position LIMIT $4",
         )
@@ -222,6 +255,56 @@ impl Store {
         .bind(i64::from(limit))
         .fetch_all(self.pool())
         .await?)
+    }
+
+    /// The deferred invocations of a subscription that nothing of their key holds up: no earlier one that is not due yet, and no
+    /// earlier dead letter where those block.
+    pub async fn deferred_in_order(
+        &self,
+        tenant: TenantId,
+        subscription_no: SubscriptionNo,
+        page: OrderedPage<'_>,
+    ) -> Result<OrderedRows, StoreError> {
+        // What is left is counted before the page is read: a row that goes in between may only make it look like more.
+        let (next_due, others, held_up): (Option<DateTime<Utc>>, i64, bool) = sqlx::query_as(
+            "SELECT (SELECT min(due_at) FROM deferred_invocations WHERE tenant_id = $1 AND subscription_no = $2 AND due_at > $3),
+                    (SELECT count(*) FROM (SELECT 1 FROM deferred_invocations WHERE tenant_id = $1 AND subscription_no = $2
+                                              AND position <> ALL($4) LIMIT $5) AS others),
+                    $6 AND EXISTS (SELECT FROM dead_letters WHERE tenant_id = $1 AND subscription_no = $2
+                                      AND ordering_key IS NOT NULL)",
+        )
+        .bind(tenant.0)
+        .bind(subscription_no)
+        .bind(page.at)
+        .bind(page.held)
+        .bind(i64::from(page.limit) + 1)
+        .bind(page.blocks)
+        .fetch_one(self.pool())
+        .await?;
+        // The partial index by key serves both tests; the primary key the order.
+        let rows: Vec<DeferredRow> = sqlx::query_as(
+            "SELECT d.position, d.day, d.attempt, d.attempt_base, d.due_at, d.ordering_key FROM deferred_invocations d
+              WHERE d.tenant_id = $1 AND d.subscription_no = $2 AND d.due_at <= $3 AND d.position <> ALL($4)
+                AND (d.ordering_key IS NULL OR d.ordering_key <> ALL($5)
+                     AND NOT EXISTS (SELECT FROM deferred_invocations e
+                                      WHERE e.tenant_id = $1 AND e.subscription_no = $2 AND e.ordering_key = d.ordering_key
+                                        AND e.position < d.position AND e.due_at > $3)
+                     AND NOT ($6 AND EXISTS (SELECT FROM dead_letters l
+                                              WHERE l.tenant_id = $1 AND l.subscription_no = $2
+                                                AND l.ordering_key = d.ordering_key AND l.position < d.position)))
+              ORDER BY d.position LIMIT $7",
+        )
+        .bind(tenant.0)
+        .bind(subscription_no)
+        .bind(page.at)
+        .bind(page.held)
+        .bind(page.full)
+        .bind(page.blocks)
+        .bind(i64::from(page.limit))
+        .fetch_all(self.pool())
+        .await?;
+        let left = held_up || usize::try_from(others).is_ok_and(|others| others > rows.len());
+        Ok(OrderedRows { rows, next_due, left })
     }
 
     /// Which of the invocations in memory a caller has cancelled: of `held` those without a deferred row any more, and every

@@ -8,11 +8,13 @@ use super::dispatch::{Place, parse_state};
 use super::invocations::{InvocationFilter, Range};
 use super::leases::shard_of;
 use super::{Store, StoreError};
-use crate::domain::ids::{InvocationId, SubscriptionNo, TenantId};
+use crate::domain::ids::{InvocationId, SubscriptionId, SubscriptionNo, TenantId};
 use crate::domain::invocation::{CancelReason, Invocation, State};
+use crate::domain::subscription;
 use crate::feed::Head;
 use chrono::{DateTime, NaiveDate, Utc};
 use sqlx::{PgConnection, Postgres, QueryBuilder};
+use uuid::Uuid;
 
 /// What a caller's change did.
 #[derive(Debug, Clone)]
@@ -28,6 +30,8 @@ pub enum InvocationChange {
     NotFound,
     /// Its state does not allow the change.
     WrongState(State),
+    /// Its subscription does not execute: a retry would only cancel it.
+    Inactive(SubscriptionId, subscription::State),
 }
 
 /// What a redrive did.
@@ -87,9 +91,10 @@ impl Store {
             sql.push("), gone AS (DELETE FROM dead_letters d USING picked p WHERE d.tenant_id = ").push_bind(principal.tenant.0);
             sql.push(
                 " AND d.position = p.position AND d.subscription_no = p.subscription_no
-                 RETURNING d.tenant_id, d.position, d.subscription_no, d.day, d.attempt)
-                 INSERT INTO deferred_invocations (tenant_id, position, subscription_no, day, shard, attempt, attempt_base, due_at)
-                 SELECT tenant_id, position, subscription_no, day, ",
+                 RETURNING d.tenant_id, d.position, d.subscription_no, d.day, d.attempt, d.ordering_key)
+                 INSERT INTO deferred_invocations (tenant_id, position, subscription_no, day, ordering_key, shard, attempt,
+                        attempt_base, due_at)
+                 SELECT tenant_id, position, subscription_no, day, ordering_key, ",
             );
             sql.push_bind(shard_of(principal.tenant)).push(", attempt, attempt, ").push_bind(now).push(" FROM gone");
             let count = sql.build().execute(&mut *transaction).await?.rows_affected();
@@ -121,24 +126,34 @@ impl Store {
         }
         let (store, actor) = (self.clone(), principal.clone());
         let (day, place) = (entry.day(), Place { position: entry.position, subscription_no: id.subscription_no });
-        let head = self
+        let done = self
             .run(async move {
                 let now = store.now();
                 let mut transaction = store.pool().begin().await?;
                 let head = lock(&mut transaction, actor.tenant, now).await?;
+                if matches!(change, Change::Retry)
+                    && let Some((id, state)) = inactive(&mut transaction, actor.tenant, place.subscription_no).await?
+                {
+                    transaction.rollback().await?;
+                    return Ok(Err(InvocationChange::Inactive(id, state)));
+                }
                 let made = match change {
                     Change::Retry => retry(&mut transaction, actor.tenant, place, now).await?,
                     Change::Cancel => cancel(&mut transaction, actor.tenant, day, place, now).await?,
                 };
                 if !made {
                     transaction.rollback().await?;
-                    return Ok(None);
+                    return Ok(Ok(None));
                 }
                 record(&mut transaction, actor.tenant, now, &actor.name, change.action(), &id.to_string()).await?;
                 transaction.commit().await?;
-                Ok(Some(head))
+                Ok(Ok(Some(head)))
             })
             .await?;
+        let head = match done {
+            Ok(head) => head,
+            Err(refused) => return Ok(refused),
+        };
         let Some(row) = self.row(principal, &entry, id.subscription_no).await? else {
             return Ok(InvocationChange::NotFound);
         };
@@ -181,6 +196,23 @@ async fn lock(connection: &mut PgConnection, tenant: TenantId, now: DateTime<Utc
     Ok(Head { tenant, position, registry_version, deferred_version })
 }
 
+/// A subscription that does not execute, and why. The head's lock, which its changes take too, is held: it stays so.
+async fn inactive(
+    connection: &mut PgConnection,
+    tenant: TenantId,
+    subscription_no: SubscriptionNo,
+) -> Result<Option<(SubscriptionId, subscription::State)>, StoreError> {
+    let found: Option<(Uuid, i16)> = sqlx::query_as(
+        "SELECT subscription_id, state FROM subscriptions WHERE tenant_id = $1 AND subscription_no = $2 AND state <> 1",
+    )
+    .bind(tenant.0)
+    .bind(subscription_no)
+    .fetch_optional(connection)
+    .await?;
+    let state = |code| if code == 2 { subscription::State::Disabled } else { subscription::State::Deleted };
+    Ok(found.map(|(id, code)| (SubscriptionId(id), state(code))))
+}
+
 /// True where it was waiting or dead.
 async fn retry(
     connection: &mut PgConnection,
@@ -204,9 +236,10 @@ async fn retry(
     let redriven = sqlx::query(
         "WITH gone AS (
              DELETE FROM dead_letters WHERE tenant_id = $1 AND position = $2 AND subscription_no = $3
-             RETURNING tenant_id, position, subscription_no, day, attempt)
-         INSERT INTO deferred_invocations (tenant_id, position, subscription_no, day, shard, attempt, attempt_base, due_at)
-         SELECT tenant_id, position, subscription_no, day, $5, attempt, attempt, $4 FROM gone",
+             RETURNING tenant_id, position, subscription_no, day, attempt, ordering_key)
+         INSERT INTO deferred_invocations (tenant_id, position, subscription_no, day, ordering_key, shard, attempt, attempt_base,
+                due_at)
+         SELECT tenant_id, position, subscription_no, day, ordering_key, $5, attempt, attempt, $4 FROM gone",
     )
     .bind(tenant.0)
     .bind(place.position)

@@ -7,11 +7,13 @@ use super::dispatch::{Place, class_number, state_number};
 use super::events::LogPlace;
 use super::leases::shard_of;
 use super::{Store, StoreError};
+use crate::domain::filter::OrderingKey;
 use crate::domain::ids::TenantId;
 use crate::domain::invocation::{CancelReason, Outcome, State};
 use chrono::{DateTime, NaiveDate, Utc};
 use sqlx::PgConnection;
 use std::time::Duration;
+use uuid::Uuid;
 
 /// How an attempt went, as it is recorded.
 #[derive(Debug, Clone)]
@@ -58,6 +60,8 @@ pub struct Settled {
     pub day: NaiveDate,
     /// True where it has a row in `deferred_invocations`.
     pub deferred: bool,
+    /// What it is in order with.
+    pub key: Option<OrderingKey>,
     /// The attempt that was made, if any.
     pub tried: Option<Tried>,
     /// What becomes of it.
@@ -65,6 +69,11 @@ pub struct Settled {
 }
 
 impl Settled {
+    /// True where others of its ordering key may have to wait for what it writes.
+    pub fn holds_up(&self) -> bool {
+        self.key.is_some() && matches!(self.fate, Fate::Deferred { .. } | Fate::Dead { .. })
+    }
+
     /// True where one appended row says all.
     fn is_plain(&self) -> bool {
         !self.deferred && matches!(self.fate, Fate::Succeeded | Fate::Cancelled(_))
@@ -314,15 +323,16 @@ async fn write_deferred(
     // A row that a caller has cancelled is gone and stays gone; a new row is not written for what a caller has cancelled.
     const AGAIN: &str =
         "UPDATE deferred_invocations d SET attempt = k.attempt, attempt_base = k.attempt_base, due_at = k.due_at
-           FROM unnest($2::date[], $3::bigint[], $4::integer[], $5::integer[], $6::integer[], $7::timestamptz[])
-                AS k(day, position, subscription_no, attempt, attempt_base, due_at)
+           FROM unnest($2::date[], $3::bigint[], $4::integer[], $5::integer[], $6::integer[], $7::timestamptz[], $9::uuid[])
+                AS k(day, position, subscription_no, attempt, attempt_base, due_at, ordering_key)
           WHERE d.tenant_id = $1 AND d.position = k.position AND d.subscription_no = k.subscription_no
             AND d.attempt < k.attempt AND $8 >= 0";
     const FIRST: &str =
-        "INSERT INTO deferred_invocations (tenant_id, day, position, subscription_no, attempt, attempt_base, due_at, shard)
-         SELECT $1, k.day, k.position, k.subscription_no, k.attempt, k.attempt_base, k.due_at, $8
-           FROM unnest($2::date[], $3::bigint[], $4::integer[], $5::integer[], $6::integer[], $7::timestamptz[])
-                AS k(day, position, subscription_no, attempt, attempt_base, due_at)
+        "INSERT INTO deferred_invocations (tenant_id, day, position, subscription_no, attempt, attempt_base, due_at, shard,
+                ordering_key)
+         SELECT $1, k.day, k.position, k.subscription_no, k.attempt, k.attempt_base, k.due_at, $8, k.ordering_key
+           FROM unnest($2::date[], $3::bigint[], $4::integer[], $5::integer[], $6::integer[], $7::timestamptz[], $9::uuid[])
+                AS k(day, position, subscription_no, attempt, attempt_base, due_at, ordering_key)
           WHERE NOT EXISTS (SELECT FROM outcomes o WHERE o.tenant_id = $1 AND o.day = k.day AND o.position = k.position
                                AND o.subscription_no = k.subscription_no)
          ON CONFLICT DO NOTHING";
@@ -350,6 +360,7 @@ async fn write_deferred(
             .bind(bases)
             .bind(due_ats)
             .bind(shard_of(tenant))
+            .bind(keys.ordering_key)
             .execute(&mut *connection)
             .await?;
     }
@@ -365,16 +376,17 @@ async fn write_dead(connection: &mut PgConnection, tenant: TenantId, changes: &[
               WHERE d.tenant_id = $1 AND d.position = k.position AND d.subscription_no = k.subscription_no
                 AND d.attempt < k.attempt
              RETURNING d.position, d.subscription_no)
-         INSERT INTO dead_letters (tenant_id, day, position, subscription_no, attempt, dead_at)
-         SELECT $1, k.day, k.position, k.subscription_no, k.attempt, k.dead_at
-           FROM unnest($2::date[], $3::bigint[], $4::integer[], $5::integer[], $6::timestamptz[])
-                AS k(day, position, subscription_no, attempt, dead_at)
+         INSERT INTO dead_letters (tenant_id, day, position, subscription_no, attempt, dead_at, ordering_key)
+         SELECT $1, k.day, k.position, k.subscription_no, k.attempt, k.dead_at, k.ordering_key
+           FROM unnest($2::date[], $3::bigint[], $4::integer[], $5::integer[], $6::timestamptz[], $7::uuid[])
+                AS k(day, position, subscription_no, attempt, dead_at, ordering_key)
            JOIN gone g ON g.position = k.position AND g.subscription_no = k.subscription_no
          ON CONFLICT DO NOTHING";
-    const AT_ONCE: &str = "INSERT INTO dead_letters (tenant_id, day, position, subscription_no, attempt, dead_at)
-         SELECT $1, k.day, k.position, k.subscription_no, k.attempt, k.dead_at
-           FROM unnest($2::date[], $3::bigint[], $4::integer[], $5::integer[], $6::timestamptz[])
-                AS k(day, position, subscription_no, attempt, dead_at)
+    const AT_ONCE: &str =
+        "INSERT INTO dead_letters (tenant_id, day, position, subscription_no, attempt, dead_at, ordering_key)
+         SELECT $1, k.day, k.position, k.subscription_no, k.attempt, k.dead_at, k.ordering_key
+           FROM unnest($2::date[], $3::bigint[], $4::integer[], $5::integer[], $6::timestamptz[], $7::uuid[])
+                AS k(day, position, subscription_no, attempt, dead_at, ordering_key)
           WHERE NOT EXISTS (SELECT FROM outcomes o WHERE o.tenant_id = $1 AND o.day = k.day AND o.position = k.position
                                AND o.subscription_no = k.subscription_no)
             AND NOT EXISTS (SELECT FROM deferred_invocations d WHERE d.tenant_id = $1 AND d.position = k.position
@@ -400,6 +412,7 @@ async fn write_dead(connection: &mut PgConnection, tenant: TenantId, changes: &[
             .bind(keys.subscription_no)
             .bind(attempts)
             .bind(dead_ats)
+            .bind(keys.ordering_key)
             .execute(&mut *connection)
             .await?;
     }
@@ -412,6 +425,7 @@ struct Keys {
     day: Vec<NaiveDate>,
     position: Vec<i64>,
     subscription_no: Vec<i32>,
+    ordering_key: Vec<Option<Uuid>>,
 }
 
 impl Keys {
@@ -425,6 +439,7 @@ impl Keys {
         self.day.push(change.day);
         self.position.push(change.place.position);
         self.subscription_no.push(change.place.subscription_no);
+        self.ordering_key.push(change.key.map(|key| key.0));
     }
 }
 

@@ -1,7 +1,9 @@
 //! Subscriptions between proto and domain.
 
+mod policy;
+
 use super::event_type::{mask_error, parse_name, sha256};
-use super::time::{duration_to_proto, parse_duration, timestamp_to_proto};
+use super::time::timestamp_to_proto;
 use super::{FieldError, slug, text};
 use crate::domain::event_type::EventTypeName;
 use crate::domain::filter::{Filter, FilterError};
@@ -10,10 +12,10 @@ use crate::domain::retry::DeliveryPolicy;
 use crate::domain::subscription::{State, Subscription, Target};
 use crate::domain::webhook::{SigningSecret, WebhookMode, WebhookTarget, WebhookUri, parse_headers};
 use crate::proto::public as proto;
-use pbjson_types::{Duration as ProtoDuration, FieldMask};
+use pbjson_types::FieldMask;
+use policy::{PolicyChange, PolicyPart, apply_policy, parse_policy, policy_to_proto};
 use prost::Message as _;
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 /// Longest display name, characters.
 pub const DISPLAY_NAME_CHARS_MAX: usize = 128;
@@ -86,16 +88,6 @@ enum Change {
     Policy(PolicyChange),
 }
 
-#[derive(Debug, Clone, Copy)]
-enum PolicyChange {
-    MaxAttempts(i32),
-    InitialBackoff(Duration),
-    /// None for the default, which depends on the initial back-off.
-    MaxBackoff(Option<Duration>),
-    Timeout(Duration),
-    MaxInFlight(i32),
-}
-
 /// A part of a subscription that can be updated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Part {
@@ -105,16 +97,6 @@ enum Part {
     Mode,
     Headers,
     Policy(PolicyPart),
-}
-
-/// A field of the delivery policy.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum PolicyPart {
-    MaxAttempts,
-    InitialBackoff,
-    MaxBackoff,
-    Timeout,
-    MaxInFlight,
 }
 
 /// Checks the fields of a Subscribe request.
@@ -246,70 +228,6 @@ fn parse_webhook_headers(target: &str, headers: BTreeMap<String, String>) -> Res
     }
 }
 
-fn parse_policy(field: &str, policy: Option<&proto::DeliveryPolicy>) -> Result<DeliveryPolicy, FieldError> {
-    let Some(policy) = policy else { return Ok(DeliveryPolicy::default()) };
-    let changes = PolicyPart::ALL.into_iter().map(|part| part.read(field, policy));
-    apply_policy(field, DeliveryPolicy::default(), changes.collect::<Result<Vec<_>, _>>()?)
-}
-
-impl PolicyPart {
-    const ALL: [Self; 5] =
-        [Self::MaxAttempts, Self::InitialBackoff, Self::MaxBackoff, Self::Timeout, Self::MaxInFlight];
-
-    /// True where the request sets it.
-    fn is_set(self, policy: &proto::DeliveryPolicy) -> bool {
-        match self {
-            Self::MaxAttempts => policy.max_attempts != 0,
-            Self::InitialBackoff => policy.initial_backoff.is_some(),
-            Self::MaxBackoff => policy.max_backoff.is_some(),
-            Self::Timeout => policy.timeout.is_some(),
-            Self::MaxInFlight => policy.max_in_flight != 0,
-        }
-    }
-
-    /// Reads it, the default where the request leaves it out. Its bounds are those of the whole policy.
-    fn read(self, field: &str, policy: &proto::DeliveryPolicy) -> Result<PolicyChange, FieldError> {
-        let default = DeliveryPolicy::default();
-        let count = |value: i32, default: i32| if value == 0 { default } else { value };
-        let duration = |name: &str, value: &Option<ProtoDuration>| {
-            value.as_ref().map(|value| parse_duration(&format!("{field}.{name}"), value)).transpose()
-        };
-        Ok(match self {
-            Self::MaxAttempts => PolicyChange::MaxAttempts(count(policy.max_attempts, default.max_attempts())),
-            Self::InitialBackoff => {
-                let value = duration("initial_backoff", &policy.initial_backoff)?;
-                PolicyChange::InitialBackoff(value.unwrap_or(default.initial_backoff()))
-            }
-            Self::MaxBackoff => PolicyChange::MaxBackoff(duration("max_backoff", &policy.max_backoff)?),
-            Self::Timeout => PolicyChange::Timeout(duration("timeout", &policy.timeout)?.unwrap_or(default.timeout())),
-            Self::MaxInFlight => PolicyChange::MaxInFlight(count(policy.max_in_flight, default.max_in_flight())),
-        })
-    }
-}
-
-/// The policy with the changes applied; the bounds are those of the result.
-fn apply_policy(
-    field: &str,
-    policy: DeliveryPolicy,
-    changes: impl IntoIterator<Item = PolicyChange>,
-) -> Result<DeliveryPolicy, FieldError> {
-    let (mut max_attempts, mut max_in_flight) = (policy.max_attempts(), policy.max_in_flight());
-    let (mut initial_backoff, mut timeout) = (policy.initial_backoff(), policy.timeout());
-    let mut max_backoff = Some(policy.max_backoff());
-    for change in changes {
-        match change {
-            PolicyChange::MaxAttempts(value) => max_attempts = value,
-            PolicyChange::InitialBackoff(value) => initial_backoff = value,
-            PolicyChange::MaxBackoff(value) => max_backoff = value,
-            PolicyChange::Timeout(value) => timeout = value,
-            PolicyChange::MaxInFlight(value) => max_in_flight = value,
-        }
-    }
-    let max_backoff = max_backoff.unwrap_or(DeliveryPolicy::default().max_backoff().max(initial_backoff));
-    DeliveryPolicy::new(max_attempts, initial_backoff, max_backoff, timeout, max_in_flight)
-        .map_err(|error| FieldError::new(format!("{field}.{}", error.field()), error.to_string()))
-}
-
 const UPDATABLE: &str = "display_name, filter, target.webhook.uri, target.webhook.mode, target.webhook.headers, \
      delivery_policy and its fields";
 
@@ -317,23 +235,21 @@ const UPDATABLE: &str = "display_name, filter, target.webhook.uri, target.webhoo
 fn parts_of_mask(paths: &[String]) -> Result<Vec<Part>, FieldError> {
     let mut parts = Vec::new();
     for path in paths {
-        let named: &[Part] = match path.as_str() {
-            "display_name" => &[Part::DisplayName],
-            "filter" => &[Part::Filter],
-            "target.webhook.uri" => &[Part::Uri],
-            "target.webhook.mode" => &[Part::Mode],
-            "target.webhook.headers" => &[Part::Headers],
-            "delivery_policy" => &PolicyPart::ALL.map(Part::Policy),
-            "delivery_policy.max_attempts" => &[Part::Policy(PolicyPart::MaxAttempts)],
-            "delivery_policy.initial_backoff" => &[Part::Policy(PolicyPart::InitialBackoff)],
-            "delivery_policy.max_backoff" => &[Part::Policy(PolicyPart::MaxBackoff)],
-            "delivery_policy.timeout" => &[Part::Policy(PolicyPart::Timeout)],
-            "delivery_policy.max_in_flight" => &[Part::Policy(PolicyPart::MaxInFlight)],
-            other => return Err(mask_error(other, UPDATABLE)),
+        let named = match path.as_str() {
+            "display_name" => vec![Part::DisplayName],
+            "filter" => vec![Part::Filter],
+            "target.webhook.uri" => vec![Part::Uri],
+            "target.webhook.mode" => vec![Part::Mode],
+            "target.webhook.headers" => vec![Part::Headers],
+            "delivery_policy" => PolicyPart::ALL.map(Part::Policy).to_vec(),
+            other => match other.strip_prefix("delivery_policy.").and_then(PolicyPart::named) {
+                Some(part) => vec![Part::Policy(part)],
+                None => return Err(mask_error(other, UPDATABLE)),
+            },
         };
         for part in named {
-            if !parts.contains(part) {
-                parts.push(*part);
+            if !parts.contains(&part) {
+                parts.push(part);
             }
         }
     }
@@ -404,7 +320,7 @@ impl SubscriptionPatch {
                 Change::Policy(change) => policy.push(change),
             }
         }
-        subscription.policy = apply_policy("subscription.delivery_policy", subscription.policy, policy)?;
+        subscription.policy = apply_policy("subscription.delivery_policy", &subscription.policy, policy)?;
         Ok(subscription)
     }
 }
@@ -463,16 +379,6 @@ fn target_to_proto(target: &Target) -> proto::Target {
         headers: webhook.headers.iter().cloned().collect(),
     };
     proto::Target { kind: Some(proto::target::Kind::Webhook(webhook)) }
-}
-
-fn policy_to_proto(policy: &DeliveryPolicy) -> proto::DeliveryPolicy {
-    proto::DeliveryPolicy {
-        max_attempts: policy.max_attempts(),
-        initial_backoff: Some(duration_to_proto(policy.initial_backoff())),
-        max_backoff: Some(duration_to_proto(policy.max_backoff())),
-        timeout: Some(duration_to_proto(policy.timeout())),
-        max_in_flight: policy.max_in_flight(),
-    }
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ mod events;
 mod foreign;
 mod g03_idempotent;
 mod g05_at_least_once;
+mod g07_ordered;
 mod g09_isolated;
 mod g10_tenants;
 mod hostile;

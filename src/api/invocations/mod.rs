@@ -17,6 +17,7 @@ use crate::store::Store;
 use crate::store::invocation_changes::InvocationChange;
 use crate::wire::invocation::{state_to_proto, to_proto};
 use crate::wire::page::PageTokens;
+use crate::wire::subscription::state_name;
 use tonic::{Request, Response, Status};
 
 /// What the handlers work with. Cheap to clone.
@@ -89,6 +90,10 @@ impl InvocationDeps {
                 self.feed.send(&News::Head(head));
                 Ok(to_proto(&invocation))
             }
+            InvocationChange::Inactive(subscription, state) => Err(ApiError::SubscriptionState {
+                subscription: subscription.to_string(),
+                message: format!("the subscription is {}; what is retried would only be cancelled", state_name(state)),
+            }),
             InvocationChange::NotFound => Err(ApiError::InvocationNotFound { invocation: id.to_string() }),
             InvocationChange::WrongState(state) => Err(ApiError::InvocationState {
                 invocation: id.to_string(),

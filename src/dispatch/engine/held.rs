@@ -4,7 +4,7 @@
 
 use super::LOAD_AGAIN;
 use crate::dispatch::run::{Life, Shared};
-use crate::dispatch::tenant::{Room, Tenant};
+use crate::dispatch::tenant::{Room, Tenant, WantedPage};
 use crate::dispatch::{announce, load};
 use crate::publish::registry::TenantRegistry;
 use crate::store::StoreError;
@@ -52,6 +52,11 @@ impl Held {
         !self.refreshing && !self.unsure && version.is_some_and(|version| version >= self.tenant.head.registry_version)
     }
 
+    /// Takes note of whether events are to be put in order before they are taken.
+    pub fn look_at_ordering(&mut self) {
+        self.tenant.ordered = self.registry.as_ref().is_none_or(|registry| registry.has_ordering());
+    }
+
     /// Starts the loads that the tenant wants.
     pub fn load(&mut self, shared: &Arc<Shared>, life: Life, now: DateTime<Utc>, room: Room) {
         // A review sees what is in memory: what a load brings meanwhile may have been cancelled after it was read, and would
@@ -59,11 +64,14 @@ impl Held {
         let changed = self.tenant.head.deferred_version > self.reviewed;
         if !self.reviewing && (!changed || self.loads_first) {
             self.loads_first = false;
-            if let Some((place, up_to)) = self.tenant.wants_page(now, room, &shared.config) {
-                load::page(shared, life, place, up_to, room);
+            self.look_at_ordering();
+            match self.tenant.wants_page(now, room, &shared.config) {
+                Some(WantedPage::Log(place, up_to)) => load::page(shared, life, place, up_to, room),
+                Some(WantedPage::Keys(entries)) => load::keys(shared, life, entries),
+                None => {}
             }
-            for (no, positions) in self.tenant.wants_due(now, room, &shared.config) {
-                load::due(shared, life, no, positions, room);
+            for wanted in self.tenant.wants_due(now, room, &shared.config) {
+                load::due(shared, life, wanted, self.tenant.head.registry_version, room);
             }
         }
         if changed && !self.reviewing && !self.tenant.is_loading() {
@@ -75,7 +83,7 @@ impl Held {
             self.refreshing = true;
             self.reload = Some(self.tenant.begin_reload());
             load::registry(shared, life, None);
-        } else if self.tenant.has_ready() && !self.refreshing && !self.is_current() {
+        } else if !self.refreshing && (self.tenant.has_ready() || self.tenant.has_parked()) && !self.is_current() {
             self.refreshing = true;
             load::registry(shared, life, Some(self.tenant.head.registry_version));
         }

@@ -1,6 +1,6 @@
 //! What leaves memory and what comes back: settling, deferred work, callers' changes.
 
-use super::{Batch, Config, Room, Tenant, earlier, job_bytes};
+use super::{Batch, Config, OrderingKey, Room, Settled, Tenant, earlier, job_bytes};
 use crate::dispatch::queue::Job;
 use crate::dispatch::run::DuePage;
 use crate::domain::ids::{Position, SubscriptionNo};
@@ -10,6 +10,16 @@ use crate::store::settle::Fate;
 use chrono::{DateTime, Utc};
 use std::collections::HashSet;
 use std::sync::Arc;
+
+/// Deferred rows to load.
+#[derive(Debug, PartialEq, Eq)]
+pub(in crate::dispatch) struct WantedDue {
+    pub subscription_no: SubscriptionNo,
+    /// Rows that are in memory.
+    pub held: Vec<Position>,
+    /// Keys of which enough is in memory.
+    pub full: Vec<OrderingKey>,
+}
 
 impl Tenant {
     /// The changes and the cursor to write, where something is to be written. One at a time: the answer comes by
@@ -39,6 +49,9 @@ impl Tenant {
         for change in &batch.changes {
             let Some(queue) = self.queues.get_mut(&change.place.subscription_no) else { continue };
             let position = change.place.position;
+            if change.holds_up() {
+                queue.unwritten = queue.unwritten.saturating_sub(1);
+            }
             match change.fate {
                 // Put aside while it ran, or runs still: the row is not to be loaded.
                 Fate::Deferred { .. } if !change.deferred && queue.held.contains(&position) => continue,
@@ -46,7 +59,14 @@ impl Tenant {
                     queue.now_due(due_at);
                     self.next_due = Some(earlier(self.next_due, due_at));
                 }
-                Fate::Dead { .. } => self.announce = true,
+                Fate::Dead { at } => {
+                    self.announce = true;
+                    if change.key.is_some() {
+                        // What waited behind it may go on, or is to be found blocked.
+                        queue.now_due(at);
+                        self.next_due = Some(earlier(self.next_due, at));
+                    }
+                }
                 Fate::Succeeded | Fate::Cancelled(_) => {}
             }
             if change.deferred {
@@ -70,15 +90,38 @@ impl Tenant {
         }
     }
 
-    /// Subscriptions whose deferred rows are to be loaded, with the positions to leave out. Each answers by [`Self::due`].
+    /// Takes an invocation that waits out of memory: into the database where it has no row there.
+    pub(super) fn put_back(&mut self, job: &Job, now: DateTime<Utc>) {
+        self.memory_bytes -= job.bytes;
+        let (place, day) = (job.place, job.day);
+        if job.in_window {
+            let fate = Fate::Deferred { attempt: job.attempt, base: job.base, due_at: now };
+            self.note(Settled { place, day, deferred: false, key: job.key, tried: None, fate });
+            self.close(place.position);
+        } else if let Some(queue) = self.queues.get_mut(&place.subscription_no) {
+            queue.let_go(place.position);
+        }
+    }
+
+    /// A subscription may be another one now: what waits in the database for another invocation is looked at again.
+    pub fn review_parked(&mut self, now: DateTime<Utc>) {
+        for queue in self.queues.values_mut() {
+            if queue.parked && queue.next_due.is_none() {
+                queue.now_due(now);
+                self.next_due = Some(earlier(self.next_due, now));
+            }
+        }
+    }
+
+    /// True where something waits in the database for another invocation.
+    pub fn has_parked(&self) -> bool {
+        self.ordered && self.queues.values().any(|queue| queue.parked)
+    }
+
+    /// Subscriptions whose deferred rows are to be loaded, with what to leave out. Each answers by [`Self::due`].
     ///
     /// While memory is full, only a subscription that has nothing else to do gets any.
-    pub fn wants_due(
-        &mut self,
-        now: DateTime<Utc>,
-        room: Room,
-        config: &Config,
-    ) -> Vec<(SubscriptionNo, Vec<Position>)> {
+    pub fn wants_due(&mut self, now: DateTime<Utc>, room: Room, config: &Config) -> Vec<WantedDue> {
         if self.next_due.is_none_or(|due| due > now) {
             return Vec::new();
         }
@@ -88,9 +131,13 @@ impl Tenant {
             let Some(due) = queue.next_due else { continue };
             if due > now {
                 self.next_due = Some(earlier(self.next_due, due));
-            } else if !queue.loading && queue.jobs.len() <= if room.memory_full { 0 } else { config.queue_max / 4 } {
+            } else if queue.unwritten > 0 {
+                // What is being written may come before what a load would find.
+                self.next_due = Some(earlier(self.next_due, due));
+            } else if !queue.loading && queue.waiting() <= if room.memory_full { 0 } else { config.queue_max / 4 } {
                 queue.start_loading();
-                wanted.push((*no, queue.held.iter().copied().collect()));
+                let held = queue.held.iter().copied().collect();
+                wanted.push(WantedDue { subscription_no: *no, held, full: queue.chains.full() });
             }
             // A full queue asks again when it has drained.
         }
@@ -99,11 +146,15 @@ impl Tenant {
 
     /// Takes deferred rows, by due time, a page at most; their events by position.
     pub fn due(&mut self, no: SubscriptionNo, page: &DuePage, config: &Config) {
-        let DuePage { rows, events, at, more } = page;
+        let DuePage { rows, events, at, more, rest } = page;
         let now = *at;
         let Some(queue) = self.queues.get_mut(&no) else { return };
-        let (gone, due_since) = queue.stop_loading();
-        let mut next_due = due_since;
+        let meanwhile = queue.stop_loading();
+        let mut next_due = meanwhile.due_at;
+        queue.parked = rest.is_some_and(|rest| rest.left);
+        if let Some(due_at) = rest.and_then(|rest| rest.due_at) {
+            next_due = Some(earlier(next_due, due_at));
+        }
         if *more && let Some(last) = rows.last() {
             next_due = Some(earlier(next_due, last.due_at));
         }
@@ -112,7 +163,12 @@ impl Tenant {
                 next_due = Some(earlier(next_due, row.due_at));
                 break;
             }
-            if gone.contains(&row.position) || !queue.held.insert(row.position) {
+            let key = row.ordering_key.map(OrderingKey);
+            if key.is_some_and(|key| meanwhile.left.contains(&key)) {
+                queue.parked = true;
+                continue;
+            }
+            if meanwhile.ended.contains(&row.position) || !queue.held.insert(row.position) {
                 continue;
             }
             // An event that retention has taken cannot run; its row stays held and is never asked for again.
@@ -121,7 +177,7 @@ impl Tenant {
             let bytes = job_bytes(entry);
             self.memory_bytes += bytes;
             queue.arrived = self.reload_begun;
-            queue.jobs.push_back(Job {
+            queue.push(Job {
                 event: Arc::new(EncodedEvent::new(entry.clone())),
                 place: Place { position: row.position, subscription_no: no },
                 day: row.day,
@@ -129,12 +185,13 @@ impl Tenant {
                 attempt: row.attempt + lost,
                 base: row.attempt_base + lost,
                 bytes,
+                key,
             });
         }
         queue.next_due = next_due;
         // Nothing due is left aside: new work may go straight into the queue again.
         queue.aside = queue.aside && next_due.is_some_and(|due| due <= now);
-        if !queue.jobs.is_empty() {
+        if queue.can_start() {
             queue.offer(no, &mut self.ready);
         }
         if let Some(due) = queue.wants_more(config.queue_max) {
@@ -152,7 +209,7 @@ impl Tenant {
 
     /// Invocations in memory that wait and have a row; a caller may have cancelled them.
     pub fn waiting_rows(&self) -> Vec<Place> {
-        let jobs = self.queues.values().flat_map(|queue| &queue.jobs);
+        let jobs = self.queues.values().flat_map(|queue| queue.jobs.iter().chain(queue.chains.iter()));
         jobs.filter(|job| !job.in_window).map(|job| job.place).collect()
     }
 
@@ -165,7 +222,7 @@ impl Tenant {
         for queue in self.queues.values_mut() {
             let held = &mut queue.held;
             let memory_bytes = &mut self.memory_bytes;
-            queue.jobs.retain(|job| {
+            let mut keep = |job: &Job| {
                 if !revoked.contains(&job.place) {
                     return true;
                 }
@@ -176,7 +233,9 @@ impl Tenant {
                     held.remove(&job.place.position);
                 }
                 false
-            });
+            };
+            queue.jobs.retain(&mut keep);
+            queue.chains.retain(&mut keep);
         }
         for position in closed {
             self.close(position);

@@ -11,9 +11,18 @@ use crate::store::dispatch::Place;
 use crate::store::events::LogPlace;
 use crate::store::settle::{Fate, Settled, Tried};
 use chrono::{DateTime, Utc};
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
+
+/// What to read of the log.
+#[derive(Debug)]
+pub(in crate::dispatch) enum WantedPage {
+    /// Entries after the place, up to the position.
+    Log(LogPlace, Position),
+    /// These were committed here: only their ordering keys are to be found.
+    Keys(Vec<Arc<LogEntry>>),
+}
 
 impl Tenant {
     /// Hears of a head; true where it is newer in any respect.
@@ -31,7 +40,7 @@ impl Tenant {
     pub fn hear_committed(&mut self, entries: &[Arc<LogEntry>], now: DateTime<Utc>, room: Room, config: &Config) {
         let Some(last) = entries.last() else { return };
         self.head.position = self.head.position.max(last.position);
-        if !self.reading && self.heard.is_empty() && !self.is_full(config) {
+        if !self.ordered && !self.reading && self.heard.is_empty() && !self.is_full(config) {
             let next = self.next_position();
             let known = entries.partition_point(|entry| entry.position < next);
             for entry in &entries[known..] {
@@ -51,18 +60,29 @@ impl Tenant {
         self.heard.extend(entries.iter().cloned());
     }
 
-    /// Where to read the log, if it is to be read now. The answer comes by [`Self::page`] or [`Self::page_failed`].
-    pub fn wants_page(&mut self, now: DateTime<Utc>, room: Room, config: &Config) -> Option<(LogPlace, Position)> {
+    /// What to read of the log, if it is to be read now. The answer comes by [`Self::page`] or [`Self::page_failed`].
+    pub fn wants_page(&mut self, now: DateTime<Utc>, room: Room, config: &Config) -> Option<WantedPage> {
         if self.reading || self.is_full(config) {
             return None;
         }
-        self.take_heard(now, room, config);
+        if self.ordered {
+            let next = self.next_position();
+            let known = self.heard.partition_point(|entry| entry.position < next);
+            self.heard.drain(..known);
+            if self.heard.front().is_some_and(|entry| entry.position == next) {
+                self.reading = true;
+                let count = self.heard.len().min(config.page_max as usize);
+                return Some(WantedPage::Keys(self.heard.drain(..count).collect()));
+            }
+        } else {
+            self.take_heard(now, room, config);
+        }
         if self.is_full(config) || self.next_position() > self.head.position {
             return None;
         }
         self.reading = true;
         let day = self.window.back().map_or(self.day, |slot| slot.day);
-        Some((LogPlace { after: self.next_position() - 1, day }, self.head.position))
+        Some(WantedPage::Log(LogPlace { after: self.next_position() - 1, day }, self.head.position))
     }
 
     /// Takes a page of the log. False where it brought nothing though the head says that there is more: to be asked again
@@ -75,10 +95,12 @@ impl Tenant {
         }
         for entry in &page.entries {
             if entry.position == self.next_position() {
-                self.take(entry, Some(&page.not_pending), now, room, config);
+                self.take(entry, Some(page), now, room, config);
             }
         }
-        self.take_heard(now, room, config);
+        if !self.ordered {
+            self.take_heard(now, room, config);
+        }
         self.next_position() > next || next > self.head.position
     }
 
@@ -105,18 +127,11 @@ impl Tenant {
         self.window.len() >= config.window_max || self.changes.len() >= config.settle_rows_max
     }
 
-    fn take(
-        &mut self,
-        entry: &Arc<LogEntry>,
-        not_pending: Option<&HashSet<Place>>,
-        now: DateTime<Utc>,
-        room: Room,
-        config: &Config,
-    ) {
+    fn take(&mut self, entry: &Arc<LogEntry>, page: Option<&LogPage>, now: DateTime<Utc>, room: Room, config: &Config) {
         let day = entry.day();
         let pending = |subscription_no| {
             let place = Place { position: entry.position, subscription_no };
-            (!not_pending.is_some_and(|settled| settled.contains(&place))).then_some(place)
+            (!page.is_some_and(|page| page.not_pending.contains(&place))).then_some(place)
         };
         let lost = self.lost_attempts(entry.committed_at);
         let mut open = 0;
@@ -124,17 +139,19 @@ impl Tenant {
             let event = Arc::new(EncodedEvent::new(entry.clone()));
             let bytes = job_bytes(entry);
             for place in entry.matched.iter().filter_map(|no| pending(*no)) {
+                let key = page.and_then(|page| page.keys.get(&place)).copied();
                 let queue = self.queues.entry(place.subscription_no).or_default();
-                let full = queue.jobs.len() >= config.queue_max || room.memory_full && !queue.jobs.is_empty();
-                if queue.aside || full {
+                let full = queue.waiting() >= config.queue_max || room.memory_full && queue.waiting() > 0;
+                let behind = key.is_some_and(|key| queue.has_rows() || queue.chains.is_full(key));
+                if queue.aside || full || behind {
                     // Behind what is aside already, so that nothing overtakes it for ever.
-                    queue.aside = true;
+                    queue.aside |= key.is_none();
                     let fate = Fate::Deferred { attempt: lost, base: lost, due_at: now };
-                    self.changes.push(Settled { place, day, deferred: false, tried: None, fate });
+                    self.note(Settled { place, day, deferred: false, key, tried: None, fate });
                     continue;
                 }
                 queue.arrived = self.reload_begun;
-                queue.jobs.push_back(Job {
+                queue.push(Job {
                     event: event.clone(),
                     place,
                     day,
@@ -142,6 +159,7 @@ impl Tenant {
                     attempt: lost,
                     base: lost,
                     bytes,
+                    key,
                 });
                 self.memory_bytes += bytes;
                 open += 1;
@@ -151,7 +169,7 @@ impl Tenant {
         for place in entry.refused.iter().filter_map(|no| pending(*no)) {
             let tried = Some(Tried { attempt: 0, started_at: now, duration: Duration::ZERO, outcome: None });
             let fate = Fate::Cancelled(CancelReason::ChainCycle);
-            self.changes.push(Settled { place, day, deferred: false, tried, fate });
+            self.note(Settled { place, day, deferred: false, key: None, tried, fate });
         }
         self.window.push_back(Slot { day, open });
         self.advance();
@@ -167,12 +185,12 @@ impl Tenant {
 
     /// Notes everything unfinished before `position` in the store, so that the cursor can move on. What runs goes on running.
     fn put_aside(&mut self, position: Position, now: DateTime<Utc>) {
-        let mut aside = Vec::new();
+        let (mut aside, mut in_order) = (Vec::new(), Vec::new());
         for running in self.running.iter_mut().flatten() {
             let job = &mut running.job;
             if job.in_window && job.place.position < position {
                 job.in_window = false;
-                aside.push((job.place, job.day, job.attempt, job.base));
+                aside.push((job.place, job.day, job.attempt, job.base, job.key));
                 // Its row is not to be loaded while it runs here.
                 self.queues.entry(job.place.subscription_no).or_default().held.insert(job.place.position);
             }
@@ -188,17 +206,28 @@ impl Tenant {
                         job.day,
                         job.attempt,
                         job.base,
+                        None,
                     ));
                 } else {
                     kept.push_back(job);
                 }
             }
             queue.jobs = kept;
+            // Of what is in order everything goes: nothing of a key may stay while something before it is elsewhere.
+            if queue.chains.iter().any(|job| job.in_window && job.place.position < position) {
+                for (key, job) in queue.chains.evict_waiting() {
+                    queue.leaves(key);
+                    in_order.push(job);
+                }
+            }
         }
-        for (place, day, attempt, base) in aside {
+        for (place, day, attempt, base, key) in aside {
             let fate = Fate::Deferred { attempt, base, due_at: now };
-            self.changes.push(Settled { place, day, deferred: false, tried: None, fate });
+            self.note(Settled { place, day, deferred: false, key, tried: None, fate });
             self.close(place.position);
+        }
+        for job in in_order {
+            self.put_back(&job, now);
         }
         self.advance();
     }

@@ -1,123 +1,10 @@
 //! The state machine stepped by hand: no store, no clock, no listener.
 
+use super::fixture::*;
 use super::*;
 use crate::dispatch::run::DuePage;
-use crate::domain::event::{Data, Event, Lineage};
-use crate::domain::event_type::EventTypeName;
-use crate::domain::ids::EventId;
 use crate::store::dispatch::DeferredRow;
 use std::cell::Cell;
-use uuid::Uuid;
-
-const ROOM: Room = Room { memory_full: false, slow_full: false };
-
-fn at(millis: i64) -> DateTime<Utc> {
-    DateTime::from_timestamp_millis(1_800_000_000_000 + millis).expect("a time")
-}
-
-fn config() -> Config {
-    Config { queue_max: 8, window_max: 16, page_max: 100, ..Config::default() }
-}
-
-fn tenant() -> Tenant {
-    tenant_after(None)
-}
-
-fn tenant_after(unclean_until: Option<DateTime<Utc>>) -> Tenant {
-    let head = Head { tenant: TenantId(Uuid::from_u128(1)), position: 0, registry_version: 1, deferred_version: 0 };
-    let cursor = LogPlace { after: 0, day: NaiveDate::default() };
-    Tenant::new(&ClaimedTenant { head, cursor, token: 7 }, unclean_until)
-}
-
-fn entry(position: Position, matched: &[SubscriptionNo]) -> Arc<LogEntry> {
-    let id = EventId(Uuid::from_u128(u128::try_from(position).expect("positive")));
-    let event = Event {
-        id,
-        event_type: EventTypeName::parse("CUSTOM_T").expect("a name"),
-        schema_version: 0,
-        source: "/test".to_owned(),
-        subject: None,
-        time: at(0),
-        content_type: None,
-        extensions: Vec::new(),
-        data: Data::None,
-        lineage: Lineage::root(id),
-    };
-    Arc::new(LogEntry {
-        position,
-        committed_at: at(position),
-        event: Arc::new(event),
-        matched: matched.into(),
-        refused: Arc::from([]),
-    })
-}
-
-fn listener(max_attempts: i32, max_in_flight: i32) -> Listener {
-    let second = Duration::from_secs(1);
-    let policy = DeliveryPolicy::new(max_attempts, second, second, second, max_in_flight).expect("within bounds");
-    Listener { state: State::Active, policy, call: None }
-}
-
-#[expect(clippy::unnecessary_wraps, reason = "stands for the registry, which may not know a number")]
-fn active(_: SubscriptionNo) -> Option<Listener> {
-    Some(listener(3, 2))
-}
-
-fn hear(tenant: &mut Tenant, entries: &[Arc<LogEntry>]) {
-    tenant.hear_committed(entries, at(1_000), ROOM, &config());
-}
-
-fn start(tenant: &mut Tenant) -> Option<Start> {
-    start_with(tenant, active)
-}
-
-fn start_with(tenant: &mut Tenant, look_up: impl Fn(SubscriptionNo) -> Option<Listener>) -> Option<Start> {
-    match tenant.next(at(1_000), ROOM, &config(), look_up) {
-        Next::Start(start) => Some(start),
-        Next::Unsure | Next::Nothing => None,
-    }
-}
-
-fn end(tenant: &mut Tenant, start: &Start, class: OutcomeClass) {
-    let outcome = Outcome { class, status_code: 0, retry_after: None, excerpt: None, error: None };
-    let ended = Ended { started_at: at(1_000), duration: Duration::from_millis(1), outcome };
-    tenant.ended(start.key, ended, at(1_001), 0.5);
-}
-
-fn place(start: &Start) -> (Position, SubscriptionNo) {
-    (start.delivery.event.entry().position, start.delivery.invocation.subscription_no)
-}
-
-fn reload(tenant: &mut Tenant) {
-    let number = tenant.begin_reload();
-    tenant.reloaded(number);
-}
-
-/// Writes what there is, as a settle that succeeds.
-fn settle(tenant: &mut Tenant) -> Vec<Settled> {
-    let Some(batch) = tenant.cut() else { return Vec::new() };
-    tenant.settled(&batch);
-    batch.changes
-}
-
-fn row(position: Position, due_at: DateTime<Utc>) -> DeferredRow {
-    DeferredRow { position, day: at(position).date_naive(), attempt: 0, attempt_base: 0, due_at }
-}
-
-fn events(positions: impl IntoIterator<Item = Position>) -> HashMap<Position, Arc<LogEntry>> {
-    positions.into_iter().map(|position| (position, entry(position, &[1]))).collect()
-}
-
-fn take_rows(
-    tenant: &mut Tenant,
-    no: SubscriptionNo,
-    rows: &[DeferredRow],
-    events: HashMap<Position, Arc<LogEntry>>,
-    at: DateTime<Utc>,
-) {
-    let more = rows.len() >= config().page_max as usize;
-    tenant.due(no, &DuePage { rows: rows.to_vec(), events, at, more }, &config());
-}
 
 #[test]
 fn the_cursor_stands_before_the_lowest_unfinished_event() {
@@ -149,7 +36,8 @@ fn an_event_without_listeners_moves_the_cursor_and_writes_no_change() {
 fn news_with_a_gap_waits_for_the_page_of_the_log_and_joins_it() {
     let mut tenant = tenant();
     hear(&mut tenant, &[entry(3, &[1])]);
-    let (from, up_to) = tenant.wants_page(at(0), ROOM, &config()).expect("1 and 2 are missing");
+    let wanted = tenant.wants_page(at(0), ROOM, &config());
+    let Some(WantedPage::Log(from, up_to)) = wanted else { panic!("1 and 2 are missing: {wanted:?}") };
     assert_eq!((from.after, up_to), (0, 3));
     assert!(tenant.wants_page(at(0), ROOM, &config()).is_none(), "one page at a time");
     hear(&mut tenant, &[entry(4, &[1])]);
@@ -157,6 +45,7 @@ fn news_with_a_gap_waits_for_the_page_of_the_log_and_joins_it() {
     let page = LogPage {
         entries: vec![entry(1, &[1]), entry(2, &[1, 2]), entry(3, &[1])],
         not_pending: HashSet::from([Place { position: 2, subscription_no: 1 }]),
+        keys: HashMap::new(),
         head: None,
     };
     tenant.page(&page, at(0), ROOM, &config());
@@ -216,7 +105,7 @@ fn g15_a_full_queue_goes_aside_and_comes_back_in_order() {
     hear(&mut tenant, &[entry(13, &[1])]);
     assert_eq!(settle(&mut tenant).last().map(|change| change.place.position), Some(13), "behind what is aside");
     let wanted = tenant.wants_due(at(1_000), ROOM, &config());
-    assert_eq!(wanted, [(1, Vec::new())]);
+    assert_eq!(wanted, [wants(1, &[])]);
     let rows: Vec<DeferredRow> = (9..=13).map(|position| row(position, at(1_000))).collect();
     take_rows(&mut tenant, 1, &rows, events(9..=13), at(1_000));
     hear(&mut tenant, &[entry(14, &[1])]);
@@ -248,7 +137,7 @@ fn an_attempt_that_outlives_the_window_is_put_aside_and_ends_well() {
     let aside = settle(&mut tenant).into_iter().find(|change| change.place.position == 1).expect("put aside");
     assert!(matches!(aside.fate, Fate::Deferred { .. }) && !aside.deferred);
     tenant.due_summary(&[(1, at(0))]);
-    assert_eq!(tenant.wants_due(at(1_000), ROOM, &config()), [(1, vec![1])], "its row is left out while it runs");
+    assert_eq!(tenant.wants_due(at(1_000), ROOM, &config()), [wants(1, &[1])], "its row is left out while it runs");
     take_rows(&mut tenant, 1, &[], HashMap::new(), at(1_000));
     end(&mut tenant, &hanging, OutcomeClass::Succeeded);
     let ended = settle(&mut tenant);
@@ -303,7 +192,12 @@ fn a_refusal_for_good_is_a_dead_letter_at_once_and_a_receiver_that_is_gone_is_na
 #[test]
 fn g5_what_a_dead_owner_may_have_started_runs_under_a_higher_number_that_costs_no_try() {
     let mut tenant = tenant_after(Some(at(2)));
-    let page = LogPage { entries: vec![entry(1, &[1]), entry(2, &[1])], not_pending: HashSet::new(), head: None };
+    let page = LogPage {
+        entries: vec![entry(1, &[1]), entry(2, &[1])],
+        not_pending: HashSet::new(),
+        keys: HashMap::new(),
+        head: None,
+    };
     tenant.hear_head(&Head { position: 2, ..tenant.head });
     assert!(tenant.wants_page(at(1_000), ROOM, &config()).is_some());
     tenant.page(&page, at(1_000), ROOM, &config());
@@ -365,10 +259,11 @@ fn a_page_raises_the_registry_to_what_matched_it_and_an_empty_one_waits() {
     let head = Head { position: 2, registry_version: 4, ..tenant.head };
     tenant.hear_head(&Head { position: 2, ..tenant.head });
     assert!(tenant.wants_page(at(0), ROOM, &config()).is_some());
-    let empty = LogPage { entries: Vec::new(), not_pending: HashSet::new(), head: None };
+    let empty = LogPage { entries: Vec::new(), not_pending: HashSet::new(), keys: HashMap::new(), head: None };
     assert!(!tenant.page(&empty, at(0), ROOM, &config()), "asking at once would find the same");
     assert!(tenant.wants_page(at(0), ROOM, &config()).is_some());
-    let page = LogPage { entries: vec![entry(1, &[1])], not_pending: HashSet::new(), head: Some(head) };
+    let page =
+        LogPage { entries: vec![entry(1, &[1])], not_pending: HashSet::new(), keys: HashMap::new(), head: Some(head) };
     assert!(tenant.page(&page, at(0), ROOM, &config()));
     assert_eq!(tenant.head.registry_version, 4);
 }
@@ -392,7 +287,7 @@ fn a_row_that_ends_while_rows_are_loaded_does_not_run_twice() {
     take_rows(&mut tenant, 1, &[row(5, at(0))], events([5]), at(1_000));
     let attempt = start(&mut tenant).expect("due");
     tenant.due_summary(&[(1, at(1))]);
-    assert_eq!(tenant.wants_due(at(1_000), ROOM, &config()), [(1, vec![5])]);
+    assert_eq!(tenant.wants_due(at(1_000), ROOM, &config()), [wants(1, &[5])]);
     end(&mut tenant, &attempt, OutcomeClass::Succeeded);
     settle(&mut tenant);
     // The load has read the row before the settle deleted it, and reports after it.
@@ -469,13 +364,14 @@ fn while_memory_is_full_rows_are_loaded_where_nothing_else_waits_and_a_cut_page_
     hear(&mut tenant, &[entry(1, &[1])]);
     tenant.due_summary(&[(1, at(0)), (2, at(0))]);
     assert!(!tenant.is_loading());
-    assert_eq!(tenant.wants_due(at(1_000), full, &config()), [(2, Vec::new())]);
+    assert_eq!(tenant.wants_due(at(1_000), full, &config()), [wants(2, &[])]);
     assert!(tenant.is_loading(), "a review waits for it");
-    let cut = DuePage { rows: vec![row(2, at(0))], events: events([2]), at: at(1_000), more: true };
+    let cut = DuePage { rows: vec![row(2, at(0))], events: events([2]), at: at(1_000), more: true, rest: None };
     tenant.due(2, &cut, &config());
     assert!(!tenant.is_loading());
     assert!(start(&mut tenant).is_some() && start(&mut tenant).is_some(), "both have one");
-    let mut wanted: Vec<_> = tenant.wants_due(at(1_000), full, &config()).into_iter().map(|(no, _)| no).collect();
+    let mut wanted: Vec<_> =
+        tenant.wants_due(at(1_000), full, &config()).into_iter().map(|wanted| wanted.subscription_no).collect();
     wanted.sort_unstable();
     assert_eq!(wanted, [1, 2], "both have drained, and the page was cut");
 }

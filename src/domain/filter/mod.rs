@@ -11,6 +11,7 @@
 
 mod compile;
 mod cost;
+mod key;
 mod values;
 
 use super::event::Event;
@@ -20,6 +21,7 @@ use cel::common::value::{CowVal, Val};
 use cel::context::VariableResolver;
 use cel::{Context, ExecutionError, Value};
 use cost::{Budget, Pattern};
+pub use key::OrderingKey;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, OnceLock};
@@ -95,25 +97,33 @@ impl Filter {
     /// Errors: a missing key, operands of the wrong type, a division by zero, an overflow, a value that is not a boolean, or an
     /// evaluation that costs too much.
     pub fn matches(&self, context: &FilterContext<'_>) -> Result<bool, EvaluationError> {
-        catch_unwind(AssertUnwindSafe(|| self.evaluate(context)))
-            .unwrap_or_else(|_| Err(EvaluationError("the expression cannot be evaluated over this event".to_owned())))
+        self.evaluate(context, |value| {
+            let matched = value.downcast_ref::<CelBool>().map(|matched| *matched.inner());
+            matched.ok_or_else(|| EvaluationError("the filter's value is not a boolean".to_owned()))
+        })
     }
 
-    fn evaluate(&self, context: &FilterContext<'_>) -> Result<bool, EvaluationError> {
-        let scope = Scope { program: &self.program, context, budget: Budget::new() };
-        let mut variables = Context::with_env(Arc::clone(compile::environment()));
-        variables.set_variable_resolver(&scope);
-        let value = Value::resolve_val(&self.program.expression, &variables);
-        if scope.budget.is_exhausted() {
-            return Err(EvaluationError("the evaluation costs too much over this event".to_owned()));
-        }
-        match value {
-            Ok(value) => value
-                .downcast_ref::<CelBool>()
-                .map(|matched| *matched.inner())
-                .ok_or_else(|| EvaluationError("the filter's value is not a boolean".to_owned())),
-            Err(error) => Err(EvaluationError(self.explain(&error))),
-        }
+    /// Evaluates it and hands its value on. Whatever panics in it is an error.
+    fn evaluate<T>(
+        &self,
+        context: &FilterContext<'_>,
+        take: impl FnOnce(&CowVal<'_, '_>) -> Result<T, EvaluationError>,
+    ) -> Result<T, EvaluationError> {
+        let evaluation = || {
+            let scope = Scope { program: &self.program, context, budget: Budget::new() };
+            let mut variables = Context::with_env(Arc::clone(compile::environment()));
+            variables.set_variable_resolver(&scope);
+            let value = Value::resolve_val(&self.program.expression, &variables);
+            if scope.budget.is_exhausted() {
+                return Err(EvaluationError("the evaluation costs too much over this event".to_owned()));
+            }
+            match value {
+                Ok(value) => take(&value),
+                Err(error) => Err(EvaluationError(self.explain(&error))),
+            }
+        };
+        catch_unwind(AssertUnwindSafe(evaluation))
+            .unwrap_or_else(|_| Err(EvaluationError("the expression cannot be evaluated over this event".to_owned())))
     }
 
     /// What went wrong, in words that come from the expression and from types alone.

@@ -3,12 +3,16 @@
 //! A change takes the tenant's head lock first, so it takes effect at one exact position of the log, and stamps its row with the new
 //! registry version. What changes read before they write is read under that lock and cannot be outdated.
 
-use super::row::{COLUMNS, FROM, SubscriptionRow, milliseconds, mode_code, read, state_code, target_key, target_kind};
+use super::row::{
+    COLUMNS, FROM, SubscriptionRow, milliseconds, mode_code, on_dead_letter_code, read, state_code, target_key,
+    target_kind,
+};
 use super::signing::{insert_secret, retire_secrets};
 use super::{NewSubscription, Selector, StateChange, SubscriptionRefusal};
 use crate::domain::event_type::EventTypeName;
 use crate::domain::filter::Filter;
 use crate::domain::ids::{AppId, SubscriptionId, SubscriptionNo, TenantId};
+use crate::domain::retry::DeliveryPolicy;
 use crate::domain::subscription::{State, Subscription, Target};
 use crate::store::audit::{self, Principal};
 use crate::store::heads::{self, RegistryChange};
@@ -353,6 +357,9 @@ async fn insert(
     .bind(now)
     .execute(&mut *tx)
     .await?;
+    if new.policy.ordering().is_some() {
+        write_options(tx, by.tenant, new.id, &new.policy).await?;
+    }
     insert_secret(tx, by.tenant, new.id, &new.secret, now).await?;
     audit::record(tx, by.tenant, now, &by.name, "Subscribe", &new.id.to_string()).await?;
     // As a read gives it back: durations are kept in milliseconds.
@@ -400,6 +407,27 @@ async fn write(
     .bind(subscription.deleted_at)
     .execute(&mut *tx)
     .await?;
+    write_options(tx, by.tenant, subscription.id, &subscription.policy).await?;
     audit::record(tx, by.tenant, now, &by.name, action, &subscription.id.to_string()).await?;
     read(tx, by.tenant, subscription.id).await?.ok_or(StoreError::Corrupt { what: "subscription" })
+}
+
+/// Writes what a delivery policy says beyond what every subscription has.
+async fn write_options(
+    tx: &mut PgConnection,
+    tenant: TenantId,
+    id: SubscriptionId,
+    policy: &DeliveryPolicy,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "UPDATE subscriptions SET ordering_key = $3, ordering_on_dead_letter = $4
+          WHERE tenant_id = $1 AND subscription_id = $2",
+    )
+    .bind(tenant.0)
+    .bind(id.0)
+    .bind(policy.ordering().map(|ordering| ordering.key.source()))
+    .bind(policy.ordering().map(|ordering| on_dead_letter_code(ordering.on_dead_letter)))
+    .execute(tx)
+    .await?;
+    Ok(())
 }

@@ -3,7 +3,7 @@
 use crate::domain::event_type::EventTypeName;
 use crate::domain::filter::Filter;
 use crate::domain::ids::{AppId, SubscriptionId, TenantId};
-use crate::domain::retry::DeliveryPolicy;
+use crate::domain::retry::{DeliveryPolicy, KeyOrdering, OnDeadLetter};
 use crate::domain::subscription::{State, Subscription, Target};
 use crate::domain::webhook::{WebhookMode, WebhookTarget, WebhookUri};
 use crate::store::StoreError;
@@ -32,6 +32,8 @@ pub(super) struct SubscriptionRow {
     max_backoff_ms: i64,
     timeout_ms: i64,
     max_in_flight: i32,
+    ordering_key: Option<String>,
+    ordering_on_dead_letter: Option<i16>,
     state: i16,
     state_reason: String,
     effective_position: i64,
@@ -44,7 +46,7 @@ pub(super) struct SubscriptionRow {
 /// The columns of a [`SubscriptionRow`], from `subscriptions s LEFT JOIN apps a`: a deleted subscription may outlive its app.
 pub(super) const COLUMNS: &str = "s.subscription_id, s.subscription_no, s.app_id, a.slug AS app_slug, s.event_type, s.display_name, s.filter, \
      s.target_kind, s.webhook_uri, s.webhook_mode, s.webhook_headers, s.max_attempts, s.initial_backoff_ms, s.max_backoff_ms, \
-     s.timeout_ms, s.max_in_flight, s.state, s.state_reason, s.effective_position, s.registry_version, s.created_at, \
+     s.timeout_ms, s.max_in_flight, s.ordering_key, s.ordering_on_dead_letter, s.state, s.state_reason, s.effective_position, s.registry_version, s.created_at, \
      s.updated_at, s.deleted_at";
 pub(super) const FROM: &str = "subscriptions s LEFT JOIN apps a ON a.tenant_id = s.tenant_id AND a.app_id = s.app_id";
 
@@ -76,6 +78,13 @@ impl SubscriptionRow {
             milliseconds(self.timeout_ms)?,
             self.max_in_flight,
         );
+        let ordering = match self.ordering_key {
+            Some(key) => Some(KeyOrdering {
+                key: Filter::parse(&key).ok()?,
+                on_dead_letter: on_dead_letter_from_code(self.ordering_on_dead_letter?)?,
+            }),
+            None => None,
+        };
         Some(Subscription {
             id: SubscriptionId(self.subscription_id),
             no: self.subscription_no,
@@ -85,7 +94,7 @@ impl SubscriptionRow {
             display_name: self.display_name,
             filter,
             target,
-            policy: policy.ok()?,
+            policy: policy.ok()?.with_ordering(ordering),
             state: match self.state {
                 STATE_ACTIVE => State::Active,
                 STATE_DISABLED => State::Disabled,
@@ -115,6 +124,21 @@ pub(super) fn mode_code(mode: WebhookMode) -> i16 {
         WebhookMode::Structured => 1,
         WebhookMode::Binary => 2,
         WebhookMode::Raw => 3,
+    }
+}
+
+pub(super) fn on_dead_letter_code(on_dead_letter: OnDeadLetter) -> i16 {
+    match on_dead_letter {
+        OnDeadLetter::Skip => 1,
+        OnDeadLetter::Block => 2,
+    }
+}
+
+fn on_dead_letter_from_code(code: i16) -> Option<OnDeadLetter> {
+    match code {
+        1 => Some(OnDeadLetter::Skip),
+        2 => Some(OnDeadLetter::Block),
+        _ => None,
     }
 }
 

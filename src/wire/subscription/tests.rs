@@ -2,6 +2,8 @@
 
 use super::*;
 use crate::domain::ids::AppId;
+use pbjson_types::Duration as ProtoDuration;
+use std::time::Duration;
 use uuid::Uuid;
 
 fn webhook(uri: &str) -> proto::Target {
@@ -105,10 +107,41 @@ fn every_bad_field_is_named_by_its_path() {
             "delivery_policy.max_backoff",
         ),
         (policy(proto::DeliveryPolicy { max_in_flight: 1_001, ..default() }), "delivery_policy.max_in_flight"),
+        (policy(ordered("", 0)), "delivery_policy.ordering.key"),
+        (policy(ordered("a\0", 0)), "delivery_policy.ordering.key"),
+        (policy(ordered("data.user", 9)), "delivery_policy.ordering.on_dead_letter"),
     ];
     for (request, field) in cases {
         assert_eq!(wrong_field(request), field);
     }
+}
+
+fn ordered(key: &str, on_dead_letter: i32) -> proto::DeliveryPolicy {
+    let ordering = proto::OrderingPolicy { key: key.to_owned(), on_dead_letter };
+    proto::DeliveryPolicy { ordering: Some(ordering), ..Default::default() }
+}
+
+#[test]
+fn an_ordering_key_is_compiled_kept_and_taken_away_by_an_empty_field_in_the_mask() {
+    let bad = proto::SubscribeRequest { delivery_policy: Some(ordered("data.", 0)), ..request() };
+    let refused = parse_subscribe(bad);
+    assert!(
+        matches!(&refused, Err(SubscriptionError::Filter { field, .. }) if field == "delivery_policy.ordering.key"),
+        "{refused:?}"
+    );
+    let change = |policy, paths: Vec<String>, before| {
+        let sent = proto::Subscription { delivery_policy: Some(policy), ..Default::default() };
+        parse_patch(sent, Some(&FieldMask { paths })).expect("a valid patch").apply(before).expect("within bounds")
+    };
+    let path = || vec!["delivery_policy.ordering".to_owned()];
+    let set = change(ordered("data.user", 2), path(), stored());
+    let shown = to_proto(&set).delivery_policy.and_then(|policy| policy.ordering).expect("it is set");
+    assert_eq!((shown.key.as_str(), shown.on_dead_letter), ("data.user", 2));
+    assert!(set.policy.blocks_on_dead_letter());
+    let other = change(proto::DeliveryPolicy::default(), vec!["delivery_policy.timeout".to_owned()], set);
+    assert!(other.policy.ordering().is_some(), "another field leaves it");
+    let none = change(proto::DeliveryPolicy::default(), path(), other);
+    assert!(none.policy.ordering().is_none());
 }
 
 #[test]

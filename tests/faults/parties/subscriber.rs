@@ -185,7 +185,7 @@ fn request(uri: &str, event_type: &str, share: Share, max_attempts: i32, request
             initial_backoff: millis(50),
             max_backoff: millis(500),
             timeout: Some(ProtoDuration { seconds: 3, nanos: 0 }),
-            max_in_flight: 0,
+            ..DeliveryPolicy::default()
         }),
         signing_secret: SECRET.to_owned(),
         request_id: request_id.to_owned(),

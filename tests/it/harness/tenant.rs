@@ -198,7 +198,7 @@ pub fn quick_policy() -> DeliveryPolicy {
         initial_backoff: Some(millis(5)),
         max_backoff: Some(millis(50)),
         timeout: Some(pbjson_types::Duration { seconds: 10, nanos: 0 }),
-        max_in_flight: 0,
+        ..Default::default()
     }
 }
 

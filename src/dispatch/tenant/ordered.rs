@@ -1,0 +1,240 @@
+//! Order within a key, stepped by hand over a table of rows that stands for the database.
+
+use super::fixture::*;
+use super::*;
+use crate::dispatch::run::{DuePage, Rest};
+use crate::store::dispatch::DeferredRow;
+use std::collections::BTreeMap;
+use uuid::Uuid;
+
+fn key(number: u128) -> OrderingKey {
+    OrderingKey(Uuid::from_u128(number))
+}
+
+/// A tenant with one subscription in order, what the log holds for it, and the rows that settles have written.
+struct World {
+    tenant: Tenant,
+    keys: BTreeMap<Position, OrderingKey>,
+    deferred: BTreeMap<Position, DeferredRow>,
+    dead: BTreeMap<Position, OrderingKey>,
+    blocks: bool,
+}
+
+impl World {
+    fn new(blocks: bool) -> Self {
+        let mut tenant = tenant();
+        tenant.ordered = true;
+        Self { tenant, keys: BTreeMap::new(), deferred: BTreeMap::new(), dead: BTreeMap::new(), blocks }
+    }
+
+    /// Events of these keys are committed.
+    fn publish(&mut self, keys: &[u128], now: i64) {
+        for number in keys {
+            let position = self.tenant.head.position + 1;
+            self.keys.insert(position, key(*number));
+            self.tenant.hear_committed(&[entry(position, &[1])], at(now), ROOM, &config());
+        }
+        while let Some(wanted) = self.tenant.wants_page(at(now), ROOM, &config()) {
+            let WantedPage::Keys(entries) = wanted else { panic!("all of it was heard") };
+            let place = |position| Place { position, subscription_no: 1 };
+            let keys = entries.iter().map(|entry| (place(entry.position), self.keys[&entry.position])).collect();
+            let page = LogPage { entries, not_pending: HashSet::new(), keys, head: None };
+            self.tenant.page(&page, at(now), ROOM, &config());
+        }
+    }
+
+    fn start(&mut self) -> Option<Start> {
+        start(&mut self.tenant)
+    }
+
+    fn settle(&mut self) {
+        for change in settle(&mut self.tenant) {
+            let position = change.place.position;
+            let key = change.key.expect("everything here has one");
+            match change.fate {
+                Fate::Deferred { attempt, base, due_at } => {
+                    let row =
+                        DeferredRow { attempt, attempt_base: base, ordering_key: Some(key.0), ..row(position, due_at) };
+                    self.deferred.insert(position, row);
+                }
+                Fate::Dead { .. } => {
+                    self.deferred.remove(&position);
+                    self.dead.insert(position, key);
+                }
+                Fate::Succeeded | Fate::Cancelled(_) => {
+                    self.deferred.remove(&position);
+                }
+            }
+        }
+    }
+
+    /// What the database would answer.
+    fn page(&self, wanted: &WantedDue, now: DateTime<Utc>) -> DuePage {
+        let others = self.deferred.values().filter(|row| !wanted.held.contains(&row.position));
+        let others: Vec<DeferredRow> = others.copied().collect();
+        let free = |row: &DeferredRow| {
+            let same = |other: &DeferredRow| other.ordering_key == row.ordering_key && other.position < row.position;
+            let waits = self.deferred.values().any(|other| same(other) && other.due_at > now);
+            let key = row.ordering_key.map(OrderingKey).expect("everything here has one");
+            let blocked = self.blocks && self.dead.iter().any(|(dead, of)| *dead < row.position && *of == key);
+            row.due_at <= now && !waits && !blocked && !wanted.full.contains(&key)
+        };
+        let rows: Vec<DeferredRow> = others.iter().filter(|row| free(row)).copied().collect();
+        let due_at = self.deferred.values().map(|row| row.due_at).filter(|due| *due > now).min();
+        let left = others.len() > rows.len() || self.blocks && !self.dead.is_empty();
+        let events = events(rows.iter().map(|row| row.position));
+        DuePage { rows, events, at: now, more: false, rest: Some(Rest { due_at, left }) }
+    }
+
+    fn load(&mut self, now: i64) {
+        for wanted in self.tenant.wants_due(at(now), ROOM, &config()) {
+            let page = self.page(&wanted, at(now));
+            self.tenant.due(1, &page, &config());
+        }
+    }
+
+    /// Runs whatever can run, each as `outcome` says, until nothing is left to do now.
+    fn run(&mut self, now: i64, outcome: impl Fn(Position) -> OutcomeClass) -> Vec<Position> {
+        let mut order = Vec::new();
+        loop {
+            self.load(now);
+            let Some(attempt) = self.start() else {
+                if self.tenant.has_changes() {
+                    self.settle();
+                    continue;
+                }
+                return order;
+            };
+            let position = place(&attempt).0;
+            order.push(position);
+            end(&mut self.tenant, &attempt, outcome(position));
+        }
+    }
+}
+
+#[test]
+fn g7_keys_run_in_parallel_and_each_in_its_order() {
+    let mut world = World::new(false);
+    world.publish(&[1, 1, 2, 1, 2], 0);
+    let (first, second) = (world.start().expect("key 1"), world.start().expect("key 2"));
+    assert_eq!((place(&first).0, place(&second).0), (1, 3));
+    assert!(world.start().is_none());
+    end(&mut world.tenant, &second, OutcomeClass::Succeeded);
+    assert_eq!(world.run(0, |_| OutcomeClass::Succeeded), [5], "key 1 is held");
+    end(&mut world.tenant, &first, OutcomeClass::Succeeded);
+    assert_eq!(world.run(0, |_| OutcomeClass::Succeeded), [2, 4]);
+    assert_eq!(world.tenant.cursor().after, 5);
+}
+
+#[test]
+fn g7_a_retry_holds_its_key_alone_also_against_what_comes_later() {
+    let mut world = World::new(false);
+    world.publish(&[1, 1, 2], 0);
+    let failing = |position| if position == 1 { OutcomeClass::Failed } else { OutcomeClass::Succeeded };
+    assert_eq!(world.run(0, failing), [1, 3]);
+    assert_eq!(world.deferred.keys().copied().collect::<Vec<_>>(), [1, 2]);
+    world.publish(&[1, 2, 3], 0);
+    assert_eq!(world.run(0, failing), [5, 6], "what is new of the key waits in the database");
+    assert_eq!(world.tenant.cursor().after, 6, "and holds no cursor");
+    assert_eq!(world.run(10_000, |_| OutcomeClass::Succeeded), [1, 2, 4]);
+    assert!(world.deferred.is_empty());
+    world.publish(&[1], 0);
+    assert!(world.deferred.is_empty() && world.start().is_some(), "straight from memory again");
+}
+
+#[test]
+fn g7_a_dead_letter_is_skipped_or_holds_its_key_until_it_is_gone() {
+    for blocks in [false, true] {
+        let mut world = World::new(blocks);
+        world.publish(&[1, 1, 2, 1], 0);
+        let refused = |position| if position == 1 { OutcomeClass::Rejected } else { OutcomeClass::Succeeded };
+        let order = world.run(2_000, refused);
+        assert_eq!(world.dead.len(), 1);
+        if !blocks {
+            assert_eq!(order, [1, 3, 2, 4]);
+            continue;
+        }
+        assert_eq!(order, [1, 3]);
+        assert_eq!(world.deferred.keys().copied().collect::<Vec<_>>(), [2, 4], "they wait, and can be seen");
+        world.publish(&[1, 2], 0);
+        assert_eq!(world.run(2_000, refused), [6]);
+        assert!(world.tenant.wants_due(at(3_000), ROOM, &config()).is_empty(), "nothing asks again and again");
+        // A caller redrives it: the review says that there is something due.
+        world.dead.clear();
+        world.deferred.insert(1, DeferredRow { ordering_key: Some(key(1).0), ..row(1, at(0)) });
+        world.tenant.due_summary(&[(1, at(0))]);
+        assert_eq!(world.run(4_000, |_| OutcomeClass::Succeeded), [1, 2, 4, 5]);
+    }
+}
+
+#[test]
+fn g7_a_dead_letter_with_nothing_behind_it_holds_up_what_comes_later() {
+    let mut world = World::new(true);
+    world.publish(&[1], 0);
+    assert_eq!(world.run(2_000, |_| OutcomeClass::Rejected), [1]);
+    world.publish(&[1, 2], 2_000);
+    assert_eq!(world.run(2_000, |_| OutcomeClass::Succeeded), [3]);
+}
+
+#[test]
+fn g7_what_does_not_fit_into_memory_keeps_its_order() {
+    let mut world = World::new(false);
+    let keys: Vec<u128> = (0..40).map(|number| number % 3).collect();
+    world.publish(&keys, 0);
+    assert!(world.tenant.queues[&1].waiting() <= config().queue_max);
+    let order = world.run(1_000, |_| OutcomeClass::Succeeded);
+    assert_eq!(order.len(), 40);
+    for number in 0..3 {
+        let of_key: Vec<Position> =
+            order.iter().copied().filter(|position| world.keys[position] == key(number)).collect();
+        assert!(of_key.is_sorted(), "{of_key:?}");
+    }
+    assert_eq!(world.tenant.cursor().after, 40);
+}
+
+#[test]
+fn g7_a_load_that_began_before_a_failure_brings_nothing_that_overtakes_it() {
+    let mut world = World::new(false);
+    world.publish(&[1], 0);
+    let head = world.start().expect("runs");
+    // The second one goes to the database while the first one runs, as where the queue is full.
+    world.deferred.insert(2, DeferredRow { ordering_key: Some(key(1).0), ..row(2, at(0)) });
+    world.tenant.due_summary(&[(1, at(0))]);
+    let wanted = world.tenant.wants_due(at(1_000), ROOM, &config()).pop().expect("it is due");
+    let page = world.page(&wanted, at(1_000));
+    assert_eq!(page.rows.len(), 1, "the load sees nothing before it");
+    end(&mut world.tenant, &head, OutcomeClass::Failed);
+    world.tenant.due(1, &page, &config());
+    assert!(world.start().is_none());
+    world.load(1_000);
+    assert!(world.start().is_none(), "nor before the failure is written");
+    world.settle();
+    world.load(1_000);
+    assert!(world.start().is_none(), "nor before its retry");
+    assert_eq!(world.run(10_000, |_| OutcomeClass::Succeeded), [1, 2]);
+}
+
+#[test]
+fn g7_what_is_put_aside_takes_its_whole_key_along() {
+    let mut world = World::new(false);
+    // One that hangs holds the window; its key waits behind it.
+    world.publish(&[1, 1], 0);
+    let hanging = world.start().expect("runs");
+    for _ in 0..30 {
+        world.publish(&[2], 0);
+        assert_eq!(world.run(0, |_| OutcomeClass::Succeeded).len(), 1);
+    }
+    assert_eq!(world.tenant.cursor().after, 32, "the cursor does not wait");
+    end(&mut world.tenant, &hanging, OutcomeClass::Succeeded);
+    assert_eq!(world.run(1_000, |_| OutcomeClass::Succeeded), [2]);
+    assert!(world.deferred.is_empty());
+}
+
+#[test]
+fn a_key_that_is_cancelled_lets_the_others_go_on() {
+    let mut world = World::new(true);
+    world.publish(&[1, 1, 2], 0);
+    world.tenant.revoke(&HashSet::from([Place { position: 1, subscription_no: 1 }]));
+    assert_eq!(world.run(0, |_| OutcomeClass::Succeeded), [2, 3]);
+    assert_eq!(world.tenant.cursor().after, 3);
+}
