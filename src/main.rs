@@ -4,6 +4,10 @@ use carillon::cli::Cli;
 use clap::Parser as _;
 use std::process::ExitCode;
 
+/// Publishing and delivering make many small, short-lived allocations on several threads.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     // One provider for every TLS connection of the process, outgoing ones included; a second installation would be refused.
     if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {

@@ -144,9 +144,11 @@ impl From<sqlx::Error> for ConnectError {
 /// Connects and checks that the database keeps what it acknowledges; does not look at the schema.
 pub(in crate::store) async fn connect(config: &Config) -> Result<Pool, ConnectError> {
     let options = config.options().map_err(|(key, reason)| ConnectError::Config { key, reason })?;
-    // Set by a statement, not at connection start: transaction poolers refuse start-up options.
+    // Set by a statement, not at connection start: transaction poolers refuse start-up options. Every statement reaches its
+    // rows by a key, whatever the values: planning it again for each call would cost a publish more than running it does.
     let session = format!(
-        "SET statement_timeout = {}; SET idle_in_transaction_session_timeout = {}; SET client_min_messages = warning",
+        "SET statement_timeout = {}; SET idle_in_transaction_session_timeout = {}; SET client_min_messages = warning; \
+         SET plan_cache_mode = force_generic_plan",
         config.statement_timeout_ms, config.idle_in_transaction_timeout_ms
     );
     let doubt = Doubt::default();

@@ -301,8 +301,15 @@ async fn bare_flood(bench: &Bench, streams: usize) -> Result<f64, CliError> {
     Ok(per_second(read.load(Ordering::Relaxed) - from, since.elapsed()))
 }
 
-/// T8a, T8b and T12f: memory of a watch that has nothing to do.
+/// T8a, T8b and T12f: memory of a watch that has nothing to do, in a service whose memory nothing else has used before.
 pub async fn idle(bench: &Bench) -> Result<Vec<Figure>, CliError> {
+    let fresh = bench.fresh().await?;
+    let measured = idle_memory(&fresh).await;
+    fresh.stop().await?;
+    measured
+}
+
+async fn idle_memory(bench: &Bench) -> Result<Vec<Figure>, CliError> {
     const OWN: usize = 500;
     const SHARED: usize = 1_000;
     const MORE: usize = 8_000;
@@ -344,8 +351,15 @@ pub async fn idle(bench: &Bench) -> Result<Vec<Figure>, CliError> {
     ])
 }
 
-/// T8c: memory of a watch whose reader takes nothing while much is published.
+/// T8c: memory of a watch whose reader takes nothing while much is published, in a service of its own too.
 pub async fn stalled(bench: &Bench) -> Result<Vec<Figure>, CliError> {
+    let fresh = bench.fresh().await?;
+    let measured = stalled_memory(&fresh).await;
+    fresh.stop().await?;
+    measured
+}
+
+async fn stalled_memory(bench: &Bench) -> Result<Vec<Figure>, CliError> {
     const STALLED: usize = 20;
     const BATCHES: u64 = 300;
     let publishers = bench.publishers(1).await?;
