@@ -120,6 +120,10 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
         "how long a stop, or giving a shard away, waits for attempts that run, milliseconds; 0 to 600,000",
     ),
     ("dispatch.partitions_ahead_days", "how far ahead day partitions are made; 1 to 30"),
+    (
+        "dispatch.retention_days",
+        "how long events are kept, with what is recorded of their invocations, days; 1 to 3,650",
+    ),
     ("dispatch.sweep_rows_max", "rows that one cleaning statement deletes at most; 1 to 100,000"),
     ("executor.allow_http", "whether plain http receivers are allowed"),
     (

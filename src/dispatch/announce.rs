@@ -1,10 +1,11 @@
 //! Operator events: what an operator should know of dispatching, published into the tenant's own log.
 //!
-//! Dead letters are announced from their rows, so that a crash between the settle and the event loses none; the idempotency key
-//! makes a repetition harmless. The event is caused by the invocation it tells about: a subscription that fails on its own
+//! Dead letters are announced from their rows, changes of the registry from the outbox that their transactions write, so that a
+//! crash loses none; the idempotency key makes a repetition harmless. The event of a dead letter is caused by the invocation it tells about: a subscription that fails on its own
 //! failures is in its own lineage, and does not fire again.
 
 use super::run::{Input, Life, Shared};
+use crate::domain::announcement::Announcement;
 use crate::domain::catalogue::Catalogue;
 use crate::domain::event_type::EventTypeName;
 use crate::domain::ids::{SubscriptionNo, TenantId};
@@ -12,8 +13,11 @@ use crate::domain::invocation::OutcomeClass;
 use crate::feed::{Head, News};
 use crate::publish::PublishError;
 use crate::store::StoreError;
+use crate::store::announcements::Waiting;
 use crate::store::dispatch::DeadLetter;
+use chrono::{DateTime, Utc};
 use serde_json::json;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 const PAGE: u32 = 100;
@@ -21,21 +25,21 @@ const PAGE: u32 = 100;
 /// Why an operator event was not published.
 #[derive(Debug, thiserror::Error)]
 enum AnnounceError {
-    #[error("reading or marking dead letters failed")]
+    #[error("reading or marking what is announced failed")]
     Store(#[from] StoreError),
     #[error("publishing an operator event failed")]
     Publish(#[from] PublishError),
 }
 
-/// Announces a tenant's dead letters, oldest first. Reports by [`Input::Announced`].
-pub(super) fn dead_letters(shared: &Arc<Shared>, life: Life) {
+/// Announces what waits of a tenant: changes in their order, then dead letters, oldest first. Reports by [`Input::Announced`].
+pub(super) fn spawn(shared: &Arc<Shared>, life: Life) {
     let shared = shared.clone();
     tokio::spawn(async move {
         let result = match announce(&shared, life.tenant).await {
             Ok(()) => Ok(()),
             Err(AnnounceError::Store(error)) => Err(error),
             Err(AnnounceError::Publish(error)) => {
-                tracing::warn!(tenant = %life.tenant, %error, "dead letters could not be announced; they are tried again");
+                tracing::warn!(tenant = %life.tenant, %error, "an operator event could not be published; it is tried again");
                 Err(StoreError::Interrupted)
             }
         };
@@ -45,9 +49,20 @@ pub(super) fn dead_letters(shared: &Arc<Shared>, life: Life) {
 
 async fn announce(shared: &Shared, tenant: TenantId) -> Result<(), AnnounceError> {
     let store = &shared.parts.store;
+    publish_changes(shared, tenant).await?;
     loop {
         let letters = store.unannounced(tenant, PAGE).await?;
         let last = letters.len() < PAGE as usize;
+        // The dead letter is the record that the receiver is gone: it counts as announced only once its subscription is disabled,
+        // which writes the announcement of that.
+        let gone: BTreeMap<SubscriptionNo, DateTime<Utc>> = letters
+            .iter()
+            .filter(|letter| letter.class == OutcomeClass::Gone)
+            .map(|letter| (letter.place.subscription_no, letter.dead_at))
+            .collect();
+        for (subscription_no, gone_at) in gone {
+            disable_gone(shared, tenant, subscription_no, gone_at).await?;
+        }
         let mut places = Vec::with_capacity(letters.len());
         for letter in letters {
             publish_dead_letter(shared, tenant, &letter).await?;
@@ -55,6 +70,39 @@ async fn announce(shared: &Shared, tenant: TenantId) -> Result<(), AnnounceError
         }
         if !places.is_empty() {
             store.mark_announced(tenant, &places).await?;
+        }
+        if last {
+            return Ok(());
+        }
+    }
+}
+
+/// Publishes announcements of changes, a page in one commit, and deletes them then.
+async fn publish_changes(shared: &Shared, tenant: TenantId) -> Result<(), AnnounceError> {
+    let store = &shared.parts.store;
+    loop {
+        let waiting = store.announcements(tenant, PAGE).await?;
+        let last = waiting.len() < PAGE as usize;
+        let (mut ids, mut events) = (Vec::with_capacity(waiting.len()), Vec::with_capacity(waiting.len()));
+        for Waiting { id, announcement } in waiting {
+            let Announcement { event_type, subject, data } = announcement;
+            let name = system_type(shared.parts.registry.catalogue(), &event_type)?;
+            let key = format!("announcement/{id}");
+            match shared.parts.writer.prepare_system(tenant, name, subject, &data, None, &key).await {
+                Ok(prepared) => events.push(prepared),
+                Err(error) if error.may_pass() => return Err(error.into()),
+                // Only a bound below what the event needs does this: it must not hold up the announcements behind it.
+                Err(error) => {
+                    tracing::error!(%tenant, event_type, %error, "a change cannot be announced; it is left out");
+                }
+            }
+            ids.push(id);
+        }
+        if !events.is_empty() {
+            shared.parts.writer.write(tenant, events).await?;
+        }
+        if !ids.is_empty() {
+            store.forget_announcements(tenant, &ids).await?;
         }
         if last {
             return Ok(());
@@ -85,43 +133,21 @@ async fn publish_dead_letter(shared: &Shared, tenant: TenantId, letter: &DeadLet
     Ok(())
 }
 
-/// Disables a subscription whose receiver is gone, and says so. A later delivery that is refused again repeats what failed here.
-pub(super) fn disable_gone(shared: &Arc<Shared>, tenant: TenantId, subscription_no: SubscriptionNo) {
-    let shared = shared.clone();
-    tokio::spawn(async move {
-        if let Err(error) = disable(&shared, tenant, subscription_no).await {
-            tracing::warn!(%tenant, subscription_no, %error, "a subscription whose receiver is gone could not be disabled");
-        }
-    });
-}
-
-async fn disable(shared: &Shared, tenant: TenantId, subscription_no: SubscriptionNo) -> Result<(), AnnounceError> {
-    let store = &shared.parts.store;
-    let Some(change) = store.disable_gone(tenant, subscription_no).await? else { return Ok(()) };
+/// Disables a subscription whose receiver is gone. One that was changed since stays: a later delivery tells whether that helped.
+async fn disable_gone(
+    shared: &Shared,
+    tenant: TenantId,
+    subscription_no: SubscriptionNo,
+    gone_at: DateTime<Utc>,
+) -> Result<(), AnnounceError> {
+    let Some(change) = shared.parts.store.disable_gone(tenant, subscription_no, gone_at).await? else { return Ok(()) };
+    // The dispatcher itself hears of it as of any other change, and announces it.
     shared.parts.feed.send(&News::Head(Head {
         tenant,
         position: change.position,
         registry_version: change.registry_version,
         deferred_version: 0,
     }));
-    let registry = shared.parts.registry.refresh(tenant, change.registry_version).await?;
-    let Some(entry) = registry.subscription(subscription_no) else { return Ok(()) };
-    let subscription = &entry.subscription;
-    let data = json!({
-        "subscription": subscription.id.to_string(),
-        "app": subscription.app_slug,
-        "event_type": subscription.event_type.as_str(),
-        "name": subscription.display_name,
-        "target_kind": subscription.target.kind(),
-        "effective_position": change.position,
-        "actor": "carillon",
-        "reason": "GONE",
-        "error": { "class": class_name(OutcomeClass::Gone), "message": "the receiver answered 410 Gone" },
-        "disabled_at": subscription.updated_at.to_rfc3339(),
-    });
-    let key = format!("disabled/{}/{}", subscription.id, change.registry_version);
-    let name = system_type(shared.parts.registry.catalogue(), "SUBSCRIPTION_DISABLED")?;
-    shared.parts.writer.publish_system(tenant, name, subscription.id.to_string(), &data, None, &key).await?;
     Ok(())
 }
 

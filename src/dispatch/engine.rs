@@ -9,7 +9,7 @@ mod ownership;
 use super::run::{Input, Life, Shared, spawn_attempt};
 use super::shards::Shards;
 use super::tenant::{Listener, Next, Room};
-use super::{Load, announce, load, settle, sweep};
+use super::{Load, load, settle, sweep};
 use crate::clock;
 use crate::domain::ids::{SubscriptionNo, TenantId};
 use crate::feed::News;
@@ -206,11 +206,7 @@ impl Engine {
                 let slow = held.tenant.slow();
                 held.tenant.ended(key, ended, now, clock::jitter());
                 let slow = slow - held.tenant.slow();
-                let gone = std::mem::take(&mut held.tenant.gone);
                 self.slow -= slow;
-                for no in gone {
-                    announce::disable_gone(&shared, life.tenant, no);
-                }
             }
             Input::Settled { batch, fenced: Fenced::No, .. } => {
                 held.tenant.settled(&batch);
@@ -274,7 +270,7 @@ impl Engine {
                     held.tenant.announce = true;
                     // Its own time: what operators hear late must not hold up deliveries.
                     held.announce_at = now + LOAD_AGAIN;
-                    tracing::warn!(tenant = %life.tenant, %error, "dead letters could not be announced; it is tried again");
+                    tracing::warn!(tenant = %life.tenant, %error, "announcing failed; it is tried again");
                     self.timers.push(Reverse((now + LOAD_AGAIN, life.tenant)));
                 }
             }

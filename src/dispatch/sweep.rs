@@ -1,12 +1,19 @@
-//! Housekeeping of the whole database: partitions ahead of time, expired keys, forgotten replicas.
+//! Housekeeping of the whole database: partitions ahead of time, retention, expired keys, forgotten replicas.
 //!
-//! Run by the owner of shard 0, so by one replica at a time; two at once do no harm.
+//! Run by the owner of shard 0, so by one replica at a time; two at once do no harm. Retention is a duty besides, which only its
+//! holder does.
 
 use super::Config;
 use super::run::{Input, Shared};
+use crate::domain::ids::ReplicaId;
 use crate::store::{Store, StoreError};
-use chrono::TimeDelta;
+use chrono::{Days, TimeDelta};
 use std::sync::Arc;
+
+/// The duty's name.
+const RETENTION: &str = "retention";
+/// How long a round may take before another replica believes that its holder has died.
+const RETENTION_LEASE: TimeDelta = TimeDelta::minutes(30);
 
 /// One round. Deletes in batches, each its own short statement.
 pub async fn run_once(store: &Store, config: &Config) -> Result<(), StoreError> {
@@ -17,11 +24,38 @@ pub async fn run_once(store: &Store, config: &Config) -> Result<(), StoreError> 
     Ok(())
 }
 
+/// One round of retention, where no other replica is at it.
+pub async fn retain_once(store: &Store, config: &Config, replica: ReplicaId) -> Result<(), StoreError> {
+    // A day that is partly within the retention stays.
+    let before = store.now().date_naive().checked_sub_days(Days::new(config.retention_days.into()));
+    let before = before.ok_or(StoreError::Corrupt { what: "date" })?;
+    if !store.take_duty(RETENTION, replica, RETENTION_LEASE).await? {
+        return Ok(());
+    }
+    let retained = store.retain(before).await;
+    store.end_duty(RETENTION, replica).await?;
+    let retained = retained?;
+    if !retained.dropped.is_empty() {
+        tracing::info!(partitions = retained.dropped.len(), tenants = retained.cut, %before, "retention dropped expired days");
+    }
+    if let Some(day) = retained.held_from {
+        tracing::warn!(%day, "expired days are kept, because a tenant's deliveries are not that far");
+    }
+    if !retained.locked.is_empty() {
+        tracing::warn!(partitions = ?retained.locked, "expired days are in use; dropping them is tried again in an hour");
+    }
+    Ok(())
+}
+
 pub(super) fn spawn(shared: &Arc<Shared>) {
     let shared = shared.clone();
     tokio::spawn(async move {
-        if let Err(error) = run_once(&shared.parts.store, &shared.config).await {
+        let store = &shared.parts.store;
+        if let Err(error) = run_once(store, &shared.config).await {
             tracing::warn!(%error, "housekeeping failed; it is tried again in an hour");
+        }
+        if let Err(error) = retain_once(store, &shared.config, shared.replica).await {
+            tracing::warn!(%error, "retention failed; it is tried again in an hour");
         }
         shared.tell(Input::Swept);
     });

@@ -139,6 +139,8 @@ pub(super) struct Tenant {
     reading: bool,
     /// True where a subscription has an ordering key, or where that is not known: entries come in by [`Self::page`] only.
     pub ordered: bool,
+    /// What callers have cancelled of events that are not taken yet.
+    cancelled_ahead: HashSet<Place>,
     queues: HashMap<SubscriptionNo, Queue>,
     ready: VecDeque<SubscriptionNo>,
     running: Vec<Option<Running>>,
@@ -156,9 +158,7 @@ pub(super) struct Tenant {
     pub next_due: Option<DateTime<Utc>>,
     /// Bytes of event data that wait or run.
     pub memory_bytes: usize,
-    /// Subscriptions whose receiver said that it is gone.
-    pub gone: Vec<SubscriptionNo>,
-    /// True where dead letters have been written that are not announced.
+    /// True where dead letters or changes have been written that are not announced.
     pub announce: bool,
 }
 
@@ -175,6 +175,7 @@ impl Tenant {
             heard: VecDeque::new(),
             reading: false,
             ordered: true,
+            cancelled_ahead: HashSet::new(),
             queues: HashMap::new(),
             ready: VecDeque::new(),
             running: Vec::new(),
@@ -188,7 +189,6 @@ impl Tenant {
             saved: claimed.cursor.after,
             next_due: None,
             memory_bytes: 0,
-            gone: Vec::new(),
             announce: false,
         }
     }
@@ -334,9 +334,6 @@ impl Tenant {
         } else {
             Fate::Dead { at: now }
         };
-        if class == OutcomeClass::Gone {
-            self.gone.push(no);
-        }
         if let Some(key) = job.key {
             self.turn_key(no, key, fate, now);
         }

@@ -3,6 +3,7 @@
 //! Parsing is validation: a value of one of these types is well formed. Nothing here derives serde, sqlx or prost.
 
 pub mod access;
+pub mod announcement;
 pub mod catalogue;
 pub mod cursor;
 pub mod event;

@@ -74,6 +74,11 @@ pub enum PublishError {
 }
 
 impl PublishError {
+    /// Whether the same event may be accepted another time.
+    pub fn may_pass(&self) -> bool {
+        matches!(self, Self::Contended | Self::QueueFull { .. } | Self::Draining | Self::Store(_))
+    }
+
     /// Whether a newer version of the tenant's registry may judge otherwise.
     pub(super) fn is_by_registry(&self) -> bool {
         matches!(

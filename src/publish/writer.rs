@@ -192,6 +192,21 @@ impl Writer {
         lineage: Option<Lineage>,
         key: &str,
     ) -> Result<Published, PublishError> {
+        let prepared = self.prepare_system(tenant, event_type, subject, data, lineage, key).await?;
+        let mut published = self.write(tenant, vec![prepared]).await?;
+        published.pop().ok_or(PublishError::Draining)
+    }
+
+    /// One of Carillon's own events, ready for [`Writer::write`].
+    pub async fn prepare_system(
+        &self,
+        tenant: TenantId,
+        event_type: EventTypeName,
+        subject: String,
+        data: &serde_json::Value,
+        lineage: Option<Lineage>,
+        key: &str,
+    ) -> Result<Prepared, PublishError> {
         let id = EventId(clock::new_uuid());
         let event = Event {
             id,
@@ -207,10 +222,7 @@ impl Writer {
         };
         let key = NewKey { key: format!("carillon/{key}"), request_hash: [0; 32] };
         let registry = self.core.registry.tenant(tenant).await?;
-        let prepared =
-            prepare(&self.core.registry, &registry, event, 0, Some(key), self.core.config.event_bytes_max).await?;
-        let mut published = self.write(tenant, vec![prepared]).await?;
-        published.pop().ok_or(PublishError::Draining)
+        prepare(&self.core.registry, &registry, event, 0, Some(key), self.core.config.event_bytes_max).await
     }
 }
 

@@ -224,11 +224,12 @@ impl Store {
         Ok(rows.into_iter().map(parse).collect())
     }
 
-    /// Which of these tenants have dead letters that are not announced.
+    /// Which of these tenants have dead letters or changes that are not announced.
     pub async fn unannounced_tenants(&self, tenants: &[TenantId]) -> Result<Vec<TenantId>, StoreError> {
         let ids: Vec<Uuid> = tenants.iter().map(|tenant| tenant.0).collect();
         let rows: Vec<Uuid> = sqlx::query_scalar(
-            "SELECT DISTINCT tenant_id FROM dead_letters WHERE announced_at IS NULL AND tenant_id = ANY($1)",
+            "SELECT tenant_id FROM dead_letters WHERE announced_at IS NULL AND tenant_id = ANY($1)
+             UNION SELECT tenant_id FROM announcements WHERE tenant_id = ANY($1)",
         )
         .bind(ids)
         .fetch_all(self.pool())

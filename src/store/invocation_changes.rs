@@ -45,6 +45,18 @@ pub struct Redriven {
     pub head: Option<Head>,
 }
 
+/// Dead letters that one transaction redrives at most.
+const REDRIVEN_AT_A_TIME: u32 = 500;
+
+/// A part of a redrive.
+struct Redrive {
+    range: Range,
+    only: Option<SubscriptionNo>,
+    after: Place,
+    limit: u32,
+    first: bool,
+}
+
 impl Store {
     /// Makes a waiting invocation due now, or gives a dead letter a fresh set of attempts.
     pub async fn retry_invocation(
@@ -80,38 +92,74 @@ impl Store {
             },
             None => None,
         };
-        let (store, principal) = (self.clone(), principal.clone());
-        self.run(async move {
-            let now = store.now();
-            let mut transaction = store.pool().begin().await?;
-            let head = lock(&mut transaction, principal.tenant, now).await?;
-            let mut sql = QueryBuilder::<Postgres>::new("WITH picked AS (SELECT d.position, d.subscription_no");
-            push_dead(&mut sql, &principal, range, only);
-            sql.push(" ORDER BY d.position, d.subscription_no LIMIT ").push_bind(i64::from(limit));
-            sql.push("), gone AS (DELETE FROM dead_letters d USING picked p WHERE d.tenant_id = ").push_bind(principal.tenant.0);
-            sql.push(
-                " AND d.position = p.position AND d.subscription_no = p.subscription_no
-                 RETURNING d.tenant_id, d.position, d.subscription_no, d.day, d.attempt, d.ordering_key)
-                 INSERT INTO deferred_invocations (tenant_id, position, subscription_no, day, ordering_key, shard, attempt,
-                        attempt_base, due_at)
-                 SELECT tenant_id, position, subscription_no, day, ordering_key, ",
-            );
-            sql.push_bind(shard_of(principal.tenant)).push(", attempt, attempt, ").push_bind(now).push(" FROM gone");
-            let count = sql.build().execute(&mut *transaction).await?.rows_affected();
-            if count == 0 {
-                transaction.rollback().await?;
-                return Ok(nothing);
-            }
-            let mut sql = QueryBuilder::<Postgres>::new("SELECT EXISTS (SELECT 1");
-            push_dead(&mut sql, &principal, range, only);
-            sql.push(")");
-            let more: bool = sql.build_query_scalar().fetch_one(&mut *transaction).await?;
+        let mut done = nothing;
+        let mut after = Place { position: range.from.after, subscription_no: SubscriptionNo::MAX };
+        // In chunks, each a short transaction: publishing waits for the head's lock meanwhile.
+        while done.count < limit {
+            let chunk = Redrive {
+                range,
+                only,
+                after,
+                limit: REDRIVEN_AT_A_TIME.min(limit - done.count),
+                first: done.count == 0,
+            };
+            let (store, by) = (self.clone(), principal.clone());
+            let redriven = match self.run(async move { store.redrive_chunk(&by, chunk).await }).await {
+                Ok(redriven) => redriven,
+                Err(error) if done.count == 0 => return Err(error),
+                // What was redriven stays so, and the caller is told that there may be more.
+                Err(error) => {
+                    tracing::warn!(%error, "a redrive ended early");
+                    return Ok(Redriven { more: true, ..done });
+                }
+            };
+            let Some((count, last, head)) = redriven else { return Ok(done) };
+            done = Redriven { count: done.count + count, more: false, head: Some(head) };
+            after = last;
+        }
+        let mut sql = QueryBuilder::<Postgres>::new("SELECT EXISTS (SELECT 1");
+        push_dead(&mut sql, principal, range, only, after);
+        sql.push(")");
+        done.more = sql.build_query_scalar().fetch_one(self.pool()).await?;
+        Ok(done)
+    }
+
+    /// One chunk in one transaction: how many, the last one, and the head; none where nothing is left.
+    async fn redrive_chunk(
+        &self,
+        principal: &Principal,
+        chunk: Redrive,
+    ) -> Result<Option<(u32, Place, Head)>, StoreError> {
+        let Redrive { range, only, after, limit, first } = chunk;
+        let now = self.now();
+        let mut transaction = self.pool().begin().await?;
+        let head = lock(&mut transaction, principal.tenant, now).await?;
+        let mut sql = QueryBuilder::<Postgres>::new("WITH picked AS (SELECT d.position, d.subscription_no");
+        push_dead(&mut sql, principal, range, only, after);
+        sql.push(" ORDER BY d.position, d.subscription_no LIMIT ").push_bind(i64::from(limit));
+        sql.push("), gone AS (DELETE FROM dead_letters d USING picked p WHERE d.tenant_id = ")
+            .push_bind(principal.tenant.0);
+        sql.push(
+            " AND d.position = p.position AND d.subscription_no = p.subscription_no
+             RETURNING d.tenant_id, d.position, d.subscription_no, d.day, d.attempt, d.ordering_key)
+             INSERT INTO deferred_invocations (tenant_id, position, subscription_no, day, ordering_key, shard, attempt,
+                    attempt_base, due_at)
+             SELECT tenant_id, position, subscription_no, day, ordering_key, ",
+        );
+        sql.push_bind(shard_of(principal.tenant)).push(", attempt, attempt, ").push_bind(now);
+        sql.push(" FROM gone RETURNING position, subscription_no");
+        let redriven: Vec<(i64, i32)> = sql.build_query_as().fetch_all(&mut *transaction).await?;
+        let Some((position, subscription_no)) = redriven.iter().max().copied() else {
+            transaction.rollback().await?;
+            return Ok(None);
+        };
+        if first {
             let resource = filter_resource(only);
             record(&mut transaction, principal.tenant, now, &principal.name, "RedriveInvocations", &resource).await?;
-            transaction.commit().await?;
-            Ok(Redriven { count: u32::try_from(count).unwrap_or(u32::MAX), more, head: Some(head) })
-        })
-        .await
+        }
+        transaction.commit().await?;
+        let count = u32::try_from(redriven.len()).unwrap_or(u32::MAX);
+        Ok(Some((count, Place { position, subscription_no }, head)))
     }
 
     async fn change_invocation(
@@ -283,9 +331,18 @@ async fn cancel(
 }
 
 /// `FROM dead_letters d WHERE ...` of a redrive.
-fn push_dead(sql: &mut QueryBuilder<Postgres>, principal: &Principal, range: Range, only: Option<SubscriptionNo>) {
+///
+/// Only those behind `after`: what was redriven and died again meanwhile is not redriven twice.
+fn push_dead(
+    sql: &mut QueryBuilder<Postgres>,
+    principal: &Principal,
+    range: Range,
+    only: Option<SubscriptionNo>,
+    after: Place,
+) {
     sql.push(" FROM dead_letters d WHERE d.tenant_id = ").push_bind(principal.tenant.0);
-    sql.push(" AND d.position > ").push_bind(range.from.after);
+    sql.push(" AND (d.position, d.subscription_no) > (").push_bind(after.position);
+    sql.push(", ").push_bind(after.subscription_no).push(")");
     sql.push(" AND d.position <= ").push_bind(range.up_to);
     if let Some(no) = only {
         sql.push(" AND d.subscription_no = ").push_bind(no);

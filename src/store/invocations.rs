@@ -10,7 +10,7 @@ use super::{Store, StoreError};
 use crate::domain::event::LogEntry;
 use crate::domain::event_type::EventTypeName;
 use crate::domain::ids::{EventId, InvocationId, Position, SubscriptionId, SubscriptionNo, TenantId};
-use crate::domain::invocation::{Attempt, Invocation, Outcome, OutcomeClass, State};
+use crate::domain::invocation::{Attempt, CancelReason, Invocation, Outcome, OutcomeClass, State};
 use chrono::{DateTime, NaiveDate, TimeDelta, Utc};
 use sqlx::{Postgres, QueryBuilder};
 use std::collections::HashMap;
@@ -303,8 +303,7 @@ impl Store {
         tenant: TenantId,
         rows: Vec<Row>,
     ) -> Result<Vec<Invocation>, StoreError> {
-        let tried: Vec<Place> =
-            rows.iter().filter(|row| row.attempt > 0 && row.outcome_class == 0).map(Row::place).collect();
+        let tried: Vec<Place> = rows.iter().filter(|row| row.may_have_attempts()).map(Row::place).collect();
         let mut last = match rows.iter().map(|row| row.day).min() {
             Some(day) if !tried.is_empty() => self.attempts(tenant, day, &tried, Which::Last).await?,
             _ => HashMap::new(),
@@ -390,6 +389,11 @@ impl Row {
         Place { position: self.position, subscription_no: self.subscription_no }
     }
 
+    /// True where attempts may be recorded beside it. One that ran when its invocation was cancelled is not counted in the row.
+    fn may_have_attempts(&self) -> bool {
+        self.outcome_class == 0 && (self.attempt > 0 || self.reason.as_deref() == Some(CancelReason::Caller.as_str()))
+    }
+
     /// The attempt that the row itself records: the one that succeeded.
     fn own_attempt(&self) -> Result<Option<Attempt>, StoreError> {
         let Some(started_at) = self.at.filter(|_| self.outcome_class != 0) else { return Ok(None) };
@@ -415,7 +419,7 @@ impl Row {
             subscription: SubscriptionId(self.subscription_id),
             app_slug: self.slug,
             state,
-            attempt_count: self.attempt,
+            attempt_count: last_attempt.as_ref().map_or(self.attempt, |last| last.number.max(self.attempt)),
             created_at: self.committed_at,
             ended_at,
             next_attempt_at: self.at.filter(|_| state == State::Waiting),

@@ -4,6 +4,7 @@
 //! parameters; no transaction is open while a listener runs; transactions run in tasks that a cancelled RPC cannot drop
 //! ([`Store::run`]).
 
+pub mod announcements;
 pub mod api_keys;
 pub mod apps;
 pub mod audit;
@@ -25,6 +26,7 @@ mod pool;
 pub mod publish;
 pub mod publisher_identities;
 pub mod request_ids;
+pub mod retention;
 pub mod secrets;
 pub mod settings;
 pub mod settle;

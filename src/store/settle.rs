@@ -11,7 +11,7 @@ use crate::domain::filter::OrderingKey;
 use crate::domain::ids::TenantId;
 use crate::domain::invocation::{CancelReason, Outcome, State};
 use chrono::{DateTime, NaiveDate, Utc};
-use sqlx::PgConnection;
+use sqlx::{AssertSqlSafe, PgConnection, PgExecutor};
 use std::time::Duration;
 use uuid::Uuid;
 
@@ -92,7 +92,8 @@ pub enum Fenced {
 impl Store {
     /// Writes what happened and moves the cursor, all or nothing, where `token` is still the owner's.
     ///
-    /// An outcome that exists already stays: a caller's cancellation that came first wins. Callers' changes lock the cursor's
+    /// An outcome that exists already stays: a caller's cancellation that came first wins; an attempt that ran on is recorded as
+    /// what it was. Callers' changes lock the cursor's
     /// row too, so what a transaction here sees after its fence does not change under it.
     pub async fn settle(
         &self,
@@ -144,7 +145,8 @@ impl Store {
         changes: &[Settled],
     ) -> Result<Fenced, StoreError> {
         let columns = Finals::of(changes.iter());
-        let written = sqlx::query(
+        let wanted = columns.position.len();
+        let written: Option<i64> = sqlx::query_scalar(
             "WITH fence AS (
                  UPDATE dispatch_cursors SET position = $12, day = $13 WHERE tenant_id = $1 AND token = $14 RETURNING 1),
              done AS (
@@ -157,8 +159,9 @@ impl Store {
                         AS o(day, position, subscription_no, state, attempt, outcome_class, status_code, duration_us,
                              started_at, excerpt, reason)
                   WHERE EXISTS (SELECT FROM fence)
-                 ON CONFLICT DO NOTHING)
-             SELECT FROM fence",
+                 ON CONFLICT DO NOTHING
+                 RETURNING 1)
+             SELECT (SELECT count(*) FROM done) FROM fence",
         )
         .bind(tenant.0)
         .bind(columns.day)
@@ -175,9 +178,13 @@ impl Store {
         .bind(cursor.day)
         .bind(token)
         .bind(columns.reason)
-        .fetch_all(self.pool())
+        .fetch_optional(self.pool())
         .await?;
-        Ok(if written.is_empty() { Fenced::Yes } else { Fenced::No })
+        let Some(written) = written else { return Ok(Fenced::Yes) };
+        if usize::try_from(written).unwrap_or_default() < wanted {
+            write_late(self.pool(), tenant, changes).await?;
+        }
+        Ok(Fenced::No)
     }
 }
 
@@ -226,10 +233,11 @@ impl<'a> Finals<'a> {
 
 async fn write_finals(connection: &mut PgConnection, tenant: TenantId, changes: &[Settled]) -> Result<(), StoreError> {
     let columns = Finals::of(changes.iter());
-    if columns.position.is_empty() {
+    let wanted = columns.position.len();
+    if wanted == 0 {
         return Ok(());
     }
-    sqlx::query(
+    let written = sqlx::query(
         "INSERT INTO outcomes (tenant_id, day, position, subscription_no, state, attempt, outcome_class, status_code,
                 duration_us, started_at, excerpt, reason)
          SELECT $1, o.day, o.position, o.subscription_no, o.state, o.attempt, o.outcome_class, o.status_code,
@@ -254,6 +262,9 @@ async fn write_finals(connection: &mut PgConnection, tenant: TenantId, changes: 
     .bind(columns.reason)
     .execute(&mut *connection)
     .await?;
+    if usize::try_from(written.rows_affected()).unwrap_or_default() < wanted {
+        write_late(&mut *connection, tenant, changes).await?;
+    }
     let deferred = Keys::of(
         changes.iter().filter(|change| change.deferred && matches!(change.fate, Fate::Succeeded | Fate::Cancelled(_))),
     );
@@ -277,9 +288,28 @@ async fn write_attempts(
     tenant: TenantId,
     changes: &[Settled],
 ) -> Result<(), StoreError> {
+    let failed = |fate: &Fate| matches!(fate, Fate::Deferred { .. } | Fate::Dead { .. });
+    insert_attempts(connection, tenant, changes, failed, "").await
+}
+
+/// Records attempts that succeeded after a caller had cancelled their invocation: it stays cancelled, and its record says the truth.
+async fn write_late(executor: impl PgExecutor<'_>, tenant: TenantId, changes: &[Settled]) -> Result<(), StoreError> {
+    let cancelled =
+        "WHERE EXISTS (SELECT FROM outcomes o WHERE o.tenant_id = $1 AND o.day = a.day AND o.position = a.position
+                        AND o.subscription_no = a.subscription_no AND o.state = 5)";
+    insert_attempts(executor, tenant, changes, |fate| matches!(fate, Fate::Succeeded), cancelled).await
+}
+
+async fn insert_attempts(
+    executor: impl PgExecutor<'_>,
+    tenant: TenantId,
+    changes: &[Settled],
+    wanted: impl Fn(&Fate) -> bool,
+    condition: &'static str,
+) -> Result<(), StoreError> {
     let failed: Vec<(&Settled, &Tried, &Outcome)> = changes
         .iter()
-        .filter(|change| matches!(change.fate, Fate::Deferred { .. } | Fate::Dead { .. }))
+        .filter(|change| wanted(&change.fate))
         .filter_map(|change| {
             let tried = change.tried.as_ref()?;
             Some((change, tried, tried.outcome.as_ref()?))
@@ -289,7 +319,7 @@ async fn write_attempts(
         return Ok(());
     }
     let keys = Keys::of(failed.iter().map(|(change, _, _)| *change));
-    sqlx::query(
+    let sql = format!(
         "INSERT INTO attempts (tenant_id, day, position, subscription_no, attempt, outcome_class, status_code, duration_us,
                 started_at, excerpt, error)
          SELECT $1, a.day, a.position, a.subscription_no, a.attempt, a.outcome_class, a.status_code, a.duration_us,
@@ -297,21 +327,22 @@ async fn write_attempts(
            FROM unnest($2::date[], $3::bigint[], $4::integer[], $5::integer[], $6::smallint[], $7::smallint[], $8::integer[],
                        $9::timestamptz[], $10::text[], $11::text[])
                 AS a(day, position, subscription_no, attempt, outcome_class, status_code, duration_us, started_at, excerpt, error)
-         ON CONFLICT DO NOTHING",
-    )
-    .bind(tenant.0)
-    .bind(keys.day)
-    .bind(keys.position)
-    .bind(keys.subscription_no)
-    .bind(failed.iter().map(|(_, tried, _)| tried.attempt).collect::<Vec<_>>())
-    .bind(failed.iter().map(|(_, _, outcome)| class_number(outcome.class)).collect::<Vec<_>>())
-    .bind(failed.iter().map(|(_, _, outcome)| status_number(outcome.status_code)).collect::<Vec<_>>())
-    .bind(failed.iter().map(|(_, tried, _)| microseconds(tried.duration)).collect::<Vec<_>>())
-    .bind(failed.iter().map(|(_, tried, _)| tried.started_at).collect::<Vec<_>>())
-    .bind(failed.iter().map(|(_, _, outcome)| outcome.excerpt.as_deref()).collect::<Vec<_>>())
-    .bind(failed.iter().map(|(_, _, outcome)| outcome.error.as_deref()).collect::<Vec<_>>())
-    .execute(connection)
-    .await?;
+         {condition} ON CONFLICT DO NOTHING"
+    );
+    sqlx::query(AssertSqlSafe(sql))
+        .bind(tenant.0)
+        .bind(keys.day)
+        .bind(keys.position)
+        .bind(keys.subscription_no)
+        .bind(failed.iter().map(|(_, tried, _)| tried.attempt).collect::<Vec<_>>())
+        .bind(failed.iter().map(|(_, _, outcome)| class_number(outcome.class)).collect::<Vec<_>>())
+        .bind(failed.iter().map(|(_, _, outcome)| status_number(outcome.status_code)).collect::<Vec<_>>())
+        .bind(failed.iter().map(|(_, tried, _)| microseconds(tried.duration)).collect::<Vec<_>>())
+        .bind(failed.iter().map(|(_, tried, _)| tried.started_at).collect::<Vec<_>>())
+        .bind(failed.iter().map(|(_, _, outcome)| outcome.excerpt.as_deref()).collect::<Vec<_>>())
+        .bind(failed.iter().map(|(_, _, outcome)| outcome.error.as_deref()).collect::<Vec<_>>())
+        .execute(executor)
+        .await?;
     Ok(())
 }
 

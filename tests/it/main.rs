@@ -16,6 +16,7 @@ mod g05_at_least_once;
 mod g07_ordered;
 mod g09_isolated;
 mod g10_tenants;
+mod g12_no_silent_loss;
 mod hostile;
 mod invocations;
 mod metrics;

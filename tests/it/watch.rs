@@ -60,7 +60,7 @@ async fn every_event_arrives_once_and_in_order_on_both_replicas() {
         tenant.publishers[n % 2].clone().publish(request).await.expect("published");
     }
     for stream in &mut streams {
-        assert_eq!(positions(stream, 60).await.0, (1..=60).collect::<Vec<i64>>());
+        assert_eq!(positions(stream, 60).await.0, (2..=61).collect::<Vec<i64>>());
     }
 }
 
@@ -75,14 +75,14 @@ async fn listing_hands_over_to_a_watch_without_gap_or_overlap() {
     let page = tenant.events().list_events(page).await.expect("a page").into_inner();
     let mut stream = watch(&tenant, 1, from(Start::Cursor(page.next_cursor))).await;
     tenant.publish("CUSTOM_WATCHED", &json!({"n": 5})).await;
-    let (seen, cursor) = positions(&mut stream, 3).await;
-    assert_eq!(seen, [4, 5, 6]);
+    let (seen, cursor) = positions(&mut stream, 4).await;
+    assert_eq!(seen, [4, 5, 6, 7], "the declaration is the first");
     drop(stream);
     tenant.publish("CUSTOM_WATCHED", &json!({"n": 6})).await;
     let mut resumed = watch(&tenant, 0, from(Start::Cursor(cursor))).await;
-    assert_eq!(positions(&mut resumed, 1).await.0, [7], "resumed on the other replica");
+    assert_eq!(positions(&mut resumed, 1).await.0, [8], "resumed on the other replica");
     let mut again = watch(&tenant, 0, from(Start::Earliest(true))).await;
-    assert_eq!(positions(&mut again, 7).await.0, (1..=7).collect::<Vec<i64>>());
+    assert_eq!(positions(&mut again, 8).await.0, (1..=8).collect::<Vec<i64>>());
 }
 
 #[tokio::test]
@@ -112,7 +112,7 @@ async fn named_filters_say_why_an_event_came() {
             }
         }
     }
-    let expected = [(1, "even"), (3, "even"), (5, "even+large"), (6, "large")];
+    let expected = [(2, "even"), (4, "even"), (6, "even+large"), (7, "large")];
     assert_eq!(seen, expected.map(|(position, names)| (position, names.to_owned())));
 }
 
@@ -136,7 +136,7 @@ async fn a_silent_watch_gets_bookmarks_that_can_be_resumed() {
     };
     tenant.publish("CUSTOM_WATCHED", &json!({})).await;
     let mut resumed = watch(&tenant, 1, from(Start::Cursor(cursor))).await;
-    assert_eq!(positions(&mut resumed, 1).await.0, [2]);
+    assert_eq!(positions(&mut resumed, 1).await.0, [3]);
 }
 
 #[tokio::test]
@@ -169,7 +169,7 @@ async fn a_draining_replica_closes_its_watches_with_a_cursor_for_the_other_one()
     tenant.declare("CUSTOM_WATCHED").await;
     let mut stream = watch(&tenant, 1, from(Start::Now(true))).await;
     tenant.publish("CUSTOM_WATCHED", &json!({})).await;
-    assert_eq!(positions(&mut stream, 1).await.0, [1]);
+    assert_eq!(positions(&mut stream, 1).await.0, [2]);
 
     world.replicas[1].process.signal(Signal::TERM);
     let closing = loop {
@@ -183,7 +183,7 @@ async fn a_draining_replica_closes_its_watches_with_a_cursor_for_the_other_one()
     assert!(status.success(), "{status}");
     tenant.publish("CUSTOM_WATCHED", &json!({})).await;
     let mut resumed = watch(&tenant, 0, from(Start::Cursor(closing.resume_cursor))).await;
-    assert_eq!(positions(&mut resumed, 1).await.0, [2]);
+    assert_eq!(positions(&mut resumed, 1).await.0, [3]);
 }
 
 #[tokio::test]
@@ -197,7 +197,7 @@ async fn a_watch_that_is_not_read_delays_nobody() {
         tenant.publish("CUSTOM_WATCHED", &json!({"n": n, "text": text})).await;
     }
     let all = tokio::time::timeout(Duration::from_secs(30), positions(&mut reader, 200)).await;
-    assert_eq!(all.expect("the other reader is served").0, (1..=200).collect::<Vec<i64>>());
+    assert_eq!(all.expect("the other reader is served").0, (2..=201).collect::<Vec<i64>>());
     let mut stuck = stuck;
-    assert_eq!(positions(&mut stuck, 200).await.0, (1..=200).collect::<Vec<i64>>(), "and nothing is lost");
+    assert_eq!(positions(&mut stuck, 200).await.0, (2..=201).collect::<Vec<i64>>(), "and nothing is lost");
 }

@@ -31,7 +31,7 @@ pub(super) struct Held {
     /// True after a review: loads go before the next one, so that callers who change much do not stop them.
     pub loads_first: bool,
     pub announcing: bool,
-    /// Dead letters wait until then after a failure; nothing else does.
+    /// Announcements wait until then after a failure; nothing else does.
     pub announce_at: DateTime<Utc>,
     /// In the list of tenants that may start something.
     pub in_turn: bool,
@@ -90,7 +90,7 @@ impl Held {
         if self.tenant.announce && !self.announcing && now >= self.announce_at {
             self.tenant.announce = false;
             self.announcing = true;
-            announce::dead_letters(shared, life);
+            announce::spawn(shared, life);
         }
     }
 

@@ -213,8 +213,11 @@ impl Tenant {
         jobs.filter(|job| !job.in_window).map(|job| job.place).collect()
     }
 
-    /// Drops what a caller has cancelled, where it has not started.
+    /// Drops what a caller has cancelled, where it has not started. Of events that are heard but not taken yet, or heard only
+    /// after the look at the store, it is remembered: nothing reads again what is cancelled of those.
     pub fn revoke(&mut self, revoked: &HashSet<Place>) {
+        let next = self.next_position();
+        self.cancelled_ahead = revoked.iter().filter(|place| place.position >= next).copied().collect();
         if revoked.is_empty() {
             return;
         }

@@ -30,6 +30,8 @@ impl Tenant {
         let newer = head.position > self.head.position
             || head.registry_version > self.head.registry_version
             || head.deferred_version > self.head.deferred_version;
+        // Every change of the registry writes its announcement with it.
+        self.announce |= head.registry_version > self.head.registry_version;
         self.head.position = self.head.position.max(head.position);
         self.head.registry_version = self.head.registry_version.max(head.registry_version);
         self.head.deferred_version = self.head.deferred_version.max(head.deferred_version);
@@ -129,9 +131,11 @@ impl Tenant {
 
     fn take(&mut self, entry: &Arc<LogEntry>, page: Option<&LogPage>, now: DateTime<Utc>, room: Room, config: &Config) {
         let day = entry.day();
+        let mut cancelled_ahead = std::mem::take(&mut self.cancelled_ahead);
         let pending = |subscription_no| {
             let place = Place { position: entry.position, subscription_no };
-            (!page.is_some_and(|page| page.not_pending.contains(&place))).then_some(place)
+            let settled = page.is_some_and(|page| page.not_pending.contains(&place));
+            (!settled && !cancelled_ahead.contains(&place)).then_some(place)
         };
         let lost = self.lost_attempts(entry.committed_at);
         let mut open = 0;
@@ -172,6 +176,10 @@ impl Tenant {
             self.note(Settled { place, day, deferred: false, key: None, tried, fate });
         }
         self.window.push_back(Slot { day, open });
+        if !cancelled_ahead.is_empty() {
+            cancelled_ahead.retain(|place| place.position > entry.position);
+        }
+        self.cancelled_ahead = cancelled_ahead;
         self.advance();
         if self.window.len() >= config.window_max {
             self.put_aside(self.first + Position::try_from(config.window_max / 2).unwrap_or(0), now);

@@ -178,14 +178,14 @@ fn failures_are_retried_until_the_attempts_are_used_up() {
 }
 
 #[test]
-fn a_refusal_for_good_is_a_dead_letter_at_once_and_a_receiver_that_is_gone_is_named() {
-    for (class, gone) in [(OutcomeClass::Rejected, 0), (OutcomeClass::BlockedAddress, 0), (OutcomeClass::Gone, 1)] {
+fn a_refusal_for_good_is_a_dead_letter_at_once_and_is_announced() {
+    for class in [OutcomeClass::Rejected, OutcomeClass::BlockedAddress, OutcomeClass::Gone] {
         let mut tenant = tenant();
         hear(&mut tenant, &[entry(1, &[1])]);
         let attempt = start(&mut tenant).expect("runs");
         end(&mut tenant, &attempt, class);
         assert!(matches!(settle(&mut tenant)[0].fate, Fate::Dead { .. }), "{class:?}");
-        assert_eq!(tenant.gone.len(), gone, "{class:?}");
+        assert!(tenant.announce, "{class:?}");
     }
 }
 
@@ -322,6 +322,27 @@ fn what_a_caller_cancels_before_its_start_does_not_start() {
     assert_eq!(place(&left), (2, 1));
     assert!(start(&mut tenant).is_none());
     assert_eq!(tenant.cursor().after, 1);
+}
+
+#[test]
+fn what_a_caller_cancels_before_it_is_taken_does_not_start_either() {
+    let mut tenant = tenant();
+    tenant.hear_head(&Head { position: 1, ..tenant.head });
+    assert!(tenant.wants_page(at(1_000), ROOM, &config()).is_some());
+    // Heard while a page is read, and cancelled before that has come; the last one is heard only after the cancellation.
+    hear(&mut tenant, &[entry(2, &[1]), entry(3, &[1])]);
+    let revoked = [2, 4].map(|position| Place { position, subscription_no: 1 });
+    tenant.revoke(&HashSet::from(revoked));
+    let page = LogPage { entries: vec![entry(1, &[1])], not_pending: HashSet::new(), keys: HashMap::new(), head: None };
+    tenant.page(&page, at(1_000), ROOM, &config());
+    hear(&mut tenant, &[entry(4, &[1]), entry(5, &[1])]);
+    let mut started = Vec::new();
+    while let Some(attempt) = start(&mut tenant) {
+        started.push(place(&attempt).0);
+        end(&mut tenant, &attempt, OutcomeClass::Succeeded);
+    }
+    assert_eq!(started, [1, 3, 5]);
+    assert_eq!(tenant.cursor().after, 5);
 }
 
 #[test]

@@ -128,7 +128,7 @@ mod tests {
     #[test]
     fn the_builtin_types_are_complete() {
         let catalogue = Catalogue::builtin();
-        assert_eq!(catalogue.iter().count(), 36);
+        assert_eq!(catalogue.iter().count(), 38);
         for declared in catalogue.iter() {
             let event_type = &declared.event_type;
             let name = event_type.name.as_str();
@@ -153,7 +153,7 @@ mod tests {
         let catalogue = Catalogue::with_operator_file(text).expect("the example is right");
         assert_eq!(catalogue.get("PRE_ORDER_PLACED").expect("declared").event_type.phase, Phase::Pre);
         assert!(catalogue.get("ORDER_PLACED").is_some() && catalogue.get("FILE_DELETED").is_some());
-        assert_eq!(Catalogue::with_operator_file("").expect("nothing is fine").iter().count(), 36);
+        assert_eq!(Catalogue::with_operator_file("").expect("nothing is fine").iter().count(), 38);
     }
 
     #[test]

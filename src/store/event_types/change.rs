@@ -1,11 +1,12 @@
 //! Every change to tenants' own event types, each in one transaction under the tenant's head lock.
 
 use super::{EventTypeChange, EventTypeQuota, EventTypeRecord, EventTypeRefusal, NewEventType, phase_code, read};
+use crate::domain::announcement::Announcement;
 use crate::domain::event_type::{EventType, EventTypeName, Origin, SchemaVersion};
 use crate::domain::ids::TenantId;
 use crate::store::audit::{self, Principal};
 use crate::store::request_ids::{self, Earlier, Once, RequestKey};
-use crate::store::{Store, StoreError, heads};
+use crate::store::{Store, StoreError, announcements, heads};
 use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 
@@ -114,6 +115,10 @@ impl Store {
                 .execute(&mut *tx)
                 .await?;
                 audit::record(&mut tx, by.tenant, now, &by.name, "AddEventTypeSchema", name.as_str()).await?;
+                let before = record.event_type;
+                let after = EventType { latest_schema: made.version, updated_at: now, ..before.clone() };
+                let told = Announcement::event_type_changed(&before, &after, &by.name);
+                announcements::record(&mut tx, by.tenant, registry_version, &told, now).await?;
                 if let Some(key) = &request {
                     request_ids::keep(&mut tx, by.tenant, key, &answer(&made), now).await?;
                 }
@@ -184,6 +189,8 @@ async fn create(
         updated_at: now,
         deleted_at: None,
     };
+    let told = Announcement::event_type_created(&event_type, &by.name);
+    announcements::record(tx, by.tenant, registry_version, &told, now).await?;
     Ok(EventTypeRecord { event_type, registry_version })
 }
 
@@ -202,6 +209,7 @@ async fn apply(
     if etag.is_some_and(|etag| etag != record.registry_version) {
         return Err(EventTypeRefusal::Etag);
     }
+    let before = record.event_type.clone();
     let mut event_type = record.event_type;
     let deleted = event_type.deleted_at.is_some();
     let action = match change {
@@ -248,6 +256,8 @@ async fn apply(
     .execute(&mut *tx)
     .await?;
     audit::record(tx, by.tenant, now, &by.name, action, name.as_str()).await?;
+    let told = Announcement::event_type_changed(&before, &event_type, &by.name);
+    announcements::record(tx, by.tenant, registry_version, &told, now).await?;
     Ok(EventTypeRecord { event_type, registry_version })
 }
 

@@ -9,6 +9,7 @@ use super::row::{
 };
 use super::signing::{insert_secret, retire_secrets};
 use super::{NewSubscription, Selector, StateChange, SubscriptionRefusal};
+use crate::domain::announcement::Announcement;
 use crate::domain::event_type::EventTypeName;
 use crate::domain::filter::Filter;
 use crate::domain::ids::{AppId, SubscriptionId, SubscriptionNo, TenantId};
@@ -18,7 +19,7 @@ use crate::store::audit::{self, Principal};
 use crate::store::heads::{self, RegistryChange};
 use crate::store::request_ids::{self, Earlier, Once, RequestKey};
 use crate::store::secrets::StoredSecret;
-use crate::store::{Store, StoreError, apps, event_types};
+use crate::store::{Store, StoreError, announcements, apps, event_types};
 use chrono::{DateTime, Utc};
 use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, PgConnection};
@@ -58,6 +59,8 @@ impl Store {
                     }
                 }
                 let made = insert(&mut tx, &by, new, max, change, now).await?;
+                let told = Announcement::subscribed(&made, &by.name);
+                announcements::record(&mut tx, by.tenant, change.registry_version, &told, now).await?;
                 if let Some(key) = &request {
                     request_ids::keep(&mut tx, by.tenant, key, &answer(&made)?, now).await?;
                 }
@@ -117,9 +120,11 @@ impl Store {
                     state,
                     state_reason: if state == State::Active { String::new() } else { REASON_CALLER.to_owned() },
                     deleted_at: (state == State::Deleted).then_some(now),
-                    ..before
+                    ..before.clone()
                 };
                 let after = write(&mut tx, &by, after, registry, now, action).await?;
+                let told = Announcement::subscription_changed(&before, &after, &by.name);
+                announcements::record(&mut tx, by.tenant, registry.registry_version, &told, now).await?;
                 tx.commit().await?;
                 Ok(after)
             };
@@ -155,9 +160,11 @@ impl Store {
                 let same_matches = before.filter == changed.filter;
                 let effective = if same_matches { before.effective_position } else { registry.position };
                 let Subscription { display_name, filter, target, policy, .. } = changed;
-                let after = Subscription { display_name, filter, target, policy, ..before };
+                let after = Subscription { display_name, filter, target, policy, ..before.clone() };
                 let registry = RegistryChange { position: effective, ..registry };
                 let after = write(&mut tx, &by, after, registry, now, "UpdateSubscription").await?;
+                let told = Announcement::subscription_changed(&before, &after, &by.name);
+                announcements::record(&mut tx, by.tenant, registry.registry_version, &told, now).await?;
                 tx.commit().await?;
                 Ok(after)
             };
@@ -166,13 +173,15 @@ impl Store {
         .await?
     }
 
-    /// Disables a subscription whose receiver answered 410 Gone; nothing happens where it is not active.
+    /// Disables a subscription whose receiver answered 410 Gone at `gone_at`; nothing happens where it is not active, or was
+    /// changed since.
     ///
     /// Returns the change of the registry, none where nothing was changed.
     pub async fn disable_gone(
         &self,
         tenant: TenantId,
         subscription_no: SubscriptionNo,
+        gone_at: DateTime<Utc>,
     ) -> Result<Option<RegistryChange>, StoreError> {
         let store = self.clone();
         self.run(async move {
@@ -187,11 +196,14 @@ impl Store {
                 .fetch_optional(&mut *tx)
                 .await?;
             let before = row.map(SubscriptionRow::parse).transpose()?;
-            let Some(before) = before.filter(|subscription| subscription.state == State::Active) else {
-                return Ok(None);
-            };
-            let after = Subscription { state: State::Disabled, state_reason: REASON_GONE.to_owned(), ..before };
-            write(&mut tx, &by, after, registry, now, "DisableSubscription").await?;
+            let still =
+                |subscription: &Subscription| subscription.state == State::Active && subscription.updated_at <= gone_at;
+            let Some(before) = before.filter(still) else { return Ok(None) };
+            let after = Subscription { state: State::Disabled, state_reason: REASON_GONE.to_owned(), ..before.clone() };
+            let after = write(&mut tx, &by, after, registry, now, "DisableSubscription").await?;
+            let told = Announcement::subscription_changed(&before, &after, &by.name);
+            let told = told.because_of(REASON_GONE, "the receiver answered 410 Gone");
+            announcements::record(&mut tx, tenant, registry.registry_version, &told, now).await?;
             tx.commit().await?;
             Ok(Some(registry))
         })
@@ -224,6 +236,8 @@ impl Store {
                 // Filter and state stay, so they apply from where they did.
                 let registry = RegistryChange { position: before.effective_position, ..registry };
                 let after = write(&mut tx, &by, before, registry, now, "RotateSubscriptionSecret").await?;
+                let told = Announcement::secret_rotated(&after, &by.name);
+                announcements::record(&mut tx, by.tenant, registry.registry_version, &told, now).await?;
                 tx.commit().await?;
                 Ok(after)
             };

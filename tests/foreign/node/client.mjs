@@ -108,7 +108,7 @@ const check = ({ headers, body }, secret) => {
 const seen = await watched;
 watch.on("error", () => {});
 watch.cancel();
-const listed = await call(events, "listEvents", { cursor: "" });
+const listed = await call(events, "listEvents", { cursor: "", eventTypes: [name] });
 const failure = await call(publisher, "publish", {
   event: { source: "/node", specVersion: "1.0", type: name, textData: "{}" },
 }).catch(errorInfo);

@@ -133,7 +133,7 @@ def run() -> None:
         }
     watched = next(message for message in watch if message.WhichOneof("kind") == "events").events.events[0]
     watch.cancel()
-    listed = events.ListEvents(event_service_pb2.ListEventsRequest(), **options)
+    listed = events.ListEvents(event_service_pb2.ListEventsRequest(event_types=[NAME]), **options)
     event.text_data = "{}"
     try:
         publisher.Publish(publish_pb2.PublishRequest(event=event), timeout=DEADLINE_SECONDS)

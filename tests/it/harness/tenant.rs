@@ -12,8 +12,8 @@ use carillon::proto::public::event_service_client::EventServiceClient;
 use carillon::proto::public::event_type_service_client::EventTypeServiceClient;
 use carillon::proto::public::invocation_service_client::InvocationServiceClient;
 use carillon::proto::public::{
-    CreateEventTypeRequest, DeliveryPolicy, Invocation, InvocationState, ListInvocationsRequest, SubscribeRequest,
-    SubscribeResponse, Target, WebhookMode, WebhookTarget, target,
+    CreateEventTypeRequest, DeliveryPolicy, EventView, Invocation, InvocationState, ListEventsRequest,
+    ListInvocationsRequest, SubscribeRequest, SubscribeResponse, Target, WebhookMode, WebhookTarget, target,
 };
 use serde_json::Value;
 use tonic::service::interceptor::InterceptedService;
@@ -126,6 +126,37 @@ impl Tenant {
     pub async fn declare_with_schema(&self, name: &str, schema: &str) {
         let request = CreateEventTypeRequest { name: name.to_owned(), schema: schema.to_owned(), ..Default::default() };
         self.types().create_event_type(request).await.expect("an event type can be declared");
+        self.told("EVENT_TYPE_CREATED", name).await;
+    }
+
+    /// Waits until the log tells of a change, so that what a test publishes next has the positions after it.
+    pub async fn told(&self, event_type: &str, subject: &str) {
+        let filter = format!("event.subject == '{subject}'");
+        eventually(&format!("{event_type} of {subject} is in the log"), || async {
+            let request = ListEventsRequest {
+                event_types: vec![event_type.to_owned()],
+                filter: filter.clone(),
+                ..Default::default()
+            };
+            let page = self.events().list_events(request).await.expect("a page").into_inner();
+            if page.events.is_empty() { Err(page.end_of_log) } else { Ok(()) }
+        })
+        .await;
+    }
+
+    /// Position of the log's last event.
+    pub async fn end_of_log(&self) -> i64 {
+        let mut request =
+            ListEventsRequest { page_size: 1_000, view: EventView::Metadata.into(), ..Default::default() };
+        let mut end = 0;
+        loop {
+            let page = self.events().list_events(request.clone()).await.expect("a page").into_inner();
+            end = page.events.last().map_or(end, |event| event.position);
+            if page.end_of_log {
+                return end;
+            }
+            request.cursor = page.next_cursor;
+        }
     }
 
     /// A request that subscribes a URI to an event type, with fast retries.
@@ -144,6 +175,7 @@ impl Tenant {
         let request = self.subscribe_request(event_type, &receiver.url(path));
         let answer = self.events().subscribe(request).await.expect("a receiver can be subscribed").into_inner();
         receiver.trust(path, &answer.signing_secret);
+        self.told("SUBSCRIPTION_CREATED", &answer.subscription.as_ref().expect("it is set").id).await;
         answer
     }
 

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use carillon::dev::{Ca, CertRequest};
 use chrono::TimeDelta;
 use serde::Deserialize;
+use sqlx::{Connection as _, PgConnection};
 use tempfile::TempDir;
 use tokio::sync::OnceCell;
 use tonic::transport::Channel;
@@ -143,6 +144,34 @@ impl World {
         })
         .await;
         Replica { process, addresses }
+    }
+
+    /// Makes the events of every tenant up to a position a number of days older, as if the world had run for that long. No
+    /// replica may run, and everything must be delivered.
+    pub async fn age_log(&self, up_to: i64, days: i32) {
+        let mut connection = PgConnection::connect(&self.database_url).await.expect("Postgres answers");
+        let old: String =
+            sqlx::query_scalar("SELECT to_char(now() AT TIME ZONE 'UTC' - make_interval(days => $1), 'YYYYMMDD')")
+                .bind(days)
+                .fetch_one(&mut connection)
+                .await
+                .expect("a date");
+        for table in ["events", "outcomes", "attempts"] {
+            let sql = format!(
+                "CREATE TABLE {table}_{old} PARTITION OF {table} FOR VALUES FROM ('{old}') TO ('{old}'::date + 1);
+                 UPDATE {table} SET day = '{old}' WHERE position <= {up_to}"
+            );
+            sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&mut connection).await.expect("aged");
+        }
+        let sql = format!(
+            "UPDATE events SET committed_at = committed_at - make_interval(days => {days}) WHERE day = '{old}'"
+        );
+        sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&mut connection).await.expect("aged");
+        // What was delivered last may not be behind the cursor yet: it is written once a second.
+        let sql = "UPDATE dispatch_cursors c SET position = h.position, day = CURRENT_DATE FROM tenant_heads h
+                    WHERE h.tenant_id = c.tenant_id";
+        sqlx::raw_sql(sql).execute(&mut connection).await.expect("moved");
+        connection.close().await.expect("the connection closes");
     }
 
     /// A file in the world's folder.

@@ -1,0 +1,142 @@
+//! What callers change, and what is told of it: announcements, cancellations of what runs, redrives.
+
+use super::*;
+use crate::domain::announcement::Announcement;
+use crate::store::subscriptions::{Selector, StateChange};
+
+impl World {
+    async fn log(&self) -> Vec<(String, serde_json::Value)> {
+        let place = LogPlace { after: 0, day: NaiveDate::default() };
+        let entries = self.store.read_log(self.tenant, place, 1_000, 1_000).await.expect("readable");
+        let data = |entry: &Arc<LogEntry>| serde_json::from_slice(entry.event.data.as_bytes()).expect("JSON");
+        entries.iter().map(|entry| (entry.event.event_type.to_string(), data(entry))).collect()
+    }
+
+    /// Waits until the log holds as many events, and nothing waits to be announced.
+    async fn until_told(&self, events: usize) -> Vec<(String, serde_json::Value)> {
+        let told = async {
+            loop {
+                let log = self.log().await;
+                let waiting = self.store.announcements(self.tenant, 100).await.expect("readable");
+                if log.len() >= events && waiting.is_empty() {
+                    return log;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let in_time = tokio::time::timeout(Duration::from_secs(20), told).await;
+        in_time.unwrap_or_else(|_| panic!("not told of {events} changes"))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_change_is_announced_once_and_in_order_though_an_announcer_dies() {
+    let world = World::new().await;
+    world.subscribe("shop", "SUBSCRIPTION_CREATED", "/created").await;
+    let (id, _) = world.subscribe("shop", NAME, "/fine").await;
+    // Published and not yet deleted: so it is where an owner dies between the two.
+    let waiting = world.store.announcements(world.tenant, 100).await.expect("readable");
+    assert_eq!(waiting.len(), 3, "written with the changes");
+    let Announcement { event_type, subject, data } = waiting[0].announcement.clone();
+    let (name, key) = (EventTypeName::parse(&event_type).expect("a name"), format!("announcement/{}", waiting[0].id));
+    world.parts.writer.publish_system(world.tenant, name, subject, &data, None, &key).await.expect("published");
+
+    let dispatch = world.dispatch();
+    let log = world.until_told(3).await;
+    let names = |log: &[(String, serde_json::Value)]| log.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
+    assert_eq!(names(&log), ["EVENT_TYPE_CREATED", "SUBSCRIPTION_CREATED", "SUBSCRIPTION_CREATED"]);
+    assert_eq!(log[2].1["subscription"], json!(id.to_string()));
+    assert_eq!(log[2].1["actor"], json!("carillon"));
+    world.until(State::Succeeded, 2).await;
+    assert_eq!(world.receiver.calls("/created"), [1, 1], "a subscription to announcements is one like any other");
+
+    let by = Principal::server(world.tenant);
+    let changes = [
+        (StateChange::Disable, "SUBSCRIPTION_DISABLED"),
+        (StateChange::Enable, "SUBSCRIPTION_UPDATED"),
+        (StateChange::Delete, "SUBSCRIPTION_DELETED"),
+        (StateChange::Undelete, "SUBSCRIPTION_UPDATED"),
+    ];
+    for (change, _) in changes {
+        // Nothing tells this process of the change: the poll finds it.
+        world
+            .store
+            .change_subscription_state(by.clone(), Selector::Id(id), None, change, 100)
+            .await
+            .expect("a change that fits");
+    }
+    let log = world.until_told(7).await;
+    assert_eq!(names(&log[3..]), changes.map(|(_, name)| name));
+    assert_eq!(log[3].1["reason"], json!("CALLER"));
+    assert_eq!(log[4].1["changes"], json!({ "state": { "before": "DISABLED", "after": "ACTIVE" } }));
+    assert_eq!(log[6].1["changes"], json!({ "state": { "before": "DELETED", "after": "ACTIVE" } }));
+    // What changes nothing tells nothing.
+    let same = world.store.change_subscription_state(by, Selector::Id(id), None, StateChange::Enable, 100).await;
+    same.expect("answered");
+    assert_eq!(world.until_told(7).await.len(), 7);
+    dispatch.stop().await;
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_ran_when_its_invocation_was_cancelled_is_recorded_as_it_ended() {
+    let world = World::new().await;
+    let (_, no) = world.subscribe("shop", NAME, "/hang").await;
+    let dispatch = world.dispatch();
+    let entry = world.publish(1).await.remove(0);
+    loop {
+        let arrived = world.receiver.arrived.notified();
+        if !world.receiver.calls("/hang").is_empty() {
+            break;
+        }
+        arrived.await;
+    }
+    let by = Principal::server(world.tenant);
+    let cancelled = world.store.cancel_invocation(&by, entry.invocation(no)).await.expect("answered");
+    let InvocationChange::Done { invocation, head } = cancelled else { panic!("{cancelled:?}") };
+    assert_eq!((invocation.state, invocation.attempt_count), (State::Cancelled, 0));
+    world.parts.feed.send(&News::Head(head));
+    world.receiver.healed.store(true, Ordering::Relaxed);
+    world.receiver.hang.notify_waiters();
+    let recorded = async {
+        loop {
+            let invocation = world.read(entry.invocation(no)).await;
+            if let Some(last) = &invocation.last_attempt {
+                return (invocation.state, invocation.attempt_count, last.outcome.status_code);
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let recorded = tokio::time::timeout(Duration::from_secs(20), recorded).await.expect("the attempt is recorded");
+    assert_eq!(recorded, (State::Cancelled, 1, 200), "cancelled stays cancelled, and the attempt is no secret");
+    dispatch.stop().await;
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_redrive_goes_in_chunks_and_takes_each_dead_letter_once() {
+    let world = World::new().await;
+    let (_, no) = world.subscribe("shop", NAME, "/fine").await;
+    let mut connection = sqlx::PgConnection::connect(&world.postgres.url()).await.expect("Postgres answers");
+    let rows = "INSERT INTO dead_letters (tenant_id, position, subscription_no, day, attempt, dead_at)
+                SELECT $1, p, $2, CURRENT_DATE, 3, now() FROM generate_series(1, 1200) AS p";
+    sqlx::query(rows).bind(world.tenant.0).bind(no).execute(&mut connection).await.expect("inserted");
+    let end = "UPDATE tenant_heads SET position = 1200 WHERE tenant_id = $1";
+    sqlx::query(end).bind(world.tenant.0).execute(&mut connection).await.expect("updated");
+    let by = Principal::server(world.tenant);
+    let all = InvocationFilter::default();
+    let redriven = world.store.redrive_invocations(&by, &all, 700).await.expect("answered");
+    assert_eq!((redriven.count, redriven.more), (700, true));
+    let redriven = world.store.redrive_invocations(&by, &all, 10_000).await.expect("answered");
+    assert_eq!((redriven.count, redriven.more), (500, false));
+    assert_eq!(world.store.redrive_invocations(&by, &all, 10_000).await.expect("answered").count, 0);
+    let (left, deferred): (i64, i64) =
+        sqlx::query_as("SELECT (SELECT count(*) FROM dead_letters), (SELECT count(*) FROM deferred_invocations)")
+            .fetch_one(&mut connection)
+            .await
+            .expect("readable");
+    assert_eq!((left, deferred), (0, 1200));
+    let audited = world.store.audit_records(world.tenant, None, 100).await.expect("readable");
+    assert_eq!(audited.iter().filter(|record| record.action == "RedriveInvocations").count(), 2, "one a call");
+    world.end().await;
+}

@@ -1,0 +1,276 @@
+//! Announcements: what Carillon itself tells in a tenant's log, as the data of its system events.
+//!
+//! Pure values: the store writes one in the transaction of the change it tells of, the dispatcher publishes it. What a subscription
+//! holds back from its listener (header values, secrets, the query of an address) is never part of one.
+
+use super::event_type::{EventType, Phase};
+use super::ids::Position;
+use super::subscription::{State, Subscription, Target};
+use super::webhook::WebhookMode;
+use chrono::{DateTime, NaiveDate, Utc};
+use serde_json::{Map, Value, json};
+
+/// A system event to be born.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Announcement {
+    /// Name in the system catalogue.
+    pub event_type: String,
+    /// What it is about.
+    pub subject: String,
+    /// The event's data.
+    pub data: Value,
+}
+
+/// Invocations of one subscription that retention ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Expired {
+    /// Those that waited.
+    pub waiting: i64,
+    /// Those that were dead letters.
+    pub dead_letters: i64,
+    /// The first event's position.
+    pub first: Position,
+    /// The last event's position.
+    pub last: Position,
+}
+
+impl Announcement {
+    fn new(event_type: &str, subject: String, data: Value) -> Self {
+        Self { event_type: event_type.to_owned(), subject, data }
+    }
+
+    /// A subscription was made.
+    pub fn subscribed(made: &Subscription, actor: &str) -> Self {
+        let mut data = about(made, actor);
+        data.insert("created_at".to_owned(), time(made.created_at));
+        Self::new("SUBSCRIPTION_CREATED", made.id.to_string(), data.into())
+    }
+
+    /// A subscription was changed, by a caller or by the server.
+    pub fn subscription_changed(before: &Subscription, after: &Subscription, actor: &str) -> Self {
+        let mut data = about(after, actor);
+        let at = time(after.updated_at);
+        let name = match after.state {
+            State::Disabled if before.state != State::Disabled => {
+                data.insert("reason".to_owned(), after.state_reason.clone().into());
+                data.insert("disabled_at".to_owned(), at);
+                "SUBSCRIPTION_DISABLED"
+            }
+            State::Deleted => {
+                data.insert("deleted_at".to_owned(), at);
+                "SUBSCRIPTION_DELETED"
+            }
+            State::Active | State::Disabled => {
+                data.insert("changes".to_owned(), subscription_changes(before, after).into());
+                data.insert("updated_at".to_owned(), at);
+                "SUBSCRIPTION_UPDATED"
+            }
+        };
+        Self::new(name, after.id.to_string(), data.into())
+    }
+
+    /// A subscription got a new signing secret.
+    pub fn secret_rotated(after: &Subscription, actor: &str) -> Self {
+        let mut data = about(after, actor);
+        data.insert("changes".to_owned(), json!({ "signing_secret": {} }));
+        data.insert("updated_at".to_owned(), time(after.updated_at));
+        Self::new("SUBSCRIPTION_UPDATED", after.id.to_string(), data.into())
+    }
+
+    /// The same with the error that led to it.
+    #[must_use]
+    pub fn because_of(mut self, class: &str, message: &str) -> Self {
+        self.data["error"] = json!({ "class": class, "message": message });
+        self
+    }
+
+    /// An event type was declared.
+    pub fn event_type_created(made: &EventType, actor: &str) -> Self {
+        let mut data = about_type(made, actor);
+        data.insert("created_at".to_owned(), time(made.created_at));
+        Self::new("EVENT_TYPE_CREATED", made.name.to_string(), data.into())
+    }
+
+    /// An event type was described anew, got a schema version, was retired or restored.
+    pub fn event_type_changed(before: &EventType, after: &EventType, actor: &str) -> Self {
+        let mut data = about_type(after, actor);
+        let name = if let (None, Some(at)) = (before.deleted_at, after.deleted_at) {
+            data.insert("deleted_at".to_owned(), time(at));
+            "EVENT_TYPE_DELETED"
+        } else {
+            let mut changes = Map::new();
+            let state = |event_type: &EventType| if event_type.deleted_at.is_some() { "DELETED" } else { "ACTIVE" };
+            change(&mut changes, "display_name", &json!(before.display_name), &json!(after.display_name));
+            change(&mut changes, "description", &json!(before.description), &json!(after.description));
+            change(&mut changes, "schema_version", &json!(before.latest_schema), &json!(after.latest_schema));
+            change(&mut changes, "state", &json!(state(before)), &json!(state(after)));
+            data.insert("changes".to_owned(), changes.into());
+            data.insert("updated_at".to_owned(), time(after.updated_at));
+            "EVENT_TYPE_UPDATED"
+        };
+        Self::new(name, after.name.to_string(), data.into())
+    }
+
+    /// Retention has ended invocations of a subscription, given as (id, app's slug).
+    pub fn invocations_expired(
+        subscription: (&str, &str),
+        expired: &Expired,
+        until: NaiveDate,
+        at: DateTime<Utc>,
+    ) -> Self {
+        let (id, app) = subscription;
+        let data = json!({
+            "subscription": id,
+            "app": app,
+            "waiting": expired.waiting,
+            "dead_letters": expired.dead_letters,
+            "first_position": expired.first,
+            "last_position": expired.last,
+            "committed_before": until.to_string(),
+            "expired_at": time(at),
+        });
+        Self::new("INVOCATIONS_EXPIRED", id.to_owned(), data)
+    }
+}
+
+fn about(subscription: &Subscription, actor: &str) -> Map<String, Value> {
+    let data = json!({
+        "subscription": subscription.id.to_string(),
+        "app": subscription.app_slug,
+        "event_type": subscription.event_type.as_str(),
+        "name": subscription.display_name,
+        "target_kind": subscription.target.kind(),
+        "effective_position": subscription.effective_position,
+        "actor": actor,
+    });
+    object(data)
+}
+
+fn about_type(event_type: &EventType, actor: &str) -> Map<String, Value> {
+    let mut data = object(json!({
+        "event_type": event_type.name.as_str(),
+        "phase": match event_type.phase { Phase::Pre => "PRE", Phase::Post => "POST" },
+        "display_name": event_type.display_name,
+        "actor": actor,
+    }));
+    if event_type.latest_schema > 0 {
+        data.insert("schema_version".to_owned(), event_type.latest_schema.into());
+    }
+    data
+}
+
+fn subscription_changes(before: &Subscription, after: &Subscription) -> Map<String, Value> {
+    let mut changes = Map::new();
+    let filter = |subscription: &Subscription| subscription.filter.as_ref().map(|filter| filter.source().to_owned());
+    change(&mut changes, "display_name", &json!(before.display_name), &json!(after.display_name));
+    change(&mut changes, "filter", &json!(filter(before)), &json!(filter(after)));
+    change(&mut changes, "state", &json!(state(before.state)), &json!(state(after.state)));
+    if before.target != after.target {
+        // What differs may be a part that is not told: the change is told all the same.
+        changes
+            .insert("target".to_owned(), json!({ "before": target(&before.target), "after": target(&after.target) }));
+    }
+    if before.policy != after.policy {
+        changes.insert("delivery_policy".to_owned(), json!({ "before": policy(before), "after": policy(after) }));
+    }
+    changes
+}
+
+fn change(changes: &mut Map<String, Value>, name: &str, before: &Value, after: &Value) {
+    if before == after {
+        return;
+    }
+    let sides = [("before", before), ("after", after)].into_iter().filter(|(_, value)| !value.is_null());
+    let sides: Map<String, Value> = sides.map(|(side, value)| (side.to_owned(), value.clone())).collect();
+    changes.insert(name.to_owned(), sides.into());
+}
+
+fn target(target: &Target) -> Value {
+    let Target::Webhook(webhook) = target;
+    let uri = webhook.uri.to_string();
+    let mode = match webhook.mode {
+        WebhookMode::Structured => "STRUCTURED",
+        WebhookMode::Binary => "BINARY",
+        WebhookMode::Raw => "RAW",
+    };
+    let headers: Vec<&str> = webhook.headers.iter().map(|(name, _)| name.as_str()).collect();
+    json!({ "uri": uri.split('?').next(), "mode": mode, "headers": headers })
+}
+
+fn policy(subscription: &Subscription) -> Value {
+    let policy = &subscription.policy;
+    let seconds = |duration: std::time::Duration| duration.as_secs_f64();
+    json!({
+        "max_attempts": policy.max_attempts(),
+        "initial_backoff_seconds": seconds(policy.initial_backoff()),
+        "max_backoff_seconds": seconds(policy.max_backoff()),
+        "timeout_seconds": seconds(policy.timeout()),
+        "max_in_flight": policy.max_in_flight(),
+    })
+}
+
+fn state(state: State) -> &'static str {
+    match state {
+        State::Active => "ACTIVE",
+        State::Disabled => "DISABLED",
+        State::Deleted => "DELETED",
+    }
+}
+
+fn time(at: DateTime<Utc>) -> Value {
+    at.to_rfc3339().into()
+}
+
+fn object(value: Value) -> Map<String, Value> {
+    match value {
+        Value::Object(map) => map,
+        _ => Map::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::catalogue::Catalogue;
+    use crate::domain::event_type::{EventTypeName, Origin};
+
+    fn event_type() -> EventType {
+        EventType {
+            name: EventTypeName::parse("CUSTOM_TOLD").expect("a name"),
+            origin: Origin::Custom,
+            phase: Phase::Post,
+            display_name: "Told".to_owned(),
+            description: String::new(),
+            latest_schema: 0,
+            created_at: DateTime::UNIX_EPOCH,
+            updated_at: DateTime::UNIX_EPOCH,
+            deleted_at: None,
+        }
+    }
+
+    #[test]
+    fn what_is_told_fits_the_schema_of_its_type() {
+        let before = event_type();
+        let gone = EventType { deleted_at: Some(DateTime::UNIX_EPOCH), ..before.clone() };
+        let grown = EventType { latest_schema: 1, ..before.clone() };
+        let expired = Expired { waiting: 1, dead_letters: 0, first: 1, last: 2 };
+        let day = NaiveDate::default();
+        let told = [
+            ("EVENT_TYPE_CREATED", Announcement::event_type_created(&before, "key_1")),
+            ("EVENT_TYPE_UPDATED", Announcement::event_type_changed(&before, &grown, "key_1")),
+            ("EVENT_TYPE_DELETED", Announcement::event_type_changed(&before, &gone, "key_1")),
+            ("EVENT_TYPE_UPDATED", Announcement::event_type_changed(&gone, &before, "key_1")),
+            (
+                "INVOCATIONS_EXPIRED",
+                Announcement::invocations_expired(("sub_1", "shop"), &expired, day, DateTime::UNIX_EPOCH),
+            ),
+        ];
+        let catalogue = Catalogue::builtin();
+        for (name, told) in told {
+            assert_eq!(told.event_type, name);
+            let schema =
+                &catalogue.get(name).expect("in the catalogue").schema.as_ref().expect("has a schema").1.schema;
+            assert_eq!(schema.validate(told.data.to_string().as_bytes()), Ok(()), "{name}: {}", told.data);
+        }
+    }
+}

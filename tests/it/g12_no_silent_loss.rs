@@ -1,0 +1,72 @@
+//! G12: what retention has taken is an error with the way on, or a gap that is told, on every way to read.
+
+use carillon::proto::public::watch_request::Start;
+use carillon::proto::public::watch_response::Kind;
+use carillon::proto::public::{GetEventRequest, InvocationState, ListEventsRequest, OnExpired, WatchRequest};
+use serde_json::json;
+use tonic::Code;
+use tonic_types::StatusExt as _;
+
+use crate::harness::tenant::assert_refused;
+use crate::harness::{Receiver, World, eventually, within};
+
+#[tokio::test]
+async fn what_retention_took_is_told_to_whoever_reads_on() {
+    let mut world = World::start_with(1, "[dispatch]\nlease_ms = 1000\nretention_days = 30").await;
+    let mut tenant = world.tenant().await;
+    let receiver = Receiver::start().await;
+    tenant.declare("CUSTOM_AGED").await;
+    tenant.subscribe("CUSTOM_AGED", &receiver, "/hook").await;
+    let first = tenant.publish("CUSTOM_AGED", &json!({"n": 0})).await;
+    let page = ListEventsRequest { page_size: 1, ..Default::default() };
+    let old = tenant.events().list_events(page).await.expect("a page").into_inner().next_cursor;
+    let mut events = vec![first.event_id.clone()];
+    for n in 1..=3 {
+        events.push(tenant.publish("CUSTOM_AGED", &json!({"n": n})).await.event_id);
+    }
+    for event in &events {
+        tenant.all_invocations_become(event, InvocationState::Succeeded).await;
+    }
+    // The next replica finds a log of which all but the last two events are forty days old.
+    world.replicas[0].process.kill();
+    world.age_log(4, 40).await;
+    world.replace(0).await;
+    tenant.reconnect(&world);
+
+    let earliest = eventually("the old cursor has expired", || async {
+        let request = ListEventsRequest { cursor: old.clone(), ..Default::default() };
+        match tenant.events().list_events(request).await {
+            Err(status) if status.code() == Code::OutOfRange => {
+                let status = assert_refused(Err::<(), _>(status), Code::OutOfRange, "CURSOR_EXPIRED");
+                let metadata = status.get_details_error_info().expect("it is set").metadata;
+                Ok(metadata.get("earliest_cursor").cloned().unwrap_or_else(|| panic!("{metadata:?}")))
+            }
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+    let request = ListEventsRequest { cursor: earliest, ..Default::default() };
+    let left = tenant.events().list_events(request).await.expect("the earliest cursor reads").into_inner().events;
+    assert_eq!(left.iter().map(|event| event.position).take(2).collect::<Vec<_>>(), [5, 6]);
+    eventually("the day is gone", || async {
+        let request = GetEventRequest { event_id: first.event_id.clone() };
+        tenant.events().get_event(request).await.err().map(|status| status.code()).ok_or("it is still there")
+    })
+    .await;
+
+    let request = WatchRequest { start: Some(Start::Cursor(old.clone())), ..Default::default() };
+    let refused = tenant.events().watch(request.clone()).await.map(|_| ());
+    assert_refused(refused, Code::OutOfRange, "CURSOR_EXPIRED");
+    let request = WatchRequest { on_expired: OnExpired::FromEarliest.into(), ..request };
+    let mut stream = tenant.events().watch(request).await.expect("a watch").into_inner();
+    let mut told = None;
+    let seen = loop {
+        let message = within("the next message", stream.message()).await.expect("it lives").expect("it goes on");
+        match message.kind {
+            Some(Kind::Gap(gap)) => told = Some((gap.from_position, gap.to_position)),
+            Some(Kind::Events(events)) => break events.events[0].event.as_ref().expect("it is set").position,
+            _ => {}
+        }
+    };
+    assert_eq!((told, seen), (Some((2, 5)), 5), "the gap is told before what comes after it");
+}
