@@ -418,7 +418,9 @@ impl Engine {
             }
             .boxed()
         };
-        let watches = Watches::start(store.clone(), cursors.sealer, feed, config.watch.clone(), Arc::new(check));
+        let replica = dispatch.replica();
+        let watches =
+            Watches::start(replica, store.clone(), cursors.sealer, feed, config.watch.clone(), Arc::new(check));
         Self { writer, writer_tasks, dispatch, watches }
     }
 

@@ -4,9 +4,9 @@
 //! miss from the store; [`News::Head`] arrives for every head that moved at least once a second (see `dispatch::pulse`).
 
 use crate::domain::event::LogEntry;
-use crate::domain::ids::{Position, TenantId};
+use crate::domain::ids::{Position, TenantId, WatchId};
 use std::sync::{Arc, RwLock};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{broadcast, mpsc, watch};
 
 /// The head of a tenant's log, as last seen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,12 +35,33 @@ pub enum News {
     Head(Head),
 }
 
+/// Something about the filters of a watch; a hint like all news.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WatchNews {
+    /// A change waits for the replica that holds the watch, whichever that is.
+    Asked(WatchId),
+    /// A change waits for this replica, which holds the watch or has held it.
+    Due(WatchId),
+    /// A change is in effect.
+    Changed(WatchId),
+}
+
+/// Hints about watches that a reader may be behind.
+const WATCH_NEWS_MAX: usize = 1_024;
+
 /// Spreads news to every reader in this process. Cheap to clone.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Feed {
     readers: Arc<RwLock<Vec<mpsc::Sender<News>>>>,
+    watches: broadcast::Sender<WatchNews>,
     /// Counts the batches of outcomes that this process has recorded.
     settled: Arc<watch::Sender<u64>>,
+}
+
+impl Default for Feed {
+    fn default() -> Self {
+        Self { readers: Arc::default(), watches: broadcast::Sender::new(WATCH_NEWS_MAX), settled: Arc::default() }
+    }
 }
 
 impl Feed {
@@ -57,6 +78,17 @@ impl Feed {
             // A full or closed channel loses the hint, as documented above.
             let _ = reader.try_send(news.clone());
         }
+    }
+
+    /// Passes on a hint about a watch.
+    pub fn send_watch(&self, news: WatchNews) {
+        // Nobody may listen, as in tests of other parts.
+        let _ = self.watches.send(news);
+    }
+
+    /// Hints about watches from now on.
+    pub fn watch_news(&self) -> broadcast::Receiver<WatchNews> {
+        self.watches.subscribe()
     }
 
     /// Says that outcomes were recorded here.

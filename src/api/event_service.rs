@@ -124,8 +124,8 @@ impl Service for EventService {
 
     async fn update_watch(
         &self,
-        _: Request<proto::UpdateWatchRequest>,
+        request: Request<proto::UpdateWatchRequest>,
     ) -> Result<Response<proto::UpdateWatchResponse>, Status> {
-        Err(not_implemented("UpdateWatch").into())
+        Ok(Response::new(events::update_watch::handle(&self.events, request).await?))
     }
 }

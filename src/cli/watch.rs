@@ -79,6 +79,7 @@ pub async fn run(args: WatchArgs, output: Output) -> Result<(), CliError> {
         on_expired: on_expired.into(),
         bookmark_interval: None,
         view: view.into(),
+        resume_cursor: String::new(),
     };
     let mut watch = ResumingWatch::new(client, request);
     let mut left = args.count.unwrap_or(u64::MAX);

@@ -144,7 +144,8 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
     ("watch.shared_bytes_max", "bytes of ready-made messages that a watched tenant shares between its streams at most"),
     ("watch.message_events_max", "events in one message at most; 1 to 10,000"),
     ("watch.message_bytes_max", "bytes of events in one message at most (always at least one event)"),
-    ("watch.streams_per_tenant_max", "open watches of one tenant at most"),
+    ("watch.streams_per_tenant_max", "open watches of one tenant on this replica at most"),
+    ("watch.streams_per_credential_max", "open watches of one API key on this replica at most"),
     ("watch.streams_max", "open watches of this process at most"),
     ("watch.catch_up_reads_max", "reads of the store at the same time, for all watches that are behind their ring"),
     ("watch.news_max", "news items that may wait to be looked at; beyond it the heads are read from the store"),
@@ -168,6 +169,15 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
     (
         "watch.reorder_wait_ms",
         "how long to wait for an event that news has skipped before it is read from the database, milliseconds",
+    ),
+    (
+        "watch.update_timeout_ms",
+        "how long an UpdateWatch waits for the stream to take its change, milliseconds; 100 to 60,000",
+    ),
+    ("watch.filter_changes_max", "changes of filters of one stream at most; 1 to 10,000"),
+    (
+        "watch.resume_ms",
+        "how long after the end of its stream a watch can be resumed with its filters, milliseconds; at most 86,400,000",
     ),
     ("watch.list_scan_max", "events that one filtered ListEvents call looks at, at most"),
     ("watch.list_bytes_max", "bytes of one ListEvents page at most"),

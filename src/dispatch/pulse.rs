@@ -5,9 +5,9 @@
 
 use super::run::{Input, Shared};
 use crate::domain::ids::TenantId;
-use crate::feed::{Head, News};
+use crate::feed::{Head, News, WatchNews};
 use crate::store::StoreError;
-use crate::store::notify::HeadListener;
+use crate::store::notify::{HeadListener, Hint};
 use chrono::{DateTime, TimeDelta, Utc};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -94,7 +94,8 @@ impl Beat {
                     self.notify().await;
                 }
                 head = hear(&mut listener) => match head {
-                    Ok(head) => self.heard(head),
+                    Ok(Hint::Head(head)) => self.heard(head),
+                    Ok(Hint::Watch(news)) => self.shared.parts.feed.send_watch(news),
                     Err(error) => {
                         tracing::info!(%error, "the connection that hears hints broke; polling goes on");
                         listener = None;
@@ -137,6 +138,9 @@ impl Beat {
                     if !wide || self.known.get(&head.tenant) != Some(head) {
                         self.heard(*head);
                     }
+                }
+                for watch in &pulse.watches {
+                    self.shared.parts.feed.send_watch(WatchNews::Due(*watch));
                 }
                 let lease_until = renew.then(|| asked_at + self.lease);
                 self.shared.tell(Input::Pulse { asked_at, lease_until, pulse });
@@ -204,7 +208,7 @@ impl Beat {
 }
 
 /// Hears the next hint; never where there is no listener.
-async fn hear(listener: &mut Option<HeadListener>) -> Result<Head, StoreError> {
+async fn hear(listener: &mut Option<HeadListener>) -> Result<Hint, StoreError> {
     match listener {
         Some(listener) => listener.next().await,
         None => std::future::pending().await,

@@ -1,4 +1,4 @@
-//! Housekeeping of the whole database: partitions ahead of time, retention, expired keys, forgotten replicas.
+//! Housekeeping of the whole database: partitions ahead of time, retention, expired keys and watches, forgotten replicas.
 //!
 //! Run by the owner of shard 0, so by one replica at a time; two at once do no harm. Retention is a duty besides, which only its
 //! holder does.
@@ -21,6 +21,7 @@ pub async fn run_once(store: &Store, config: &Config) -> Result<(), StoreError> 
     store.ensure_partitions(now.date_naive(), config.partitions_ahead_days).await?;
     store.forget_replicas(now - TimeDelta::days(1)).await?;
     while store.delete_expired(now, config.sweep_rows_max).await? >= u64::from(config.sweep_rows_max) {}
+    while store.delete_expired_watches(now, config.sweep_rows_max).await? >= u64::from(config.sweep_rows_max) {}
     Ok(())
 }
 

@@ -23,6 +23,7 @@ use crate::store::events::LogPlace;
 use crate::store::invocation_changes::InvocationChange;
 use crate::store::invocations::InvocationFilter;
 use crate::store::leases::{Handover, ShardLease, shard_of};
+use crate::store::notify::Hint;
 use crate::store::request_ids::Once;
 use crate::store::secrets::Keyring;
 use crate::store::settle::{Fate, Fenced, Settled, Tried};
@@ -476,7 +477,7 @@ async fn shards_pass_on_with_rising_tokens_and_the_former_lease_tells_how_it_end
     let mut listener = store.listen().await.expect("listening");
     let head = store.head(world.tenant).await.expect("readable").expect("exists").head();
     store.notify(&[head]).await.expect("sent");
-    assert_eq!(listener.next().await.expect("heard"), head);
+    assert_eq!(listener.next().await.expect("heard"), Hint::Head(head));
     drop(listener);
     assert_eq!(store.claim_tenant(TenantId(clock::new_uuid()), 0, 1).await.expect("answered"), None);
     let empty = LogPlace { after: 0, day: NaiveDate::default() };

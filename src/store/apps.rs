@@ -120,7 +120,7 @@ impl Store {
         Ok(app)
     }
 
-    /// Deletes an app that owns no live subscription. Errors: [`AppRefusal::NotFound`], [`AppRefusal::NotEmpty`].
+    /// Deletes an app that owns no live subscription, and revokes the API keys that are limited to it. Errors: [`AppRefusal::NotFound`], [`AppRefusal::NotEmpty`].
     pub async fn delete_app(&self, by: Principal, slug: String) -> Result<(), AppRefusal> {
         let store = self.clone();
         self.run(async move { Ok(store.delete_app_in(&by, &slug).await) }).await?
@@ -147,6 +147,13 @@ impl Store {
         if live {
             return Err(AppRefusal::NotEmpty);
         }
+        // A key that was limited to the app has nothing left that it may act on; its streams end with it.
+        sqlx::query("UPDATE api_keys SET revoked_at = COALESCE(revoked_at, $3) WHERE tenant_id = $1 AND app_id = $2")
+            .bind(by.tenant.0)
+            .bind(app)
+            .bind(now)
+            .execute(&mut *tx)
+            .await?;
         sqlx::query("DELETE FROM apps WHERE tenant_id = $1 AND app_id = $2")
             .bind(by.tenant.0)
             .bind(app)

@@ -5,7 +5,7 @@
 
 use super::{Store, StoreError};
 use crate::clock;
-use crate::domain::ids::{ReplicaId, TenantId};
+use crate::domain::ids::{ReplicaId, TenantId, WatchId};
 use crate::feed::Head;
 use chrono::{DateTime, Utc};
 use sqlx::Row as _;
@@ -58,12 +58,15 @@ pub struct Pulse {
     pub renewed: Vec<(i32, i64)>,
     /// Shards without an owner, or with one whose lease has ended.
     pub free: i32,
+    /// Watches of this replica whose filters somebody wants changed.
+    pub watches: Vec<WatchId>,
 }
 
 const KIND_REPLICAS: i16 = 0;
 const KIND_HEAD: i16 = 1;
 const KIND_RENEWED: i16 = 2;
 const KIND_FREE: i16 = 3;
+const KIND_WATCH: i16 = 4;
 
 impl Store {
     /// Makes the rows of every shard, once per database.
@@ -109,7 +112,10 @@ impl Store {
              SELECT 2::smallint, NULL, shard, token, 0, NULL FROM renewed
              UNION ALL
              SELECT 3::smallint, NULL, count(*), 0, 0, NULL FROM shard_leases
-              WHERE (owner IS NULL OR expires_at <= $3) AND owner IS DISTINCT FROM $1",
+              WHERE (owner IS NULL OR expires_at <= $3) AND owner IS DISTINCT FROM $1
+             UNION ALL
+             (SELECT 4::smallint, watch_id, 0, 0, 0, NULL FROM watches
+               WHERE replica_id = $1 AND position IS NULL ORDER BY watch_id LIMIT 1000)",
         )
         .bind(replica.0)
         .bind(expires_at)
@@ -135,6 +141,7 @@ impl Store {
                 }),
                 KIND_RENEWED => pulse.renewed.push((small, b)),
                 KIND_FREE => pulse.free = small,
+                KIND_WATCH => pulse.watches.push(WatchId(row.try_get::<Uuid, _>("tenant_id")?)),
                 _ => return Err(StoreError::Corrupt { what: "pulse row" }),
             }
         }

@@ -34,6 +34,7 @@ pub mod subscriptions;
 pub mod tenants;
 #[cfg(test)]
 pub(crate) mod tests;
+pub mod watches;
 
 pub use error::StoreError;
 

@@ -1,14 +1,25 @@
-//! Hints between replicas: LISTEN and NOTIFY. A hint may be lost; the pulse of `store/leases.rs` is the truth.
+//! Hints between replicas: LISTEN and NOTIFY, about heads and about watches whose filters change. A hint may be lost; the pulse of
+//! `store/leases.rs` is the truth.
 //!
 //! Nothing here is ever part of another transaction: a NOTIFY in the publish transaction would serialise every commit.
 
 use super::{Store, StoreError};
-use crate::domain::ids::TenantId;
-use crate::feed::Head;
+use crate::domain::ids::{TenantId, WatchId};
+use crate::feed::{Head, WatchNews};
 use sqlx::postgres::{PgListener, PgPoolOptions};
 use uuid::Uuid;
 
 const CHANNEL: &str = "carillon_heads";
+const WATCHES: &str = "carillon_watches";
+
+/// What a replica tells the others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hint {
+    /// A head has moved.
+    Head(Head),
+    /// The filters of a watch change.
+    Watch(WatchNews),
+}
 
 /// A connection that hears what other replicas have committed.
 #[derive(Debug)]
@@ -17,18 +28,22 @@ pub struct HeadListener {
 }
 
 impl HeadListener {
-    /// The next head that a replica (perhaps this one) tells about. Cancel-safe.
+    /// The next hint that a replica (perhaps this one) gives. Cancel-safe.
     ///
     /// Errors: the connection broke; hints were lost. Make a new listener.
-    pub async fn next(&mut self) -> Result<Head, StoreError> {
+    pub async fn next(&mut self) -> Result<Hint, StoreError> {
         loop {
             let notification = self.listener.try_recv().await?;
             let Some(notification) = notification else {
                 return Err(sqlx::Error::WorkerCrashed.into());
             };
             // A payload of another release's shape is no hint for this one.
-            if let Some(head) = parse(notification.payload()) {
-                return Ok(head);
+            let hint = match notification.channel() {
+                WATCHES => parse_watch(notification.payload()).map(Hint::Watch),
+                _ => parse(notification.payload()).map(Hint::Head),
+            };
+            if let Some(hint) = hint {
+                return Ok(hint);
             }
         }
     }
@@ -41,7 +56,7 @@ impl Store {
         let pool = PgPoolOptions::new().max_connections(1).connect_lazy_with((*self.pool().options()).clone());
         let listen = async {
             let mut listener = PgListener::connect_with(&pool).await?;
-            listener.listen(CHANNEL).await?;
+            listener.listen_all([CHANNEL, WATCHES]).await?;
             Ok::<_, StoreError>(listener)
         };
         Ok(HeadListener { listener: self.pool().within(listen).await? })
@@ -56,6 +71,29 @@ impl Store {
             .execute(self.pool())
             .await?;
         Ok(())
+    }
+
+    /// Tells other replicas about a watch.
+    pub async fn notify_watch(&self, news: WatchNews) -> Result<(), StoreError> {
+        sqlx::query("SELECT pg_notify($1, $2)").bind(WATCHES).bind(watch_payload(news)).execute(self.pool()).await?;
+        Ok(())
+    }
+}
+
+fn watch_payload(news: WatchNews) -> String {
+    match news {
+        WatchNews::Asked(watch) | WatchNews::Due(watch) => format!("asked:{}", watch.0),
+        WatchNews::Changed(watch) => format!("changed:{}", watch.0),
+    }
+}
+
+fn parse_watch(payload: &str) -> Option<WatchNews> {
+    let (kind, id) = payload.split_once(':')?;
+    let watch = WatchId(Uuid::parse_str(id).ok()?);
+    match kind {
+        "asked" => Some(WatchNews::Asked(watch)),
+        "changed" => Some(WatchNews::Changed(watch)),
+        _ => None,
     }
 }
 
@@ -80,6 +118,12 @@ mod tests {
         assert_eq!(parse(&payload(&head)), Some(head));
         for text in ["", ":::", "x:1:2:3", "00000000-0000-0000-0000-000000000005:1:2"] {
             assert_eq!(parse(text), None, "{text}");
+        }
+        for news in [WatchNews::Asked(WatchId(Uuid::from_u128(5))), WatchNews::Changed(WatchId(Uuid::from_u128(5)))] {
+            assert_eq!(parse_watch(&watch_payload(news)), Some(news));
+        }
+        for text in ["", "asked:", "other:00000000-0000-0000-0000-000000000005"] {
+            assert_eq!(parse_watch(text), None, "{text}");
         }
     }
 }

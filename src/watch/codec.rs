@@ -20,6 +20,7 @@ const EVENTS: u8 = 0x1a;
 const PREFIX: usize = 5;
 
 /// An event to deliver, with the names of the filters that selected it.
+#[derive(Debug)]
 pub(super) struct Delivery<'a> {
     pub(super) entry: &'a Arc<RingEntry>,
     pub(super) names: Vec<&'a str>,

@@ -19,6 +19,8 @@ pub struct Config {
     pub message_bytes_max: usize,
     /// Open watches of one tenant at most.
     pub streams_per_tenant_max: usize,
+    /// Open watches of one credential at most.
+    pub streams_per_credential_max: usize,
     /// Open watches of this process at most.
     pub streams_max: usize,
     /// Reads of the store at the same time, for all watches that are behind their ring.
@@ -43,6 +45,12 @@ pub struct Config {
     pub linger_ms: u64,
     /// How long to wait for an event that news has skipped before it is read from the store. Default 5 ms.
     pub reorder_wait_ms: u64,
+    /// How long an UpdateWatch waits for the stream to take its change. Default 20 s.
+    pub update_timeout_ms: u64,
+    /// Changes of filters of one stream at most. 1 to 10,000.
+    pub filter_changes_max: u32,
+    /// How long after its end a watch can be resumed with its filters. Default 10 min.
+    pub resume_ms: u64,
     /// Events that one filtered ListEvents call looks at, at most.
     pub list_scan_max: u32,
     /// Bytes of one ListEvents page at most.
@@ -58,6 +66,7 @@ impl Default for Config {
             message_events_max: 1_000,
             message_bytes_max: 256 * 1024,
             streams_per_tenant_max: 10_000,
+            streams_per_credential_max: 10_000,
             streams_max: 20_000,
             catch_up_reads_max: 4,
             news_max: 16_384,
@@ -70,6 +79,9 @@ impl Default for Config {
             head_check_ms: 15_000,
             linger_ms: 30_000,
             reorder_wait_ms: 5,
+            update_timeout_ms: 20_000,
+            filter_changes_max: 256,
+            resume_ms: 10 * 60_000,
             list_scan_max: 10_000,
             list_bytes_max: 2 * 1024 * 1024,
         }
@@ -87,6 +99,7 @@ impl Config {
             (self.message_events_max <= 10_000, "message_events_max", "must be at most 10000"),
             (self.message_bytes_max >= 1_024, "message_bytes_max", "must be at least 1024"),
             (self.streams_per_tenant_max >= 1, "streams_per_tenant_max", "must be at least 1"),
+            (self.streams_per_credential_max >= 1, "streams_per_credential_max", "must be at least 1"),
             (self.streams_max >= 1, "streams_max", "must be at least 1"),
             (self.catch_up_reads_max >= 1, "catch_up_reads_max", "must be at least 1"),
             (self.news_max >= 16, "news_max", "must be at least 16"),
@@ -101,6 +114,9 @@ impl Config {
             ),
             ((100..=60_000).contains(&self.credential_check_ms), "credential_check_ms", "must be 100 to 60000"),
             (self.head_check_ms >= 100, "head_check_ms", "must be at least 100"),
+            ((100..=60_000).contains(&self.update_timeout_ms), "update_timeout_ms", "must be 100 to 60000"),
+            ((1..=10_000).contains(&self.filter_changes_max), "filter_changes_max", "must be 1 to 10000"),
+            (self.resume_ms <= 24 * 3_600_000, "resume_ms", "must be at most 86400000"),
             (self.list_scan_max >= 1_000, "list_scan_max", "must be at least 1000"),
             (self.list_bytes_max >= 1_024, "list_bytes_max", "must be at least 1024"),
         ];
@@ -109,6 +125,10 @@ impl Config {
 
     pub(super) fn stall_timeout(&self) -> Duration {
         Duration::from_millis(self.stall_timeout_ms)
+    }
+
+    pub(super) fn update_timeout(&self) -> Duration {
+        Duration::from_millis(self.update_timeout_ms)
     }
 
     /// What one watch is to expect where its caller chose nothing.

@@ -72,7 +72,7 @@ impl Filters {
         Self { named: named.into() }
     }
 
-    /// True where every event is delivered without a name, so that all such watches share their messages.
+    /// True where every event is delivered without a name.
     pub fn is_plain(&self) -> bool {
         match &*self.named {
             [] => true,

@@ -8,39 +8,49 @@
 //!
 //! - `tail`: one task per watched tenant puts events into the `ring`, in order and without holes, whatever news says.
 //! - `ring`: the newest events, each encoded once, and ready-made messages that streams at the same place share.
+//! - `select`: which entries a watch wants; watches with the same filters share what one of them has evaluated.
 //! - `stream`: the state machine of one watch; it makes a message only when its transport asks for one.
-//! - `slot`: the outer half of a stream, by which stalled readers are found.
+//! - `slot`: the outer half of a stream, by which stalled readers are found and changes of filters arrive.
+//! - `open`, `update`: the two calls. A change of filters is a row that the holder of the stream puts into effect.
 //! - `place`: cursors and times as places in the log, shared with ListEvents.
 //!
-//! Nothing here writes to the store, and no reader can slow down another one, a publisher, or a delivery.
+//! Nothing here writes to the log, and no reader can slow down another one, a publisher, or a delivery.
 
 pub mod codec;
 mod config;
 pub mod filter;
+pub mod filter_set;
 mod open;
 pub mod place;
 pub mod ring;
+mod select;
 mod slot;
 mod stream;
 mod tail;
+mod terms;
+mod update;
 
 pub use config::Config;
 pub use open::{OpenError, Start, WatchRequest};
-pub use stream::{CredentialCheck, Ending, OnExpired, Standing, WatchStream};
+pub use stream::WatchStream;
+pub use terms::{CredentialCheck, Ending, OnExpired, Standing};
+pub use update::{UpdateError, Updated, WatchUpdate};
 
 use crate::domain::cursor::CursorSealer;
-use crate::domain::ids::{Position, TenantId, WatchId};
-use crate::feed::{Feed, News};
+use crate::domain::ids::{ApiKeyId, Position, ReplicaId, TenantId, WatchId};
+use crate::feed::{Feed, News, WatchNews};
 use crate::store::event_pages::PageBound;
 use crate::store::events::LogPlace;
 use crate::store::{Store, StoreError};
 use futures::FutureExt as _;
-use std::collections::{HashMap, HashSet};
+use futures::future::BoxFuture;
+use slot::Slot;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tail::{Page, ReadPage, Tail};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, broadcast, mpsc};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -55,9 +65,17 @@ pub struct Watches {
     shared: Arc<Shared>,
 }
 
+/// Records that a change of filters is in effect from a place on. True where it is, false where it was withdrawn; goes on trying
+/// while the store is away, because until it is known nothing may be sent past the place.
+type RecordChange = dyn Fn(TenantId, WatchId, i64, LogPlace) -> BoxFuture<'static, bool> + Send + Sync;
+
 /// What the streams share.
 struct Shared {
     config: Arc<Config>,
+    /// Who holds the streams, for other replicas.
+    replica: ReplicaId,
+    feed: Feed,
+    record: Arc<RecordChange>,
     store: Store,
     sealer: CursorSealer,
     credential_check: Arc<CredentialCheck>,
@@ -74,7 +92,8 @@ struct Shared {
 #[derive(Default)]
 struct State {
     tails: HashMap<TenantId, TailHandle>,
-    open: HashMap<TenantId, HashSet<WatchId>>,
+    open: HashMap<TenantId, usize>,
+    open_by_key: HashMap<ApiKeyId, usize>,
     streams: usize,
 }
 
@@ -88,6 +107,7 @@ struct TailHandle {
 impl Watches {
     /// Starts to listen to news. Runs until [`Watches::stop`].
     pub fn start(
+        replica: ReplicaId,
         store: Store,
         sealer: CursorSealer,
         feed: &Feed,
@@ -99,6 +119,9 @@ impl Watches {
             tail_reads: Arc::new(Semaphore::new(config.catch_up_reads_max)),
             catch_up_reads: Arc::new(Semaphore::new(config.catch_up_reads_max)),
             config: Arc::new(config),
+            replica,
+            feed: feed.clone(),
+            record: update::recorder(store.clone(), feed.clone()),
             store,
             sealer,
             credential_check,
@@ -108,6 +131,7 @@ impl Watches {
             tasks: TaskTracker::new(),
         });
         shared.tasks.spawn(Arc::clone(&shared).route(news));
+        shared.tasks.spawn(Arc::clone(&shared).hear_changes(feed.watch_news()));
         Self { shared }
     }
 
@@ -159,15 +183,40 @@ impl Shared {
     }
 
     /// Forgets an open stream; harmless to repeat.
-    fn release(&self, tenant: TenantId, id: WatchId) {
-        let mut state = self.state.lock().expect(NO_PANIC);
-        let Some(open) = state.open.get_mut(&tenant) else { return };
-        let removed = open.remove(&id);
-        if open.is_empty() {
-            state.open.remove(&tenant);
+    fn release(&self, slot: &Slot) {
+        if !slot.uncount() {
+            return;
         }
-        if removed {
-            state.streams -= 1;
+        let mut state = self.state.lock().expect(NO_PANIC);
+        state.streams -= 1;
+        count_down(&mut state.open, slot.tenant());
+        count_down(&mut state.open_by_key, slot.api_key());
+    }
+
+    /// A stream that is open here.
+    fn slot(&self, id: WatchId) -> Option<Arc<Slot>> {
+        self.state.lock().expect(NO_PANIC).tails.values().find_map(|handle| handle.tail.slot(id))
+    }
+
+    /// Brings changes of filters to the streams that are held here.
+    async fn hear_changes(self: Arc<Self>, mut news: broadcast::Receiver<WatchNews>) {
+        loop {
+            let item = tokio::select! {
+                () = self.stop.cancelled() => return,
+                item = news.recv() => item,
+            };
+            match item {
+                Ok(WatchNews::Asked(watch)) if self.slot(watch).is_some() => {
+                    self.tasks.spawn(Arc::clone(&self).fetch_change(watch));
+                }
+                // The pulse names only what is this replica's: a stream that is not here any more has to refuse.
+                Ok(WatchNews::Due(watch)) => {
+                    self.tasks.spawn(Arc::clone(&self).fetch_change(watch));
+                }
+                // What was missed comes again with the next pulse.
+                Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
+                Err(broadcast::error::RecvError::Closed) => return,
+            }
         }
     }
 
@@ -240,14 +289,14 @@ impl Shared {
 
     /// Gives up streams whose readers are stalled, and tails that nobody reads.
     fn sweep(&self) {
-        let tails: Vec<_> = {
+        let tails: Vec<Arc<Tail>> = {
             let state = self.state.lock().expect(NO_PANIC);
-            state.tails.iter().map(|(tenant, handle)| (*tenant, Arc::clone(&handle.tail))).collect()
+            state.tails.values().map(|handle| Arc::clone(&handle.tail)).collect()
         };
-        for (tenant, tail) in tails {
+        for tail in tails {
             for slot in tail.sweep(self.config.stall_timeout()) {
                 // The stream itself lives until its transport lets go of it; it no longer counts.
-                self.release(tenant, slot.id());
+                self.release(&slot);
                 tail.leave(slot.id());
                 slot.wake();
             }
@@ -292,6 +341,16 @@ impl Shared {
             }
             .boxed()
         })
+    }
+}
+
+/// One less of a key; none is no entry.
+fn count_down<K: std::hash::Hash + Eq>(counts: &mut HashMap<K, usize>, key: K) {
+    if let std::collections::hash_map::Entry::Occupied(mut entry) = counts.entry(key) {
+        *entry.get_mut() -= 1;
+        if *entry.get() == 0 {
+            entry.remove();
+        }
     }
 }
 

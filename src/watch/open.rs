@@ -1,10 +1,11 @@
-//! Opening a watch: bounds, the start in the log, the tenant's tail.
+//! Opening a watch: bounds, the start in the log, the filters of an earlier watch, the tenant's tail.
 
-use super::filter::Filters;
+use super::filter_set::{FilterChange, FilterSet};
 use super::place::{self, PlaceError};
 use super::slot::Slot;
-use super::stream::{OnExpired, Terms, WatchStream};
+use super::stream::WatchStream;
 use super::tail::{Reads, Tail};
+use super::terms::{OnExpired, Terms};
 use super::{NO_PANIC, Shared, State, TailHandle, Watches};
 use crate::clock;
 use crate::domain::access::Caller;
@@ -13,9 +14,12 @@ use crate::proto::public::EventView;
 use crate::store::StoreError;
 use crate::store::events::LogPlace;
 use crate::store::heads::HeadRow;
-use chrono::{DateTime, Utc};
+use crate::store::watches::FilterVersion;
+use chrono::{DateTime, TimeDelta, Utc};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::time::Instant;
 
 /// Where a watch starts.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,6 +32,13 @@ pub enum Start {
     Cursor(String),
     /// At the first event committed at or after a time.
     Time(DateTime<Utc>),
+    /// Where an earlier watch was at a cursor, with the filters it had there.
+    Watch {
+        /// The earlier watch.
+        watch: WatchId,
+        /// The last cursor of it that was dealt with.
+        cursor: String,
+    },
 }
 
 /// A watch to open.
@@ -35,8 +46,8 @@ pub enum Start {
 pub struct WatchRequest {
     /// Who watches; the tenant is the caller's.
     pub caller: Caller,
-    /// What is delivered.
-    pub filters: Filters,
+    /// What is delivered; not used with [`Start::Watch`].
+    pub filters: FilterSet,
     /// Where it starts.
     pub start: Start,
     /// What to do where the start is no longer retained.
@@ -61,6 +72,9 @@ pub enum OpenError {
         /// The bound.
         limit: usize,
     },
+    /// The earlier watch is not known, or no longer.
+    #[error("no such watch")]
+    WatchNotFound(WatchId),
     /// The cursor cannot be used.
     #[error(transparent)]
     Place(PlaceError),
@@ -78,15 +92,14 @@ pub enum OpenError {
 /// Gives a stream's place among the open ones back unless the stream was made.
 struct Admission<'a> {
     shared: &'a Shared,
-    tenant: TenantId,
-    id: WatchId,
+    slot: Arc<Slot>,
     kept: bool,
 }
 
 impl Drop for Admission<'_> {
     fn drop(&mut self) {
         if !self.kept {
-            self.shared.release(self.tenant, self.id);
+            self.shared.release(&self.slot);
         }
     }
 }
@@ -99,44 +112,63 @@ impl Watches {
             return Err(OpenError::Draining);
         }
         let tenant = request.caller.tenant;
-        let mut admission = shared.admit(tenant)?;
+        let mut admission = shared.admit(&request.caller)?;
         let head = shared.store.head(tenant).await?.ok_or(StoreError::Corrupt { what: "head" })?;
         let (start, gap) = shared.start_place(tenant, &head, &request).await?;
-        let slot = Arc::new(Slot::new(admission.id));
+        let versions = shared.filter_versions(tenant, start, &request).await?;
+        let age = shared.config.stream_age(clock::jitter());
+        let slot = Arc::clone(&admission.slot);
+        let resumable = age + Duration::from_millis(shared.config.resume_ms);
+        let expires_at = shared.store.now() + TimeDelta::from_std(resumable).unwrap_or(TimeDelta::days(1));
+        shared.store.create_watch(tenant, slot.id(), shared.replica, expires_at, &versions).await?;
+        let mut scheduled = versions.iter().map(parse_version).collect::<Result<VecDeque<_>, _>>()?;
+        let (_, first) = scheduled.pop_front().ok_or(StoreError::Corrupt { what: "watch" })?;
         let tail = shared.join_tail(tenant, &head, &slot);
         // What was committed between the look at the head and the tail's first news is read by position.
         tail.note_head(head.position);
         admission.kept = true;
         let terms = Terms {
             caller: request.caller,
-            filters: request.filters,
+            filters: first.set,
+            filter_version: first.version,
+            scheduled,
             view: request.view,
             on_expired: request.on_expired,
             bookmark_interval: request.bookmark_interval.unwrap_or(shared.config.bookmark_interval()),
             start,
             gap,
+            ends_at: Instant::now() + age,
         };
         drop(admission);
         Ok(WatchStream::new(Arc::clone(shared), tail, slot, terms))
     }
 }
 
+fn parse_version(version: &FilterVersion) -> Result<(LogPlace, FilterChange), StoreError> {
+    let set = FilterSet::decode(&version.filters).ok_or(StoreError::Corrupt { what: "watch" })?;
+    Ok((version.place, FilterChange { version: version.version, set }))
+}
+
 impl Shared {
     /// Counts a stream in, within the bounds.
-    fn admit(&self, tenant: TenantId) -> Result<Admission<'_>, OpenError> {
-        let id = WatchId(clock::new_uuid());
+    fn admit(&self, caller: &Caller) -> Result<Admission<'_>, OpenError> {
+        let slot = Arc::new(Slot::new(WatchId(clock::new_uuid()), caller.tenant, caller.api_key));
         let mut state = self.state.lock().expect(NO_PANIC);
         if state.streams >= self.config.streams_max {
             return Err(OpenError::TooMany { setting: "watch.streams_max", limit: self.config.streams_max });
         }
         let limit = self.config.streams_per_tenant_max;
-        let open = state.open.entry(tenant).or_default();
-        if open.len() >= limit {
+        if state.open.get(&caller.tenant).is_some_and(|open| *open >= limit) {
             return Err(OpenError::TooMany { setting: "watch.streams_per_tenant_max", limit });
         }
-        open.insert(id);
+        let limit = self.config.streams_per_credential_max;
+        if state.open_by_key.get(&caller.api_key).is_some_and(|open| *open >= limit) {
+            return Err(OpenError::TooMany { setting: "watch.streams_per_credential_max", limit });
+        }
+        *state.open.entry(caller.tenant).or_default() += 1;
+        *state.open_by_key.entry(caller.api_key).or_default() += 1;
         state.streams += 1;
-        Ok(Admission { shared: self, tenant, id, kept: false })
+        Ok(Admission { shared: self, slot, kept: false })
     }
 
     /// Adds the stream to its tenant's tail, which starts with the first one.
@@ -174,6 +206,26 @@ impl Shared {
         tail
     }
 
+    /// The filters at the start, and those that an earlier watch changed to further on.
+    async fn filter_versions(
+        &self,
+        tenant: TenantId,
+        start: LogPlace,
+        request: &WatchRequest,
+    ) -> Result<Vec<FilterVersion>, OpenError> {
+        let Start::Watch { watch, .. } = &request.start else {
+            return Ok(vec![FilterVersion { version: 1, place: start, filters: request.filters.encode() }]);
+        };
+        // A stream changes no more often than that, and begins with as many of an earlier one at most.
+        let limit = self.config.filter_changes_max + 1;
+        let mut versions = self.store.watch_versions(tenant, *watch, limit).await?;
+        let at_start = versions.iter().rposition(|version| version.place.after <= start.after).unwrap_or_default();
+        versions.drain(..at_start);
+        let first = versions.first_mut().ok_or(OpenError::WatchNotFound(*watch))?;
+        first.place = start;
+        Ok(versions)
+    }
+
     /// The place to start at, and the one to go on from where something is missing between them.
     async fn start_place(
         &self,
@@ -185,7 +237,9 @@ impl Shared {
         let found = match &request.start {
             Start::Now => Ok(place::end(head)),
             Start::Earliest => Ok(earliest),
-            Start::Cursor(text) => place::of_cursor(&self.sealer, tenant, head, text),
+            Start::Cursor(text) | Start::Watch { cursor: text, .. } => {
+                place::of_cursor(&self.sealer, tenant, head, text)
+            }
             Start::Time(time) => {
                 let found = self.store.place_at(tenant, *time, place::end(head)).await?;
                 // Retention drops whole days, so only a time before the first retained day can have lost events.

@@ -136,21 +136,26 @@ impl Ring {
     }
 }
 
-/// A ready-made message of plain events and the place after it.
+/// A ready-made message of what some filters select, and the place after it.
 #[derive(Debug, Clone)]
 pub struct Segment {
-    /// The place after its last event.
+    /// The place after the last event that was looked at.
     pub to: LogPlace,
-    /// The gRPC frame, cursor included.
-    pub frame: Bytes,
+    /// The gRPC frame, cursor included; none where nothing was selected.
+    pub frame: Option<Bytes>,
+    /// How many events were not selected.
+    pub skipped: u32,
     /// True where a bound ended it, so that it would not grow if it were made again.
     pub full: bool,
 }
 
-/// Messages that streams at the same place share, by the position they start after and the view.
+/// What a segment costs beside its bytes.
+const SEGMENT_OVERHEAD: usize = 128;
+
+/// Messages that streams at the same place share, by the position they start after, the view and the group of filters.
 #[derive(Debug)]
 pub struct Segments {
-    made: BTreeMap<(Position, bool), Segment>,
+    made: BTreeMap<(Position, bool, u32), Segment>,
     bytes: usize,
     bytes_max: usize,
 }
@@ -162,21 +167,27 @@ impl Segments {
     }
 
     /// The message after a position, if it holds all there is to send up to `end`, or all that a message may hold.
-    pub fn get(&self, after: Position, view: EventView, end: Position) -> Option<Segment> {
-        let segment = self.made.get(&(after, view == EventView::Metadata))?;
+    pub fn get(&self, after: Position, view: EventView, group: u32, end: Position) -> Option<Segment> {
+        let segment = self.made.get(&(after, view == EventView::Metadata, group))?;
         (segment.full || segment.to.after >= end).then(|| segment.clone())
     }
 
     /// Keeps a message, in place of the one for the same position, and drops those furthest back beyond the bound.
-    pub fn put(&mut self, after: Position, view: EventView, segment: Segment) {
-        self.bytes += segment.frame.len();
-        if let Some(former) = self.made.insert((after, view == EventView::Metadata), segment) {
-            self.bytes -= former.frame.len();
+    pub fn put(&mut self, after: Position, view: EventView, group: u32, segment: Segment) {
+        self.bytes += segment.bytes();
+        if let Some(former) = self.made.insert((after, view == EventView::Metadata, group), segment) {
+            self.bytes -= former.bytes();
         }
         while self.bytes > self.bytes_max {
             let Some((_, oldest)) = self.made.pop_first() else { break };
-            self.bytes -= oldest.frame.len();
+            self.bytes -= oldest.bytes();
         }
+    }
+}
+
+impl Segment {
+    fn bytes(&self) -> usize {
+        SEGMENT_OVERHEAD + self.frame.as_ref().map_or(0, Bytes::len)
     }
 }
 

@@ -1,14 +1,17 @@
-//! What the outside holds of a stream: its waker, and when its transport last took something.
+//! What the outside holds of a stream: its waker, when its transport last took something, and a change of filters that waits.
 //!
 //! A transport that is blocked does not ask its stream for anything, so a stream cannot notice by itself that it is stalled.
 
-use crate::domain::ids::WatchId;
+use super::filter_set::FilterChange;
+use crate::domain::ids::{ApiKeyId, TenantId, WatchId};
 use futures::task::AtomicWaker;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::Waker;
 use std::time::Duration;
 use tokio::time::Instant;
 
+const NO_PANIC: &str = "nothing panics while it holds the lock";
 /// Stands for "the transport is waiting for us".
 const WAITING: u64 = u64::MAX;
 
@@ -16,26 +19,72 @@ const WAITING: u64 = u64::MAX;
 #[derive(Debug)]
 pub(super) struct Slot {
     id: WatchId,
+    tenant: TenantId,
+    api_key: ApiKeyId,
     waker: AtomicWaker,
     born: Instant,
     /// Milliseconds after `born` at which the transport was last handed something that it has not asked beyond; or WAITING.
     handed_ms: AtomicU64,
     stalled: AtomicBool,
+    /// Counted among the open ones.
+    counted: AtomicBool,
+    /// Says whether a change waits, without the lock.
+    asked: AtomicBool,
+    change: Mutex<Option<Box<FilterChange>>>,
 }
 
 impl Slot {
-    pub(super) fn new(id: WatchId) -> Self {
+    pub(super) fn new(id: WatchId, tenant: TenantId, api_key: ApiKeyId) -> Self {
         Self {
             id,
+            tenant,
+            api_key,
             waker: AtomicWaker::new(),
             born: Instant::now(),
             handed_ms: AtomicU64::new(0),
             stalled: AtomicBool::new(false),
+            counted: AtomicBool::new(true),
+            asked: AtomicBool::new(false),
+            change: Mutex::new(None),
         }
     }
 
     pub(super) fn id(&self) -> WatchId {
         self.id
+    }
+
+    pub(super) fn tenant(&self) -> TenantId {
+        self.tenant
+    }
+
+    /// The credential that it counts for.
+    pub(super) fn api_key(&self) -> ApiKeyId {
+        self.api_key
+    }
+
+    /// True for the first call: who gets it gives the stream's place among the open ones back.
+    pub(super) fn uncount(&self) -> bool {
+        self.counted.swap(false, Ordering::AcqRel)
+    }
+
+    /// Leaves a change of filters for the stream, in place of one that still waits.
+    pub(super) fn offer(&self, change: FilterChange) {
+        *self.change.lock().expect(NO_PANIC) = Some(Box::new(change));
+        self.asked.store(true, Ordering::Release);
+        self.wake();
+    }
+
+    /// True where a change waits.
+    pub(super) fn is_asked(&self) -> bool {
+        self.asked.load(Ordering::Acquire)
+    }
+
+    /// Takes the change that waits.
+    pub(super) fn take_change(&self) -> Option<Box<FilterChange>> {
+        if !self.asked.swap(false, Ordering::AcqRel) {
+            return None;
+        }
+        self.change.lock().expect(NO_PANIC).take()
     }
 
     /// Wakes the stream if it waits.

@@ -9,16 +9,18 @@
 //! There is no buffer between the ring and the transport: a reader that is slow holds nothing but its place.
 
 use super::Shared;
-use super::codec::{self, Delivery};
-use super::filter::{Filters, Verdict};
-use super::ring::{Reading, RingEntry};
+use super::codec;
+use super::filter_set::{FilterChange, FilterSet};
+use super::ring::{Reading, RingEntry, Segment};
+use super::select::{Group, select};
 use super::slot::Slot;
 use super::tail::{Page, Tail};
+use super::terms::{Ending, OnExpired, Standing, Terms};
 use crate::clock;
 use crate::domain::access::Caller;
-use crate::domain::ids::Position;
+use crate::domain::ids::{Position, WatchId};
 use crate::proto::public::watch_response::Kind;
-use crate::proto::public::{EventView, WatchBookmark, WatchClosing, WatchCreated, WatchGap};
+use crate::proto::public::{EventView, WatchBookmark, WatchClosing, WatchCreated, WatchFilterChanged, WatchGap};
 use crate::store::StoreError;
 use crate::store::events::LogPlace;
 use crate::telemetry::measured;
@@ -32,90 +34,6 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::time::{Instant, Sleep};
-
-/// Events that one turn may look at without finding one to deliver, before others get theirs.
-const EVENTS_PER_TURN: usize = 256;
-
-/// What to do where retention has removed what comes next.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum OnExpired {
-    /// End with the earliest cursor.
-    Fail,
-    /// Say what is missing and go on.
-    FromEarliest,
-}
-
-/// Whether a credential still allows what it is used for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Standing {
-    /// It does.
-    Valid,
-    /// It was revoked, has expired or lost its role.
-    Revoked,
-    /// It could not be looked up just now.
-    Unknown,
-}
-
-/// Asks whether a caller's credential still holds.
-pub type CredentialCheck = dyn Fn(&Caller) -> BoxFuture<'static, Standing> + Send + Sync;
-
-/// Why the server ended a stream.
-#[derive(Debug, thiserror::Error)]
-pub enum Ending {
-    /// The server goes down.
-    #[error("the server is draining")]
-    Draining,
-    /// The stream is old enough.
-    #[error("the stream has reached its age")]
-    Age {
-        /// Where to go on.
-        resume_cursor: String,
-    },
-    /// The reader took nothing for too long.
-    #[error("the reader made no progress")]
-    SlowConsumer {
-        /// Where to go on.
-        resume_cursor: String,
-    },
-    /// The credential was revoked.
-    #[error("the credential no longer holds")]
-    CredentialInvalid,
-    /// Retention was faster, and the caller wants to be told by an error.
-    #[error("the events that come next are no longer retained")]
-    Expired {
-        /// The first usable cursor.
-        earliest_cursor: String,
-    },
-    /// The store cannot be read.
-    #[error("the log cannot be read")]
-    Store(#[source] StoreError),
-}
-
-impl Ending {
-    /// Its name among the error reasons.
-    pub fn reason(&self) -> &'static str {
-        match self {
-            Self::Draining => "SERVER_DRAINING",
-            Self::Age { .. } => "STREAM_AGE",
-            Self::SlowConsumer { .. } => "SLOW_CONSUMER",
-            Self::CredentialInvalid => "CREDENTIAL_INVALID",
-            Self::Expired { .. } => "CURSOR_EXPIRED",
-            Self::Store(_) => "STORE_UNAVAILABLE",
-        }
-    }
-}
-
-/// What makes one watch different from another.
-pub(super) struct Terms {
-    pub(super) caller: Caller,
-    pub(super) filters: Filters,
-    pub(super) view: EventView,
-    pub(super) on_expired: OnExpired,
-    pub(super) bookmark_interval: Duration,
-    pub(super) start: LogPlace,
-    /// Where to go on where the events after `start` are missing.
-    pub(super) gap: Option<LogPlace>,
-}
 
 enum Phase {
     Opening,
@@ -132,8 +50,12 @@ pub struct WatchStream {
     phase: Phase,
     at: LogPlace,
     gap: Option<LogPlace>,
-    filters: Filters,
-    is_plain: bool,
+    group: Arc<Group>,
+    filter_version: i64,
+    /// Changes at places further on, which an earlier watch saw there.
+    scheduled: VecDeque<(LogPlace, FilterChange)>,
+    /// A change that is being recorded for this place; nothing is sent meanwhile.
+    applying: Option<Box<Applying>>,
     view: EventView,
     on_expired: OnExpired,
     /// A page that is on its way from the store.
@@ -148,6 +70,14 @@ pub struct WatchStream {
     check_at: Instant,
     checking: Option<BoxFuture<'static, Standing>>,
     timer: Pin<Box<Sleep>>,
+}
+
+/// A change of filters on its way into effect.
+struct Applying {
+    version: i64,
+    set: FilterSet,
+    /// True where it is in effect from here on, false where it was withdrawn.
+    recording: BoxFuture<'static, bool>,
 }
 
 enum Turn {
@@ -169,8 +99,10 @@ impl WatchStream {
             phase: Phase::Opening,
             at: terms.start,
             gap: terms.gap,
-            is_plain: terms.filters.is_plain(),
-            filters: terms.filters,
+            group: tail.group(terms.filters),
+            filter_version: terms.filter_version,
+            scheduled: terms.scheduled,
+            applying: None,
             view: terms.view,
             on_expired: terms.on_expired,
             reading: None,
@@ -178,7 +110,7 @@ impl WatchStream {
             filtered_out: 0,
             bookmark_interval: terms.bookmark_interval,
             last_message: now,
-            ends_at: now + shared.config.stream_age(clock::jitter()),
+            ends_at: terms.ends_at,
             caller: terms.caller,
             // Streams that were opened together do not ask together.
             check_at: now + check_every.mul_f64(0.5 + clock::jitter() / 2.0),
@@ -190,6 +122,11 @@ impl WatchStream {
         }
     }
 
+    /// Its identifier.
+    pub fn id(&self) -> WatchId {
+        self.slot.id()
+    }
+
     /// The place up to which everything was sent or filtered out.
     pub fn position(&self) -> Position {
         self.at.after
@@ -199,7 +136,7 @@ impl WatchStream {
         match std::mem::replace(&mut self.phase, Phase::Open) {
             Phase::Opening => {
                 let watch_id = self.slot.id().to_string();
-                return self.message(Kind::Created(WatchCreated { watch_id }));
+                return self.message(Kind::Created(WatchCreated { watch_id, filter_version: self.filter_version }));
             }
             Phase::Open => {}
             Phase::Closing(ending) => {
@@ -220,7 +157,13 @@ impl WatchStream {
                 let gap = self.skip_to(earliest);
                 return self.message(gap);
             }
-            match self.produce(cx) {
+            let changed = self.change_filters(cx);
+            if let Poll::Ready(Some(changed)) = changed {
+                return self.message(changed);
+            }
+            // A change that is being recorded holds its place: nothing may be sent past it.
+            let is_held = changed.is_pending();
+            match if is_held { Turn::Nothing } else { self.produce(cx) } {
                 Turn::Message(frame) => {
                     self.note_message(now);
                     return Poll::Ready(Some(Ok(frame)));
@@ -240,8 +183,9 @@ impl WatchStream {
             }
             // First register, then look again: what changed in between is either seen here or wakes.
             self.slot.register(cx.waker());
-            let has_more = self.reading.is_none() && self.tail.end() > self.at.after;
-            if has_more || self.shared.is_draining() {
+            let has_more = self.reading.is_none() && self.tail.end() > self.at.after
+                || self.slot.is_asked() && self.scheduled.is_empty();
+            if has_more && !is_held || self.shared.is_draining() {
                 continue;
             }
             let deadline = (self.last_message + self.bookmark_interval).min(self.ends_at).min(self.next_check());
@@ -286,6 +230,34 @@ impl WatchStream {
         None
     }
 
+    /// Puts the next change of filters into effect at the present place, once it is recorded there. Pending while that takes.
+    fn change_filters(&mut self, cx: &mut Context<'_>) -> Poll<Option<Kind>> {
+        if !self.scheduled.is_empty() {
+            let due = self.scheduled.pop_front_if(|(place, _)| place.after <= self.at.after);
+            return Poll::Ready(due.map(|(_, change)| self.filters_changed(change.version, change.set)));
+        }
+        loop {
+            if let Some(applying) = &mut self.applying {
+                let Poll::Ready(in_effect) = applying.recording.as_mut().poll(cx) else { return Poll::Pending };
+                if let Some(applied) = self.applying.take().filter(|_| in_effect) {
+                    return Poll::Ready(Some(self.filters_changed(applied.version, applied.set)));
+                }
+            }
+            let Some(change) = self.slot.take_change() else { return Poll::Ready(None) };
+            // News comes more than once.
+            if change.version > self.filter_version {
+                let recording = (self.shared.record)(self.caller.tenant, self.slot.id(), change.version, self.at);
+                self.applying = Some(Box::new(Applying { version: change.version, set: change.set, recording }));
+            }
+        }
+    }
+
+    fn filters_changed(&mut self, version: i64, set: FilterSet) -> Kind {
+        self.group = self.tail.group(set);
+        self.filter_version = version;
+        Kind::FilterChanged(WatchFilterChanged { filter_version: version })
+    }
+
     /// Makes the next message, if there is anything to send.
     fn produce(&mut self, cx: &mut Context<'_>) -> Turn {
         loop {
@@ -306,11 +278,10 @@ impl WatchStream {
                     }
                 }
             }
-            if self.is_plain
-                && let Some(segment) = self.tail.segment(self.at.after, self.view)
+            if self.scheduled.is_empty()
+                && let Some(segment) = self.tail.segment(&self.group, self.at.after, self.view)
             {
-                self.at = segment.to;
-                return Turn::Message(segment.frame);
+                return self.take_segment(segment);
             }
             match self.tail.read(self.at.after) {
                 Reading::AtEnd => return Turn::Nothing,
@@ -318,10 +289,9 @@ impl WatchStream {
                     measured().watch.fallen_out.inc();
                     self.reading = Some(self.tail.read_page(self.at, up_to));
                 }
-                Reading::Entries(entries) if self.is_plain => {
-                    let Some(segment) = self.tail.make_segment(&entries, self.view) else { return Turn::Nothing };
-                    self.at = segment.to;
-                    return Turn::Message(segment.frame);
+                Reading::Entries(entries) if self.scheduled.is_empty() => {
+                    let made = self.tail.make_segment(&self.group, &entries, self.view);
+                    return made.map_or(Turn::Nothing, |segment| self.take_segment(segment));
                 }
                 Reading::Entries(entries) => return self.deliver(&entries, Leftover::InRing),
             }
@@ -344,40 +314,38 @@ impl WatchStream {
         None
     }
 
-    /// Looks at entries in order, up to the bounds of a message and of a turn.
+    /// Sends what all streams with these filters send from here.
+    fn take_segment(&mut self, segment: Segment) -> Turn {
+        self.at = segment.to;
+        self.filtered_out = self.filtered_out.saturating_add(segment.skipped);
+        segment.frame.map_or_else(|| self.found_nothing(), Turn::Message)
+    }
+
+    /// Looks at entries that no other stream shares, up to the next change of filters.
     fn deliver(&mut self, entries: &[Arc<RingEntry>], leftover: Leftover) -> Turn {
-        let mut wanted = Vec::new();
-        let mut bytes = 0;
-        let mut looked_at = 0;
-        for entry in entries {
-            let verdict = self.filters.verdict(&entry.entry().event);
-            if let Verdict::Deliver(matched) = verdict {
-                bytes += codec::entry_size(entry, self.view);
-                if !wanted.is_empty() && bytes > self.shared.config.message_bytes_max {
-                    break;
-                }
-                wanted.push(Delivery { entry, names: self.filters.names(matched).collect() });
-            } else {
-                self.filtered_out = self.filtered_out.saturating_add(1);
-            }
-            self.at = LogPlace { after: entry.position(), day: entry.entry().day() };
-            looked_at += 1;
-            if !self.is_plain && looked_at >= EVENTS_PER_TURN {
-                break;
-            }
+        let group = Arc::clone(&self.group);
+        let up_to = self.scheduled.front().map_or(Position::MAX, |(place, _)| place.after);
+        let found = select(&group.filters, entries, self.view, &self.shared.config, up_to);
+        self.filtered_out = self.filtered_out.saturating_add(found.skipped);
+        if let Some(to) = found.to {
+            self.at = to;
         }
-        let turn = if !wanted.is_empty() {
-            Turn::Message(codec::events_frame(&self.tail.cursor(self.at), &wanted, self.view))
-        } else if self.filtered_out >= self.shared.config.bookmark_events {
+        if leftover == Leftover::Keep {
+            self.held = entries[found.looked_at..].iter().cloned().collect();
+        }
+        if found.wanted.is_empty() {
+            self.found_nothing()
+        } else {
+            Turn::Message(codec::events_frame(&self.tail.cursor(self.at), &found.wanted, self.view))
+        }
+    }
+
+    fn found_nothing(&self) -> Turn {
+        if self.filtered_out >= self.shared.config.bookmark_events {
             Turn::Message(codec::frame(self.tail.cursor(self.at), self.bookmark()))
         } else {
             Turn::Yield
-        };
-        drop(wanted);
-        if leftover == Leftover::Keep {
-            self.held = entries[looked_at..].iter().cloned().collect();
         }
-        turn
     }
 
     /// Goes on at a place further ahead, and says so.
@@ -444,7 +412,7 @@ impl Stream for WatchStream {
 
 impl Drop for WatchStream {
     fn drop(&mut self) {
-        self.shared.release(self.caller.tenant, self.slot.id());
+        self.shared.release(&self.slot);
         self.tail.leave(self.slot.id());
     }
 }

@@ -4,10 +4,12 @@
 //! It goes by positions: news may come late, twice or out of order, and changes nothing but how soon an event is seen. It must
 //! never put an event into the ring that does not directly follow the last one.
 
-use super::codec::{self, Delivery};
+use super::codec;
 use super::config::Config;
+use super::filter_set::FilterSet;
 use super::place;
 use super::ring::{Reading, Ring, RingEntry, Segment, Segments};
+use super::select::{Group, select};
 use super::slot::Slot;
 use crate::domain::cursor::CursorSealer;
 use crate::domain::event::LogEntry;
@@ -18,7 +20,7 @@ use crate::store::events::LogPlace;
 use futures::future::BoxFuture;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -69,6 +71,16 @@ pub(super) struct Tail {
     inbox: Mutex<Vec<Batch>>,
     news: Notify,
     slots: Mutex<HashMap<WatchId, Arc<Slot>>>,
+    groups: Mutex<Groups>,
+}
+
+/// The filters in use, by their encoded form.
+#[derive(Default)]
+struct Groups {
+    known: HashMap<Vec<u8>, Weak<Group>>,
+    last_id: u32,
+    /// How many there were after those without a watch were last forgotten.
+    kept: usize,
 }
 
 impl Tail {
@@ -93,6 +105,7 @@ impl Tail {
             inbox: Mutex::default(),
             news: Notify::new(),
             slots: Mutex::default(),
+            groups: Mutex::default(),
             config,
         }
     }
@@ -132,29 +145,48 @@ impl Tail {
         self.ring.lock().expect(NO_PANIC).read(after, self.config.message_events_max)
     }
 
-    /// The message of every event after a position, shared by all streams that are there; none where it was not made yet.
-    pub(super) fn segment(&self, after: Position, view: EventView) -> Option<Segment> {
-        self.segments.lock().expect(NO_PANIC).get(after, view, self.end())
+    /// The group of all watches with these filters.
+    pub(super) fn group(&self, set: FilterSet) -> Arc<Group> {
+        let key = set.encode();
+        let filters = set.into_filters();
+        // Two ways to say "everything" are one group.
+        let key = if filters.is_plain() { Vec::new() } else { key };
+        let mut groups = self.groups.lock().expect(NO_PANIC);
+        if let Some(group) = groups.known.get(&key).and_then(Weak::upgrade) {
+            return group;
+        }
+        if groups.known.len() > 2 * groups.kept + 16 {
+            groups.known.retain(|_, group| group.strong_count() > 0);
+            groups.kept = groups.known.len();
+        }
+        groups.last_id = groups.last_id.wrapping_add(1);
+        let group = Arc::new(Group { id: groups.last_id, filters });
+        groups.known.insert(key, Arc::downgrade(&group));
+        group
     }
 
-    /// Makes that message from entries of the ring and keeps it for the streams that come after.
-    pub(super) fn make_segment(&self, entries: &[Arc<RingEntry>], view: EventView) -> Option<Segment> {
+    /// The message of what a group wants after a position, shared by all its streams that are there; none where it was not made
+    /// yet.
+    pub(super) fn segment(&self, group: &Group, after: Position, view: EventView) -> Option<Segment> {
+        self.segments.lock().expect(NO_PANIC).get(after, view, group.id, self.end())
+    }
+
+    /// Makes that message from entries of the ring and keeps it for the streams that come after; none without entries.
+    pub(super) fn make_segment(
+        &self,
+        group: &Arc<Group>,
+        entries: &[Arc<RingEntry>],
+        view: EventView,
+    ) -> Option<Segment> {
         let after = entries.first()?.position() - 1;
-        let mut bytes = 0;
-        let mut taken = Vec::with_capacity(entries.len());
-        for entry in entries {
-            bytes += codec::entry_size(entry, view);
-            if !taken.is_empty() && bytes > self.config.message_bytes_max {
-                break;
-            }
-            taken.push(Delivery { entry, names: Vec::new() });
+        let found = select(&group.filters, entries, view, &self.config, Position::MAX);
+        let to = found.to?;
+        let full = found.looked_at < entries.len() || entries.len() >= self.config.message_events_max;
+        let frame = (!found.wanted.is_empty()).then(|| codec::events_frame(&self.cursor(to), &found.wanted, view));
+        let segment = Segment { to, frame, skipped: found.skipped, full };
+        if Arc::strong_count(group) > 1 {
+            self.segments.lock().expect(NO_PANIC).put(after, view, group.id, segment.clone());
         }
-        let last = taken.last()?.entry.entry();
-        let to = LogPlace { after: last.position, day: last.day() };
-        let full = taken.len() < entries.len() || taken.len() >= self.config.message_events_max;
-        let frame = codec::events_frame(&self.cursor(to), &taken, view);
-        let segment = Segment { to, frame, full };
-        self.segments.lock().expect(NO_PANIC).put(after, view, segment.clone());
         Some(segment)
     }
 
@@ -180,6 +212,11 @@ impl Tail {
     /// Adds a stream.
     pub(super) fn join(&self, slot: Arc<Slot>) {
         self.slots.lock().expect(NO_PANIC).insert(slot.id(), slot);
+    }
+
+    /// A stream that is open.
+    pub(super) fn slot(&self, id: WatchId) -> Option<Arc<Slot>> {
+        self.slots.lock().expect(NO_PANIC).get(&id).cloned()
     }
 
     /// Removes a stream.

@@ -1,15 +1,15 @@
 //! A log in memory with a tail over it, for the tests of this module, and the bounds of opening.
 
-use super::filter::Filters;
+use super::filter_set::{FilterChange, FilterSet};
 use super::slot::Slot;
-use super::stream::Terms;
 use super::tail::{Page, Reads, Tail};
+use super::terms::Terms;
 use super::*;
 use crate::domain::access::{Caller, Role};
 use crate::domain::event::{Data, Event, Lineage, LogEntry};
 use crate::domain::event_type::EventTypeName;
 use crate::domain::ids::{ApiKeyId, EventId};
-use crate::proto::public::EventView;
+use crate::proto::public::{EventView, WatchFilter};
 use chrono::{DateTime, Utc};
 use sqlx::postgres::PgPoolOptions;
 use std::sync::atomic::AtomicUsize;
@@ -46,6 +46,16 @@ pub(super) fn entry(position: Position, event_type: &str) -> Arc<LogEntry> {
     })
 }
 
+/// Filters by event type, each with its name.
+pub(super) fn filters(named: &[(&str, &str)]) -> FilterSet {
+    let filter = |(name, pattern): &(&str, &str)| WatchFilter {
+        name: (*name).to_owned(),
+        event_types: vec![(*pattern).to_owned()],
+        filter: String::new(),
+    };
+    FilterSet::parse("filters", named.iter().map(filter).collect()).expect("good filters")
+}
+
 pub(super) fn caller() -> Caller {
     Caller { api_key: ApiKeyId(Uuid::from_u128(1)), tenant: TENANT, app: None, role: Role::Viewer }
 }
@@ -57,11 +67,20 @@ struct Log {
     retained_from: Position,
 }
 
+/// What streams have recorded of changes of filters.
+#[derive(Default)]
+struct Recorded {
+    changes: Vec<(i64, Position)>,
+    /// Answers that whoever asked has taken the change back.
+    withdrawn: bool,
+}
+
 /// A log in memory, its tail at work, and streams over both.
 pub(super) struct Bench {
     log: Arc<Mutex<Log>>,
     reads: Arc<AtomicUsize>,
     revoked: Arc<AtomicBool>,
+    recorded: Arc<Mutex<Recorded>>,
     sealer: CursorSealer,
     shared: Arc<Shared>,
     pub(super) tail: Arc<Tail>,
@@ -94,11 +113,28 @@ impl Bench {
             }
             .boxed()
         });
+        let recorded = Arc::<Mutex<Recorded>>::default();
+        let record: Arc<RecordChange> = {
+            let recorded = Arc::clone(&recorded);
+            Arc::new(move |_, _, version, place| {
+                let recorded = Arc::clone(&recorded);
+                async move {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                    let mut recorded = recorded.lock().expect("no panic");
+                    recorded.changes.push((version, place.after));
+                    !recorded.withdrawn
+                }
+                .boxed()
+            })
+        };
         let answer = Arc::clone(&revoked);
         let pool =
             PgPoolOptions::new().connect_lazy("postgres://nobody@localhost/none").expect("a well-formed address");
         let shared = Arc::new(Shared {
             config: Arc::new(config),
+            replica: ReplicaId(Uuid::from_u128(1)),
+            feed: Feed::default(),
+            record,
             store: Store::new(pool),
             sealer: sealer.clone(),
             credential_check: Arc::new(move |_: &Caller| {
@@ -117,7 +153,7 @@ impl Bench {
         let tail = Arc::new(Tail::new(TENANT, 1, end, sealer.clone(), Arc::clone(&shared.config), reads_of));
         let (running, stop) = (Arc::clone(&tail), shared.stop.clone());
         tokio::spawn(async move { running.run(stop).await });
-        Self { log, reads, revoked, sealer, shared, tail }
+        Self { log, reads, revoked, recorded, sealer, shared, tail }
     }
 
     /// Commits an event; nobody is told.
@@ -178,21 +214,61 @@ impl Bench {
         self.sealer.open(cursor, TENANT, 1).expect("a cursor of this log").position
     }
 
-    pub(super) fn watch_from(&self, after: Position) -> WatchStream {
-        self.watch(after, Filters::default(), OnExpired::Fail)
+    /// Leaves a change of filters for a stream, as the holder of the stream does.
+    pub(super) fn change(&self, stream: &WatchStream, version: i64, set: FilterSet) {
+        self.tail.slot(stream.id()).expect("it is open").offer(FilterChange { version, set });
     }
 
-    pub(super) fn watch(&self, after: Position, filters: Filters, on_expired: OnExpired) -> WatchStream {
-        let slot = Arc::new(Slot::new(WatchId(crate::clock::new_uuid())));
+    /// From now on changes turn out to be withdrawn.
+    pub(super) fn withdraw_changes(&self) {
+        self.recorded.lock().expect("no panic").withdrawn = true;
+    }
+
+    /// The changes that were recorded: version and position.
+    pub(super) fn recorded(&self) -> Vec<(i64, Position)> {
+        self.recorded.lock().expect("no panic").changes.clone()
+    }
+
+    pub(super) fn watch_from(&self, after: Position) -> WatchStream {
+        self.watch(after, FilterSet::default(), OnExpired::Fail)
+    }
+
+    pub(super) fn watch(&self, after: Position, filters: FilterSet, on_expired: OnExpired) -> WatchStream {
+        self.watch_with(after, filters, on_expired, Vec::new())
+    }
+
+    /// A stream that takes up earlier changes after their positions.
+    pub(super) fn watch_with(
+        &self,
+        after: Position,
+        filters: FilterSet,
+        on_expired: OnExpired,
+        changes: Vec<(Position, FilterSet)>,
+    ) -> WatchStream {
+        let who = caller();
+        let slot = Arc::new(Slot::new(WatchId(crate::clock::new_uuid()), who.tenant, who.api_key));
+        let mut state = self.shared.state.lock().expect("no panic");
+        state.streams += 1;
+        *state.open.entry(who.tenant).or_default() += 1;
+        *state.open_by_key.entry(who.api_key).or_default() += 1;
+        drop(state);
         self.tail.join(Arc::clone(&slot));
+        let day = |position: Position| time(position.max(1)).date_naive();
+        let scheduled = changes.into_iter().zip(2..);
+        let scheduled = scheduled
+            .map(|((after, set), version)| (LogPlace { after, day: day(after) }, FilterChange { version, set }))
+            .collect();
         let terms = Terms {
-            caller: caller(),
+            caller: who,
             filters,
+            filter_version: 1,
+            scheduled,
             view: EventView::Full,
             on_expired,
             bookmark_interval: self.shared.config.bookmark_interval(),
-            start: LogPlace { after, day: time(after.max(1)).date_naive() },
+            start: LogPlace { after, day: day(after) },
             gap: None,
+            ends_at: Instant::now() + self.shared.config.stream_age(crate::clock::jitter()),
         };
         WatchStream::new(Arc::clone(&self.shared), Arc::clone(&self.tail), slot, terms)
     }

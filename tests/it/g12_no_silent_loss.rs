@@ -1,14 +1,16 @@
-//! G12: what retention has taken is an error with the way on, or a gap that is told, on every way to read.
+//! G12: nothing is lost in silence. What retention has taken is an error with the way on, or a gap that is told, on every way to read;
+//! a place that cannot be used is a typed error wherever it is given; a reader that falls out of memory reads on from the log.
 
 use carillon::proto::public::watch_request::Start;
 use carillon::proto::public::watch_response::Kind;
 use carillon::proto::public::{GetEventRequest, InvocationState, ListEventsRequest, OnExpired, WatchRequest};
 use serde_json::json;
-use tonic::Code;
+use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
-use crate::harness::tenant::assert_refused;
-use crate::harness::{Receiver, World, eventually, within};
+use crate::harness::tenant::{assert_refused, reason};
+use crate::harness::{Receiver, Tenant, World, eventually, within};
+use crate::watch::{positions, watch};
 
 #[tokio::test]
 async fn what_retention_took_is_told_to_whoever_reads_on() {
@@ -69,4 +71,66 @@ async fn what_retention_took_is_told_to_whoever_reads_on() {
         }
     };
     assert_eq!((told, seen), (Some((2, 5)), 5), "the gap is told before what comes after it");
+}
+
+/// What each way to give a cursor answers: ListEvents, Watch by cursor, Watch by watch.
+async fn answers(tenant: &Tenant, replica: usize, cursor: &str, watch_id: &str) -> Vec<Result<(), Status>> {
+    let mut client = tenant.at[replica].events.clone();
+    let list = ListEventsRequest { cursor: cursor.to_owned(), ..Default::default() };
+    let start = WatchRequest { start: Some(Start::Cursor(cursor.to_owned())), ..Default::default() };
+    let resume = WatchRequest {
+        start: Some(Start::Watch(watch_id.to_owned())),
+        resume_cursor: cursor.to_owned(),
+        ..Default::default()
+    };
+    vec![
+        client.list_events(list).await.map(|_| ()),
+        client.watch(start).await.map(|_| ()),
+        client.watch(resume).await.map(|_| ()),
+    ]
+}
+
+#[tokio::test]
+async fn a_cursor_that_cannot_be_used_is_a_typed_error_at_every_door() {
+    let world = World::shared().await;
+    let (tenant, other) = (world.tenant().await, world.tenant().await);
+    other.declare("CUSTOM_LOST").await;
+    other.publish("CUSTOM_LOST", &json!({})).await;
+    let page = other.events().list_events(ListEventsRequest::default()).await.expect("a page").into_inner();
+    let mut stream = tenant.events().watch(WatchRequest::default()).await.expect("a watch").into_inner();
+    let first = stream.message().await.expect("it lives").expect("it goes on");
+    let Some(Kind::Created(created)) = first.kind else { panic!("unexpected {first:?}") };
+    let mut flipped = first.cursor.clone().into_bytes();
+    flipped[20] = if flipped[20] == b'A' { b'B' } else { b'A' };
+    let flipped = String::from_utf8(flipped).expect("ASCII");
+    let cases = [
+        (flipped.as_str(), Code::InvalidArgument, "CURSOR_MALFORMED"),
+        (&first.cursor[1..], Code::InvalidArgument, "CURSOR_MALFORMED"),
+        (page.next_cursor.as_str(), Code::FailedPrecondition, "CURSOR_FOREIGN"),
+    ];
+    for (cursor, code, expected) in cases {
+        for replica in [0, 1] {
+            for answer in answers(&tenant, replica, cursor, &created.watch_id).await {
+                let status = assert_refused(answer, code, expected);
+                assert_eq!(reason(&status), expected);
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_reader_that_falls_out_of_memory_loses_nothing() {
+    let settings = "[watch]\nring_entries_max = 16\nmessage_events_max = 8\nmessage_bytes_max = 65536\n";
+    let world = World::start_with(2, settings).await;
+    let tenant = world.tenant().await;
+    tenant.declare("CUSTOM_LOST").await;
+    let request = WatchRequest { start: Some(Start::Earliest(true)), ..Default::default() };
+    let mut idle = [watch(&tenant, 0, request.clone()).await, watch(&tenant, 1, request).await];
+    let text = "x".repeat(20_000);
+    for n in 0..150 {
+        tenant.publish("CUSTOM_LOST", &json!({"n": n, "text": text})).await;
+    }
+    for stream in &mut idle {
+        assert_eq!(positions(stream, 150).await.0, (1..=150).collect::<Vec<i64>>());
+    }
 }

@@ -1,9 +1,7 @@
 //! What is defined and not built yet says so, with a reason and the feature's name.
 
 use carillon::proto::internal::CancelEventRequest;
-use carillon::proto::public::{
-    CheckCompatibilityRequest, ExplainMatchRequest, TestSubscriptionRequest, UpdateWatchRequest,
-};
+use carillon::proto::public::{CheckCompatibilityRequest, ExplainMatchRequest, TestSubscriptionRequest};
 use tonic::Code;
 use tonic_types::StatusExt as _;
 
@@ -17,7 +15,6 @@ async fn every_call_that_is_not_built_yet_answers_unimplemented() {
     let statuses = [
         events.test_subscription(TestSubscriptionRequest::default()).await.err(),
         events.explain_match(ExplainMatchRequest::default()).await.err(),
-        events.update_watch(UpdateWatchRequest::default()).await.err(),
         types.check_compatibility(CheckCompatibilityRequest::default()).await.err(),
         publisher.cancel_event(CancelEventRequest::default()).await.err(),
     ];

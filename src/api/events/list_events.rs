@@ -13,6 +13,7 @@ use crate::store::StoreError;
 use crate::store::event_pages::PageBound;
 use crate::store::events::LogPlace;
 use crate::store::heads::HeadRow;
+use crate::watch::filter_set::selection;
 use crate::watch::place;
 use crate::wire::event::entry_to_proto;
 use crate::wire::time::parse_timestamp;
@@ -33,7 +34,7 @@ pub async fn handle(deps: &EventsDeps, request: Request<ListEventsRequest>) -> R
         Ok(size) => size.min(PAGE_SIZE_MAX),
     };
     let view = parse::view(request.view)?;
-    let selection = parse::selection(&request.event_types, &request.filter, "")?;
+    let selection = selection(&request.event_types, &request.filter, "").map_err(parse::filter_error)?;
     let start_time = time("start_time", request.start_time.as_ref())?;
     let end_time = time("end_time", request.end_time.as_ref())?;
 

@@ -1,4 +1,4 @@
-//! Reading the log: GetEvent, ListEvents, Watch. One RPC per file; EventService forwards here.
+//! Reading the log: GetEvent, ListEvents, Watch, UpdateWatch. One RPC per file; EventService forwards here.
 //!
 //! Watch has a route of its own in front of the generated server, because its messages are ready-made bytes.
 
@@ -6,6 +6,7 @@ pub mod get_event;
 pub mod list_events;
 mod parse;
 mod route;
+pub mod update_watch;
 pub mod watch;
 
 pub use route::WatchRoute;

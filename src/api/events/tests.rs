@@ -7,7 +7,7 @@ use crate::dev::{PrivatePostgres, Search};
 use crate::domain::access::{Caller, Role};
 use crate::domain::event::{Data, Event, Lineage, LogEntry};
 use crate::domain::event_type::EventTypeName;
-use crate::domain::ids::{ApiKeyId, EventId, Position, TenantId};
+use crate::domain::ids::{ApiKeyId, EventId, Position, ReplicaId, TenantId};
 use crate::feed::{Feed, Head, News};
 use crate::proto::public::event_service_client::EventServiceClient;
 use crate::proto::public::watch_request::Start;
@@ -57,7 +57,8 @@ impl World {
         let sealer = CursorSealer::new(&[5; 32]);
         let feed = Feed::default();
         let valid = Arc::new(|_: &Caller| async { Standing::Valid }.boxed());
-        let watches = Watches::start(store.clone(), sealer.clone(), &feed, config, valid);
+        let replica = ReplicaId(clock::new_uuid());
+        let watches = Watches::start(replica, store.clone(), sealer.clone(), &feed, config, valid);
         let deps = EventsDeps::new(store.clone(), sealer.clone(), watches);
         let tenant = TenantId(clock::new_uuid());
         let caller = Caller { api_key: ApiKeyId(clock::new_uuid()), tenant, app: None, role: Role::Viewer };

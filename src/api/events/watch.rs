@@ -4,9 +4,10 @@ use super::{EventsDeps, parse};
 use crate::api::auth::caller;
 use crate::api::status::ApiError;
 use crate::domain::access::Role;
+use crate::domain::ids::WatchId;
 use crate::proto::public as proto;
 use crate::proto::public::watch_request::Start as ProtoStart;
-use crate::watch::filter::{Filters, NamedSelection};
+use crate::watch::filter_set::FilterSet;
 use crate::watch::{Ending, OnExpired, OpenError, Start, WatchRequest, WatchStream, codec};
 use crate::wire::time::{parse_duration, parse_timestamp};
 use bytes::Bytes;
@@ -14,7 +15,6 @@ use futures::stream::BoxStream;
 use futures::{Stream as _, StreamExt as _};
 use http::HeaderMap;
 use http_body::Frame;
-use std::collections::HashSet;
 use std::ops::RangeInclusive;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -22,7 +22,6 @@ use std::time::Duration;
 use tonic::{Request, Status};
 
 const BOOKMARK_INTERVAL: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_mins(1);
-const NAME_BYTES_MAX: usize = 64;
 /// When it makes sense to try again where too many watches are open.
 const QUOTA_RETRY: Duration = Duration::from_secs(5);
 
@@ -50,6 +49,13 @@ pub(super) async fn open(deps: &EventsDeps, request: Request<proto::WatchRequest
         Some(ProtoStart::Now(false)) => return Err(ApiError::field("now", "must be true")),
         Some(ProtoStart::Earliest(false)) => return Err(ApiError::field("earliest", "must be true")),
         Some(ProtoStart::Cursor(text)) => Start::Cursor(text),
+        Some(ProtoStart::Watch(_)) if request.resume_cursor.is_empty() => {
+            return Err(ApiError::field("resume_cursor", "is required with watch"));
+        }
+        Some(ProtoStart::Watch(watch)) => Start::Watch {
+            watch: WatchId::parse(&watch).map_err(|error| ApiError::field("watch", error.to_string()))?,
+            cursor: request.resume_cursor.clone(),
+        },
         Some(ProtoStart::StartTime(time)) => Start::Time(parse_timestamp("start_time", &time).map_err(field)?),
     };
     let on_expired = match proto::OnExpired::try_from(request.on_expired) {
@@ -68,34 +74,15 @@ pub(super) async fn open(deps: &EventsDeps, request: Request<proto::WatchRequest
         }
     };
     let view = parse::view(request.view)?;
-    let filters = filters(request.filters)?;
+    if !matches!(start, Start::Watch { .. }) && !request.resume_cursor.is_empty() {
+        return Err(ApiError::field("resume_cursor", "goes with watch only; a cursor alone is start.cursor"));
+    }
+    if matches!(start, Start::Watch { .. }) && !request.filters.is_empty() {
+        return Err(ApiError::field("filters", "must be empty with watch: those of the earlier watch apply"));
+    }
+    let filters = FilterSet::parse("filters", request.filters).map_err(parse::filter_error)?;
     let request = WatchRequest { caller, filters, start, on_expired, bookmark_interval, view };
     deps.watches.open(request).await.map_err(open_error)
-}
-
-fn filters(filters: Vec<proto::WatchFilter>) -> Result<Filters, ApiError> {
-    if filters.len() > Filters::MAX {
-        return Err(ApiError::field("filters", format!("has more than {} entries", Filters::MAX)));
-    }
-    let single = filters.len() == 1;
-    let mut names = HashSet::new();
-    let mut named = Vec::with_capacity(filters.len());
-    for (index, filter) in filters.into_iter().enumerate() {
-        let shaped = filter.name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-'));
-        let wrong = |what: &str| Err(ApiError::field(format!("filters[{index}].name"), what));
-        if filter.name.is_empty() && !single {
-            return wrong("is required where there is more than one filter");
-        }
-        if !shaped || filter.name.len() > NAME_BYTES_MAX {
-            return wrong("must match [A-Za-z0-9_.-]{1,64}");
-        }
-        if !names.insert(filter.name.clone()) {
-            return wrong("is used twice");
-        }
-        let selection = parse::selection(&filter.event_types, &filter.filter, &format!("filters[{index}]."))?;
-        named.push(NamedSelection { name: filter.name, selection });
-    }
-    Ok(Filters::new(named))
 }
 
 fn open_error(error: OpenError) -> ApiError {
@@ -104,6 +91,7 @@ fn open_error(error: OpenError) -> ApiError {
         OpenError::TooMany { setting, limit } => {
             ApiError::QuotaExceeded { quota: setting.to_owned(), limit: limit as u64, retry_delay: Some(QUOTA_RETRY) }
         }
+        OpenError::WatchNotFound(watch) => ApiError::WatchNotFound { watch: watch.to_string() },
         OpenError::Place(error) => parse::place_error(error, String::new),
         OpenError::Expired { earliest_cursor } => ApiError::CursorExpired { earliest: earliest_cursor },
         OpenError::Store(error) => error.into(),

@@ -145,7 +145,7 @@ mod tests {
         let kind = Kind::Events(WatchEvents { events: vec![event(7), event(300)] });
         let message = WatchResponse { cursor: "c".to_owned(), kind: Some(kind) }.encode_to_vec();
         assert_eq!(look(&message), Seen { created: false, events: 2, last_position: 300 });
-        let kind = Kind::Created(WatchCreated { watch_id: "wat_1".to_owned() });
+        let kind = Kind::Created(WatchCreated { watch_id: "wat_1".to_owned(), filter_version: 1 });
         let message = WatchResponse { cursor: String::new(), kind: Some(kind) }.encode_to_vec();
         assert!(look(&message).created);
         assert_eq!(look(b"\xff\xff"), Seen::default());

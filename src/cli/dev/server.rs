@@ -174,7 +174,8 @@ impl DevServer {
         let config = Config::load(&Sources::of_process(Some(config_file), flags))?;
         telemetry::start(&config.log)?;
         connect::migrate(&config.database).await.map_err(crate::app::AppError::from)?;
-        let app = App::start(config).await?;
+        // On the heap: with everything that a server is built from it is a large future.
+        let app = Box::pin(App::start(config)).await?;
         match set_up(dir, app.addresses(), &certificates).await {
             Ok(client_file) => Ok((app, client_file)),
             Err(error) => {

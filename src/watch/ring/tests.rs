@@ -62,16 +62,17 @@ fn a_skip_leaves_readers_behind() {
 #[test]
 fn a_ready_made_message_is_used_while_it_says_all_there_is() {
     let frame = Bytes::from_static(&[0; 10]);
-    let mut segments = Segments::new(25);
-    let segment = |to, full| Segment { to: place(to), frame: frame.clone(), full };
-    segments.put(0, EventView::Full, segment(5, false));
-    assert!(segments.get(0, EventView::Full, 5).is_some());
-    assert!(segments.get(0, EventView::Full, 6).is_none(), "more has come since");
-    assert!(segments.get(0, EventView::Metadata, 5).is_none());
-    segments.put(0, EventView::Full, segment(6, true));
-    assert!(segments.get(0, EventView::Full, 9).is_some(), "it is as large as a message may be");
-    segments.put(6, EventView::Full, segment(7, true));
-    segments.put(7, EventView::Full, segment(8, true));
-    assert!(segments.get(0, EventView::Full, 9).is_none(), "the oldest has made room");
-    assert!(segments.get(7, EventView::Full, 9).is_some());
+    let mut segments = Segments::new(2 * (SEGMENT_OVERHEAD + 10) + 5);
+    let segment = |to, full| Segment { to: place(to), frame: Some(frame.clone()), skipped: 0, full };
+    segments.put(0, EventView::Full, 1, segment(5, false));
+    assert!(segments.get(0, EventView::Full, 1, 5).is_some());
+    assert!(segments.get(0, EventView::Full, 1, 6).is_none(), "more has come since");
+    assert!(segments.get(0, EventView::Metadata, 1, 5).is_none());
+    assert!(segments.get(0, EventView::Full, 2, 5).is_none(), "others have other filters");
+    segments.put(0, EventView::Full, 1, segment(6, true));
+    assert!(segments.get(0, EventView::Full, 1, 9).is_some(), "it is as large as a message may be");
+    segments.put(6, EventView::Full, 1, segment(7, true));
+    segments.put(7, EventView::Full, 1, segment(8, true));
+    assert!(segments.get(0, EventView::Full, 1, 9).is_none(), "the oldest has made room");
+    assert!(segments.get(7, EventView::Full, 1, 9).is_some());
 }

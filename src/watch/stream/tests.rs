@@ -2,11 +2,10 @@
 
 use super::*;
 use crate::domain::event::LogEntry;
-use crate::domain::event_type::EventTypePattern;
 use crate::proto::public::WatchResponse;
 use crate::watch::Config;
-use crate::watch::filter::{NamedSelection, Selection};
-use crate::watch::tests::{Bench, entry};
+use crate::watch::codec::Delivery;
+use crate::watch::tests::{Bench, entry, filters};
 use futures::StreamExt as _;
 use proptest::prelude::*;
 use std::collections::BTreeSet;
@@ -47,11 +46,6 @@ async fn events(bench: &Bench, stream: &mut WatchStream, count: usize) -> Vec<(P
 
 fn positions(seen: &[(Position, Vec<String>)]) -> Vec<Position> {
     seen.iter().map(|(position, _)| *position).collect()
-}
-
-fn named(name: &str, pattern: &str) -> NamedSelection {
-    let event_types = vec![EventTypePattern::parse(pattern).expect("a pattern")];
-    NamedSelection { name: name.to_owned(), selection: Selection { event_types, filter: None } }
 }
 
 #[tokio::test(start_paused = true)]
@@ -113,8 +107,8 @@ async fn streams_at_the_same_place_share_their_bytes() {
 #[tokio::test(start_paused = true)]
 async fn filters_deliver_each_event_once_with_the_names_that_matched() {
     let bench = Bench::start(small(), 0);
-    let filters = Filters::new(vec![named("users", "USER_*"), named("created", "USER_CREATE"), named("rows", "ROW_*")]);
-    let mut stream = bench.watch(0, filters, OnExpired::Fail);
+    let named = filters(&[("users", "USER_*"), ("created", "USER_CREATE"), ("rows", "ROW_*")]);
+    let mut stream = bench.watch(0, named, OnExpired::Fail);
     for event_type in ["USER_CREATE", "FILE_FINALIZED", "ROW_READ", "USER_UPDATE"] {
         bench.append(event_type);
     }
@@ -132,7 +126,7 @@ async fn filters_deliver_each_event_once_with_the_names_that_matched() {
 #[tokio::test(start_paused = true)]
 async fn what_is_filtered_out_moves_the_cursor_by_bookmarks() {
     let bench = Bench::start(small(), 0);
-    let mut stream = bench.watch(0, Filters::new(vec![named("", "USER_*")]), OnExpired::Fail);
+    let mut stream = bench.watch(0, filters(&[("", "USER_*")]), OnExpired::Fail);
     next(&mut stream).await;
     for _ in 0..45 {
         bench.append("FILE_FINALIZED");
@@ -177,7 +171,7 @@ async fn g12_what_retention_removed_is_an_error_or_a_gap_as_asked() {
         bench.announce();
         bench.settle().await;
         bench.retain_from(31);
-        let mut stream = bench.watch(10, Filters::default(), on_expired);
+        let mut stream = bench.watch(10, FilterSet::default(), on_expired);
         assert!(matches!(next(&mut stream).await.kind, Some(Kind::Created(_))));
         if is_told {
             let message = next(&mut stream).await;
@@ -321,10 +315,10 @@ proptest! {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().expect("a runtime");
         runtime.block_on(async {
             let bench = Bench::start(small(), 0);
-            let user = || Filters::new(vec![named("u", "USER_*")]);
+            let user = || filters(&[("u", "USER_*")]);
             let mut streams = [
-                bench.watch(0, Filters::default(), OnExpired::Fail),
-                bench.watch(0, Filters::default(), OnExpired::Fail),
+                bench.watch(0, FilterSet::default(), OnExpired::Fail),
+                bench.watch(0, FilterSet::default(), OnExpired::Fail),
                 bench.watch(0, user(), OnExpired::Fail),
             ];
             let mut seen = [Vec::new(), Vec::new(), Vec::new()];
@@ -393,4 +387,99 @@ fn a_frame_is_what_prost_would_write() {
             assert_eq!(watched.filters, delivery.names);
         }
     }
+}
+
+/// Reads to the change of filters; the positions before it, and the version and position it says.
+async fn until_changed(bench: &Bench, stream: &mut WatchStream) -> (Vec<Position>, i64, Position) {
+    let mut seen = Vec::new();
+    loop {
+        let message = next(stream).await;
+        match message.kind.expect("set") {
+            Kind::Events(events) => {
+                seen.extend(events.events.into_iter().map(|watched| watched.event.expect("set").position));
+            }
+            Kind::FilterChanged(changed) => return (seen, changed.filter_version, bench.open(&message.cursor)),
+            Kind::Created(_) | Kind::Bookmark(_) => {}
+            other => panic!("unexpected {other:?}"),
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn g8_a_change_of_filters_splits_the_stream_at_one_position() {
+    let bench = Bench::start(small(), 0);
+    let mut stream = bench.watch(0, filters(&[("users", "USER_*")]), OnExpired::Fail);
+    for n in 0..200 {
+        bench.append(if n % 2 == 0 { "USER_CREATE" } else { "ROW_READ" });
+    }
+    bench.announce();
+    let before = positions(&events(&bench, &mut stream, 20).await);
+    bench.change(&stream, 2, filters(&[("rows", "ROW_*")]));
+    let (more, version, at) = until_changed(&bench, &mut stream).await;
+    assert_eq!((version, bench.recorded()), (2, vec![(2, at)]), "recorded before it is said");
+    let old: Vec<_> = before.into_iter().chain(more).collect();
+    assert_eq!(old, (1..=at).step_by(2).collect::<Vec<_>>());
+    // The same news again changes nothing.
+    bench.change(&stream, 2, filters(&[("other", "OTHER")]));
+    let new = events(&bench, &mut stream, usize::try_from((200 - at) / 2).expect("small")).await;
+    assert!(new.iter().all(|(_, names)| *names == ["rows"]));
+    assert_eq!(positions(&new), (at + 1..=200).filter(|position| position % 2 == 0).collect::<Vec<_>>());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_change_that_was_taken_back_changes_nothing() {
+    let bench = Bench::start(small(), 0);
+    let mut stream = bench.watch_from(0);
+    next(&mut stream).await;
+    bench.withdraw_changes();
+    bench.change(&stream, 2, filters(&[("rows", "ROW_*")]));
+    bench.append("USER_CREATE");
+    bench.announce();
+    assert_eq!(positions(&events(&bench, &mut stream, 1).await), [1]);
+    assert_eq!(bench.recorded().len(), 1, "it was tried");
+}
+
+#[tokio::test(start_paused = true)]
+async fn g8_a_resumed_watch_changes_its_filters_where_the_earlier_one_did() {
+    // From behind the ring, at its edge, and within it; the filters deliver everything before the change.
+    for (start, change) in [(0, 30), (55, 58), (60, 60), (0, 0)] {
+        let bench = Bench::start(small(), 0);
+        for _ in 0..60 {
+            bench.append("USER_CREATE");
+            bench.append("ROW_READ");
+        }
+        bench.announce();
+        bench.settle().await;
+        let changes = vec![(change, filters(&[("rows", "ROW_*")])), (100, filters(&[("users", "USER_*")]))];
+        let mut stream = bench.watch_with(start, FilterSet::default(), OnExpired::Fail, changes);
+        let (first, version, at) = until_changed(&bench, &mut stream).await;
+        assert_eq!((version, at), (2, change));
+        assert_eq!(first, (start + 1..=change).collect::<Vec<_>>());
+        let (second, version, at) = until_changed(&bench, &mut stream).await;
+        assert_eq!((version, at), (3, 100));
+        assert_eq!(second, (change + 1..=100).filter(|position| position % 2 == 0).collect::<Vec<_>>());
+        assert_eq!(positions(&events(&bench, &mut stream, 10).await), (101..=120).step_by(2).collect::<Vec<_>>());
+        assert!(bench.recorded().is_empty(), "what was recorded once is not recorded again");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn streams_with_the_same_filters_evaluate_and_encode_once() {
+    let bench = Bench::start(small(), 0);
+    let same = || filters(&[("users", "USER_*")]);
+    let mut streams: Vec<_> = (0..3).map(|_| bench.watch(0, same(), OnExpired::Fail)).collect();
+    let mut other = bench.watch(0, filters(&[("people", "USER_*")]), OnExpired::Fail);
+    for stream in streams.iter_mut().chain([&mut other]) {
+        next(stream).await;
+    }
+    for event_type in ["USER_CREATE", "ROW_READ", "USER_UPDATE"] {
+        bench.append(event_type);
+    }
+    bench.announce();
+    let mut frames = Vec::new();
+    for stream in streams.iter_mut().chain([&mut other]) {
+        frames.push(stream.next().await.expect("open").expect("a message"));
+    }
+    assert!(frames[..3].iter().all(|frame| frame.as_ptr() == frames[0].as_ptr()));
+    assert_ne!(frames[0], frames[3], "other names are other messages");
 }

@@ -1,0 +1,164 @@
+//! G8: a watch is ordered, unique, complete, resumable on any replica, and a change of its filters splits it at one exact
+//! position, while events are published all the time.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use carillon::proto::internal::PublishBatchRequest;
+use carillon::proto::public::watch_request::Start;
+use carillon::proto::public::watch_response::Kind;
+use carillon::proto::public::{
+    EventView, ListEventsRequest, UpdateWatchRequest, WatchEvents, WatchRequest, WatchedEvent,
+};
+use serde_json::{Value, json};
+
+use crate::harness::tenant::publish_request;
+use crate::harness::{Tenant, World};
+use crate::update_watch::{Open, kind};
+
+const EVENTS: i64 = 3_000;
+const KINDS: [&str; 3] = ["a", "b", "c"];
+
+/// Publishes by both replicas at once until told to stop, `EVENTS` in all at most.
+async fn flood(tenant: &Tenant, stop: &AtomicBool) {
+    let publish = |replica: usize| async move {
+        let mut client = tenant.publishers[replica].clone();
+        for round in 0..EVENTS / 20 {
+            if stop.load(Ordering::Relaxed) {
+                return;
+            }
+            let events = (0..10).map(|n| {
+                let kind = KINDS[usize::try_from(round * 10 + n).expect("small") % KINDS.len()];
+                publish_request("CUSTOM_FLOOD", &json!({"kind": kind}))
+            });
+            let request = PublishBatchRequest { requests: events.collect() };
+            client.publish_batch(request).await.expect("a batch is accepted");
+        }
+    };
+    tokio::join!(publish(0), publish(1));
+}
+
+/// The kind of every event, by position from 1 on, as the log has them.
+async fn log(tenant: &Tenant) -> Vec<String> {
+    let mut kinds = Vec::new();
+    let mut cursor = String::new();
+    loop {
+        let request = ListEventsRequest { page_size: 1_000, cursor, ..Default::default() };
+        let page = tenant.events().list_events(request).await.expect("a page").into_inner();
+        for event in page.events {
+            assert_eq!(event.position, i64::try_from(kinds.len()).expect("small") + 1, "the log has no gaps");
+            kinds.push(kind_of(&event));
+        }
+        if page.end_of_log {
+            return kinds;
+        }
+        cursor = page.next_cursor;
+    }
+}
+
+fn kind_of(event: &carillon::proto::public::Event) -> String {
+    use carillon::proto::cloudevents::cloud_event::Data;
+    let data = event.event.as_ref().and_then(|event| event.data.as_ref());
+    let text = match data {
+        Some(Data::TextData(text)) => text.clone().into_bytes(),
+        Some(Data::BinaryData(bytes)) => bytes.to_vec(),
+        other => panic!("unexpected {other:?}"),
+    };
+    let value: Value = serde_json::from_slice(&text).expect("JSON");
+    value["kind"].as_str().expect("a kind").to_owned()
+}
+
+/// The position and kind of each event of a message.
+fn taken(events: &WatchEvents) -> Vec<(i64, String)> {
+    let one = |watched: &WatchedEvent| {
+        let event = watched.event.as_ref().expect("it is set");
+        (event.position, kind_of(event))
+    };
+    events.events.iter().map(one).collect()
+}
+
+#[tokio::test]
+async fn filters_that_change_under_load_split_the_stream_at_exact_positions_and_resumes_lose_nothing() {
+    let tenant = World::shared().await.tenant().await;
+    tenant.declare("CUSTOM_FLOOD").await;
+    let stop = AtomicBool::new(false);
+    let follow = async {
+        let request = WatchRequest {
+            filters: vec![kind("a")],
+            start: Some(Start::Earliest(true)),
+            view: EventView::Full.into(),
+            ..Default::default()
+        };
+        let mut watch = Open::at(&tenant, 0, request).await;
+        // What arrived, and from which position on which kinds were wanted.
+        let mut seen: Vec<(i64, String)> = Vec::new();
+        let mut wanted: Vec<(i64, &str)> = vec![(0, "a")];
+        let mut boundary = 0;
+        for round in 1..12_usize {
+            // Some events by the present filters, then others, asked for at the other replica; now and then a new stream.
+            let present = KINDS[(round - 1) % KINDS.len()];
+            let coming = KINDS[round % KINDS.len()];
+            while seen.iter().filter(|(position, _)| *position > boundary).count() < 5 {
+                let Kind::Events(events) = watch.next().await else { panic!("only events here") };
+                seen.extend(taken(&events));
+            }
+            let request = UpdateWatchRequest {
+                watch_id: watch.id.clone(),
+                add: vec![kind(coming)],
+                remove: vec![present.to_owned()],
+                filter_version: i64::try_from(round).expect("small"),
+            };
+            let mut other = tenant.at[round % 2].events.clone();
+            let asked = other.update_watch(request);
+            let changing = async {
+                loop {
+                    match watch.next().await {
+                        Kind::Events(events) => seen.extend(taken(&events)),
+                        Kind::FilterChanged(changed) => break changed.filter_version,
+                        other => panic!("unexpected {other:?}"),
+                    }
+                }
+            };
+            let (answer, version) = tokio::join!(asked, changing);
+            let answer = answer.expect("a change").into_inner();
+            assert_eq!((answer.filter_version, version), (version, i64::try_from(round).expect("small") + 1));
+            assert_eq!(answer.cursor, watch.cursor);
+            boundary = position_of(&tenant, &watch.cursor).await;
+            wanted.push((boundary, coming));
+            if round % 3 == 0 {
+                let request = WatchRequest {
+                    start: Some(Start::Watch(watch.id.clone())),
+                    resume_cursor: watch.cursor.clone(),
+                    ..Default::default()
+                };
+                watch = Open::at(&tenant, round / 3 % 2, request).await;
+                assert_eq!(watch.version, version);
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+        (seen, wanted, watch)
+    };
+    let ((), (mut seen, wanted, mut watch)) = tokio::join!(flood(&tenant, &stop), follow);
+    let log = log(&tenant).await;
+    let expected: Vec<(i64, String)> = (1..)
+        .zip(log)
+        .filter(|(position, kind)| {
+            let filter = wanted.iter().rfind(|(from, _)| from < position).expect("from 0 on");
+            kind == filter.1
+        })
+        .collect();
+    while seen.len() < expected.len() {
+        let Kind::Events(events) = watch.next().await else { panic!("only events here") };
+        seen.extend(taken(&events));
+    }
+    assert_eq!(seen, expected, "each wanted event once, in order, by the filters of its place; changes at {wanted:?}");
+}
+
+/// The position that a cursor stands for: the one before the first event after it, or the log's end.
+async fn position_of(tenant: &Tenant, cursor: &str) -> i64 {
+    let request = ListEventsRequest { page_size: 1, cursor: cursor.to_owned(), ..Default::default() };
+    let page = tenant.events().list_events(request).await.expect("a cursor").into_inner();
+    match page.events.first() {
+        Some(event) => event.position - 1,
+        None => i64::try_from(log(tenant).await.len()).expect("small"),
+    }
+}
