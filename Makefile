@@ -20,7 +20,7 @@ run: ## Start Carillon with everything it needs: a private Postgres, certificate
 	cargo run --locked -- dev $(ARGS)
 
 test: tools ## Check everything: format, lints, layers, unit and integration tests, proto files, documentation
-	@tests/tools/need.sh postgres
+	@tests/tools/need.sh postgres chromium
 	cargo fmt --all -- --check
 	tests/tools/proto.sh
 	cargo clippy --locked --all-targets -- -D warnings

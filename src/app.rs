@@ -11,6 +11,7 @@ use crate::api::call::{CallLimits, CallMetrics, Calls, Door};
 use crate::api::connections::Connections;
 use crate::api::event_service::EventService;
 use crate::api::event_types::EventTypeService;
+use crate::api::events::websocket::WatchSocket;
 use crate::api::events::{EventsDeps, WatchRoute};
 use crate::api::health::{Health, Reflection, name_of};
 use crate::api::invocations::{InvocationDeps, InvocationService};
@@ -181,7 +182,7 @@ impl App {
             .add_service(WatchRoute::new(
                 EventServiceServer::new(EventService::new(registry, events.clone()))
                     .max_decoding_message_size(bytes_max),
-                events,
+                events.clone(),
             ))
             .add_service(
                 InvocationServiceServer::new(InvocationService::new(invocations)).max_decoding_message_size(bytes_max),
@@ -208,6 +209,12 @@ impl App {
             vec![name_of::<AdminServiceServer<AdminService>>(), name_of::<PublishServiceServer<PublishApi>>()];
         let internal_health = Health::add(&mut internal, services, reflection).await;
 
+        let socket = WatchSocket::new(
+            events,
+            api_keys.clone(),
+            &config.server.cors_origins,
+            Duration::from_millis(config.server.keepalive_ms),
+        );
         let public = Calls::new(Door::Public(api_keys), limits.clone(), call_metrics.clone(), public.routes());
         let internal = Calls::new(Door::Internal(certificates), limits, call_metrics, internal.routes());
 
@@ -225,7 +232,7 @@ impl App {
             name: "public",
             listener: public_listener,
             tls: public_tls.clone(),
-            routes: web::public(public, &config.server.cors_origins),
+            routes: web::public(public, socket, &config.server.cors_origins),
             connections: connections(),
         });
         server.serve(Port {

@@ -214,16 +214,17 @@ impl Inner {
     /// Streams end at their deadline, and when the server stops; those of the standard services at once.
     fn ending(&self, path: &str, body: Body, until: Option<Instant>) -> Body {
         let stop = if STANDARD_STREAMS.contains(&path) { self.draining.clone() } else { self.streams_end.clone() };
+        // Streams without a deadline are the many, and hold this for as long as they live: no timer in it.
+        let Some(until) = until else {
+            return deadline::ending(body, async move {
+                stop.cancelled_owned().await;
+                ApiError::ServerDraining.into()
+            });
+        };
         deadline::ending(body, async move {
-            let deadline = async {
-                match until {
-                    Some(until) => tokio::time::sleep_until(until).await,
-                    None => std::future::pending().await,
-                }
-            };
             tokio::select! {
                 () = stop.cancelled_owned() => ApiError::ServerDraining.into(),
-                () = deadline => ApiError::Deadline.into(),
+                () = tokio::time::sleep_until(until) => ApiError::Deadline.into(),
             }
         })
     }

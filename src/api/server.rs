@@ -6,7 +6,7 @@ use super::config::Config;
 use super::connections::{Connections, Slot};
 use super::tls::{Tls, peer_identity};
 use crate::domain::access::PeerIdentity;
-use http::{Request, Response};
+use http::{Request, Response, header};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -93,6 +93,31 @@ struct Limits {
     header_list_bytes_max: u32,
 }
 
+/// Takes over a connection that leaves HTTP for another protocol; in the extensions of requests that ask for it.
+///
+/// The work counts as a connection of the port and as a task of the server, and gives way to the same cut.
+#[derive(Debug, Clone)]
+pub struct Upgrades {
+    tasks: TaskTracker,
+    cut: CancellationToken,
+    slot: Arc<Slot>,
+}
+
+impl Upgrades {
+    /// Runs what goes on over the connection.
+    pub fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        let Self { tasks, cut, slot } = self.clone();
+        tasks.spawn(async move {
+            // Dropped at any point, the work closes the socket, which is what is wanted.
+            tokio::select! {
+                () = cut.cancelled() => {}
+                () = work => {}
+            }
+            drop(slot);
+        });
+    }
+}
+
 /// The address of the peer, in every request's extensions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PeerAddress(pub SocketAddr);
@@ -168,7 +193,7 @@ impl Server {
                 tracing::debug!(port = name, "connection refused: the port is at its cap");
                 continue;
             };
-            let server = self.clone();
+            let (server, slot) = (self.clone(), Arc::new(slot));
             let (tls, routes) = (tls.clone(), routes.clone());
             self.tasks.spawn(async move {
                 // Each branch may be dropped at any point: that closes the socket, which is what is wanted.
@@ -187,7 +212,7 @@ impl Server {
         peer: SocketAddr,
         tls: Option<Arc<Tls>>,
         routes: Routes,
-        slot: &Slot,
+        slot: &Arc<Slot>,
     ) {
         // Small answers must not wait for acknowledgements; a socket that refuses is about to fail anyway.
         let _ = stream.set_nodelay(true);
@@ -205,20 +230,30 @@ impl Server {
         }
     }
 
-    async fn http<S>(&self, stream: S, peer: SocketAddr, identity: Option<PeerIdentity>, routes: Routes, slot: &Slot)
-    where
+    async fn http<S>(
+        &self,
+        stream: S,
+        peer: SocketAddr,
+        identity: Option<PeerIdentity>,
+        routes: Routes,
+        slot: &Arc<Slot>,
+    ) where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let proven = Arc::new(AtomicBool::new(false));
         let first = Arc::new(tokio::sync::Notify::new());
         let service = {
             let (proven, first) = (Arc::clone(&proven), Arc::clone(&first));
+            let upgrades = Upgrades { tasks: self.tasks.clone(), cut: self.cut.clone(), slot: Arc::clone(slot) };
             service_fn(move |request: Request<Incoming>| {
                 if !proven.swap(true, Ordering::Relaxed) {
                     first.notify_one();
                 }
                 let mut request = request.map(Body::new);
                 request.extensions_mut().insert(PeerAddress(peer));
+                if request.headers().contains_key(header::UPGRADE) {
+                    request.extensions_mut().insert(upgrades.clone());
+                }
                 if let Some(identity) = &identity {
                     request.extensions_mut().insert(identity.clone());
                 }
@@ -226,7 +261,7 @@ impl Server {
             })
         };
         let builder = self.builder();
-        let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+        let mut connection = pin!(builder.serve_connection_with_upgrades(TokioIo::new(stream), service));
         let mut limit = pin!(sleep(self.limits.first_request));
         let (mut waiting, mut draining) = (true, false);
         loop {

@@ -4,7 +4,10 @@
 //! compares. A status never carries SQL, paths, addresses or another tenant's data: what only the operator may see goes to the
 //! log, under an incident id that the status names.
 
+mod json;
 mod table;
+
+pub use json::to_json;
 
 use crate::clock;
 use crate::domain::access::Role;

@@ -7,6 +7,7 @@ mod harness;
 
 mod access;
 mod admin;
+mod browser;
 mod documents;
 mod event_types;
 mod events;
@@ -33,3 +34,4 @@ mod update_watch;
 mod wait_event;
 mod watch;
 mod webhooks;
+mod websocket;

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes sure that tools are there, and says exactly what to do where they are not.
 #
-#   tests/tools/need.sh rust|node|python|postgres ...
+#   tests/tools/need.sh rust|node|python|postgres|chromium ...
 #
 # Packages of the system are installed only by root on Debian and its relatives. A Postgres of the system is used where
 # there is one and never touched; otherwise a private copy goes into the cache folder.
@@ -46,6 +46,11 @@ need_node() {
 need_python() {
   python3 -c 'import venv, ensurepip' 2>/dev/null && return
   install "Python 3 with venv" python3 python3-venv
+}
+
+need_chromium() {
+  command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null ||
+    install "Chromium" chromium
 }
 
 # Prints the major version of a `postgres` program, or nothing.
@@ -94,7 +99,7 @@ need_postgres() {
 
 for tool in "$@"; do
   case "$tool" in
-    rust | node | python | postgres) "need_$tool" ;;
+    rust | node | python | postgres | chromium) "need_$tool" ;;
     *) fail "unknown tool $tool" ;;
   esac
 done

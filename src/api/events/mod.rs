@@ -1,6 +1,7 @@
 //! Reading the log: GetEvent, ListEvents, Watch, UpdateWatch. One RPC per file; EventService forwards here.
 //!
-//! Watch has a route of its own in front of the generated server, because its messages are ready-made bytes.
+//! Watch has a route of its own in front of the generated server, because its messages are ready-made bytes, and a second form as a
+//! WebSocket.
 
 pub mod get_event;
 pub mod list_events;
@@ -8,6 +9,7 @@ mod parse;
 mod route;
 pub mod update_watch;
 pub mod watch;
+pub mod websocket;
 
 pub use route::WatchRoute;
 

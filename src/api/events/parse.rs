@@ -1,7 +1,9 @@
 //! Fields that ListEvents, Watch and UpdateWatch share.
 
 use crate::api::status::ApiError;
-use crate::proto::public::EventView;
+use crate::domain::ids::{TenantId, WatchId};
+use crate::proto::public::{EventView, UpdateWatchRequest};
+use crate::watch::WatchUpdate;
 use crate::watch::filter_set::FilterSetError;
 use crate::watch::place::PlaceError;
 
@@ -11,6 +13,16 @@ pub(super) fn filter_error(error: FilterSetError) -> ApiError {
         FilterSetError::Field { field, message } => ApiError::field(field, message),
         FilterSetError::Expression { field, column, message } => ApiError::FilterInvalid { field, column, message },
     }
+}
+
+/// Parses a change of a watch's filters, the id apart.
+pub(super) fn change(tenant: TenantId, watch: WatchId, request: UpdateWatchRequest) -> Result<WatchUpdate, ApiError> {
+    let known_version = match request.filter_version {
+        0 => None,
+        version if version > 0 => Some(version),
+        _ => return Err(ApiError::field("filter_version", "must not be negative")),
+    };
+    Ok(WatchUpdate { tenant, watch, add: request.add, remove: request.remove, known_version })
 }
 
 /// Parses a view.

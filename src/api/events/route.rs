@@ -6,9 +6,12 @@ use super::EventsDeps;
 use super::watch::{self, WatchBody};
 use crate::api::status::ApiError;
 use crate::proto::public::{WatchRequest, WatchResponse};
+use bytes::Bytes;
 use futures::FutureExt as _;
 use futures::future::{BoxFuture, Either};
 use http::{HeaderValue, Request, Response, header};
+use http_body_util::BodyExt as _;
+use prost::Message as _;
 use std::convert::Infallible;
 use std::task::{Context, Poll};
 use tonic::body::Body;
@@ -89,13 +92,50 @@ async fn read(request: Request<Body>) -> Result<tonic::Request<WatchRequest>, St
             return Err(status);
         }
     };
-    let decoder = ProstCodec::<WatchResponse, WatchRequest>::default().decoder();
-    let mut messages = Streaming::new_request(decoder, body, encoding, Some(REQUEST_BYTES_MAX));
-    let message = messages.message().await.map_err(|status| match status.code() {
-        // What does not decode is the caller's fault.
-        Code::Internal => ApiError::field("request", "is not a well-formed message").into(),
-        _ => status,
-    })?;
+    let message = match encoding {
+        None => read_plain(body).await?,
+        Some(_) => read_compressed(body, encoding).await?,
+    };
     let message = message.ok_or_else(|| Status::from(ApiError::field("request", "is missing")))?;
     Ok(tonic::Request::from_parts(tonic::metadata::MetadataMap::from_headers(parts.headers), parts.extensions, message))
+}
+
+fn malformed() -> Status {
+    ApiError::field("request", "is not a well-formed message").into()
+}
+
+/// Reads an uncompressed message from the body itself: the general decoder takes a buffer of 8 KiB for each call, which ten thousand
+/// streams that are opened together leave behind as holes between them.
+async fn read_plain(mut body: Body) -> Result<Option<WatchRequest>, Status> {
+    let mut bytes = Bytes::new();
+    loop {
+        if let Some((&[flag, a, b, c, d], rest)) = bytes.split_first_chunk() {
+            let length = usize::try_from(u32::from_be_bytes([a, b, c, d])).unwrap_or(usize::MAX);
+            if flag != 0 {
+                return Err(malformed());
+            }
+            if length > REQUEST_BYTES_MAX {
+                return Err(Status::out_of_range("the message is too large"));
+            }
+            if let Some(message) = rest.get(..length) {
+                return WatchRequest::decode(message).map(Some).map_err(|_| malformed());
+            }
+        }
+        let Some(frame) = body.frame().await else {
+            return if bytes.is_empty() { Ok(None) } else { Err(malformed()) };
+        };
+        let Ok(data) = frame?.into_data() else { continue };
+        // Nearly always the message comes whole.
+        bytes = if bytes.is_empty() { data } else { [bytes, data].concat().into() };
+    }
+}
+
+async fn read_compressed(body: Body, encoding: Option<CompressionEncoding>) -> Result<Option<WatchRequest>, Status> {
+    let decoder = ProstCodec::<WatchResponse, WatchRequest>::default().decoder();
+    let mut messages = Streaming::new_request(decoder, body, encoding, Some(REQUEST_BYTES_MAX));
+    messages.message().await.map_err(|status| match status.code() {
+        // What does not decode is the caller's fault.
+        Code::Internal => malformed(),
+        _ => status,
+    })
 }

@@ -6,7 +6,7 @@ use crate::api::status::ApiError;
 use crate::domain::access::Role;
 use crate::domain::ids::WatchId;
 use crate::proto::public::{UpdateWatchRequest, UpdateWatchResponse};
-use crate::watch::{UpdateError, WatchUpdate};
+use crate::watch::UpdateError;
 use tonic::Request;
 
 /// Answers UpdateWatch.
@@ -14,12 +14,7 @@ pub async fn handle(deps: &EventsDeps, request: Request<UpdateWatchRequest>) -> 
     let tenant = caller(&request)?.require(Role::Viewer)?.tenant;
     let request = request.into_inner();
     let watch = WatchId::parse(&request.watch_id).map_err(|error| ApiError::field("watch_id", error.to_string()))?;
-    let known_version = match request.filter_version {
-        0 => None,
-        version if version > 0 => Some(version),
-        _ => return Err(ApiError::field("filter_version", "must not be negative")),
-    };
-    let update = WatchUpdate { tenant, watch, add: request.add, remove: request.remove, known_version };
+    let update = parse::change(tenant, watch, request)?;
     let updated = deps.watches.update(update).await.map_err(|error| update_error(error, watch))?;
     Ok(UpdateWatchResponse { filter_version: updated.version, cursor: updated.cursor })
 }

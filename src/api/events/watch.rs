@@ -98,7 +98,7 @@ fn open_error(error: OpenError) -> ApiError {
     }
 }
 
-fn ending_error(ending: Ending) -> ApiError {
+pub(super) fn ending_error(ending: Ending) -> ApiError {
     match ending {
         Ending::Draining => ApiError::ServerDraining,
         Ending::Age { resume_cursor } => ApiError::StreamAge { resume_cursor },

@@ -46,6 +46,13 @@ pub fn anonymous(ca: &Ca) -> Arc<ClientConfig> {
     with_h2(trusting(ca).with_no_client_auth())
 }
 
+/// A client of HTTP/1.1 without a certificate.
+pub fn http1(ca: &Ca) -> Arc<ClientConfig> {
+    let mut config = trusting(ca).with_no_client_auth();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Arc::new(config)
+}
+
 fn trusting(ca: &Ca) -> rustls::ConfigBuilder<ClientConfig, rustls::client::WantsClientCert> {
     let mut roots = RootCertStore::empty();
     roots.add(ca.cert_der().clone()).expect("the authority's certificate is usable");

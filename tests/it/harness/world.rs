@@ -198,7 +198,8 @@ impl World {
     fn configuration(&self) -> String {
         let dir = self.dir.path().display();
         let url = &self.database_url;
-        let settings = &self.settings;
+        // Settings may name files of the folder.
+        let settings = self.settings.replace("{dir}", &dir.to_string());
         format!(
             r#"[database]
 url = "{url}"

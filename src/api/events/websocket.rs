@@ -1,0 +1,381 @@
+//! Watch as a WebSocket, for clients that can speak neither gRPC nor gRPC-Web: `GET /v1/watch` on the public port.
+//!
+//! The first message of the client is a WatchRequest, each later one an UpdateWatchRequest for this stream; what it gets are
+//! WatchResponses. All are text messages in proto JSON. A failure is `{"error": {...}}`; one that ends the stream is followed by a
+//! close frame with the code 4000 + the gRPC status code and the reason's name. `docs/watch.md` has the table.
+//!
+//! The rules are those of the calls: the same credential, the same origins, the same stream underneath, which is asked for a message
+//! only when the one before has left. Nothing here may buffer more than one message.
+
+use super::update_watch::update_error;
+use super::watch::{self, ending_error};
+use super::{EventsDeps, parse};
+use crate::api::auth::ApiKeys;
+use crate::api::server::Upgrades;
+use crate::api::status::{ApiError, to_json};
+use crate::domain::access::Caller;
+use crate::proto::public::{UpdateWatchRequest, WatchRequest};
+use crate::watch::{UpdateError, Updated, WatchStream, WatchUpdate, codec};
+use bytes::Bytes;
+use futures::future::OptionFuture;
+use futures::{FutureExt as _, SinkExt as _, StreamExt as _};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::TokioIo;
+use serde::de::DeserializeOwned;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::AsyncReadExt as _;
+use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
+use tokio_tungstenite::tungstenite::{Error as SocketError, Message};
+use tonic::Status;
+use tonic::body::Body;
+
+/// Where it is served.
+pub const PATH: &str = "/v1/watch";
+/// The subprotocol; required where the client offers any.
+const PROTOCOL: &str = "carillon.watch.v1";
+/// A subprotocol that carries the API key, for browsers, which cannot set headers here.
+const TOKEN_PROTOCOL: &str = "carillon.bearer.";
+/// Bytes of a client's message at most: 16 filters at their bounds fit.
+const MESSAGE_BYTES_MAX: usize = 256 * 1024;
+/// How long the first message may take.
+const FIRST_MESSAGE: Duration = Duration::from_secs(10);
+/// How long a peer may take to answer a close.
+const GOODBYE: Duration = Duration::from_secs(2);
+/// Added to a gRPC status code in a close frame: 4000 to 4999 is for applications.
+const CLOSE_BASE: u16 = 4_000;
+
+type Socket = WebSocketStream<TokioIo<Upgraded>>;
+
+/// Answers the WebSocket form of Watch. Cheap to clone.
+#[derive(Clone)]
+pub struct WatchSocket {
+    deps: EventsDeps,
+    keys: ApiKeys,
+    origins: Arc<[String]>,
+    keepalive: Duration,
+}
+
+/// Why there is no WebSocket: the status and what is said about it.
+struct Refusal(StatusCode, ApiError);
+
+impl WatchSocket {
+    /// Takes the parts; the origins are those of CORS.
+    pub fn new(deps: EventsDeps, keys: ApiKeys, origins: &[String], keepalive: Duration) -> Self {
+        Self { deps, keys, origins: origins.into(), keepalive }
+    }
+
+    /// Answers the handshake; the stream goes on in a task of the server's.
+    pub async fn answer(&self, mut request: Request<Body>) -> Response<Body> {
+        match self.handshake(&mut request).await {
+            Ok(response) => response,
+            Err(Refusal(code, error)) => {
+                let body = serde_json::json!({ "error": to_json(&error.into()) }).to_string();
+                let mut response = Response::new(Body::new(http_body_util::Full::from(body)));
+                *response.status_mut() = code;
+                let headers = response.headers_mut();
+                headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+                if code == StatusCode::UPGRADE_REQUIRED {
+                    headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+                    headers.insert(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
+                }
+                response
+            }
+        }
+    }
+
+    async fn handshake(&self, request: &mut Request<Body>) -> Result<Response<Body>, Refusal> {
+        let headers = request.headers();
+        let key = handshake_key(request.method(), headers)?;
+        if !self.allows_origin(headers) {
+            let error = ApiError::field("origin", "is not among the origins that may call");
+            return Err(Refusal(StatusCode::FORBIDDEN, error));
+        }
+        let offered = offered_protocols(headers);
+        if !offered.is_empty() && !offered.contains(&PROTOCOL) {
+            let error = ApiError::field("sec-websocket-protocol", format!("must offer {PROTOCOL}"));
+            return Err(Refusal(StatusCode::BAD_REQUEST, error));
+        }
+        let credential = credential(headers, &offered);
+        let is_protocol = !offered.is_empty();
+        let caller = match credential {
+            Some(headers) => self.keys.authenticate(&headers).await,
+            None => Err(ApiError::CredentialInvalid),
+        };
+        let caller = caller.map_err(|error| match error {
+            ApiError::CredentialInvalid => Refusal(StatusCode::UNAUTHORIZED, error),
+            _ => Refusal(StatusCode::SERVICE_UNAVAILABLE, error),
+        })?;
+        let upgrades = request.extensions().get::<Upgrades>().cloned();
+        let upgrades = upgrades.ok_or_else(|| upgrade_required("this connection cannot become a WebSocket"))?;
+        let upgraded = hyper::upgrade::on(request);
+        let session = self.clone();
+        upgrades.spawn(async move {
+            // A peer that goes away before the switch is its own matter.
+            if let Ok(upgraded) = upgraded.await {
+                session.serve(upgraded, caller).await;
+            }
+        });
+        let mut response = Response::new(Body::empty());
+        *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+        let headers = response.headers_mut();
+        headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+        headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+        let accept = HeaderValue::from_str(&key);
+        headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept.expect("base64 is visible ASCII"));
+        if is_protocol {
+            headers.insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(PROTOCOL));
+        }
+        Ok(response)
+    }
+
+    /// Browsers do not ask before they open a WebSocket, so the rule is kept here: the origins of CORS, and the page's own host.
+    fn allows_origin(&self, headers: &HeaderMap) -> bool {
+        let mut origins = headers.get_all(header::ORIGIN).iter();
+        let Some(origin) = origins.next() else { return true };
+        let Some(origin) = origin.to_str().ok().filter(|_| origins.next().is_none()) else { return false };
+        let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
+        let is_own = origin.split_once("://").is_some_and(|(_, authority)| Some(authority) == host);
+        is_own || self.origins.iter().any(|allowed| allowed == "*" || allowed == origin)
+    }
+
+    async fn serve(self, upgraded: Upgraded, caller: Caller) {
+        let config = WebSocketConfig::default()
+            .max_message_size(Some(MESSAGE_BYTES_MAX))
+            .max_frame_size(Some(MESSAGE_BYTES_MAX));
+        let mut socket = WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, Some(config)).await;
+        let end = match self.open(&mut socket, &caller).await {
+            Ok(Some(stream)) => self.follow(&mut socket, stream, &caller).await,
+            Ok(None) => End::Gone,
+            Err(end) => end,
+        };
+        end.say(&mut socket).await;
+    }
+
+    /// Opens the watch that the first message asks for; none where the peer goes away.
+    async fn open(&self, socket: &mut Socket, caller: &Caller) -> Result<Option<WatchStream>, End> {
+        let first = async {
+            loop {
+                match socket.next().await.map(heard) {
+                    None | Some(Heard::Gone) => return Ok(None),
+                    Some(Heard::Text(text)) => return Ok(Some(text)),
+                    Some(Heard::Alive) => {}
+                    Some(Heard::Unusable(end)) => return Err(end),
+                }
+            }
+        };
+        let Ok(text) = timeout(FIRST_MESSAGE, first).await else { return Err(End::Failed(ApiError::Deadline)) };
+        let Some(text) = text? else { return Ok(None) };
+        let message: WatchRequest = parse_json(&text).map_err(End::Failed)?;
+        let mut request = tonic::Request::new(message);
+        request.extensions_mut().insert(caller.clone());
+        watch::open(&self.deps, request).await.map(Some).map_err(End::Failed)
+    }
+
+    /// Sends what the stream has and takes changes, until one side ends it.
+    async fn follow(&self, socket: &mut Socket, mut stream: WatchStream, caller: &Caller) -> End {
+        let stall = Duration::from_millis(self.deps.watches.config().stall_timeout_ms);
+        let mut pings = interval(self.keepalive);
+        pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut alive = true;
+        // At most one change at a time; until it is answered nothing more is read.
+        let mut change = None;
+        loop {
+            let mut answer = None;
+            let message = tokio::select! {
+                item = stream.next() => match item {
+                    Some(Ok(frame)) => match text_of(&frame) {
+                        Ok(text) => Message::text(text),
+                        Err(error) => return End::Failed(error),
+                    },
+                    Some(Err(ending)) => return End::Failed(ending_error(ending)),
+                    None => return End::Gone,
+                },
+                Some(done) = OptionFuture::from(change.as_mut()) => {
+                    let done: Result<Updated, ApiError> = done;
+                    answer = Some(done);
+                    Message::Ping(Bytes::new())
+                }
+                item = socket.next(), if change.is_none() => match item.map(heard) {
+                    None | Some(Heard::Gone) => return End::Gone,
+                    Some(Heard::Alive) => {
+                        alive = true;
+                        continue;
+                    }
+                    Some(Heard::Unusable(end)) => return end,
+                    Some(Heard::Text(text)) => {
+                        alive = true;
+                        match parse_change(&text, &stream, caller) {
+                            Ok(update) => {
+                                let (watches, watch) = (self.deps.watches.clone(), update.watch);
+                                let work = async move {
+                                    watches.update(update).await.map_err(|error: UpdateError| update_error(error, watch))
+                                };
+                                change = Some(work.boxed());
+                                continue;
+                            }
+                            Err(error) => Message::text(error_text(error)),
+                        }
+                    }
+                },
+                _ = pings.tick() => {
+                    // What is being changed keeps the socket from being read.
+                    if !alive && change.is_none() {
+                        return End::Gone;
+                    }
+                    alive = false;
+                    Message::Ping(Bytes::new())
+                }
+            };
+            let message = match answer {
+                None => message,
+                Some(done) => {
+                    change = None;
+                    match done {
+                        // The stream says it, at its place.
+                        Ok(_) => continue,
+                        Err(error) => Message::text(error_text(error)),
+                    }
+                }
+            };
+            // Where nothing gets through, nothing can be said either; the last cursor that arrived still resumes.
+            if !matches!(timeout(stall, socket.send(message)).await, Ok(Ok(()))) {
+                return End::Gone;
+            }
+        }
+    }
+}
+
+fn parse_change(text: &str, stream: &WatchStream, caller: &Caller) -> Result<WatchUpdate, ApiError> {
+    let message: UpdateWatchRequest = parse_json(text)?;
+    if !message.watch_id.is_empty() && message.watch_id != stream.id().to_string() {
+        return Err(ApiError::field("watch_id", "must be this stream's, or empty"));
+    }
+    parse::change(caller.tenant, stream.id(), message)
+}
+
+/// What a client has sent.
+enum Heard {
+    Text(String),
+    /// A ping or pong.
+    Alive,
+    Gone,
+    Unusable(End),
+}
+
+fn heard(item: Result<Message, SocketError>) -> Heard {
+    match item {
+        Ok(Message::Text(text)) => Heard::Text(text.as_str().to_owned()),
+        Ok(Message::Binary(_)) => Heard::Unusable(End::Closed(CloseCode::Unsupported, "messages are text")),
+        Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_)) => Heard::Alive,
+        Err(SocketError::Capacity(_)) => Heard::Unusable(End::Closed(CloseCode::Size, "the message is too large")),
+        Err(SocketError::Utf8(_)) => Heard::Unusable(End::Closed(CloseCode::Invalid, "text must be UTF-8")),
+        Err(SocketError::Protocol(_)) => Heard::Unusable(End::Closed(CloseCode::Protocol, "not a WebSocket frame")),
+        Ok(Message::Close(_)) | Err(_) => Heard::Gone,
+    }
+}
+
+/// How a WebSocket ends.
+enum End {
+    /// The peer is gone, or has said goodbye itself.
+    Gone,
+    /// It broke a rule of the WebSocket.
+    Closed(CloseCode, &'static str),
+    /// With a reason.
+    Failed(ApiError),
+}
+
+impl End {
+    /// Says the reason where there is one, and waits a moment for the peer to take it.
+    async fn say(self, socket: &mut Socket) {
+        let (text, code, reason) = match self {
+            Self::Gone => (None, CloseCode::Normal, ""),
+            Self::Closed(code, reason) => (None, code, reason),
+            Self::Failed(error) => {
+                let reason = error.reason_name();
+                let status = Status::from(error);
+                let code = CLOSE_BASE + u16::try_from(i32::from(status.code())).unwrap_or_default();
+                (Some(serde_json::json!({ "error": to_json(&status) }).to_string()), CloseCode::from(code), reason)
+            }
+        };
+        let goodbye = async {
+            if let Some(text) = text {
+                socket.feed(Message::text(text)).await?;
+            }
+            socket.close(Some(CloseFrame { code, reason: reason.into() })).await?;
+            // Until the peer has closed as well, whatever it still sends: unread bytes would turn into a reset, and that would
+            // take what is on its way to it with it.
+            while let Some(item) = socket.next().await {
+                if item.is_err() {
+                    let mut scratch = [0; 4_096];
+                    while socket.get_mut().read(&mut scratch).await.is_ok_and(|read| read > 0) {}
+                    break;
+                }
+            }
+            Ok::<_, SocketError>(())
+        };
+        // A peer that is gone hears nothing.
+        let _ = timeout(GOODBYE, goodbye).await;
+    }
+}
+
+fn upgrade_required(message: &str) -> Refusal {
+    Refusal(StatusCode::UPGRADE_REQUIRED, ApiError::field("upgrade", message))
+}
+
+/// Checks the handshake and returns the value that accepts it. Source: RFC 6455, section 4.2.1.
+fn handshake_key(method: &Method, headers: &HeaderMap) -> Result<String, Refusal> {
+    let has = |name, token: &str| {
+        let values = headers.get_all(name).iter().filter_map(|value: &HeaderValue| value.to_str().ok());
+        values.flat_map(|value| value.split(',')).any(|part| part.trim().eq_ignore_ascii_case(token))
+    };
+    if method != Method::GET {
+        return Err(Refusal(StatusCode::METHOD_NOT_ALLOWED, ApiError::field("method", "must be GET")));
+    }
+    if !has(header::CONNECTION, "upgrade") || !has(header::UPGRADE, "websocket") {
+        return Err(upgrade_required("must be websocket, over HTTP/1.1"));
+    }
+    if !has(header::SEC_WEBSOCKET_VERSION, "13") {
+        return Err(upgrade_required("only version 13 is spoken"));
+    }
+    let key = headers.get(header::SEC_WEBSOCKET_KEY).filter(|key| key.len() == 24);
+    let key = key.ok_or_else(|| upgrade_required("sec-websocket-key is missing or malformed"))?;
+    Ok(derive_accept_key(key.as_bytes()))
+}
+
+fn offered_protocols(headers: &HeaderMap) -> Vec<&str> {
+    let values = headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).iter().filter_map(|value| value.to_str().ok());
+    values.flat_map(|value| value.split(',')).map(str::trim).filter(|name| !name.is_empty()).collect()
+}
+
+/// The credential, as the header of a call would carry it; none where it is given twice.
+fn credential(headers: &HeaderMap, offered: &[&str]) -> Option<HeaderMap> {
+    let mut found: Vec<HeaderValue> = headers.get_all(header::AUTHORIZATION).iter().cloned().collect();
+    for token in offered.iter().filter_map(|name| name.strip_prefix(TOKEN_PROTOCOL)) {
+        found.push(HeaderValue::from_str(&format!("Bearer {token}")).ok()?);
+    }
+    let [only] = found.try_into().ok()?;
+    let only: HeaderValue = only;
+    Some(HeaderMap::from_iter([(header::AUTHORIZATION, only)]))
+}
+
+fn parse_json<T: DeserializeOwned>(text: &str) -> Result<T, ApiError> {
+    serde_json::from_str(text).map_err(|error| {
+        let at = format!("line {} column {}", error.line(), error.column());
+        ApiError::field("", format!("the message is not the proto JSON of the request, at {at}"))
+    })
+}
+
+fn text_of(frame: &Bytes) -> Result<String, ApiError> {
+    let message = codec::decode(frame).map_err(|error| ApiError::internal("read back a watch frame", error))?;
+    serde_json::to_string(&message).map_err(|error| ApiError::internal("write a watch message as JSON", error))
+}
+
+fn error_text(error: ApiError) -> String {
+    serde_json::json!({ "error": to_json(&error.into()) }).to_string()
+}
