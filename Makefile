@@ -7,6 +7,7 @@ SHELL := /bin/bash
 
 CACHE := $(or $(CARILLON_CACHE),$(HOME)/.cache/carillon)
 export CARILLON_CACHE := $(CACHE)
+TARGET := $(or $(CARGO_TARGET_DIR),target)
 NODE_DIR := tests/foreign/node
 PYTHON_DIR := tests/foreign/python
 OCTOKIT := $(CACHE)/octokit-7.6.1
@@ -30,7 +31,9 @@ test: tools ## Check everything: format, lints, layers, unit and integration tes
 
 faults: ## Kill, freeze, starve and cut off replicas and Postgres under live traffic, and check every guarantee (15 minutes)
 	@tests/tools/need.sh rust postgres
-	cargo test --locked --test faults -- long $(ARGS)
+	cargo build --locked --features planted-defects --bin carillon
+	cp $(TARGET)/debug/carillon $(TARGET)/debug/carillon-planted
+	cargo test --locked --test faults -- long --planted $(TARGET)/debug/carillon-planted $(ARGS)
 
 demo: $(OCTOKIT)/ready ## Publish 329 real GitHub webhook payloads and verify every delivery
 	@tests/tools/need.sh rust postgres

@@ -13,5 +13,11 @@ fn main() -> ExitCode {
     if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
         return ExitCode::FAILURE;
     }
+    #[cfg(feature = "planted-defects")]
+    if let Ok(name) = std::env::var("PLANTED_DEFECT")
+        && !carillon::planted::choose(&name)
+    {
+        return ExitCode::FAILURE;
+    }
     Cli::parse().run()
 }

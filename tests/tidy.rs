@@ -14,15 +14,16 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("domain", &[]),
     ("clock", &[]),
     ("proto", &[]),
+    ("planted", &[]),
     ("shutdown", &[]),
     ("telemetry", &["shutdown"]),
     ("feed", &["domain"]),
     ("wire", &["proto", "domain"]),
-    ("store", &["domain", "feed", "clock"]),
+    ("store", &["domain", "feed", "clock", "planted"]),
     ("publish", &["domain", "store", "feed", "clock", "shutdown", "telemetry"]),
-    ("watch", &["domain", "store", "wire", "proto", "feed", "clock", "shutdown", "telemetry"]),
+    ("watch", &["domain", "store", "wire", "proto", "feed", "clock", "shutdown", "telemetry", "planted"]),
     ("executor", &["domain", "clock", "shutdown", "telemetry"]),
-    ("dispatch", &["domain", "store", "publish", "executor", "feed", "clock", "shutdown", "telemetry"]),
+    ("dispatch", &["domain", "store", "publish", "executor", "feed", "clock", "shutdown", "telemetry", "planted"]),
     (
         "api",
         &["proto", "wire", "domain", "store", "publish", "watch", "dispatch", "feed", "clock", "shutdown", "telemetry"],
@@ -88,6 +89,26 @@ fn the_source_tree_keeps_its_rules() {
     }
     assert!(seen > 20, "only {seen} files found: is the list of files broken?");
     assert!(breaches.is_empty(), "{} breaches:\n{}", breaches.len(), breaches.join("\n"));
+}
+
+#[test]
+fn no_default_and_no_build_but_the_fault_suites_has_planted_defects() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let read = |name: &str| fs::read_to_string(root.join(name)).unwrap_or_else(|error| panic!("{name}: {error}"));
+    let manifest = read("Cargo.toml");
+    let features: Vec<&str> = manifest
+        .lines()
+        .skip_while(|line| *line != "[features]")
+        .skip(1)
+        .take_while(|line| !line.starts_with('['))
+        .collect();
+    assert!(features.contains(&"default = []") && features.contains(&"planted-defects = []"), "{features:?}");
+    assert_eq!(features.iter().filter(|line| line.contains("planted-defects")).count(), 1, "{features:?}");
+    assert!(!read(".ci/run").contains("features"), "what is checked is what is released");
+    let makefile = read("Makefile");
+    let recipe = makefile.split("\nfaults:").nth(1).and_then(|rest| rest.split("\n\n").next()).unwrap_or_default();
+    assert!(recipe.contains("--features planted-defects"), "{recipe}");
+    assert_eq!(makefile.matches("features").count(), 1, "only the fault suite builds with a feature");
 }
 
 #[test]

@@ -9,6 +9,7 @@ use crate::clock;
 use crate::domain::event::LogEntry;
 use crate::domain::ids::{Position, ReplicaId, SubscriptionNo, TenantId};
 use crate::domain::invocation::{Outcome, OutcomeClass};
+use crate::planted::{self, Defect};
 use crate::publish::registry::TenantRegistry;
 use crate::store::StoreError;
 use crate::store::dispatch::{ClaimedTenant, DeferredRow, Place};
@@ -117,7 +118,17 @@ pub(super) fn spawn_attempt(shared: &Arc<Shared>, life: Life, start: Start) {
         // Reports also where the executor panics: an attempt that never ends would hold its subscription for ever.
         let mut report = Report { shared: &shared, life, key, started_at, outcome: None };
         let deadline = Instant::now() + timeout;
+        let chosen = delivery.event.entry().position % 16 == 0;
+        if chosen
+            && planted::has(Defect::AttemptTwice)
+            && let Some(call) = &call
+        {
+            let _once_too_often = shared.parts.executor.execute(call, &delivery, deadline).await;
+        }
         report.outcome = Some(match call {
+            Some(_) if chosen && planted::has(Defect::SkipAttempts) => {
+                Outcome { class: OutcomeClass::Succeeded, error: None, ..failed("") }
+            }
             Some(call) => shared.parts.executor.execute(&call, &delivery, deadline).await,
             None => failed("no signing secret of the subscription can be opened with the configured keys"),
         });

@@ -4,6 +4,7 @@
 
 use super::pool::{Doubt, Pool};
 use super::{MIGRATIONS, Store, StoreError};
+use crate::planted::{self, Defect};
 use chrono::Days;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Deserialize, Serialize};
@@ -153,6 +154,8 @@ pub(in crate::store) async fn connect(config: &Config) -> Result<Pool, ConnectEr
     );
     let doubt = Doubt::default();
     let doubted = doubt.clone();
+    let session =
+        if planted::has(Defect::AcknowledgeEarly) { session + "; SET synchronous_commit = off" } else { session };
     let pool = PgPoolOptions::new()
         .max_connections(config.connections_max)
         .acquire_timeout(Duration::from_millis(config.acquire_timeout_ms))
@@ -226,7 +229,7 @@ async fn prepare(store: &Store) -> Result<(), ConnectError> {
 async fn check_durability(pool: &Pool, allow_lossy: bool) -> Result<(), ConnectError> {
     for setting in DURABILITY {
         let value: String = sqlx::query_scalar("SELECT current_setting($1)").bind(setting).fetch_one(pool).await?;
-        if value != "off" {
+        if value != "off" || planted::has(Defect::AcknowledgeEarly) {
             continue;
         }
         if !allow_lossy {

@@ -8,6 +8,7 @@ use super::events::{DATA_BINARY, DATA_NONE, DATA_PROTO, DATA_TEXT, encode_extens
 use super::{Store, StoreError};
 use crate::domain::event::{Data, Event};
 use crate::domain::ids::{EventId, Position, SubscriptionNo, TenantId};
+use crate::planted::{self, Defect};
 use chrono::{DateTime, Utc};
 use sqlx::{Connection as _, PgConnection, Row as _};
 use std::fmt::Write as _;
@@ -87,12 +88,17 @@ const LOCK_FREE: &str = "locked AS MATERIALIZED (
 const LOCK_ONE: &str = "locked AS (SELECT w.tenant_id, w.n, w.version FROM want w)";
 
 fn statement(lock: &str) -> String {
+    let at = if planted::has(Defect::MisdateCommits) {
+        "$4 - h.position % 2 * interval '1 s'"
+    } else {
+        "GREATEST(h.committed_at, $4)"
+    };
     format!(
         "WITH want AS (SELECT w.tenant_id, w.n, w.version FROM unnest($1::uuid[], $2::bigint[], $3::bigint[]) AS w(tenant_id, n, version)),
     {lock},
     head AS (
         UPDATE tenant_heads h
-           SET position = h.position + l.n, committed_at = GREATEST(h.committed_at, $4), changed_at = $4
+           SET position = h.position + l.n, committed_at = {at}, changed_at = $4
           FROM locked l WHERE h.tenant_id = l.tenant_id AND h.registry_version = l.version
         RETURNING h.tenant_id, h.position - l.n AS base, h.committed_at),
     written AS (
@@ -165,14 +171,15 @@ impl<'a> Columns<'a> {
         };
         self.data_kind.push(kind);
         self.data.push(data);
-        self.matched.push(int_array(&new.matched));
+        let lost = planted::has(Defect::LoseFanOut) && event.id.0.as_bytes()[15].is_multiple_of(16);
+        self.matched.push(if lost { int_array(&[]) } else { int_array(&new.matched) });
         self.refused.push(int_array(&new.refused));
         self.root_id.push(event.lineage.root.0);
         self.cause_event_id.push(event.lineage.cause.map(|cause| cause.event.0));
         self.cause_subscription_no.push(event.lineage.cause.map(|cause| cause.subscription_no));
         self.depth.push(event.lineage.depth);
         self.lineage.push(int_array(&event.lineage.subscriptions));
-        if let Some(key) = &new.key {
+        if let Some(key) = new.key.as_ref().filter(|_| !planted::has(Defect::ForgetKeys)) {
             self.key_tenant_id.push(tenant.0);
             self.key.push(&key.key);
             self.key_hash.push(&key.request_hash);

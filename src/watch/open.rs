@@ -10,6 +10,7 @@ use super::{NO_PANIC, Shared, State, TailHandle, Watches};
 use crate::clock;
 use crate::domain::access::Caller;
 use crate::domain::ids::{TenantId, WatchId};
+use crate::planted::{self, Defect};
 use crate::proto::public::EventView;
 use crate::store::StoreError;
 use crate::store::events::LogPlace;
@@ -238,7 +239,10 @@ impl Shared {
             Start::Now => Ok(place::end(head)),
             Start::Earliest => Ok(earliest),
             Start::Cursor(text) | Start::Watch { cursor: text, .. } => {
-                place::of_cursor(&self.sealer, tenant, head, text)
+                place::of_cursor(&self.sealer, tenant, head, text).map(|place| {
+                    let late = planted::has(Defect::ResumeLate) && place.after < head.position;
+                    LogPlace { after: place.after + i64::from(late), ..place }
+                })
             }
             Start::Time(time) => {
                 let found = self.store.place_at(tenant, *time, place::end(head)).await?;

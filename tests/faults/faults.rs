@@ -92,7 +92,7 @@ pub async fn commit(
             stage.postgres.restart().await?;
             (1, String::new())
         }
-        Kind::StopReplica => (0, stop_replica(stage, random).await),
+        Kind::StopReplica => (0, stop_replicas(stage).await),
         Kind::TerminateBackends => (0, terminate(stage, random).await?),
         Kind::WithholdCommit => (0, withhold(stage).await?),
         Kind::Famine => (0, famine(stage).await?),
@@ -123,13 +123,15 @@ async fn kill_replicas(stage: &mut Stage, random: &mut Random) -> anyhow::Result
     Ok((kills, format!("replicas {victims:?}")))
 }
 
-/// Freezes a replica for longer than its leases, and lets it go on as if nothing had happened.
-async fn stop_replica(stage: &mut Stage, random: &mut Random) -> String {
-    let victim = random.below(stage.replicas.len());
-    stage.replicas[victim].signal(Signal::STOP);
-    rest(LEASE * 2 + WHILE / 2).await;
-    stage.replicas[victim].signal(Signal::CONT);
-    format!("replica {victim}")
+/// Freezes one replica after the other for longer than its leases, and lets it go on as if nothing had happened. Whichever
+/// dispatches the tenant is among them.
+async fn stop_replicas(stage: &Stage) -> String {
+    for replica in &stage.replicas {
+        replica.signal(Signal::STOP);
+        rest(LEASE * 2 + WHILE / 3).await;
+        replica.signal(Signal::CONT);
+    }
+    format!("{} replicas in turn", stage.replicas.len())
 }
 
 async fn terminate(stage: &Stage, random: &mut Random) -> anyhow::Result<String> {

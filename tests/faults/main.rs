@@ -18,6 +18,7 @@ mod check;
 mod dump;
 mod faults;
 mod parties;
+mod planted;
 mod proxy;
 mod random;
 mod record;
@@ -35,6 +36,7 @@ use serde::Serialize;
 
 use check::Report;
 use faults::Kind;
+use planted::Planted;
 use run::Plan;
 use stage::Shape;
 
@@ -79,6 +81,15 @@ struct Long {
     /// How many times each of the other faults is committed.
     #[arg(long, default_value_t = 3)]
     times: usize,
+    /// A `carillon` that was built with the feature `planted-defects`: the checker must find each of them.
+    #[arg(long, value_name = "PROGRAM")]
+    planted: PathBuf,
+    /// Only these planted defects, by name.
+    #[arg(long, value_delimiter = ',', value_parser = parse_defect)]
+    defects: Vec<Planted>,
+    /// Only the planted defects: no run without one.
+    #[arg(long)]
+    defects_only: bool,
 }
 
 fn parse_kind(name: &str) -> Result<Kind, String> {
@@ -86,8 +97,13 @@ fn parse_kind(name: &str) -> Result<Kind, String> {
     Kind::ALL.into_iter().find(|kind| kind.name() == name).ok_or_else(|| format!("one of {}", known()))
 }
 
+fn parse_defect(name: &str) -> Result<Planted, String> {
+    let known = || planted::all().iter().map(|planted| planted.name).collect::<Vec<_>>().join(", ");
+    planted::all().into_iter().find(|planted| planted.name == name).ok_or_else(|| format!("one of {}", known()))
+}
+
 /// The last line of a run.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 struct Summary {
     seed: u64,
     kills: u64,
@@ -95,12 +111,12 @@ struct Summary {
     lost: usize,
     duplicates_without_fault: usize,
     violations: Vec<String>,
-    planted_defects: Planted,
+    planted_defects: Caught,
 }
 
 /// How many of the defects that were planted the checker has found.
 #[derive(Debug, Default, Serialize)]
-struct Planted {
+struct Caught {
     caught: usize,
     of: usize,
 }
@@ -124,13 +140,16 @@ fn main() -> ExitCode {
     };
     let done = match cli {
         Cli::Check { folder } => tell(&folder),
-        Cli::Short(common) => suite(&common, |seed| {
+        Cli::Short(common) => {
             let others =
                 [Kind::StopReplica, Kind::TerminateBackends, Kind::WithholdCommit, Kind::ReadOnly, Kind::ReceiverHang];
-            Plan::mix(seed, 4, &chosen(&common.only, &others), 1)
-        }),
+            suite(&common, &[], true, |seed| Plan::mix(seed, 4, &others, 1))
+        }
         Cli::Long(long) => {
-            suite(&long.common, |seed| Plan::mix(seed, long.kills, &chosen(&long.common.only, &Kind::ALL), long.times))
+            let Long { common, kills, times, planted, defects, defects_only } = long;
+            let defects = if defects.is_empty() { planted::all() } else { defects };
+            let defects: Vec<_> = defects.into_iter().map(|defect| (planted.clone(), defect)).collect();
+            suite(&common, &defects, !defects_only, |seed| Plan::mix(seed, kills, &Kind::ALL, times))
         }
     };
     match done {
@@ -142,10 +161,6 @@ fn main() -> ExitCode {
     }
 }
 
-fn chosen(only: &[Kind], otherwise: &[Kind]) -> Vec<Kind> {
-    if only.is_empty() { otherwise.to_vec() } else { only.to_vec() }
-}
-
 /// The checker's own process.
 fn tell(folder: &Path) -> anyhow::Result<ExitCode> {
     let report = check::check(folder).with_context(|| format!("the records in {}", folder.display()))?;
@@ -153,45 +168,61 @@ fn tell(folder: &Path) -> anyhow::Result<ExitCode> {
     Ok(if report.violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn suite(common: &Common, faults: impl Fn(u64) -> Vec<Kind>) -> anyhow::Result<ExitCode> {
-    let seed =
-        common.seed.unwrap_or_else(|| u64::from(std::process::id()) ^ (uuid::Uuid::new_v4().as_u64_pair().0 >> 32));
+/// Runs what is asked for and prints the last line.
+fn suite(
+    common: &Common,
+    defects: &[(PathBuf, Planted)],
+    healthy: bool,
+    faults: impl Fn(u64) -> Vec<Kind>,
+) -> anyhow::Result<ExitCode> {
+    let random = || u64::from(std::process::id()) ^ (uuid::Uuid::new_v4().as_u64_pair().0 >> 32);
+    let seed = common.seed.unwrap_or_else(random);
     let temporary = tempfile::Builder::new().prefix("carillon-faults-records-").tempdir()?;
     let below = common.keep.clone().unwrap_or_else(|| temporary.path().to_owned());
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let mut faults = faults(seed);
-    if !common.only.is_empty() {
-        faults.retain(|kind| common.only.contains(kind));
-    }
-    let small_disk = faults.contains(&Kind::DiskFull);
     let shape = Shape {
         program: env!("CARGO_BIN_EXE_carillon").into(),
         planted: String::new(),
         replicas: usize::from(common.replicas),
-        small_disk,
+        small_disk: false,
     };
-    eprintln!("faults: seed {seed}, {} faults, records in {}", faults.len(), below.display());
-    let plan = Plan { seed, shape, faults, calm: Duration::from_secs(6), patience: Duration::from_secs(60) };
-    let folder = below.join("run");
-    let report = runtime.block_on(async {
-        run::run(&plan, &folder).await?;
-        judge(&folder)
-    });
-    let report = match report {
-        Ok(report) => report,
-        Err(error) => {
-            // What there is of a broken run helps to find its cause.
-            eprintln!("faults: the records stay in {}", temporary.keep().display());
-            return Err(error);
+    let mut list = faults(seed);
+    if !common.only.is_empty() {
+        list.retain(|kind| common.only.contains(kind));
+    }
+    eprintln!("faults: seed {seed}, records in {}", below.display());
+    let done = runtime.block_on(async {
+        let mut summary = Summary { seed, ..Summary::default() };
+        let mut good = true;
+        for (program, planted) in defects {
+            summary.planted_defects.of += 1;
+            let caught = planted.hunt(seed, program, &shape, &below).await?;
+            summary.planted_defects.caught += usize::from(caught);
+            good &= caught;
         }
-    };
-    let good = verdict(&plan, &report);
-    if !good && common.keep.is_none() {
+        if healthy {
+            let small_disk = list.contains(&Kind::DiskFull);
+            let plan = Plan {
+                seed,
+                shape: Shape { small_disk, ..shape.clone() },
+                faults: list,
+                calm: Duration::from_secs(6),
+                patience: Duration::from_secs(60),
+            };
+            let folder = below.join("run");
+            run::run(&plan, &folder).await?;
+            let report = judge(&folder)?;
+            good &= verdict(&plan, &report);
+            let Report { kills, acknowledged, lost, duplicates_without_fault, violations, .. } = report;
+            summary = Summary { kills, acknowledged, lost, duplicates_without_fault, violations, ..summary };
+        }
+        anyhow::Ok((summary, good))
+    });
+    if common.keep.is_none() && !matches!(done, Ok((_, true))) {
+        // What there is of a broken run helps to find its cause.
         eprintln!("faults: the records stay in {}", temporary.keep().display());
     }
-    let Report { kills, acknowledged, lost, duplicates_without_fault, violations, .. } = report;
-    let planted_defects = Planted::default();
-    let summary = Summary { seed, kills, acknowledged, lost, duplicates_without_fault, violations, planted_defects };
+    let (summary, good) = done?;
     println!("{}", serde_json::to_string(&summary)?);
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -20,7 +20,7 @@ use super::record::{Journal, Log, Record, Share};
 use super::stage::{LEASE, Shape, Stage};
 use super::{dump, until};
 
-const PUBLISHERS: usize = 4;
+const PUBLISHERS: usize = 6;
 
 /// What a run consists of.
 #[derive(Debug, Clone)]

@@ -30,7 +30,7 @@ use super::stage::Directory;
 /// The event types that publishers use.
 pub const TYPES: [&str; 3] = ["CUSTOM_RED", "CUSTOM_GREEN", "CUSTOM_BLUE"];
 /// How long a caller waits for an answer before it asks elsewhere.
-const PATIENCE: Duration = Duration::from_secs(3);
+const PATIENCE: Duration = Duration::from_millis(1_500);
 
 /// What happened so far, for whoever waits for it.
 #[derive(Debug, Default)]

@@ -65,7 +65,7 @@ async fn until_known(
                 counts.acknowledged.fetch_add(1, Ordering::SeqCst);
                 counts.position.fetch_max(position, Ordering::SeqCst);
                 counts.acknowledged_n.fetch_max(n, Ordering::SeqCst);
-                if link.random.one_in(3) {
+                if link.random.one_in(12) {
                     link.turn();
                 }
                 return true;

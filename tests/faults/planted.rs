@@ -1,0 +1,65 @@
+//! Defects that are planted on purpose: a checker that does not find them proves nothing.
+//!
+//! Each runs a `carillon` that was built with the feature `planted-defects` and is told which one to have (`src/planted.rs`),
+//! under the fault that brings it to light. Found is a defect where the checker reports the guarantee that it breaks.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::ensure;
+use carillon::planted::Defect;
+
+use super::faults::Kind;
+use super::judge;
+use super::run::{self, Plan};
+use super::stage::Shape;
+
+/// A defect and how it is found.
+#[derive(Debug, Clone)]
+pub struct Planted {
+    /// Its name.
+    pub name: &'static str,
+    guarantee: &'static str,
+    faults: Vec<Kind>,
+}
+
+/// Every defect that can be planted.
+pub fn all() -> Vec<Planted> {
+    let faults = |defect| match defect {
+        Defect::AcknowledgeEarly => vec![Kind::KillPostgres],
+        Defect::ResumeLate => vec![Kind::KillReplica],
+        // Quiet traffic brings these to light; a fault would only excuse what they do.
+        Defect::LoseFanOut
+        | Defect::ForgetKeys
+        | Defect::SkipAttempts
+        | Defect::AttemptTwice
+        | Defect::MisdateCommits => Vec::new(),
+    };
+    Defect::ALL
+        .into_iter()
+        .map(|(defect, guarantee, name)| Planted { name, guarantee, faults: faults(defect) })
+        .collect()
+}
+
+impl Planted {
+    /// Runs the program with this defect; true where the checker reports its guarantee.
+    pub async fn hunt(&self, seed: u64, program: &Path, shape: &Shape, below: &Path) -> anyhow::Result<bool> {
+        ensure!(program.is_file(), "there is no {}: build it with --features planted-defects", program.display());
+        let plan = Plan {
+            seed,
+            shape: Shape { program: program.to_owned(), planted: self.name.to_owned(), ..shape.clone() },
+            faults: self.faults.clone(),
+            calm: Duration::from_secs(4),
+            // What such a defect has stopped does not start again.
+            patience: Duration::from_secs(8),
+        };
+        let folder = below.join(self.name);
+        run::run(&plan, &folder).await?;
+        let report = judge(&folder)?;
+        let caught = report.broken.contains_key(self.guarantee);
+        let (name, guarantee, broken) = (self.name, self.guarantee, &report.broken);
+        let said = if caught { "found" } else { "NOT FOUND" };
+        eprintln!("faults: planted defect {name}: {said}: it breaks {guarantee}, the checker reports {broken:?}");
+        Ok(caught)
+    }
+}
