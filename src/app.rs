@@ -167,6 +167,7 @@ impl App {
             catalogue,
             feed: feed.clone(),
             page_tokens: page_tokens.clone(),
+            registry: engine.registry.clone(),
             uri_check: {
                 let guard = executor.guard().clone();
                 Arc::new(move |uri| guard.check_uri(uri).map_err(|blocked| blocked.to_string()))
@@ -379,6 +380,7 @@ impl App {
 
 /// What moves events: the writer, the dispatcher and the watches.
 struct Engine {
+    registry: Registry,
     writer: Writer,
     writer_tasks: WriterTasks,
     dispatch: Dispatch,
@@ -410,8 +412,13 @@ impl Engine {
         );
         let (writer, writer_tasks) =
             Writer::start(store.clone(), registry.clone(), feed.clone(), config.publish.clone());
-        let parts =
-            dispatch::Parts { store: store.clone(), registry, writer: writer.clone(), executor, feed: feed.clone() };
+        let parts = dispatch::Parts {
+            store: store.clone(),
+            registry: registry.clone(),
+            writer: writer.clone(),
+            executor,
+            feed: feed.clone(),
+        };
         let dispatch = Dispatch::start(parts, config.dispatch.clone());
         let api_keys = cursors.api_keys;
         let check = move |caller: &crate::domain::access::Caller| {
@@ -428,7 +435,7 @@ impl Engine {
         let replica = dispatch.replica();
         let watches =
             Watches::start(replica, store.clone(), cursors.sealer, feed, config.watch.clone(), Arc::new(check));
-        Self { writer, writer_tasks, dispatch, watches }
+        Self { registry, writer, writer_tasks, dispatch, watches }
     }
 
     async fn stop(self) {

@@ -10,6 +10,7 @@ use crate::domain::event_type::{EventType, EventTypeName};
 use crate::domain::ids::TenantId;
 use crate::domain::webhook::WebhookUri;
 use crate::feed::{Feed, News};
+use crate::publish::registry::Registry;
 use crate::store::Store;
 use crate::store::apps::App;
 use crate::store::audit::Principal;
@@ -63,6 +64,8 @@ pub struct RegistryDeps {
     pub feed: Feed,
     /// Seals page tokens.
     pub page_tokens: PageTokens,
+    /// What matches, and the compiled schemas.
+    pub registry: Registry,
     /// The egress guard.
     pub uri_check: UriCheck,
     /// The bounds.
@@ -236,7 +239,8 @@ impl RegistryDeps {
             EventTypeRefusal::Deleted => state("the event type is retired; undelete it first"),
             EventTypeRefusal::NotDeleted => state("the event type is not retired"),
             EventTypeRefusal::Subscribed => state("the event type still has subscriptions; unsubscribe them first"),
-            EventTypeRefusal::Etag => ApiError::EtagMismatch { resource: text },
+            // A schema that lost every race is told the same: somebody else changed the type.
+            EventTypeRefusal::Etag | EventTypeRefusal::SchemasChanged => ApiError::EtagMismatch { resource: text },
             EventTypeRefusal::TooMany(_) => quota("event_types_max", self.config.event_types_max.into()),
             EventTypeRefusal::TooManyVersions(_) => {
                 quota("schema_versions_max", self.config.schema_versions_max.into())

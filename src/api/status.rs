@@ -12,6 +12,7 @@ pub use json::to_json;
 use crate::clock;
 use crate::domain::access::Role;
 use crate::domain::schema::Violation;
+use crate::domain::schema::compatibility::Break;
 use crate::proto::public::ErrorReason;
 use crate::store::StoreError;
 use crate::wire::FieldError;
@@ -82,6 +83,16 @@ pub enum ApiError {
         field: String,
         /// The bound.
         limit_bytes: usize,
+    },
+    /// SCHEMA_INCOMPATIBLE.
+    #[error("the schema is not compatible with version {version} of the schema of {event_type}")]
+    SchemaIncompatible {
+        /// The event type.
+        event_type: String,
+        /// The version it was compared with.
+        version: i32,
+        /// At least one.
+        breaks: Vec<Break>,
     },
     /// SCHEMA_INVALID.
     #[error("{field}: not a usable JSON Schema: {message}")]

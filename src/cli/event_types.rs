@@ -8,8 +8,9 @@ use super::error::CliError;
 use super::output::{Output, excerpt, note, short, state_cell, time};
 use super::values::{read_input, read_text};
 use crate::proto::public::{
-    AddEventTypeSchemaRequest, CreateEventTypeRequest, DeleteEventTypeRequest, EventPhase, EventType, EventTypeOrigin,
-    EventTypeSchema, GetEventTypeRequest, GetEventTypeResponse, ListEventTypeSchemasRequest, ListEventTypesRequest,
+    AddEventTypeSchemaRequest, CheckCompatibilityRequest, CheckCompatibilityResponse, CreateEventTypeRequest,
+    DeleteEventTypeRequest, EventPhase, EventType, EventTypeOrigin, EventTypeSchema, GetEventTypeRequest,
+    GetEventTypeResponse, ListEventTypeSchemasRequest, ListEventTypesRequest, SchemaCompatibility,
     UndeleteEventTypeRequest, UpdateEventTypeRequest, ValidateEventRequest, ValidateEventResponse,
 };
 
@@ -17,6 +18,7 @@ const EXAMPLES: &str = r#"Examples:
   carillon event-types list --origin custom
   carillon event-types create CUSTOM_ORDER_PLACED --description 'An order was placed' --schema @order.schema.json
   carillon event-types add-schema CUSTOM_ORDER_PLACED @order-v2.schema.json
+  carillon event-types check-schema CUSTOM_ORDER_PLACED @order-v2.schema.json --mode backward
   carillon event-types validate CUSTOM_ORDER_PLACED --data '{"order": 17}'
   carillon event-types schemas CUSTOM_ORDER_PLACED --version 1"#;
 
@@ -70,8 +72,11 @@ enum Command {
         /// JSON Schema of the data: JSON text, @file, or - for standard input [default: any data is accepted]
         #[arg(long, value_name = "SCHEMA")]
         schema: Option<String>,
+        /// What further schema versions must keep of the latest one [default: none]
+        #[arg(long, value_name = "MODE")]
+        compatibility: Option<Mode>,
     },
-    /// Change the display name or description of a custom event type
+    /// Change the display name, description or compatibility mode of a custom event type
     Update {
         /// Name of the event type
         #[arg(value_name = "TYPE")]
@@ -82,6 +87,9 @@ enum Command {
         /// What the event means
         #[arg(long, value_name = "TEXT")]
         description: Option<String>,
+        /// What further schema versions must keep of the latest one
+        #[arg(long, value_name = "MODE")]
+        compatibility: Option<Mode>,
         /// Fail where the type's etag is another one
         #[arg(long, value_name = "ETAG", default_value = "", hide_default_value = true)]
         etag: String,
@@ -122,6 +130,21 @@ enum Command {
         #[arg(value_name = "SCHEMA")]
         schema: String,
     },
+    /// Say what a schema would break, without registering it
+    CheckSchema {
+        /// Name of the event type
+        #[arg(value_name = "TYPE")]
+        name: String,
+        /// The JSON Schema: JSON text, @file, or - for standard input
+        #[arg(value_name = "SCHEMA")]
+        schema: String,
+        /// What it must keep [default: the type's own mode, or full where that is none]
+        #[arg(long, value_name = "MODE")]
+        mode: Option<Mode>,
+        /// Version to compare with; 0 is the latest
+        #[arg(long, default_value_t = 0, value_name = "N")]
+        schema_version: i32,
+    },
     /// Check data against a schema without publishing it
     Validate {
         /// Name of the event type
@@ -150,6 +173,32 @@ enum Phase {
     Post,
 }
 
+/// What a further schema version must keep.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Mode {
+    /// Nothing
+    None,
+    /// It accepts all data that the latest version accepts
+    Backward,
+    /// The latest version accepts all data that it accepts
+    Forward,
+    /// Both
+    Full,
+}
+
+impl Mode {
+    fn to_proto(mode: Option<Self>) -> i32 {
+        let mode = match mode {
+            None => SchemaCompatibility::Unspecified,
+            Some(Self::None) => SchemaCompatibility::None,
+            Some(Self::Backward) => SchemaCompatibility::Backward,
+            Some(Self::Forward) => SchemaCompatibility::Forward,
+            Some(Self::Full) => SchemaCompatibility::Full,
+        };
+        mode.into()
+    }
+}
+
 /// Runs the subcommand.
 pub async fn run(args: EventTypesArgs, output: Output) -> Result<(), CliError> {
     let client = args.public.connect().await?;
@@ -158,27 +207,36 @@ pub async fn run(args: EventTypesArgs, output: Output) -> Result<(), CliError> {
         Command::List { origin, deleted } => return list(&client, output, origin, deleted).await,
         Command::Get { name, app } => return get(&client, output, name, app).await,
         Command::Schemas { name, version } => return schemas(&client, output, name, version).await,
-        Command::Create { name, phase, display_name, description, schema } => {
+        Command::Create { name, phase, display_name, description, schema, compatibility } => {
             let phase = match phase {
                 Phase::Pre => EventPhase::Pre,
                 Phase::Post => EventPhase::Post,
             };
             let schema = schema.as_deref().map(read_text).transpose()?.unwrap_or_default();
             let (phase, request_id) = (phase.into(), String::new());
-            let request = CreateEventTypeRequest { name, phase, display_name, description, schema, request_id };
+            let compatibility = Mode::to_proto(compatibility);
+            let request =
+                CreateEventTypeRequest { name, phase, display_name, description, schema, request_id, compatibility };
             call("CreateEventType", types.create_event_type(client.request(request))).await?.event_type
         }
-        Command::Update { name, display_name, description, etag } => {
-            let given = [("display_name", display_name.is_some()), ("description", description.is_some())];
+        Command::Update { name, display_name, description, compatibility, etag } => {
+            let given = [
+                ("display_name", display_name.is_some()),
+                ("description", description.is_some()),
+                ("compatibility", compatibility.is_some()),
+            ];
             let paths: Vec<_> = given.iter().filter(|(_, given)| *given).map(|(path, _)| (*path).to_owned()).collect();
             if paths.is_empty() {
-                return Err(CliError::Usage("nothing to change: give --display-name or --description".to_owned()));
+                return Err(CliError::Usage(
+                    "nothing to change: give --display-name, --description or --compatibility".to_owned(),
+                ));
             }
             let event_type = EventType {
                 name,
                 etag,
                 display_name: display_name.unwrap_or_default(),
                 description: description.unwrap_or_default(),
+                compatibility: Mode::to_proto(compatibility),
                 ..EventType::default()
             };
             let update_mask = Some(pbjson_types::FieldMask { paths });
@@ -207,6 +265,12 @@ pub async fn run(args: EventTypesArgs, output: Output) -> Result<(), CliError> {
             }
             let version = answer.schema.map(|schema| schema.version).unwrap_or_default();
             return output.fields(&[("registered version", version.to_string())]);
+        }
+        Command::CheckSchema { name, schema, mode, schema_version } => {
+            let (schema, mode) = (read_text(&schema)?, Mode::to_proto(mode));
+            let request = CheckCompatibilityRequest { event_type: name, schema, mode, schema_version };
+            let answer = call("CheckCompatibility", types.check_compatibility(client.request(request))).await?;
+            return show_compatibility(output, &answer);
         }
         Command::Validate { name, data, schema_version } => {
             let request = ValidateEventRequest { event_type: name, schema_version, data: read_input(&data)?.into() };
@@ -342,6 +406,7 @@ fn show_event_type(output: Output, event_type: &EventType) -> Result<(), CliErro
         ("phase", short(event_type.phase().as_str_name(), "EVENT_PHASE_").to_owned()),
         ("state", short(event_type.state().as_str_name(), "EVENT_TYPE_STATE_").to_owned()),
         ("schema version", event_type.latest_schema_version.to_string()),
+        ("compatibility", short(event_type.compatibility().as_str_name(), "SCHEMA_COMPATIBILITY_").to_owned()),
         ("created", time(event_type.create_time.as_ref())),
         ("updated", time(event_type.update_time.as_ref())),
         ("retired", time(event_type.delete_time.as_ref())),
@@ -369,4 +434,29 @@ fn show_validation(output: Output, answer: &ValidateEventResponse) -> Result<(),
         return Ok(());
     }
     Err(CliError::Result(format!("the data breaks version {} of the schema", answer.schema_version)))
+}
+
+/// Writes what a schema would break; one that breaks something ends in an error, so that scripts notice.
+fn show_compatibility(output: Output, answer: &CheckCompatibilityResponse) -> Result<(), CliError> {
+    let mode = short(answer.mode().as_str_name(), "SCHEMA_COMPATIBILITY_");
+    if output.is_json() {
+        output.document(answer)?;
+    } else if answer.compatible {
+        output.line(&match answer.schema_version {
+            0 => "compatible: the type has no schema yet".to_owned(),
+            version => format!("compatible with version {version} ({mode})"),
+        })?;
+    } else {
+        let rows = answer.violations.iter().map(|one| {
+            let place = if one.pointer.is_empty() { "(the whole)" } else { &one.pointer };
+            let direction = short(one.direction().as_str_name(), "SCHEMA_COMPATIBILITY_");
+            let decided = if one.undecided { "undecided" } else { "breaks" };
+            vec![Cell::new(place), Cell::new(direction), Cell::new(decided), Cell::new(&one.message)]
+        });
+        output.table(&["SCHEMA", "DIRECTION", "VERDICT", "WHY"], rows.collect())?;
+    }
+    if answer.compatible {
+        return Ok(());
+    }
+    Err(CliError::Result(format!("the schema is not compatible with version {} ({mode})", answer.schema_version)))
 }

@@ -45,6 +45,9 @@ pub struct SubscribeArgs {
     /// CEL expression over `event` and `data`; the webhook is called only where it is true
     #[arg(long, value_name = "CEL", default_value = "", hide_default_value = true)]
     filter: String,
+    /// Fire only for events recorded with this version of the type's schema; 0 whatever the version
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    schema_version: i32,
     #[command(flatten)]
     policy: PolicyArgs,
     /// Signing secret, `whsec_...` or @file [default: the server makes one]
@@ -171,6 +174,7 @@ pub async fn run(args: SubscribeArgs, output: Output) -> Result<(), CliError> {
         delivery_policy: (!given.is_empty()).then_some(policy),
         signing_secret: secret_text(args.secret.as_deref())?,
         request_id: args.request_id,
+        schema_version: args.schema_version,
     };
     let client = args.public.connect().await?;
     let answer = call("Subscribe", client.events().subscribe(client.request(request))).await?;

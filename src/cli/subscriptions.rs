@@ -106,6 +106,9 @@ struct UpdateArgs {
     /// CEL expression; empty fires always
     #[arg(long, value_name = "CEL")]
     filter: Option<String>,
+    /// Fire only for events recorded with this version of the type's schema; 0 whatever the version
+    #[arg(long, value_name = "N")]
+    schema_version: Option<i32>,
     /// The endpoint to call
     #[arg(long, value_name = "URL")]
     webhook: Option<String>,
@@ -209,6 +212,10 @@ pub fn show_subscription(output: Output, subscription: &Subscription) -> Result<
         ("app", subscription.app.clone()),
         ("event type", subscription.event_type.clone()),
         ("filter", subscription.filter.clone()),
+        (
+            "schema version",
+            if subscription.schema_version == 0 { String::new() } else { subscription.schema_version.to_string() },
+        ),
         ("webhook", webhook.map(|webhook| webhook.uri.clone()).unwrap_or_default()),
         (
             "mode",
@@ -280,6 +287,10 @@ fn update_request(update: UpdateArgs) -> Result<UpdateSubscriptionRequest, CliEr
     if let Some(filter) = update.filter {
         subscription.filter = filter;
         paths.push("filter".to_owned());
+    }
+    if let Some(version) = update.schema_version {
+        subscription.schema_version = version;
+        paths.push("schema_version".to_owned());
     }
     if let Some(uri) = update.webhook {
         webhook.uri = uri;

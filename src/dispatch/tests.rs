@@ -116,6 +116,7 @@ impl World {
             display_name: String::new(),
             description: String::new(),
             schema: None,
+            compatibility: crate::domain::schema::compatibility::Compatibility::None,
         };
         let quota = EventTypeQuota { event_types: 10, schema_versions: 10 };
         store.create_event_type(by, new, quota, None, |_| Vec::new()).await.expect("an event type");
@@ -156,6 +157,7 @@ impl World {
             event_type: EventTypeName::parse(event_type).expect("a name"),
             display_name: String::new(),
             filter: None,
+            schema_version: 0,
             target: Target::Webhook(WebhookTarget {
                 uri: WebhookUri::parse(&uri).expect("a URI"),
                 mode: WebhookMode::Structured,

@@ -103,6 +103,8 @@ impl Announcement {
             change(&mut changes, "display_name", &json!(before.display_name), &json!(after.display_name));
             change(&mut changes, "description", &json!(before.description), &json!(after.description));
             change(&mut changes, "schema_version", &json!(before.latest_schema), &json!(after.latest_schema));
+            let mode = |event_type: &EventType| event_type.compatibility.as_str();
+            change(&mut changes, "compatibility", &json!(mode(before)), &json!(mode(after)));
             change(&mut changes, "state", &json!(state(before)), &json!(state(after)));
             data.insert("changes".to_owned(), changes.into());
             data.insert("updated_at".to_owned(), time(after.updated_at));
@@ -164,6 +166,7 @@ fn subscription_changes(before: &Subscription, after: &Subscription) -> Map<Stri
     let filter = |subscription: &Subscription| subscription.filter.as_ref().map(|filter| filter.source().to_owned());
     change(&mut changes, "display_name", &json!(before.display_name), &json!(after.display_name));
     change(&mut changes, "filter", &json!(filter(before)), &json!(filter(after)));
+    change(&mut changes, "schema_version", &json!(before.schema_version), &json!(after.schema_version));
     change(&mut changes, "state", &json!(state(before.state)), &json!(state(after.state)));
     if before.target != after.target {
         // What differs may be a part that is not told: the change is told all the same.
@@ -242,6 +245,7 @@ mod tests {
             display_name: "Told".to_owned(),
             description: String::new(),
             latest_schema: 0,
+            compatibility: crate::domain::schema::compatibility::Compatibility::None,
             created_at: DateTime::UNIX_EPOCH,
             updated_at: DateTime::UNIX_EPOCH,
             deleted_at: None,

@@ -1,6 +1,7 @@
 //! Event types: names, patterns over names, and what the catalogue says of each.
 
 use super::schema::Schema;
+use super::schema::compatibility::Compatibility;
 use chrono::{DateTime, Utc};
 use std::fmt;
 use std::sync::Arc;
@@ -140,6 +141,8 @@ pub struct EventType {
     pub description: String,
     /// The version Publish checks against by default; 0 for none.
     pub latest_schema: i32,
+    /// What a further version of its schema must keep.
+    pub compatibility: Compatibility,
     /// When it was declared; the epoch for built-in types.
     pub created_at: DateTime<Utc>,
     /// When it was last changed.

@@ -51,6 +51,8 @@ pub struct Subscription {
     pub display_name: String,
     /// When it fires; none fires always.
     pub filter: Option<Filter>,
+    /// The schema version it is pinned to: it fires only for events that were recorded with it. 0 fires whatever the version.
+    pub schema_version: i32,
     /// What it runs.
     pub target: Target,
     /// How it is attempted.
@@ -69,4 +71,11 @@ pub struct Subscription {
     pub updated_at: DateTime<Utc>,
     /// When it was unsubscribed.
     pub deleted_at: Option<DateTime<Utc>>,
+}
+
+impl Subscription {
+    /// True where the pinned schema version lets it fire for an event that was recorded with `schema_version`.
+    pub fn takes_version(&self, schema_version: i32) -> bool {
+        self.schema_version == 0 || self.schema_version == schema_version
+    }
 }

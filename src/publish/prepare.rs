@@ -92,10 +92,12 @@ async fn decide(
         for entry in listeners.iter() {
             let subscription = &entry.subscription;
             // A filter that cannot be evaluated over this event does not match.
-            let fires = subscription.filter.as_ref().is_none_or(|filter| {
-                let matches = filter.matches(&context);
-                matches.unwrap_or_else(|_| measured().filter_failed(FilterPlace::Subscription))
-            });
+            let takes = subscription.takes_version(schema_version);
+            let fires = takes
+                && subscription.filter.as_ref().is_none_or(|filter| {
+                    let matches = filter.matches(&context);
+                    matches.unwrap_or_else(|_| measured().filter_failed(FilterPlace::Subscription))
+                });
             if fires {
                 let looped = event.lineage.subscriptions.contains(&subscription.no);
                 if looped { &mut refused } else { &mut matched }.push(subscription.no);

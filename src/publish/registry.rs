@@ -186,16 +186,26 @@ impl Registry {
         if version < 0 || version > latest {
             return Err(missing());
         }
-        let key = (registry.tenant, name.clone(), version);
+        Ok(Some(self.compiled(registry.tenant, name, version).await?.ok_or_else(missing)?))
+    }
+
+    /// A compiled version of the schema of a tenant's own type, from the cache where it is there; none where it does not exist.
+    pub async fn compiled(
+        &self,
+        tenant: TenantId,
+        name: &EventTypeName,
+        version: i32,
+    ) -> Result<Option<CompiledSchema>, StoreError> {
+        let key = (tenant, name.clone(), version);
         if let Some(compiled) = self.schemas.get(&key).await {
             return Ok(Some(compiled));
         }
-        let stored = self.store.schema(registry.tenant, name, version).await?.ok_or_else(missing)?;
+        let Some(stored) = self.store.schema(tenant, name, version).await? else { return Ok(None) };
         // Compiling may take a while for a large document: off the reactor.
         let parsed = tokio::task::spawn_blocking(move || Schema::parse(&stored.document)).await;
         let schema = match parsed {
             Ok(Ok(schema)) => Arc::new(schema),
-            _ => return Err(StoreError::Corrupt { what: "event type schema" }.into()),
+            _ => return Err(StoreError::Corrupt { what: "event type schema" }),
         };
         let compiled = CompiledSchema { version, schema };
         self.schemas.insert(key, compiled.clone()).await;

@@ -8,6 +8,7 @@ mod change;
 use super::{Store, StoreError};
 use crate::domain::event_type::{EventType, EventTypeName, Origin, Phase, SchemaVersion};
 use crate::domain::ids::TenantId;
+use crate::domain::schema::compatibility::Compatibility;
 use chrono::{DateTime, Utc};
 use sqlx::{AssertSqlSafe, PgConnection};
 
@@ -33,17 +34,21 @@ pub struct NewEventType {
     pub description: String,
     /// The document of its first schema version.
     pub schema: Option<String>,
+    /// What a further version must keep.
+    pub compatibility: Compatibility,
 }
 
 /// What a change does to an event type.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum EventTypeChange {
-    /// Other texts; none leaves one as it is.
+    /// Other texts, or another demand on further schema versions; none leaves one as it is.
     Describe {
         /// Name for people.
         display_name: Option<String>,
         /// What it means.
         description: Option<String>,
+        /// What a further schema version must keep.
+        compatibility: Option<Compatibility>,
     },
     /// Retire it.
     Delete,
@@ -87,6 +92,9 @@ pub enum EventTypeRefusal {
     /// The type has as many schema versions as it may.
     #[error("the event type has {0} schema versions")]
     TooManyVersions(i32),
+    /// A schema version was added, or the demand on it changed, since it was compared.
+    #[error("the event type's schemas changed meanwhile")]
+    SchemasChanged,
     /// The request id was used with another body.
     #[error("the request id was used with another body")]
     RequestIdReused,
@@ -108,14 +116,15 @@ struct EventTypeRow {
     display_name: String,
     description: String,
     latest_schema: i32,
+    compatibility: i16,
     registry_version: i64,
     created_at: DateTime<Utc>,
     updated_at: DateTime<Utc>,
     deleted_at: Option<DateTime<Utc>>,
 }
 
-const COLUMNS: &str =
-    "name, phase, display_name, description, latest_schema, registry_version, created_at, updated_at, deleted_at";
+const COLUMNS: &str = "name, phase, display_name, description, latest_schema, compatibility, registry_version, created_at, \
+     updated_at, deleted_at";
 
 /// Rows per statement where all changes are read.
 const CHANGES_PER_PAGE: i64 = 2_000;
@@ -134,11 +143,27 @@ impl EventTypeRow {
             display_name: self.display_name,
             description: self.description,
             latest_schema: self.latest_schema,
+            compatibility: match self.compatibility {
+                0 => Compatibility::None,
+                1 => Compatibility::Backward,
+                2 => Compatibility::Forward,
+                3 => Compatibility::Full,
+                _ => return Err(corrupt),
+            },
             created_at: self.created_at,
             updated_at: self.updated_at,
             deleted_at: self.deleted_at,
         };
         Ok(EventTypeRecord { event_type, registry_version: self.registry_version })
+    }
+}
+
+fn compatibility_code(compatibility: Compatibility) -> i16 {
+    match compatibility {
+        Compatibility::None => 0,
+        Compatibility::Backward => 1,
+        Compatibility::Forward => 2,
+        Compatibility::Full => 3,
     }
 }
 

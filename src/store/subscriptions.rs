@@ -42,6 +42,8 @@ pub struct NewSubscription {
     pub display_name: String,
     /// When it fires.
     pub filter: Option<Filter>,
+    /// The schema version it is pinned to; 0 for none.
+    pub schema_version: i32,
     /// What it runs.
     pub target: Target,
     /// How it is attempted.

@@ -50,6 +50,7 @@ impl Database {
             display_name: String::new(),
             description: String::new(),
             schema: None,
+            compatibility: crate::domain::schema::compatibility::Compatibility::None,
         };
         let quota = EventTypeQuota { event_types: 10, schema_versions: 10 };
         let by = Principal::server(tenant);

@@ -4,6 +4,7 @@ use super::time::timestamp_to_proto;
 use super::{FieldError, text};
 use crate::domain::event_type::{EventType, EventTypeName, Origin, Phase, SchemaVersion};
 use crate::domain::schema::Violation;
+use crate::domain::schema::compatibility::{Break, Compatibility, Direction};
 use crate::domain::subscription::Subscription;
 use crate::proto::public as proto;
 use aws_lc_rs::digest;
@@ -30,6 +31,8 @@ pub struct ParsedCreate {
     pub description: String,
     /// The document of its first schema version.
     pub schema: Option<String>,
+    /// What a further version must keep.
+    pub compatibility: Compatibility,
 }
 
 /// What an UpdateEventType request changes.
@@ -39,11 +42,14 @@ pub struct EventTypePatch {
     pub display_name: Option<String>,
     /// What it means.
     pub description: Option<String>,
+    /// What a further schema version must keep.
+    pub compatibility: Option<Compatibility>,
 }
 
 /// Checks the fields of a CreateEventType request.
 pub fn parse_create(request: proto::CreateEventTypeRequest) -> Result<ParsedCreate, FieldError> {
-    let proto::CreateEventTypeRequest { name, phase, display_name, description, schema, request_id: _ } = request;
+    let proto::CreateEventTypeRequest { name, phase, display_name, description, schema, request_id: _, compatibility } =
+        request;
     let name = parse_name("name", &name)
         .and_then(|_| EventTypeName::parse_custom(&name).map_err(|error| FieldError::new("name", error.to_string())))?;
     let phase = match proto::EventPhase::try_from(phase) {
@@ -54,7 +60,21 @@ pub fn parse_create(request: proto::CreateEventTypeRequest) -> Result<ParsedCrea
     let display_name = text("display_name", display_name, DISPLAY_NAME_CHARS_MAX)?;
     let description = text("description", description, DESCRIPTION_CHARS_MAX)?;
     let display_name = if display_name.is_empty() { name.as_str().to_owned() } else { display_name };
-    Ok(ParsedCreate { name, phase, display_name, description, schema: (!schema.is_empty()).then_some(schema) })
+    let compatibility = parse_compatibility("compatibility", compatibility)?.unwrap_or(Compatibility::None);
+    let schema = (!schema.is_empty()).then_some(schema);
+    Ok(ParsedCreate { name, phase, display_name, description, schema, compatibility })
+}
+
+/// Checks a compatibility mode; none where it is left out.
+pub fn parse_compatibility(field: &str, mode: i32) -> Result<Option<Compatibility>, FieldError> {
+    match proto::SchemaCompatibility::try_from(mode) {
+        Ok(proto::SchemaCompatibility::Unspecified) => Ok(None),
+        Ok(proto::SchemaCompatibility::None) => Ok(Some(Compatibility::None)),
+        Ok(proto::SchemaCompatibility::Backward) => Ok(Some(Compatibility::Backward)),
+        Ok(proto::SchemaCompatibility::Forward) => Ok(Some(Compatibility::Forward)),
+        Ok(proto::SchemaCompatibility::Full) => Ok(Some(Compatibility::Full)),
+        Err(_) => Err(FieldError::new(field, "is not a known mode")),
+    }
 }
 
 /// Checks an event type's name where one is selected.
@@ -67,18 +87,20 @@ pub fn parse_name(field: &str, name: &str) -> Result<EventTypeName, FieldError> 
 
 /// Checks what an UpdateEventType request changes; an empty mask means the fields that are set.
 pub fn parse_patch(event_type: proto::EventType, mask: Option<&FieldMask>) -> Result<EventTypePatch, FieldError> {
-    let proto::EventType { display_name, description, .. } = event_type;
+    let proto::EventType { display_name, description, compatibility, .. } = event_type;
     let paths: Vec<&str> = mask.map(|mask| mask.paths.iter().map(String::as_str).collect()).unwrap_or_default();
-    let (mut name_chosen, mut description_chosen) = (false, false);
+    let (mut name_chosen, mut description_chosen, mut mode_chosen) = (false, false, false);
     for path in &paths {
         match *path {
             "display_name" => name_chosen = true,
             "description" => description_chosen = true,
-            other => return Err(mask_error(other, "display_name, description")),
+            "compatibility" => mode_chosen = true,
+            other => return Err(mask_error(other, "display_name, description, compatibility")),
         }
     }
     if paths.is_empty() {
         (name_chosen, description_chosen) = (!display_name.is_empty(), !description.is_empty());
+        mode_chosen = compatibility != 0;
     }
     let mut patch = EventTypePatch::default();
     if name_chosen {
@@ -86,6 +108,10 @@ pub fn parse_patch(event_type: proto::EventType, mask: Option<&FieldMask>) -> Re
     }
     if description_chosen {
         patch.description = Some(text("event_type.description", description, DESCRIPTION_CHARS_MAX)?);
+    }
+    if mode_chosen {
+        let mode = parse_compatibility("event_type.compatibility", compatibility)?;
+        patch.compatibility = Some(mode.unwrap_or(Compatibility::None));
     }
     Ok(patch)
 }
@@ -152,6 +178,32 @@ pub fn to_proto(event_type: &EventType, registry_version: Option<i64>) -> proto:
         update_time: own.then(|| timestamp_to_proto(event_type.updated_at)),
         delete_time: event_type.deleted_at.map(timestamp_to_proto),
         etag: registry_version.map(|version| version.to_string()).unwrap_or_default(),
+        compatibility: compatibility_to_proto(event_type.compatibility).into(),
+    }
+}
+
+/// A compatibility mode as the API shows it.
+pub fn compatibility_to_proto(mode: Compatibility) -> proto::SchemaCompatibility {
+    match mode {
+        Compatibility::None => proto::SchemaCompatibility::None,
+        Compatibility::Backward => proto::SchemaCompatibility::Backward,
+        Compatibility::Forward => proto::SchemaCompatibility::Forward,
+        Compatibility::Full => proto::SchemaCompatibility::Full,
+    }
+}
+
+/// A place where two schema versions are not compatible, as the API shows it.
+pub fn break_to_proto(found: Break) -> proto::SchemaBreak {
+    let direction = match found.direction {
+        Direction::Backward => proto::SchemaCompatibility::Backward,
+        Direction::Forward => proto::SchemaCompatibility::Forward,
+    };
+    proto::SchemaBreak {
+        direction: direction.into(),
+        pointer: found.pointer,
+        previous_pointer: found.previous_pointer,
+        message: found.message,
+        undecided: found.undecided,
     }
 }
 
@@ -201,6 +253,7 @@ mod tests {
             assert_eq!(field(proto::CreateEventTypeRequest { name: name.to_owned(), ..create() }), "name", "{name:?}");
         }
         assert_eq!(field(proto::CreateEventTypeRequest { phase: 9, ..create() }), "phase");
+        assert_eq!(field(proto::CreateEventTypeRequest { compatibility: 9, ..create() }), "compatibility");
         let long = "x".repeat(129);
         assert_eq!(field(proto::CreateEventTypeRequest { display_name: long, ..create() }), "display_name");
         assert_eq!(field(proto::CreateEventTypeRequest { description: "\0".to_owned(), ..create() }), "description");
@@ -213,11 +266,13 @@ mod tests {
             let mask = FieldMask { paths: paths.iter().map(|path| (*path).to_owned()).collect() };
             parse_patch(sent(), Some(&mask))
         };
-        let named = EventTypePatch { display_name: Some("New".to_owned()), description: None };
+        let named = EventTypePatch { display_name: Some("New".to_owned()), ..EventTypePatch::default() };
         assert_eq!(parse_patch(sent(), None), Ok(named.clone()));
         assert_eq!(patch(&[]), Ok(named));
-        let cleared = EventTypePatch { display_name: None, description: Some(String::new()) };
+        let cleared = EventTypePatch { description: Some(String::new()), ..EventTypePatch::default() };
         assert_eq!(patch(&["description"]), Ok(cleared));
+        let undemanding = EventTypePatch { compatibility: Some(Compatibility::None), ..EventTypePatch::default() };
+        assert_eq!(patch(&["compatibility"]), Ok(undemanding));
         for path in ["name", "phase", "*", "displayName", "", "description.x"] {
             assert_eq!(patch(&[path]).expect_err("not updatable").field, "update_mask", "{path}");
         }

@@ -49,6 +49,8 @@ pub struct ParsedSubscribe {
     pub display_name: String,
     /// When it fires.
     pub filter: Option<Filter>,
+    /// The schema version it is pinned to; 0 for none.
+    pub schema_version: i32,
     /// How it is attempted.
     pub policy: DeliveryPolicy,
     /// The signing secret the caller brings.
@@ -82,6 +84,7 @@ pub struct SubscriptionPatch {
 enum Change {
     DisplayName(String),
     Filter(Option<Filter>),
+    SchemaVersion(i32),
     Uri(WebhookUri),
     Mode(WebhookMode),
     Headers(Vec<(String, String)>),
@@ -93,6 +96,7 @@ enum Change {
 enum Part {
     DisplayName,
     Filter,
+    SchemaVersion,
     Uri,
     Mode,
     Headers,
@@ -102,7 +106,15 @@ enum Part {
 /// Checks the fields of a Subscribe request.
 pub fn parse_subscribe(request: proto::SubscribeRequest) -> Result<ParsedSubscribe, SubscriptionError> {
     let proto::SubscribeRequest {
-        app, event_type, target, display_name, filter, delivery_policy, signing_secret, ..
+        app,
+        event_type,
+        target,
+        display_name,
+        filter,
+        delivery_policy,
+        signing_secret,
+        schema_version,
+        ..
     } = request;
     Ok(ParsedSubscribe {
         app: slug("app", app)?,
@@ -110,6 +122,7 @@ pub fn parse_subscribe(request: proto::SubscribeRequest) -> Result<ParsedSubscri
         target: parse_target("target", target)?,
         display_name: text("display_name", display_name, DISPLAY_NAME_CHARS_MAX)?,
         filter: parse_filter("filter", &filter)?,
+        schema_version: parse_version("schema_version", schema_version)?,
         policy: parse_policy("delivery_policy", delivery_policy.as_ref())?,
         secret: parse_secret("signing_secret", &signing_secret)?,
     })
@@ -177,6 +190,11 @@ pub fn parse_states(field: &str, states: &[i32]) -> Result<Vec<State>, FieldErro
     Ok(if parsed.is_empty() { vec![State::Active, State::Disabled] } else { parsed })
 }
 
+/// Checks a schema version to pin to; 0 for none.
+pub fn parse_version(field: &str, version: i32) -> Result<i32, FieldError> {
+    if version < 0 { Err(FieldError::new(field, "must not be negative")) } else { Ok(version) }
+}
+
 /// Compiles a filter; none where it is empty.
 pub fn parse_filter(field: &str, filter: &str) -> Result<Option<Filter>, SubscriptionError> {
     if filter.is_empty() {
@@ -228,8 +246,8 @@ fn parse_webhook_headers(target: &str, headers: BTreeMap<String, String>) -> Res
     }
 }
 
-const UPDATABLE: &str = "display_name, filter, target.webhook.uri, target.webhook.mode, target.webhook.headers, \
-     delivery_policy and its fields";
+const UPDATABLE: &str = "display_name, filter, schema_version, target.webhook.uri, target.webhook.mode, \
+     target.webhook.headers, delivery_policy and its fields";
 
 /// The parts that a mask names, each once.
 fn parts_of_mask(paths: &[String]) -> Result<Vec<Part>, FieldError> {
@@ -238,6 +256,7 @@ fn parts_of_mask(paths: &[String]) -> Result<Vec<Part>, FieldError> {
         let named = match path.as_str() {
             "display_name" => vec![Part::DisplayName],
             "filter" => vec![Part::Filter],
+            "schema_version" => vec![Part::SchemaVersion],
             "target.webhook.uri" => vec![Part::Uri],
             "target.webhook.mode" => vec![Part::Mode],
             "target.webhook.headers" => vec![Part::Headers],
@@ -261,7 +280,7 @@ pub fn parse_patch(
     subscription: proto::Subscription,
     mask: Option<&FieldMask>,
 ) -> Result<SubscriptionPatch, SubscriptionError> {
-    let proto::Subscription { display_name, filter, target, delivery_policy, .. } = subscription;
+    let proto::Subscription { display_name, filter, target, delivery_policy, schema_version, .. } = subscription;
     let webhook = target.and_then(|target| target.kind).map(|proto::target::Kind::Webhook(webhook)| webhook);
     let webhook = webhook.unwrap_or_default();
     let policy = delivery_policy.unwrap_or_default();
@@ -270,6 +289,7 @@ pub fn parse_patch(
         let parts = [
             (Part::DisplayName, !display_name.is_empty()),
             (Part::Filter, !filter.is_empty()),
+            (Part::SchemaVersion, schema_version != 0),
             (Part::Uri, !webhook.uri.is_empty()),
             (Part::Mode, webhook.mode != 0),
             (Part::Headers, !webhook.headers.is_empty()),
@@ -286,6 +306,7 @@ pub fn parse_patch(
                 Change::DisplayName(text("subscription.display_name", display_name.clone(), DISPLAY_NAME_CHARS_MAX)?)
             }
             Part::Filter => Change::Filter(parse_filter("subscription.filter", &filter)?),
+            Part::SchemaVersion => Change::SchemaVersion(parse_version("subscription.schema_version", schema_version)?),
             Part::Uri => Change::Uri(parse_uri("subscription.target", &webhook.uri)?),
             Part::Mode => Change::Mode(parse_mode("subscription.target", webhook.mode)?),
             Part::Headers => Change::Headers(parse_webhook_headers("subscription.target", webhook.headers.clone())?),
@@ -301,6 +322,14 @@ impl SubscriptionPatch {
         self.changes.iter().find_map(|change| if let Change::Uri(uri) = change { Some(uri) } else { None })
     }
 
+    /// The schema version to pin to, where that changes; 0 for none.
+    pub fn schema_version(&self) -> Option<i32> {
+        self.changes.iter().find_map(|change| match change {
+            Change::SchemaVersion(version) => Some(*version),
+            _ => None,
+        })
+    }
+
     /// True where nothing was chosen.
     pub fn is_empty(&self) -> bool {
         self.changes.is_empty()
@@ -314,6 +343,7 @@ impl SubscriptionPatch {
             match change {
                 Change::DisplayName(name) => subscription.display_name = name,
                 Change::Filter(filter) => subscription.filter = filter,
+                Change::SchemaVersion(version) => subscription.schema_version = version,
                 Change::Uri(uri) => webhook.uri = uri,
                 Change::Mode(mode) => webhook.mode = mode,
                 Change::Headers(headers) => webhook.headers = headers,
@@ -354,6 +384,7 @@ pub fn to_proto(subscription: &Subscription) -> proto::Subscription {
         update_time: Some(timestamp_to_proto(subscription.updated_at)),
         delete_time: subscription.deleted_at.map(timestamp_to_proto),
         etag: subscription.registry_version.to_string(),
+        schema_version: subscription.schema_version,
     }
 }
 

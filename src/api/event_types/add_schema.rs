@@ -1,16 +1,23 @@
 //! AddEventTypeSchema: registers the next version of a CUSTOM event type's schema.
+//!
+//! The comparison with the latest version can take a while, so it is made before the head lock is taken; where the type's schemas
+//! changed meanwhile it is made again.
 
-use super::check_schema;
+use super::{check_schema, compare_schemas};
 use crate::api::registry::{RegistryDeps, authorised, invalid, principal, request_key, unreadable};
 use crate::api::status::ApiError;
 use crate::domain::access::Role;
 use crate::domain::event_type::{Origin, SchemaVersion};
 use crate::proto::public::{AddEventTypeSchemaRequest, AddEventTypeSchemaResponse};
+use crate::store::event_types::EventTypeRefusal;
 use crate::store::request_ids::Once;
 use crate::wire::FieldError;
 use crate::wire::event_type::{add_schema_fingerprint, parse_name, schema_to_proto};
 use prost::Message as _;
 use tonic::Request;
+
+/// How often a schema is compared again because another version was added meanwhile.
+const TRIES_MAX: u32 = 5;
 
 pub(super) async fn handle(
     deps: &RegistryDeps,
@@ -28,8 +35,24 @@ pub(super) async fn handle(
     }
     check_schema("schema", &request.schema).await?;
     let quota = deps.event_type_quota();
-    let encode = |made: &SchemaVersion| response(made).encode_to_vec();
-    let made = deps.store.add_schema(principal(&caller), name.clone(), request.schema, quota, key, encode).await;
+    let mut tries = 1;
+    let made = loop {
+        let compared = deps.event_type(caller.tenant, &name).await?.event_type().clone();
+        // A retired type is refused by the store, in its order of checks.
+        if compared.latest_schema > 0 && compared.deleted_at.is_none() {
+            let (version, mode) = (compared.latest_schema, compared.compatibility);
+            let breaks = compare_schemas(deps, caller.tenant, &name, version, &request.schema, mode).await?;
+            if !breaks.is_empty() {
+                return Err(ApiError::SchemaIncompatible { event_type: name.as_str().to_owned(), version, breaks });
+            }
+        }
+        let encode = |made: &SchemaVersion| response(made).encode_to_vec();
+        let (by, document) = (principal(&caller), request.schema.clone());
+        match deps.store.add_schema(by, compared, document, quota, key.clone(), encode).await {
+            Err(EventTypeRefusal::SchemasChanged) if tries < TRIES_MAX => tries += 1,
+            made => break made,
+        }
+    };
     match made {
         Ok(Once::Made(made)) => {
             deps.announce(caller.tenant).await;

@@ -17,14 +17,15 @@ pub(super) async fn handle(
 ) -> Result<CreateEventTypeResponse, ApiError> {
     let (caller, request) = authorised(request, Role::Developer)?;
     let key = request_key(&request.request_id, "CreateEventType", create_fingerprint(&request))?;
-    let ParsedCreate { name, phase, display_name, description, schema } = parse_create(request).map_err(invalid)?;
+    let ParsedCreate { name, phase, display_name, description, schema, compatibility } =
+        parse_create(request).map_err(invalid)?;
     if let Some(answer) = deps.first_answer(caller.tenant, key.as_ref()).await? {
         return CreateEventTypeResponse::decode(answer.as_slice()).map_err(unreadable);
     }
     if let Some(document) = &schema {
         check_schema("schema", document).await?;
     }
-    let new = NewEventType { name: name.clone(), phase, display_name, description, schema };
+    let new = NewEventType { name: name.clone(), phase, display_name, description, schema, compatibility };
     let encode = |made: &EventTypeRecord| response(made).encode_to_vec();
     let made = deps.store.create_event_type(principal(&caller), new, deps.event_type_quota(), key, encode).await;
     match made {

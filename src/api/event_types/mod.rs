@@ -1,6 +1,7 @@
 //! EventTypeService: the catalogue. One RPC per file; the service only forwards.
 
 mod add_schema;
+mod check_compatibility;
 mod create;
 mod delete;
 mod get;
@@ -11,10 +12,14 @@ mod update;
 mod validate;
 
 use super::registry::RegistryDeps;
-use super::status::{ApiError, not_implemented};
+use super::status::ApiError;
+use crate::domain::event_type::EventTypeName;
+use crate::domain::ids::TenantId;
 use crate::domain::schema::Schema;
+use crate::domain::schema::compatibility::{Break, Compatibility, compare};
 use crate::proto::public as proto;
 use crate::proto::public::event_type_service_server::EventTypeService as Service;
+use crate::store::StoreError;
 use crate::wire::event_type::SCHEMA_BYTES_MAX;
 use tonic::{Request, Response, Status};
 
@@ -91,9 +96,9 @@ impl Service for EventTypeService {
 
     async fn check_compatibility(
         &self,
-        _: Request<proto::CheckCompatibilityRequest>,
+        request: Request<proto::CheckCompatibilityRequest>,
     ) -> Result<Response<proto::CheckCompatibilityResponse>, Status> {
-        Err(not_implemented("CheckCompatibility").into())
+        Ok(Response::new(check_compatibility::handle(&self.deps, request).await?))
     }
 
     async fn validate_event(
@@ -118,4 +123,29 @@ async fn check_schema(field: &str, document: &str) -> Result<(), ApiError> {
         Ok(Err(error)) => Err(invalid(error.pointer, error.message)),
         Err(error) => Err(ApiError::internal("compile a schema", error)),
     }
+}
+
+/// What a schema breaks of a registered version, away from the reactor. Errors: SCHEMA_VERSION_NOT_FOUND.
+async fn compare_schemas(
+    deps: &RegistryDeps,
+    tenant: TenantId,
+    name: &EventTypeName,
+    version: i32,
+    document: &str,
+    mode: Compatibility,
+) -> Result<Vec<Break>, ApiError> {
+    if mode == Compatibility::None {
+        return Ok(Vec::new());
+    }
+    let missing = || ApiError::SchemaVersionNotFound { event_type: name.as_str().to_owned(), version };
+    let previous = match deps.catalogue.get(name.as_str()) {
+        Some(system) => system.schema.as_ref().map(|(schema, _)| schema).filter(|one| one.version == version).cloned(),
+        None => deps.store.schema(tenant, name, version).await?,
+    };
+    let previous = previous.ok_or_else(missing)?.document;
+    let document = document.to_owned();
+    let compared = tokio::task::spawn_blocking(move || compare(&previous, &document, mode)).await;
+    let compared = compared.map_err(|error| ApiError::internal("compare schemas", error))?;
+    // Both compiled, so what cannot be compared at all is a fault of what is stored.
+    Ok(compared.map_err(|_| StoreError::Corrupt { what: "schema" })?)
 }

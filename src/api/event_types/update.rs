@@ -1,4 +1,4 @@
-//! UpdateEventType: other texts for a CUSTOM event type.
+//! UpdateEventType: other texts for a CUSTOM event type, or another demand on its further schema versions.
 
 use crate::api::registry::{RegistryDeps, authorised, invalid, principal};
 use crate::api::status::ApiError;
@@ -17,10 +17,10 @@ pub(super) async fn handle(
     let sent = request.event_type.ok_or_else(|| invalid(FieldError::new("event_type", "is required")))?;
     let name = parse_name("event_type.name", &sent.name).map_err(invalid)?;
     let etag = etag(&sent.etag);
-    let EventTypePatch { display_name, description } =
+    let EventTypePatch { display_name, description, compatibility } =
         parse_patch(sent, request.update_mask.as_ref()).map_err(invalid)?;
     deps.own_type(&name)?;
-    let change = EventTypeChange::Describe { display_name, description };
+    let change = EventTypeChange::Describe { display_name, description, compatibility };
     let changed =
         deps.store.change_event_type(principal(&caller), name.clone(), etag, change, deps.event_type_quota()).await;
     match changed {

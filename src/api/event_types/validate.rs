@@ -3,12 +3,9 @@
 use crate::api::registry::{Known, RegistryDeps, authorised, invalid};
 use crate::api::status::ApiError;
 use crate::domain::access::Role;
-use crate::domain::schema::Schema;
 use crate::proto::public::{ValidateEventRequest, ValidateEventResponse};
-use crate::store::StoreError;
 use crate::wire::FieldError;
 use crate::wire::event_type::{parse_name, violation_to_proto};
-use std::sync::Arc;
 use tonic::Request;
 
 /// How many violations an answer holds.
@@ -31,28 +28,18 @@ pub(super) async fn handle(
         return Ok(ValidateEventResponse { valid: true, ..Default::default() });
     }
     let missing = || ApiError::SchemaVersionNotFound { event_type: name.as_str().to_owned(), version };
-    let (compiled, document) = match &known {
+    let compiled = match &known {
         Known::System(system) => {
             let of_version = system.schema.as_ref().filter(|(schema, _)| schema.version == version);
-            let (_, compiled) = of_version.ok_or_else(missing)?;
-            (Some(Arc::clone(&compiled.schema)), String::new())
+            of_version.map(|(_, compiled)| compiled.clone())
         }
-        Known::Custom(_) => {
-            let stored = deps.store.schema(caller.tenant, &name, version).await?;
-            (None, stored.ok_or_else(missing)?.document)
-        }
+        Known::Custom(_) => deps.registry.compiled(caller.tenant, &name, version).await?,
     };
-    // Away from the reactor: a large document or payload takes a while.
+    let schema = compiled.ok_or_else(missing)?.schema;
+    // Away from the reactor: a large payload takes a while.
     let data = request.data;
-    let checked = tokio::task::spawn_blocking(move || {
-        let schema = match compiled {
-            Some(schema) => schema,
-            // It compiled when it was registered.
-            None => Arc::new(Schema::parse(&document).map_err(|_| StoreError::Corrupt { what: "schema" })?),
-        };
-        Ok::<_, StoreError>(schema.validate(&data))
-    });
-    let checked = checked.await.map_err(|error| ApiError::internal("check data against a schema", error))??;
+    let checked = tokio::task::spawn_blocking(move || schema.validate(&data)).await;
+    let checked = checked.map_err(|error| ApiError::internal("check data against a schema", error))?;
     let violations = checked.err().unwrap_or_default();
     Ok(ValidateEventResponse {
         valid: violations.is_empty(),

@@ -2,6 +2,7 @@
 
 use super::{ApiError, DOMAIN, reason_name, role_name};
 use crate::clock;
+use crate::domain::schema::compatibility::Direction;
 use crate::proto::public::ErrorReason;
 use crate::store::StoreError;
 use std::collections::HashMap;
@@ -134,6 +135,20 @@ impl ApiError {
                 .fold(Entry::new(Code::FailedPrecondition, ErrorReason::PreRejected), |entry, refusal| {
                     entry.precondition("PRE_REJECTED", &refusal.subscription, &refusal.description)
                 }),
+            Self::SchemaIncompatible { event_type, version, breaks } => {
+                let entry = Entry::new(Code::FailedPrecondition, ErrorReason::SchemaIncompatible)
+                    .metadata("event_type", event_type)
+                    .metadata("schema_version", version.to_string())
+                    .metadata("breaks", breaks.len().to_string());
+                breaks.iter().fold(entry, |entry, one| {
+                    let kind = match (one.undecided, one.direction) {
+                        (true, _) => "UNDECIDED",
+                        (false, Direction::Backward) => "BACKWARD",
+                        (false, Direction::Forward) => "FORWARD",
+                    };
+                    entry.precondition(kind, &one.pointer, &one.message)
+                })
+            }
             Self::ResourceState { kind, name, message } => {
                 Entry::new(Code::FailedPrecondition, ErrorReason::ResourceState)
                     .metadata("resource_type", *kind)

@@ -29,6 +29,13 @@ fn violation() -> FieldViolation {
 /// One of each variant, with texts as long as a hostile caller can make them.
 fn one_of_each() -> Vec<(&'static str, ApiError)> {
     let schema = Violation { data_pointer: text(), schema_pointer: text(), message: text() };
+    let broken = Break {
+        direction: crate::domain::schema::compatibility::Direction::Backward,
+        pointer: text(),
+        previous_pointer: text(),
+        message: text(),
+        undecided: false,
+    };
     let refusal = PreRefusal { subscription: text(), description: text() };
     vec![
         ("FIELD_INVALID", ApiError::FieldInvalid { violations: vec![violation(); 100] }),
@@ -45,6 +52,10 @@ fn one_of_each() -> Vec<(&'static str, ApiError)> {
             },
         ),
         ("EVENT_TOO_LARGE", ApiError::EventTooLarge { field: text(), limit_bytes: 1 }),
+        (
+            "SCHEMA_INCOMPATIBLE",
+            ApiError::SchemaIncompatible { event_type: text(), version: 1, breaks: vec![broken; 100] },
+        ),
         ("SCHEMA_INVALID", ApiError::SchemaInvalid { field: text(), pointer: text(), message: text() }),
         ("ADDRESS_BLOCKED", ApiError::AddressBlocked { field: text(), message: text() }),
         ("EVENT_TYPE_NOT_FOUND", ApiError::EventTypeNotFound { name: text(), near: vec![text(); 100] }),

@@ -14,6 +14,7 @@ use super::registry::{RegistryDeps, principal, request_id_reused};
 use super::status::ApiError;
 use crate::clock;
 use crate::domain::access::Caller;
+use crate::domain::event_type::EventType;
 use crate::domain::ids::SubscriptionId;
 use crate::domain::subscription::{State, Subscription};
 use crate::domain::webhook::{SigningSecret, WebhookUri};
@@ -24,6 +25,14 @@ use crate::wire::subscription::state_name;
 /// Asks the egress guard. Errors: ADDRESS_BLOCKED.
 fn check_uri(deps: &RegistryDeps, field: &str, uri: &WebhookUri) -> Result<(), ApiError> {
     (deps.uri_check)(uri).map_err(|message| ApiError::AddressBlocked { field: field.to_owned(), message })
+}
+
+/// Checks that a schema version to pin to exists; versions never go away. Errors: SCHEMA_VERSION_NOT_FOUND.
+fn check_version(event_type: &EventType, version: i32) -> Result<(), ApiError> {
+    if version <= event_type.latest_schema {
+        return Ok(());
+    }
+    Err(ApiError::SchemaVersionNotFound { event_type: event_type.name.as_str().to_owned(), version })
 }
 
 /// The secret that the caller brings, or a new one of 32 random bytes.

@@ -2,7 +2,7 @@
 //!
 //! Everything that can be checked without the head lock is checked before it is taken, so that a refusal delays no publisher.
 
-use super::{check_uri, refused, secret_or_new};
+use super::{check_uri, check_version, refused, secret_or_new};
 use crate::api::registry::{
     RegistryDeps, authorised, principal, refused as unparsed, request_key, unreadable, unsealed,
 };
@@ -40,6 +40,7 @@ pub(crate) async fn handle(
     if event_type.event_type().deleted_at.is_some() {
         return Err(deps.event_type_not_found(tenant, &parsed.event_type).await);
     }
+    check_version(event_type.event_type(), parsed.schema_version)?;
 
     let id = SubscriptionId(clock::new_uuid());
     let secret = secret_or_new(parsed.secret);
@@ -50,6 +51,7 @@ pub(crate) async fn handle(
         event_type: parsed.event_type,
         display_name: parsed.display_name,
         filter: parsed.filter,
+        schema_version: parsed.schema_version,
         target: parsed.target,
         policy: parsed.policy,
         secret: stored_secret,

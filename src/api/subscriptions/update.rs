@@ -1,6 +1,6 @@
-//! UpdateSubscription: another name, filter, webhook or delivery policy.
+//! UpdateSubscription: another name, filter, pinned schema version, webhook or delivery policy.
 
-use super::{check_uri, refused};
+use super::{check_uri, check_version, refused};
 use crate::api::registry::{RegistryDeps, authorised, invalid, principal, refused as unparsed};
 use crate::api::status::ApiError;
 use crate::domain::access::Role;
@@ -39,6 +39,9 @@ pub(crate) async fn handle(
         }
         if patch.is_empty() {
             return Ok(UpdateSubscriptionResponse { subscription: Some(to_proto(&found)) });
+        }
+        if let Some(version) = patch.schema_version() {
+            check_version(deps.event_type(caller.tenant, &found.event_type).await?.event_type(), version)?;
         }
         let changed = patch.apply(found).map_err(invalid)?;
         match deps.store.update_subscription(principal(&caller), changed).await {

@@ -87,7 +87,7 @@ pub async fn run(args: DemoArgs, output: Output) -> Result<(), CliError> {
     let (clients, own) = if let Some(clients) = running(&args).await? {
         (clients, None)
     } else {
-        let server = start_own(&args).await?;
+        let server = Box::pin(start_own(&args)).await?;
         (connect(server.client_file()).await?, Some(server))
     };
     let mut signals = crate::shutdown::Signals::listen().map_err(CliError::Signals)?;
@@ -109,7 +109,7 @@ async fn start_own(args: &DemoArgs) -> Result<DevServer, CliError> {
         settings: vec![("log.level".to_owned(), "warn".to_owned())],
     };
     let starting = spinner("starting a throw-away service");
-    let server = DevServer::start(options).await;
+    let server = Box::pin(DevServer::start(options)).await;
     starting.finish_and_clear();
     server
 }

@@ -5,6 +5,7 @@
 use super::{CatalogueError, SystemEventType};
 use crate::domain::event_type::{CompiledSchema, EventType, EventTypeName, Origin, Phase, SchemaVersion};
 use crate::domain::schema::Schema;
+use crate::domain::schema::compatibility::Compatibility;
 use chrono::DateTime;
 use serde::Deserialize;
 use std::sync::Arc;
@@ -80,6 +81,7 @@ fn declare(number: usize, entry: Entry) -> Result<SystemEventType, CatalogueErro
         display_name: entry.display_name,
         description: entry.description,
         latest_schema: schema.as_ref().map_or(0, |_| VERSION),
+        compatibility: Compatibility::None,
         created_at: DateTime::UNIX_EPOCH,
         updated_at: DateTime::UNIX_EPOCH,
         deleted_at: None,

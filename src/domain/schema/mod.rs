@@ -3,14 +3,18 @@
 //! A document is compiled when a version is registered and when a replica loads it; publish then checks payloads against it. Nothing
 //! here reads a file or the network, whatever a document refers to, and no text that leaves here repeats a payload's values.
 //!
-//! `format` is an assertion in both drafts (formats that are not known are ignored). Patterns are matched in linear time.
+//! `format` is an assertion in draft 7 (formats that are not known are ignored) and an annotation in 2020-12, as the drafts have it.
+//! Patterns are matched in linear time.
 
+pub mod compatibility;
 mod cost;
+mod references;
 
 use super::json::{check_json, to_json_error};
 use cost::Stopped;
 use jsonschema::error::ValidationErrorKind;
 use jsonschema::{Draft, PatternOptions, ValidationError, Validator};
+use references::Document;
 use serde_json::{Map, Value};
 use std::collections::HashSet;
 use std::fmt;
@@ -76,6 +80,9 @@ impl Schema {
         let mut bounds = Bounds { nodes: 0, pattern_bytes: 0, ids: HashSet::new() };
         bounds.gather_ids(&value, 0)?;
         bounds.walk(&value, &mut Vec::new())?;
+        if let Some(document) = Document::new(&value, draft) {
+            document.check_progress()?;
+        }
         meter(&mut value);
         // The compiler is a dependency and the document is a stranger's: a panic there is a refusal, not the end of the task.
         let built = catch_unwind(AssertUnwindSafe(|| {
@@ -83,7 +90,7 @@ impl Schema {
                 .with_draft(draft)
                 .offline()
                 .with_keyword(cost::KEYWORD, |_, value, _| Ok(cost::keyword(value)))
-                .should_validate_formats(true)
+                .should_validate_formats(draft == Draft::Draft7)
                 .should_ignore_unknown_formats(true)
                 .with_pattern_options(
                     PatternOptions::regex()

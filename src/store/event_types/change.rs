@@ -1,9 +1,13 @@
 //! Every change to tenants' own event types, each in one transaction under the tenant's head lock.
 
-use super::{EventTypeChange, EventTypeQuota, EventTypeRecord, EventTypeRefusal, NewEventType, phase_code, read};
+use super::{
+    EventTypeChange, EventTypeQuota, EventTypeRecord, EventTypeRefusal, NewEventType, compatibility_code, phase_code,
+    read,
+};
 use crate::domain::announcement::Announcement;
 use crate::domain::event_type::{EventType, EventTypeName, Origin, SchemaVersion};
 use crate::domain::ids::TenantId;
+use crate::domain::schema::compatibility::Compatibility;
 use crate::store::audit::{self, Principal};
 use crate::store::request_ids::{self, Earlier, Once, RequestKey};
 use crate::store::{Store, StoreError, announcements, heads};
@@ -70,13 +74,13 @@ impl Store {
         .await?
     }
 
-    /// Registers the next schema version of an event type.
+    /// Registers the next schema version of an event type, which was compared with what `compared` says of the type.
     ///
     /// `answer` encodes the answer that a retry of the same request id gets.
     pub async fn add_schema<A>(
         &self,
         by: Principal,
-        name: EventTypeName,
+        compared: EventType,
         document: String,
         quota: EventTypeQuota,
         request: Option<RequestKey>,
@@ -94,9 +98,15 @@ impl Store {
                 if let Some(before) = known(&mut tx, by.tenant, request.as_ref(), now).await? {
                     return Ok(Once::Before(before));
                 }
+                let name = compared.name;
                 let record = read(&mut tx, by.tenant, name.as_str()).await?.ok_or(EventTypeRefusal::NotFound)?;
                 if record.event_type.deleted_at.is_some() {
                     return Err(EventTypeRefusal::Deleted);
+                }
+                let present = (record.event_type.latest_schema, record.event_type.compatibility);
+                // Without a demand nothing was compared, so two that add at the same time need not see each other.
+                if present != (compared.latest_schema, compared.compatibility) && present.1 != Compatibility::None {
+                    return Err(EventTypeRefusal::SchemasChanged);
                 }
                 if record.event_type.latest_schema >= quota.schema_versions {
                     return Err(EventTypeRefusal::TooManyVersions(quota.schema_versions));
@@ -161,7 +171,7 @@ async fn create(
     let latest_schema = i32::from(new.schema.is_some());
     sqlx::query(
         "INSERT INTO event_types (tenant_id, name, phase, display_name, description, latest_schema, registry_version,
-             created_at, updated_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $8)",
+             created_at, updated_at, compatibility) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $8, $9)",
     )
     .bind(by.tenant.0)
     .bind(new.name.as_str())
@@ -171,6 +181,7 @@ async fn create(
     .bind(latest_schema)
     .bind(registry_version)
     .bind(now)
+    .bind(compatibility_code(new.compatibility))
     .execute(&mut *tx)
     .await?;
     if let Some(document) = new.schema {
@@ -185,6 +196,7 @@ async fn create(
         display_name: new.display_name,
         description: new.description,
         latest_schema,
+        compatibility: new.compatibility,
         created_at: now,
         updated_at: now,
         deleted_at: None,
@@ -214,9 +226,10 @@ async fn apply(
     let deleted = event_type.deleted_at.is_some();
     let action = match change {
         EventTypeChange::Describe { .. } | EventTypeChange::Delete if deleted => return Err(EventTypeRefusal::Deleted),
-        EventTypeChange::Describe { display_name, description } => {
+        EventTypeChange::Describe { display_name, description, compatibility } => {
             event_type.display_name = display_name.clone().unwrap_or(event_type.display_name);
             event_type.description = description.clone().unwrap_or(event_type.description);
+            event_type.compatibility = compatibility.unwrap_or(event_type.compatibility);
             "UpdateEventType"
         }
         EventTypeChange::Delete => {
@@ -243,7 +256,8 @@ async fn apply(
     };
     event_type.updated_at = now;
     sqlx::query(
-        "UPDATE event_types SET display_name = $3, description = $4, deleted_at = $5, registry_version = $6, updated_at = $7
+        "UPDATE event_types SET display_name = $3, description = $4, deleted_at = $5, registry_version = $6, updated_at = $7,
+             compatibility = $8
           WHERE tenant_id = $1 AND name = $2",
     )
     .bind(by.tenant.0)
@@ -253,6 +267,7 @@ async fn apply(
     .bind(event_type.deleted_at)
     .bind(registry_version)
     .bind(now)
+    .bind(compatibility_code(event_type.compatibility))
     .execute(&mut *tx)
     .await?;
     audit::record(tx, by.tenant, now, &by.name, action, name.as_str()).await?;

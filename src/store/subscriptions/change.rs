@@ -133,7 +133,7 @@ impl Store {
         .await?
     }
 
-    /// Replaces what a caller may change of a subscription: name, filter, target, policy.
+    /// Replaces what a caller may change of a subscription: name, filter, pinned schema version, target, policy.
     ///
     /// `changed` is what was read with [`Store::subscription`], changed; its registry version must still be the stored one.
     ///
@@ -157,10 +157,10 @@ impl Store {
                     return Err(SubscriptionRefusal::State(before.state));
                 }
                 check_place(&mut tx, by.tenant, before.app, &before.event_type, &changed.target, before.id).await?;
-                let same_matches = before.filter == changed.filter;
+                let same_matches = before.filter == changed.filter && before.schema_version == changed.schema_version;
                 let effective = if same_matches { before.effective_position } else { registry.position };
-                let Subscription { display_name, filter, target, policy, .. } = changed;
-                let after = Subscription { display_name, filter, target, policy, ..before.clone() };
+                let Subscription { display_name, filter, schema_version, target, policy, .. } = changed;
+                let after = Subscription { display_name, filter, schema_version, target, policy, ..before.clone() };
                 let registry = RegistryChange { position: effective, ..registry };
                 let after = write(&mut tx, &by, after, registry, now, "UpdateSubscription").await?;
                 let told = Announcement::subscription_changed(&before, &after, &by.name);
@@ -346,8 +346,9 @@ async fn insert(
     sqlx::query(
         "INSERT INTO subscriptions (tenant_id, subscription_id, subscription_no, app_id, event_type, display_name, filter,
              target_kind, target_key, webhook_uri, webhook_mode, webhook_headers, max_attempts, initial_backoff_ms,
-             max_backoff_ms, timeout_ms, max_in_flight, state, effective_position, registry_version, created_at, updated_at)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, 1, $18, $19, $20, $20)",
+             max_backoff_ms, timeout_ms, max_in_flight, state, effective_position, registry_version, created_at, updated_at,
+             schema_version)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, 1, $18, $19, $20, $20, $21)",
     )
     .bind(by.tenant.0)
     .bind(new.id.0)
@@ -369,6 +370,7 @@ async fn insert(
     .bind(registry.position)
     .bind(registry.registry_version)
     .bind(now)
+    .bind(new.schema_version)
     .execute(&mut *tx)
     .await?;
     if new.policy.ordering().is_some() {
@@ -396,7 +398,7 @@ async fn write(
         "UPDATE subscriptions SET display_name = $3, filter = $4, target_kind = $5, target_key = $6, webhook_uri = $7,
              webhook_mode = $8, webhook_headers = $9, max_attempts = $10, initial_backoff_ms = $11, max_backoff_ms = $12,
              timeout_ms = $13, max_in_flight = $14, state = $15, state_reason = $16, effective_position = $17,
-             registry_version = $18, updated_at = $19, deleted_at = $20
+             registry_version = $18, updated_at = $19, deleted_at = $20, schema_version = $21
           WHERE tenant_id = $1 AND subscription_id = $2",
     )
     .bind(by.tenant.0)
@@ -419,6 +421,7 @@ async fn write(
     .bind(registry.registry_version)
     .bind(now)
     .bind(subscription.deleted_at)
+    .bind(subscription.schema_version)
     .execute(&mut *tx)
     .await?;
     write_options(tx, by.tenant, subscription.id, &subscription.policy).await?;

@@ -23,6 +23,7 @@ pub(super) struct SubscriptionRow {
     event_type: String,
     display_name: String,
     filter: String,
+    schema_version: i32,
     target_kind: i16,
     webhook_uri: Option<String>,
     webhook_mode: Option<i16>,
@@ -44,7 +45,7 @@ pub(super) struct SubscriptionRow {
 }
 
 /// The columns of a [`SubscriptionRow`], from `subscriptions s LEFT JOIN apps a`: a deleted subscription may outlive its app.
-pub(super) const COLUMNS: &str = "s.subscription_id, s.subscription_no, s.app_id, a.slug AS app_slug, s.event_type, s.display_name, s.filter, \
+pub(super) const COLUMNS: &str = "s.subscription_id, s.subscription_no, s.app_id, a.slug AS app_slug, s.event_type, s.display_name, s.filter, s.schema_version, \
      s.target_kind, s.webhook_uri, s.webhook_mode, s.webhook_headers, s.max_attempts, s.initial_backoff_ms, s.max_backoff_ms, \
      s.timeout_ms, s.max_in_flight, s.ordering_key, s.ordering_on_dead_letter, s.state, s.state_reason, s.effective_position, s.registry_version, s.created_at, \
      s.updated_at, s.deleted_at";
@@ -93,6 +94,7 @@ impl SubscriptionRow {
             event_type: EventTypeName::parse(&self.event_type).ok()?,
             display_name: self.display_name,
             filter,
+            schema_version: self.schema_version,
             target,
             policy: policy.ok()?.with_ordering(ordering),
             state: match self.state {

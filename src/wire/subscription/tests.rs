@@ -40,6 +40,7 @@ fn stored() -> Subscription {
         event_type: parsed.event_type,
         display_name: "Name".to_owned(),
         filter: None,
+        schema_version: 0,
         target: parsed.target,
         policy: parsed.policy,
         state: State::Active,

@@ -1,0 +1,115 @@
+//! Numbers of a schema, compared exactly: a bound may have more digits than any machine type.
+
+use serde_json::{Number, Value};
+use std::cmp::Ordering;
+
+/// A number: `0.digits` times ten to the `exponent`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Decimal {
+    negative: bool,
+    /// Without zeros at either end; empty for zero.
+    digits: String,
+    exponent: i64,
+}
+
+impl Decimal {
+    /// Reads a number; none for another value, and where the exponent is beyond all measure.
+    pub(super) fn of(value: &Value) -> Option<Self> {
+        value.as_number().and_then(Self::parse)
+    }
+
+    fn parse(number: &Number) -> Option<Self> {
+        let text = number.to_string();
+        let (negative, text) = text.strip_prefix('-').map_or((false, text.as_str()), |rest| (true, rest));
+        let (mantissa, exponent) = text.split_once(['e', 'E']).unwrap_or((text, "0"));
+        let exponent: i64 = exponent.parse().ok()?;
+        let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
+        let digits = format!("{whole}{fraction}");
+        let leading = digits.len() - digits.trim_start_matches('0').len();
+        let digits = digits.trim_matches('0').to_owned();
+        if digits.is_empty() {
+            return Some(Self { negative: false, digits, exponent: 0 });
+        }
+        let point = i64::try_from(whole.len()).ok()? - i64::try_from(leading).ok()?;
+        Some(Self { negative, digits, exponent: exponent.checked_add(point)? })
+    }
+
+    /// True for a whole number.
+    pub(super) fn is_whole(&self) -> bool {
+        usize::try_from(self.exponent).map_or(self.digits.is_empty(), |exponent| exponent >= self.digits.len())
+    }
+
+    /// The whole number where it is one that fits.
+    pub(super) fn whole(&self) -> Option<i128> {
+        if !self.is_whole() {
+            return None;
+        }
+        let exponent = usize::try_from(self.exponent).ok().filter(|exponent| *exponent <= 36)?;
+        let magnitude: i128 = format!("{:0<exponent$}", self.digits)
+            .parse()
+            .or_else(|error| if self.digits.is_empty() { Ok(0) } else { Err(error) })
+            .ok()?;
+        Some(if self.negative { -magnitude } else { magnitude })
+    }
+}
+
+impl Ord for Decimal {
+    fn cmp(&self, other: &Self) -> Ordering {
+        let sign = |number: &Self| match (number.digits.is_empty(), number.negative) {
+            (true, _) => 0,
+            (false, true) => -1,
+            (false, false) => 1,
+        };
+        let size = || (self.exponent, &self.digits).cmp(&(other.exponent, &other.digits));
+        sign(self).cmp(&sign(other)).then_with(|| if self.negative { size().reverse() } else { size() })
+    }
+}
+
+impl PartialOrd for Decimal {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+/// Equality as JSON Schema has it: `1` is `1.0`, and members have no order.
+pub(super) fn equal(a: &Value, b: &Value) -> bool {
+    match (a, b) {
+        (Value::Number(a), Value::Number(b)) => match (Decimal::parse(a), Decimal::parse(b)) {
+            (Some(a), Some(b)) => a == b,
+            _ => a == b,
+        },
+        (Value::Array(a), Value::Array(b)) => a.len() == b.len() && a.iter().zip(b).all(|(a, b)| equal(a, b)),
+        (Value::Object(a), Value::Object(b)) => {
+            a.len() == b.len() && a.iter().all(|(name, a)| b.get(name).is_some_and(|b| equal(a, b)))
+        }
+        _ => a == b,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn decimal(text: &str) -> Decimal {
+        Decimal::of(&serde_json::from_str(text).expect("a number")).expect("of a measurable size")
+    }
+
+    #[test]
+    fn numbers_are_compared_by_value_whatever_their_spelling() {
+        let ordered =
+            ["-1e400", "-10", "-9.99", "-1e-400", "0", "1e-400", "0.1", "0.11", "1", "9", "10", "1.5e2", "1e400"];
+        for (i, a) in ordered.iter().enumerate() {
+            for (j, b) in ordered.iter().enumerate() {
+                assert_eq!(decimal(a).cmp(&decimal(b)), i.cmp(&j), "{a} {b}");
+            }
+        }
+        for (a, b) in [("1", "1.0"), ("100", "1e2"), ("0", "-0.0"), ("0.5", "5e-1"), ("120", "1.2E+2")] {
+            assert_eq!(decimal(a), decimal(b));
+        }
+        for (text, whole) in [("0", 0), ("-12.0", -12), ("1e3", 1000), ("9007199254740993", 9_007_199_254_740_993)] {
+            assert_eq!(decimal(text).whole(), Some(whole), "{text}");
+        }
+        assert_eq!(decimal("0.5").whole(), None);
+        assert_eq!(Decimal::of(&serde_json::from_str("1e99999999999999999999").expect("a number")), None);
+    }
+}

@@ -1,0 +1,106 @@
+//! Whether two schemas say the same, references followed and annotations left out. What cannot be compared otherwise is still known
+//! to be compatible where it is the same.
+
+use super::decimal::equal;
+use super::facts::{is_foreign, reference, refers_only};
+use crate::domain::schema::references::{Document, address};
+use crate::domain::schema::{DATA_KEYWORDS, MAP_KEYWORDS};
+use serde_json::{Map, Value};
+use std::collections::HashSet;
+
+/// Keywords that say nothing about which data is accepted, or that references have resolved.
+const SILENT: [&str; 12] = [
+    "$anchor",
+    "$comment",
+    "$defs",
+    "$id",
+    "$schema",
+    "default",
+    "definitions",
+    "deprecated",
+    "description",
+    "examples",
+    "readOnly",
+    "title",
+];
+
+/// How many subschemas are looked at.
+const STEPS_MAX: usize = 20_000;
+
+/// True where both say the same.
+pub(super) fn same<'a, 'b>(a: (&Document<'a>, &'a Value), b: (&Document<'b>, &'b Value)) -> bool {
+    Comparison { a: a.0, b: b.0, seen: HashSet::new() }.schemas(a.1, b.1)
+}
+
+struct Comparison<'x, 'a, 'b> {
+    a: &'x Document<'a>,
+    b: &'x Document<'b>,
+    seen: HashSet<(usize, usize)>,
+}
+
+impl<'a, 'b> Comparison<'_, 'a, 'b> {
+    fn schemas(&mut self, a: &'a Value, b: &'b Value) -> bool {
+        // A pair that is being compared already is the same as long as nothing else differs.
+        if !self.seen.insert((address(a), address(b))) {
+            return true;
+        }
+        if self.seen.len() > STEPS_MAX {
+            return false;
+        }
+        match (a, b) {
+            (Value::Object(left), Value::Object(right)) => self.members(a, left, b, right),
+            (Value::Array(left), Value::Array(right)) => {
+                left.len() == right.len() && left.iter().zip(right).all(|(a, b)| self.schemas(a, b))
+            }
+            _ => equal(a, b),
+        }
+    }
+
+    fn members(
+        &mut self,
+        a: &'a Value,
+        left: &'a Map<String, Value>,
+        b: &'b Value,
+        right: &'b Map<String, Value>,
+    ) -> bool {
+        if is_foreign(self.a, a)
+            || is_foreign(self.b, b)
+            || left.contains_key("$dynamicRef")
+            || self.a.draft != self.b.draft
+        {
+            return false;
+        }
+        if left.contains_key("$ref") || right.contains_key("$ref") {
+            match (reference(self.a, a), reference(self.b, b)) {
+                (Some(a), Some(b)) if self.schemas(a, b) => {}
+                // What leads out of both documents is one of the drafts' own schemas.
+                (None, None)
+                    if left.get("$ref").is_some_and(|uri| Some(uri) == right.get("$ref") && is_absolute(uri)) => {}
+                _ => return false,
+            }
+        }
+        if refers_only(self.a, left) {
+            return refers_only(self.b, right);
+        }
+        let count = |members: &Map<String, Value>| members.keys().filter(|keyword| counts(keyword)).count();
+        count(left) == count(right)
+            && left.iter().filter(|(keyword, _)| counts(keyword)).all(|(keyword, a)| {
+                right.get(keyword).is_some_and(|b| match (keyword.as_str(), a, b) {
+                    ("$ref", ..) => true,
+                    (keyword, Value::Object(a), Value::Object(b)) if MAP_KEYWORDS.contains(&keyword) => {
+                        a.len() == b.len() && a.iter().all(|(name, a)| b.get(name).is_some_and(|b| self.schemas(a, b)))
+                    }
+                    (keyword, ..) if DATA_KEYWORDS.contains(&keyword) => equal(a, b),
+                    _ => self.schemas(a, b),
+                })
+            })
+    }
+}
+
+fn is_absolute(uri: &Value) -> bool {
+    uri.as_str().is_some_and(|uri| uri.starts_with("http:") || uri.starts_with("https:"))
+}
+
+fn counts(keyword: &str) -> bool {
+    !SILENT.contains(&keyword) && keyword != "writeOnly"
+}

@@ -1,0 +1,223 @@
+//! What breaks and what does not, and that the comparison never says "compatible" where data shows otherwise.
+
+use super::*;
+use crate::domain::schema::Schema;
+use std::path::Path;
+
+fn backward(previous: &str, new: &str) -> Vec<Break> {
+    compare(previous, new, Compatibility::Backward).expect("both are schemas")
+}
+
+#[test]
+fn what_breaks_is_told_with_pointers_into_both() {
+    for (previous, new, pointer, previous_pointer, said) in [
+        (r#"{"type": ["string", "null"]}"#, r#"{"type": "string"}"#, "/type", "", "also allows null"),
+        (r#"{"type": "object"}"#, r#"{"type": "object", "required": ["a"]}"#, "/required", "", "requires \"a\""),
+        (
+            r#"{"type": "string", "maxLength": 9}"#,
+            r#"{"type": "string", "maxLength": 5}"#,
+            "/maxLength",
+            "",
+            "allows more",
+        ),
+        (r#"{"type": "integer"}"#, r#"{"type": "integer", "minimum": 0}"#, "/minimum", "", "no such bound"),
+        (r#"{"enum": ["a", "b"]}"#, r#"{"enum": ["a"]}"#, "", "", "refuses \"b\""),
+        (r#"{"type": "string"}"#, r#"{"type": "string", "pattern": "^a"}"#, "/pattern", "", "has none"),
+        (
+            r#"{"properties": {"a": {"type": "number"}}}"#,
+            r#"{"properties": {"a": {"type": "integer"}}}"#,
+            "/properties/a/type",
+            "/properties/a",
+            "number that is not whole",
+        ),
+        (
+            r#"{"type": "object", "properties": {"a": true}}"#,
+            r#"{"type": "object", "properties": {"a": true}, "additionalProperties": false}"#,
+            "/additionalProperties",
+            "",
+            "without naming them",
+        ),
+        (
+            r#"{"type": "object", "properties": {"a": true}, "additionalProperties": false}"#,
+            r#"{"type": "object", "properties": {}, "additionalProperties": false}"#,
+            "/additionalProperties",
+            "/properties/a",
+            "does not allow the member \"a\"",
+        ),
+        (
+            r##"{"items": {"$ref": "#/$defs/x"}, "$defs": {"x": {"type": "number"}}}"##,
+            r##"{"items": {"$ref": "#/$defs/x"}, "$defs": {"x": {"type": "integer"}}}"##,
+            "/$defs/x/type",
+            "/items",
+            "takes integer alone",
+        ),
+    ] {
+        let breaks = backward(previous, new);
+        assert_eq!(breaks.len(), 1, "{previous} to {new}: {breaks:?}");
+        let one = &breaks[0];
+        assert_eq!((one.pointer.as_str(), one.previous_pointer.as_str()), (pointer, previous_pointer), "{one:?}");
+        assert!(one.message.contains(said) && !one.undecided, "{one:?}");
+        assert_eq!(one.direction, Direction::Backward);
+        assert_eq!(compare(new, previous, Compatibility::Backward), Ok(Vec::new()), "{new} to {previous}");
+        let forward = compare(new, previous, Compatibility::Forward).expect("both are schemas");
+        assert_eq!(forward.len(), 1, "{forward:?}");
+        assert_eq!((forward[0].pointer.as_str(), forward[0].previous_pointer.as_str()), (previous_pointer, pointer));
+        assert_eq!(forward[0].direction, Direction::Forward);
+        assert_eq!(compare(previous, new, Compatibility::Full).expect("both").len(), 1);
+        assert_eq!(compare(previous, new, Compatibility::None), Ok(Vec::new()));
+    }
+}
+
+#[test]
+fn what_accepts_more_is_compatible() {
+    for (previous, new) in [
+        (r#"{"type": "integer", "exclusiveMinimum": 0}"#, r#"{"type": "number", "minimum": 1}"#),
+        (r#"{"type": "integer", "minimum": 1.0}"#, r#"{"minimum": 1e0}"#),
+        (r#"{"multipleOf": 6}"#, r#"{"multipleOf": 3}"#),
+        (r#"{"const": 3}"#, r#"{"type": "integer", "minimum": 2, "multipleOf": 3}"#),
+        (r#"{"enum": ["ab", "cd"]}"#, r#"{"pattern": "^[a-d]+$", "maxLength": 2}"#),
+        (r#"{"required": ["a", "b"]}"#, r#"{"required": ["b"], "minProperties": 2}"#),
+        (
+            r#"{"properties": {"a": {"type": "string"}}, "additionalProperties": false}"#,
+            r#"{"properties": {"a": {"type": "string"}, "b": {"type": "string"}}, "additionalProperties": false}"#,
+        ),
+        (
+            r#"{"properties": {"ab": {"type": "string"}}, "additionalProperties": false}"#,
+            r#"{"patternProperties": {"^a": {"type": ["string", "null"]}}}"#,
+        ),
+        (
+            r#"{"oneOf": [{"type": "string"}, {"type": "integer"}]}"#,
+            r#"{"oneOf": [{"type": "integer"}, {"type": "string"}, {"type": "null"}]}"#,
+        ),
+        (r#"{"type": ["string", "null"]}"#, r#"{"anyOf": [{"type": "null"}, {"type": "string"}]}"#),
+        (
+            r#"{"oneOf": [{"required": ["k"], "type": "object", "properties": {"k": {"const": "x"}}}]}"#,
+            r#"{"oneOf": [{"required": ["k"], "type": "object", "properties": {"k": {"const": "y"}}}, {"required": ["k"], "type": "object", "properties": {"k": {"const": "x"}}}]}"#,
+        ),
+        (r#"{"type": "string"}"#, r#"{"not": {"type": "integer"}}"#),
+        (
+            r##"{"type": "object", "properties": {"child": {"$ref": "#"}, "n": {"type": "integer"}}}"##,
+            r##"{"$ref": "#/$defs/node", "$defs": {"node": {"type": "object", "properties": {"child": {"$ref": "#/$defs/node"}, "n": {"type": "number"}}}}}"##,
+        ),
+        (r#"{"prefixItems": [{"type": "string"}], "items": false}"#, r#"{"items": {"type": "string"}, "maxItems": 1}"#),
+        (
+            r#"{"$schema": "http://json-schema.org/draft-07/schema#", "items": [{"type": "string"}]}"#,
+            r#"{"prefixItems": [{"type": "string"}]}"#,
+        ),
+        (
+            r#"{"if": {"type": "string"}, "then": {"minLength": 1}}"#,
+            r#"{"if": {"type": "string"}, "then": {"minLength": 1}, "title": "t"}"#,
+        ),
+        (r#"{"title": "a"}"#, r#"{"title": "b", "default": 1, "examples": [2]}"#),
+        ("false", r#"{"type": "string"}"#),
+    ] {
+        assert_eq!(backward(previous, new), [], "{previous} to {new}");
+    }
+}
+
+#[test]
+fn what_cannot_be_decided_says_so_and_counts_unless_it_is_the_same() {
+    for (previous, new) in [
+        (r#"{"type": "string", "pattern": "^a$"}"#, r#"{"type": "string", "pattern": "^(a|b)$"}"#),
+        (r#"{"type": "object"}"#, r#"{"type": "object", "unevaluatedProperties": false}"#),
+        (r#"{"type": "string"}"#, r#"{"not": {"maxLength": 3}}"#),
+        (r#"{"type": "number"}"#, r#"{"if": {"minimum": 5}, "then": {"multipleOf": 2}}"#),
+        (r#"{"multipleOf": 0.3}"#, r#"{"multipleOf": 0.1}"#),
+        (r#"{"type": "string"}"#, r#"{"oneOf": [{"type": "string"}, {"maxLength": 4}]}"#),
+    ] {
+        let breaks = backward(previous, new);
+        assert!(!breaks.is_empty() && breaks.iter().all(|one| one.undecided), "{previous} to {new}: {breaks:?}");
+        assert!(breaks[0].message.contains("cannot be compared"), "{breaks:?}");
+        for same in [previous, new] {
+            assert_eq!(compare(same, same, Compatibility::Full), Ok(Vec::new()), "{same}");
+        }
+    }
+}
+
+#[test]
+fn large_and_tangled_schemas_are_answered_within_the_bound() {
+    let alternatives = |n: usize| (0..n).map(|i| format!(r#"{{"required": ["p{i}"]}}"#)).collect::<Vec<_>>().join(",");
+    let doubling = (0..60)
+        .map(|i| format!(r##""d{i}": {{"anyOf": [{{"properties": {{"a": {{"$ref": "#/$defs/d{}"}}}}}}, {{"properties": {{"b": {{"$ref": "#/$defs/d{}"}}}}}}]}}"##, i + 1, i + 1))
+        .chain([r#""d60": {"type": "string"}"#.to_owned()])
+        .collect::<Vec<_>>()
+        .join(",");
+    for document in [
+        format!(r#"{{"anyOf": [{}]}}"#, alternatives(1_000)),
+        format!(r#"{{"oneOf": [{}]}}"#, alternatives(100)),
+        format!(r##"{{"$ref": "#/$defs/d0", "$defs": {{{doubling}}}}}"##),
+    ] {
+        let other = document.replacen('{', r#"{"type": "object", "#, 1);
+        let other = if other.contains("\"d60\"") {
+            document.replace(r#""d60": {"type": "string"}"#, r#""d60": {"type": "null"}"#)
+        } else {
+            other
+        };
+        for (previous, new) in [(&document, &other), (&other, &document), (&document, &document)] {
+            let begin = std::time::Instant::now();
+            let breaks = compare(previous, new, Compatibility::Full).expect("both are schemas");
+            assert!(breaks.len() <= 2 * BREAKS_MAX);
+            assert!(begin.elapsed().as_secs() < 20, "{:?}", begin.elapsed());
+        }
+    }
+}
+
+/// Schemas and data of the public test suite: where the comparison says that one schema accepts all of another's data, no data of
+/// the suite may show otherwise; and every schema is compatible with itself.
+#[test]
+fn no_data_of_the_test_suite_contradicts_a_comparison() {
+    let suite = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/json-schema-test-suite");
+    let (mut compatible, mut compared) = (0, 0);
+    for (draft, uri) in [
+        ("draft7", "http://json-schema.org/draft-07/schema#"),
+        ("draft2020-12", "https://json-schema.org/draft/2020-12/schema"),
+    ] {
+        let mut files: Vec<_> = std::fs::read_dir(suite.join(draft))
+            .expect("the fixtures")
+            .map(|file| file.expect("a file").path())
+            .collect();
+        files.sort();
+        for file in files {
+            let groups: Vec<Value> =
+                serde_json::from_str(&std::fs::read_to_string(&file).expect("a file")).expect("JSON");
+            let mut schemas = Vec::new();
+            let mut data: Vec<String> = Vec::new();
+            for group in &groups {
+                let mut document = group["schema"].clone();
+                if let Value::Object(members) = &mut document {
+                    members.entry("$schema").or_insert_with(|| Value::from(uri));
+                } else if draft == "draft7" {
+                    continue;
+                }
+                let document = document.to_string();
+                if let Ok(schema) = Schema::parse(&document) {
+                    schemas.push((document, schema));
+                }
+                data.extend(group["tests"].as_array().expect("tests").iter().map(|test| test["data"].to_string()));
+            }
+            let verdicts: Vec<Vec<bool>> = schemas
+                .iter()
+                .map(|(_, schema)| data.iter().map(|data| schema.validate(data.as_bytes()).is_ok()).collect())
+                .collect();
+            for (i, (previous, _)) in schemas.iter().enumerate() {
+                for (j, (new, _)) in schemas.iter().enumerate() {
+                    let breaks = backward(previous, new);
+                    compared += 1;
+                    if i == j
+                        && !previous.contains("$dynamicRef")
+                        && !previous.contains("json-schema.org/draft/2020-12/schema\"}")
+                    {
+                        assert_eq!(breaks, [], "{previous} with itself");
+                    }
+                    if breaks.is_empty() {
+                        compatible += 1;
+                        for (index, data) in data.iter().enumerate() {
+                            assert!(!verdicts[i][index] || verdicts[j][index], "{data}: {previous} to {new}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+    assert!(compatible > 800 && compared > 5_000, "{compatible} of {compared}");
+}

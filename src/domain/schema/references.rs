@@ -1,0 +1,206 @@
+//! Where the references of a schema document lead: each subschema's pointer and base, what a `$ref` names, and whether a chain of
+//! references comes back to where it began without having gone into the data.
+//!
+//! Works on the document alone: nothing is fetched. A subschema is known by its place in memory, so the document must not move
+//! while it is looked at.
+
+use super::{DATA_KEYWORDS, MAP_KEYWORDS, SchemaError, pointer, refuse};
+use jsonschema::{Draft, Registry, Uri, uri};
+use serde_json::{Map, Value};
+use std::collections::HashMap;
+use std::rc::Rc;
+
+/// The base of a document that has no `$id`.
+const DEFAULT_BASE: &str = "json-schema:///";
+
+/// A document with its references.
+pub(super) struct Document<'d> {
+    /// The whole of it.
+    pub(super) root: &'d Value,
+    /// The draft it is written in.
+    pub(super) draft: Draft,
+    registry: Registry<'d>,
+    places: HashMap<usize, Place<'d>>,
+}
+
+/// Where a subschema is.
+struct Place<'d> {
+    schema: &'d Value,
+    pointer: String,
+    base: Rc<Uri<String>>,
+}
+
+impl<'d> Document<'d> {
+    /// Reads a document's identifiers. None where they cannot be resolved, which the compiler then says better.
+    pub(super) fn new(root: &'d Value, draft: Draft) -> Option<Self> {
+        let registry = Registry::new().draft(draft).add(DEFAULT_BASE, root).ok()?.prepare().ok()?;
+        let base = Rc::new(uri::from_str(DEFAULT_BASE).ok()?);
+        let mut document = Self { root, draft, registry, places: HashMap::new() };
+        document.enter(root, &mut Vec::new(), &base)?;
+        Some(document)
+    }
+
+    /// JSON pointer of a subschema; none for what is not in the document.
+    pub(super) fn pointer(&self, schema: &Value) -> Option<&str> {
+        self.places.get(&address(schema)).map(|place| place.pointer.as_str())
+    }
+
+    /// What a `$ref` in `schema` names, where that is a subschema of the document.
+    pub(super) fn target(&self, schema: &Value, reference: &str) -> Option<&'d Value> {
+        let base = &self.places.get(&address(schema))?.base;
+        let resolved = self.registry.resolver((**base).clone()).lookup(reference).ok()?;
+        self.places.get(&address(resolved.contents())).map(|place| place.schema)
+    }
+
+    fn enter(&mut self, schema: &'d Value, path: &mut Vec<String>, base: &Rc<Uri<String>>) -> Option<()> {
+        let mut base = Rc::clone(base);
+        if let Value::Object(members) = schema {
+            // Draft 7 ignores what stands beside a reference.
+            let id = members.get("$id").and_then(Value::as_str);
+            let id =
+                id.filter(|id| !(id.starts_with('#') || self.draft == Draft::Draft7 && members.contains_key("$ref")));
+            if let Some(id) = id {
+                base = Rc::new((*self.registry.resolve_uri(&base.borrow(), id).ok()?).clone());
+            }
+        }
+        self.places.insert(address(schema), Place { schema, pointer: pointer(path), base: Rc::clone(&base) });
+        match schema {
+            Value::Array(elements) => {
+                for (index, element) in elements.iter().enumerate() {
+                    path.push(index.to_string());
+                    self.enter(element, path, &base)?;
+                    path.pop();
+                }
+            }
+            Value::Object(members) => {
+                for (keyword, value) in members {
+                    path.push(keyword.clone());
+                    match value {
+                        Value::Object(named) if MAP_KEYWORDS.contains(&keyword.as_str()) => {
+                            for (name, schema) in named {
+                                path.push(name.clone());
+                                self.enter(schema, path, &base)?;
+                                path.pop();
+                            }
+                        }
+                        _ if DATA_KEYWORDS.contains(&keyword.as_str()) => {}
+                        _ => self.enter(value, path, &base)?,
+                    }
+                    path.pop();
+                }
+            }
+            _ => {}
+        }
+        Some(())
+    }
+
+    /// Refuses references that come back to where they began without going into the data: checking one would never end.
+    ///
+    /// A schema that refers to itself below `properties`, `items` and the like is fine, because data ends.
+    pub(super) fn check_progress(&self) -> Result<(), SchemaError> {
+        /// What is being followed from one subschema.
+        struct Step<'d> {
+            schema: &'d Value,
+            next: Vec<(&'static str, &'d Value)>,
+            by: &'static str,
+        }
+        const FOLLOWED: u8 = 1;
+        const DONE: u8 = 2;
+        let mut marks: HashMap<usize, u8> = HashMap::new();
+        let mut starts: Vec<&'d Value> = vec![self.root];
+        gather(self.root, &mut starts);
+        for start in starts {
+            if marks.contains_key(&address(start)) {
+                continue;
+            }
+            marks.insert(address(start), FOLLOWED);
+            let mut steps = vec![Step { schema: start, next: self.in_place(start), by: "" }];
+            while let Some(step) = steps.last_mut() {
+                let Some((by, next)) = step.next.pop() else {
+                    marks.insert(address(step.schema), DONE);
+                    steps.pop();
+                    continue;
+                };
+                match marks.get(&address(next)) {
+                    Some(&DONE) => {}
+                    Some(_) => {
+                        // Going down the document never comes back, so one step of every circle is a reference.
+                        let from = steps.iter().position(|step| address(step.schema) == address(next)).unwrap_or(0);
+                        let circle = &steps[from..];
+                        let bys = circle.iter().skip(1).map(|step| step.by).chain([by]);
+                        let reference = circle.iter().zip(bys).find(|(_, by)| by.starts_with('$'));
+                        let at = reference.map_or_else(String::new, |(step, by)| {
+                            format!("{}/{by}", self.pointer(step.schema).unwrap_or_default())
+                        });
+                        return Err(refuse(&at, "refers in a circle that never goes into the data"));
+                    }
+                    None => {
+                        marks.insert(address(next), FOLLOWED);
+                        steps.push(Step { schema: next, next: self.in_place(next), by });
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The subschemas that are applied to the same data as `schema`, each with the keyword that leads there.
+    fn in_place(&self, schema: &'d Value) -> Vec<(&'static str, &'d Value)> {
+        let Value::Object(members) = schema else { return Vec::new() };
+        let mut next = Vec::new();
+        if let Some(reference) = members.get("$ref").and_then(Value::as_str) {
+            next.extend(self.target(schema, reference).map(|target| ("$ref", target)));
+            if self.draft == Draft::Draft7 {
+                return next;
+            }
+        }
+        // Another document's anchor cannot come in between, so what it names by itself is where it leads in a circle.
+        if let Some(reference) = members.get("$dynamicRef").and_then(Value::as_str) {
+            next.extend(self.target(schema, reference).map(|target| ("$dynamicRef", target)));
+        }
+        for keyword in ["allOf", "anyOf", "oneOf"] {
+            next.extend(members.get(keyword).and_then(Value::as_array).into_iter().flatten().map(|one| (keyword, one)));
+        }
+        let conditional = members.contains_key("if");
+        for keyword in ["not", "if", "then", "else"] {
+            if matches!(keyword, "then" | "else") && !conditional {
+                continue;
+            }
+            next.extend(members.get(keyword).map(|one| (keyword, one)));
+        }
+        for keyword in ["dependentSchemas", "dependencies"] {
+            let named = members.get(keyword).and_then(Value::as_object).into_iter().flat_map(Map::values);
+            next.extend(named.map(|one| (keyword, one)));
+        }
+        next
+    }
+}
+
+/// Every subschema that a reference could name or a keyword holds; what is data is left out.
+fn gather<'d>(schema: &'d Value, found: &mut Vec<&'d Value>) {
+    let mut below: Vec<&'d Value> = Vec::new();
+    match schema {
+        Value::Array(elements) => below.extend(elements),
+        Value::Object(members) => {
+            for (keyword, value) in members {
+                match value {
+                    Value::Object(named) if MAP_KEYWORDS.contains(&keyword.as_str()) => {
+                        below.extend(named.values());
+                    }
+                    _ if DATA_KEYWORDS.contains(&keyword.as_str()) => {}
+                    _ => below.push(value),
+                }
+            }
+        }
+        _ => {}
+    }
+    for value in below {
+        found.push(value);
+        gather(value, found);
+    }
+}
+
+/// What tells one subschema from another: where it is in memory.
+pub(super) fn address(value: &Value) -> usize {
+    std::ptr::from_ref(value).addr()
+}
