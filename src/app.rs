@@ -17,8 +17,8 @@ use crate::api::health::{Health, Reflection, name_of};
 use crate::api::invocations::{InvocationDeps, InvocationService};
 use crate::api::publish::PublishApi;
 use crate::api::registry::RegistryDeps;
-use crate::api::server::{ListenError, Port, Server, listen};
-use crate::api::tls::{Tls, TlsError};
+use crate::api::server::{ListenError, Port, Server, Speaks, listen};
+use crate::api::tls::{Tls, TlsError, TlsWatch};
 use crate::api::{ops, web};
 use crate::config::{Config, ConfigError};
 use crate::dispatch::{self, Dispatch};
@@ -51,8 +51,6 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::service::RoutesBuilder;
 
-/// How often certificate files are looked at.
-const CERTIFICATES_INTERVAL: Duration = Duration::from_secs(30);
 /// How often the dispatcher is looked at.
 const DISPATCH_INTERVAL: Duration = Duration::from_secs(1);
 /// How often the partitions of the coming days are made sure of, and the clocks compared.
@@ -141,12 +139,15 @@ impl App {
         let (page_tokens, sealer) = (PageTokens::new(&cursor_key), CursorSealer::new(&cursor_key));
 
         let metrics = Metrics::default();
+        let tls_watch = TlsWatch::new(public_tls.iter().chain([&internal_tls]).cloned().collect(), &metrics);
         let server = Server::new(&config.server);
         let api_keys = ApiKeys::new(store.clone());
         let certificates = Certificates::new(store.clone(), config.operators.subjects.clone());
         let limits = CallLimits {
             timeout_max: Duration::from_millis(config.server.request_timeout_max_ms),
             message_bytes_max: config.server.message_bytes_max,
+            header_count_max: config.server.header_count_max,
+            per_credential_max: config.server.calls_per_credential_max,
             draining: server.draining(),
             streams_end: server.streams_end(),
         };
@@ -233,6 +234,7 @@ impl App {
             name: "public",
             listener: public_listener,
             tls: public_tls.clone(),
+            speaks: Speaks::Both,
             routes: web::public(public, socket, &config.server.cors_origins),
             connections: connections(),
         });
@@ -240,6 +242,7 @@ impl App {
             name: "internal",
             listener: internal_listener,
             tls: Some(Arc::clone(&internal_tls)),
+            speaks: Speaks::Two,
             routes: web::internal(internal),
             connections: connections(),
         });
@@ -247,7 +250,8 @@ impl App {
             name: "ops",
             listener: ops_listener,
             tls: None,
-            routes: ops::routes(store.clone(), metrics, server.draining()),
+            speaks: Speaks::Both,
+            routes: ops::routes(store.clone(), metrics, tls_watch.clone(), server.draining()),
             connections: Connections::new(OPS_CONNECTIONS_MAX, OPS_CONNECTIONS_MAX),
         });
 
@@ -262,7 +266,7 @@ impl App {
             drain_timeout: Duration::from_millis(config.server.drain_timeout_ms),
         };
         app.keep_dispatching();
-        app.keep_certificates(public_tls.into_iter().chain([internal_tls]).collect());
+        app.keep_certificates(tls_watch, Duration::from_millis(config.server.certificates_interval_ms));
         app.keep_store();
         tracing::info!(
             public = %app.addresses.public,
@@ -315,22 +319,13 @@ impl App {
     }
 
     /// New connections get new certificates without a restart.
-    fn keep_certificates(&self, ports: Vec<Arc<Tls>>) {
-        self.every(CERTIFICATES_INTERVAL, move || {
-            let ports = ports.clone();
+    fn keep_certificates(&self, watch: TlsWatch, interval: Duration) {
+        self.every(interval, move || {
+            let watch = watch.clone();
+            // Files may be on a mount that hangs.
+            let looked = tokio::task::spawn_blocking(move || watch.look());
             async move {
-                for tls in &ports {
-                    match tls.reload() {
-                        Ok(true) => tracing::info!("certificates reloaded"),
-                        Ok(false) => {}
-                        Err(error) => {
-                            tracing::warn!(
-                                error = &error as &dyn Error,
-                                "certificates not reloaded; the former ones stay"
-                            );
-                        }
-                    }
-                }
+                let _ = looked.await;
             }
         });
     }

@@ -4,8 +4,11 @@
 //! Order: the deadline first, because checking a credential takes time; the credential before the handler; nothing of the
 //! request is read here.
 
+use super::answers::Streaming;
 use super::auth::{ApiKeys, Certificates};
 use super::deadline::{self, Deadline};
+use super::in_flight::{Credential, InFlight, Place};
+use super::server::PeerAddress;
 use super::status::{ApiError, not_implemented};
 use crate::proto::DESCRIPTORS;
 use crate::telemetry::Metrics;
@@ -70,6 +73,8 @@ struct Inner {
     door: Door,
     timeout_max: Duration,
     message_bytes_max: usize,
+    header_count_max: usize,
+    in_flight: InFlight,
     draining: CancellationToken,
     streams_end: CancellationToken,
     metrics: CallMetrics,
@@ -82,6 +87,10 @@ pub struct CallLimits {
     pub timeout_max: Duration,
     /// Largest request message, for the text of refusals.
     pub message_bytes_max: usize,
+    /// Headers of a request.
+    pub header_count_max: usize,
+    /// Calls of one credential at the same time.
+    pub per_credential_max: u32,
     /// Cancelled when the server begins to drain.
     pub draining: CancellationToken,
     /// Cancelled when streams have to end.
@@ -135,8 +144,11 @@ impl CallMetrics {
 impl Calls {
     /// Puts a port's services behind its door.
     pub fn new(door: Door, limits: CallLimits, metrics: CallMetrics, routes: Routes) -> Self {
-        let CallLimits { timeout_max, message_bytes_max, draining, streams_end } = limits;
-        let inner = Inner { door, timeout_max, message_bytes_max, draining, streams_end, metrics };
+        let CallLimits { timeout_max, message_bytes_max, header_count_max, per_credential_max, .. } = limits;
+        let CallLimits { draining, streams_end, .. } = limits;
+        let in_flight = InFlight::new(per_credential_max);
+        let inner =
+            Inner { door, timeout_max, message_bytes_max, header_count_max, in_flight, draining, streams_end, metrics };
         Self { inner: Arc::new(inner), routes: routes.prepare() }
     }
 
@@ -162,6 +174,10 @@ impl Calls {
         streams: bool,
         started: Instant,
     ) -> Result<Response<Body>, ApiError> {
+        if request.headers().len() > self.inner.header_count_max {
+            let text = format!("a request may have {} of them", self.inner.header_count_max);
+            return Err(ApiError::field("headers", text));
+        }
         let asked = deadline::parse(request.headers())?;
         let timeout = if streams {
             deadline::of_stream(asked)
@@ -174,8 +190,10 @@ impl Calls {
         }
         let inner = Arc::clone(&self.inner);
         let work = async move {
-            self.inner.authenticate(path, &mut request).await?;
-            Ok(self.routes.oneshot(request).await.unwrap_or_else(|never| match never {}))
+            let credential = self.inner.authenticate(path, &mut request).await?;
+            let place = self.inner.in_flight.admit(credential)?;
+            let response = self.routes.oneshot(request).await.unwrap_or_else(|never| match never {});
+            Ok((response, place))
         };
         // A handler that panics has answered nobody; its locks and transactions live in tasks and guards of their own.
         let fenced = AssertUnwindSafe(work).catch_unwind();
@@ -184,44 +202,59 @@ impl Calls {
             Some(until) if until <= Instant::now() => return Err(ApiError::Deadline),
             Some(until) => tokio::time::timeout_at(until, fenced).await.map_err(|_| ApiError::Deadline)?,
         };
-        let response = done.unwrap_or_else(|_| Err(ApiError::internal("handler", "panicked")))?;
-        Ok(if streams { response.map(|body| inner.ending(path, body, until)) } else { response })
+        let (mut response, place) = done.unwrap_or_else(|_| Err(ApiError::internal("handler", "panicked")))?;
+        if !streams {
+            return Ok(response);
+        }
+        response.extensions_mut().insert(Streaming);
+        Ok(response.map(|body| inner.ending(path, body, until, place)))
     }
 }
 
 impl Inner {
-    /// Leaves in the request's extensions who calls; what needs no credential passes.
-    async fn authenticate(&self, path: &str, request: &mut Request<Body>) -> Result<(), ApiError> {
+    /// Leaves in the request's extensions who calls, and answers whom the call counts for; what needs no credential passes.
+    async fn authenticate(&self, path: &str, request: &mut Request<Body>) -> Result<Credential, ApiError> {
         match &self.door {
             Door::Public(keys) if path.starts_with(PUBLIC_API) => {
                 let caller = keys.authenticate(request.headers()).await?;
+                let credential = Credential::ApiKey(caller.api_key);
                 request.extensions_mut().insert(caller);
+                Ok(credential)
             }
             Door::Internal(certificates) if path.starts_with(PUBLISH) => {
                 let publisher = certificates.publisher(request.extensions()).await?;
+                let credential = Credential::Publisher(publisher.id);
                 request.extensions_mut().insert(publisher);
+                Ok(credential)
             }
             Door::Internal(certificates) if path.starts_with(ADMIN) => {
                 let operator = certificates.operator(request.extensions())?;
+                let credential = Credential::Operator(operator.subject.clone());
                 request.extensions_mut().insert(operator);
+                Ok(credential)
             }
             // Health, reflection, and what is not served here and so answers UNIMPLEMENTED.
-            Door::Public(_) | Door::Internal(_) => {}
+            Door::Public(_) | Door::Internal(_) => {
+                let address = request.extensions().get::<PeerAddress>().map(|address| address.0.ip());
+                Ok(Credential::Anonymous(address))
+            }
         }
-        Ok(())
     }
 
     /// Streams end at their deadline, and when the server stops; those of the standard services at once.
-    fn ending(&self, path: &str, body: Body, until: Option<Instant>) -> Body {
+    fn ending(&self, path: &str, body: Body, until: Option<Instant>, place: Place) -> Body {
         let stop = if STANDARD_STREAMS.contains(&path) { self.draining.clone() } else { self.streams_end.clone() };
         // Streams without a deadline are the many, and hold this for as long as they live: no timer in it.
         let Some(until) = until else {
             return deadline::ending(body, async move {
+                let _place = place;
                 stop.cancelled_owned().await;
                 ApiError::ServerDraining.into()
             });
         };
         deadline::ending(body, async move {
+            // Given back with the stream, however it ends.
+            let _place = place;
             tokio::select! {
                 () = stop.cancelled_owned() => ApiError::ServerDraining.into(),
                 () = tokio::time::sleep_until(until) => ApiError::Deadline.into(),

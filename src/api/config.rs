@@ -24,12 +24,20 @@ pub struct Config {
     pub tls: PublicTls,
     /// TLS of the internal port.
     pub internal_tls: InternalTls,
+    /// How often certificate files are looked at, milliseconds. 100 to 600,000.
+    pub certificates_interval_ms: u64,
     /// Largest request message, bytes. 1,024 to 67,108,864.
     pub message_bytes_max: usize,
     /// Largest header list of a request, bytes. 1,024 to 1,048,576.
     pub header_list_bytes_max: u32,
+    /// Headers of a request. 16 to 10,000.
+    pub header_count_max: usize,
     /// Concurrent calls on one connection. 1 to 100,000.
     pub streams_per_connection: u32,
+    /// Calls of one credential at the same time, on each port. 1 to 10,000,000.
+    pub calls_per_credential_max: u32,
+    /// Frames that carry no call and that one connection may send at once; a tenth of it again each second. 100 to 1,000,000.
+    pub control_frames_burst: u32,
     /// Connections of a port. At least 1.
     pub connections_max: usize,
     /// Connections of a port from one address. At least 1.
@@ -38,6 +46,10 @@ pub struct Config {
     pub handshake_timeout_ms: u64,
     /// Time until a connection's first request, milliseconds. 1 to 600,000.
     pub first_byte_timeout_ms: u64,
+    /// Time without a frame of any call after which a connection is told to end, milliseconds. 1,000 to 86,400,000.
+    pub idle_timeout_ms: u64,
+    /// Time for a client to take an answer that is not a stream, milliseconds. 100 to 600,000.
+    pub answer_timeout_ms: u64,
     /// Interval of HTTP/2 pings, and how long their answer may take, milliseconds. 1,000 to 600,000.
     pub keepalive_ms: u64,
     /// Time for open calls to end at shutdown, milliseconds. 0 to 600,000.
@@ -56,7 +68,7 @@ pub struct PublicTls {
     pub key_file: Option<PathBuf>,
 }
 
-/// TLS of the internal port. All three are required.
+/// TLS of the internal port. All but the revocation lists are required.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct InternalTls {
@@ -64,8 +76,10 @@ pub struct InternalTls {
     pub certificate_file: Option<PathBuf>,
     /// Private key, PEM.
     pub key_file: Option<PathBuf>,
-    /// Authorities that sign publishers and operators, PEM.
+    /// Authorities that sign publishers and operators, PEM; a file, or a folder of files.
     pub client_ca_file: Option<PathBuf>,
+    /// Revocation lists of these authorities, PEM; a file, or a folder of files.
+    pub client_crl_file: Option<PathBuf>,
 }
 
 impl Default for Config {
@@ -80,13 +94,19 @@ impl Default for Config {
             reflection: true,
             tls: PublicTls::default(),
             internal_tls: InternalTls::default(),
+            certificates_interval_ms: 10_000,
             message_bytes_max: 4 * 1024 * 1024,
             header_list_bytes_max: 96 * 1024,
+            header_count_max: 128,
             streams_per_connection: 1_000,
+            calls_per_credential_max: 16_384,
+            control_frames_burst: 2_000,
             connections_max: 8_192,
             connections_per_peer_max: 2_048,
             handshake_timeout_ms: 5_000,
             first_byte_timeout_ms: 10_000,
+            idle_timeout_ms: 600_000,
+            answer_timeout_ms: 60_000,
             keepalive_ms: 20_000,
             drain_timeout_ms: 30_000,
             request_timeout_max_ms: 60_000,
@@ -103,8 +123,14 @@ impl Config {
         within("message_bytes_max", self.message_bytes_max as u64, 1_024, 64 * 1024 * 1024)?;
         within("header_list_bytes_max", self.header_list_bytes_max.into(), 1_024, 1024 * 1024)?;
         within("streams_per_connection", self.streams_per_connection.into(), 1, 100_000)?;
+        within("header_count_max", self.header_count_max as u64, 16, 10_000)?;
+        within("calls_per_credential_max", self.calls_per_credential_max.into(), 1, 10_000_000)?;
+        within("control_frames_burst", self.control_frames_burst.into(), 100, 1_000_000)?;
+        within("idle_timeout_ms", self.idle_timeout_ms, 1_000, 86_400_000)?;
+        within("answer_timeout_ms", self.answer_timeout_ms, 100, 600_000)?;
         within("connections_max", self.connections_max as u64, 1, 10_000_000)?;
         within("connections_per_peer_max", self.connections_per_peer_max as u64, 1, 10_000_000)?;
+        within("certificates_interval_ms", self.certificates_interval_ms, 100, 600_000)?;
         within("handshake_timeout_ms", self.handshake_timeout_ms, 1, 60_000)?;
         within("first_byte_timeout_ms", self.first_byte_timeout_ms, 1, 600_000)?;
         within("keepalive_ms", self.keepalive_ms, 1_000, 600_000)?;
@@ -146,7 +172,12 @@ mod tests {
     fn usable() -> Config {
         let file = || Some(PathBuf::from("x.pem"));
         Config {
-            internal_tls: InternalTls { certificate_file: file(), key_file: file(), client_ca_file: file() },
+            internal_tls: InternalTls {
+                certificate_file: file(),
+                key_file: file(),
+                client_ca_file: file(),
+                client_crl_file: None,
+            },
             ..Config::default()
         }
     }

@@ -5,6 +5,7 @@
 //! holds state of the product, and nothing here speaks SQL.
 
 pub mod admin;
+mod answers;
 pub mod auth;
 pub mod call;
 mod config;
@@ -13,7 +14,9 @@ pub mod deadline;
 pub mod event_service;
 pub mod event_types;
 pub mod events;
+mod frames;
 pub mod health;
+mod in_flight;
 pub mod invocations;
 pub mod ops;
 pub mod publish;

@@ -1,6 +1,7 @@
 //! The ops port: `/livez`, `/readyz` and `/metrics` over plain HTTP, for probes and scrapers.
 
 use super::server::Routes;
+use super::tls::TlsWatch;
 use crate::clock;
 use crate::store::Store;
 use crate::telemetry::Metrics;
@@ -32,14 +33,15 @@ type Ping = (DateTime<Utc>, bool);
 struct Ops {
     store: Store,
     metrics: Metrics,
+    tls: TlsWatch,
     draining: CancellationToken,
     /// The last time; none before the first.
     last_ping: Arc<Mutex<Option<Ping>>>,
 }
 
 /// The ops port's answers.
-pub fn routes(store: Store, metrics: Metrics, draining: CancellationToken) -> Routes {
-    let ops = Ops { store, metrics, draining, last_ping: Arc::default() };
+pub fn routes(store: Store, metrics: Metrics, tls: TlsWatch, draining: CancellationToken) -> Routes {
+    let ops = Ops { store, metrics, tls, draining, last_ping: Arc::default() };
     let router = Router::new()
         .route("/livez", get(async || "ok\n"))
         .route("/readyz", get(readyz))
@@ -51,9 +53,9 @@ pub fn routes(store: Store, metrics: Metrics, draining: CancellationToken) -> Ro
     }))
 }
 
-async fn readyz(State(ops): State<Ops>) -> (StatusCode, &'static str) {
+async fn readyz(State(ops): State<Ops>) -> (StatusCode, String) {
     if ops.draining.is_cancelled() {
-        return (StatusCode::SERVICE_UNAVAILABLE, "draining\n");
+        return (StatusCode::SERVICE_UNAVAILABLE, "draining\n".to_owned());
     }
     // The lock is held across the question on purpose: probes that come meanwhile wait for its answer instead of asking too.
     let mut last = ops.last_ping.lock().await;
@@ -66,7 +68,13 @@ async fn readyz(State(ops): State<Ops>) -> (StatusCode, &'static str) {
             answer
         }
     };
-    if reachable { (StatusCode::OK, "ok\n") } else { (StatusCode::SERVICE_UNAVAILABLE, "database unreachable\n") }
+    if reachable {
+        // Notices are for people: former certificates still serve.
+        let lines = std::iter::once("ok".to_owned()).chain(ops.tls.notices());
+        (StatusCode::OK, lines.map(|line| line + "\n").collect())
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, "database unreachable\n".to_owned())
+    }
 }
 
 async fn metrics_text(State(ops): State<Ops>) -> impl IntoResponse {

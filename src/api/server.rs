@@ -2,25 +2,28 @@
 //!
 //! Written by ourselves because the ready-made ones wait for ever: for silent peers, for open streams, for a handshake.
 
+use super::answers::Answers;
 use super::config::Config;
 use super::connections::{Connections, Slot};
+use super::frames::Metered;
 use super::tls::{Tls, peer_identity};
-use crate::domain::access::PeerIdentity;
+use crate::clock;
 use http::{Request, Response, header};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
+use rustls_pki_types::CertificateDer;
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -28,11 +31,22 @@ use tonic::body::Body;
 use tower::ServiceExt as _;
 use tower::util::BoxCloneSyncService;
 
+/// Which versions of HTTP a port speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Speaks {
+    /// HTTP/2 alone: gRPC.
+    Two,
+    /// HTTP/1.1 too: browsers, probes.
+    Both,
+}
+
 /// What answers a port's requests.
 pub type Routes = BoxCloneSyncService<Request<Body>, Response<Body>, Infallible>;
 
 /// Pause after a failed accept: out of file descriptors, mostly, which passes when something closes.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// How often a connection is looked at within the shorter of its limits.
+const LOOKS_PER_LIMIT: u32 = 4;
 /// How long before the cut streams are told to end.
 const STREAMS_END_BEFORE_CUT: Duration = Duration::from_secs(1);
 /// How long a connection that sent no request may take to say goodbye.
@@ -65,6 +79,8 @@ pub struct Port {
     pub listener: TcpListener,
     /// TLS; none for plain text.
     pub tls: Option<Arc<Tls>>,
+    /// Its versions of HTTP.
+    pub speaks: Speaks,
     /// What answers.
     pub routes: Routes,
     /// Its connections.
@@ -88,9 +104,13 @@ pub struct Server {
 struct Limits {
     handshake: Duration,
     first_request: Duration,
+    idle: Duration,
+    answer: Duration,
     keepalive: Duration,
     streams_per_connection: u32,
     header_list_bytes_max: u32,
+    header_count_max: usize,
+    control_frames_burst: u32,
 }
 
 /// Takes over a connection that leaves HTTP for another protocol; in the extensions of requests that ask for it.
@@ -122,15 +142,45 @@ impl Upgrades {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PeerAddress(pub SocketAddr);
 
+/// Who is at the other end of a connection.
+struct Peer {
+    address: SocketAddr,
+    /// The port's TLS and the certificates that the peer has shown.
+    tls: Option<(Arc<Tls>, Vec<CertificateDer<'static>>)>,
+}
+
+impl Peer {
+    /// Ready when the peer's certificate stops being accepted: its authority is gone, or it was revoked.
+    async fn refused(&self) {
+        if let Some((tls, chain)) = &self.tls
+            && !chain.is_empty()
+        {
+            let mut changes = tls.changes();
+            // What changed during the handshake was not seen by it.
+            changes.mark_changed();
+            while changes.changed().await.is_ok() {
+                if !tls.still_accepts(chain, clock::now()) {
+                    return;
+                }
+            }
+        }
+        std::future::pending::<()>().await;
+    }
+}
+
 impl Server {
     /// Takes the bounds.
     pub fn new(config: &Config) -> Self {
         let limits = Limits {
             handshake: Duration::from_millis(config.handshake_timeout_ms),
             first_request: Duration::from_millis(config.first_byte_timeout_ms),
+            idle: Duration::from_millis(config.idle_timeout_ms),
+            answer: Duration::from_millis(config.answer_timeout_ms),
             keepalive: Duration::from_millis(config.keepalive_ms),
             streams_per_connection: config.streams_per_connection,
             header_list_bytes_max: config.header_list_bytes_max,
+            header_count_max: config.header_count_max,
+            control_frames_burst: config.control_frames_burst,
         };
         Self {
             limits: Arc::new(limits),
@@ -175,7 +225,7 @@ impl Server {
     }
 
     async fn accept(self, port: Port) {
-        let Port { name, listener, tls, routes, connections } = port;
+        let Port { name, listener, tls, speaks, routes, connections } = port;
         loop {
             let accepted = tokio::select! {
                 () = self.drain.cancelled() => return,
@@ -200,7 +250,7 @@ impl Server {
                 tokio::select! {
                     () = server.cut.cancelled() => {}
                     () = slot.evicted() => {}
-                    () = server.connection(stream, peer, tls, routes, &slot) => {}
+                    () = server.connection(stream, peer, tls, (speaks, routes), &slot) => {}
                 }
             });
         }
@@ -211,13 +261,13 @@ impl Server {
         stream: TcpStream,
         peer: SocketAddr,
         tls: Option<Arc<Tls>>,
-        routes: Routes,
+        answering: (Speaks, Routes),
         slot: &Arc<Slot>,
     ) {
         // Small answers must not wait for acknowledgements; a socket that refuses is about to fail anyway.
         let _ = stream.set_nodelay(true);
         let Some(tls) = tls else {
-            return self.http(stream, peer, None, routes, slot).await;
+            return self.http(stream, Peer { address: peer, tls: None }, answering, slot).await;
         };
         let handshake = TlsAcceptor::from(tls.current()).accept(stream);
         let accepted = tokio::select! {
@@ -225,45 +275,50 @@ impl Server {
             accepted = timeout(self.limits.handshake, handshake) => accepted,
         };
         if let Ok(Ok(stream)) = accepted {
-            let identity = peer_identity(stream.get_ref().1);
-            self.http(stream, peer, identity, routes, slot).await;
+            // Kept to be judged again when the authorities change.
+            let chain = stream.get_ref().1.peer_certificates().unwrap_or_default().to_vec();
+            self.http(stream, Peer { address: peer, tls: Some((tls, chain)) }, answering, slot).await;
         }
     }
 
-    async fn http<S>(
-        &self,
-        stream: S,
-        peer: SocketAddr,
-        identity: Option<PeerIdentity>,
-        routes: Routes,
-        slot: &Arc<Slot>,
-    ) where
+    async fn http<S>(&self, stream: S, peer: Peer, (speaks, routes): (Speaks, Routes), slot: &Arc<Slot>)
+    where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
+        let identity = peer.tls.as_ref().and_then(|(_, chain)| peer_identity(chain));
+        let address = PeerAddress(peer.address);
         let proven = Arc::new(AtomicBool::new(false));
         let first = Arc::new(tokio::sync::Notify::new());
+        let answers = Answers::default();
         let service = {
-            let (proven, first) = (Arc::clone(&proven), Arc::clone(&first));
+            let (proven, first, answers) = (Arc::clone(&proven), Arc::clone(&first), answers.clone());
             let upgrades = Upgrades { tasks: self.tasks.clone(), cut: self.cut.clone(), slot: Arc::clone(slot) };
             service_fn(move |request: Request<Incoming>| {
                 if !proven.swap(true, Ordering::Relaxed) {
                     first.notify_one();
                 }
                 let mut request = request.map(Body::new);
-                request.extensions_mut().insert(PeerAddress(peer));
+                request.extensions_mut().insert(address);
                 if request.headers().contains_key(header::UPGRADE) {
                     request.extensions_mut().insert(upgrades.clone());
                 }
                 if let Some(identity) = &identity {
                     request.extensions_mut().insert(identity.clone());
                 }
-                routes.clone().oneshot(request)
+                let (routes, answers) = (routes.clone(), answers.clone());
+                async move { routes.oneshot(request).await.map(|response| answers.hold(response)) }
             })
         };
-        let builder = self.builder();
+        let progress = Arc::new(AtomicU64::new(0));
+        let stream = Metered::new(stream, self.limits.control_frames_burst, Arc::clone(&progress));
+        let builder = self.builder(speaks);
         let mut connection = pin!(builder.serve_connection_with_upgrades(TokioIo::new(stream), service));
         let mut limit = pin!(sleep(self.limits.first_request));
         let (mut waiting, mut draining) = (true, false);
+        let mut refused = pin!(peer.refused());
+        let (mut seen, mut still_since) = (0, Instant::now());
+        let mut looks = interval(self.limits.idle.min(self.limits.answer) / LOOKS_PER_LIMIT);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 // A connection that ends badly is the peer's matter.
@@ -272,9 +327,32 @@ impl Server {
                     draining = true;
                     connection.as_mut().graceful_shutdown();
                 }
+                () = &mut refused, if !draining => {
+                    // What is open may end; what comes next has to come by a new connection, and is refused there.
+                    draining = true;
+                    connection.as_mut().graceful_shutdown();
+                }
                 () = first.notified(), if waiting => {
                     waiting = false;
                     slot.prove();
+                }
+                _ = looks.tick() => {
+                    let now = Instant::now();
+                    let stalled = answers.oldest().is_some_and(|since| now - since > self.limits.answer);
+                    if stalled {
+                        // The peer takes nothing of what it asked for; waiting longer would hold it for ever.
+                        connection.as_mut().graceful_shutdown();
+                        let _ = timeout(GOODBYE, connection.as_mut()).await;
+                        return;
+                    }
+                    let frames = progress.load(Ordering::Relaxed);
+                    if frames != seen {
+                        (seen, still_since) = (frames, now);
+                    } else if !draining && now - still_since > self.limits.idle {
+                        // Open streams go on; further calls have to come by a new connection.
+                        draining = true;
+                        connection.as_mut().graceful_shutdown();
+                    }
                 }
                 () = &mut limit, if waiting => {
                     // A client that merely had nothing to say learns that it has to connect again.
@@ -286,9 +364,16 @@ impl Server {
         }
     }
 
-    fn builder(&self) -> auto::Builder<TokioExecutor> {
+    fn builder(&self, speaks: Speaks) -> auto::Builder<TokioExecutor> {
         let mut builder = auto::Builder::new(TokioExecutor::new());
-        builder.http1().timer(TokioTimer::new()).header_read_timeout(self.limits.first_request);
+        if speaks == Speaks::Two {
+            builder = builder.http2_only();
+        }
+        builder
+            .http1()
+            .timer(TokioTimer::new())
+            .header_read_timeout(self.limits.first_request)
+            .max_headers(self.limits.header_count_max);
         builder
             .http2()
             .timer(TokioTimer::new())

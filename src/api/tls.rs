@@ -1,23 +1,26 @@
-//! TLS of the ports: reading certificates, reloading them without a restart, and the names in a peer's certificate.
+//! TLS of the ports: what new connections use, replaced while the port serves when its files change, and whether a peer that was
+//! let in under former files would still be let in.
 //!
-//! One provider (aws-lc-rs), given outright. Peers are known by their subject alternative names alone, never by a common name.
+//! One provider (aws-lc-rs), given outright. It must never give up a working configuration for files that do not work.
+
+mod files;
+mod names;
+mod watch;
+
+pub use names::peer_identity;
+pub use watch::TlsWatch;
 
 use super::config::{InternalTls, PublicTls};
-use crate::domain::access::PeerIdentity;
 use arc_swap::ArcSwap;
-use rustls::crypto::aws_lc_rs;
-use rustls::server::WebPkiClientVerifier;
-use rustls::{RootCertStore, ServerConfig, ServerConnection};
-use rustls_pki_types::pem::PemObject as _;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
-use std::fs;
-use std::path::{Path, PathBuf};
+use chrono::{DateTime, Utc};
+use files::{Built, Files, Seen};
+use rustls::ServerConfig;
+use rustls::server::danger::ClientCertVerifier;
+use rustls_pki_types::{CertificateDer, UnixTime};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use x509_parser::extensions::GeneralName;
-use x509_parser::prelude::{FromDer as _, X509Certificate};
-
-/// A certificate with more names than this is nobody's.
-const SUBJECTS_MAX: usize = 16;
+use std::time::Duration;
+use tokio::sync::watch as channel;
 
 /// Why TLS cannot be set up.
 #[derive(Debug, thiserror::Error)]
@@ -44,29 +47,46 @@ pub enum TlsError {
         #[source]
         source: rustls::Error,
     },
-    /// The client authorities cannot be used.
+    /// The client authorities or their revocation lists cannot be used.
     #[error("the client authorities of the internal port cannot be used")]
     Authorities(#[source] rustls::server::VerifierBuilderError),
+    /// A new certificate that no client would accept today.
+    #[error("the certificate of the {port} port has expired")]
+    Expired {
+        /// Which port.
+        port: &'static str,
+    },
 }
 
-/// The files of a port.
-#[derive(Debug, Clone)]
-enum Files {
-    Public(PublicTls),
-    Internal(InternalTls),
-}
-
-/// A port's TLS, replaceable while it serves: new connections get the new one.
+/// A port's TLS, replaceable while it serves: new connections get the new one, open ones stay.
 #[derive(Debug)]
 pub struct Tls {
     files: Files,
-    current: ArcSwap<ServerConfig>,
-    /// Contents of the files as last loaded.
-    loaded: Mutex<Vec<Vec<u8>>>,
+    current: ArcSwap<Built>,
+    loaded: Mutex<Loaded>,
+    /// Tells open connections that their peer has to be looked at again.
+    changes: channel::Sender<()>,
+}
+
+/// What was read last.
+#[derive(Debug)]
+struct Loaded {
+    /// What the files looked like from outside; none where they have to be read again.
+    seen: Option<Seen>,
+    contents: Vec<Vec<u8>>,
+}
+
+/// The instants at which a port's files stop being good.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Expiry {
+    /// Which file: `certificate`, `client_ca` or `client_crl`.
+    pub file: &'static str,
+    /// The earliest end among what the file holds.
+    pub at: DateTime<Utc>,
 }
 
 impl Tls {
-    /// TLS of the public port.
+    /// TLS of the public port: version 1.2 or 1.3.
     pub fn public(files: PublicTls) -> Result<Self, TlsError> {
         Self::load(Files::Public(files))
     }
@@ -77,181 +97,68 @@ impl Tls {
     }
 
     fn load(files: Files) -> Result<Self, TlsError> {
+        let seen = Some(files.look()?);
         let contents = files.read()?;
         let current = ArcSwap::from_pointee(files.build(&contents)?);
-        Ok(Self { files, current, loaded: Mutex::new(contents) })
+        Ok(Self { files, current, loaded: Mutex::new(Loaded { seen, contents }), changes: channel::Sender::default() })
+    }
+
+    /// Name of the port, for logs and metrics.
+    pub fn port(&self) -> &'static str {
+        self.files.port()
     }
 
     /// What new connections use.
     pub fn current(&self) -> Arc<ServerConfig> {
-        self.current.load_full()
+        Arc::clone(&self.current.load().config)
     }
 
-    /// Reads the files again. Answers whether they had changed; where they cannot be used, the former ones stay.
-    pub fn reload(&self) -> Result<bool, TlsError> {
-        let contents = self.files.read()?;
+    /// Until when what is in use is good.
+    pub fn expiries(&self) -> Vec<Expiry> {
+        self.current.load().expiries.clone()
+    }
+
+    /// Wakes at each replacement.
+    pub fn changes(&self) -> channel::Receiver<()> {
+        self.changes.subscribe()
+    }
+
+    /// Whether a peer that showed this chain would be let in now.
+    pub fn still_accepts(&self, chain: &[CertificateDer<'static>], now: DateTime<Utc>) -> bool {
+        let built = self.current.load();
+        let (Some(verifier), Some((leaf, rest))) = (&built.verifier, chain.split_first()) else { return true };
+        let since_1970 = Duration::from_secs(u64::try_from(now.timestamp()).unwrap_or(0));
+        verifier.verify_client_cert(leaf, rest, UnixTime::since_unix_epoch(since_1970)).is_ok()
+    }
+
+    /// Looks at the files, and reads them where they have changed. Answers whether something new is in use; where the files cannot
+    /// be used, the former ones stay, and every further look reads them again.
+    pub fn reload(&self, now: DateTime<Utc>) -> Result<bool, TlsError> {
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
-        if *loaded == contents {
+        // Looked at before it is read: a change in between makes the next look differ.
+        let seen = self.files.look().inspect_err(|_| loaded.seen = None)?;
+        if loaded.seen.as_ref() == Some(&seen) {
             return Ok(false);
         }
-        self.current.store(Arc::new(self.files.build(&contents)?));
-        *loaded = contents;
-        Ok(true)
-    }
-}
-
-impl Files {
-    /// (setting, file) of each file that is needed.
-    fn list(&self) -> Vec<(&'static str, Option<&PathBuf>)> {
-        match self {
-            Self::Public(files) => vec![
-                ("tls.certificate_file", files.certificate_file.as_ref()),
-                ("tls.key_file", files.key_file.as_ref()),
-            ],
-            Self::Internal(files) => vec![
-                ("internal_tls.certificate_file", files.certificate_file.as_ref()),
-                ("internal_tls.key_file", files.key_file.as_ref()),
-                ("internal_tls.client_ca_file", files.client_ca_file.as_ref()),
-            ],
+        loaded.seen = None;
+        let contents = self.files.read()?;
+        let changed = loaded.contents != contents;
+        if changed {
+            let built = self.files.build(&contents)?;
+            if built.expiries.iter().any(|expiry| expiry.file == files::CERTIFICATE && expiry.at <= now) {
+                return Err(TlsError::Expired { port: self.port() });
+            }
+            self.current.store(Arc::new(built));
+            loaded.contents = contents;
+            self.changes.send_replace(());
         }
-    }
-
-    fn read(&self) -> Result<Vec<Vec<u8>>, TlsError> {
-        let read = |(key, path): (&'static str, Option<&PathBuf>)| {
-            let path = path.ok_or(TlsError::Missing(key))?;
-            fs::read(path).map_err(|error| broken(key, path, error.kind().to_string()))
-        };
-        self.list().into_iter().map(read).collect()
-    }
-
-    fn build(&self, contents: &[Vec<u8>]) -> Result<ServerConfig, TlsError> {
-        let list = self.list();
-        let place = |index: usize| {
-            let (key, path) = list[index];
-            (key, path.map_or(Path::new(""), PathBuf::as_path))
-        };
-        let chain = certificates(place(0), &contents[0])?;
-        let (key, path) = place(1);
-        let private = PrivateKeyDer::from_pem_slice(&contents[1])
-            .map_err(|_| broken(key, path, "holds no private key in PEM".to_owned()))?;
-        let provider = Arc::new(aws_lc_rs::default_provider());
-        let (port, mut config) = match self {
-            Self::Public(_) => {
-                let builder = ServerConfig::builder_with_provider(provider)
-                    .with_safe_default_protocol_versions()
-                    .map_err(|source| TlsError::Certificate { port: "public", source })?
-                    .with_no_client_auth();
-                ("public", builder.with_single_cert(chain, private))
-            }
-            Self::Internal(_) => {
-                let mut roots = RootCertStore::empty();
-                let (key, path) = place(2);
-                for authority in certificates((key, path), &contents[2])? {
-                    roots.add(authority).map_err(|error| broken(key, path, error.to_string()))?;
-                }
-                let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
-                    .build()
-                    .map_err(TlsError::Authorities)?;
-                let builder = ServerConfig::builder_with_provider(provider)
-                    .with_protocol_versions(&[&rustls::version::TLS13])
-                    .map_err(|source| TlsError::Certificate { port: "internal", source })?
-                    .with_client_cert_verifier(verifier);
-                ("internal", builder.with_single_cert(chain, private))
-            }
-        };
-        let config = config.as_mut().map_err(|error| TlsError::Certificate { port, source: error.clone() })?;
-        config.alpn_protocols = match self {
-            // Browsers may come by HTTP/1.1; publishers and operators never do.
-            Self::Public(_) => vec![b"h2".to_vec(), b"http/1.1".to_vec()],
-            Self::Internal(_) => vec![b"h2".to_vec()],
-        };
-        Ok(config.clone())
+        loaded.seen = Some(seen);
+        Ok(changed)
     }
 }
 
-fn certificates((key, path): (&'static str, &Path), pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
-    match chain {
-        Ok(chain) if !chain.is_empty() => Ok(chain),
-        _ => Err(broken(key, path, "holds no certificate in PEM".to_owned())),
-    }
-}
-
-fn broken(key: &'static str, path: &Path, reason: String) -> TlsError {
-    TlsError::File { key, path: path.to_owned(), reason }
-}
-
-/// The names in the certificate that the peer has proven; none without a certificate.
-pub fn peer_identity(connection: &ServerConnection) -> Option<PeerIdentity> {
-    let certificate = connection.peer_certificates()?.first()?;
-    Some(PeerIdentity { subjects: subjects(certificate).into() })
-}
-
-/// Every URI and DNS name of a certificate; none where it does not parse or has too many.
-fn subjects(certificate: &[u8]) -> Vec<String> {
-    let Ok((_, certificate)) = X509Certificate::from_der(certificate) else { return Vec::new() };
-    let Ok(Some(names)) = certificate.subject_alternative_name() else { return Vec::new() };
-    let subjects = names.value.general_names.iter().filter_map(|name| match name {
-        GeneralName::URI(uri) => Some(format!("uri:{uri}")),
-        GeneralName::DNSName(dns) => Some(format!("dns:{dns}")),
-        _ => None,
-    });
-    let mut subjects: Vec<String> = subjects.take(SUBJECTS_MAX + 1).collect();
-    if subjects.len() > SUBJECTS_MAX {
-        subjects.clear();
-    }
-    subjects
-}
+/// Checks client certificates; none where none are asked for.
+type Verifier = Option<Arc<dyn ClientCertVerifier>>;
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use rcgen::{CertificateParams, KeyPair, SanType};
-
-    fn certificate(names: Vec<SanType>) -> (rcgen::Certificate, KeyPair) {
-        let key = KeyPair::generate().unwrap();
-        let mut params = CertificateParams::default();
-        params.subject_alt_names = names;
-        (params.self_signed(&key).unwrap(), key)
-    }
-
-    #[test]
-    fn names_are_uris_and_dns_names_only() {
-        let names = vec![
-            SanType::URI("spiffe://a.example/orders".try_into().unwrap()),
-            SanType::DnsName("orders.example".try_into().unwrap()),
-            SanType::IpAddress("127.0.0.1".parse().unwrap()),
-            SanType::Rfc822Name("a@b.example".try_into().unwrap()),
-        ];
-        let (with_names, _) = certificate(names);
-        assert_eq!(subjects(with_names.der()), ["uri:spiffe://a.example/orders", "dns:orders.example"]);
-        assert!(subjects(certificate(Vec::new()).0.der()).is_empty());
-        let many = (0..17).map(|i| SanType::DnsName(format!("n{i}.example").try_into().unwrap())).collect();
-        assert!(subjects(certificate(many).0.der()).is_empty());
-        assert!(subjects(b"not a certificate").is_empty());
-    }
-
-    #[test]
-    fn files_reload_when_they_change_and_stay_when_they_break() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = |name: &str| Some(folder.path().join(name));
-        let write = |name: &str, text: &str| fs::write(folder.path().join(name), text).unwrap();
-        let (first, key) = certificate(vec![SanType::DnsName("localhost".try_into().unwrap())]);
-        write("c.pem", &first.pem());
-        write("k.pem", &key.serialize_pem());
-        let files =
-            InternalTls { certificate_file: path("c.pem"), key_file: path("k.pem"), client_ca_file: path("c.pem") };
-        let tls = Tls::internal(files.clone()).unwrap();
-        let before = tls.current();
-        assert!(!tls.reload().unwrap());
-        let (second, key) = certificate(vec![SanType::DnsName("localhost".try_into().unwrap())]);
-        write("c.pem", &second.pem());
-        assert!(tls.reload().is_err(), "the key is still the former one");
-        assert!(Arc::ptr_eq(&before, &tls.current()));
-        write("k.pem", &key.serialize_pem());
-        assert!(tls.reload().unwrap());
-        assert!(!Arc::ptr_eq(&before, &tls.current()));
-        let missing = InternalTls { key_file: path("missing.pem"), ..files };
-        assert!(Tls::internal(missing).unwrap_err().to_string().contains("internal_tls.key_file"));
-    }
-}
+mod tests;

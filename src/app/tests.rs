@@ -64,6 +64,7 @@ impl World {
                     certificate_file: path("s.pem"),
                     key_file: path("s.key"),
                     client_ca_file: path("ca.pem"),
+                    client_crl_file: None,
                 },
                 first_byte_timeout_ms: 300,
                 handshake_timeout_ms: 300,

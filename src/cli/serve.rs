@@ -42,7 +42,7 @@ async fn serve(config: Config, migrate: bool, ready_file: Option<PathBuf>) -> an
         if migrate {
             connect::migrate(&config.database).await?;
         }
-        App::start(config).await
+        Box::pin(App::start(config)).await
     };
     let app = tokio::select! {
         started = start => started?,

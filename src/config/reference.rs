@@ -31,14 +31,41 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
     ("server.tls.key_file", "its private key, PEM"),
     ("server.internal_tls.certificate_file", "certificate chain of the internal port, PEM"),
     ("server.internal_tls.key_file", "its private key, PEM"),
-    ("server.internal_tls.client_ca_file", "certificate authorities that sign publishers and operators, PEM"),
+    (
+        "server.internal_tls.client_ca_file",
+        "certificate authorities that sign publishers and operators, PEM; a file, or a folder of files",
+    ),
+    (
+        "server.internal_tls.client_crl_file",
+        "revocation lists of these authorities, PEM; a file, or a folder of files; an authority without a list revokes nothing",
+    ),
+    ("server.certificates_interval_ms", "how often certificate files are looked at, milliseconds; 100 to 600,000"),
     ("server.message_bytes_max", "largest request message, bytes; 1,024 to 67,108,864"),
     ("server.header_list_bytes_max", "largest header list of a request, bytes; 1,024 to 1,048,576"),
+    ("server.header_count_max", "headers of a request; 16 to 10,000"),
     ("server.streams_per_connection", "concurrent calls on one connection; 1 to 100,000"),
+    (
+        "server.calls_per_credential_max",
+        "calls of one credential at the same time on each port, streams included; those without one count for their address; \
+         1 to 10,000,000",
+    ),
+    (
+        "server.control_frames_burst",
+        "HTTP/2 frames that carry no call (settings, pings, resets, window updates, ...) and that one connection may send at \
+         once; a tenth of it again each second, and some for each answer; 100 to 1,000,000",
+    ),
     ("server.connections_max", "connections of a port; lowered to what the file descriptor limit allows"),
     ("server.connections_per_peer_max", "connections of a port from one address"),
     ("server.handshake_timeout_ms", "time for a TLS handshake, milliseconds; 1 to 60,000"),
     ("server.first_byte_timeout_ms", "time until a connection's first request, milliseconds; 1 to 600,000"),
+    (
+        "server.idle_timeout_ms",
+        "time without a frame of any call after which a connection is told to end, milliseconds; 1,000 to 86,400,000",
+    ),
+    (
+        "server.answer_timeout_ms",
+        "time for a client to take an answer that is not a stream, milliseconds; 100 to 600,000",
+    ),
     (
         "server.keepalive_ms",
         "interval of HTTP/2 pings, and how long their answer may take, milliseconds; 1,000 to 600,000",

@@ -4,9 +4,11 @@
 //! Reading order: [`world`] (replicas on a database), [`tenant`] (a tenant with its clients), [`receiver`], [`wait`].
 //! Nothing here knows how the service works inside.
 
+pub mod authority;
 pub mod connect;
 pub mod database;
 pub mod process;
+pub mod raw;
 pub mod receiver;
 pub mod tenant;
 pub mod wait;

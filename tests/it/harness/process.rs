@@ -78,6 +78,13 @@ impl Process {
         .await
     }
 
+    /// How much memory the child holds, in KiB.
+    pub fn memory_kib(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("the child runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a process has memory");
+        line.trim().trim_end_matches(" kB").parse().expect("a number")
+    }
+
     /// The end of what the child wrote.
     pub fn log_tail(&self) -> String {
         tail(&self.log)

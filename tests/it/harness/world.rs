@@ -80,7 +80,7 @@ impl World {
         Self::start_with(replicas, "").await
     }
 
-    /// As [`World::start`], with more settings (TOML).
+    /// As [`World::start`], with more settings (TOML); `{dir}` stands for the world's folder.
     pub async fn start_with(replicas: usize, settings: &str) -> World {
         let url = Cluster::shared().await.database().await;
         Self::on(url, None, replicas, settings).await
@@ -198,9 +198,7 @@ impl World {
     fn configuration(&self) -> String {
         let dir = self.dir.path().display();
         let url = &self.database_url;
-        // Settings may name files of the folder.
-        let settings = self.settings.replace("{dir}", &dir.to_string());
-        format!(
+        let text = format!(
             r#"[database]
 url = "{url}"
 
@@ -224,9 +222,23 @@ keys = [{{ id = "test", key = "MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE=" }}]
 [executor]
 allow_http = true
 allow_private_ranges = ["127.0.0.0/8"]
-
-{settings}
 "#
-        )
+        );
+        let mut settings: toml::Table = text.parse().expect("the base is TOML");
+        let more = self.settings.replace("{dir}", &dir.to_string());
+        overlay(&mut settings, more.parse().expect("the settings are TOML"));
+        settings.to_string()
+    }
+}
+
+/// Puts settings over others, table by table.
+fn overlay(base: &mut toml::Table, over: toml::Table) {
+    for (key, value) in over {
+        match (base.get_mut(&key), value) {
+            (Some(toml::Value::Table(base)), toml::Value::Table(over)) => overlay(base, over),
+            (_, value) => {
+                base.insert(key, value);
+            }
+        }
     }
 }

@@ -1,0 +1,119 @@
+//! The answers of a connection that its peer has not taken yet, and since when.
+//!
+//! A peer that opens calls and no window for their answers makes the server hold every one of them. Deadlines do not help: the call
+//! is over. So each connection knows the oldest answer it still holds, and ends when that is too old. Streams look after themselves.
+
+use bytes::Bytes;
+use http_body::{Body as _, Frame, SizeHint};
+use std::collections::BTreeMap;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use tokio::time::Instant;
+use tonic::Status;
+use tonic::body::Body;
+
+/// Marks a response whose body may last, so that its age says nothing.
+#[derive(Debug, Clone, Copy)]
+pub struct Streaming;
+
+/// The answers that a connection holds. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub struct Answers {
+    held: Arc<Mutex<Held>>,
+}
+
+#[derive(Debug, Default)]
+struct Held {
+    next: u64,
+    /// Oldest first.
+    since: BTreeMap<u64, Instant>,
+}
+
+/// A response's body, which knows when the connection has let go of it.
+pub struct Answer {
+    body: Body,
+    /// None for streams.
+    held: Option<(Answers, u64)>,
+}
+
+impl Answers {
+    /// Watches over the body of a response.
+    pub fn hold(&self, response: http::Response<Body>) -> http::Response<Answer> {
+        let streams = response.extensions().get::<Streaming>().is_some() || response.body().is_end_stream();
+        let held = (!streams).then(|| {
+            let mut held = self.lock();
+            let id = held.next;
+            held.next += 1;
+            held.since.insert(id, Instant::now());
+            (self.clone(), id)
+        });
+        response.map(|body| Answer { body, held })
+    }
+
+    /// Since when the oldest is held.
+    pub fn oldest(&self) -> Option<Instant> {
+        self.lock().since.first_key_value().map(|(_, since)| *since)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        if let Some((answers, id)) = &self.held {
+            answers.lock().since.remove(id);
+        }
+    }
+}
+
+impl http_body::Body for Answer {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http_body_util::Full;
+
+    fn response() -> http::Response<Body> {
+        http::Response::new(Body::new(Full::new(Bytes::from_static(b"x"))))
+    }
+
+    #[tokio::test]
+    async fn the_oldest_answer_is_known_until_it_is_let_go() {
+        let answers = Answers::default();
+        let first = answers.hold(response());
+        let since = answers.oldest().unwrap();
+        let second = answers.hold(response());
+        assert_eq!(answers.oldest(), Some(since));
+        drop(first);
+        assert!(answers.oldest().unwrap() >= since);
+        drop(second);
+        let mut stream = response();
+        stream.extensions_mut().insert(Streaming);
+        let held = answers.hold(stream);
+        assert!(answers.oldest().is_none());
+        drop(held);
+        let empty = answers.hold(http::Response::new(Body::empty()));
+        assert!(answers.oldest().is_none() && empty.body().is_end_stream());
+    }
+}

@@ -1,0 +1,225 @@
+//! The files of a port: which they are, how they look from outside, and what is built from their contents.
+//!
+//! A setting names a file, or for authorities and revocation lists also a folder, whose files count in the order of their names;
+//! names that start with a dot do not, so that the mounts of Kubernetes secrets work as they are. Links are followed.
+
+use super::{Expiry, TlsError, Verifier};
+use crate::api::config::{InternalTls, PublicTls};
+use chrono::{DateTime, Utc};
+use rustls::crypto::aws_lc_rs;
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
+use rustls::{RootCertStore, ServerConfig};
+use rustls_pki_types::pem::PemObject as _;
+use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use x509_parser::prelude::{FromDer as _, X509Certificate};
+use x509_parser::revocation_list::CertificateRevocationList;
+
+pub(super) const CERTIFICATE: &str = "certificate";
+const CLIENT_CA: &str = "client_ca";
+const CLIENT_CRL: &str = "client_crl";
+
+/// More files in a folder than this are a folder that was not meant.
+const FOLDER_FILES_MAX: usize = 1_000;
+
+/// The files of a port.
+#[derive(Debug, Clone)]
+pub(super) enum Files {
+    Public(PublicTls),
+    Internal(InternalTls),
+}
+
+/// How files look without being read: name, device, inode, size, and the times of the last change of contents and of inode.
+pub(super) type Seen = Vec<(PathBuf, [i64; 7])>;
+
+/// What a port serves with.
+#[derive(Debug)]
+pub(super) struct Built {
+    pub config: Arc<ServerConfig>,
+    pub verifier: Verifier,
+    pub expiries: Vec<Expiry>,
+}
+
+impl Files {
+    pub(super) fn port(&self) -> &'static str {
+        match self {
+            Self::Public(_) => "public",
+            Self::Internal(_) => "internal",
+        }
+    }
+
+    /// (setting, file) of each file: certificate, key, and on the internal port authorities and revocation lists. The last may be
+    /// absent.
+    fn list(&self) -> Result<Vec<(&'static str, &Path)>, TlsError> {
+        match self {
+            Self::Public(files) => Ok(vec![
+                required("tls.certificate_file", files.certificate_file.as_ref())?,
+                required("tls.key_file", files.key_file.as_ref())?,
+            ]),
+            Self::Internal(files) => {
+                let mut list = vec![
+                    required("internal_tls.certificate_file", files.certificate_file.as_ref())?,
+                    required("internal_tls.key_file", files.key_file.as_ref())?,
+                    required("internal_tls.client_ca_file", files.client_ca_file.as_ref())?,
+                ];
+                list.extend(files.client_crl_file.iter().map(|path| ("internal_tls.client_crl_file", path.as_path())));
+                Ok(list)
+            }
+        }
+    }
+
+    /// How the files look now.
+    pub(super) fn look(&self) -> Result<Seen, TlsError> {
+        let mut seen = Vec::new();
+        for (key, path) in self.list()? {
+            let files = files_of(path).map_err(|error| broken(key, path, error.kind().to_string()))?;
+            for file in files {
+                // Follows links: a swapped link is another inode.
+                let meta = fs::metadata(&file).map_err(|error| broken(key, &file, error.kind().to_string()))?;
+                let [device, inode, size] = [meta.dev(), meta.ino(), meta.size()].map(u64::cast_signed);
+                let looks = [device, inode, size, meta.mtime(), meta.mtime_nsec(), meta.ctime(), meta.ctime_nsec()];
+                seen.push((file, looks));
+            }
+        }
+        Ok(seen)
+    }
+
+    /// The contents for each entry of the list.
+    pub(super) fn read(&self) -> Result<Vec<Vec<u8>>, TlsError> {
+        let read = |(key, path): (&'static str, &Path)| {
+            let failed = |error: io::Error| broken(key, path, error.kind().to_string());
+            let mut contents = Vec::new();
+            for file in files_of(path).map_err(failed)? {
+                contents.extend(fs::read(file).map_err(failed)?);
+                // PEM does not mind, and two files must not run into each other.
+                contents.push(b'\n');
+            }
+            Ok(contents)
+        };
+        self.list()?.into_iter().map(read).collect()
+    }
+
+    pub(super) fn build(&self, contents: &[Vec<u8>]) -> Result<Built, TlsError> {
+        let list = self.list()?;
+        let port = self.port();
+        let chain = certificates(list[0], &contents[0])?;
+        let mut expiries = vec![Expiry { file: CERTIFICATE, at: end_of(list[0], &chain)? }];
+        let private = PrivateKeyDer::from_pem_slice(&contents[1])
+            .map_err(|_| broken(list[1].0, list[1].1, "holds no private key in PEM".to_owned()))?;
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let builder = ServerConfig::builder_with_provider(Arc::clone(&provider));
+        let unusable = |source| TlsError::Certificate { port, source };
+        let (mut config, verifier) = match self {
+            Self::Public(_) => {
+                let builder = builder.with_safe_default_protocol_versions().map_err(unusable)?;
+                (builder.with_no_client_auth().with_single_cert(chain, private).map_err(unusable)?, None)
+            }
+            Self::Internal(_) => {
+                let authorities = certificates(list[2], &contents[2])?;
+                expiries.push(Expiry { file: CLIENT_CA, at: end_of(list[2], &authorities)? });
+                let mut roots = RootCertStore::empty();
+                for authority in authorities {
+                    roots.add(authority).map_err(|error| broken(list[2].0, list[2].1, error.to_string()))?;
+                }
+                let lists = match list.get(3) {
+                    Some(place) => revocation_lists(*place, &contents[3], &mut expiries)?,
+                    None => Vec::new(),
+                };
+                // An authority without a list revokes nothing; a list past its date still revokes what it names, because
+                // refusing everybody would be the worse fault. The alarm is the expiry metric.
+                let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
+                    .with_crls(lists)
+                    .allow_unknown_revocation_status()
+                    .build()
+                    .map_err(TlsError::Authorities)?;
+                let builder = builder.with_protocol_versions(&[&rustls::version::TLS13]).map_err(unusable)?;
+                let builder = builder.with_client_cert_verifier(Arc::clone(&verifier));
+                (builder.with_single_cert(chain, private).map_err(unusable)?, Some(verifier))
+            }
+        };
+        match self {
+            // Browsers may come by HTTP/1.1.
+            Self::Public(_) => config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()],
+            Self::Internal(_) => {
+                config.alpn_protocols = vec![b"h2".to_vec()];
+                // A resumed session would not have its certificate checked again: each connection shows it anew.
+                config.session_storage = Arc::new(NoServerSessionStorage {});
+                config.send_tls13_tickets = 0;
+            }
+        }
+        Ok(Built { config: Arc::new(config), verifier, expiries })
+    }
+}
+
+/// The file itself, or the files of a folder.
+fn files_of(path: &Path) -> io::Result<Vec<PathBuf>> {
+    if !fs::metadata(path)?.is_dir() {
+        return Ok(vec![path.to_owned()]);
+    }
+    let mut files = Vec::new();
+    for entry in fs::read_dir(path)? {
+        let entry = entry?;
+        let hidden = entry.file_name().as_encoded_bytes().starts_with(b".");
+        if !hidden && fs::metadata(entry.path())?.is_file() {
+            files.push(entry.path());
+        }
+        if files.len() > FOLDER_FILES_MAX {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+fn certificates((key, path): (&'static str, &Path), pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
+    match chain {
+        Ok(chain) if !chain.is_empty() => Ok(chain),
+        _ => Err(broken(key, path, "holds no certificate in PEM".to_owned())),
+    }
+}
+
+/// The revocation lists of a file: none at all is fine, a broken one is not.
+fn revocation_lists(
+    (key, path): (&'static str, &Path),
+    pem: &[u8],
+    expiries: &mut Vec<Expiry>,
+) -> Result<Vec<CertificateRevocationListDer<'static>>, TlsError> {
+    let broken = || broken(key, path, "holds a revocation list that is not readable PEM".to_owned());
+    let lists: Result<Vec<_>, _> = CertificateRevocationListDer::pem_slice_iter(pem).collect();
+    let lists = lists.map_err(|_| broken())?;
+    let mut ends = Vec::new();
+    for list in &lists {
+        let (_, list) = CertificateRevocationList::from_der(list).map_err(|_| broken())?;
+        ends.extend(list.next_update().map(|end| instant(end.timestamp())));
+    }
+    expiries.extend(ends.into_iter().min().map(|at| Expiry { file: CLIENT_CRL, at }));
+    Ok(lists)
+}
+
+/// When the first of them ends.
+fn end_of((key, path): (&'static str, &Path), chain: &[CertificateDer<'_>]) -> Result<DateTime<Utc>, TlsError> {
+    let mut ends = Vec::new();
+    for certificate in chain {
+        let (_, certificate) = X509Certificate::from_der(certificate)
+            .map_err(|_| broken(key, path, "holds a certificate that does not parse".to_owned()))?;
+        ends.push(instant(certificate.validity().not_after.timestamp()));
+    }
+    Ok(ends.into_iter().min().unwrap_or(DateTime::<Utc>::MAX_UTC))
+}
+
+fn required<'a>(key: &'static str, path: Option<&'a PathBuf>) -> Result<(&'static str, &'a Path), TlsError> {
+    path.map(|path| (key, path.as_path())).ok_or(TlsError::Missing(key))
+}
+
+fn instant(seconds: i64) -> DateTime<Utc> {
+    DateTime::from_timestamp(seconds, 0).unwrap_or(DateTime::<Utc>::MAX_UTC)
+}
+
+fn broken(key: &'static str, path: &Path, reason: String) -> TlsError {
+    TlsError::File { key, path: path.to_owned(), reason }
+}
