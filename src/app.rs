@@ -26,6 +26,7 @@ use crate::domain::catalogue::{Catalogue, CatalogueError};
 use crate::domain::cursor::CursorSealer;
 use crate::executor::{Executor, ExecutorError};
 use crate::feed::Feed;
+use crate::pending::{self, Pending};
 use crate::proto::internal::admin_service_server::AdminServiceServer;
 use crate::proto::internal::publish_service_server::PublishServiceServer;
 use crate::proto::public::event_service_server::EventServiceServer;
@@ -203,7 +204,7 @@ impl App {
             api_keys: api_keys.clone(),
             certificates: certificates.clone(),
         };
-        let publish = PublishApi::new(engine.writer.clone(), store.clone(), feed);
+        let publish = PublishApi::new(engine.writer.clone(), engine.pending.clone(), store.clone(), feed);
         internal
             .add_service(AdminServiceServer::new(AdminService::new(deps)).max_decoding_message_size(bytes_max))
             .add_service(PublishServiceServer::new(publish).max_decoding_message_size(bytes_max));
@@ -378,6 +379,7 @@ struct Engine {
     registry: Registry,
     writer: Writer,
     writer_tasks: WriterTasks,
+    pending: Pending,
     dispatch: Dispatch,
     watches: Watches,
 }
@@ -407,6 +409,13 @@ impl Engine {
         );
         let (writer, writer_tasks) =
             Writer::start(store.clone(), registry.clone(), feed.clone(), config.publish.clone());
+        let parts = pending::Parts {
+            store: store.clone(),
+            registry: registry.clone(),
+            executor: executor.clone(),
+            feed: feed.clone(),
+        };
+        let pending = Pending::start(parts, config.pending.clone(), &config.publish);
         let parts = dispatch::Parts {
             store: store.clone(),
             registry: registry.clone(),
@@ -430,11 +439,12 @@ impl Engine {
         let replica = dispatch.replica();
         let watches =
             Watches::start(replica, store.clone(), cursors.sealer, feed, config.watch.clone(), Arc::new(check));
-        Self { registry, writer, writer_tasks, dispatch, watches }
+        Self { registry, writer, writer_tasks, pending, dispatch, watches }
     }
 
     async fn stop(self) {
         self.watches.stop().await;
+        self.pending.stop().await;
         self.dispatch.stop().await;
         drop(self.writer);
         // A connection that outlived the drain may still hold a writer; what was accepted is committed by then.

@@ -12,7 +12,7 @@ pub use reference::{Setting, reference};
 use crate::api;
 use crate::store::connect;
 use crate::telemetry;
-use crate::{dispatch, executor, publish, watch};
+use crate::{dispatch, executor, pending, publish, watch};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use secrecy::{ExposeSecret as _, SecretString};
@@ -36,6 +36,8 @@ pub struct Config {
     pub catalogue: Catalogue,
     /// Group commit, the registry in memory, idempotency.
     pub publish: publish::Config,
+    /// PRE events and delayed ones.
+    pub pending: pending::Config,
     /// Leases, queues, attempts.
     pub dispatch: dispatch::Config,
     /// Outbound calls.
@@ -110,6 +112,7 @@ impl Config {
         self.server.check().map_err(|(key, reason)| ConfigError::bad(&format!("server.{key}"), reason))?;
         self.check_database()?;
         self.publish.check().map_err(|(key, reason)| ConfigError::bad(&format!("publish.{key}"), reason))?;
+        self.pending.check().map_err(|(key, reason)| ConfigError::bad(&format!("pending.{key}"), reason))?;
         self.dispatch.check().map_err(|error| {
             ConfigError::bad(&format!("dispatch.{}", error.key), format!("must be {}", error.bounds))
         })?;

@@ -5,6 +5,7 @@
 
 use crate::domain::event::LogEntry;
 use crate::domain::ids::{Position, TenantId, WatchId};
+use chrono::{DateTime, Utc};
 use std::sync::{Arc, RwLock};
 use tokio::sync::{broadcast, mpsc, watch};
 
@@ -56,11 +57,18 @@ pub struct Feed {
     watches: broadcast::Sender<WatchNews>,
     /// Counts the batches of outcomes that this process has recorded.
     settled: Arc<watch::Sender<u64>>,
+    /// When the first pending event is due, as last heard.
+    pending_due: Arc<watch::Sender<Option<DateTime<Utc>>>>,
 }
 
 impl Default for Feed {
     fn default() -> Self {
-        Self { readers: Arc::default(), watches: broadcast::Sender::new(WATCH_NEWS_MAX), settled: Arc::default() }
+        Self {
+            readers: Arc::default(),
+            watches: broadcast::Sender::new(WATCH_NEWS_MAX),
+            settled: Arc::default(),
+            pending_due: Arc::default(),
+        }
     }
 }
 
@@ -94,6 +102,27 @@ impl Feed {
     /// Says that outcomes were recorded here.
     pub fn note_settled(&self) {
         self.settled.send_modify(|count| *count = count.wrapping_add(1));
+    }
+
+    /// Says when the first pending event of all is due, as the database has it.
+    pub fn set_pending_due(&self, at: Option<DateTime<Utc>>) {
+        self.pending_due.send_if_modified(|known| std::mem::replace(known, at) != at);
+    }
+
+    /// Says that a pending event is due at that time: a timer here need not wait for the next look at the database.
+    pub fn note_pending_due(&self, at: DateTime<Utc>) {
+        self.pending_due.send_if_modified(|known| {
+            let sooner = known.is_none_or(|known| at < known);
+            if sooner {
+                *known = Some(at);
+            }
+            sooner
+        });
+    }
+
+    /// Changes with the time when the first pending event is due.
+    pub fn pending_due(&self) -> watch::Receiver<Option<DateTime<Utc>>> {
+        self.pending_due.subscribe()
     }
 
     /// Changes whenever outcomes were recorded here; those that wait for an event's end look again.

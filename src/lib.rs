@@ -10,6 +10,7 @@ pub mod dispatch;
 pub mod domain;
 pub mod executor;
 pub mod feed;
+pub mod pending;
 pub mod planted;
 pub mod proto;
 pub mod publish;

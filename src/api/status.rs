@@ -33,12 +33,14 @@ pub struct FieldViolation {
     pub description: String,
 }
 
-/// A listener that refused a PRE event.
+/// What became of one listener of a PRE event.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PreRefusal {
+pub struct PreVerdict {
     /// The listener's subscription id.
     pub subscription: String,
-    /// What it said.
+    /// `REJECTED`, `FAILED`, `CANCELLED`, `SKIPPED` or `SUCCEEDED`.
+    pub verdict: &'static str,
+    /// What it said, or what went wrong.
     pub description: String,
 }
 
@@ -190,6 +192,14 @@ pub enum ApiError {
         /// Id of the subscription that exists.
         subscription: String,
     },
+    /// ENRICH_PATH_TAKEN.
+    #[error("{path:?} may be enriched by another active subscription already")]
+    EnrichPathTaken {
+        /// The place.
+        path: String,
+        /// Id of the other subscription.
+        subscription: String,
+    },
     /// EVENT_TYPE_EXISTS.
     #[error("an event type of that name exists")]
     EventTypeExists {
@@ -252,10 +262,12 @@ pub enum ApiError {
         message: String,
     },
     /// PRE_REJECTED.
-    #[error("{} listener(s) refused the event", refusals.len())]
+    #[error("{message}")]
     PreRejected {
-        /// One per listener.
-        refusals: Vec<PreRefusal>,
+        /// Why, in one sentence.
+        message: String,
+        /// One per listener, those that decided first.
+        verdicts: Vec<PreVerdict>,
     },
     /// RESOURCE_STATE.
     #[error("{message}")]
@@ -315,14 +327,21 @@ pub enum ApiError {
         resume_cursor: String,
     },
     /// PRE_LISTENER_UNAVAILABLE.
-    #[error("a listener of the PRE event could not be reached")]
+    #[error("{message}")]
     PreListenerUnavailable {
-        /// The listener's subscription id.
-        subscription: String,
+        /// Why, in one sentence.
+        message: String,
+        /// One per listener, those that decided first.
+        verdicts: Vec<PreVerdict>,
     },
     /// PRE_DEADLINE.
-    #[error("the listeners of the PRE event did not all answer in time")]
-    PreDeadline,
+    #[error("{message}")]
+    PreDeadline {
+        /// Why, in one sentence.
+        message: String,
+        /// One per listener, those that decided first.
+        verdicts: Vec<PreVerdict>,
+    },
     /// DEADLINE.
     #[error("the call's deadline passed; a mutation may have happened: ask again with the same idempotency key")]
     Deadline,

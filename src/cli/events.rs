@@ -4,13 +4,14 @@ use chrono::{DateTime, Utc};
 use clap::Subcommand;
 use comfy_table::Cell;
 
-use super::client::{PublicArgs, PublicClient, call};
+use super::client::{InternalArgs, PublicArgs, PublicClient, Purpose, call};
 use super::error::CliError;
 use super::output::{Output, excerpt, note, time};
 use super::values::{From, parse_from, parse_time};
 use crate::proto::cloudevents::CloudEvent;
 use crate::proto::cloudevents::cloud_event::Data;
 use crate::proto::cloudevents::cloud_event::cloud_event_attribute_value::Attr;
+use crate::proto::internal::CancelEventRequest;
 use crate::proto::public::{Event, EventView, GetEventRequest, ListEventsRequest};
 
 const EXAMPLES: &str = "Examples:
@@ -63,12 +64,27 @@ enum Command {
         #[arg(long)]
         data: bool,
     },
+    /// Take back an event that is delayed, or whose PRE listeners are still asked (internal port)
+    Cancel {
+        /// Id of the event
+        #[arg(value_name = "EVENT_ID")]
+        id: String,
+        #[command(flatten)]
+        internal: InternalArgs,
+    },
 }
 
 /// Runs the subcommand.
 pub async fn run(args: EventsArgs, output: Output) -> Result<(), CliError> {
+    if let Command::Cancel { id, internal } = args.command {
+        let client = internal.connect(Purpose::Publish).await?;
+        let request = client.request(CancelEventRequest { event_id: id.clone() });
+        call("CancelEvent", client.publish().cancel_event(request)).await?;
+        return output.fields(&[("cancelled", id)]);
+    }
     let client = args.public.connect().await?;
     match args.command {
+        Command::Cancel { .. } => Ok(()),
         Command::List { from, until, types, filter, metadata, limit } => {
             let (cursor, start_time) = match from {
                 From::Earliest => (String::new(), None),

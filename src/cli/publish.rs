@@ -7,13 +7,15 @@ use std::collections::BTreeMap;
 use std::io::IsTerminal as _;
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use comfy_table::Cell;
 
 use super::client::{InternalArgs, Purpose, call};
 use super::error::CliError;
 use super::invocations::{INVOCATION_HEADER, invocation_row};
-use super::output::{Output, spinner, time, warn};
+use super::output::{Output, excerpt, short, spinner, state_cell, time, warn};
 use super::values::{parse_duration, parse_pair, read_input};
+use crate::clock;
 use crate::proto::cloudevents::CloudEvent;
 use crate::proto::cloudevents::cloud_event::cloud_event_attribute_value::Attr;
 use crate::proto::cloudevents::cloud_event::{CloudEventAttributeValue, Data};
@@ -22,6 +24,8 @@ use crate::proto::internal::{PublishRequest, PublishResponse, WaitEventRequest, 
 const EXAMPLES: &str = r#"Examples:
   carillon publish USER_CREATE --data '{"user_id": "u-1", "email": "ada@example.com"}'
   carillon publish CUSTOM_ORDER_PLACED --data @order.json --key order-17 --wait
+  carillon publish PRE_USER_CREATE --data @user.json --pre-timeout 3s
+  carillon publish CUSTOM_REMINDER --data '{}' --delay 2h
   jq -c .payload message.json | carillon publish CUSTOM_ORDER_PLACED --source /shop --subject order-17"#;
 
 /// Publish an event
@@ -58,8 +62,22 @@ pub struct PublishArgs {
         default_missing_value = "30s"
     )]
     wait: Option<Duration>,
+    /// Time that the listeners of a PRE event have [default: 10s]
+    #[arg(long, value_parser = parse_duration, value_name = "DURATION")]
+    pre_timeout: Option<Duration>,
+    /// Publish at this time: RFC 3339
+    #[arg(long, value_parser = parse_future, value_name = "TIME", conflicts_with = "delay")]
+    deliver_at: Option<DateTime<Utc>>,
+    /// Publish so much later
+    #[arg(long, value_parser = parse_duration, value_name = "DURATION")]
+    delay: Option<Duration>,
     #[command(flatten)]
     internal: InternalArgs,
+}
+
+fn parse_future(text: &str) -> Result<DateTime<Utc>, String> {
+    let time = DateTime::parse_from_rfc3339(text);
+    time.map(|time| time.to_utc()).map_err(|_| "write a time such as 2026-01-31T12:00:00Z".to_owned())
 }
 
 /// Publishes the event.
@@ -91,10 +109,13 @@ pub async fn run(args: PublishArgs, output: Output) -> Result<(), CliError> {
         event: Some(event),
         idempotency_key: args.key.unwrap_or_default(),
         schema_version: args.schema_version,
-        ..PublishRequest::default()
+        deliver_at: args.deliver_at.or(args.delay.map(|delay| clock::now() + delay)).map(Into::into),
+        pre_timeout: args.pre_timeout.map(Into::into),
     };
+    // The server gives the listeners at most 30 s unless it is set otherwise.
+    let patience = args.pre_timeout.unwrap_or(Duration::from_secs(10));
     let client = args.internal.connect(Purpose::Publish).await?;
-    let published = call("Publish", client.publish().publish(client.request(request))).await?;
+    let published = call("Publish", client.publish().publish(client.patient_request(request, patience))).await?;
     let Some(timeout) = args.wait else { return show_published(output, &published) };
     if output.is_json() {
         output.document(&published)?;
@@ -129,6 +150,13 @@ fn show_published(output: Output, published: &PublishResponse) -> Result<(), Cli
     if published.duplicate {
         warn("an earlier call with the same key has published this event; this is its answer");
     }
+    if published.deliver_time.is_some() {
+        return output.fields(&[
+            ("event", published.event_id.clone()),
+            ("due", time(published.deliver_time.as_ref())),
+            ("to take it back", format!("carillon events cancel {}", published.event_id)),
+        ]);
+    }
     output.fields(&[
         ("event", published.event_id.clone()),
         ("position", published.position.to_string()),
@@ -142,7 +170,19 @@ fn show_published(output: Output, published: &PublishResponse) -> Result<(), Cli
         vec![Cell::new(&invocation.invocation_id), Cell::new(&invocation.subscription_id)]
     };
     output.line("")?;
-    output.table(&["INVOCATION", "SUBSCRIPTION"], published.invocations.iter().map(row).collect())
+    output.table(&["INVOCATION", "SUBSCRIPTION"], published.invocations.iter().map(row).collect())?;
+    if published.pre_verdicts.is_empty() {
+        return Ok(());
+    }
+    let row = |verdict: &crate::proto::internal::PreVerdict| {
+        vec![
+            Cell::new(&verdict.subscription_id),
+            state_cell(short(verdict.verdict().as_str_name(), "PRE_VERDICT_KIND_")),
+            Cell::new(excerpt(&verdict.message, 80)),
+        ]
+    };
+    output.line("")?;
+    output.table(&["LISTENER", "VERDICT", "MESSAGE"], published.pre_verdicts.iter().map(row).collect())
 }
 
 fn show_waited(output: Output, waited: &WaitEventResponse, timeout: Duration) -> Result<(), CliError> {

@@ -11,7 +11,8 @@ use super::subscriptions::show_subscription;
 use super::values::{parse_duration, parse_pair, read_secret};
 use crate::proto::public::target::Kind;
 use crate::proto::public::{
-    DeliveryPolicy, OnDeadLetter, OrderingPolicy, SubscribeRequest, Target, WebhookMode, WebhookTarget,
+    DeliveryPolicy, OnDeadLetter, OrderingPolicy, PreFailurePolicy, PrePolicy, SubscribeRequest, Target, WebhookMode,
+    WebhookTarget,
 };
 
 const EXAMPLES: &str = r"Examples:
@@ -50,6 +51,8 @@ pub struct SubscribeArgs {
     schema_version: i32,
     #[command(flatten)]
     policy: PolicyArgs,
+    #[command(flatten)]
+    pre: PreArgs,
     /// Signing secret, `whsec_...` or @file [default: the server makes one]
     #[arg(long, env = "CARILLON_SIGNING_SECRET", hide_env_values = true, value_name = "SECRET")]
     secret: Option<String>,
@@ -151,6 +154,57 @@ impl PolicyArgs {
     }
 }
 
+/// What the listener of a PRE event type may do; only for PRE event types.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "PRE events")]
+pub struct PreArgs {
+    /// What its failure means for the event [default: fail]
+    #[arg(long, value_name = "POLICY")]
+    pre_failure: Option<FailurePolicy>,
+    /// Enrichments are applied lowest first, -1000 to 1000 [default: 0]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pre_priority: Option<i32>,
+    /// A JSON pointer into the data that its answer may change; may be given several times
+    #[arg(long, value_name = "POINTER")]
+    enrich: Vec<String>,
+}
+
+/// What a PRE listener's failure means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum FailurePolicy {
+    /// The event is aborted
+    Fail,
+    /// The listener is left out; one that rejects aborts the event all the same
+    Ignore,
+}
+
+impl PreArgs {
+    /// The veto in the API; none where nothing is given.
+    pub fn to_proto(&self) -> Option<PrePolicy> {
+        let given = self.pre_failure.is_some() || self.pre_priority.is_some() || !self.enrich.is_empty();
+        let failure_policy = match self.pre_failure {
+            None => PreFailurePolicy::Unspecified,
+            Some(FailurePolicy::Fail) => PreFailurePolicy::Fail,
+            Some(FailurePolicy::Ignore) => PreFailurePolicy::Ignore,
+        };
+        given.then(|| PrePolicy {
+            failure_policy: failure_policy.into(),
+            priority: self.pre_priority.unwrap_or_default(),
+            enrich_paths: self.enrich.clone(),
+        })
+    }
+
+    /// The update paths of the fields that are given.
+    pub fn paths(&self) -> impl Iterator<Item = String> {
+        let given = [
+            ("failure_policy", self.pre_failure.is_some()),
+            ("priority", self.pre_priority.is_some()),
+            ("enrich_paths", !self.enrich.is_empty()),
+        ];
+        given.into_iter().filter(|(_, given)| *given).map(|(name, _)| format!("pre_policy.{name}"))
+    }
+}
+
 /// A webhook target.
 pub fn webhook(uri: String, mode: WebhookMode, headers: impl IntoIterator<Item = (String, String)>) -> Target {
     let headers = headers.into_iter().collect();
@@ -175,6 +229,7 @@ pub async fn run(args: SubscribeArgs, output: Output) -> Result<(), CliError> {
         signing_secret: secret_text(args.secret.as_deref())?,
         request_id: args.request_id,
         schema_version: args.schema_version,
+        pre_policy: args.pre.to_proto(),
     };
     let client = args.public.connect().await?;
     let answer = call("Subscribe", client.events().subscribe(client.request(request))).await?;

@@ -8,7 +8,7 @@ use comfy_table::Cell;
 use super::client::{PublicArgs, PublicClient, call};
 use super::error::CliError;
 use super::output::{Output, duration, excerpt, note, short, state_cell, time};
-use super::subscribe::{Mode, PolicyArgs, secret_text};
+use super::subscribe::{Mode, PolicyArgs, PreArgs, secret_text};
 use super::values::{parse_duration, parse_pair};
 use crate::proto::public::target::Kind;
 use crate::proto::public::{
@@ -120,6 +120,8 @@ struct UpdateArgs {
     header: Vec<(String, String)>,
     #[command(flatten)]
     policy: PolicyArgs,
+    #[command(flatten)]
+    pre: PreArgs,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -200,6 +202,11 @@ fn order(ordering: &OrderingPolicy) -> String {
 pub fn show_subscription(output: Output, subscription: &Subscription) -> Result<(), CliError> {
     let webhook = webhook_of(subscription);
     let policy = subscription.delivery_policy.clone().unwrap_or_default();
+    let veto = subscription.pre_policy.as_ref().map(|veto| {
+        let enriches = if veto.enrich_paths.is_empty() { "nothing".to_owned() } else { veto.enrich_paths.join(", ") };
+        let failure = short(veto.failure_policy().as_str_name(), "PRE_FAILURE_POLICY_").to_owned();
+        format!("failure {failure}, priority {}, enriches {enriches}", veto.priority)
+    });
     let headers: Vec<_> = webhook.map(|webhook| webhook.headers.keys().cloned().collect()).unwrap_or_default();
     let reason =
         if subscription.state_reason.is_empty() { String::new() } else { format!(" ({})", subscription.state_reason) };
@@ -227,6 +234,7 @@ pub fn show_subscription(output: Output, subscription: &Subscription) -> Result<
             format!("{attempts} attempts of {timeout}, back-off {first} to {last}, {in_flight} at the same time"),
         ),
         ("order", policy.ordering.as_ref().map(order).unwrap_or_default()),
+        ("PRE", veto.unwrap_or_default()),
         ("state", format!("{}{reason}", short(subscription.state().as_str_name(), "SUBSCRIPTION_STATE_"))),
         ("effective after", format!("position {}", subscription.effective_position)),
         ("created", time(subscription.create_time.as_ref())),
@@ -278,8 +286,10 @@ fn update_request(update: UpdateArgs) -> Result<UpdateSubscriptionRequest, CliEr
         id: update.changed.id,
         etag: update.changed.etag,
         delivery_policy: Some(policy),
+        pre_policy: update.pre.to_proto(),
         ..Subscription::default()
     };
+    paths.extend(update.pre.paths());
     if let Some(name) = update.name {
         subscription.display_name = name;
         paths.push("display_name".to_owned());

@@ -115,6 +115,22 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
     ("publish.registry_tenants_max", "tenants whose registry is kept in memory"),
     ("publish.schemas_max", "compiled schemas kept in memory"),
     (
+        "pending.phases_max",
+        "PRE events whose listeners are asked at the same time by this process, and of one tenant by all; 1 to 100,000",
+    ),
+    ("pending.pre_timeout_ms", "time that listeners have where the publisher names none, milliseconds; 10 to 300,000"),
+    ("pending.pre_timeout_max_ms", "longest time that a publisher may name, milliseconds; 10 to 300,000"),
+    (
+        "pending.abandon_grace_ms",
+        "how long listeners are still asked after the last publisher that waited has gone away, milliseconds; 0 to 60,000",
+    ),
+    (
+        "pending.lease_ms",
+        "how long a replica owns a PRE event after its last sign of life, milliseconds: after a crash another one goes on after this time; 1,000 to 60,000",
+    ),
+    ("pending.schedule_horizon_hours", "how far ahead an event may be scheduled, hours; 1 to 8,760"),
+    ("pending.scheduled_max", "events of one tenant that may be scheduled; 1 to 1,000,000"),
+    (
         "dispatch.lease_ms",
         "how long a replica owns its shards after its last sign of life, milliseconds: after a crash another replica goes on with its work after this time; 1,000 to 300,000",
     ),

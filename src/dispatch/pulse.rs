@@ -130,6 +130,7 @@ impl Beat {
                 self.pulses = if wide { 0 } else { self.pulses + 1 };
                 self.since = Some(asked_at);
                 self.others = pulse.replicas > 1;
+                self.shared.parts.feed.set_pending_due(pulse.pending_due);
                 if renew {
                     self.renewed_at = Some(asked_at);
                 }

@@ -163,6 +163,7 @@ impl World {
                 mode: WebhookMode::Structured,
                 headers: Vec::new(),
             }),
+            pre_policy: None,
             policy: DeliveryPolicy::new(3, millisecond, millisecond * 2, Duration::from_secs(20), 4).expect("a policy"),
             secret: self.keyring.seal_secret(self.tenant, id, secret_id, &secret).expect("sealed"),
         };

@@ -12,6 +12,7 @@ pub mod filter;
 pub mod ids;
 pub mod invocation;
 pub mod json;
+pub mod pre;
 pub mod retry;
 pub mod schema;
 pub mod subscription;

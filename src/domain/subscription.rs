@@ -3,6 +3,7 @@
 use super::event_type::EventTypeName;
 use super::filter::Filter;
 use super::ids::{AppId, Position, SubscriptionId, SubscriptionNo};
+use super::pre::PrePolicy;
 use super::retry::DeliveryPolicy;
 use super::webhook::WebhookTarget;
 use chrono::{DateTime, Utc};
@@ -57,6 +58,8 @@ pub struct Subscription {
     pub target: Target,
     /// How it is attempted.
     pub policy: DeliveryPolicy,
+    /// What its answer counts for; only where the event type is PRE.
+    pub pre_policy: Option<PrePolicy>,
     /// Whether it fires.
     pub state: State,
     /// Why it is not active: `CALLER`, `GONE`; empty while it is.

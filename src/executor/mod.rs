@@ -12,6 +12,7 @@ pub use config::{Cidr, CidrError, Config};
 use crate::domain::event::LogEntry;
 use crate::domain::ids::InvocationId;
 use crate::domain::invocation::Outcome;
+use crate::domain::pre::Answer;
 use crate::domain::webhook::WebhookCall;
 use bytes::Bytes;
 use std::sync::{Arc, OnceLock};
@@ -61,6 +62,11 @@ impl Executor {
     /// Calls a webhook once. Returns at `deadline` at the latest, whatever the receiver does.
     pub async fn execute(&self, call: &WebhookCall, delivery: &Delivery, deadline: Instant) -> Outcome {
         self.webhooks.call(call, delivery, deadline).await
+    }
+
+    /// Asks a webhook once whether it agrees with a PRE event. Returns at `deadline` at the latest, whatever the receiver does.
+    pub async fn ask(&self, call: &WebhookCall, delivery: &Delivery, deadline: Instant) -> (Outcome, Answer) {
+        self.webhooks.ask(call, delivery, deadline).await
     }
 }
 

@@ -50,12 +50,9 @@ pub enum PublishError {
     /// The idempotency key was used with another body.
     #[error("the idempotency key was used before with another event")]
     KeyReused,
-    /// Part of the contract that this release does not build.
-    #[error("{feature} is not implemented yet")]
-    NotImplemented {
-        /// What is missing.
-        feature: &'static str,
-    },
+    /// Listeners must agree first: the event is for the gate, not for the writer.
+    #[error("the event's listeners must agree first")]
+    Gated,
     /// The tenant's registry changed faster than the event could be matched.
     #[error("the tenant's subscriptions change too fast to publish just now")]
     Contended,

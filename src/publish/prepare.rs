@@ -23,10 +23,19 @@ pub struct Prepared {
     pub matched: Arc<[SubscriptionNo]>,
     /// What it would fire, had its lineage not refused it.
     pub refused: Arc<[SubscriptionNo]>,
+    /// When its listeners run.
+    pub phase: Phase,
     /// The registry version all this was decided with.
     pub registry_version: i64,
     /// The publisher's idempotency key.
     pub key: Option<NewKey>,
+}
+
+impl Prepared {
+    /// True where listeners must agree before it may be committed.
+    pub fn is_gated(&self) -> bool {
+        self.phase == Phase::Pre && !self.matched.is_empty()
+    }
 }
 
 /// Checks an event and decides what it fires.
@@ -60,6 +69,7 @@ pub async fn prepare(
         requested_schema,
         matched: decided.matched.into(),
         refused: decided.refused.into(),
+        phase: decided.phase,
         registry_version: decided.registry_version,
         key,
     })
@@ -69,6 +79,7 @@ pub async fn prepare(
 struct Decision {
     registry_version: i64,
     schema_version: i32,
+    phase: Phase,
     matched: Vec<SubscriptionNo>,
     refused: Vec<SubscriptionNo>,
 }
@@ -82,9 +93,7 @@ async fn decide(
 ) -> Result<Decision, PublishError> {
     // The version is read before anything is looked up: if it is still the database's at commit, so was all that follows.
     let (registry_version, listeners) = tenant.listeners(&event.event_type);
-    if phase(registry, tenant, &event.event_type)? == Phase::Pre {
-        return Err(PublishError::NotImplemented { feature: "publishing PRE events" });
-    }
+    let phase = phase_of(registry, tenant, &event.event_type)?;
     let schema_version = check_data(registry, tenant, event, requested_schema).await?;
     let (mut matched, mut refused) = (Vec::new(), Vec::new());
     if let Some(listeners) = listeners {
@@ -104,11 +113,11 @@ async fn decide(
             }
         }
     }
-    Ok(Decision { registry_version, schema_version, matched, refused })
+    Ok(Decision { registry_version, schema_version, phase, matched, refused })
 }
 
 /// The phase of a type that may be published.
-fn phase(registry: &Registry, tenant: &TenantRegistry, name: &EventTypeName) -> Result<Phase, PublishError> {
+pub fn phase_of(registry: &Registry, tenant: &TenantRegistry, name: &EventTypeName) -> Result<Phase, PublishError> {
     if let Some(system) = registry.catalogue().get(name.as_str()) {
         return Ok(system.event_type.phase);
     }
@@ -124,6 +133,19 @@ pub fn unknown_type(registry: &Registry, tenant: &TenantRegistry, name: &str) ->
     let system = registry.catalogue().iter().map(|system| system.event_type.name.as_str());
     let near = Catalogue::nearest(name, system.chain(custom.iter().map(EventTypeName::as_str)), 5);
     PublishError::EventTypeNotFound { name: name.to_owned(), near }
+}
+
+/// Checks data that was changed after the event had been prepared, by the same schema version.
+pub async fn check_again(
+    registry: &Registry,
+    tenant: &TenantRegistry,
+    event: &Event,
+    event_bytes_max: usize,
+) -> Result<(), PublishError> {
+    if event_bytes(event) > event_bytes_max {
+        return Err(PublishError::TooLarge { limit: event_bytes_max });
+    }
+    check_data(registry, tenant, event, event.schema_version).await.map(drop)
 }
 
 /// Checks the data, and says against which schema version (0 for none).

@@ -144,8 +144,12 @@ impl Writer {
     ///
     /// An event whose key was used before with the same request answers with the first one, whatever happens to the others.
     ///
-    /// Errors: [`PublishError::QueueFull`] where the events that wait for a commit take the room there is; nothing is written.
+    /// Errors: [`PublishError::QueueFull`] where the events that wait for a commit take the room there is, [`PublishError::Gated`]
+    /// where listeners must agree first; nothing is written.
     pub async fn write(&self, tenant: TenantId, events: Vec<Prepared>) -> Answer {
+        if events.iter().any(Prepared::is_gated) {
+            return Err(PublishError::Gated);
+        }
         let limit = self.core.config.queue_bytes_max;
         // One that is larger than all of the room goes alone.
         let units = bytes_of(&events).div_ceil(ROOM_UNIT).min(limit / ROOM_UNIT);
@@ -406,6 +410,8 @@ impl Core {
                 let key = prepared.key.clone();
                 let limit = self.config.event_bytes_max;
                 match prepare(&self.registry, &registry, event, prepared.requested_schema, key, limit).await {
+                    // It has got listeners that may refuse it.
+                    Ok(again) if again.is_gated() => refused = Some(PublishError::Gated),
                     Ok(again) => *prepared = again,
                     Err(error) => refused = Some(error),
                 }

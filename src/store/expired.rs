@@ -4,7 +4,7 @@ use super::{Store, StoreError};
 use chrono::{DateTime, Utc};
 
 impl Store {
-    /// Deletes idempotency keys and request ids that ended before `now`: at most `limit` of each. Returns how many in all.
+    /// Deletes idempotency keys, request ids and final pending events that ended before `now`: at most `limit` of each. Returns how many in all.
     ///
     /// The ids of a batch are chosen by the index on the end of life, so a batch never scans what is alive.
     pub async fn delete_expired(&self, now: DateTime<Utc>, limit: u32) -> Result<u64, StoreError> {
@@ -27,6 +27,21 @@ impl Store {
         .bind(i64::from(limit))
         .execute(self.pool())
         .await?;
-        Ok(keys.rows_affected() + requests.rows_affected())
+        // With what their listeners answered.
+        let pending = sqlx::query(
+            "WITH old AS (
+                 DELETE FROM pending_events p USING (
+                     SELECT tenant_id, event_id FROM pending_events WHERE expires_at < $1 ORDER BY expires_at LIMIT $2) AS o
+                  WHERE p.tenant_id = o.tenant_id AND p.event_id = o.event_id AND p.expires_at < $1
+                 RETURNING p.tenant_id, p.event_id),
+             said AS (
+                 DELETE FROM pending_verdicts v USING old o WHERE v.tenant_id = o.tenant_id AND v.event_id = o.event_id)
+             SELECT tenant_id FROM old",
+        )
+        .bind(now)
+        .bind(i64::from(limit))
+        .execute(self.pool())
+        .await?;
+        Ok(keys.rows_affected() + requests.rows_affected() + pending.rows_affected())
     }
 }

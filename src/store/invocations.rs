@@ -81,7 +81,13 @@ impl Store {
         limit: u32,
     ) -> Result<(Vec<Invocation>, Option<InvocationKey>), StoreError> {
         let nothing = (Vec::new(), None);
-        let Some(range) = self.range(principal.tenant, filter).await? else { return Ok(nothing) };
+        let Some(range) = self.range(principal.tenant, filter).await? else {
+            // An event that is not in the log may be one that its listeners did not let pass.
+            return match filter.event {
+                Some(event) if key.is_none() => Ok((self.pending_invocations(principal, event, filter).await?, None)),
+                _ => Ok(nothing),
+            };
+        };
         let only = match filter.subscription {
             Some(subscription) => match self.visible_subscription(principal, subscription).await? {
                 Some(no) => Some(no),
@@ -104,7 +110,15 @@ impl Store {
         principal: &Principal,
         id: InvocationId,
     ) -> Result<Option<(Invocation, Vec<Attempt>)>, StoreError> {
-        let Some(entry) = self.entry_of(principal.tenant, id).await? else { return Ok(None) };
+        let Some(entry) = self.entry_of(principal.tenant, id).await? else {
+            let filter = InvocationFilter::default();
+            let found = self.pending_invocations(principal, id.event, &filter).await?;
+            let found = found.into_iter().find(|invocation| invocation.id == id);
+            return Ok(found.map(|invocation| {
+                let attempts = invocation.last_attempt.iter().cloned().collect();
+                (invocation, attempts)
+            }));
+        };
         let Some(row) = self.row(principal, &entry, id.subscription_no).await? else { return Ok(None) };
         let mut attempts = self.attempts(principal.tenant, entry.day(), &[row.place()], Which::Every).await?;
         let mut attempts = attempts.remove(&row.place()).unwrap_or_default();

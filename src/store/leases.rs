@@ -60,6 +60,8 @@ pub struct Pulse {
     pub free: i32,
     /// Watches of this replica whose filters somebody wants changed.
     pub watches: Vec<WatchId>,
+    /// When the first pending event of any tenant is due.
+    pub pending_due: Option<DateTime<Utc>>,
 }
 
 const KIND_REPLICAS: i16 = 0;
@@ -67,6 +69,7 @@ const KIND_HEAD: i16 = 1;
 const KIND_RENEWED: i16 = 2;
 const KIND_FREE: i16 = 3;
 const KIND_WATCH: i16 = 4;
+const KIND_PENDING: i16 = 5;
 
 impl Store {
     /// Makes the rows of every shard, once per database.
@@ -115,7 +118,9 @@ impl Store {
               WHERE (owner IS NULL OR expires_at <= $3) AND owner IS DISTINCT FROM $1
              UNION ALL
              (SELECT 4::smallint, watch_id, 0, 0, 0, NULL FROM watches
-               WHERE replica_id = $1 AND position IS NULL ORDER BY watch_id LIMIT 1000)",
+               WHERE replica_id = $1 AND position IS NULL ORDER BY watch_id LIMIT 1000)
+             UNION ALL
+             SELECT 5::smallint, NULL, 0, 0, 0, min(due_at) FROM pending_events WHERE due_at IS NOT NULL",
         )
         .bind(replica.0)
         .bind(expires_at)
@@ -142,6 +147,7 @@ impl Store {
                 KIND_RENEWED => pulse.renewed.push((small, b)),
                 KIND_FREE => pulse.free = small,
                 KIND_WATCH => pulse.watches.push(WatchId(row.try_get::<Uuid, _>("tenant_id")?)),
+                KIND_PENDING => pulse.pending_due = row.try_get("at")?,
                 _ => return Err(StoreError::Corrupt { what: "pulse row" }),
             }
         }

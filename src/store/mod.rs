@@ -22,6 +22,7 @@ pub mod leases;
 pub mod measure;
 pub mod notify;
 mod partitions;
+pub mod pending;
 mod pool;
 pub mod publish;
 pub mod publisher_identities;

@@ -3,6 +3,7 @@
 //! `change` makes every change to them, `row` is the table's row, `signing` the secrets beside it.
 
 mod change;
+mod enrich;
 mod row;
 mod signing;
 
@@ -14,6 +15,7 @@ use super::{Store, StoreError};
 use crate::domain::event_type::EventTypeName;
 use crate::domain::filter::Filter;
 use crate::domain::ids::{AppId, SubscriptionId, SubscriptionNo, TenantId};
+use crate::domain::pre::{EnrichPath, PrePolicy};
 use crate::domain::retry::DeliveryPolicy;
 use crate::domain::subscription::{State, Subscription, Target};
 use row::{COLUMNS, FROM, SubscriptionRow, read, state_code};
@@ -48,6 +50,8 @@ pub struct NewSubscription {
     pub target: Target,
     /// How it is attempted.
     pub policy: DeliveryPolicy,
+    /// What its answer counts for; only where the event type is PRE.
+    pub pre_policy: Option<PrePolicy>,
     /// Its signing secret.
     pub secret: StoredSecret,
 }
@@ -104,6 +108,14 @@ pub enum SubscriptionRefusal {
     /// The same app, event type and target are subscribed already.
     #[error("already subscribed as {0}")]
     AlreadySubscribed(SubscriptionId),
+    /// Another active subscription may enrich the same place.
+    #[error("{path} may be enriched by {other} already")]
+    EnrichPathTaken {
+        /// The place.
+        path: EnrichPath,
+        /// The other subscription.
+        other: SubscriptionId,
+    },
     /// The event type does not exist or is retired.
     #[error("no such event type")]
     EventTypeNotFound(EventTypeName),

@@ -5,6 +5,7 @@ pub mod event;
 pub mod event_type;
 pub mod invocation;
 pub mod page;
+pub mod pre;
 pub mod subscription;
 pub mod time;
 

@@ -3,11 +3,13 @@
 mod policy;
 
 use super::event_type::{mask_error, parse_name, sha256};
+use super::pre::{self, PrePart};
 use super::time::timestamp_to_proto;
 use super::{FieldError, slug, text};
 use crate::domain::event_type::EventTypeName;
 use crate::domain::filter::{Filter, FilterError};
 use crate::domain::ids::SubscriptionId;
+use crate::domain::pre::PrePolicy;
 use crate::domain::retry::DeliveryPolicy;
 use crate::domain::subscription::{State, Subscription, Target};
 use crate::domain::webhook::{SigningSecret, WebhookMode, WebhookTarget, WebhookUri, parse_headers};
@@ -53,6 +55,8 @@ pub struct ParsedSubscribe {
     pub schema_version: i32,
     /// How it is attempted.
     pub policy: DeliveryPolicy,
+    /// What its answer counts for, where the request says so.
+    pub pre_policy: Option<PrePolicy>,
     /// The signing secret the caller brings.
     pub secret: Option<SigningSecret>,
 }
@@ -89,6 +93,7 @@ enum Change {
     Mode(WebhookMode),
     Headers(Vec<(String, String)>),
     Policy(PolicyChange),
+    Pre(PrePart, PrePolicy),
 }
 
 /// A part of a subscription that can be updated.
@@ -101,6 +106,7 @@ enum Part {
     Mode,
     Headers,
     Policy(PolicyPart),
+    Pre(PrePart),
 }
 
 /// Checks the fields of a Subscribe request.
@@ -114,6 +120,7 @@ pub fn parse_subscribe(request: proto::SubscribeRequest) -> Result<ParsedSubscri
         delivery_policy,
         signing_secret,
         schema_version,
+        pre_policy,
         ..
     } = request;
     Ok(ParsedSubscribe {
@@ -124,6 +131,7 @@ pub fn parse_subscribe(request: proto::SubscribeRequest) -> Result<ParsedSubscri
         filter: parse_filter("filter", &filter)?,
         schema_version: parse_version("schema_version", schema_version)?,
         policy: parse_policy("delivery_policy", delivery_policy.as_ref())?,
+        pre_policy: pre_policy.map(|policy| pre::parse("pre_policy", &policy)).transpose()?,
         secret: parse_secret("signing_secret", &signing_secret)?,
     })
 }
@@ -247,7 +255,7 @@ fn parse_webhook_headers(target: &str, headers: BTreeMap<String, String>) -> Res
 }
 
 const UPDATABLE: &str = "display_name, filter, schema_version, target.webhook.uri, target.webhook.mode, \
-     target.webhook.headers, delivery_policy and its fields";
+     target.webhook.headers, delivery_policy and its fields, pre_policy and its fields";
 
 /// The parts that a mask names, each once.
 fn parts_of_mask(paths: &[String]) -> Result<Vec<Part>, FieldError> {
@@ -261,6 +269,10 @@ fn parts_of_mask(paths: &[String]) -> Result<Vec<Part>, FieldError> {
             "target.webhook.mode" => vec![Part::Mode],
             "target.webhook.headers" => vec![Part::Headers],
             "delivery_policy" => PolicyPart::ALL.map(Part::Policy).to_vec(),
+            "pre_policy" => PrePart::ALL.map(Part::Pre).to_vec(),
+            "pre_policy.failure_policy" => vec![Part::Pre(PrePart::FailurePolicy)],
+            "pre_policy.priority" => vec![Part::Pre(PrePart::Priority)],
+            "pre_policy.enrich_paths" => vec![Part::Pre(PrePart::EnrichPaths)],
             other => match other.strip_prefix("delivery_policy.").and_then(PolicyPart::named) {
                 Some(part) => vec![Part::Policy(part)],
                 None => return Err(mask_error(other, UPDATABLE)),
@@ -280,10 +292,12 @@ pub fn parse_patch(
     subscription: proto::Subscription,
     mask: Option<&FieldMask>,
 ) -> Result<SubscriptionPatch, SubscriptionError> {
-    let proto::Subscription { display_name, filter, target, delivery_policy, schema_version, .. } = subscription;
+    let proto::Subscription { display_name, filter, target, delivery_policy, schema_version, pre_policy, .. } =
+        subscription;
     let webhook = target.and_then(|target| target.kind).map(|proto::target::Kind::Webhook(webhook)| webhook);
     let webhook = webhook.unwrap_or_default();
     let policy = delivery_policy.unwrap_or_default();
+    let veto = pre_policy.unwrap_or_default();
     let paths = mask.map(|mask| mask.paths.as_slice()).unwrap_or_default();
     let parts: Vec<Part> = if paths.is_empty() {
         let parts = [
@@ -295,7 +309,8 @@ pub fn parse_patch(
             (Part::Headers, !webhook.headers.is_empty()),
         ];
         let policy = PolicyPart::ALL.map(|part| (Part::Policy(part), part.is_set(&policy)));
-        parts.into_iter().chain(policy).filter_map(|(part, is_set)| is_set.then_some(part)).collect()
+        let veto = PrePart::ALL.map(|part| (Part::Pre(part), part.is_set(&veto)));
+        parts.into_iter().chain(policy).chain(veto).filter_map(|(part, is_set)| is_set.then_some(part)).collect()
     } else {
         parts_of_mask(paths)?
     };
@@ -311,6 +326,7 @@ pub fn parse_patch(
             Part::Mode => Change::Mode(parse_mode("subscription.target", webhook.mode)?),
             Part::Headers => Change::Headers(parse_webhook_headers("subscription.target", webhook.headers.clone())?),
             Part::Policy(part) => Change::Policy(part.read("subscription.delivery_policy", &policy)?),
+            Part::Pre(part) => Change::Pre(part, pre::parse("subscription.pre_policy", &veto)?),
         });
     }
     Ok(SubscriptionPatch { changes })
@@ -348,6 +364,10 @@ impl SubscriptionPatch {
                 Change::Mode(mode) => webhook.mode = mode,
                 Change::Headers(headers) => webhook.headers = headers,
                 Change::Policy(change) => policy.push(change),
+                Change::Pre(part, changed) => match &mut subscription.pre_policy {
+                    Some(veto) => part.copy(&changed, veto),
+                    None => return Err(FieldError::new("subscription.pre_policy", pre::ONLY_PRE)),
+                },
             }
         }
         subscription.policy = apply_policy("subscription.delivery_policy", &subscription.policy, policy)?;
@@ -377,6 +397,7 @@ pub fn to_proto(subscription: &Subscription) -> proto::Subscription {
         filter: subscription.filter.as_ref().map(|filter| filter.source().to_owned()).unwrap_or_default(),
         target: Some(target_to_proto(&subscription.target)),
         delivery_policy: Some(policy_to_proto(&subscription.policy)),
+        pre_policy: subscription.pre_policy.as_ref().map(pre::to_proto),
         state: state.into(),
         state_reason: subscription.state_reason.clone(),
         effective_position: subscription.effective_position,

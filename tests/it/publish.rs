@@ -161,17 +161,6 @@ async fn the_size_limit_is_exact() {
 }
 
 #[tokio::test]
-async fn a_pre_event_and_a_delay_say_that_they_are_not_there_yet() {
-    let tenant = World::shared().await.tenant().await;
-    tenant.declare("CUSTOM_LATER").await;
-    let pre = tenant.try_publish(publish_request("PRE_USER_CREATE", &json!({}))).await;
-    assert_refused(pre, Code::Unimplemented, "NOT_IMPLEMENTED");
-    let mut delayed = publish_request("CUSTOM_LATER", &json!({}));
-    delayed.deliver_at = Some(pbjson_types::Timestamp { seconds: 4_000_000_000, nanos: 0 });
-    assert_refused(tenant.try_publish(delayed).await, Code::Unimplemented, "NOT_IMPLEMENTED");
-}
-
-#[tokio::test]
 async fn an_identity_publishes_only_the_types_it_may() {
     let world = World::shared().await;
     let tenant = world.tenant().await;

@@ -1,6 +1,5 @@
 //! What is defined and not built yet says so, with a reason and the feature's name.
 
-use carillon::proto::internal::CancelEventRequest;
 use carillon::proto::public::{ExplainMatchRequest, TestSubscriptionRequest};
 use tonic::Code;
 use tonic_types::StatusExt as _;
@@ -11,11 +10,10 @@ use crate::harness::tenant::assert_refused;
 #[tokio::test]
 async fn every_call_that_is_not_built_yet_answers_unimplemented() {
     let tenant = World::shared().await.tenant().await;
-    let (mut events, mut publisher) = (tenant.events(), tenant.publisher());
+    let mut events = tenant.events();
     let statuses = [
         events.test_subscription(TestSubscriptionRequest::default()).await.err(),
         events.explain_match(ExplainMatchRequest::default()).await.err(),
-        publisher.cancel_event(CancelEventRequest::default()).await.err(),
     ];
     for status in statuses {
         let status = status.expect("the call is not built yet");

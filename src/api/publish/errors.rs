@@ -1,6 +1,8 @@
 //! Publish failures as API errors, with the path of the event they concern.
 
-use crate::api::status::{ApiError, FieldViolation};
+use crate::api::status::{ApiError, FieldViolation, PreVerdict};
+use crate::domain::pre::{AbortReason, Aborted, Verdict, VerdictKind};
+use crate::pending::PendingError;
 use crate::publish::PublishError;
 use std::time::Duration;
 
@@ -25,8 +27,7 @@ pub(super) fn to_api_error(error: PublishError, path: &str) -> ApiError {
         },
         PublishError::TooLarge { limit } => ApiError::EventTooLarge { field: path.to_owned(), limit_bytes: limit },
         PublishError::KeyReused => ApiError::RequestIdReused { field: "idempotency_key" },
-        PublishError::NotImplemented { feature } => ApiError::NotImplemented { feature: feature.to_owned() },
-        PublishError::Contended => ApiError::QuotaExceeded {
+        PublishError::Contended | PublishError::Gated => ApiError::QuotaExceeded {
             quota: "registry changes while publishing".to_owned(),
             limit: 100,
             retry_delay: Some(Duration::from_millis(100)),
@@ -38,5 +39,55 @@ pub(super) fn to_api_error(error: PublishError, path: &str) -> ApiError {
         },
         PublishError::Draining => ApiError::ServerDraining,
         PublishError::Store(error) => ApiError::Store(error),
+    }
+}
+
+/// Why an event that waited does not come to be.
+pub(super) fn pending_to_api_error(error: PendingError, path: &str) -> ApiError {
+    match error {
+        PendingError::Aborted(aborted) => aborted_to_api_error(&aborted),
+        PendingError::Cancelled => ApiError::ResourceState {
+            kind: "carillon.dev/Event",
+            name: String::new(),
+            message: "the event was cancelled before it was committed".to_owned(),
+        },
+        PendingError::Full { quota, limit } => ApiError::QuotaExceeded {
+            quota: quota.to_owned(),
+            limit: limit.into(),
+            retry_delay: Some(Duration::from_secs(1)),
+        },
+        PendingError::TooFar { hours } => {
+            let field = format!("{}deliver_at", path.strip_suffix("event").unwrap_or_default());
+            ApiError::field(field, format!("must be at most {hours} hours ahead"))
+        }
+        PendingError::NotFound => ApiError::EventNotFound { event: String::new() },
+        PendingError::Publish(error) => to_api_error(error, path),
+    }
+}
+
+fn aborted_to_api_error(aborted: &Aborted) -> ApiError {
+    // A status has room for some: those that decided come first.
+    let weight = |verdict: &&Verdict| match verdict.kind {
+        VerdictKind::Rejected => 0,
+        VerdictKind::Failed => 1,
+        VerdictKind::Cancelled => 2,
+        VerdictKind::Skipped => 3,
+        VerdictKind::Succeeded => 4,
+    };
+    let mut sorted: Vec<&Verdict> = aborted.verdicts.iter().collect();
+    sorted.sort_by_key(weight);
+    let verdicts = sorted.into_iter().map(|verdict| PreVerdict {
+        subscription: verdict.subscription.to_string(),
+        verdict: verdict.kind.as_str(),
+        description: verdict.message.clone(),
+    });
+    let (message, verdicts) = (aborted.message.clone(), verdicts.collect());
+    match aborted.reason {
+        AbortReason::Rejected => ApiError::PreRejected { message, verdicts },
+        AbortReason::ListenerFailed => ApiError::PreListenerUnavailable { message, verdicts },
+        AbortReason::Deadline | AbortReason::Abandoned => ApiError::PreDeadline { message, verdicts },
+        AbortReason::Unpublishable => {
+            ApiError::ResourceState { kind: "carillon.dev/Event", name: String::new(), message }
+        }
     }
 }

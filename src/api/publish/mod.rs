@@ -1,14 +1,17 @@
 //! PublishService, on the internal port: parse, check the publisher, hand over to the writer, answer.
 
+mod accept;
+mod cancel_event;
 mod errors;
 mod parse;
 mod publish_batch;
 mod publish_one;
 mod wait_event;
 
-use super::status::{ApiError, not_implemented};
-use crate::domain::ids::TenantId;
+use super::status::ApiError;
+use crate::domain::ids::{EventId, TenantId};
 use crate::feed::Feed;
+use crate::pending::Pending;
 use crate::proto::internal::publish_service_server::PublishService;
 use crate::proto::internal::{
     CancelEventRequest, CancelEventResponse, InvocationRef, PublishBatchRequest, PublishBatchResponse, PublishRequest,
@@ -20,20 +23,22 @@ use crate::store::Store;
 use crate::store::publish::NewKey;
 use crate::telemetry::measured;
 use crate::wire::time::timestamp_to_proto;
+use chrono::{DateTime, Utc};
 use tonic::{Request, Response, Status};
 
 /// The service; one RPC per file beside this one.
 #[derive(Clone)]
 pub struct PublishApi {
     writer: Writer,
+    pending: Pending,
     store: Store,
     feed: Feed,
 }
 
 impl PublishApi {
     /// Takes the parts it needs.
-    pub fn new(writer: Writer, store: Store, feed: Feed) -> Self {
-        Self { writer, store, feed }
+    pub fn new(writer: Writer, pending: Pending, store: Store, feed: Feed) -> Self {
+        Self { writer, pending, store, feed }
     }
 }
 
@@ -56,9 +61,9 @@ impl PublishService for PublishApi {
 
     async fn cancel_event(
         &self,
-        _request: Request<CancelEventRequest>,
+        request: Request<CancelEventRequest>,
     ) -> Result<Response<CancelEventResponse>, Status> {
-        Err(not_implemented("CancelEvent").into())
+        cancel_event::handle(self, request).await
     }
 }
 
@@ -78,6 +83,17 @@ fn answer(registry: &TenantRegistry, published: &Published) -> PublishResponse {
         commit_time: Some(timestamp_to_proto(entry.committed_at)),
         invocations: entry.matched.iter().map(invocation).collect(),
         duplicate: published.duplicate,
+        ..PublishResponse::default()
+    }
+}
+
+/// The answer for an event that waits for its time.
+fn scheduled(event: EventId, at: DateTime<Utc>, duplicate: bool) -> PublishResponse {
+    PublishResponse {
+        event_id: event.to_string(),
+        duplicate,
+        deliver_time: Some(timestamp_to_proto(at)),
+        ..PublishResponse::default()
     }
 }
 

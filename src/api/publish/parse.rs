@@ -10,14 +10,22 @@ use crate::proto::internal::PublishRequest;
 use crate::publish::key::request_hash;
 use crate::store::publish::NewKey;
 use crate::wire::event::cloud_event_to_domain;
+use crate::wire::time::{parse_duration, parse_timestamp};
+use chrono::{DateTime, Utc};
 use prost::Message as _;
 use std::fmt::Write as _;
+use std::time::Duration;
 
 /// A request that has the right shape; what the catalogue says of it comes next.
+#[derive(Debug, Clone)]
 pub(super) struct Parsed {
     pub(super) event: Event,
     pub(super) schema_version: i32,
     pub(super) key: Option<NewKey>,
+    /// When it is to be published.
+    pub(super) deliver_at: Option<DateTime<Utc>>,
+    /// What the publisher gives its listeners.
+    pub(super) pre_timeout: Option<Duration>,
 }
 
 /// Parses one request. `prefix` is empty, or `requests[3].`.
@@ -25,11 +33,12 @@ pub(super) fn parse(request: PublishRequest, publisher: &Publisher, prefix: &str
     let invalid = |field: &str, description: &str| ApiError::FieldInvalid {
         violations: vec![FieldViolation { field: format!("{prefix}{field}"), description: description.to_owned() }],
     };
-    if request.deliver_at.is_some() {
-        return Err(ApiError::NotImplemented { feature: "deliver_at".to_owned() });
-    }
-    if request.pre_timeout.is_some() {
-        return Err(ApiError::NotImplemented { feature: "pre_timeout".to_owned() });
+    let deliver_at = request.deliver_at.as_ref();
+    let deliver_at = deliver_at.map(|at| parse_timestamp(&format!("{prefix}deliver_at"), at)).transpose()?;
+    let pre_timeout = request.pre_timeout.as_ref();
+    let pre_timeout = pre_timeout.map(|time| parse_duration(&format!("{prefix}pre_timeout"), time)).transpose()?;
+    if pre_timeout.is_some_and(|time| time < Duration::from_millis(1)) {
+        return Err(invalid("pre_timeout", "must be at least 1 ms"));
     }
     if request.schema_version < 0 {
         return Err(invalid("schema_version", "must not be negative"));
@@ -82,5 +91,7 @@ pub(super) fn parse(request: PublishRequest, publisher: &Publisher, prefix: &str
         },
         schema_version: request.schema_version,
         key: key.map(|key| NewKey { key, request_hash: hash }),
+        deliver_at,
+        pre_timeout,
     })
 }

@@ -1,22 +1,33 @@
-//! PublishBatch: up to 1,000 events, all of them or none.
+//! PublishBatch: up to 1,000 events, all of them or none; those that wait for listeners or for their time each by itself.
 
+use super::accept::accept;
 use super::errors::to_api_error;
+use super::parse::Parsed;
 use super::{PublishApi, answer, parse, repeated};
-use crate::api::auth;
 use crate::api::status::{ApiError, FieldViolation};
-use crate::proto::internal::{PublishBatchRequest, PublishBatchResponse};
-use crate::publish::prepare::prepare;
+use crate::api::{auth, deadline};
+use crate::domain::ids::TenantId;
+use crate::proto::internal::{PublishBatchRequest, PublishBatchResponse, PublishResponse};
+use crate::publish::PublishError;
+use crate::publish::prepare::{Prepared, prepare};
+use crate::publish::registry::TenantRegistry;
+use futures::StreamExt as _;
 use std::collections::HashSet;
 use tonic::{Request, Response, Status};
 
 /// Events in one call at most.
 const REQUESTS_MAX: usize = 1000;
+/// Events of one call that wait for their listeners at the same time.
+const GATES_AT_ONCE: usize = 64;
+/// How often a batch is divided again because the listeners of its events changed meanwhile.
+const ROUNDS_MAX: u32 = 100;
 
 pub(super) async fn handle(
     api: &PublishApi,
     request: Request<PublishBatchRequest>,
 ) -> Result<Response<PublishBatchResponse>, Status> {
     let publisher = auth::publisher(&request)?.clone();
+    let until = deadline::of(&request);
     let requests = request.into_inner().requests;
     let invalid = |field: String, description: &str| ApiError::FieldInvalid {
         violations: vec![FieldViolation { field, description: description.to_owned() }],
@@ -25,35 +36,88 @@ pub(super) async fn handle(
         return Err(invalid("requests".to_owned(), "must hold 1 to 1000 requests").into());
     }
     let registry = api.writer.registry().tenant(publisher.tenant).await.map_err(ApiError::from)?;
-    let limit = api.writer.config().event_bytes_max;
-    let count = requests.len();
-    let (mut keys, mut given_keys, mut refusal) = (HashSet::new(), Vec::new(), None);
-    let mut prepared = Vec::with_capacity(requests.len());
+    let mut keys = HashSet::new();
+    let mut parsed = Vec::with_capacity(requests.len());
     for (index, request) in requests.into_iter().enumerate() {
-        let parsed = parse::parse(request, &publisher, &format!("requests[{index}]."))?;
-        if let Some(key) = &parsed.key
+        let one = parse::parse(request, &publisher, &format!("requests[{index}]."))?;
+        if let Some(key) = &one.key
             && !keys.insert(key.key.clone())
         {
             return Err(invalid(format!("requests[{index}].idempotency_key"), "stands in the batch twice").into());
         }
-        given_keys.extend(parsed.key.clone());
-        let one = prepare(api.writer.registry(), &registry, parsed.event, parsed.schema_version, parsed.key, limit);
-        match one.await {
-            Ok(one) => prepared.push(one),
+        parsed.push(one);
+    }
+    for _ in 0..ROUNDS_MAX {
+        let (together, alone) = match divide(api, publisher.tenant, &registry, &parsed).await? {
+            Divided::Repeated(responses) => return Ok(Response::new(PublishBatchResponse { responses })),
+            Divided::New { together, alone } => (together, alone),
+        };
+        let mut responses: Vec<(usize, PublishResponse)> = Vec::with_capacity(parsed.len());
+        if !together.is_empty() {
+            let (indices, prepared): (Vec<usize>, Vec<Prepared>) = together.into_iter().unzip();
+            match api.writer.write(publisher.tenant, prepared).await {
+                Ok(published) => {
+                    let answers = published.iter().map(|published| answer(&registry, published));
+                    responses.extend(indices.into_iter().zip(answers));
+                }
+                // One of them has got listeners that must agree.
+                Err(PublishError::Gated) => continue,
+                Err(error) => return Err(to_api_error(error, "requests").into()),
+            }
+        }
+        let gates = alone.into_iter().map(|index| {
+            let (one, registry) = (parsed[index].clone(), &registry);
+            async move {
+                let path = format!("requests[{index}].event");
+                (index, accept(api, publisher.tenant, registry, one, until, &path).await)
+            }
+        });
+        let mut gates: Vec<_> = futures::stream::iter(gates).buffer_unordered(GATES_AT_ONCE).collect().await;
+        gates.sort_by_key(|(index, _)| *index);
+        for (index, outcome) in gates {
+            responses.push((index, outcome?));
+        }
+        responses.sort_by_key(|(index, _)| *index);
+        let responses = responses.into_iter().map(|(_, response)| response).collect();
+        return Ok(Response::new(PublishBatchResponse { responses }));
+    }
+    Err(to_api_error(PublishError::Contended, "requests").into())
+}
+
+/// A batch, divided.
+enum Divided {
+    /// Every event was published before.
+    Repeated(Vec<PublishResponse>),
+    /// By their places in the batch.
+    New {
+        /// Commit together.
+        together: Vec<(usize, Prepared)>,
+        /// Wait, each by itself.
+        alone: Vec<usize>,
+    },
+}
+
+async fn divide(
+    api: &PublishApi,
+    tenant: TenantId,
+    registry: &TenantRegistry,
+    parsed: &[Parsed],
+) -> Result<Divided, ApiError> {
+    let limit = api.writer.config().event_bytes_max;
+    let (mut together, mut alone, mut refusal) = (Vec::with_capacity(parsed.len()), Vec::new(), None);
+    for (index, one) in parsed.iter().enumerate() {
+        let prepared =
+            prepare(api.writer.registry(), registry, one.event.clone(), one.schema_version, one.key.clone(), limit);
+        match prepared.await {
+            Ok(prepared) if prepared.is_gated() || one.deliver_at.is_some() => alone.push(index),
+            Ok(prepared) => together.push((index, prepared)),
             Err(error) => {
                 refusal.get_or_insert_with(|| to_api_error(error, &format!("requests[{index}].event")));
             }
         }
     }
-    if let Some(refusal) = refusal {
-        let keys = if given_keys.len() == count { given_keys } else { Vec::new() };
-        return match repeated(api, publisher.tenant, &keys, &registry).await? {
-            Some(responses) => Ok(Response::new(PublishBatchResponse { responses })),
-            None => Err(refusal.into()),
-        };
-    }
-    let published = api.writer.write(publisher.tenant, prepared).await;
-    let published = published.map_err(|error| to_api_error(error, "requests"))?;
-    let responses = published.iter().map(|published| answer(&registry, published)).collect();
-    Ok(Response::new(PublishBatchResponse { responses }))
+    let Some(refusal) = refusal else { return Ok(Divided::New { together, alone }) };
+    let keys: Vec<_> = parsed.iter().filter_map(|one| one.key.clone()).collect();
+    let keys = if keys.len() == parsed.len() { keys } else { Vec::new() };
+    repeated(api, tenant, &keys, registry).await?.map(Divided::Repeated).ok_or(refusal)
 }

@@ -1,10 +1,12 @@
 //! WaitEvent: until everything an event caused is final, or the time is up.
 
 use super::PublishApi;
+use super::errors::pending_to_api_error;
 use crate::api::auth;
 use crate::api::status::ApiError;
 use crate::domain::ids::EventId;
 use crate::domain::invocation::State;
+use crate::pending::{Answer, PendingError, Until};
 use crate::proto::internal::{WaitEventRequest, WaitEventResponse};
 use crate::proto::public::EventView;
 use crate::wire::FieldError;
@@ -38,8 +40,20 @@ pub(super) async fn handle(
     if timeout > TIMEOUT_MAX {
         return Err(ApiError::from(FieldError::new("timeout", "must be 0 to 300 s")).into());
     }
-    let entry = api.store.event(publisher.tenant, id).await.map_err(ApiError::from)?.ok_or_else(missing)?;
     let end = Instant::now() + timeout;
+    let found = api.store.event(publisher.tenant, id).await.map_err(ApiError::from)?;
+    let entry = match found {
+        Some(entry) => entry,
+        // Not in the log: it may be delayed, or its listeners may be asked.
+        None => match timeout_at(end, api.pending.wait(publisher.tenant, id, Until::Final, false)).await {
+            Ok(Ok(Answer::Committed { entry, .. })) => entry,
+            Ok(Ok(Answer::Scheduled { .. })) | Err(_) => {
+                return Ok(Response::new(WaitEventResponse { event: None, invocations: Vec::new(), done: false }));
+            }
+            Ok(Err(PendingError::NotFound)) => return Err(missing().into()),
+            Ok(Err(error)) => return Err(pending_to_api_error(error, "event").into()),
+        },
+    };
     let mut settled = api.feed.settled();
     let mut pause = PAUSE_MIN;
     loop {

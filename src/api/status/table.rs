@@ -1,6 +1,6 @@
 //! The table itself: each error's code, reason and details, and how they become a status of bounded size.
 
-use super::{ApiError, DOMAIN, reason_name, role_name};
+use super::{ApiError, DOMAIN, PreVerdict, reason_name, role_name};
 use crate::clock;
 use crate::domain::schema::compatibility::Direction;
 use crate::proto::public::ErrorReason;
@@ -92,6 +92,11 @@ impl ApiError {
             Self::AlreadySubscribed { subscription } => Entry::new(Code::AlreadyExists, ErrorReason::AlreadySubscribed)
                 .metadata("subscription", subscription)
                 .resource("carillon.dev/Subscription", subscription),
+            Self::EnrichPathTaken { path, subscription } => {
+                Entry::new(Code::AlreadyExists, ErrorReason::EnrichPathTaken)
+                    .metadata("path", path)
+                    .resource("carillon.dev/Subscription", subscription)
+            }
             Self::EventTypeExists { name } => {
                 Entry::new(Code::AlreadyExists, ErrorReason::EventTypeExists).resource("carillon.dev/EventType", name)
             }
@@ -130,11 +135,9 @@ impl ApiError {
                 ErrorReason::SubscriptionState,
             )
             .precondition("SUBSCRIPTION_STATE", subscription, message),
-            Self::PreRejected { refusals } => refusals
-                .iter()
-                .fold(Entry::new(Code::FailedPrecondition, ErrorReason::PreRejected), |entry, refusal| {
-                    entry.precondition("PRE_REJECTED", &refusal.subscription, &refusal.description)
-                }),
+            Self::PreRejected { verdicts, .. } => {
+                Entry::new(Code::FailedPrecondition, ErrorReason::PreRejected).verdicts(verdicts)
+            }
             Self::SchemaIncompatible { event_type, version, breaks } => {
                 let entry = Entry::new(Code::FailedPrecondition, ErrorReason::SchemaIncompatible)
                     .metadata("event_type", event_type)
@@ -183,12 +186,14 @@ impl ApiError {
             Self::StreamAge { resume_cursor } => Entry::new(Code::Unavailable, ErrorReason::StreamAge)
                 .metadata("resume_cursor", resume_cursor)
                 .retry(Some(jittered(0, 1_000))),
-            Self::PreListenerUnavailable { subscription } => {
+            Self::PreListenerUnavailable { verdicts, .. } => {
                 Entry::new(Code::Unavailable, ErrorReason::PreListenerUnavailable)
-                    .metadata("subscription", subscription)
+                    .verdicts(verdicts)
                     .retry(Some(jittered(1_000, 2_000)))
             }
-            Self::PreDeadline => Entry::new(Code::DeadlineExceeded, ErrorReason::PreDeadline),
+            Self::PreDeadline { verdicts, .. } => {
+                Entry::new(Code::DeadlineExceeded, ErrorReason::PreDeadline).verdicts(verdicts)
+            }
             Self::Deadline => Entry::new(Code::DeadlineExceeded, ErrorReason::Deadline),
 
             Self::CredentialInvalid => Entry::new(Code::Unauthenticated, ErrorReason::CredentialInvalid),
@@ -264,6 +269,12 @@ impl Entry {
             self.preconditions.push(PreconditionViolation::new(kind, subject, description));
         }
         self
+    }
+
+    fn verdicts(self, verdicts: &[PreVerdict]) -> Self {
+        verdicts.iter().fold(self.metadata("listeners", verdicts.len().to_string()), |entry, verdict| {
+            entry.precondition(verdict.verdict, &verdict.subscription, &verdict.description)
+        })
     }
 
     fn quota(mut self, subject: &str, description: &str) -> Self {

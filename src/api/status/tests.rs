@@ -36,7 +36,7 @@ fn one_of_each() -> Vec<(&'static str, ApiError)> {
         message: text(),
         undecided: false,
     };
-    let refusal = PreRefusal { subscription: text(), description: text() };
+    let verdicts = vec![PreVerdict { subscription: text(), verdict: "REJECTED", description: text() }; 100];
     vec![
         ("FIELD_INVALID", ApiError::FieldInvalid { violations: vec![violation(); 100] }),
         ("FIELD_INVALID", ApiError::field("page_size", "must not be negative")),
@@ -70,6 +70,7 @@ fn one_of_each() -> Vec<(&'static str, ApiError)> {
         ("NOT_SUBSCRIBED", ApiError::NotSubscribed { event_type: text() }),
         ("WATCH_NOT_FOUND", ApiError::WatchNotFound { watch: text() }),
         ("ALREADY_SUBSCRIBED", ApiError::AlreadySubscribed { subscription: text() }),
+        ("ENRICH_PATH_TAKEN", ApiError::EnrichPathTaken { path: text(), subscription: text() }),
         ("EVENT_TYPE_EXISTS", ApiError::EventTypeExists { name: text() }),
         ("TENANT_EXISTS", ApiError::TenantExists { tenant: text() }),
         ("APP_EXISTS", ApiError::AppExists { app: text() }),
@@ -80,7 +81,7 @@ fn one_of_each() -> Vec<(&'static str, ApiError)> {
         ("INVOCATION_STATE", ApiError::InvocationState { invocation: text(), state: text() }),
         ("EVENT_TYPE_STATE", ApiError::EventTypeState { name: text(), message: text() }),
         ("SUBSCRIPTION_STATE", ApiError::SubscriptionState { subscription: text(), message: text() }),
-        ("PRE_REJECTED", ApiError::PreRejected { refusals: vec![refusal; 100] }),
+        ("PRE_REJECTED", ApiError::PreRejected { message: text(), verdicts: verdicts.clone() }),
         ("RESOURCE_STATE", ApiError::ResourceState { kind: "carillon.dev/App", name: text(), message: text() }),
         ("CURSOR_MALFORMED", ApiError::CursorMalformed),
         ("CURSOR_EXPIRED", ApiError::CursorExpired { earliest: text() }),
@@ -94,8 +95,8 @@ fn one_of_each() -> Vec<(&'static str, ApiError)> {
         ("STORE_UNAVAILABLE", ApiError::Store(StoreError::PartitionMissing)),
         ("STORE_UNAVAILABLE", ApiError::Store(StoreError::Locked)),
         ("STORAGE_FULL", ApiError::Store(StoreError::full_example())),
-        ("PRE_LISTENER_UNAVAILABLE", ApiError::PreListenerUnavailable { subscription: text() }),
-        ("PRE_DEADLINE", ApiError::PreDeadline),
+        ("PRE_LISTENER_UNAVAILABLE", ApiError::PreListenerUnavailable { message: text(), verdicts: verdicts.clone() }),
+        ("PRE_DEADLINE", ApiError::PreDeadline { message: text(), verdicts }),
         ("DEADLINE", ApiError::Deadline),
         ("CREDENTIAL_INVALID", ApiError::CredentialInvalid),
         ("ROLE_INSUFFICIENT", ApiError::RoleInsufficient { required: Role::Admin }),

@@ -9,12 +9,14 @@ use crate::api::registry::{
 use crate::api::status::ApiError;
 use crate::clock;
 use crate::domain::access::Role;
+use crate::domain::event_type::Phase;
 use crate::domain::ids::{SubscriptionId, TenantId};
 use crate::domain::subscription::{Subscription, Target};
 use crate::proto::public::{SubscribeRequest, SubscribeResponse};
 use crate::store::StoreError;
 use crate::store::request_ids::{Once, RequestKey};
 use crate::store::subscriptions::NewSubscription;
+use crate::wire::pre::ONLY_PRE;
 use crate::wire::subscription::{parse_subscribe, subscribe_fingerprint, to_proto};
 use prost::Message as _;
 use tonic::Request;
@@ -41,6 +43,11 @@ pub(crate) async fn handle(
         return Err(deps.event_type_not_found(tenant, &parsed.event_type).await);
     }
     check_version(event_type.event_type(), parsed.schema_version)?;
+    let pre_policy = match (event_type.event_type().phase, parsed.pre_policy) {
+        (Phase::Pre, given) => Some(given.unwrap_or_default()),
+        (Phase::Post, None) => None,
+        (Phase::Post, Some(_)) => return Err(ApiError::field("pre_policy", ONLY_PRE)),
+    };
 
     let id = SubscriptionId(clock::new_uuid());
     let secret = secret_or_new(parsed.secret);
@@ -54,6 +61,7 @@ pub(crate) async fn handle(
         schema_version: parsed.schema_version,
         target: parsed.target,
         policy: parsed.policy,
+        pre_policy,
         secret: stored_secret,
     };
     // The answer shows the secret, so it is sealed as the secret itself is.

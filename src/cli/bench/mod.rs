@@ -7,6 +7,7 @@ pub mod echo;
 mod growth;
 mod idle;
 mod load;
+mod pre;
 mod process;
 mod publish;
 mod raw;
@@ -61,6 +62,8 @@ pub struct BenchArgs {
 pub enum What {
     /// Durable publishes: T1, T2, T3
     Publish,
+    /// Publishes that a listener must agree to: T6
+    Pre,
     /// Deliveries: T4, T5, T11
     Webhook,
     /// Live streams: T7, T8
@@ -121,6 +124,9 @@ impl Bench {
             self.figure("T1c", "Publish, 256 callers", async |bench, id| publish::single(bench, id, 256).await).await;
             self.figure("T2", "PublishBatch", async |bench, _| publish::batches(bench).await).await;
             self.figure("T3", "Publish ack", async |bench, _| publish::ack(bench).await).await;
+        }
+        if wants(What::Pre) {
+            self.figure("T6", "PRE publish", async |bench, _| pre::publish(bench).await).await;
         }
         if wants(What::Webhook) {
             self.figure("T4", "publish to receipt", async |bench, _| webhook::latency(bench).await).await;

@@ -23,7 +23,7 @@ use crate::clock;
 use crate::proto::cloudevents::CloudEvent;
 use crate::proto::cloudevents::cloud_event::Data;
 use crate::proto::internal::PublishRequest;
-use crate::proto::public::{CreateEventTypeRequest, DeliveryPolicy, SubscribeRequest, WebhookMode};
+use crate::proto::public::{CreateEventTypeRequest, DeliveryPolicy, EventPhase, SubscribeRequest, WebhookMode};
 
 /// How long a child may take until it is ready; a debug build makes a cluster first.
 const START_LIMIT: Duration = Duration::from_secs(60);
@@ -276,6 +276,17 @@ pub async fn declare(client: &PublicClient, event_type: &str) -> Result<(), CliE
     let request = CreateEventTypeRequest {
         name: event_type.to_owned(),
         display_name: "Bench".to_owned(),
+        schema: SCHEMA.to_owned(),
+        ..CreateEventTypeRequest::default()
+    };
+    call("CreateEventType", client.event_types().create_event_type(client.request(request))).await.map(drop)
+}
+
+/// Registers a CUSTOM type whose listeners must agree, with the same schema.
+pub async fn declare_pre(client: &PublicClient, event_type: &str) -> Result<(), CliError> {
+    let request = CreateEventTypeRequest {
+        name: event_type.to_owned(),
+        phase: EventPhase::Pre.into(),
         schema: SCHEMA.to_owned(),
         ..CreateEventTypeRequest::default()
     };

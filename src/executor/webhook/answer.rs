@@ -9,7 +9,7 @@ use crate::domain::invocation::{Outcome, OutcomeClass};
 use crate::domain::webhook::WebhookCall;
 use chrono::DateTime;
 use http::StatusCode;
-use http::header::{HeaderMap, RETRY_AFTER};
+use http::header::{CONTENT_TYPE, HeaderMap, RETRY_AFTER};
 use hyper_util::client::legacy;
 use std::error::Error;
 use std::time::Duration;
@@ -100,6 +100,11 @@ pub fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let date = DateTime::parse_from_rfc2822(text).ok()?;
     let seconds = date.signed_duration_since(clock::now()).num_seconds();
     Some(Duration::from_secs(u64::try_from(seconds).unwrap_or(0).min(longest)))
+}
+
+/// True where the body is JSON by its content type.
+pub fn is_json(headers: &HeaderMap) -> bool {
+    headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).is_some_and(crate::domain::event::is_json)
 }
 
 /// The start of a body as printable text, without anything secret that the request carried and the receiver sent back.

@@ -7,9 +7,10 @@
 use super::answer;
 use super::connector::Connector;
 use super::egress::EgressGuard;
-use super::{cloudevent, sign};
+use super::{cloudevent, decide, sign};
 use crate::clock;
 use crate::domain::invocation::{Outcome, OutcomeClass};
+use crate::domain::pre;
 use crate::domain::webhook::WebhookCall;
 use crate::executor::{Config, Delivery, ExecutorError};
 use bytes::Bytes;
@@ -77,15 +78,26 @@ impl WebhookClient {
 
     /// One attempt. Returns at the deadline at the latest.
     pub async fn call(&self, call: &WebhookCall, delivery: &Delivery, deadline: Instant) -> Outcome {
-        // Kept outside of the exchange, since a deadline that passes drops the exchange.
-        let mut status = 0;
-        match timeout_at(deadline, self.exchange(call, delivery, &mut status)).await {
+        let mut reply = Reply { status: 0, keep: answer::EXCERPT_SOURCE_BYTES, json: false, body: None };
+        self.bounded(call, delivery, deadline, &mut reply).await
+    }
+
+    /// One attempt whose answer decides. Returns at the deadline at the latest.
+    pub async fn ask(&self, call: &WebhookCall, delivery: &Delivery, deadline: Instant) -> (Outcome, pre::Answer) {
+        let mut reply = Reply { status: 0, keep: self.response_bytes_max, json: false, body: None };
+        let outcome = self.bounded(call, delivery, deadline, &mut reply).await;
+        decide::decide(outcome, reply.json, reply.body.as_deref())
+    }
+
+    async fn bounded(&self, call: &WebhookCall, delivery: &Delivery, deadline: Instant, reply: &mut Reply) -> Outcome {
+        // The reply is kept outside of the exchange, since a deadline that passes drops the exchange.
+        match timeout_at(deadline, self.exchange(call, delivery, reply)).await {
             Ok(outcome) => outcome,
-            Err(_) => answer::late(status),
+            Err(_) => answer::late(reply.status),
         }
     }
 
-    async fn exchange(&self, call: &WebhookCall, delivery: &Delivery, status: &mut u16) -> Outcome {
+    async fn exchange(&self, call: &WebhookCall, delivery: &Delivery, reply: &mut Reply) -> Outcome {
         let (request, signature) = match self.request(call, delivery) {
             Ok(signed) => signed,
             Err(outcome) => return outcome,
@@ -95,14 +107,15 @@ impl WebhookClient {
             Err(error) => return answer::unanswered(&error),
         };
         let answered = response.status();
-        *status = answered.as_u16();
+        reply.status = answered.as_u16();
+        reply.json = answer::is_json(response.headers());
         let retry_after = if answered.is_success() { None } else { answer::retry_after(response.headers()) };
         let mut start = Vec::new();
         let mut read = 0;
         while let Some(frame) = response.body_mut().frame().await {
             let Ok(frame) = frame else { return answer::cut_off(answered) };
             let Some(data) = frame.data_ref() else { continue };
-            let room = answer::EXCERPT_SOURCE_BYTES - start.len();
+            let room = reply.keep.max(answer::EXCERPT_SOURCE_BYTES) - start.len();
             start.extend_from_slice(&data[..data.len().min(room)]);
             read += data.len();
             if read > self.response_bytes_max {
@@ -111,7 +124,12 @@ impl WebhookClient {
             }
         }
         start.truncate(self.response_bytes_max);
-        answer::judge(answered, retry_after, answer::excerpt(&start, call, &signature))
+        let seen = &start[..start.len().min(answer::EXCERPT_SOURCE_BYTES)];
+        let outcome = answer::judge(answered, retry_after, answer::excerpt(seen, call, &signature));
+        if read <= reply.keep {
+            reply.body = Some(start);
+        }
+        outcome
     }
 
     /// The request and the signature it carries.
@@ -152,6 +170,18 @@ impl WebhookClient {
         *request.headers_mut() = headers;
         Ok((request, signature))
     }
+}
+
+/// What is kept of an answer beside its outcome.
+struct Reply {
+    /// 0 before it has arrived.
+    status: u16,
+    /// How much of the body is kept.
+    keep: usize,
+    /// Whether the body is JSON by its content type.
+    json: bool,
+    /// The whole body, where it is not longer than `keep`.
+    body: Option<Vec<u8>>,
 }
 
 fn own_value(text: String) -> HeaderValue {

@@ -13,6 +13,7 @@ mod answer;
 pub mod client;
 pub mod cloudevent;
 mod connector;
+mod decide;
 pub mod egress;
 pub mod sign;
 

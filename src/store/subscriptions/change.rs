@@ -3,9 +3,10 @@
 //! A change takes the tenant's head lock first, so it takes effect at one exact position of the log, and stamps its row with the new
 //! registry version. What changes read before they write is read under that lock and cannot be outdated.
 
+use super::enrich;
 use super::row::{
-    COLUMNS, FROM, SubscriptionRow, milliseconds, mode_code, on_dead_letter_code, read, state_code, target_key,
-    target_kind,
+    COLUMNS, FROM, SubscriptionRow, milliseconds, mode_code, on_dead_letter_code, pre_columns, read, state_code,
+    target_key, target_kind,
 };
 use super::signing::{insert_secret, retire_secrets};
 use super::{NewSubscription, Selector, StateChange, SubscriptionRefusal};
@@ -116,6 +117,10 @@ impl Store {
                     check_room(&mut tx, by.tenant, max).await?;
                     check_place(&mut tx, by.tenant, before.app, &before.event_type, &before.target, before.id).await?;
                 }
+                if state == State::Active {
+                    enrich::check(&mut tx, by.tenant, &before.event_type, before.pre_policy.as_ref(), before.id)
+                        .await?;
+                }
                 let after = Subscription {
                     state,
                     state_reason: if state == State::Active { String::new() } else { REASON_CALLER.to_owned() },
@@ -159,8 +164,12 @@ impl Store {
                 check_place(&mut tx, by.tenant, before.app, &before.event_type, &changed.target, before.id).await?;
                 let same_matches = before.filter == changed.filter && before.schema_version == changed.schema_version;
                 let effective = if same_matches { before.effective_position } else { registry.position };
-                let Subscription { display_name, filter, schema_version, target, policy, .. } = changed;
-                let after = Subscription { display_name, filter, schema_version, target, policy, ..before.clone() };
+                let Subscription { display_name, filter, schema_version, target, policy, pre_policy, .. } = changed;
+                if before.state == State::Active {
+                    enrich::check(&mut tx, by.tenant, &before.event_type, pre_policy.as_ref(), before.id).await?;
+                }
+                let after =
+                    Subscription { display_name, filter, schema_version, target, policy, pre_policy, ..before.clone() };
                 let registry = RegistryChange { position: effective, ..registry };
                 let after = write(&mut tx, &by, after, registry, now, "UpdateSubscription").await?;
                 let told = Announcement::subscription_changed(&before, &after, &by.name);
@@ -335,6 +344,8 @@ async fn insert(
 ) -> Result<Subscription, SubscriptionRefusal> {
     check_room(tx, by.tenant, max).await?;
     let app_slug = check_place(tx, by.tenant, new.app, &new.event_type, &new.target, new.id).await?;
+    enrich::check(tx, by.tenant, &new.event_type, new.pre_policy.as_ref(), new.id).await?;
+    let (failure_policy, priority, enrich_paths) = pre_columns(new.pre_policy.as_ref());
     let no: i32 = sqlx::query_scalar(
         "UPDATE tenant_heads SET last_subscription_no = last_subscription_no + 1 WHERE tenant_id = $1
          RETURNING last_subscription_no",
@@ -347,8 +358,9 @@ async fn insert(
         "INSERT INTO subscriptions (tenant_id, subscription_id, subscription_no, app_id, event_type, display_name, filter,
              target_kind, target_key, webhook_uri, webhook_mode, webhook_headers, max_attempts, initial_backoff_ms,
              max_backoff_ms, timeout_ms, max_in_flight, state, effective_position, registry_version, created_at, updated_at,
-             schema_version)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, 1, $18, $19, $20, $20, $21)",
+             schema_version, pre_failure_policy, pre_priority, pre_enrich_paths)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, 1, $18, $19, $20, $20, $21, $22,
+             $23, $24)",
     )
     .bind(by.tenant.0)
     .bind(new.id.0)
@@ -371,6 +383,9 @@ async fn insert(
     .bind(registry.registry_version)
     .bind(now)
     .bind(new.schema_version)
+    .bind(failure_policy)
+    .bind(priority)
+    .bind(enrich_paths)
     .execute(&mut *tx)
     .await?;
     if new.policy.ordering().is_some() {
@@ -394,11 +409,13 @@ async fn write(
     action: &str,
 ) -> Result<Subscription, StoreError> {
     let Target::Webhook(webhook) = &subscription.target;
+    let (failure_policy, priority, enrich_paths) = pre_columns(subscription.pre_policy.as_ref());
     sqlx::query(
         "UPDATE subscriptions SET display_name = $3, filter = $4, target_kind = $5, target_key = $6, webhook_uri = $7,
              webhook_mode = $8, webhook_headers = $9, max_attempts = $10, initial_backoff_ms = $11, max_backoff_ms = $12,
              timeout_ms = $13, max_in_flight = $14, state = $15, state_reason = $16, effective_position = $17,
-             registry_version = $18, updated_at = $19, deleted_at = $20, schema_version = $21
+             registry_version = $18, updated_at = $19, deleted_at = $20, schema_version = $21, pre_failure_policy = $22,
+             pre_priority = $23, pre_enrich_paths = $24
           WHERE tenant_id = $1 AND subscription_id = $2",
     )
     .bind(by.tenant.0)
@@ -422,6 +439,9 @@ async fn write(
     .bind(now)
     .bind(subscription.deleted_at)
     .bind(subscription.schema_version)
+    .bind(failure_policy)
+    .bind(priority)
+    .bind(enrich_paths)
     .execute(&mut *tx)
     .await?;
     write_options(tx, by.tenant, subscription.id, &subscription.policy).await?;

@@ -3,6 +3,7 @@
 use crate::domain::event_type::EventTypeName;
 use crate::domain::filter::Filter;
 use crate::domain::ids::{AppId, SubscriptionId, TenantId};
+use crate::domain::pre::{EnrichPath, FailurePolicy, PrePolicy};
 use crate::domain::retry::{DeliveryPolicy, KeyOrdering, OnDeadLetter};
 use crate::domain::subscription::{State, Subscription, Target};
 use crate::domain::webhook::{WebhookMode, WebhookTarget, WebhookUri};
@@ -35,6 +36,9 @@ pub(super) struct SubscriptionRow {
     max_in_flight: i32,
     ordering_key: Option<String>,
     ordering_on_dead_letter: Option<i16>,
+    pre_failure_policy: Option<i16>,
+    pre_priority: Option<i32>,
+    pre_enrich_paths: Option<Vec<String>>,
     state: i16,
     state_reason: String,
     effective_position: i64,
@@ -47,7 +51,8 @@ pub(super) struct SubscriptionRow {
 /// The columns of a [`SubscriptionRow`], from `subscriptions s LEFT JOIN apps a`: a deleted subscription may outlive its app.
 pub(super) const COLUMNS: &str = "s.subscription_id, s.subscription_no, s.app_id, a.slug AS app_slug, s.event_type, s.display_name, s.filter, s.schema_version, \
      s.target_kind, s.webhook_uri, s.webhook_mode, s.webhook_headers, s.max_attempts, s.initial_backoff_ms, s.max_backoff_ms, \
-     s.timeout_ms, s.max_in_flight, s.ordering_key, s.ordering_on_dead_letter, s.state, s.state_reason, s.effective_position, s.registry_version, s.created_at, \
+     s.timeout_ms, s.max_in_flight, s.ordering_key, s.ordering_on_dead_letter, s.pre_failure_policy, s.pre_priority, \
+     s.pre_enrich_paths, s.state, s.state_reason, s.effective_position, s.registry_version, s.created_at, \
      s.updated_at, s.deleted_at";
 pub(super) const FROM: &str = "subscriptions s LEFT JOIN apps a ON a.tenant_id = s.tenant_id AND a.app_id = s.app_id";
 
@@ -86,6 +91,19 @@ impl SubscriptionRow {
             }),
             None => None,
         };
+        let pre_policy = match self.pre_failure_policy {
+            None => None,
+            Some(code) => Some(PrePolicy {
+                failure_policy: failure_policy_from_code(code)?,
+                priority: self.pre_priority.unwrap_or_default(),
+                enrich_paths: self
+                    .pre_enrich_paths
+                    .unwrap_or_default()
+                    .iter()
+                    .map(|path| EnrichPath::parse(path).ok())
+                    .collect::<Option<_>>()?,
+            }),
+        };
         Some(Subscription {
             id: SubscriptionId(self.subscription_id),
             no: self.subscription_no,
@@ -97,6 +115,7 @@ impl SubscriptionRow {
             schema_version: self.schema_version,
             target,
             policy: policy.ok()?.with_ordering(ordering),
+            pre_policy,
             state: match self.state {
                 STATE_ACTIVE => State::Active,
                 STATE_DISABLED => State::Disabled,
@@ -118,6 +137,24 @@ pub(super) fn state_code(state: State) -> i16 {
         State::Active => STATE_ACTIVE,
         State::Disabled => STATE_DISABLED,
         State::Deleted => STATE_DELETED,
+    }
+}
+
+/// The columns of a veto: failure policy, priority, places.
+pub(super) fn pre_columns(policy: Option<&PrePolicy>) -> (Option<i16>, Option<i32>, Option<Vec<String>>) {
+    let Some(policy) = policy else { return (None, None, None) };
+    let code = match policy.failure_policy {
+        FailurePolicy::Fail => 1,
+        FailurePolicy::Ignore => 2,
+    };
+    (Some(code), Some(policy.priority), Some(policy.enrich_paths.iter().map(EnrichPath::to_string).collect()))
+}
+
+fn failure_policy_from_code(code: i16) -> Option<FailurePolicy> {
+    match code {
+        1 => Some(FailurePolicy::Fail),
+        2 => Some(FailurePolicy::Ignore),
+        _ => None,
     }
 }
 

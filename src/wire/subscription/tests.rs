@@ -43,6 +43,7 @@ fn stored() -> Subscription {
         schema_version: 0,
         target: parsed.target,
         policy: parsed.policy,
+        pre_policy: None,
         state: State::Active,
         state_reason: String::new(),
         effective_position: 5,

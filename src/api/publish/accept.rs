@@ -1,0 +1,94 @@
+//! One parsed event on its way: to the writer, to its listeners first, or to wait for its time.
+
+use super::errors::{pending_to_api_error, to_api_error};
+use super::parse::Parsed;
+use super::{PublishApi, answer, scheduled};
+use crate::api::status::ApiError;
+use crate::domain::ids::TenantId;
+use crate::pending::{Answer, PendingError};
+use crate::proto::internal::PublishResponse;
+use crate::publish::PublishError;
+use crate::publish::prepare::prepare;
+use crate::publish::registry::TenantRegistry;
+use crate::store::publish::NewKey;
+use tokio::time::Instant;
+
+/// How often an event is prepared again because its listeners changed meanwhile.
+const ROUNDS_MAX: u32 = 100;
+
+/// Publishes one event that is not part of a commit of several. `until` is when the caller stops waiting, `path` leads to the event.
+pub(super) async fn accept(
+    api: &PublishApi,
+    tenant: TenantId,
+    registry: &TenantRegistry,
+    parsed: Parsed,
+    until: Option<Instant>,
+    path: &str,
+) -> Result<PublishResponse, ApiError> {
+    let Parsed { event, schema_version, key, deliver_at, pre_timeout } = parsed;
+    let limit = api.writer.config().event_bytes_max;
+    let delayed = deliver_at.filter(|at| *at > api.store.now());
+    for _ in 0..ROUNDS_MAX {
+        let prepared =
+            prepare(api.writer.registry(), registry, event.clone(), schema_version, key.clone(), limit).await;
+        let prepared = match prepared {
+            Ok(prepared) => prepared,
+            Err(refusal) => {
+                // The catalogue may have changed since the first call, whose answer stands.
+                return match first_answer(api, tenant, key.as_ref(), path).await? {
+                    Some(answer) => Ok(response(registry, &answer)),
+                    None => Err(to_api_error(refusal, path)),
+                };
+            }
+        };
+        let outcome = if let Some(at) = delayed {
+            api.pending.schedule(tenant, prepared, at, pre_timeout).await
+        } else if prepared.is_gated() {
+            api.pending.publish(tenant, prepared, pre_timeout, until).await
+        } else {
+            match api.writer.write(tenant, vec![prepared]).await {
+                Ok(published) => {
+                    let first = published.first().ok_or(ApiError::ServerDraining)?;
+                    return Ok(answer(registry, first));
+                }
+                // The first event of the key may be one that never came to be, or not yet.
+                Err(PublishError::KeyReused) => {
+                    return match first_answer(api, tenant, key.as_ref(), path).await? {
+                        Some(answer) => Ok(response(registry, &answer)),
+                        None => Err(to_api_error(PublishError::KeyReused, path)),
+                    };
+                }
+                Err(error) => Err(error.into()),
+            }
+        };
+        match outcome {
+            Ok(answer) => return Ok(response(registry, &answer)),
+            // It has got its first listener, or lost its last, or the match is old.
+            Err(PendingError::Publish(PublishError::Gated | PublishError::Contended)) => {}
+            Err(error) => return Err(pending_to_api_error(error, path)),
+        }
+    }
+    Err(to_api_error(PublishError::Contended, path))
+}
+
+/// The first answer of a key, whatever became of its event; none where the key is new.
+pub(super) async fn first_answer(
+    api: &PublishApi,
+    tenant: TenantId,
+    key: Option<&NewKey>,
+    path: &str,
+) -> Result<Option<Answer>, ApiError> {
+    let Some(key) = key else { return Ok(None) };
+    api.pending.first_answer(tenant, key).await.map_err(|error| pending_to_api_error(error, path))
+}
+
+pub(super) fn response(registry: &TenantRegistry, answer_of: &Answer) -> PublishResponse {
+    match answer_of {
+        Answer::Committed { entry, verdicts, duplicate } => {
+            let published = crate::publish::writer::Published { entry: entry.clone(), duplicate: *duplicate };
+            let pre_verdicts = verdicts.iter().map(crate::wire::pre::verdict_to_proto).collect();
+            PublishResponse { pre_verdicts, ..answer(registry, &published) }
+        }
+        Answer::Scheduled { event, at, duplicate } => scheduled(*event, *at, *duplicate),
+    }
+}

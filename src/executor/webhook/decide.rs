@@ -1,0 +1,146 @@
+//! What a webhook's answer to a PRE event says: agreement, perhaps with an enrichment, or a refusal with its reason.
+//!
+//! Shape (`docs/pre-events.md`): 2xx agrees, unless its JSON body says `{"decision": "reject", "reason": "..."}`; it may carry
+//! `{"patch": {...}}`, a JSON merge patch. 409 and 422 refuse. Everything else is a failure. Must never take an answer that it does not
+//! understand for agreement.
+
+use crate::domain::invocation::{Outcome, OutcomeClass};
+use crate::domain::json::check_json;
+use crate::domain::pre::Answer;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+/// Most characters of a reason that are kept.
+const REASON_CHARS_MAX: usize = 256;
+
+/// The members that count; others are ignored.
+#[derive(Deserialize)]
+struct Body<'a> {
+    #[serde(default)]
+    decision: Option<String>,
+    #[serde(default)]
+    reason: Option<String>,
+    #[serde(borrow, default)]
+    patch: Option<&'a RawValue>,
+}
+
+/// Judges an answer. `body` is the whole body, none where there is none or it is too long.
+pub fn decide(outcome: Outcome, json: bool, body: Option<&[u8]>) -> (Outcome, Answer) {
+    let refuses = matches!(outcome.status_code, 409 | 422);
+    if outcome.class != OutcomeClass::Succeeded && !(refuses && body.is_some()) {
+        return (outcome, Answer::Failed);
+    }
+    let Some(bytes) = body else { return failed(outcome, "The receiver's answer is too long to be read.") };
+    let parsed = if json && !bytes.is_empty() { parse(bytes) } else { Ok(None) };
+    if refuses {
+        let reason = parsed.ok().flatten().and_then(|body| body.reason);
+        let reason = reason.or_else(|| outcome.excerpt.clone().filter(|_| !json));
+        return rejected(outcome, reason);
+    }
+    let body = match parsed {
+        Ok(Some(body)) => body,
+        Ok(None) => return (outcome, Answer::Agreed(None)),
+        Err(message) => return failed(outcome, message),
+    };
+    match body.decision.as_deref() {
+        None | Some("accept") => {}
+        Some("reject") => return rejected(outcome, body.reason),
+        Some(_) => return failed(outcome, "The receiver's decision is neither accept nor reject."),
+    }
+    match body.patch.map(RawValue::get) {
+        None | Some("null") => (outcome, Answer::Agreed(None)),
+        Some(patch) if patch.starts_with('{') => (outcome, Answer::Agreed(Some(patch.to_owned()))),
+        Some(_) => failed(outcome, "The receiver's patch is not a JSON object."),
+    }
+}
+
+/// The body's members; none where it is JSON, but no object.
+fn parse(bytes: &[u8]) -> Result<Option<Body<'_>>, &'static str> {
+    check_json(bytes).map_err(|_| "The receiver's answer is not the JSON that its content type says.")?;
+    if !bytes.trim_ascii_start().starts_with(b"{") {
+        return Ok(None);
+    }
+    serde_json::from_slice(bytes).map(Some).map_err(|_| "A member of the receiver's answer has the wrong type.")
+}
+
+fn rejected(mut outcome: Outcome, reason: Option<String>) -> (Outcome, Answer) {
+    let mut reason = reason.unwrap_or_default();
+    if let Some((end, _)) = reason.char_indices().nth(REASON_CHARS_MAX) {
+        reason.truncate(end);
+    }
+    let reason = reason.replace(char::is_control, " ");
+    let reason = if reason.trim().is_empty() { "no reason given".to_owned() } else { reason };
+    outcome.class = OutcomeClass::Rejected;
+    outcome.retry_after = None;
+    outcome.error = Some("The receiver refuses the event.".to_owned());
+    (outcome, Answer::Rejected(reason))
+}
+
+fn failed(mut outcome: Outcome, error: &str) -> (Outcome, Answer) {
+    outcome.class = OutcomeClass::Failed;
+    outcome.error = Some(error.to_owned());
+    (outcome, Answer::Failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answered(status: u16, json: bool, body: &str) -> (OutcomeClass, Answer) {
+        let class = if (200..300).contains(&status) { OutcomeClass::Succeeded } else { OutcomeClass::Failed };
+        let excerpt = (!body.is_empty()).then(|| body.to_owned());
+        let outcome = Outcome { class, status_code: status, retry_after: None, excerpt, error: None };
+        let (outcome, answer) = decide(outcome, json, Some(body.as_bytes()));
+        (outcome.class, answer)
+    }
+
+    #[test]
+    fn a_success_agrees_unless_its_body_says_otherwise() {
+        use OutcomeClass::Succeeded;
+        for (json, body) in [(false, ""), (true, ""), (false, "ok"), (true, "null"), (true, "\"ok\""), (true, "{}")] {
+            assert_eq!(answered(200, json, body), (Succeeded, Answer::Agreed(None)), "{body}");
+        }
+        assert_eq!(answered(204, true, r#"{"decision":"accept","x":1}"#), (Succeeded, Answer::Agreed(None)));
+        assert_eq!(answered(200, true, r#"{"patch":null}"#), (Succeeded, Answer::Agreed(None)));
+        let patched = answered(200, true, r#"{"patch": {"a" : 1e400}}"#);
+        assert_eq!(patched, (Succeeded, Answer::Agreed(Some(r#"{"a" : 1e400}"#.to_owned()))));
+        let text = answered(200, false, r#"{"decision":"reject"}"#);
+        assert_eq!(text, (Succeeded, Answer::Agreed(None)), "not JSON by its content type");
+    }
+
+    #[test]
+    fn a_refusal_carries_its_reason() {
+        let rejected = |reason: &str| (OutcomeClass::Rejected, Answer::Rejected(reason.to_owned()));
+        let body = r#"{"decision":"reject","reason":"on the\nlist","patch":{"a":1}}"#;
+        assert_eq!(answered(200, true, body), rejected("on the list"));
+        assert_eq!(answered(200, true, r#"{"decision":"reject"}"#), rejected("no reason given"));
+        assert_eq!(answered(409, true, r#"{"reason":"taken"}"#), rejected("taken"));
+        assert_eq!(answered(422, false, "too young"), rejected("too young"));
+        assert_eq!(answered(422, true, "{broken"), rejected("no reason given"));
+        assert_eq!(answered(409, false, ""), rejected("no reason given"));
+        let long = format!(r#"{{"decision":"reject","reason":"{}"}}"#, "\u{20ac}".repeat(1_000));
+        assert_eq!(answered(200, true, &long), rejected(&"\u{20ac}".repeat(REASON_CHARS_MAX)));
+    }
+
+    #[test]
+    fn what_is_not_understood_is_no_agreement() {
+        let failed = (OutcomeClass::Failed, Answer::Failed);
+        for body in [
+            "{",
+            "[1] x",
+            r#"{"decision":"maybe"}"#,
+            r#"{"decision":true}"#,
+            r#"{"reason":5}"#,
+            r#"{"patch":[1]}"#,
+            r#"{"patch":"x"}"#,
+        ] {
+            assert_eq!(answered(200, true, body), failed, "{body}");
+        }
+        for status in [301, 400, 404, 410, 500, 503] {
+            assert_eq!(answered(status, true, "{}"), failed, "{status}");
+        }
+        let (class, status_code) = (OutcomeClass::Succeeded, 200);
+        let outcome = Outcome { class, status_code, retry_after: None, excerpt: None, error: None };
+        assert_eq!(decide(outcome, true, None).1, Answer::Failed, "longer than is read");
+    }
+}

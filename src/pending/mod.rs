@@ -1,0 +1,473 @@
+//! Events that are accepted and not in the log yet: PRE events whose listeners are asked, and delayed ones.
+//!
+//! ```text
+//! PRE ------> row GATED ----> phase: ask all listeners ----> committed (publish's statement, with their outcomes) | ABORTED
+//! deliver_at -> row SCHEDULED --due--> matched now --> committed, or GATED first
+//!                  `---------------- CancelEvent, while it is neither ----------------> CANCELLED
+//! ```
+//!
+//! A row is owned by the replica that holds its token, for as long as its lease; both kinds of row are due at one time, and whichever
+//! replica is there first claims them. The pulse says when the next one is due: nothing here polls. Phases are tasks of the server: a
+//! publisher that goes away is noticed, one that comes back with the same key finds its phase again.
+//!
+//! Carillon's own events never come here: their types are POST.
+
+mod ask;
+mod config;
+mod due;
+mod error;
+mod phase;
+
+pub use config::Config;
+pub use error::PendingError;
+
+use crate::domain::event::LogEntry;
+use crate::domain::event_type::Phase as TypePhase;
+use crate::domain::ids::{EventId, SubscriptionNo, TenantId};
+use crate::domain::invocation::State;
+use crate::domain::pre::{Aborted, Verdict, VerdictKind};
+use crate::executor::Executor;
+use crate::feed::Feed;
+use crate::publish::prepare::{Prepared, phase_of};
+use crate::publish::registry::{Registry, TenantRegistry};
+use crate::publish::{self, PublishError};
+use crate::store::pending::{Accepted, NewPending, PendingState, WaitsFor};
+use crate::store::publish::{IDEMPOTENCY_CONSTRAINT, NewKey};
+use crate::store::{Store, StoreError};
+use ask::Listener;
+use chrono::{DateTime, TimeDelta, Utc};
+use dashmap::DashMap;
+use phase::{Attachment, Ended, Handle, Phase};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// What pending events need.
+pub struct Parts {
+    /// Postgres.
+    pub store: Store,
+    /// What matches.
+    pub registry: Registry,
+    /// Asks listeners.
+    pub executor: Executor,
+    /// News of what is committed, and of what is due.
+    pub feed: Feed,
+}
+
+/// Accepts events that wait. Cheap to clone.
+#[derive(Clone)]
+pub struct Pending {
+    core: Arc<Core>,
+}
+
+struct Core {
+    store: Store,
+    registry: Registry,
+    executor: Executor,
+    feed: Feed,
+    config: Config,
+    event_bytes_max: usize,
+    /// How long an answer is kept.
+    kept: TimeDelta,
+    phases: DashMap<(TenantId, EventId), Arc<Handle>>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+/// What became of an event.
+#[derive(Debug, Clone)]
+pub enum Answer {
+    /// It is in the log.
+    Committed {
+        /// The event with its place.
+        entry: Arc<LogEntry>,
+        /// What its listeners said, where it is a PRE event.
+        verdicts: Arc<[Verdict]>,
+        /// True where an earlier call with the same key published it.
+        duplicate: bool,
+    },
+    /// It waits for its time.
+    Scheduled {
+        /// Its id.
+        event: EventId,
+        /// When.
+        at: DateTime<Utc>,
+        /// True where an earlier call with the same key scheduled it.
+        duplicate: bool,
+    },
+}
+
+/// Whether a wait ends at a delayed event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Until {
+    /// It is scheduled or final.
+    Accepted,
+    /// It is final.
+    Final,
+}
+
+/// Why an event cannot be cancelled.
+#[derive(Debug, Clone)]
+pub enum CancelRefusal {
+    /// There is no such event.
+    NotFound,
+    /// It is too late; the state it is in.
+    TooLate(&'static str),
+    /// The store failed.
+    Store(StoreError),
+}
+
+impl From<StoreError> for CancelRefusal {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+/// Between two looks at an event that another replica owns.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+/// How often that replica is told that somebody waits here.
+const TELL_AGAIN: Duration = Duration::from_millis(500);
+/// What of a caller's own deadline is kept for its answer, at most; a tenth of shorter ones.
+const ANSWER_MARGIN: Duration = Duration::from_millis(500);
+/// What a stop waits for phases to be given back.
+const STOP_PATIENCE: Duration = Duration::from_secs(5);
+
+impl Pending {
+    /// Starts to take care of what is due.
+    pub fn start(parts: Parts, config: Config, publish: &publish::Config) -> Self {
+        let Parts { store, registry, executor, feed } = parts;
+        let core = Arc::new(Core {
+            store,
+            registry,
+            executor,
+            feed,
+            config,
+            event_bytes_max: publish.event_bytes_max,
+            kept: TimeDelta::hours(i64::from(publish.idempotency_hours)),
+            phases: DashMap::new(),
+            tasks: TaskTracker::new(),
+            stop: CancellationToken::new(),
+        });
+        core.tasks.spawn(due::run(core.clone()));
+        Self { core }
+    }
+
+    /// Accepts a PRE event, asks its listeners and answers with what they decided. `until` is when the caller stops waiting.
+    ///
+    /// Errors: [`PublishError::Contended`] where the registry moved on: prepare it again.
+    pub async fn publish(
+        &self,
+        tenant: TenantId,
+        prepared: Prepared,
+        timeout: Option<Duration>,
+        until: Option<Instant>,
+    ) -> Result<Answer, PendingError> {
+        let core = self.core.clone();
+        let asked = core.pre_timeout(timeout);
+        // The answer has to travel before the caller's own deadline.
+        let left = until.map_or(asked, |until| until.saturating_duration_since(Instant::now()));
+        let timeout = asked.min(left.saturating_sub((left / 10).min(ANSWER_MARGIN)));
+        let (id, key) = (prepared.event.id, prepared.key.clone());
+        // In a task of its own: a caller that goes away now must not leave a row behind that nobody works on.
+        let accepted = tokio::spawn(async move { core.accept_gated(tenant, &prepared, timeout).await }).await;
+        match accepted.unwrap_or_else(|_| Err(StoreError::Interrupted.into())) {
+            Ok(attachment) => match attachment.ended().await {
+                Ended::Committed(entry, verdicts) => Ok(Answer::Committed { entry, verdicts, duplicate: false }),
+                Ended::Not(error) => Err(error),
+                Ended::Elsewhere => self.wait(tenant, id, Until::Final, false).await,
+            },
+            Err(error) => self.first_answer_on(error, tenant, key.as_ref()).await,
+        }
+    }
+
+    /// Accepts an event that is published at a time ahead.
+    ///
+    /// Errors: as [`Self::publish`], and [`PendingError::TooFar`], [`PendingError::Full`].
+    pub async fn schedule(
+        &self,
+        tenant: TenantId,
+        prepared: Prepared,
+        at: DateTime<Utc>,
+        timeout: Option<Duration>,
+    ) -> Result<Answer, PendingError> {
+        let core = self.core.clone();
+        let hours = core.config.schedule_horizon_hours;
+        if at > core.store.now() + TimeDelta::hours(i64::from(hours)) {
+            return Err(PendingError::TooFar { hours });
+        }
+        let (event, key) = (prepared.event.id, prepared.key.clone());
+        let accepted = tokio::spawn(async move {
+            let keys_expire_at = at + core.kept;
+            let new = NewPending {
+                tenant,
+                event: prepared.event,
+                matched: Arc::new([]),
+                refused: Arc::new([]),
+                registry_version: prepared.registry_version,
+                key: prepared.key.map(|key| (key, keys_expire_at)),
+                waits_for: WaitsFor::Time(at),
+                pre_timeout: core.pre_timeout(timeout),
+                max: i64::from(core.config.scheduled_max),
+            };
+            core.accept(&new, "pending.scheduled_max", core.config.scheduled_max).await?;
+            core.feed.note_pending_due(at);
+            Ok(())
+        })
+        .await;
+        match accepted.unwrap_or_else(|_| Err(StoreError::Interrupted.into())) {
+            Ok(()) => Ok(Answer::Scheduled { event, at, duplicate: false }),
+            Err(error) => self.first_answer_on(error, tenant, key.as_ref()).await,
+        }
+    }
+
+    /// The answer of an earlier call with the same key, where that call's event is or was pending, or is in the log.
+    ///
+    /// Errors: [`PublishError::KeyReused`] where the key stands for something else; what the first call was refused with.
+    pub async fn first_answer(&self, tenant: TenantId, key: &NewKey) -> Result<Option<Answer>, PendingError> {
+        let used = self.core.store.used_keys(&[(tenant, &key.key)]).await?;
+        let Some(used) = used.into_iter().next() else { return Ok(None) };
+        if used.request_hash != key.request_hash {
+            return Err(PublishError::KeyReused.into());
+        }
+        self.wait(tenant, used.event, Until::Accepted, true).await.map(Some)
+    }
+
+    async fn first_answer_on(
+        &self,
+        error: PendingError,
+        tenant: TenantId,
+        key: Option<&NewKey>,
+    ) -> Result<Answer, PendingError> {
+        let used = matches!(
+            &error,
+            PendingError::Publish(PublishError::Store(StoreError::Conflict { constraint }))
+                if constraint.starts_with(IDEMPOTENCY_CONSTRAINT)
+        );
+        match key {
+            Some(key) if used => self.first_answer(tenant, key).await?.ok_or(PublishError::Contended.into()),
+            _ => Err(error),
+        }
+    }
+
+    /// Waits for what becomes of an event, pending or not.
+    ///
+    /// Errors: [`PendingError::NotFound`], and what the event was refused with.
+    pub async fn wait(
+        &self,
+        tenant: TenantId,
+        event: EventId,
+        until: Until,
+        duplicate: bool,
+    ) -> Result<Answer, PendingError> {
+        let core = &self.core;
+        let mut tell_at = Instant::now();
+        loop {
+            if let Some(attachment) = core.attach(tenant, event) {
+                match attachment.ended().await {
+                    Ended::Committed(entry, verdicts) => return Ok(Answer::Committed { entry, verdicts, duplicate }),
+                    Ended::Not(error) => return Err(error),
+                    Ended::Elsewhere => {}
+                }
+            }
+            match core.store.pending_event(tenant, event).await? {
+                None => {
+                    let entry = core.store.event(tenant, event).await?.ok_or(PendingError::NotFound)?;
+                    let verdicts = core.recorded(tenant, &entry).await?;
+                    return Ok(Answer::Committed { entry, verdicts, duplicate });
+                }
+                Some(row) => match (row.state, row.abort) {
+                    (PendingState::Cancelled, _) => return Err(PendingError::Cancelled),
+                    (PendingState::Aborted, Some((reason, message))) => {
+                        let verdicts = core.store.pending_verdicts(tenant, event).await?;
+                        return Err(PendingError::Aborted(Arc::new(Aborted { reason, message, verdicts })));
+                    }
+                    (PendingState::Aborted, None) => {
+                        return Err(StoreError::Corrupt { what: "aborted event" }.into());
+                    }
+                    (PendingState::Scheduled, _) if until == Until::Accepted => {
+                        return Ok(Answer::Scheduled { event, at: row.due_at.unwrap_or_default(), duplicate });
+                    }
+                    (PendingState::Gated, _) if Instant::now() >= tell_at => {
+                        core.store.attach_pending(tenant, event).await?;
+                        tell_at = Instant::now() + TELL_AGAIN;
+                    }
+                    (PendingState::Scheduled | PendingState::Gated, _) => {}
+                },
+            }
+            // Bounded by the caller's deadline, which drops this.
+            sleep(LOOK_AGAIN).await;
+        }
+    }
+
+    /// Takes an event back while it is delayed or its listeners are asked.
+    pub async fn cancel(&self, tenant: TenantId, event: EventId) -> Result<(), CancelRefusal> {
+        let core = &self.core;
+        if core.store.cancel_pending(tenant, event, core.final_until()).await? {
+            if let Some(handle) = core.phases.get(&(tenant, event)) {
+                handle.cancelled.cancel();
+            }
+            return Ok(());
+        }
+        match core.store.pending_event(tenant, event).await? {
+            Some(row) if row.state == PendingState::Aborted => Err(CancelRefusal::TooLate("ABORTED")),
+            Some(_) => Err(CancelRefusal::TooLate("CANCELLED")),
+            None if core.store.event(tenant, event).await?.is_some() => Err(CancelRefusal::TooLate("COMMITTED")),
+            None => Err(CancelRefusal::NotFound),
+        }
+    }
+
+    /// Gives every phase that still runs to other replicas, and stops.
+    pub async fn stop(self) {
+        self.core.stop.cancel();
+        self.core.tasks.close();
+        if tokio::time::timeout(STOP_PATIENCE, self.core.tasks.wait()).await.is_err() {
+            tracing::warn!("pending events were not given back in time; their leases end by themselves");
+        }
+    }
+}
+
+impl Core {
+    fn pre_timeout(&self, asked: Option<Duration>) -> Duration {
+        let longest = Duration::from_millis(self.config.pre_timeout_max_ms);
+        asked.unwrap_or(Duration::from_millis(self.config.pre_timeout_ms)).min(longest)
+    }
+
+    fn lease_until(&self) -> DateTime<Utc> {
+        self.store.now() + Duration::from_millis(self.config.lease_ms)
+    }
+
+    /// How long a final row is kept.
+    fn final_until(&self) -> DateTime<Utc> {
+        self.store.now() + self.kept
+    }
+
+    async fn accept(&self, new: &NewPending, quota: &'static str, limit: u32) -> Result<(), PendingError> {
+        match self.store.accept_pending(new).await? {
+            Accepted::Yes => Ok(()),
+            Accepted::Full => Err(PendingError::Full { quota, limit }),
+            Accepted::Stale => {
+                self.registry.reload(new.tenant).await?;
+                Err(PublishError::Contended.into())
+            }
+        }
+    }
+
+    async fn accept_gated(
+        self: &Arc<Self>,
+        tenant: TenantId,
+        prepared: &Prepared,
+        timeout: Duration,
+    ) -> Result<Attachment, PendingError> {
+        let limit = self.config.phases_max;
+        if self.phases.len() >= limit as usize {
+            return Err(PendingError::Full { quota: "pending.phases_max", limit });
+        }
+        let registry = self.registry.tenant(tenant).await?;
+        let listeners = listeners(&registry, &prepared.matched);
+        let accepted_at = self.store.now();
+        let deadline_at = accepted_at + timeout;
+        let new = NewPending {
+            tenant,
+            event: prepared.event.clone(),
+            matched: prepared.matched.clone(),
+            refused: prepared.refused.clone(),
+            registry_version: prepared.registry_version,
+            key: prepared.key.clone().map(|key| (key, accepted_at + self.kept)),
+            waits_for: WaitsFor::Listeners { deadline_at, lease_until: self.lease_until() },
+            pre_timeout: timeout,
+            max: i64::from(limit),
+        };
+        self.accept(&new, "pending.phases_max", limit).await?;
+        let entry = LogEntry {
+            position: 0,
+            committed_at: accepted_at,
+            event: new.event,
+            matched: new.matched,
+            refused: new.refused,
+        };
+        let phase = Phase {
+            tenant,
+            entry: Arc::new(entry),
+            token: Store::first_pending_token(),
+            deadline_at,
+            listeners,
+            verdicts: Vec::new(),
+            abandonable: true,
+        };
+        let handle = Handle::new();
+        let attachment = handle.attach();
+        self.spawn(phase, handle);
+        Ok(attachment)
+    }
+
+    /// Runs a phase in a task of its own.
+    fn spawn(self: &Arc<Self>, phase: Phase, handle: Arc<Handle>) {
+        let core = self.clone();
+        let place = (phase.tenant, phase.entry.event.id);
+        self.phases.insert(place, handle.clone());
+        self.tasks.spawn(async move {
+            // Removed also where the phase panics; those who wait then look at the row.
+            let _registered = Registered { core: &core, place, handle: &handle };
+            let ended = phase.run(&core, &handle).await;
+            handle.end(ended);
+        });
+    }
+
+    fn attach(&self, tenant: TenantId, event: EventId) -> Option<Attachment> {
+        self.phases.get(&(tenant, event)).map(|handle| handle.attach())
+    }
+
+    /// What the listeners of a committed PRE event said.
+    async fn recorded(&self, tenant: TenantId, entry: &LogEntry) -> Result<Arc<[Verdict]>, StoreError> {
+        let registry = self.registry.tenant(tenant).await?;
+        if !matches!(phase_of(&self.registry, &registry, &entry.event.event_type), Ok(TypePhase::Pre)) {
+            return Ok(Arc::new([]));
+        }
+        let invocations = self.store.event_invocations(tenant, entry).await?;
+        let verdict = |invocation: crate::domain::invocation::Invocation| Verdict {
+            subscription_no: invocation.id.subscription_no,
+            subscription: invocation.subscription,
+            kind: match (invocation.state, invocation.cancel_reason.as_deref()) {
+                (State::Succeeded, _) => VerdictKind::Succeeded,
+                (_, Some("PRE_FAILED")) => VerdictKind::Failed,
+                _ => VerdictKind::Skipped,
+            },
+            attempt: invocation.attempt_count,
+            started_at: invocation.created_at,
+            duration: Duration::ZERO,
+            outcome: None,
+            message: String::new(),
+            patch: None,
+        };
+        Ok(invocations.into_iter().map(verdict).collect())
+    }
+}
+
+/// The listeners in the order in which their enrichments are applied.
+fn listeners(registry: &TenantRegistry, matched: &[SubscriptionNo]) -> Vec<Listener> {
+    let mut listeners: Vec<Listener> =
+        matched.iter().filter_map(|no| registry.subscription(*no)).map(Listener::new).collect();
+    listeners.sort_by(|one, other| {
+        let key = |listener: &Listener| {
+            let subscription = &listener.entry.subscription;
+            (listener.policy.priority, subscription.display_name.clone(), subscription.id)
+        };
+        key(one).cmp(&key(other))
+    });
+    listeners
+}
+
+struct Registered<'a> {
+    core: &'a Core,
+    place: (TenantId, EventId),
+    handle: &'a Handle,
+}
+
+impl Drop for Registered<'_> {
+    fn drop(&mut self) {
+        self.core.phases.remove(&self.place);
+        self.handle.end_if_open();
+    }
+}

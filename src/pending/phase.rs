@@ -1,0 +1,425 @@
+//! One PRE event whose listeners are asked: a task of the server's own, from the first question to the decision.
+//!
+//! ```text
+//! accepted / taken over --> ask all at once --> all agreed ------------------> commit: position, outcomes, one statement
+//!                                |   each verdict that is not the last is noted
+//!                                `--> one refuses, or fails and must not --> abort: the others are cancelled
+//! ```
+//!
+//! No transaction is open while a listener runs. Every write names the row's token: a phase that another replica has taken over ends
+//! here without effect. A listener whose success is noted is never asked again.
+
+use super::ask::{Listener, ask, spoil};
+use super::{Core, PendingError};
+use crate::clock;
+use crate::domain::event::{Data, Event, LogEntry};
+use crate::domain::ids::TenantId;
+use crate::domain::invocation::{Outcome, OutcomeClass};
+use crate::domain::pre::{AbortReason, Aborted, FailurePolicy, Verdict, VerdictKind, enrich};
+use crate::executor::EncodedEvent;
+use crate::feed::{Head, News};
+use crate::publish::prepare::check_again;
+use crate::store::StoreError;
+use crate::store::pending::PendingCommit;
+use chrono::{DateTime, Utc};
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::{Instant, interval_at, sleep, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+/// Between two tries to write a decision that the database did not take.
+const WRITE_AGAIN: Duration = Duration::from_millis(250);
+/// How often a decision is tried to be written; then the lease ends, and whoever takes the event over decides again.
+const WRITES_MAX: u32 = 8;
+
+/// A phase to run.
+#[derive(Debug)]
+pub(super) struct Phase {
+    pub tenant: TenantId,
+    pub entry: Arc<LogEntry>,
+    pub token: i64,
+    pub deadline_at: DateTime<Utc>,
+    /// In the order in which enrichments are applied.
+    pub listeners: Vec<Listener>,
+    /// What is known already.
+    pub verdicts: Vec<Verdict>,
+    /// Whether it ends where nobody waits for it. A delayed event, and one of a replica that died, goes on.
+    pub abandonable: bool,
+}
+
+/// How a phase ended.
+#[derive(Debug, Clone)]
+pub(super) enum Ended {
+    /// The event is in the log.
+    Committed(Arc<LogEntry>, Arc<[Verdict]>),
+    /// It never will be.
+    Not(PendingError),
+    /// Another replica has it, or will: its row says more.
+    Elsewhere,
+}
+
+/// What those who wait for a phase hold on to.
+#[derive(Debug)]
+pub(super) struct Handle {
+    /// How many wait.
+    attached: watch::Sender<usize>,
+    ended: watch::Sender<Option<Ended>>,
+    /// A caller took the event back.
+    pub cancelled: CancellationToken,
+}
+
+/// One that waits; the phase learns when it is dropped.
+#[derive(Debug)]
+pub(super) struct Attachment(Arc<Handle>);
+
+impl Handle {
+    pub fn new() -> Arc<Self> {
+        let (attached, ended) = (watch::Sender::new(0), watch::Sender::new(None));
+        Arc::new(Self { attached, ended, cancelled: CancellationToken::new() })
+    }
+
+    pub fn attach(self: &Arc<Self>) -> Attachment {
+        self.attached.send_modify(|count| *count += 1);
+        Attachment(self.clone())
+    }
+
+    pub fn end(&self, ended: Ended) {
+        self.ended.send_replace(Some(ended));
+    }
+
+    /// Ends as elsewhere what has not ended otherwise.
+    pub fn end_if_open(&self) {
+        self.ended.send_if_modified(|ended| {
+            let open = ended.is_none();
+            if open {
+                *ended = Some(Ended::Elsewhere);
+            }
+            open
+        });
+    }
+
+    /// Returns once nobody has waited for `grace`.
+    async fn abandoned(&self, grace: Duration) {
+        let mut attached = self.attached.subscribe();
+        loop {
+            // The sender lives as long as this borrow: neither wait can fail.
+            let _ = attached.wait_for(|count| *count == 0).await;
+            if tokio::time::timeout(grace, attached.wait_for(|count| *count > 0)).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+impl Attachment {
+    /// Waits for the end; a phase that died is elsewhere.
+    pub async fn ended(&self) -> Ended {
+        let mut ended = self.0.ended.subscribe();
+        let found = ended.wait_for(Option::is_some).await.map(|ended| ended.clone());
+        found.ok().flatten().unwrap_or(Ended::Elsewhere)
+    }
+}
+
+impl Drop for Attachment {
+    fn drop(&mut self) {
+        self.0.attached.send_modify(|count| *count -= 1);
+    }
+}
+
+/// What the questions came to.
+enum Decision {
+    Commit,
+    Abort(AbortReason),
+    /// The row is not this replica's any more, or is given back.
+    Left,
+    /// A caller took it back.
+    Cancelled,
+}
+
+impl Phase {
+    /// Asks, decides, writes the decision.
+    pub async fn run(mut self, core: &Core, handle: &Handle) -> Ended {
+        let decision = self.decide(core, handle).await;
+        let decision = match decision {
+            Decision::Commit => match self.enriched(core).await {
+                Ok(event) => return self.commit(core, event).await,
+                Err(reason) => Decision::Abort(reason),
+            },
+            other => other,
+        };
+        match decision {
+            Decision::Abort(reason) => self.abort(core, reason).await,
+            Decision::Cancelled => Ended::Not(PendingError::Cancelled),
+            Decision::Commit | Decision::Left => Ended::Elsewhere,
+        }
+    }
+
+    async fn decide(&mut self, core: &Core, handle: &Handle) -> Decision {
+        let left = (self.deadline_at - core.store.now()).to_std().unwrap_or_default();
+        let deadline = Instant::now() + left;
+        let event = Arc::new(EncodedEvent::new(self.entry.clone()));
+        let attempt_base = i32::try_from(self.token - 1).unwrap_or(i32::MAX / 2);
+        let known: Vec<i32> = self.verdicts.iter().map(|verdict| verdict.subscription_no).collect();
+        let mut asking: FuturesUnordered<_> = self
+            .listeners
+            .iter()
+            .filter(|listener| !known.contains(&listener.entry.subscription.no) && !left.is_zero())
+            .map(|listener| ask(core.executor.clone(), listener.clone(), event.clone(), deadline, attempt_base))
+            .collect();
+        if let Some(reason) = self.verdicts.iter().find_map(|verdict| self.blocks(verdict)) {
+            return Decision::Abort(reason);
+        }
+        let lease = Duration::from_millis(core.config.lease_ms);
+        let mut renewal = interval_at(Instant::now() + lease / 3, lease / 3);
+        let grace = Duration::from_millis(core.config.abandon_grace_ms);
+        let mut gone = pin!(handle.abandoned(grace));
+        while !asking.is_empty() {
+            tokio::select! {
+                Some(verdict) = asking.next() => {
+                    let blocks = self.blocks(&verdict);
+                    self.verdicts.push(verdict);
+                    if let Some(reason) = blocks {
+                        return Decision::Abort(reason);
+                    }
+                    // The last one is written with the decision itself.
+                    if !asking.is_empty() && !self.note_last(core).await {
+                        return Decision::Left;
+                    }
+                }
+                () = sleep_until(deadline) => break,
+                _ = renewal.tick() => {
+                    let until = core.lease_until();
+                    match core.store.renew_pending(self.tenant, self.entry.event.id, self.token, until).await {
+                        Ok(Some(_)) => {}
+                        Ok(None) => return Decision::Left,
+                        Err(error) => tracing::warn!(%error, "a pending event could not be renewed; it is tried again"),
+                    }
+                }
+                () = &mut gone, if self.abandonable => {
+                    if !self.waited_for_elsewhere(core, grace).await {
+                        return Decision::Abort(AbortReason::Abandoned);
+                    }
+                    gone.set(handle.abandoned(grace));
+                }
+                () = core.stop.cancelled() => {
+                    // Due at once: another replica goes on.
+                    let now = core.store.now();
+                    let _ = core.store.renew_pending(self.tenant, self.entry.event.id, self.token, now).await;
+                    return Decision::Left;
+                }
+                () = handle.cancelled.cancelled() => return Decision::Cancelled,
+            }
+        }
+        drop(asking);
+        self.time_is_up();
+        match self.verdicts.iter().find_map(|verdict| self.blocks(verdict)) {
+            Some(reason) => Decision::Abort(reason),
+            None => Decision::Commit,
+        }
+    }
+
+    /// Why a verdict aborts the event, if it does.
+    fn blocks(&self, verdict: &Verdict) -> Option<AbortReason> {
+        let listener = |listener: &&Listener| listener.entry.subscription.no == verdict.subscription_no;
+        let policy = self.listeners.iter().find(listener).map(|listener| listener.policy.failure_policy);
+        match verdict.kind {
+            VerdictKind::Rejected => Some(AbortReason::Rejected),
+            VerdictKind::Failed if policy.unwrap_or_default() == FailurePolicy::Fail => {
+                let late = verdict.outcome.as_ref().is_some_and(|outcome| outcome.class == OutcomeClass::Timeout);
+                Some(if late { AbortReason::Deadline } else { AbortReason::ListenerFailed })
+            }
+            _ => None,
+        }
+    }
+
+    /// Notes the newest verdict. False where the event is not this replica's any more.
+    async fn note_last(&self, core: &Core) -> bool {
+        let Some(last) = self.verdicts.last() else { return true };
+        let noted =
+            core.store.note_verdicts(self.tenant, self.entry.event.id, self.token, std::slice::from_ref(last)).await;
+        // What cannot be noted is asked again by a successor: a fault, after which that is allowed.
+        noted.unwrap_or_else(|error| {
+            tracing::warn!(%error, "a verdict could not be noted");
+            true
+        })
+    }
+
+    /// Whether a publisher waits for the event at another replica.
+    async fn waited_for_elsewhere(&self, core: &Core, grace: Duration) -> bool {
+        let until = core.lease_until();
+        let seen = core.store.renew_pending(self.tenant, self.entry.event.id, self.token, until).await;
+        let recent = core.store.now() - grace.max(Duration::from_secs(1)) * 2;
+        seen.is_ok_and(|seen| seen.flatten().is_some_and(|at| at > recent))
+    }
+
+    /// Whoever has not answered has failed.
+    fn time_is_up(&mut self) {
+        for listener in &self.listeners {
+            let no = listener.entry.subscription.no;
+            if self.verdicts.iter().any(|verdict| verdict.subscription_no == no) {
+                continue;
+            }
+            let mut verdict = listener.verdict(VerdictKind::Failed, "it did not answer in time");
+            verdict.attempt = 1;
+            verdict.outcome = Some(Outcome {
+                class: OutcomeClass::Timeout,
+                status_code: 0,
+                retry_after: None,
+                excerpt: None,
+                error: Some(verdict.message.clone()),
+            });
+            self.verdicts.push(verdict);
+        }
+    }
+
+    /// The event with every enrichment, checked again. Errors: why it is aborted instead; the verdicts say who failed.
+    async fn enriched(&mut self, core: &Core) -> Result<Arc<Event>, AbortReason> {
+        let patched = |verdict: &&mut Verdict| verdict.patch.is_some();
+        if !self.verdicts.iter_mut().any(|verdict| patched(&verdict)) {
+            return Ok(self.entry.event.clone());
+        }
+        loop {
+            let (event, broken) = self.apply();
+            let error = match broken {
+                Some((no, message)) => {
+                    self.verdicts
+                        .iter_mut()
+                        .filter(|v| v.subscription_no == no)
+                        .for_each(|v| spoil(v, message.clone()));
+                    None
+                }
+                None => {
+                    let registry = core.registry.tenant(self.tenant).await;
+                    let registry = registry.map_err(|_| AbortReason::ListenerFailed)?;
+                    match check_again(&core.registry, &registry, &event, core.event_bytes_max).await {
+                        Ok(()) => return Ok(Arc::new(event)),
+                        Err(error) => Some(error),
+                    }
+                }
+            };
+            if let Some(error) = error {
+                // Those that may fail are left out first; only then does it fall on the others.
+                let message = format!("the enriched data is not valid: {error}");
+                let ignorable = |no: i32| {
+                    let listener = self.listeners.iter().find(|l| l.entry.subscription.no == no);
+                    listener.is_some_and(|l| l.policy.failure_policy == FailurePolicy::Ignore)
+                };
+                let any = self.verdicts.iter().any(|v| v.patch.is_some() && ignorable(v.subscription_no));
+                for verdict in &mut self.verdicts {
+                    if verdict.patch.is_some() && (!any || ignorable(verdict.subscription_no)) {
+                        spoil(verdict, message.clone());
+                    }
+                }
+            }
+            if let Some(reason) = self.verdicts.iter().find_map(|verdict| self.blocks(verdict)) {
+                return Err(reason);
+            }
+        }
+    }
+
+    /// Applies the enrichments in the order of the listeners; names the first that does not fit.
+    fn apply(&self) -> (Event, Option<(i32, String)>) {
+        let mut event = Event::clone(&self.entry.event);
+        let mut data = event.data.as_bytes().to_vec();
+        for listener in &self.listeners {
+            let no = listener.entry.subscription.no;
+            let verdict = self.verdicts.iter().find(|verdict| verdict.subscription_no == no);
+            let Some(patch) = verdict.and_then(|verdict| verdict.patch.as_deref()) else { continue };
+            match enrich(&data, patch, &listener.policy.enrich_paths) {
+                Ok(enriched) => data = enriched,
+                Err(error) => return (event, Some((no, error.to_string()))),
+            }
+        }
+        event.data = match event.data {
+            Data::Binary(_) => Data::Binary(data.into()),
+            _ => Data::Text(data.into()),
+        };
+        (event, None)
+    }
+
+    async fn commit(self, core: &Core, event: Arc<Event>) -> Ended {
+        let mut verdicts = self.verdicts;
+        verdicts.sort_by_key(|verdict| verdict.subscription_no);
+        let commit = PendingCommit {
+            tenant: self.tenant,
+            event: event.clone(),
+            token: self.token,
+            registry_version: None,
+            matched: self.entry.matched.clone(),
+            refused: self.entry.refused.clone(),
+            verdicts,
+        };
+        let place = match core.write(|| core.store.commit_pending(&commit)).await {
+            Ok(Some(place)) => place,
+            Ok(None) => return Ended::Elsewhere,
+            Err(error) => return Ended::Not(error.into()),
+        };
+        let entry = LogEntry {
+            position: place.position,
+            committed_at: place.committed_at,
+            event,
+            matched: commit.matched,
+            refused: commit.refused,
+        };
+        // The head alone, not the entry: who dispatches reads the event together with the outcomes it has, and runs nothing twice.
+        core.feed.send(&News::Head(Head {
+            tenant: self.tenant,
+            position: place.position,
+            registry_version: 0,
+            deferred_version: 0,
+        }));
+        Ended::Committed(Arc::new(entry), commit.verdicts.into())
+    }
+
+    async fn abort(mut self, core: &Core, reason: AbortReason) -> Ended {
+        for listener in &self.listeners {
+            let no = listener.entry.subscription.no;
+            if !self.verdicts.iter().any(|verdict| verdict.subscription_no == no) {
+                self.verdicts.push(listener.verdict(VerdictKind::Cancelled, "it was not waited for"));
+            }
+        }
+        self.verdicts.sort_by_key(|verdict| verdict.subscription_no);
+        let message = match reason {
+            AbortReason::Rejected => "a listener refused the event",
+            AbortReason::ListenerFailed => "a listener that must agree failed or could not be reached",
+            AbortReason::Deadline => "the listeners did not all answer in time",
+            AbortReason::Abandoned => "nobody waited for the answer any more",
+            AbortReason::Unpublishable => "the event cannot be published any more",
+        };
+        let aborted = Aborted { reason, message: message.to_owned(), verdicts: self.verdicts };
+        let expires_at = core.final_until();
+        let id = self.entry.event.id;
+        let write = || core.store.abort_pending(self.tenant, id, self.token, &aborted, expires_at);
+        match core.write(write).await {
+            Ok(true) => Ended::Not(PendingError::Aborted(Arc::new(aborted))),
+            Ok(false) => Ended::Elsewhere,
+            Err(error) => Ended::Not(error.into()),
+        }
+    }
+}
+
+impl Core {
+    /// Writes a decision, again where the database was away: the token makes a repetition harmless.
+    pub(super) async fn write<T, F: Future<Output = Result<T, StoreError>>>(
+        &self,
+        write: impl Fn() -> F,
+    ) -> Result<T, StoreError> {
+        let mut tries = 1;
+        loop {
+            match write().await {
+                Err(StoreError::PartitionMissing) if tries < WRITES_MAX => {
+                    self.store.ensure_partitions(self.store.now().date_naive(), 1).await?;
+                }
+                Err(StoreError::Unavailable(_)) if tries < WRITES_MAX => {
+                    sleep(WRITE_AGAIN.mul_f64(0.5 + clock::jitter())).await;
+                }
+                done => return done,
+            }
+            tries += 1;
+        }
+    }
+}

@@ -1,0 +1,271 @@
+//! What the listeners of pending events answered, and events that are aborted for it.
+
+use super::{Store, StoreError};
+use crate::domain::ids::{EventId, InvocationId, SubscriptionId, TenantId};
+use crate::domain::invocation::{Attempt, Invocation, Outcome, State};
+use crate::domain::pre::{AbortReason, Aborted, Verdict, VerdictKind};
+use crate::store::audit::Principal;
+use crate::store::dispatch::{class_number, parse_class, state_number};
+use crate::store::invocations::InvocationFilter;
+use chrono::{DateTime, Utc};
+use std::time::Duration;
+use uuid::Uuid;
+
+/// Column-wise parameters of verdicts.
+#[derive(Default)]
+pub(super) struct VerdictColumns<'a> {
+    pub subscription_no: Vec<i32>,
+    verdict: Vec<i16>,
+    pub attempt: Vec<i32>,
+    pub outcome_class: Vec<i16>,
+    pub status_code: Vec<i16>,
+    pub duration_us: Vec<i32>,
+    pub started_at: Vec<DateTime<Utc>>,
+    pub excerpt: Vec<Option<&'a str>>,
+    message: Vec<&'a str>,
+    patch: Vec<Option<&'a str>>,
+}
+
+impl<'a> VerdictColumns<'a> {
+    pub fn of(verdicts: &'a [Verdict]) -> Self {
+        let mut columns = Self::default();
+        for verdict in verdicts {
+            let outcome = verdict.outcome.as_ref();
+            columns.subscription_no.push(verdict.subscription_no);
+            columns.verdict.push(kind_code(verdict.kind));
+            columns.attempt.push(verdict.attempt);
+            columns.outcome_class.push(outcome.map_or(0, |outcome| class_number(outcome.class)));
+            columns
+                .status_code
+                .push(outcome.map_or(0, |outcome| i16::try_from(outcome.status_code).unwrap_or_default()));
+            columns.duration_us.push(i32::try_from(verdict.duration.as_micros()).unwrap_or(i32::MAX));
+            columns.started_at.push(verdict.started_at);
+            columns.excerpt.push(outcome.and_then(|outcome| outcome.excerpt.as_deref()));
+            columns.message.push(&verdict.message);
+            columns.patch.push(verdict.patch.as_deref());
+        }
+        columns
+    }
+}
+
+/// States and reasons of the outcomes of a committed event's listeners.
+pub(super) fn outcome_columns(verdicts: &[Verdict]) -> (Vec<i16>, Vec<Option<String>>) {
+    let column = |verdict: &Verdict| match verdict.kind {
+        VerdictKind::Succeeded => (state_number(State::Succeeded), None),
+        kind => (state_number(State::Cancelled), Some(format!("PRE_{}", kind.as_str()))),
+    };
+    verdicts.iter().map(column).unzip()
+}
+
+type Row = (i32, Option<Uuid>, i16, i32, i16, i16, i32, DateTime<Utc>, Option<String>, String, Option<String>);
+
+impl Store {
+    /// Notes what listeners answered while others are still asked. False where the event is not the caller's any more.
+    pub async fn note_verdicts(
+        &self,
+        tenant: TenantId,
+        event: EventId,
+        token: i64,
+        verdicts: &[Verdict],
+    ) -> Result<bool, StoreError> {
+        let columns = VerdictColumns::of(verdicts);
+        let noted: i64 = sqlx::query_scalar(
+            "WITH mine AS (
+                 SELECT tenant_id, event_id FROM pending_events
+                  WHERE tenant_id = $1 AND event_id = $2 AND token = $3 AND state = 2 FOR UPDATE),
+             noted AS (
+                 INSERT INTO pending_verdicts (tenant_id, event_id, subscription_no, verdict, attempt, outcome_class, status_code,
+                        duration_us, started_at, excerpt, message, patch)
+                 SELECT m.tenant_id, m.event_id, v.*
+                   FROM mine m CROSS JOIN unnest($4::integer[], $5::smallint[], $6::integer[], $7::smallint[], $8::smallint[],
+                        $9::integer[], $10::timestamptz[], $11::text[], $12::text[], $13::text[]) AS v
+                 ON CONFLICT DO NOTHING)
+             SELECT count(*) FROM mine",
+        )
+        .bind(tenant.0)
+        .bind(event.0)
+        .bind(token)
+        .bind(columns.subscription_no)
+        .bind(columns.verdict)
+        .bind(columns.attempt)
+        .bind(columns.outcome_class)
+        .bind(columns.status_code)
+        .bind(columns.duration_us)
+        .bind(columns.started_at)
+        .bind(columns.excerpt)
+        .bind(columns.message)
+        .bind(columns.patch)
+        .fetch_one(self.pool())
+        .await?;
+        Ok(noted > 0)
+    }
+
+    /// Aborts an event: its data goes, what its listeners answered stays until `expires_at`. False where it is not the caller's.
+    pub async fn abort_pending(
+        &self,
+        tenant: TenantId,
+        event: EventId,
+        token: i64,
+        aborted: &Aborted,
+        expires_at: DateTime<Utc>,
+    ) -> Result<bool, StoreError> {
+        let columns = VerdictColumns::of(&aborted.verdicts);
+        // What was noted before stays, but a success whose enrichment turned out not to fit is a failure after all.
+        let ended: i64 = sqlx::query_scalar(
+            "WITH ended AS (
+                 UPDATE pending_events
+                    SET state = 3, due_at = NULL, data = '', extensions = '', data_kind = 0, abort_reason = $14, abort_message = $15,
+                        expires_at = $16
+                  WHERE tenant_id = $1 AND event_id = $2 AND token = $3 AND state IN (1, 2)
+                 RETURNING tenant_id, event_id),
+             said AS (
+                 INSERT INTO pending_verdicts (tenant_id, event_id, subscription_no, verdict, attempt, outcome_class, status_code,
+                        duration_us, started_at, excerpt, message, patch)
+                 SELECT e.tenant_id, e.event_id, v.*
+                   FROM ended e CROSS JOIN unnest($4::integer[], $5::smallint[], $6::integer[], $7::smallint[], $8::smallint[],
+                        $9::integer[], $10::timestamptz[], $11::text[], $12::text[], $13::text[]) AS v
+                 ON CONFLICT ON CONSTRAINT pending_verdicts_pk
+                 DO UPDATE SET verdict = EXCLUDED.verdict, message = EXCLUDED.message, patch = NULL)
+             SELECT count(*) FROM ended",
+        )
+        .bind(tenant.0)
+        .bind(event.0)
+        .bind(token)
+        .bind(columns.subscription_no)
+        .bind(columns.verdict)
+        .bind(columns.attempt)
+        .bind(columns.outcome_class)
+        .bind(columns.status_code)
+        .bind(columns.duration_us)
+        .bind(columns.started_at)
+        .bind(columns.excerpt)
+        .bind(columns.message)
+        .bind(columns.patch)
+        .bind(reason_code(aborted.reason))
+        .bind(&aborted.message)
+        .bind(expires_at)
+        .fetch_one(self.pool())
+        .await?;
+        Ok(ended > 0)
+    }
+
+    /// The invocations of an event that is not in the log: those of its listeners that have answered, or were not waited for.
+    pub(in crate::store) async fn pending_invocations(
+        &self,
+        principal: &Principal,
+        event: EventId,
+        filter: &InvocationFilter,
+    ) -> Result<Vec<Invocation>, StoreError> {
+        let Some(pending) = self.pending_event(principal.tenant, event).await? else { return Ok(Vec::new()) };
+        let verdicts = self.pending_verdicts(principal.tenant, event).await?;
+        let mut invocations = Vec::with_capacity(verdicts.len());
+        for verdict in verdicts {
+            let subscription = self.subscription(principal.tenant, principal.app, verdict.subscription).await?;
+            let Some(subscription) = subscription else { continue };
+            let (state, cancel_reason) = match verdict.kind {
+                VerdictKind::Succeeded => (State::Succeeded, None),
+                kind => (State::Cancelled, Some(format!("PRE_{}", kind.as_str()))),
+            };
+            let wanted = filter.states.is_empty() || filter.states.contains(&state);
+            if !wanted || filter.subscription.is_some_and(|only| only != subscription.id) {
+                continue;
+            }
+            let attempt = verdict.outcome.map(|outcome| Attempt {
+                number: verdict.attempt,
+                started_at: verdict.started_at,
+                duration: verdict.duration,
+                outcome,
+            });
+            invocations.push(Invocation {
+                id: InvocationId { event, subscription_no: verdict.subscription_no },
+                event_type: pending.entry.event.event_type.clone(),
+                event_position: 0,
+                subscription: subscription.id,
+                app_slug: subscription.app_slug,
+                state,
+                attempt_count: verdict.attempt,
+                created_at: pending.entry.committed_at,
+                ended_at: Some(verdict.started_at + verdict.duration),
+                next_attempt_at: None,
+                last_attempt: attempt,
+                cancel_reason,
+            });
+        }
+        Ok(invocations)
+    }
+
+    /// What the listeners of a pending event have answered so far, by subscription number.
+    pub async fn pending_verdicts(&self, tenant: TenantId, event: EventId) -> Result<Vec<Verdict>, StoreError> {
+        // No limit: at most one row per subscription that the event matched.
+        let rows: Vec<Row> = sqlx::query_as(
+            "SELECT v.subscription_no, s.subscription_id, v.verdict, v.attempt, v.outcome_class, v.status_code, v.duration_us,
+                    v.started_at, v.excerpt, v.message, v.patch
+               FROM pending_verdicts v
+               LEFT JOIN subscriptions s ON s.tenant_id = v.tenant_id AND s.subscription_no = v.subscription_no
+              WHERE v.tenant_id = $1 AND v.event_id = $2 ORDER BY v.subscription_no",
+        )
+        .bind(tenant.0)
+        .bind(event.0)
+        .fetch_all(self.pool())
+        .await?;
+        rows.into_iter().map(parse).collect()
+    }
+}
+
+fn parse(row: Row) -> Result<Verdict, StoreError> {
+    let (subscription_no, subscription, kind, attempt, class, status, duration_us, started_at, excerpt, message, patch) =
+        row;
+    let outcome = match class {
+        0 => None,
+        class => Some(Outcome {
+            class: parse_class(class)?,
+            status_code: u16::try_from(status).unwrap_or_default(),
+            retry_after: None,
+            excerpt,
+            error: (!message.is_empty()).then(|| message.clone()),
+        }),
+    };
+    Ok(Verdict {
+        subscription_no,
+        subscription: SubscriptionId(subscription.unwrap_or_default()),
+        kind: parse_kind(kind).ok_or(StoreError::Corrupt { what: "verdict" })?,
+        attempt,
+        started_at,
+        duration: Duration::from_micros(u64::try_from(duration_us).unwrap_or_default()),
+        outcome,
+        message,
+        patch,
+    })
+}
+
+fn kind_code(kind: VerdictKind) -> i16 {
+    match kind {
+        VerdictKind::Succeeded => 1,
+        VerdictKind::Rejected => 2,
+        VerdictKind::Failed => 3,
+        VerdictKind::Cancelled => 4,
+        VerdictKind::Skipped => 5,
+    }
+}
+
+fn parse_kind(code: i16) -> Option<VerdictKind> {
+    use VerdictKind::{Cancelled, Failed, Rejected, Skipped, Succeeded};
+    [Succeeded, Rejected, Failed, Cancelled, Skipped].into_iter().find(|kind| kind_code(*kind) == code)
+}
+
+fn reason_code(reason: AbortReason) -> i16 {
+    match reason {
+        AbortReason::Rejected => 1,
+        AbortReason::ListenerFailed => 2,
+        AbortReason::Deadline => 3,
+        AbortReason::Abandoned => 4,
+        AbortReason::Unpublishable => 5,
+    }
+}
+
+pub(super) fn parse_reason(code: i16) -> Option<AbortReason> {
+    use AbortReason::{Abandoned, Deadline, ListenerFailed, Rejected, Unpublishable};
+    [Rejected, ListenerFailed, Deadline, Abandoned, Unpublishable]
+        .into_iter()
+        .find(|reason| reason_code(*reason) == code)
+}

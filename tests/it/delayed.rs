@@ -1,0 +1,198 @@
+//! `deliver_at` and `CancelEvent`: an event that is accepted now is born once, at its time, unless it is taken back first.
+
+use std::sync::Arc;
+
+use carillon::clock;
+use carillon::proto::internal::{CancelEventRequest, PublishRequest, WaitEventRequest};
+use carillon::proto::public::{
+    CreateEventTypeRequest, EventPhase, GetEventRequest, InvocationState, ListEventsRequest,
+};
+use chrono::TimeDelta;
+use serde_json::json;
+use tokio::sync::Semaphore;
+use tonic::{Code, Status};
+use tonic_types::StatusExt as _;
+
+use crate::harness::tenant::{assert_refused, millis, publish_request, reason};
+use crate::harness::{Answer, Receiver, Tenant, World, eventually, within};
+
+const TYPE: &str = "CUSTOM_LATER";
+
+fn later(delay: TimeDelta) -> PublishRequest {
+    let at = Some((clock::now() + delay).into());
+    PublishRequest { deliver_at: at, ..publish_request(TYPE, &json!({"n": 1})) }
+}
+
+async fn cancel(tenant: &Tenant, replica: usize, event_id: &str) -> Result<(), Status> {
+    let request = CancelEventRequest { event_id: event_id.to_owned() };
+    tenant.publishers[replica].clone().cancel_event(request).await.map(drop)
+}
+
+async fn count(tenant: &Tenant) -> usize {
+    let page = tenant.events().list_events(ListEventsRequest::default()).await.expect("a page").into_inner();
+    page.events.len()
+}
+
+#[tokio::test]
+async fn a_delayed_event_is_matched_and_committed_at_its_time() {
+    let tenant = World::shared().await.tenant().await;
+    let receiver = Receiver::start().await;
+    tenant.declare(TYPE).await;
+    let request = later(TimeDelta::seconds(3));
+    let at = request.deliver_at.expect("it is set");
+    let answer = tenant.try_publish(request).await.expect("it is accepted");
+    assert_eq!((answer.position, answer.commit_time, answer.invocations.len()), (0, None, 0));
+    let due = answer.deliver_time.expect("it says when");
+    assert_eq!((due.seconds, due.nanos / 1_000), (at.seconds, at.nanos / 1_000));
+    let get = GetEventRequest { event_id: answer.event_id.clone() };
+    assert_refused(tenant.events().get_event(get).await, Code::NotFound, "EVENT_NOT_FOUND");
+    let wait = WaitEventRequest { event_id: answer.event_id.clone(), timeout: Some(millis(50)) };
+    let early = tenant.publisher().wait_event(wait).await.expect("a timeout is an answer").into_inner();
+    assert!(!early.done && early.event.is_none());
+    // Subscribed after it was accepted, before it is due.
+    tenant.subscribe(TYPE, &receiver, "/hook").await;
+    let wait = WaitEventRequest { event_id: answer.event_id.clone(), timeout: None };
+    let mut other = tenant.publishers[1].clone();
+    let waited = within("the event", other.wait_event(wait)).await.expect("it is born").into_inner();
+    let event = waited.event.expect("it is in the log");
+    assert_eq!((event.id.as_str(), event.position), (answer.event_id.as_str(), 1));
+    let born = event.commit_time.expect("it is set");
+    assert!((born.seconds, born.nanos) >= (at.seconds, at.nanos), "{born:?} is before {at:?}");
+    let fired = receiver.receives("/hook", 1).await;
+    assert_eq!((fired[0].verified, fired[0].json()["id"].as_str()), (Some(true), Some(answer.event_id.as_str())));
+    assert_refused(cancel(&tenant, 0, &answer.event_id).await, Code::FailedPrecondition, "RESOURCE_STATE");
+}
+
+#[tokio::test]
+async fn a_time_that_has_passed_means_now_and_one_too_far_ahead_is_refused() {
+    let tenant = World::shared().await.tenant().await;
+    tenant.declare(TYPE).await;
+    assert_eq!(tenant.try_publish(later(TimeDelta::hours(-1))).await.expect("it is published").position, 1);
+    let far = tenant.try_publish(later(TimeDelta::days(31))).await;
+    let status = assert_refused(far, Code::InvalidArgument, "FIELD_INVALID");
+    assert_eq!(status.get_details_bad_request().expect("fields").field_violations[0].field, "deliver_at");
+    // It is checked at the door.
+    let mut unknown = later(TimeDelta::hours(1));
+    unknown.event.as_mut().expect("it is set").r#type = "CUSTOM_LATTER".to_owned();
+    assert_refused(tenant.try_publish(unknown).await, Code::NotFound, "EVENT_TYPE_NOT_FOUND");
+}
+
+#[tokio::test]
+async fn a_delayed_event_is_cancelled_by_exactly_one_of_many_callers() {
+    let tenant = World::shared().await.tenant().await;
+    tenant.declare(TYPE).await;
+    let mut request = later(TimeDelta::hours(1));
+    request.idempotency_key = "later-1".to_owned();
+    let id = tenant.try_publish(request.clone()).await.expect("it is accepted").event_id;
+    let again = tenant.try_publish(request.clone()).await.expect("the first answer");
+    assert!(again.duplicate && again.event_id == id && again.deliver_time.is_some());
+    let racers = (0..20).map(|racer| cancel(&tenant, racer % 2, &id));
+    let results = futures::future::join_all(racers).await;
+    assert_eq!(results.iter().filter(|result| result.is_ok()).count(), 1, "{results:?}");
+    for refused in results.into_iter().filter(Result::is_err) {
+        assert_refused(refused, Code::FailedPrecondition, "RESOURCE_STATE");
+    }
+    let waited = tenant.publisher().wait_event(WaitEventRequest { event_id: id, timeout: None }).await;
+    assert_refused(waited, Code::FailedPrecondition, "RESOURCE_STATE");
+    assert_refused(tenant.try_publish(request).await, Code::FailedPrecondition, "RESOURCE_STATE");
+    assert_eq!(count(&tenant).await, 0);
+    let absent = cancel(&tenant, 0, "evt_00000000000000000000000000").await;
+    assert_refused(absent, Code::NotFound, "EVENT_NOT_FOUND");
+    assert_refused(cancel(&tenant, 0, "evt_x").await, Code::InvalidArgument, "FIELD_INVALID");
+}
+
+#[tokio::test]
+async fn another_tenants_delayed_event_cannot_be_cancelled() {
+    let world = World::shared().await;
+    let (tenant, other) = (world.tenant().await, world.tenant().await);
+    tenant.declare(TYPE).await;
+    let id = tenant.try_publish(later(TimeDelta::hours(1))).await.expect("it is accepted").event_id;
+    assert_refused(cancel(&other, 0, &id).await, Code::NotFound, "EVENT_NOT_FOUND");
+    cancel(&tenant, 0, &id).await.expect("it is still there");
+}
+
+#[tokio::test]
+async fn a_pre_event_whose_listeners_are_asked_can_be_cancelled_on_either_replica() {
+    let tenant = World::shared().await.tenant().await;
+    let receiver = Receiver::start().await;
+    let pre = CreateEventTypeRequest { name: TYPE.to_owned(), phase: EventPhase::Pre.into(), ..Default::default() };
+    tenant.types().create_event_type(pre).await.expect("a PRE type can be declared");
+    tenant.subscribe(TYPE, &receiver, "/pre").await;
+    let gate = Arc::new(Semaphore::new(0));
+    receiver.answers("/pre", [Answer::Gated(gate.clone())]);
+    for (turn, replica) in [(1, 0), (2, 1)] {
+        let mut publisher = tenant.publisher();
+        let publishing = tokio::spawn(async move { publisher.publish(publish_request(TYPE, &json!({}))).await });
+        let asked = receiver.receives("/pre", turn).await;
+        let id = asked[turn - 1].json()["id"].as_str().expect("an id").to_owned();
+        cancel(&tenant, replica, &id).await.expect("its listener is still asked");
+        gate.add_permits(1);
+        let answer = within("the publisher", publishing).await.expect("no panic");
+        assert_refused(answer, Code::FailedPrecondition, "RESOURCE_STATE");
+    }
+    assert_eq!(count(&tenant).await, 0);
+}
+
+#[tokio::test]
+async fn a_delayed_pre_event_asks_its_listeners_when_it_is_due() {
+    let tenant = World::shared().await.tenant().await;
+    let receiver = Receiver::start().await;
+    let pre = CreateEventTypeRequest { name: TYPE.to_owned(), phase: EventPhase::Pre.into(), ..Default::default() };
+    tenant.types().create_event_type(pre).await.expect("a PRE type can be declared");
+    tenant.subscribe(TYPE, &receiver, "/pre").await;
+    let passes = tenant.try_publish(later(TimeDelta::milliseconds(1_500))).await.expect("it is accepted").event_id;
+    assert!(receiver.received("/pre").is_empty(), "nobody is asked before its time");
+    let wait = WaitEventRequest { event_id: passes, timeout: None };
+    let waited = tenant.publisher().wait_event(wait).await.expect("its listener agrees").into_inner();
+    assert!(waited.done && waited.event.is_some());
+    assert_eq!(waited.invocations[0].state(), InvocationState::Succeeded);
+    receiver.answers("/pre", [Answer::Status(409)]);
+    let refused = tenant.try_publish(later(TimeDelta::milliseconds(500))).await.expect("it is accepted").event_id;
+    let wait = WaitEventRequest { event_id: refused, timeout: None };
+    assert_refused(tenant.publisher().wait_event(wait).await, Code::FailedPrecondition, "PRE_REJECTED");
+    assert_eq!(count(&tenant).await, 1);
+}
+
+#[tokio::test]
+async fn the_number_of_scheduled_events_is_bounded() {
+    let world = World::start_with(1, "[pending]\nscheduled_max = 2\nschedule_horizon_hours = 2\n").await;
+    let tenant = world.tenant().await;
+    tenant.declare(TYPE).await;
+    let first = tenant.try_publish(later(TimeDelta::hours(1))).await.expect("it is accepted").event_id;
+    tenant.try_publish(later(TimeDelta::hours(1))).await.expect("it is accepted");
+    let refused = tenant.try_publish(later(TimeDelta::hours(1))).await;
+    let status = assert_refused(refused, Code::ResourceExhausted, "QUOTA_EXCEEDED");
+    assert_eq!(status.get_details_error_info().expect("it is set").metadata["quota"], "pending.scheduled_max");
+    cancel(&tenant, 0, &first).await.expect("it is cancelled");
+    tenant.try_publish(later(TimeDelta::hours(1))).await.expect("there is room again");
+    let far = tenant.try_publish(later(TimeDelta::hours(3))).await;
+    assert_refused(far, Code::InvalidArgument, "FIELD_INVALID");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn delayed_events_are_born_once_although_the_replica_that_took_them_dies() {
+    let mut world = World::start(2).await;
+    let tenant = world.tenant().await;
+    let receiver = Receiver::start().await;
+    tenant.declare(TYPE).await;
+    tenant.subscribe(TYPE, &receiver, "/hook").await;
+    let mut ids = Vec::new();
+    for n in 0..40 {
+        let mut request = later(TimeDelta::milliseconds(1_500 + 25 * n));
+        request.idempotency_key = format!("later-{n}");
+        let accepted = tenant.publishers[1].clone().publish(request).await.expect("it is accepted");
+        ids.push(accepted.into_inner().event_id);
+    }
+    // In the middle of it: some are born, others are claimed or still wait.
+    receiver.receives("/hook", 5).await;
+    world.replicas[1].process.kill();
+    for id in &ids {
+        let wait = || WaitEventRequest { event_id: id.clone(), timeout: None };
+        eventually("the event is born and delivered", || async {
+            let waited = tenant.publisher().wait_event(wait()).await.map_err(|status| reason(&status))?;
+            if waited.into_inner().done { Ok(()) } else { Err("not yet".to_owned()) }
+        })
+        .await;
+    }
+    assert_eq!(count(&tenant).await, ids.len(), "each is born once");
+}
