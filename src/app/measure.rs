@@ -16,6 +16,8 @@ impl Engine {
         let idle = store.clone();
         metrics.level("store_idle_connections", "Of these, how many nobody uses", move || idle.connections().1);
         metrics.level("publish_queue_calls", "Publish calls that wait for a commit", self.writer.depth());
+        let pending = self.pending.clone();
+        metrics.level("pending_phases", "PRE events whose listeners are asked", move || pending.phases());
         let load = |read: fn(&Load) -> usize| {
             let load = Arc::clone(self.dispatch.load());
             move || read(&load)

@@ -243,6 +243,10 @@ fn way_out_of(reason: &str) -> Option<&'static str> {
         "SERVER_DRAINING" | "STORE_UNAVAILABLE" | "DEADLINE" => {
             "try again; a retry with the same idempotency key is safe"
         }
+        "PRE_LISTENER_UNAVAILABLE" | "PRE_DEADLINE" => {
+            "the listeners are named above; a new try takes a new key, and --pre-timeout gives them more time"
+        }
+        "ENRICH_PATH_TAKEN" => "choose another --enrich, or disable the subscription named above",
         "STORAGE_FULL" => "the server's database is full or read-only: its operator must make room",
         "NOT_IMPLEMENTED" => {
             "Publish and Admin are on the internal port (--internal-url), the rest is on the public one (--url); the changelog \

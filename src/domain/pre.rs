@@ -4,7 +4,7 @@
 //! published, in its place.
 
 use super::ids::{SubscriptionId, SubscriptionNo};
-use super::invocation::Outcome;
+use super::invocation::{Attempt, Outcome};
 use super::json::check_json;
 use chrono::{DateTime, Utc};
 use serde::de::{Deserializer as _, MapAccess, Visitor};
@@ -152,6 +152,8 @@ pub struct Verdict {
     pub message: String,
     /// Its enrichment, JSON text.
     pub patch: Option<String>,
+    /// Attempts before the last one that this owner made.
+    pub failed: Vec<Attempt>,
 }
 
 /// Why a PRE event was aborted.

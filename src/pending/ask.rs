@@ -4,10 +4,11 @@
 
 use crate::clock;
 use crate::domain::event::LogEntry;
-use crate::domain::invocation::{Outcome, OutcomeClass};
+use crate::domain::invocation::{Attempt, Outcome, OutcomeClass};
 use crate::domain::pre::{Answer, EnrichError, PrePolicy, Verdict, VerdictKind, enrich};
 use crate::executor::{Delivery, EncodedEvent, Executor};
 use crate::publish::registry::Entry;
+use crate::telemetry::measured;
 use std::sync::Arc;
 use tokio::time::{Instant, sleep};
 
@@ -36,6 +37,7 @@ impl Listener {
             outcome: None,
             message: message.to_owned(),
             patch: None,
+            failed: Vec::new(),
         }
     }
 }
@@ -65,6 +67,7 @@ pub(super) async fn ask(
         let until = (Instant::now() + subscription.policy.timeout()).min(deadline);
         let (outcome, answer) = executor.ask(&call, &delivery, until).await;
         verdict.duration = (clock::now() - verdict.started_at).to_std().unwrap_or_default();
+        measured().dispatch.attempted(outcome.class.name(), verdict.duration);
         match answer {
             Answer::Agreed(patch) => {
                 verdict.outcome = Some(outcome);
@@ -81,10 +84,13 @@ pub(super) async fn ask(
         verdict.message = outcome.error.clone().unwrap_or_else(|| "it failed".to_owned());
         let wait = subscription.policy.backoff(made, clock::jitter(), outcome.retry_after);
         let hopeless = !outcome.class.is_retryable() || is_away(&outcome);
-        verdict.outcome = Some(outcome);
-        if hopeless || made == subscription.policy.max_attempts() || Instant::now() + wait >= deadline {
+        let last = made == subscription.policy.max_attempts() || Instant::now() + wait >= deadline;
+        if hopeless || last {
+            verdict.outcome = Some(outcome);
             return verdict;
         }
+        let (number, started_at, duration) = (verdict.attempt, verdict.started_at, verdict.duration);
+        verdict.failed.push(Attempt { number, started_at, duration, outcome });
         sleep(wait).await;
     }
     verdict

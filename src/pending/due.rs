@@ -15,6 +15,7 @@ use crate::publish::PublishError;
 use crate::publish::prepare::prepare;
 use crate::store::StoreError;
 use crate::store::pending::{NewPending, PendingCommit, PendingEvent, PendingState, WaitsFor};
+use crate::telemetry::measured;
 use futures::StreamExt as _;
 use std::sync::Arc;
 use std::time::Duration;
@@ -191,6 +192,7 @@ impl Core {
             verdicts: Vec::new(),
         };
         let Some(place) = self.write(|| self.store.commit_pending(&commit)).await? else { return Ok(false) };
+        measured().publish.events.inc();
         let PendingCommit { event, matched, refused, .. } = commit;
         let (position, committed_at) = (place.position, place.committed_at);
         let entry = Arc::new(LogEntry { position, committed_at, event, matched, refused });

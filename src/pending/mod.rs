@@ -318,6 +318,11 @@ impl Pending {
         }
     }
 
+    /// How many PRE events ask their listeners here, now.
+    pub fn phases(&self) -> usize {
+        self.core.phases.len()
+    }
+
     /// Gives every phase that still runs to other replicas, and stops.
     pub async fn stop(self) {
         self.core.stop.cancel();
@@ -440,6 +445,7 @@ impl Core {
             outcome: None,
             message: String::new(),
             patch: None,
+            failed: Vec::new(),
         };
         Ok(invocations.into_iter().map(verdict).collect())
     }

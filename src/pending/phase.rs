@@ -21,6 +21,7 @@ use crate::feed::{Head, News};
 use crate::publish::prepare::check_again;
 use crate::store::StoreError;
 use crate::store::pending::PendingCommit;
+use crate::telemetry::measured;
 use chrono::{DateTime, Utc};
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
@@ -365,6 +366,7 @@ impl Phase {
             matched: commit.matched,
             refused: commit.refused,
         };
+        measured().publish.events.inc();
         // The head alone, not the entry: who dispatches reads the event together with the outcomes it has, and runs nothing twice.
         core.feed.send(&News::Head(Head {
             tenant: self.tenant,

@@ -214,6 +214,12 @@ async fn a_failure_aborts_unless_it_is_to_be_ignored_and_a_refusal_always_does()
     let answer = tenant.try_publish(request(&json!({}))).await.expect("the third attempt succeeds");
     let attempts = answer.pre_verdicts.iter().find(|one| one.subscription_id == strict).map(|one| one.attempt_count);
     assert_eq!(attempts, Some(3));
+    let invocations = tenant.invocations_of(&answer.event_id).await;
+    let retried = invocations.into_iter().find(|one| one.subscription_id == strict).expect("it is listed");
+    let get = GetInvocationRequest { invocation_id: retried.id };
+    let read = tenant.invocations().get_invocation(get).await.expect("it is read").into_inner();
+    let statuses: Vec<_> = read.attempts.iter().map(|attempt| (attempt.number, attempt.status_code)).collect();
+    assert_eq!(statuses, [(1, 500), (2, 503), (3, 200)], "every attempt is recorded");
     assert_eq!(answer.position, 2);
 }
 
@@ -435,6 +441,22 @@ async fn the_number_of_phases_is_bounded() {
         outcome(one).await.expect("it agreed");
     }
     tenant.try_publish(request(&json!({}))).await.expect("there is room again");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_is_told_to_end_waits_for_its_listeners() {
+    let mut world = World::start(2).await;
+    let (tenant, receiver) = gated(&world).await;
+    listen(&tenant, &receiver, "/pre", None).await;
+    let gate = Arc::new(Semaphore::new(0));
+    receiver.answers("/pre", [Answer::Gated(gate.clone())]);
+    let publisher = publishing(&tenant, 1, request(&json!({})));
+    receiver.receives("/pre", 1).await;
+    world.replicas[1].process.signal(rustix::process::Signal::TERM);
+    gate.add_permits(1);
+    assert_eq!(outcome(publisher).await.expect("its listener agreed").position, 1);
+    assert!(world.replicas[1].process.ended("the replica ends").await.success());
+    assert_eq!((listed(&tenant, 0).await.len(), receiver.received("/pre").len()), (1, 1));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -148,6 +148,18 @@ mod tests {
     }
 
     #[test]
+    fn nobody_can_hold_up_carillons_own_events() {
+        let catalogue = Catalogue::builtin();
+        let own: Vec<_> =
+            catalogue.iter().filter(|system| Catalogue::is_carillons_own(system.event_type.name.as_str())).collect();
+        assert_eq!(own.len(), 8);
+        assert!(own.iter().all(|system| system.event_type.phase == crate::domain::event_type::Phase::Post));
+        let again = "[[event_type]]\nname = \"SUBSCRIPTION_DISABLED\"\nphase = \"PRE\"\ndisplay_name = \"x\"\ndescription = \"x\"\n";
+        assert!(Catalogue::with_operator_file(again).is_err(), "an operator cannot declare one anew");
+        assert!(Catalogue::with_operator_file(&again.replace("DISABLED", "PAUSED")).is_ok(), "the text is fine");
+    }
+
+    #[test]
     fn the_example_of_an_operators_file_is_read() {
         let text = include_str!("../../../docs/examples/catalogue.toml");
         let catalogue = Catalogue::with_operator_file(text).expect("the example is right");

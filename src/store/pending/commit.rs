@@ -1,6 +1,6 @@
 //! The one statement by which a pending event is born into the log.
 
-use super::verdicts::{VerdictColumns, outcome_columns};
+use super::verdicts::{AttemptColumns, VerdictColumns, outcome_columns};
 use super::{Store, StoreError, data_columns};
 use crate::domain::event::Event;
 use crate::domain::ids::{Position, SubscriptionNo, TenantId};
@@ -44,6 +44,7 @@ impl Store {
         let (kind, data) = data_columns(&commit.event.data);
         let verdicts = VerdictColumns::of(&commit.verdicts);
         let (states, reasons) = outcome_columns(&commit.verdicts);
+        let failed = AttemptColumns::of(&commit.verdicts);
         // The head is locked first, as every publish does; the row is deleted only where that gave a row, and everything else hangs on
         // the deleted row.
         let row: Option<(i64, DateTime<Utc>)> = sqlx::query_as(
@@ -76,7 +77,15 @@ impl Store {
                         o.outcome_class, o.status_code, o.duration_us, o.started_at, o.excerpt, o.reason
                    FROM head h CROSS JOIN unnest($11::integer[], $12::smallint[], $13::integer[], $14::smallint[], $15::smallint[],
                         $16::integer[], $17::timestamptz[], $18::text[], $19::text[])
-                        AS o(subscription_no, state, attempt, outcome_class, status_code, duration_us, started_at, excerpt, reason))
+                        AS o(subscription_no, state, attempt, outcome_class, status_code, duration_us, started_at, excerpt, reason)),
+             tried AS (
+                 INSERT INTO attempts (tenant_id, day, position, subscription_no, attempt, outcome_class, status_code, duration_us,
+                        started_at, excerpt, error)
+                 SELECT h.tenant_id, (h.committed_at AT TIME ZONE 'UTC')::date, h.position, a.subscription_no, a.attempt,
+                        a.outcome_class, a.status_code, a.duration_us, a.started_at, a.excerpt, a.error
+                   FROM head h CROSS JOIN unnest($20::integer[], $21::integer[], $22::smallint[], $23::smallint[], $24::integer[],
+                        $25::timestamptz[], $26::text[], $27::text[])
+                        AS a(subscription_no, attempt, outcome_class, status_code, duration_us, started_at, excerpt, error))
              SELECT position, committed_at FROM head",
         )
         .bind(commit.tenant.0)
@@ -98,6 +107,14 @@ impl Store {
         .bind(verdicts.started_at)
         .bind(verdicts.excerpt)
         .bind(reasons)
+        .bind(failed.subscription_no)
+        .bind(failed.attempt)
+        .bind(failed.outcome_class)
+        .bind(failed.status_code)
+        .bind(failed.duration_us)
+        .bind(failed.started_at)
+        .bind(failed.excerpt)
+        .bind(failed.error)
         .fetch_optional(self.pool())
         .await?;
         Ok(row.map(|(position, committed_at)| CommittedPending { position, committed_at }))

@@ -48,6 +48,37 @@ impl<'a> VerdictColumns<'a> {
     }
 }
 
+/// Column-wise parameters of the attempts before the last ones.
+#[derive(Default)]
+pub(super) struct AttemptColumns<'a> {
+    pub subscription_no: Vec<i32>,
+    pub attempt: Vec<i32>,
+    pub outcome_class: Vec<i16>,
+    pub status_code: Vec<i16>,
+    pub duration_us: Vec<i32>,
+    pub started_at: Vec<DateTime<Utc>>,
+    pub excerpt: Vec<Option<&'a str>>,
+    pub error: Vec<Option<&'a str>>,
+}
+
+impl<'a> AttemptColumns<'a> {
+    pub fn of(verdicts: &'a [Verdict]) -> Self {
+        let mut columns = Self::default();
+        for (no, attempt) in verdicts.iter().flat_map(|v| v.failed.iter().map(|attempt| (v.subscription_no, attempt))) {
+            let outcome = &attempt.outcome;
+            columns.subscription_no.push(no);
+            columns.attempt.push(attempt.number);
+            columns.outcome_class.push(class_number(outcome.class));
+            columns.status_code.push(i16::try_from(outcome.status_code).unwrap_or_default());
+            columns.duration_us.push(i32::try_from(attempt.duration.as_micros()).unwrap_or(i32::MAX));
+            columns.started_at.push(attempt.started_at);
+            columns.excerpt.push(outcome.excerpt.as_deref());
+            columns.error.push(outcome.error.as_deref());
+        }
+        columns
+    }
+}
+
 /// States and reasons of the outcomes of a committed event's listeners.
 pub(super) fn outcome_columns(verdicts: &[Verdict]) -> (Vec<i16>, Vec<Option<String>>) {
     let column = |verdict: &Verdict| match verdict.kind {
@@ -235,6 +266,7 @@ fn parse(row: Row) -> Result<Verdict, StoreError> {
         outcome,
         message,
         patch,
+        failed: Vec::new(),
     })
 }
 
