@@ -1,7 +1,5 @@
 //! `deliver_at` and `CancelEvent`: an event that is accepted now is born once, at its time, unless it is taken back first.
 
-use std::sync::Arc;
-
 use carillon::clock;
 use carillon::proto::internal::{CancelEventRequest, PublishRequest, WaitEventRequest};
 use carillon::proto::public::{
@@ -9,7 +7,6 @@ use carillon::proto::public::{
 };
 use chrono::TimeDelta;
 use serde_json::json;
-use tokio::sync::Semaphore;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
@@ -118,15 +115,13 @@ async fn a_pre_event_whose_listeners_are_asked_can_be_cancelled_on_either_replic
     let pre = CreateEventTypeRequest { name: TYPE.to_owned(), phase: EventPhase::Pre.into(), ..Default::default() };
     tenant.types().create_event_type(pre).await.expect("a PRE type can be declared");
     tenant.subscribe(TYPE, &receiver, "/pre").await;
-    let gate = Arc::new(Semaphore::new(0));
-    receiver.answers("/pre", [Answer::Gated(gate.clone())]);
+    receiver.answers("/pre", [Answer::Hang]);
     for (turn, replica) in [(1, 0), (2, 1)] {
         let mut publisher = tenant.publisher();
         let publishing = tokio::spawn(async move { publisher.publish(publish_request(TYPE, &json!({}))).await });
         let asked = receiver.receives("/pre", turn).await;
         let id = asked[turn - 1].json()["id"].as_str().expect("an id").to_owned();
         cancel(&tenant, replica, &id).await.expect("its listener is still asked");
-        gate.add_permits(1);
         let answer = within("the publisher", publishing).await.expect("no panic");
         assert_refused(answer, Code::FailedPrecondition, "RESOURCE_STATE");
     }
