@@ -26,7 +26,8 @@ async fn cancel(tenant: &Tenant, replica: usize, event_id: &str) -> Result<(), S
 }
 
 async fn count(tenant: &Tenant) -> usize {
-    let page = tenant.events().list_events(ListEventsRequest::default()).await.expect("a page").into_inner();
+    let request = ListEventsRequest { event_types: vec![TYPE.to_owned()], ..Default::default() };
+    let page = tenant.events().list_events(request).await.expect("a page").into_inner();
     page.events.len()
 }
 
@@ -52,7 +53,8 @@ async fn a_delayed_event_is_matched_and_committed_at_its_time() {
     let mut other = tenant.publishers[1].clone();
     let waited = within("the event", other.wait_event(wait)).await.expect("it is born").into_inner();
     let event = waited.event.expect("it is in the log");
-    assert_eq!((event.id.as_str(), event.position), (answer.event_id.as_str(), 1));
+    assert_eq!(event.id, answer.event_id);
+    assert_eq!(count(&tenant).await, 1);
     let born = event.commit_time.expect("it is set");
     assert!((born.seconds, born.nanos) >= (at.seconds, at.nanos), "{born:?} is before {at:?}");
     let fired = receiver.receives("/hook", 1).await;
@@ -64,7 +66,7 @@ async fn a_delayed_event_is_matched_and_committed_at_its_time() {
 async fn a_time_that_has_passed_means_now_and_one_too_far_ahead_is_refused() {
     let tenant = World::shared().await.tenant().await;
     tenant.declare(TYPE).await;
-    assert_eq!(tenant.try_publish(later(TimeDelta::hours(-1))).await.expect("it is published").position, 1);
+    assert!(tenant.try_publish(later(TimeDelta::hours(-1))).await.expect("it is published").position > 0);
     let far = tenant.try_publish(later(TimeDelta::days(31))).await;
     let status = assert_refused(far, Code::InvalidArgument, "FIELD_INVALID");
     assert_eq!(status.get_details_bad_request().expect("fields").field_violations[0].field, "deliver_at");
