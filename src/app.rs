@@ -18,6 +18,7 @@ use crate::api::invocations::{InvocationDeps, InvocationService};
 use crate::api::publish::PublishApi;
 use crate::api::registry::RegistryDeps;
 use crate::api::server::{ListenError, Port, Server, Speaks, listen};
+use crate::api::subscriptions::trial::Trials;
 use crate::api::tls::{Tls, TlsError, TlsWatch};
 use crate::api::{ops, web};
 use crate::config::{Config, ConfigError};
@@ -47,7 +48,7 @@ use std::error::Error;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::time::interval;
+use tokio::time::{Instant, interval};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::service::RoutesBuilder;
@@ -170,6 +171,12 @@ impl App {
             feed: feed.clone(),
             page_tokens: page_tokens.clone(),
             registry: engine.registry.clone(),
+            trials: {
+                let executor = executor.clone();
+                Trials::new(Arc::new(move |call, entry, invocation, timeout| {
+                    executor.clone().trial(call, entry, invocation, Instant::now() + timeout).boxed()
+                }))
+            },
             uri_check: {
                 let guard = executor.guard().clone();
                 Arc::new(move |uri| guard.check_uri(uri).map_err(|blocked| blocked.to_string()))

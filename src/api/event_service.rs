@@ -2,7 +2,6 @@
 
 use super::events::{self, EventsDeps};
 use super::registry::RegistryDeps;
-use super::status::not_implemented;
 use super::subscriptions;
 use crate::proto::public as proto;
 use crate::proto::public::event_service_server::EventService as Service;
@@ -92,16 +91,16 @@ impl Service for EventService {
 
     async fn test_subscription(
         &self,
-        _: Request<proto::TestSubscriptionRequest>,
+        request: Request<proto::TestSubscriptionRequest>,
     ) -> Result<Response<proto::TestSubscriptionResponse>, Status> {
-        Err(not_implemented("TestSubscription").into())
+        Ok(Response::new(subscriptions::trial::handle(&self.registry, request).await?))
     }
 
     async fn explain_match(
         &self,
-        _: Request<proto::ExplainMatchRequest>,
+        request: Request<proto::ExplainMatchRequest>,
     ) -> Result<Response<proto::ExplainMatchResponse>, Status> {
-        Err(not_implemented("ExplainMatch").into())
+        Ok(Response::new(subscriptions::explain::handle(&self.registry, request).await?))
     }
 
     async fn get_event(

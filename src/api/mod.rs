@@ -23,7 +23,7 @@ pub mod publish;
 pub mod registry;
 pub mod server;
 pub mod status;
-mod subscriptions;
+pub mod subscriptions;
 pub mod tls;
 pub mod web;
 

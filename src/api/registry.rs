@@ -4,6 +4,7 @@
 
 use super::auth;
 use super::status::ApiError;
+use super::subscriptions::trial::Trials;
 use crate::domain::access::{Caller, Role};
 use crate::domain::catalogue::{Catalogue, SystemEventType};
 use crate::domain::event_type::{EventType, EventTypeName};
@@ -66,6 +67,8 @@ pub struct RegistryDeps {
     pub page_tokens: PageTokens,
     /// What matches, and the compiled schemas.
     pub registry: Registry,
+    /// Test runs of listeners.
+    pub trials: Trials,
     /// The egress guard.
     pub uri_check: UriCheck,
     /// The bounds.

@@ -11,6 +11,7 @@ mod dev;
 mod error;
 mod event_types;
 mod events;
+mod explain;
 mod invocations;
 mod migrate;
 mod output;
@@ -19,6 +20,7 @@ mod receiver;
 mod serve;
 mod subscribe;
 mod subscriptions;
+mod test;
 mod unsubscribe;
 mod values;
 mod watch;
@@ -69,6 +71,8 @@ enum Command {
     Events(events::EventsArgs),
     Watch(watch::WatchArgs),
     Invocations(invocations::InvocationsArgs),
+    Explain(explain::ExplainArgs),
+    Test(test::TestArgs),
     Admin(admin::AdminArgs),
     Receiver(receiver::ReceiverArgs),
     Demo(demo::DemoArgs),
@@ -122,6 +126,8 @@ impl Cli {
             Command::Events(args) => run_client(events::run(args, output)),
             Command::Watch(args) => run_client(watch::run(args, output)),
             Command::Invocations(args) => run_client(invocations::run(args, output)),
+            Command::Explain(args) => run_client(explain::run(args, output)),
+            Command::Test(args) => run_client(test::run(args, output)),
             Command::Admin(args) => run_client(admin::run(args, output)),
             Command::Receiver(args) => run_client(receiver::run(args, output)),
             Command::Demo(args) => run_client(demo::run(args, output)),

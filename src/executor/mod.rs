@@ -13,6 +13,7 @@ use crate::domain::event::LogEntry;
 use crate::domain::ids::InvocationId;
 use crate::domain::invocation::Outcome;
 use crate::domain::pre::Answer;
+use crate::domain::trial::Trial;
 use crate::domain::webhook::WebhookCall;
 use bytes::Bytes;
 use std::sync::{Arc, OnceLock};
@@ -67,6 +68,18 @@ impl Executor {
     /// Asks a webhook once whether it agrees with a PRE event. Returns at `deadline` at the latest, whatever the receiver does.
     pub async fn ask(&self, call: &WebhookCall, delivery: &Delivery, deadline: Instant) -> (Outcome, Answer) {
         self.webhooks.ask(call, delivery, deadline).await
+    }
+
+    /// Calls a webhook once for a test, and shows what was sent and what came back. Returns at `deadline` at the latest.
+    pub async fn trial(
+        self,
+        call: Arc<WebhookCall>,
+        entry: Arc<LogEntry>,
+        invocation: InvocationId,
+        deadline: Instant,
+    ) -> Trial {
+        let delivery = Delivery { invocation, attempt: 1, event: Arc::new(EncodedEvent::new(entry)) };
+        self.webhooks.trial(&call, &delivery, deadline).await
     }
 }
 

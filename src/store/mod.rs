@@ -19,6 +19,7 @@ pub mod heads;
 pub mod invocation_changes;
 pub mod invocations;
 pub mod leases;
+mod log_end;
 pub mod measure;
 pub mod notify;
 mod partitions;

@@ -3,6 +3,7 @@
 pub mod admin;
 pub mod event;
 pub mod event_type;
+pub mod explain;
 pub mod invocation;
 pub mod page;
 pub mod pre;

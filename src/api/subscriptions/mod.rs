@@ -2,10 +2,12 @@
 
 pub(super) mod disable;
 pub(super) mod enable;
+pub(super) mod explain;
 pub(super) mod get;
 pub(super) mod list;
 pub(super) mod rotate_secret;
 pub(super) mod subscribe;
+pub mod trial;
 pub(super) mod undelete;
 pub(super) mod unsubscribe;
 pub(super) mod update;

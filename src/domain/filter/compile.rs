@@ -30,7 +30,7 @@ const FREE_PATHS_MAX: usize = 16;
 /// How deep brackets and operators may be nested for the parser to run on the caller's stack.
 const IN_PLACE_MAX: usize = 4;
 /// The stack for everything else that is within the bounds.
-const STACK_BYTES: usize = 64 * 1024 * 1024;
+pub(super) const STACK_BYTES: usize = 64 * 1024 * 1024;
 
 /// Functions that are called as `f(x)`, with how many arguments.
 const FUNCTIONS: [(&str, &[usize]); 11] = [
@@ -180,14 +180,14 @@ fn scan(source: &str) -> Result<Shape, FilterError> {
 }
 
 /// True where the quote at `quote` follows an `r` or `R` that is a prefix: `r"`, `br"`, `rb"`.
-fn preceded_by_raw_prefix(characters: &[char], quote: usize) -> bool {
+pub(super) fn preceded_by_raw_prefix(characters: &[char], quote: usize) -> bool {
     let prefix = characters[..quote].iter().rev().take_while(|c| c.is_alphanumeric() || **c == '_');
     let prefix: Vec<char> = prefix.map(char::to_ascii_lowercase).collect();
     matches!(prefix.as_slice(), ['r'] | ['r', 'b'] | ['b', 'r'])
 }
 
 /// The index behind a string literal that begins at `start`; the end of the text where it is not closed.
-fn end_of_string(characters: &[char], start: usize, raw: bool) -> usize {
+pub(super) fn end_of_string(characters: &[char], start: usize, raw: bool) -> usize {
     let quote = characters[start];
     let triple = characters[start..].iter().take(3).filter(|c| **c == quote).count() == 3;
     let width = if triple { 3 } else { 1 };

@@ -11,6 +11,7 @@
 
 mod compile;
 mod cost;
+mod explain;
 mod key;
 mod values;
 
@@ -21,6 +22,7 @@ use cel::common::value::{CowVal, Val};
 use cel::context::VariableResolver;
 use cel::{Context, ExecutionError, Value};
 use cost::{Budget, Pattern};
+pub use explain::{Deciding, Explanation};
 pub use key::OrderingKey;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -119,7 +121,7 @@ impl Filter {
             }
             match value {
                 Ok(value) => take(&value),
-                Err(error) => Err(EvaluationError(self.explain(&error))),
+                Err(error) => Err(EvaluationError(self.explain_error(&error))),
             }
         };
         catch_unwind(AssertUnwindSafe(evaluation))
@@ -127,7 +129,7 @@ impl Filter {
     }
 
     /// What went wrong, in words that come from the expression and from types alone.
-    fn explain(&self, error: &ExecutionError) -> String {
+    fn explain_error(&self, error: &ExecutionError) -> String {
         match error {
             // A key that was computed from the payload is not named.
             ExecutionError::NoSuchKey(key) if self.source.contains(key.as_str()) => format!("no such key: {key}"),

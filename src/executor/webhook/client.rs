@@ -11,6 +11,7 @@ use super::{cloudevent, decide, sign};
 use crate::clock;
 use crate::domain::invocation::{Outcome, OutcomeClass};
 use crate::domain::pre;
+use crate::domain::trial::{CameBack, SentRequest, Trial};
 use crate::domain::webhook::WebhookCall;
 use crate::executor::{Config, Delivery, ExecutorError};
 use bytes::Bytes;
@@ -24,9 +25,16 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
+const CARILLON_TEST: HeaderName = HeaderName::from_static("carillon-test");
 const WEBHOOK_ID: HeaderName = HeaderName::from_static("webhook-id");
 const WEBHOOK_TIMESTAMP: HeaderName = HeaderName::from_static("webhook-timestamp");
 const WEBHOOK_SIGNATURE: HeaderName = HeaderName::from_static("webhook-signature");
+
+/// Header fields of an answer that a test shows, and bytes of each value.
+const SHOWN_HEADERS_MAX: usize = 64;
+const SHOWN_VALUE_BYTES_MAX: usize = 256;
+/// What a test shows instead of a secret.
+const REDACTED: &str = "(redacted)";
 
 /// Most bytes of an answer's header section, over HTTP/1 and HTTP/2.
 const HEADER_BYTES_MAX: u16 = 32 * 1024;
@@ -78,15 +86,24 @@ impl WebhookClient {
 
     /// One attempt. Returns at the deadline at the latest.
     pub async fn call(&self, call: &WebhookCall, delivery: &Delivery, deadline: Instant) -> Outcome {
-        let mut reply = Reply { status: 0, keep: answer::EXCERPT_SOURCE_BYTES, json: false, body: None };
+        let mut reply = Reply { status: 0, keep: answer::EXCERPT_SOURCE_BYTES, json: false, body: None, seen: None };
         self.bounded(call, delivery, deadline, &mut reply).await
     }
 
     /// One attempt whose answer decides. Returns at the deadline at the latest.
     pub async fn ask(&self, call: &WebhookCall, delivery: &Delivery, deadline: Instant) -> (Outcome, pre::Answer) {
-        let mut reply = Reply { status: 0, keep: self.response_bytes_max, json: false, body: None };
+        let mut reply = Reply { status: 0, keep: self.response_bytes_max, json: false, body: None, seen: None };
         let outcome = self.bounded(call, delivery, deadline, &mut reply).await;
         decide::decide(outcome, reply.json, reply.body.as_deref())
+    }
+
+    /// One attempt that is marked as a test, with what it sent and got. Returns at the deadline at the latest.
+    pub async fn trial(&self, call: &WebhookCall, delivery: &Delivery, deadline: Instant) -> Trial {
+        let seen = Some(Seen { begin: Instant::now(), request: None, answer: None });
+        let mut reply = Reply { status: 0, keep: answer::EXCERPT_SOURCE_BYTES, json: false, body: None, seen };
+        let outcome = self.bounded(call, delivery, deadline, &mut reply).await;
+        let (request, answer) = reply.seen.map(|seen| (seen.request, seen.answer)).unwrap_or_default();
+        Trial { outcome, request, answer }
     }
 
     async fn bounded(&self, call: &WebhookCall, delivery: &Delivery, deadline: Instant, reply: &mut Reply) -> Outcome {
@@ -98,16 +115,24 @@ impl WebhookClient {
     }
 
     async fn exchange(&self, call: &WebhookCall, delivery: &Delivery, reply: &mut Reply) -> Outcome {
-        let (request, signature) = match self.request(call, delivery) {
+        let (mut request, signature) = match self.request(call, delivery) {
             Ok(signed) => signed,
             Err(outcome) => return outcome,
         };
+        if let Some(seen) = &mut reply.seen {
+            request.headers_mut().insert(CARILLON_TEST, HeaderValue::from_static("true"));
+            seen.request = Some(sent(&request).await);
+        }
         let mut response = match self.http.request(request).await {
             Ok(response) => response,
             Err(error) => return answer::unanswered(&error),
         };
         let answered = response.status();
         reply.status = answered.as_u16();
+        if let Some(seen) = &mut reply.seen {
+            let (headers, after) = (shown(response.headers()), seen.begin.elapsed());
+            seen.answer = Some(CameBack { status: reply.status, headers, after });
+        }
         reply.json = answer::is_json(response.headers());
         let retry_after = if answered.is_success() { None } else { answer::retry_after(response.headers()) };
         let mut start = Vec::new();
@@ -182,6 +207,36 @@ struct Reply {
     json: bool,
     /// The whole body, where it is not longer than `keep`.
     body: Option<Vec<u8>>,
+    /// What a test run saw; none for any other attempt.
+    seen: Option<Seen>,
+}
+
+/// What a test run saw.
+struct Seen {
+    begin: Instant,
+    request: Option<SentRequest>,
+    answer: Option<CameBack>,
+}
+
+/// The request as a test shows it: without the signature, and without what the target's own headers hold.
+async fn sent(request: &Request<Full<Bytes>>) -> SentRequest {
+    let value = |name: &HeaderName, value: &HeaderValue| {
+        let secret = value.is_sensitive() || *name == WEBHOOK_SIGNATURE;
+        if secret { REDACTED.to_owned() } else { String::from_utf8_lossy(value.as_bytes()).into_owned() }
+    };
+    let headers = request.headers().iter().map(|(name, field)| (name.to_string(), value(name, field))).collect();
+    // The body is in memory, so collecting it neither waits nor fails.
+    let body = request.body().clone().collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
+    SentRequest { uri: request.uri().to_string(), headers, body }
+}
+
+/// An answer's header fields as a test shows them.
+fn shown(headers: &HeaderMap) -> Vec<(String, String)> {
+    let value = |value: &HeaderValue| {
+        let bytes = value.as_bytes();
+        String::from_utf8_lossy(&bytes[..bytes.len().min(SHOWN_VALUE_BYTES_MAX)]).into_owned()
+    };
+    headers.iter().take(SHOWN_HEADERS_MAX).map(|(name, field)| (name.to_string(), value(field))).collect()
 }
 
 fn own_value(text: String) -> HeaderValue {

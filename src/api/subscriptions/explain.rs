@@ -1,0 +1,186 @@
+//! ExplainMatch: which subscriptions an event fires, and why the others do not; or what a filter that is not saved yet makes of the last
+//! stored events.
+//!
+//! Filters are evaluated away from the reactor, and over a bounded number of events and subscriptions.
+
+use super::trial::hand_written;
+use crate::api::registry::{RegistryDeps, authorised, invalid, refused, wrong_page};
+use crate::api::status::ApiError;
+use crate::domain::access::{Caller, Role};
+use crate::domain::event::{Event, LogEntry};
+use crate::domain::explain::{Reason, explain};
+use crate::domain::filter::FilterContext;
+use crate::domain::ids::{EventId, TenantId};
+use crate::domain::subscription::State;
+use crate::proto::public::{DraftFailure, DraftFilter, DraftMatch, ExplainMatchRequest, ExplainMatchResponse};
+use crate::store::StoreError;
+use crate::store::event_pages::PageBound;
+use crate::store::subscriptions::SubscriptionQuery;
+use crate::wire::FieldError;
+use crate::wire::event_type::parse_name;
+use crate::wire::explain::explanation_to_proto;
+use crate::wire::page::{PageScope, cut, page_size};
+use crate::wire::subscription::parse_filter;
+use chrono::Days;
+use prost::Message as _;
+use std::collections::HashMap;
+use std::sync::Arc;
+use tonic::Request;
+
+/// Events that a draft filter looks at.
+const LAST_EVENTS_DEFAULT: i32 = 1_000;
+const LAST_EVENTS_MAX: i32 = 10_000;
+/// Bytes of data that it reads, in all and at a time.
+const DRAFT_BYTES_MAX: usize = 64 * 1024 * 1024;
+const DRAFT_PAGE: PageBound = PageBound { entries: 500, data_bytes: 8 * 1024 * 1024 };
+/// How many ids and reasons a draft's answer names.
+const SAMPLES_MAX: usize = 10;
+
+pub(crate) async fn handle(
+    deps: &RegistryDeps,
+    request: Request<ExplainMatchRequest>,
+) -> Result<ExplainMatchResponse, ApiError> {
+    let (caller, mut request) = authorised(request, Role::Viewer)?;
+    let given = [!request.event_id.is_empty(), request.event.is_some(), request.draft.is_some()];
+    if given.into_iter().filter(|given| *given).count() != 1 {
+        let message = "exactly one of event_id, event and draft must be given";
+        return Err(invalid(FieldError::new("event_id", message)));
+    }
+    if let Some(draft) = request.draft.take() {
+        let draft = Some(try_draft(deps, caller.tenant, draft).await?);
+        return Ok(ExplainMatchResponse { draft, ..Default::default() });
+    }
+    let size = page_size("page_size", request.page_size, 100, 1_000).map_err(invalid)?;
+    if request.schema_version < 0 {
+        return Err(invalid(FieldError::new("schema_version", "must not be negative")));
+    }
+    let asked = ExplainMatchRequest { page_size: 0, page_token: String::new(), ..request.clone() };
+    let scope = PageScope::new("ExplainMatch", caller.tenant).with(asked.encode_to_vec());
+    let after = deps.page_tokens.open_number(&scope, &request.page_token).map_err(wrong_page)?;
+    let after = i32::try_from(after.unwrap_or_default()).map_err(|_| ApiError::PageTokenInvalid)?;
+    let (event, entry) = match request.event.take() {
+        None => {
+            let id = EventId::parse(&request.event_id)
+                .map_err(|error| invalid(FieldError::new("event_id", error.to_string())))?;
+            let entry = deps.store.event(caller.tenant, id).await?;
+            let entry = entry.ok_or(ApiError::EventNotFound { event: request.event_id })?;
+            (Arc::clone(&entry.event), Some(entry))
+        }
+        Some(event) => {
+            let mut event = hand_written(event, None)?;
+            let known = deps.event_type(caller.tenant, &event.event_type).await?;
+            let latest = known.event_type().latest_schema;
+            event.schema_version = if request.schema_version == 0 { latest } else { request.schema_version };
+            if event.schema_version > latest {
+                let event_type = event.event_type.as_str().to_owned();
+                return Err(ApiError::SchemaVersionNotFound { event_type, version: event.schema_version });
+            }
+            (Arc::new(event), None)
+        }
+    };
+    explain_page(deps, &caller, event, entry, (after, size), &scope).await
+}
+
+async fn explain_page(
+    deps: &RegistryDeps,
+    caller: &Caller,
+    event: Arc<Event>,
+    entry: Option<Arc<LogEntry>>,
+    (after, size): (i32, u32),
+    scope: &PageScope,
+) -> Result<ExplainMatchResponse, ApiError> {
+    let states = vec![State::Active, State::Disabled, State::Deleted];
+    let query = SubscriptionQuery { app: caller.app, event_type: Some(event.event_type.clone()), states };
+    let mut page = deps.store.subscriptions(caller.tenant, &query, after, size + 1).await?;
+    let mut response = ExplainMatchResponse::default();
+    if cut(&mut page, size) {
+        let last = page.last().map(|subscription| i64::from(subscription.no)).unwrap_or_default();
+        response.next_page_token = deps.page_tokens.seal_number(scope, last);
+    }
+    let explained = tokio::task::spawn_blocking(move || {
+        let context = FilterContext::new(&event);
+        for subscription in &page {
+            let reason = explain(subscription, &event, &context);
+            if reason == Reason::Fires {
+                response.subscription_ids.push(subscription.id.to_string());
+            }
+            response.explanations.push(explanation_to_proto(subscription, reason, entry.as_deref()));
+        }
+        response
+    });
+    explained.await.map_err(|error| ApiError::internal("explain matches", error))
+}
+
+/// What became of the events that a draft filter looked at.
+#[derive(Default)]
+struct Tried {
+    answer: DraftMatch,
+    failures: HashMap<String, (i32, String)>,
+}
+
+async fn try_draft(deps: &RegistryDeps, tenant: TenantId, draft: DraftFilter) -> Result<DraftMatch, ApiError> {
+    let name = parse_name("draft.event_type", &draft.event_type).map_err(invalid)?;
+    let filter = parse_filter("draft.filter", &draft.filter).map_err(refused)?;
+    let filter = filter.ok_or_else(|| invalid(FieldError::new("draft.filter", "is required")))?;
+    let last = match draft.last_events {
+        ..0 => return Err(invalid(FieldError::new("draft.last_events", "must not be negative"))),
+        0 => LAST_EVENTS_DEFAULT,
+        last => last.min(LAST_EVENTS_MAX),
+    };
+    deps.event_type(tenant, &name).await?;
+    let head = deps.store.head(tenant).await?.ok_or(StoreError::Corrupt { what: "head" })?;
+    // Tomorrow by this clock is not before today by the database's.
+    let mut day = deps.store.now().date_naive() + Days::new(1);
+    let mut before = head.position + 1;
+    let mut bytes = 0;
+    let mut tried = Tried::default();
+    while tried.answer.looked_at < last && bytes < DRAFT_BYTES_MAX {
+        let left = u32::try_from(last - tried.answer.looked_at).unwrap_or(0);
+        let bound = PageBound { entries: left.min(DRAFT_PAGE.entries), ..DRAFT_PAGE };
+        let page = deps.store.read_log_before(tenant, day, before, bound).await?;
+        let Some(oldest) = page.last() else { break };
+        (day, before) = (oldest.day(), oldest.position);
+        bytes += page.iter().map(|entry| entry.event.data.as_bytes().len()).sum::<usize>();
+        let (filter, name) = (filter.clone(), name.clone());
+        let look = move || {
+            for entry in &page {
+                tried.look(entry, &filter, entry.event.event_type == name);
+            }
+            tried
+        };
+        let looked = tokio::task::spawn_blocking(look).await;
+        tried = looked.map_err(|error| ApiError::internal("try a filter", error))?;
+    }
+    let mut failures: Vec<DraftFailure> = tried
+        .failures
+        .into_iter()
+        .map(|(message, (count, sample_event_id))| DraftFailure { message, count, sample_event_id })
+        .collect();
+    failures.sort_by(|a, b| b.count.cmp(&a.count).then_with(|| a.message.cmp(&b.message)));
+    failures.truncate(SAMPLES_MAX);
+    Ok(DraftMatch { failures, ..tried.answer })
+}
+
+impl Tried {
+    fn look(&mut self, entry: &LogEntry, filter: &crate::domain::filter::Filter, of_type: bool) {
+        self.answer.looked_at += 1;
+        if !of_type {
+            return;
+        }
+        self.answer.of_type += 1;
+        match filter.matches(&FilterContext::new(&entry.event)) {
+            Ok(true) => {
+                self.answer.matched += 1;
+                if self.answer.sample_event_ids.len() < SAMPLES_MAX {
+                    self.answer.sample_event_ids.push(entry.event.id.to_string());
+                }
+            }
+            Ok(false) => {}
+            Err(error) => {
+                self.answer.failed += 1;
+                let id = || (0, entry.event.id.to_string());
+                self.failures.entry(error.0).or_insert_with(id).0 += 1;
+            }
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! `TestSubscription`: one real call, marked as a test, of which nothing is recorded.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use carillon::proto::internal::Role;
+use carillon::proto::public::{
+    Attempt, DisableSubscriptionRequest, ListEventsRequest, ListInvocationsRequest, MatchReason, OutcomeClass,
+    TestSubscriptionRequest, TestSubscriptionResponse, UnsubscribeRequest,
+};
+use serde_json::{Value, json};
+use tokio::sync::Semaphore;
+use tonic::Code;
+
+use crate::harness::tenant::{Clients, assert_refused, cloud_event, create_key};
+use crate::harness::{Answer, Receiver, Tenant, World};
+
+const NAME: &str = "CUSTOM_TRIED";
+
+fn request(id: &str, data: &Value) -> TestSubscriptionRequest {
+    TestSubscriptionRequest { subscription_id: id.to_owned(), data: data.to_string().into(), ..Default::default() }
+}
+
+async fn run(tenant: &Tenant, request: TestSubscriptionRequest) -> TestSubscriptionResponse {
+    tenant.at[1].events.clone().test_subscription(request).await.expect("an answer").into_inner()
+}
+
+fn header<'a>(answer: &'a TestSubscriptionResponse, name: &str) -> &'a str {
+    let headers = &answer.request.as_ref().expect("it was sent").headers;
+    headers.iter().find(|header| header.name == name).map_or("", |header| header.value.as_str())
+}
+
+#[tokio::test]
+async fn a_test_run_is_a_real_signed_call_with_its_whole_trace_and_leaves_nothing_behind() {
+    let tenant = World::shared().await.tenant().await;
+    let receiver = Receiver::start().await;
+    tenant.declare(NAME).await;
+    let mut subscribe = tenant.subscribe_request(NAME, &receiver.url("/hook"));
+    subscribe.filter = "data.n > 5".to_owned();
+    let target = subscribe.target.as_mut().and_then(|target| target.kind.as_mut());
+    if let Some(carillon::proto::public::target::Kind::Webhook(webhook)) = target {
+        webhook.headers.insert("x-token".to_owned(), "planted-secret".to_owned());
+    }
+    let subscribed = tenant.events().subscribe(subscribe).await.expect("valid").into_inner();
+    receiver.trust("/hook", &subscribed.signing_secret);
+    let id = subscribed.subscription.expect("it is set").id;
+
+    let answer = run(&tenant, request(&id, &json!({"n": 3}))).await;
+    let attempt = answer.attempt.clone().expect("it is set");
+    assert_eq!(
+        (attempt.outcome(), attempt.status_code, attempt.number),
+        (OutcomeClass::Succeeded, 200, 1),
+        "{answer:?}"
+    );
+    let explanation = answer.r#match.clone().expect("it is set");
+    assert_eq!((explanation.fires, explanation.reason()), (false, MatchReason::Filter));
+    assert_eq!(explanation.deciding[0].expression, "data.n > 5");
+    assert_eq!(answer.answer.as_ref().map(|answer| answer.status_code), Some(200));
+    assert!(answer.header_time.is_some() && attempt.duration.is_some());
+
+    let received = receiver.receives("/hook", 1).await.remove(0);
+    assert_eq!(received.verified, Some(true), "the signature is real");
+    assert_eq!((received.header("carillon-test"), received.header("x-token")), ("true", "planted-secret"));
+    assert_eq!(received.json()["carillontest"], json!(true));
+    assert_eq!(received.json()["data"], json!({"n": 3}));
+    let sent = answer.request.clone().expect("it was sent");
+    assert_eq!((sent.method.as_str(), sent.uri.as_str()), ("POST", receiver.url("/hook").as_str()));
+    assert_eq!(serde_json::from_slice::<Value>(&sent.body).expect("JSON"), received.json());
+    assert_eq!(sent.body_bytes, i64::try_from(sent.body.len()).expect("small"));
+    assert_eq!((header(&answer, "webhook-signature"), header(&answer, "x-token")), ("(redacted)", "(redacted)"));
+    assert_eq!(header(&answer, "webhook-id"), received.header("webhook-id"));
+    assert!(!format!("{answer:?}").contains("planted-secret"));
+
+    // The log also holds what Carillon tells of the subscription itself.
+    let request = ListEventsRequest { event_types: vec![NAME.to_owned()], ..Default::default() };
+    let events = tenant.events().list_events(request).await.expect("a page").into_inner();
+    assert!(events.events.is_empty(), "no event was recorded");
+    let invocations = tenant.invocations().list_invocations(ListInvocationsRequest::default()).await.expect("a page");
+    assert!(invocations.into_inner().invocations.is_empty(), "no invocation was recorded");
+}
+
+#[tokio::test]
+async fn failures_are_told_and_a_disabled_subscription_can_be_tried() {
+    let tenant = World::shared().await.tenant().await;
+    let receiver = Receiver::start().await;
+    tenant.declare(NAME).await;
+    receiver.answers("/hook", [Answer::Status(503)]);
+    let id = tenant.subscribe(NAME, &receiver, "/hook").await.subscription.expect("it is set").id;
+    let disable = DisableSubscriptionRequest { subscription_id: id.clone(), etag: String::new() };
+    tenant.events().disable_subscription(disable).await.expect("it is active");
+    let mut whole = request(&id, &json!({}));
+    whole.data = Bytes::new();
+    whole.event = Some(cloud_event(NAME, &json!({"n": 1})));
+    let answer = run(&tenant, whole).await;
+    let attempt = answer.attempt.clone().expect("it is set");
+    assert_eq!((attempt.outcome(), attempt.status_code), (OutcomeClass::Throttled, 503), "{answer:?}");
+    assert_eq!(answer.r#match.map(|one| one.reason()), Some(MatchReason::State));
+    assert_eq!(receiver.receives("/hook", 1).await.len(), 1, "a test is never tried again");
+
+    let closed = tenant.subscribe_request(NAME, "http://127.0.0.1:9/closed");
+    let closed = tenant.events().subscribe(closed).await.expect("valid").into_inner().subscription.expect("set").id;
+    let answer = run(&tenant, request(&closed, &json!({}))).await;
+    assert_eq!(answer.attempt.as_ref().map(Attempt::outcome), Some(OutcomeClass::Unreachable));
+    assert!(answer.request.is_some() && answer.answer.is_none(), "{answer:?}");
+}
+
+#[tokio::test]
+async fn one_test_of_a_subscription_runs_at_a_time() {
+    let tenant = World::shared().await.tenant().await;
+    let receiver = Receiver::start().await;
+    let gate = Arc::new(Semaphore::new(0));
+    receiver.answers("/hook", [Answer::Gated(gate.clone())]);
+    tenant.declare(NAME).await;
+    let id = tenant.subscribe(NAME, &receiver, "/hook").await.subscription.expect("it is set").id;
+    let mut first = tenant.events();
+    let running = tokio::spawn({
+        let request = request(&id, &json!({}));
+        async move { first.test_subscription(request).await }
+    });
+    receiver.receives("/hook", 1).await;
+    let second = tenant.events().test_subscription(request(&id, &json!({}))).await;
+    assert_refused(second, Code::ResourceExhausted, "QUOTA_EXCEEDED");
+    gate.add_permits(10);
+    running.await.expect("it ends").expect("an answer");
+    let third = tenant.events().test_subscription(request(&id, &json!({}))).await.expect("its place is free again");
+    assert_eq!(third.into_inner().attempt.expect("it is set").outcome(), OutcomeClass::Succeeded);
+}
+
+#[tokio::test]
+async fn bad_requests_are_refused() {
+    let world = World::shared().await;
+    let tenant = world.tenant().await;
+    let receiver = Receiver::start().await;
+    tenant.declare(NAME).await;
+    let id = tenant.subscribe(NAME, &receiver, "/hook").await.subscription.expect("it is set").id;
+    let both = TestSubscriptionRequest { event: Some(cloud_event(NAME, &json!({}))), ..request(&id, &json!({})) };
+    let neither = TestSubscriptionRequest { data: Bytes::new(), ..request(&id, &json!({})) };
+    let broken = TestSubscriptionRequest { data: b"{".as_slice().into(), ..request(&id, &json!({})) };
+    let event = Some(cloud_event("CUSTOM_OTHER", &json!({})));
+    let foreign_type = TestSubscriptionRequest { event, data: Bytes::new(), subscription_id: id.clone() };
+    for (request, code, reason) in [
+        (both, Code::InvalidArgument, "FIELD_INVALID"),
+        (neither, Code::InvalidArgument, "FIELD_INVALID"),
+        (broken, Code::InvalidArgument, "FIELD_INVALID"),
+        (foreign_type, Code::InvalidArgument, "FIELD_INVALID"),
+        (request("", &json!({})), Code::InvalidArgument, "FIELD_INVALID"),
+        (request("sub_0000000000000000000000000w", &json!({})), Code::NotFound, "SUBSCRIPTION_NOT_FOUND"),
+    ] {
+        assert_refused(tenant.events().test_subscription(request).await, code, reason);
+    }
+    let other = world.tenant().await;
+    let foreign = other.events().test_subscription(request(&id, &json!({}))).await;
+    assert_refused(foreign, Code::NotFound, "SUBSCRIPTION_NOT_FOUND");
+    let viewer = create_key(world, &tenant.slug, "", Role::Viewer).await;
+    let seen = Clients::new(world, 0, &viewer).events.test_subscription(request(&id, &json!({}))).await;
+    assert_refused(seen, Code::PermissionDenied, "ROLE_INSUFFICIENT");
+    let unsubscribe = UnsubscribeRequest { subscription_id: id.clone(), ..Default::default() };
+    tenant.events().unsubscribe(unsubscribe).await.expect("it is subscribed");
+    let deleted = tenant.events().test_subscription(request(&id, &json!({}))).await;
+    assert_refused(deleted, Code::FailedPrecondition, "SUBSCRIPTION_STATE");
+    assert!(receiver.received("/hook").is_empty());
+}
