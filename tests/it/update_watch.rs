@@ -112,7 +112,8 @@ async fn filters_are_added_replaced_and_removed_from_either_replica() {
     for kind in ["a", "b"] {
         publish(&tenant, kind).await;
     }
-    assert_eq!(seen(watch.events(1).await), [(1, vec!["a".to_owned()])]);
+    // The declaration of the type is the log's first event.
+    assert_eq!(seen(watch.events(1).await), [(2, vec!["a".to_owned()])]);
 
     for (replica, expected) in [(0, 2), (1, 3)] {
         let request = if replica == 0 {
@@ -129,7 +130,7 @@ async fn filters_are_added_replaced_and_removed_from_either_replica() {
     for kind in ["a", "c"] {
         publish(&tenant, kind).await;
     }
-    assert_eq!(seen(watch.events(2).await), [3, 4].map(|position| (position, vec!["b".to_owned()])));
+    assert_eq!(seen(watch.events(2).await), [4, 5].map(|position| (position, vec!["b".to_owned()])));
 }
 
 #[tokio::test]
@@ -177,7 +178,7 @@ async fn changes_that_cannot_be_name_their_field_and_change_nothing() {
     }
     publish(&tenant, "b").await;
     publish(&tenant, "a").await;
-    assert_eq!(seen(watch.events(1).await), [(2, vec!["a".to_owned()])]);
+    assert_eq!(seen(watch.events(1).await), [(3, vec!["a".to_owned()])]);
 }
 
 #[tokio::test]
@@ -241,7 +242,7 @@ async fn a_later_watch_takes_up_filters_version_and_place_on_either_replica() {
         // After the change: its filters and version from the first message on.
         let mut resumed = Open::at(&tenant, replica, resume(&late)).await;
         assert_eq!(resumed.version, 2);
-        assert_eq!(seen(resumed.events(1).await), [(6, vec!["b".to_owned()])]);
+        assert_eq!(seen(resumed.events(1).await), [(7, vec!["b".to_owned()])]);
         assert_eq!(
             update(&tenant, replica, adding(&resumed, vec![kind("c")])).await.expect("a change").filter_version,
             3
@@ -251,10 +252,10 @@ async fn a_later_watch_takes_up_filters_version_and_place_on_either_replica() {
         let mut resumed = Open::at(&tenant, replica, resume(&early)).await;
         assert_eq!(resumed.version, 1);
         if rest.len() == 1 {
-            assert_eq!(seen(resumed.events(1).await), [(3, vec!["a".to_owned()])]);
+            assert_eq!(seen(resumed.events(1).await), [(4, vec!["a".to_owned()])]);
         }
         assert_eq!(resumed.changed().await, 2);
-        assert_eq!(seen(resumed.events(1).await), [(6, vec!["b".to_owned()])]);
+        assert_eq!(seen(resumed.events(1).await), [(7, vec!["b".to_owned()])]);
     }
 }
 
@@ -333,5 +334,5 @@ async fn a_watch_of_a_killed_replica_is_gone_and_resumes_elsewhere_with_its_filt
     };
     let mut resumed = Open::at(&tenant, 0, resume).await;
     assert_eq!(resumed.version, 2);
-    assert_eq!(seen(resumed.events(1).await), [(1, vec!["b".to_owned()])]);
+    assert_eq!(seen(resumed.events(1).await), [(2, vec!["b".to_owned()])]);
 }
