@@ -62,6 +62,10 @@ impl TlsWatch {
             registry.register("certificate_expiry_timestamp_seconds", help, watch.expiry.clone());
         });
         for tls in watch.ports.iter() {
+            // Shown from the start, so that a first failure is seen as a change.
+            for outcome in ["ok", "failed"] {
+                drop(watch.reloads.get_or_create(&ReloadLabels { port: tls.port(), outcome }));
+            }
             watch.measure(tls);
         }
         watch

@@ -336,11 +336,10 @@ mod tests {
         Filter::parse(source).expect(source).explain(&FilterContext::new(&event))
     }
 
-    fn one(source: &str, data: &'static str) -> (String, (usize, usize), Option<String>, Vec<(String, String)>) {
+    fn one(source: &str, data: &'static str) -> Deciding {
         let mut explanation = explained(source, data);
         assert_eq!(explanation.deciding.len(), 1, "{source}: {explanation:?}");
-        let Deciding { expression, columns, error, operands } = explanation.deciding.remove(0);
-        (expression, columns, error, operands)
+        explanation.deciding.remove(0)
     }
 
     #[test]
@@ -401,7 +400,13 @@ mod tests {
             ),
             ("!(data.n == 1)", r#"{"n": 1}"#, "!(data.n == 1)", (1, 15), vec![pair("data.n == 1", "true")]),
         ] {
-            assert_eq!(one(source, data), (expression.to_owned(), columns, None, operands), "{source}");
+            let found = one(source, data);
+            assert_eq!(
+                (found.expression.as_str(), found.columns, found.error),
+                (expression, columns, None),
+                "{source}"
+            );
+            assert_eq!(found.operands, operands, "{source}");
         }
     }
 
@@ -411,24 +416,24 @@ mod tests {
         let told: Vec<_> = both.deciding.iter().map(|one| (one.expression.as_str(), one.columns)).collect();
         assert_eq!(told, [("data.n == 1", (1, 12)), ("data.n == 2", (16, 27))]);
         assert_eq!(both.matched, Ok(false));
-        let (expression, _, error, operands) = one("data.n > 1 && data.absent == 1", r#"{"n": 3}"#);
+        let Deciding { expression, error, operands, .. } = one("data.n > 1 && data.absent == 1", r#"{"n": 3}"#);
         assert_eq!((expression.as_str(), error.as_deref()), ("data.absent == 1", Some("no such key: absent")));
         assert_eq!(operands, [("data.absent".to_owned(), "(no such key: absent)".to_owned())]);
         // A side that is false decides whatever the other side is.
-        let (expression, _, error, _) = one("data.absent == 1 && data.n == 1", r#"{"n": 3}"#);
+        let Deciding { expression, error, .. } = one("data.absent == 1 && data.n == 1", r#"{"n": 3}"#);
         assert_eq!((expression.as_str(), error), ("data.n == 1", None));
-        let (_, _, error, _) = one("10 / data.n == 1", r#"{"n": 0}"#);
+        let Deciding { error, .. } = one("10 / data.n == 1", r#"{"n": 0}"#);
         assert_eq!(error.as_deref(), Some("division by zero"));
         assert_eq!(explained("data.n == 3", r#"{"n": 3}"#), Explanation { matched: Ok(true), deciding: Vec::new() });
     }
 
     #[test]
     fn a_comprehension_is_told_with_what_it_goes_through_and_values_are_cut() {
-        let (expression, columns, _, operands) = one("data.l.exists(x, x > 5)", r#"{"l": [1, 2]}"#);
+        let Deciding { expression, columns, operands, .. } = one("data.l.exists(x, x > 5)", r#"{"l": [1, 2]}"#);
         assert_eq!((expression.as_str(), columns), ("data.l.exists(x, x > 5)", (1, 24)));
         assert_eq!(operands, [("data.l".to_owned(), "[1,2]".to_owned())]);
         let long: &'static str = Box::leak(format!(r#"{{"s": "{}"}}"#, "ä".repeat(5_000)).into_boxed_str());
-        let (_, _, _, operands) = one("data.s == ''", long);
+        let Deciding { operands, .. } = one("data.s == ''", long);
         assert!(operands[0].1.len() < 220, "{}", operands[0].1.len());
         let many = vec!["data.n == 1"; 60].join(" || ");
         assert_eq!(explained(&many, r#"{"n": 3}"#).deciding.len(), DECIDING_MAX);
