@@ -11,8 +11,8 @@ use super::subscriptions::show_subscription;
 use super::values::{parse_duration, parse_pair, read_secret};
 use crate::proto::public::target::Kind;
 use crate::proto::public::{
-    DeliveryPolicy, OnDeadLetter, OrderingPolicy, PreFailurePolicy, PrePolicy, SubscribeRequest, Target, WebhookMode,
-    WebhookTarget,
+    CircuitBreaker, DeliveryPolicy, OnDeadLetter, OrderingPolicy, PreFailurePolicy, PrePolicy, RateLimit,
+    SubscribeRequest, Target, WebhookMode, WebhookTarget,
 };
 
 const EXAMPLES: &str = r"Examples:
@@ -104,6 +104,18 @@ pub struct PolicyArgs {
     /// Attempts that may run at the same time [default: 32]
     #[arg(long, value_name = "N")]
     max_in_flight: Option<i32>,
+    /// Attempts per interval, such as 100/1s; `none` takes the limit away
+    #[arg(long, value_parser = parse_rate, value_name = "COUNT/DURATION")]
+    rate_limit: Option<Rate>,
+    /// Failed attempts in a row after which no further one starts for a while; 0 takes the breaker away
+    #[arg(long, value_parser = clap::value_parser!(i32).range(0..=10_000), value_name = "N")]
+    circuit_failures: Option<i32>,
+    /// How long that is [default: 30s]
+    #[arg(long, requires = "circuit_failures", value_parser = parse_duration, value_name = "DURATION")]
+    circuit_open: Option<Duration>,
+    /// Disable the subscription after this long of nothing but failures [default: 5d]
+    #[arg(long, value_parser = parse_duration, value_name = "DURATION")]
+    auto_disable_after: Option<Duration>,
     /// CEL expression over `event` and `data`: events with the same value are delivered one after the other
     #[arg(long, value_name = "CEL")]
     ordering_key: Option<String>,
@@ -130,6 +142,14 @@ impl PolicyArgs {
             max_backoff: self.max_backoff.map(Into::into),
             timeout: self.timeout.map(Into::into),
             max_in_flight: self.max_in_flight.unwrap_or_default(),
+            rate_limit: self
+                .rate_limit
+                .and_then(|rate| rate.0)
+                .map(|(count, interval)| RateLimit { count, interval: Some(interval.into()) }),
+            circuit_breaker: self.circuit_failures.filter(|failures| *failures > 0).map(|failure_threshold| {
+                CircuitBreaker { failure_threshold, open_duration: self.circuit_open.map(Into::into) }
+            }),
+            auto_disable_after: self.auto_disable_after.map(Into::into),
             // Given but empty, it takes the order away.
             ordering: self.ordering_key.as_ref().filter(|key| !key.is_empty()).map(|key| OrderingPolicy {
                 key: key.clone(),
@@ -147,11 +167,27 @@ impl PolicyArgs {
             ("max_backoff", self.max_backoff.is_some()),
             ("timeout", self.timeout.is_some()),
             ("max_in_flight", self.max_in_flight.is_some()),
+            ("rate_limit", self.rate_limit.is_some()),
+            ("circuit_breaker", self.circuit_failures.is_some()),
+            ("auto_disable_after", self.auto_disable_after.is_some()),
             ("ordering", self.ordering_key.is_some()),
         ];
         let paths = given.iter().filter(|(_, given)| *given).map(|(name, _)| format!("delivery_policy.{name}"));
         (policy, paths.collect())
     }
+}
+
+/// A rate limit, or that there is to be none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Rate(Option<(i32, Duration)>);
+
+fn parse_rate(text: &str) -> Result<Rate, String> {
+    if text == "none" {
+        return Ok(Rate(None));
+    }
+    let (count, interval) = text.split_once('/').ok_or("is not COUNT/DURATION, such as 100/1s")?;
+    let count = count.parse().map_err(|_| "the count is not a number".to_owned())?;
+    Ok(Rate(Some((count, parse_duration(interval)?))))
 }
 
 /// What the listener of a PRE event type may do; only for PRE event types.
@@ -241,4 +277,18 @@ pub async fn run(args: SubscribeArgs, output: Output) -> Result<(), CliError> {
     output.fields(&[("signing secret", answer.signing_secret)])?;
     note("the signing secret is shown only now: the receiver verifies with it");
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rate_is_a_count_per_time_or_none() {
+        assert_eq!(parse_rate("100/1s"), Ok(Rate(Some((100, Duration::from_secs(1))))));
+        assert_eq!(parse_rate("none"), Ok(Rate(None)));
+        for bad in ["", "100", "x/1s", "1/", "1/x"] {
+            assert!(parse_rate(bad).is_err(), "{bad}");
+        }
+    }
 }

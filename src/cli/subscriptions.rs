@@ -13,7 +13,7 @@ use super::values::{parse_duration, parse_pair};
 use crate::proto::public::target::Kind;
 use crate::proto::public::{
     DisableSubscriptionRequest, EnableSubscriptionRequest, GetSubscriptionRequest, ListSubscriptionsRequest,
-    OnDeadLetter, OrderingPolicy, RotateSubscriptionSecretRequest, Subscription, SubscriptionState, Target,
+    OnDeadLetter, OrderingPolicy, RateLimit, RotateSubscriptionSecretRequest, Subscription, SubscriptionState, Target,
     UndeleteSubscriptionRequest, UpdateSubscriptionRequest, WebhookTarget,
 };
 
@@ -192,6 +192,21 @@ pub async fn run(args: SubscriptionsArgs, output: Output) -> Result<(), CliError
     if output.is_json() { output.document(&subscription) } else { show_subscription(output, &subscription) }
 }
 
+/// A rate limit in words.
+fn rate(limit: &RateLimit) -> String {
+    format!("{} per {}", limit.count, duration(limit.interval.as_ref()))
+}
+
+/// A circuit in words.
+fn circuit(subscription: &Subscription) -> String {
+    let circuit = subscription.circuit.unwrap_or_default();
+    let state = short(circuit.state().as_str_name(), "CIRCUIT_STATE_");
+    match circuit.since {
+        Some(_) => format!("{state} since {}, after {} failures", time(circuit.since.as_ref()), circuit.failures),
+        None => state.to_owned(),
+    }
+}
+
 /// An order of delivery in words.
 fn order(ordering: &OrderingPolicy) -> String {
     let block = ordering.on_dead_letter() == OnDeadLetter::Block;
@@ -233,6 +248,8 @@ pub fn show_subscription(output: Output, subscription: &Subscription) -> Result<
             "delivery",
             format!("{attempts} attempts of {timeout}, back-off {first} to {last}, {in_flight} at the same time"),
         ),
+        ("rate limit", policy.rate_limit.as_ref().map(rate).unwrap_or_default()),
+        ("circuit", policy.circuit_breaker.as_ref().map(|_| circuit(subscription)).unwrap_or_default()),
         ("order", policy.ordering.as_ref().map(order).unwrap_or_default()),
         ("PRE", veto.unwrap_or_default()),
         ("state", format!("{}{reason}", short(subscription.state().as_str_name(), "SUBSCRIPTION_STATE_"))),

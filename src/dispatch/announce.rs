@@ -1,23 +1,28 @@
 //! Operator events: what an operator should know of dispatching, published into the tenant's own log.
 //!
 //! Dead letters are announced from their rows, changes of the registry from the outbox that their transactions write, so that a
-//! crash loses none; the idempotency key makes a repetition harmless. The event of a dead letter is caused by the invocation it tells about: a subscription that fails on its own
-//! failures is in its own lineage, and does not fire again.
+//! crash loses none; the idempotency key makes a repetition harmless. The event of a dead letter is caused by the invocation it
+//! tells about: a subscription that fails on its own failures is in its own lineage, and does not fire again. A circuit is announced
+//! before its row is written; one that changes while its owner crashes is found by the failures that follow.
 
 use super::run::{Input, Life, Shared};
+use super::tenant::{Failing, HealthNote};
 use crate::domain::announcement::Announcement;
 use crate::domain::catalogue::Catalogue;
 use crate::domain::event_type::EventTypeName;
 use crate::domain::ids::{SubscriptionNo, TenantId};
 use crate::domain::invocation::OutcomeClass;
+use crate::domain::subscription::CircuitState;
 use crate::feed::{Head, News};
 use crate::publish::PublishError;
 use crate::store::StoreError;
 use crate::store::announcements::Waiting;
 use crate::store::dispatch::DeadLetter;
+use crate::store::health::HealthRow;
+use crate::store::subscriptions::ServerReason;
 use chrono::{DateTime, Utc};
 use serde_json::json;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 const PAGE: u32 = 100;
@@ -140,7 +145,30 @@ async fn disable_gone(
     subscription_no: SubscriptionNo,
     gone_at: DateTime<Utc>,
 ) -> Result<(), AnnounceError> {
-    let Some(change) = shared.parts.store.disable_gone(tenant, subscription_no, gone_at).await? else { return Ok(()) };
+    disable_and_tell(shared, tenant, subscription_no, ServerReason::Gone { at: gone_at }).await
+}
+
+/// Disables a subscription that only fails. A later failure asks for it again where this one did not get through.
+pub(super) fn disable_failing(shared: &Arc<Shared>, tenant: TenantId, failing: Failing) {
+    let shared = shared.clone();
+    tokio::spawn(async move {
+        let Failing { subscription_no, version, class } = failing;
+        let reason = ServerReason::Failing { version, class: class_name(class) };
+        if let Err(error) = disable_and_tell(&shared, tenant, subscription_no, reason).await {
+            tracing::warn!(%tenant, subscription_no, %error, "a subscription that only fails could not be disabled");
+        }
+    });
+}
+
+/// The announcement of it is written with it, and published as that of any other change.
+async fn disable_and_tell(
+    shared: &Shared,
+    tenant: TenantId,
+    subscription_no: SubscriptionNo,
+    reason: ServerReason,
+) -> Result<(), AnnounceError> {
+    let store = &shared.parts.store;
+    let Some(change) = store.disable_by_server(tenant, subscription_no, reason).await? else { return Ok(()) };
     // The dispatcher itself hears of it as of any other change, and announces it.
     shared.parts.feed.send(&News::Head(Head {
         tenant,
@@ -148,6 +176,71 @@ async fn disable_gone(
         registry_version: change.registry_version,
         deferred_version: 0,
     }));
+    Ok(())
+}
+
+/// Writes how receivers do, and tells operators of circuits that have opened or closed: that first, so that a crash between the two
+/// loses no event. Reports by [`Input::HealthKept`].
+pub(super) fn health(shared: &Arc<Shared>, life: Life, notes: Vec<HealthNote>) {
+    let shared = shared.clone();
+    tokio::spawn(async move {
+        let result = match tell_and_keep(&shared, life, &notes).await {
+            Ok(()) => Ok(()),
+            Err(AnnounceError::Store(error)) => Err(error),
+            Err(AnnounceError::Publish(error)) => {
+                tracing::warn!(tenant = %life.tenant, %error, "a circuit could not be announced; it is tried again");
+                Err(StoreError::Interrupted)
+            }
+        };
+        shared.tell(Input::HealthKept { life, notes, result });
+    });
+}
+
+async fn tell_and_keep(shared: &Shared, life: Life, notes: &[HealthNote]) -> Result<(), AnnounceError> {
+    for note in notes {
+        if let Some(state) = note.told {
+            match publish_circuit(shared, life.tenant, &note.row, state).await {
+                // What never passes must not keep the row from being written.
+                Err(AnnounceError::Publish(error)) if !error.may_pass() => {
+                    tracing::error!(tenant = %life.tenant, %error, "a circuit cannot be announced; it is left out");
+                }
+                told => told?,
+            }
+        }
+    }
+    // Of each subscription the last one: a statement may write a row once.
+    let mut last: HashMap<SubscriptionNo, HealthRow> = HashMap::new();
+    last.extend(notes.iter().map(|note| (note.row.subscription_no, note.row)));
+    let rows: Vec<HealthRow> = last.into_values().collect();
+    shared.parts.store.keep_health(life.tenant, life.token, &rows).await?;
+    Ok(())
+}
+
+async fn publish_circuit(
+    shared: &Shared,
+    tenant: TenantId,
+    row: &HealthRow,
+    state: CircuitState,
+) -> Result<(), AnnounceError> {
+    let registry = shared.parts.registry.tenant(tenant).await?;
+    let Some(entry) = registry.subscription(row.subscription_no) else { return Ok(()) };
+    let subscription = &entry.subscription;
+    let since = row.circuit.since.unwrap_or_default();
+    let (event_type, verb) = match state {
+        CircuitState::Closed => ("SUBSCRIPTION_CIRCUIT_CLOSED", "closed"),
+        CircuitState::Open | CircuitState::HalfOpen => ("SUBSCRIPTION_CIRCUIT_OPENED", "opened"),
+    };
+    let data = json!({
+        "subscription": subscription.id.to_string(),
+        "app": subscription.app_slug,
+        "event_type": subscription.event_type.as_str(),
+        "name": subscription.display_name,
+        "failures": row.circuit.failures,
+        "at": since.to_rfc3339(),
+    });
+    let key = format!("circuit-{verb}/{}/{}", subscription.id, since.timestamp_micros());
+    let name = system_type(shared.parts.registry.catalogue(), event_type)?;
+    shared.parts.writer.publish_system(tenant, name, subscription.id.to_string(), &data, None, &key).await?;
     Ok(())
 }
 

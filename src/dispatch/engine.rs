@@ -9,7 +9,8 @@ mod ownership;
 use super::run::{Input, Life, Shared, spawn_attempt};
 use super::shards::Shards;
 use super::tenant::{Listener, Next, Room};
-use super::{Load, load, settle, sweep};
+use super::turns::Turns;
+use super::{Load, announce, load, settle, sweep};
 use crate::clock;
 use crate::domain::ids::{SubscriptionNo, TenantId};
 use crate::feed::News;
@@ -17,14 +18,12 @@ use crate::store::settle::Fenced;
 use chrono::{DateTime, TimeDelta, Utc};
 use held::Held;
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap, HashSet, VecDeque};
+use std::collections::{BinaryHeap, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::sync::mpsc;
 
-/// Attempts that a tenant starts before it is the next tenant's turn.
-const TURN: usize = 16;
 /// Inputs and news taken at a time.
 const GULP: usize = 1_024;
 /// Longest sleep: slow attempts, cursors and leases are looked at.
@@ -39,7 +38,7 @@ pub(super) struct Engine {
     shards: Shards,
     tenants: HashMap<TenantId, Held>,
     claiming: HashSet<TenantId>,
-    turn: VecDeque<TenantId>,
+    turns: Turns,
     touched: HashSet<TenantId>,
     timers: BinaryHeap<Reverse<(DateTime<Utc>, TenantId)>>,
     running: usize,
@@ -63,7 +62,7 @@ impl Engine {
             shards: Shards::default(),
             tenants: HashMap::new(),
             claiming: HashSet::new(),
-            turn: VecDeque::new(),
+            turns: Turns::default(),
             touched: HashSet::new(),
             timers: BinaryHeap::new(),
             running: 0,
@@ -131,6 +130,7 @@ impl Engine {
         Room {
             memory_full: self.memory_bytes >= self.shared.config.memory_bytes_max,
             slow_full: self.slow >= self.shared.config.slow_in_flight_max,
+            free: self.shared.config.in_flight_max.saturating_sub(self.running.saturating_sub(self.slow)),
         }
     }
 
@@ -193,7 +193,8 @@ impl Engine {
             | Input::Due { life, .. }
             | Input::Reviewed { life, .. }
             | Input::Registry { life, .. }
-            | Input::Announced { life, .. } => *life,
+            | Input::Announced { life, .. }
+            | Input::HealthKept { life, .. } => *life,
             _ => return self.take_shards(input, now),
         };
         if matches!(input, Input::Ended { .. }) {
@@ -206,7 +207,11 @@ impl Engine {
                 let slow = held.tenant.slow();
                 held.tenant.ended(key, ended, now, clock::jitter());
                 let slow = slow - held.tenant.slow();
+                let failing = std::mem::take(&mut held.tenant.failing);
                 self.slow -= slow;
+                for failing in failing {
+                    announce::disable_failing(&shared, life.tenant, failing);
+                }
             }
             Input::Settled { batch, fenced: Fenced::No, .. } => {
                 held.tenant.settled(&batch);
@@ -263,6 +268,16 @@ impl Engine {
                 held.refreshing = false;
                 held.unsure |= held.reload.take().is_some();
                 held.put_off(&error, now, "the registry could not be read");
+            }
+            Input::HealthKept { mut notes, result, .. } => {
+                held.keeping = false;
+                if let Err(error) = result {
+                    notes.append(&mut held.tenant.notes);
+                    held.tenant.notes = notes;
+                    held.keep_at = now + LOAD_AGAIN;
+                    tracing::warn!(tenant = %life.tenant, %error, "how receivers do could not be written; it is tried again");
+                    self.timers.push(Reverse((now + LOAD_AGAIN, life.tenant)));
+                }
             }
             Input::Announced { result, .. } => {
                 held.announcing = false;
@@ -344,6 +359,8 @@ impl Engine {
         let Some(held) = self.tenants.get_mut(&id) else { return };
         let life = Life { tenant: id, token: held.tenant.token };
         let mut wake = None;
+        held.keep_health(shared, life, now);
+        held.tenant.resume(now);
         if !leaving {
             if now < held.not_before {
                 wake = Some(held.not_before);
@@ -351,9 +368,10 @@ impl Engine {
                 held.load(shared, life, now, room);
                 wake = held.tenant.next_due.filter(|due| *due > now);
             }
+            wake = [wake, held.tenant.next_resume()].into_iter().flatten().min();
             if held.tenant.has_ready() && held.is_current() && !held.in_turn {
                 held.in_turn = true;
-                self.turn.push_back(id);
+                self.turns.add(id);
             }
         }
         if held.tenant.has_changes() || (held.cursor_too || leaving) && held.tenant.cursor_moved() {
@@ -379,8 +397,8 @@ impl Engine {
             return;
         }
         while self.running.saturating_sub(self.slow) < self.shared.config.in_flight_max {
-            let Some(id) = self.turn.pop_front() else { return };
-            let room = self.room();
+            let Some((id, budget)) = self.turns.next() else { return };
+            let bounds = self.room();
             let leaving = self.shards.of(id).is_none_or(|(_, owned)| owned.leaving_until.is_some());
             let Some(held) = self.tenants.get_mut(&id) else { continue };
             held.in_turn = false;
@@ -389,15 +407,19 @@ impl Engine {
             let look_up = |no: SubscriptionNo| {
                 registry.subscription(no).map(|entry| Listener {
                     state: entry.subscription.state,
+                    version: entry.subscription.registry_version,
                     policy: entry.subscription.policy.clone(),
                     call: entry.webhook_call(now),
                 })
             };
-            let mut nothing = false;
-            for _ in 0..TURN {
+            let (mut nothing, mut left, mut free) = (false, budget, bounds.free);
+            while left > 0 && free > 0 {
+                let room = Room { free, ..bounds };
                 match held.tenant.next(now, room, &self.shared.config, look_up) {
                     Next::Start(start) => {
                         self.running += 1;
+                        free -= 1;
+                        left -= start.cost;
                         spawn_attempt(&self.shared, life, start);
                     }
                     Next::Unsure => {
@@ -415,7 +437,14 @@ impl Engine {
             }
             if !nothing {
                 held.in_turn = true;
-                self.turn.push_back(id);
+                self.turns.again(id, left);
+            }
+            // What must wait, of a tenant that nothing else wakes up.
+            if let Some(at) =
+                held.tenant.next_resume().filter(|at| held.armed.is_none_or(|armed| armed <= now || *at < armed))
+            {
+                held.armed = Some(at);
+                self.timers.push(Reverse((at, id)));
             }
             // Cancelled work, a drained queue: there may be something to settle or to load.
             if held.tenant.has_changes() || held.tenant.next_due.is_some_and(|due| due <= now) {

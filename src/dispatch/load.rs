@@ -56,13 +56,17 @@ async fn complete(
     store: &Store,
     tenants: Vec<crate::store::dispatch::ClaimedTenant>,
 ) -> Result<ClaimedShard, StoreError> {
-    let mut claimed = ClaimedShard { tenants, due: HashMap::new(), unannounced: HashSet::new() };
+    let mut claimed =
+        ClaimedShard { tenants, due: HashMap::new(), unannounced: HashSet::new(), health: HashMap::new() };
     if claimed.tenants.is_empty() {
         return Ok(claimed);
     }
     let ids: Vec<TenantId> = claimed.tenants.iter().map(|tenant| tenant.head.tenant).collect();
     for due in store.due_subscriptions(&ids).await? {
         claimed.due.entry(due.tenant).or_default().push((due.subscription_no, due.due_at));
+    }
+    for (tenant, row) in store.health(&ids).await? {
+        claimed.health.entry(tenant).or_default().push(row);
     }
     claimed.unannounced = store.unannounced_tenants(&ids).await?.into_iter().collect();
     Ok(claimed)

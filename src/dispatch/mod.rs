@@ -23,8 +23,10 @@
 //! Nothing here performs a side effect outside the store; listeners run in the executor, with no transaction open.
 
 mod announce;
+mod bucket;
 mod config;
 mod engine;
+mod health;
 mod keys;
 mod load;
 mod pulse;
@@ -36,6 +38,7 @@ mod sweep;
 mod tenant;
 #[cfg(test)]
 mod tests;
+mod turns;
 
 pub use config::{Config, ConfigError};
 

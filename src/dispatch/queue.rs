@@ -3,15 +3,20 @@
 //! A row that is in memory is held: it is not loaded again until the settle that ends it is written, and not by a load that
 //! began before that either.
 
+use super::bucket::Bucket;
+use super::health::{Gate, Health};
 use super::keys::Chains;
 use crate::domain::filter::OrderingKey;
 use crate::domain::ids::{Position, SubscriptionNo};
 use crate::domain::retry::DeliveryPolicy;
 use crate::executor::EncodedEvent;
 use crate::store::dispatch::Place;
-use chrono::{DateTime, NaiveDate, Utc};
+use chrono::{DateTime, NaiveDate, TimeDelta, Utc};
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
+
+/// Shortest wait of a subscription that must wait: tokens gather meanwhile.
+const RESUME_AFTER: TimeDelta = TimeDelta::milliseconds(5);
 
 /// An invocation that waits or runs.
 #[derive(Debug)]
@@ -51,6 +56,11 @@ pub(super) struct Queue {
     pub ready: bool,
     /// True while further work is put aside because earlier work is.
     pub aside: bool,
+    /// How its receiver does.
+    pub health: Health,
+    pub bucket: Bucket,
+    /// When it is offered again, where it must not start anything before.
+    pub resume_at: Option<DateTime<Utc>>,
     /// The policy it last ran with.
     pub policy: DeliveryPolicy,
     /// Positions of rows that are in memory here.
@@ -99,6 +109,31 @@ impl Queue {
     /// The next one to start.
     pub fn pop(&mut self) -> Option<Job> {
         self.chains.pop().or_else(|| self.jobs.pop_front())
+    }
+
+    /// Whether an attempt may start now, of the subscription at this version. One that may takes its token of the rate limit.
+    ///
+    /// Errors: when to ask again; none where something that runs, or an earlier answer, leads back here.
+    pub fn hold(&mut self, version: i64, now: DateTime<Utc>) -> Result<Gate, Option<DateTime<Utc>>> {
+        if self.health.is_of(version) {
+            self.bucket = Bucket::default();
+        }
+        let later = |at: DateTime<Utc>| at.max(now + RESUME_AFTER);
+        let wait = |known: Option<DateTime<Utc>>, at| {
+            Err(Some(later(at)).filter(|at| known.is_none_or(|k| k <= now || *at < k)))
+        };
+        let gate = self.health.gate(&self.policy, now);
+        match gate {
+            Gate::Wait(until) => return wait(self.resume_at, until),
+            Gate::Probing => return Err(None),
+            Gate::Free | Gate::Probe => {}
+        }
+        if let Some(limit) = self.policy.rate_limit()
+            && let Err(at) = self.bucket.take(limit, now)
+        {
+            return wait(self.resume_at, at);
+        }
+        Ok(gate)
     }
 
     /// True where work with an ordering key may be in the database, or on its way there: what is new goes behind it.

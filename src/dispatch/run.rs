@@ -3,7 +3,7 @@
 //! An attempt calls the executor and reports how it went. It writes nothing: what the result means is decided by the engine,
 //! and recorded by a settle.
 
-use super::tenant::{Batch, Ended, LogPage, Start};
+use super::tenant::{Batch, Ended, HealthNote, LogPage, Start};
 use super::{Config, Parts};
 use crate::clock;
 use crate::domain::event::LogEntry;
@@ -13,6 +13,7 @@ use crate::planted::{self, Defect};
 use crate::publish::registry::TenantRegistry;
 use crate::store::StoreError;
 use crate::store::dispatch::{ClaimedTenant, DeferredRow, Place};
+use crate::store::health::HealthRow;
 use crate::store::leases::{Pulse, ShardLease};
 use crate::store::settle::Fenced;
 use crate::telemetry::measured;
@@ -84,6 +85,7 @@ pub(super) struct ClaimedShard {
     pub tenants: Vec<ClaimedTenant>,
     pub due: HashMap<TenantId, Vec<(SubscriptionNo, DateTime<Utc>)>>,
     pub unannounced: HashSet<TenantId>,
+    pub health: HashMap<TenantId, Vec<HealthRow>>,
 }
 
 /// Which life of a tenant in memory a task worked for: results for an earlier one are dropped.
@@ -102,6 +104,7 @@ pub(super) enum Input {
     Reviewed { life: Life, result: Result<Review, StoreError> },
     Registry { life: Life, result: Result<Arc<TenantRegistry>, StoreError> },
     Announced { life: Life, result: Result<(), StoreError> },
+    HealthKept { life: Life, notes: Vec<HealthNote>, result: Result<(), StoreError> },
     Claimed { shard: i32, token: i64, tenant: Option<TenantId>, result: Result<ClaimedShard, StoreError> },
     Pulse { asked_at: DateTime<Utc>, lease_until: Option<DateTime<Utc>>, pulse: Pulse },
     Taken { result: Result<Vec<ShardLease>, StoreError> },
@@ -113,7 +116,7 @@ pub(super) enum Input {
 pub(super) fn spawn_attempt(shared: &Arc<Shared>, life: Life, start: Start) {
     let shared = shared.clone();
     tokio::spawn(async move {
-        let Start { key, call, delivery, timeout } = start;
+        let Start { key, call, delivery, timeout, .. } = start;
         let started_at = clock::now();
         // Reports also where the executor panics: an attempt that never ends would hold its subscription for ever.
         let mut report = Report { shared: &shared, life, key, started_at, outcome: None };

@@ -20,26 +20,31 @@ mod intake;
 mod ordered;
 #[cfg(test)]
 mod tests;
+mod waiting;
 
 pub(super) use aside::WantedDue;
 pub(super) use intake::WantedPage;
 
 use super::Config;
+use super::health::Gate;
 use super::queue::{Job, Queue};
+use super::turns;
 use crate::domain::event::LogEntry;
 use crate::domain::filter::OrderingKey;
 use crate::domain::ids::{Position, SubscriptionNo, TenantId};
 use crate::domain::invocation::{CancelReason, Outcome, OutcomeClass};
 use crate::domain::retry::DeliveryPolicy;
-use crate::domain::subscription::State;
+use crate::domain::subscription::{CircuitState, State};
 use crate::domain::webhook::WebhookCall;
 use crate::executor::Delivery;
 use crate::feed::Head;
 use crate::store::dispatch::{ClaimedTenant, Place};
 use crate::store::events::LogPlace;
+use crate::store::health::HealthRow;
 use crate::store::settle::{Fate, Settled, Tried};
 use chrono::{DateTime, NaiveDate, TimeDelta, Utc};
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -47,6 +52,8 @@ use std::time::Duration;
 #[derive(Debug, Clone)]
 pub(super) struct Listener {
     pub state: State,
+    /// Changes with every change of the subscription.
+    pub version: i64,
     pub policy: DeliveryPolicy,
     /// None where no signing secret can be opened: nothing is sent unsigned.
     pub call: Option<Arc<WebhookCall>>,
@@ -61,6 +68,25 @@ pub(super) struct Start {
     pub call: Option<Arc<WebhookCall>>,
     pub delivery: Delivery,
     pub timeout: Duration,
+    /// Of the tenant's turn.
+    pub cost: i64,
+}
+
+/// A subscription of which nothing but failures came for as long as its policy allows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Failing {
+    pub subscription_no: SubscriptionNo,
+    /// The registry version of the subscription that they were made for.
+    pub version: i64,
+    /// How the last attempt ended.
+    pub class: OutcomeClass,
+}
+
+/// How a receiver does, to be written, and whether operators are to hear of it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct HealthNote {
+    pub row: HealthRow,
+    pub told: Option<CircuitState>,
 }
 
 /// What [`Tenant::next`] found.
@@ -89,6 +115,9 @@ pub(super) struct Room {
     pub memory_full: bool,
     /// True where slow attempts are at their bound.
     pub slow_full: bool,
+    /// Attempts that may still start, those of all tenants together. A tenant has no more than that in flight: however many of them
+    /// take what they can, there is as much left for one more.
+    pub free: usize,
 }
 
 /// What the log says beyond the cursor.
@@ -120,6 +149,8 @@ struct Running {
     job: Job,
     started_at: DateTime<Utc>,
     slow: bool,
+    /// True where it tells whether the receiver is well again.
+    probe: bool,
 }
 
 pub(super) struct Tenant {
@@ -158,6 +189,12 @@ pub(super) struct Tenant {
     pub next_due: Option<DateTime<Utc>>,
     /// Bytes of event data that wait or run.
     pub memory_bytes: usize,
+    /// Subscriptions to disable, because they only fail.
+    pub failing: Vec<Failing>,
+    /// How receivers do, where that has changed.
+    pub notes: Vec<HealthNote>,
+    /// When subscriptions that must wait are offered again.
+    resumes: BinaryHeap<Reverse<(DateTime<Utc>, SubscriptionNo)>>,
     /// True where dead letters or changes have been written that are not announced.
     pub announce: bool,
 }
@@ -189,6 +226,9 @@ impl Tenant {
             saved: claimed.cursor.after,
             next_due: None,
             memory_bytes: 0,
+            failing: Vec::new(),
+            notes: Vec::new(),
+            resumes: BinaryHeap::new(),
             announce: false,
         }
     }
@@ -230,7 +270,7 @@ impl Tenant {
         config: &Config,
         listener: impl Fn(SubscriptionNo) -> Option<Listener>,
     ) -> Next {
-        while self.running_count - self.slow_count < config.tenant_in_flight_max {
+        while self.running_count - self.slow_count < config.tenant_in_flight_max.min(room.free) {
             let Some(no) = self.ready.pop_front() else { return Next::Nothing };
             let Some(queue) = self.queues.get_mut(&no) else { continue };
             queue.ready = false;
@@ -260,9 +300,20 @@ impl Tenant {
             if queue.running >= limit || room.slow_full && queue.slow > 0 {
                 continue;
             }
+            let held = if queue.can_start() { queue.hold(listener.version, now) } else { continue };
+            let probe = match held {
+                Ok(gate) => gate == Gate::Probe,
+                Err(resume_at) => {
+                    self.resume_later(no, resume_at);
+                    continue;
+                }
+            };
             let timeout = queue.policy.timeout();
             let Some(job) = queue.pop() else { continue };
             queue.running += 1;
+            if probe && queue.health.probe(now) {
+                self.notes.push(HealthNote { row: queue.health.kept(no), told: None });
+            }
             if queue.running < limit && queue.can_start() {
                 queue.offer(no, &mut self.ready);
             }
@@ -274,7 +325,8 @@ impl Tenant {
                 attempt: job.attempt + 1,
                 event: job.event.clone(),
             };
-            let running = Running { job, started_at: now, slow: false };
+            let cost = turns::cost(job.bytes);
+            let running = Running { job, started_at: now, slow: false, probe };
             let key = if let Some(key) = self.free.pop() {
                 self.running[key as usize] = Some(running);
                 key
@@ -283,7 +335,7 @@ impl Tenant {
                 u32::try_from(self.running.len() - 1).expect("bounded by the in-flight limits")
             };
             self.running_count += 1;
-            return Next::Start(Start { key, call: listener.call, delivery, timeout });
+            return Next::Start(Start { key, call: listener.call, delivery, timeout, cost });
         }
         Next::Nothing
     }
@@ -314,7 +366,9 @@ impl Tenant {
 
     /// Takes the result of an attempt; `jitter` is a random number in 0..1.
     pub fn ended(&mut self, key: u32, ended: Ended, now: DateTime<Utc>, jitter: f64) {
-        let Some(Running { job, slow, .. }) = self.running.get_mut(key as usize).and_then(Option::take) else { return };
+        let Some(Running { job, slow, probe, .. }) = self.running.get_mut(key as usize).and_then(Option::take) else {
+            return;
+        };
         self.free.push(key);
         self.running_count -= 1;
         self.slow_count -= usize::from(slow);
@@ -325,6 +379,10 @@ impl Tenant {
         let attempt = job.attempt + 1;
         let tries = attempt - job.base;
         let class = ended.outcome.class;
+        let verdict = queue.health.ended(&ended.outcome, probe, &queue.policy, now);
+        if verdict.keep {
+            self.notes.push(HealthNote { row: queue.health.kept(no), told: verdict.told });
+        }
         let fate = if class == OutcomeClass::Succeeded {
             Fate::Succeeded
         } else if class.is_retryable() && tries < queue.policy.max_attempts() {
@@ -334,6 +392,9 @@ impl Tenant {
         } else {
             Fate::Dead { at: now }
         };
+        if verdict.disable {
+            self.failing.push(Failing { subscription_no: no, version: queue.health.version(), class });
+        }
         if let Some(key) = job.key {
             self.turn_key(no, key, fate, now);
         }

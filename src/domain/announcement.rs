@@ -209,6 +209,15 @@ fn policy(subscription: &Subscription) -> Value {
         "max_backoff_seconds": seconds(policy.max_backoff()),
         "timeout_seconds": seconds(policy.timeout()),
         "max_in_flight": policy.max_in_flight(),
+        "rate_limit": policy.rate_limit().map(|limit| json!({
+            "count": limit.count(),
+            "interval_seconds": seconds(limit.interval()),
+        })),
+        "circuit_breaker": policy.circuit_breaker().map(|breaker| json!({
+            "failure_threshold": breaker.failure_threshold(),
+            "open_seconds": seconds(breaker.open_duration()),
+        })),
+        "auto_disable_after_seconds": seconds(policy.auto_disable_after()),
     })
 }
 

@@ -13,6 +13,69 @@ pub struct DeliveryPolicy {
     timeout: Duration,
     max_in_flight: i32,
     ordering: Option<KeyOrdering>,
+    rate_limit: Option<RateLimit>,
+    circuit_breaker: Option<CircuitBreaker>,
+    auto_disable_after: Duration,
+}
+
+/// A token bucket: `count` attempts at once at most, and `count` per interval over time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RateLimit {
+    count: i32,
+    interval: Duration,
+}
+
+/// When attempts stop for a while because they only fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CircuitBreaker {
+    failure_threshold: i32,
+    open_duration: Duration,
+}
+
+impl RateLimit {
+    /// Checks every bound.
+    pub fn new(count: i32, interval: Duration) -> Result<Self, PolicyError> {
+        if !(1..=1_000_000).contains(&count) {
+            return Err(PolicyError::RateCount);
+        }
+        if !(Duration::from_millis(100)..=Duration::from_secs(86_400)).contains(&interval) {
+            return Err(PolicyError::RateInterval);
+        }
+        Ok(Self { count, interval })
+    }
+
+    /// Attempts per interval, and at once.
+    pub fn count(&self) -> i32 {
+        self.count
+    }
+
+    /// The interval.
+    pub fn interval(&self) -> Duration {
+        self.interval
+    }
+}
+
+impl CircuitBreaker {
+    /// Checks every bound.
+    pub fn new(failure_threshold: i32, open_duration: Duration) -> Result<Self, PolicyError> {
+        if !(1..=10_000).contains(&failure_threshold) {
+            return Err(PolicyError::FailureThreshold);
+        }
+        if !(Duration::from_millis(100)..=Duration::from_secs(3_600)).contains(&open_duration) {
+            return Err(PolicyError::OpenDuration);
+        }
+        Ok(Self { failure_threshold, open_duration })
+    }
+
+    /// Failures in a row that open the circuit.
+    pub fn failure_threshold(&self) -> i32 {
+        self.failure_threshold
+    }
+
+    /// How long it stays open before a probe.
+    pub fn open_duration(&self) -> Duration {
+        self.open_duration
+    }
 }
 
 /// Events with the same key are delivered one after the other, each after the first success of the one before.
@@ -52,6 +115,21 @@ pub enum PolicyError {
     /// `max_in_flight`
     #[error("must be 1 to 1000")]
     MaxInFlight,
+    /// `rate_limit.count`
+    #[error("must be 1 to 1000000")]
+    RateCount,
+    /// `rate_limit.interval`
+    #[error("must be 100 ms to 24 h")]
+    RateInterval,
+    /// `circuit_breaker.failure_threshold`
+    #[error("must be 1 to 10000")]
+    FailureThreshold,
+    /// `circuit_breaker.open_duration`
+    #[error("must be 100 ms to 1 h")]
+    OpenDuration,
+    /// `auto_disable_after`
+    #[error("must be 1 s to 90 days")]
+    AutoDisableAfter,
 }
 
 impl PolicyError {
@@ -63,6 +141,11 @@ impl PolicyError {
             Self::MaxBackoff => "max_backoff",
             Self::Timeout => "timeout",
             Self::MaxInFlight => "max_in_flight",
+            Self::RateCount => "rate_limit.count",
+            Self::RateInterval => "rate_limit.interval",
+            Self::FailureThreshold => "circuit_breaker.failure_threshold",
+            Self::OpenDuration => "circuit_breaker.open_duration",
+            Self::AutoDisableAfter => "auto_disable_after",
         }
     }
 }
@@ -76,6 +159,9 @@ impl Default for DeliveryPolicy {
             timeout: Duration::from_secs(30),
             max_in_flight: 32,
             ordering: None,
+            rate_limit: None,
+            circuit_breaker: None,
+            auto_disable_after: Duration::from_secs(5 * 86_400),
         }
     }
 }
@@ -105,13 +191,48 @@ impl DeliveryPolicy {
         if !(1..=1000).contains(&max_in_flight) {
             return Err(PolicyError::MaxInFlight);
         }
-        Ok(Self { max_attempts, initial_backoff, max_backoff, timeout, max_in_flight, ordering: None })
+        Ok(Self { max_attempts, initial_backoff, max_backoff, timeout, max_in_flight, ..Self::default() })
     }
 
     /// With an order of delivery, or without.
     #[must_use]
     pub fn with_ordering(self, ordering: Option<KeyOrdering>) -> Self {
         Self { ordering, ..self }
+    }
+
+    /// With a rate limit, or without.
+    #[must_use]
+    pub fn with_rate_limit(self, rate_limit: Option<RateLimit>) -> Self {
+        Self { rate_limit, ..self }
+    }
+
+    /// With a circuit breaker, or without.
+    #[must_use]
+    pub fn with_circuit_breaker(self, circuit_breaker: Option<CircuitBreaker>) -> Self {
+        Self { circuit_breaker, ..self }
+    }
+
+    /// With another time of nothing but failures. Errors: outside 1 s to 90 days.
+    pub fn with_auto_disable_after(self, auto_disable_after: Duration) -> Result<Self, PolicyError> {
+        if !(Duration::from_secs(1)..=Duration::from_secs(90 * 86_400)).contains(&auto_disable_after) {
+            return Err(PolicyError::AutoDisableAfter);
+        }
+        Ok(Self { auto_disable_after, ..self })
+    }
+
+    /// How many attempts may start over time; none where as many as there are.
+    pub fn rate_limit(&self) -> Option<RateLimit> {
+        self.rate_limit
+    }
+
+    /// When attempts stop for a while; none where never.
+    pub fn circuit_breaker(&self) -> Option<CircuitBreaker> {
+        self.circuit_breaker
+    }
+
+    /// After how long of nothing but failures the subscription is disabled.
+    pub fn auto_disable_after(&self) -> Duration {
+        self.auto_disable_after
     }
 
     /// In which order invocations run; none where they are independent.

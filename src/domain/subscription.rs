@@ -35,6 +35,29 @@ impl Target {
     }
 }
 
+/// Whether attempts are made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum CircuitState {
+    /// They are.
+    #[default]
+    Closed,
+    /// They wait.
+    Open,
+    /// One is made to see whether the receiver is well again.
+    HalfOpen,
+}
+
+/// The circuit of a subscription's receiver.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Circuit {
+    /// Whether attempts are made.
+    pub state: CircuitState,
+    /// Since when; none for one that never opened.
+    pub since: Option<DateTime<Utc>>,
+    /// Failures in a row when it changed last.
+    pub failures: i32,
+}
+
 /// A listener bound to one event type.
 #[derive(Debug, Clone)]
 pub struct Subscription {
@@ -62,8 +85,10 @@ pub struct Subscription {
     pub pre_policy: Option<PrePolicy>,
     /// Whether it fires.
     pub state: State,
-    /// Why it is not active: `CALLER`, `GONE`; empty while it is.
+    /// Why it is not active: `CALLER`, `GONE`, `FAILING`; empty while it is.
     pub state_reason: String,
+    /// Its circuit, as its owner last noted it.
+    pub circuit: Circuit,
     /// The position after which filter and state apply.
     pub effective_position: Position,
     /// The registry version of its last change: its etag.

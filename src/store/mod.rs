@@ -16,6 +16,7 @@ pub mod event_types;
 pub mod events;
 pub mod expired;
 pub mod heads;
+pub mod health;
 pub mod invocation_changes;
 pub mod invocations;
 pub mod leases;

@@ -1,13 +1,15 @@
 //! Subscriptions: what they are made of in the store, and reading them.
 //!
-//! `change` makes every change to them, `row` is the table's row, `signing` the secrets beside it.
+//! `change` makes every change to them that callers ask for, `by_server` the server's own, `row` is the table's row, `signing` the
+//! secrets beside it.
 
+mod by_server;
 mod change;
 mod enrich;
 mod row;
 mod signing;
 
-pub use change::{REASON_CALLER, REASON_GONE};
+pub use by_server::ServerReason;
 pub use signing::SIGNING_SECRETS_MAX;
 
 use super::secrets::StoredSecret;
@@ -19,6 +21,7 @@ use crate::domain::pre::{EnrichPath, PrePolicy};
 use crate::domain::retry::DeliveryPolicy;
 use crate::domain::subscription::{State, Subscription, Target};
 use row::{COLUMNS, FROM, SubscriptionRow, read, state_code};
+pub(in crate::store) use row::{circuit_code, circuit_from_code};
 use sqlx::AssertSqlSafe;
 use uuid::Uuid;
 

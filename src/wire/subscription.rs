@@ -15,7 +15,7 @@ use crate::domain::subscription::{State, Subscription, Target};
 use crate::domain::webhook::{SigningSecret, WebhookMode, WebhookTarget, WebhookUri, parse_headers};
 use crate::proto::public as proto;
 use pbjson_types::FieldMask;
-use policy::{PolicyChange, PolicyPart, apply_policy, parse_policy, policy_to_proto};
+use policy::{PolicyChange, PolicyPart, apply_policy, circuit_to_proto, parse_policy, policy_to_proto};
 use prost::Message as _;
 use std::collections::BTreeMap;
 
@@ -406,6 +406,7 @@ pub fn to_proto(subscription: &Subscription) -> proto::Subscription {
         delete_time: subscription.deleted_at.map(timestamp_to_proto),
         etag: subscription.registry_version.to_string(),
         schema_version: subscription.schema_version,
+        circuit: Some(circuit_to_proto(&subscription.circuit)),
     }
 }
 

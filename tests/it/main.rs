@@ -24,6 +24,7 @@ mod g05_at_least_once;
 mod g07_ordered;
 mod g08_watch;
 mod g09_isolated;
+mod g09_protected;
 mod g10_tenants;
 mod g12_no_silent_loss;
 mod g13_slow_readers;

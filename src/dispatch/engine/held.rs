@@ -33,6 +33,10 @@ pub(super) struct Held {
     pub announcing: bool,
     /// Announcements wait until then after a failure; nothing else does.
     pub announce_at: DateTime<Utc>,
+    /// True while it is being written how receivers do.
+    pub keeping: bool,
+    /// That waits until then after a failure.
+    pub keep_at: DateTime<Utc>,
     /// In the list of tenants that may start something.
     pub in_turn: bool,
     /// Loads wait until then after a failure.
@@ -91,6 +95,14 @@ impl Held {
             self.tenant.announce = false;
             self.announcing = true;
             announce::spawn(shared, life);
+        }
+    }
+
+    /// Writes how receivers do, where that has changed. One at a time, so that an older note never follows a newer one.
+    pub fn keep_health(&mut self, shared: &Arc<Shared>, life: Life, now: DateTime<Utc>) {
+        if !self.keeping && !self.tenant.notes.is_empty() && now >= self.keep_at {
+            self.keeping = true;
+            announce::health(shared, life, std::mem::take(&mut self.tenant.notes));
         }
     }
 

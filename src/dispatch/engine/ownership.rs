@@ -122,6 +122,7 @@ impl Engine {
             let mut tenant = Tenant::new(found, owned.unclean_until);
             tenant.due_summary(&claimed.due.remove(&id).unwrap_or_default());
             tenant.announce = claimed.unannounced.contains(&id);
+            tenant.restore_health(&claimed.health.remove(&id).unwrap_or_default());
             let held = Held {
                 reviewed: tenant.head.deferred_version,
                 tenant,
@@ -133,6 +134,8 @@ impl Engine {
                 loads_first: false,
                 announcing: false,
                 announce_at: DateTime::UNIX_EPOCH,
+                keeping: false,
+                keep_at: DateTime::UNIX_EPOCH,
                 in_turn: false,
                 not_before: DateTime::UNIX_EPOCH,
                 settle_at: now,

@@ -8,7 +8,7 @@ use crate::domain::ids::EventId;
 use crate::store::dispatch::DeferredRow;
 use uuid::Uuid;
 
-pub const ROOM: Room = Room { memory_full: false, slow_full: false };
+pub const ROOM: Room = Room { memory_full: false, slow_full: false, free: 1_000 };
 
 pub fn at(millis: i64) -> DateTime<Utc> {
     DateTime::from_timestamp_millis(1_800_000_000_000 + millis).expect("a time")
@@ -57,7 +57,7 @@ pub fn entry(position: Position, matched: &[SubscriptionNo]) -> Arc<LogEntry> {
 pub fn listener(max_attempts: i32, max_in_flight: i32) -> Listener {
     let second = Duration::from_secs(1);
     let policy = DeliveryPolicy::new(max_attempts, second, second, second, max_in_flight).expect("within bounds");
-    Listener { state: State::Active, policy, call: None }
+    Listener { state: State::Active, version: 1, policy, call: None }
 }
 
 #[expect(clippy::unnecessary_wraps, reason = "stands for the registry, which may not know a number")]

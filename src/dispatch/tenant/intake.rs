@@ -30,8 +30,11 @@ impl Tenant {
         let newer = head.position > self.head.position
             || head.registry_version > self.head.registry_version
             || head.deferred_version > self.head.deferred_version;
-        // Every change of the registry writes its announcement with it.
-        self.announce |= head.registry_version > self.head.registry_version;
+        // Every change of the registry writes its announcement with it, and may end a wait.
+        if head.registry_version > self.head.registry_version {
+            self.announce = true;
+            self.offer_waiting();
+        }
         self.head.position = self.head.position.max(head.position);
         self.head.registry_version = self.head.registry_version.max(head.registry_version);
         self.head.deferred_version = self.head.deferred_version.max(head.deferred_version);

@@ -355,7 +355,7 @@ fn slow_attempts_hold_back_their_own_subscription_only_when_they_are_too_many() 
     assert!(tenant.mark_slow(at(5_000)), "there is room for others now");
     assert!(!tenant.mark_slow(at(5_000)), "once");
     assert_eq!(tenant.slow(), 1);
-    let full = Room { slow_full: true, memory_full: false };
+    let full = Room { slow_full: true, ..ROOM };
     let asked = Cell::new(0);
     let look_up = |no| {
         asked.set(asked.get() + 1);
@@ -372,7 +372,7 @@ fn slow_attempts_hold_back_their_own_subscription_only_when_they_are_too_many() 
 #[test]
 fn memory_at_its_bound_leaves_every_subscription_one_waiting_event() {
     let mut tenant = tenant();
-    let full = Room { memory_full: true, slow_full: false };
+    let full = Room { memory_full: true, ..ROOM };
     tenant.hear_committed(&[entry(1, &[1, 2]), entry(2, &[1, 2])], at(1_000), full, &config());
     let aside: Vec<_> = settle(&mut tenant).iter().map(|change| change.place.position).collect();
     assert_eq!(aside, [2, 2]);

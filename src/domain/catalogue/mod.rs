@@ -77,6 +77,8 @@ impl Catalogue {
             name,
             "SUBSCRIPTION_CREATED"
                 | "SUBSCRIPTION_UPDATED"
+                | "SUBSCRIPTION_CIRCUIT_CLOSED"
+                | "SUBSCRIPTION_CIRCUIT_OPENED"
                 | "SUBSCRIPTION_DISABLED"
                 | "SUBSCRIPTION_DELETED"
                 | "INVOCATION_DEAD_LETTERED"
@@ -128,7 +130,7 @@ mod tests {
     #[test]
     fn the_builtin_types_are_complete() {
         let catalogue = Catalogue::builtin();
-        assert_eq!(catalogue.iter().count(), 38);
+        assert_eq!(catalogue.iter().count(), 40);
         for declared in catalogue.iter() {
             let event_type = &declared.event_type;
             let name = event_type.name.as_str();
@@ -152,7 +154,7 @@ mod tests {
         let catalogue = Catalogue::builtin();
         let own: Vec<_> =
             catalogue.iter().filter(|system| Catalogue::is_carillons_own(system.event_type.name.as_str())).collect();
-        assert_eq!(own.len(), 8);
+        assert_eq!(own.len(), 10);
         assert!(own.iter().all(|system| system.event_type.phase == crate::domain::event_type::Phase::Post));
         let again = "[[event_type]]\nname = \"SUBSCRIPTION_DISABLED\"\nphase = \"PRE\"\ndisplay_name = \"x\"\ndescription = \"x\"\n";
         assert!(Catalogue::with_operator_file(again).is_err(), "an operator cannot declare one anew");
@@ -165,7 +167,7 @@ mod tests {
         let catalogue = Catalogue::with_operator_file(text).expect("the example is right");
         assert_eq!(catalogue.get("PRE_ORDER_PLACED").expect("declared").event_type.phase, Phase::Pre);
         assert!(catalogue.get("ORDER_PLACED").is_some() && catalogue.get("FILE_DELETED").is_some());
-        assert_eq!(Catalogue::with_operator_file("").expect("nothing is fine").iter().count(), 38);
+        assert_eq!(Catalogue::with_operator_file("").expect("nothing is fine").iter().count(), 40);
     }
 
     #[test]

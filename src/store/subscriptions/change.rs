@@ -13,7 +13,7 @@ use super::{NewSubscription, Selector, StateChange, SubscriptionRefusal};
 use crate::domain::announcement::Announcement;
 use crate::domain::event_type::EventTypeName;
 use crate::domain::filter::Filter;
-use crate::domain::ids::{AppId, SubscriptionId, SubscriptionNo, TenantId};
+use crate::domain::ids::{AppId, SubscriptionId, TenantId};
 use crate::domain::retry::DeliveryPolicy;
 use crate::domain::subscription::{State, Subscription, Target};
 use crate::store::audit::{self, Principal};
@@ -27,9 +27,7 @@ use sqlx::{AssertSqlSafe, PgConnection};
 use uuid::Uuid;
 
 /// Reason of a state that a caller asked for.
-pub const REASON_CALLER: &str = "CALLER";
-/// Reason of a subscription whose receiver answered 410.
-pub const REASON_GONE: &str = "GONE";
+const REASON_CALLER: &str = "CALLER";
 
 impl Store {
     /// Adds a subscription, at most `max` per tenant that are not deleted.
@@ -180,43 +178,6 @@ impl Store {
             Ok(work.await)
         })
         .await?
-    }
-
-    /// Disables a subscription whose receiver answered 410 Gone at `gone_at`; nothing happens where it is not active, or was
-    /// changed since.
-    ///
-    /// Returns the change of the registry, none where nothing was changed.
-    pub async fn disable_gone(
-        &self,
-        tenant: TenantId,
-        subscription_no: SubscriptionNo,
-        gone_at: DateTime<Utc>,
-    ) -> Result<Option<RegistryChange>, StoreError> {
-        let store = self.clone();
-        self.run(async move {
-            let now = store.now();
-            let by = Principal::server(tenant);
-            let mut tx = store.pool().begin().await?;
-            let registry = heads::bump_registry(&mut tx, tenant, now).await?;
-            let sql = format!("SELECT {COLUMNS} FROM {FROM} WHERE s.tenant_id = $1 AND s.subscription_no = $2");
-            let row: Option<SubscriptionRow> = sqlx::query_as(AssertSqlSafe(sql))
-                .bind(tenant.0)
-                .bind(subscription_no)
-                .fetch_optional(&mut *tx)
-                .await?;
-            let before = row.map(SubscriptionRow::parse).transpose()?;
-            let still =
-                |subscription: &Subscription| subscription.state == State::Active && subscription.updated_at <= gone_at;
-            let Some(before) = before.filter(still) else { return Ok(None) };
-            let after = Subscription { state: State::Disabled, state_reason: REASON_GONE.to_owned(), ..before.clone() };
-            let after = write(&mut tx, &by, after, registry, now, "DisableSubscription").await?;
-            let told = Announcement::subscription_changed(&before, &after, &by.name);
-            let told = told.because_of(REASON_GONE, "the receiver answered 410 Gone");
-            announcements::record(&mut tx, tenant, registry.registry_version, &told, now).await?;
-            tx.commit().await?;
-            Ok(Some(registry))
-        })
-        .await
     }
 
     /// Adds a signing secret; those before it sign until `previous_expire_at` at the latest.
@@ -388,9 +349,7 @@ async fn insert(
     .bind(enrich_paths)
     .execute(&mut *tx)
     .await?;
-    if new.policy.ordering().is_some() {
-        write_options(tx, by.tenant, new.id, &new.policy).await?;
-    }
+    write_options(tx, by.tenant, new.id, &new.policy).await?;
     insert_secret(tx, by.tenant, new.id, &new.secret, now).await?;
     audit::record(tx, by.tenant, now, &by.name, "Subscribe", &new.id.to_string()).await?;
     // As a read gives it back: durations are kept in milliseconds.
@@ -400,7 +359,7 @@ async fn insert(
 }
 
 /// Writes everything that may change of a subscription, with the registry's new version.
-async fn write(
+pub(super) async fn write(
     tx: &mut PgConnection,
     by: &Principal,
     subscription: Subscription,
@@ -457,13 +416,19 @@ async fn write_options(
     policy: &DeliveryPolicy,
 ) -> Result<(), StoreError> {
     sqlx::query(
-        "UPDATE subscriptions SET ordering_key = $3, ordering_on_dead_letter = $4
+        "UPDATE subscriptions SET ordering_key = $3, ordering_on_dead_letter = $4, rate_count = $5, rate_interval_ms = $6,
+             circuit_failures = $7, circuit_open_ms = $8, auto_disable_ms = $9
           WHERE tenant_id = $1 AND subscription_id = $2",
     )
     .bind(tenant.0)
     .bind(id.0)
     .bind(policy.ordering().map(|ordering| ordering.key.source()))
     .bind(policy.ordering().map(|ordering| on_dead_letter_code(ordering.on_dead_letter)))
+    .bind(policy.rate_limit().map(|limit| limit.count()))
+    .bind(policy.rate_limit().map(|limit| milliseconds(limit.interval())))
+    .bind(policy.circuit_breaker().map(|breaker| breaker.failure_threshold()))
+    .bind(policy.circuit_breaker().map(|breaker| milliseconds(breaker.open_duration())))
+    .bind(milliseconds(policy.auto_disable_after()))
     .execute(tx)
     .await?;
     Ok(())

@@ -4,8 +4,8 @@ use crate::domain::event_type::EventTypeName;
 use crate::domain::filter::Filter;
 use crate::domain::ids::{AppId, SubscriptionId, TenantId};
 use crate::domain::pre::{EnrichPath, FailurePolicy, PrePolicy};
-use crate::domain::retry::{DeliveryPolicy, KeyOrdering, OnDeadLetter};
-use crate::domain::subscription::{State, Subscription, Target};
+use crate::domain::retry::{CircuitBreaker, DeliveryPolicy, KeyOrdering, OnDeadLetter, RateLimit};
+use crate::domain::subscription::{Circuit, CircuitState, State, Subscription, Target};
 use crate::domain::webhook::{WebhookMode, WebhookTarget, WebhookUri};
 use crate::store::StoreError;
 use aws_lc_rs::digest;
@@ -34,6 +34,14 @@ pub(super) struct SubscriptionRow {
     max_backoff_ms: i64,
     timeout_ms: i64,
     max_in_flight: i32,
+    rate_count: Option<i32>,
+    rate_interval_ms: Option<i64>,
+    circuit_failures: Option<i32>,
+    circuit_open_ms: Option<i64>,
+    auto_disable_ms: Option<i64>,
+    health_circuit: Option<i16>,
+    health_since: Option<DateTime<Utc>>,
+    health_failures: Option<i32>,
     ordering_key: Option<String>,
     ordering_on_dead_letter: Option<i16>,
     pre_failure_policy: Option<i16>,
@@ -51,10 +59,14 @@ pub(super) struct SubscriptionRow {
 /// The columns of a [`SubscriptionRow`], from `subscriptions s LEFT JOIN apps a`: a deleted subscription may outlive its app.
 pub(super) const COLUMNS: &str = "s.subscription_id, s.subscription_no, s.app_id, a.slug AS app_slug, s.event_type, s.display_name, s.filter, s.schema_version, \
      s.target_kind, s.webhook_uri, s.webhook_mode, s.webhook_headers, s.max_attempts, s.initial_backoff_ms, s.max_backoff_ms, \
-     s.timeout_ms, s.max_in_flight, s.ordering_key, s.ordering_on_dead_letter, s.pre_failure_policy, s.pre_priority, \
-     s.pre_enrich_paths, s.state, s.state_reason, s.effective_position, s.registry_version, s.created_at, \
+     s.timeout_ms, s.max_in_flight, s.rate_count, s.rate_interval_ms, s.circuit_failures, s.circuit_open_ms, s.auto_disable_ms, \
+     h.circuit AS health_circuit, h.since AS health_since, h.failures AS health_failures, s.ordering_key, \
+     s.ordering_on_dead_letter, s.pre_failure_policy, s.pre_priority, s.pre_enrich_paths, s.state, s.state_reason, \
+     s.effective_position, s.registry_version, s.created_at, \
      s.updated_at, s.deleted_at";
-pub(super) const FROM: &str = "subscriptions s LEFT JOIN apps a ON a.tenant_id = s.tenant_id AND a.app_id = s.app_id";
+pub(super) const FROM: &str = "subscriptions s LEFT JOIN apps a ON a.tenant_id = s.tenant_id AND a.app_id = s.app_id \
+     LEFT JOIN subscription_health h ON h.tenant_id = s.tenant_id AND h.subscription_no = s.subscription_no \
+         AND h.registry_version = s.registry_version";
 
 const KIND_WEBHOOK: i16 = 1;
 const STATE_ACTIVE: i16 = 1;
@@ -84,6 +96,23 @@ impl SubscriptionRow {
             milliseconds(self.timeout_ms)?,
             self.max_in_flight,
         );
+        let rate_limit = match self.rate_count.zip(self.rate_interval_ms) {
+            Some((count, interval)) => Some(RateLimit::new(count, milliseconds(interval)?).ok()?),
+            None => None,
+        };
+        let circuit_breaker = match self.circuit_failures.zip(self.circuit_open_ms) {
+            Some((failures, open)) => Some(CircuitBreaker::new(failures, milliseconds(open)?).ok()?),
+            None => None,
+        };
+        let circuit = Circuit {
+            state: self.health_circuit.map_or(Some(CircuitState::Closed), circuit_from_code)?,
+            since: self.health_since,
+            failures: self.health_failures.unwrap_or_default(),
+        };
+        let mut policy = policy.ok()?.with_rate_limit(rate_limit).with_circuit_breaker(circuit_breaker);
+        if let Some(after) = self.auto_disable_ms {
+            policy = policy.with_auto_disable_after(milliseconds(after)?).ok()?;
+        }
         let ordering = match self.ordering_key {
             Some(key) => Some(KeyOrdering {
                 key: Filter::parse(&key).ok()?,
@@ -114,7 +143,7 @@ impl SubscriptionRow {
             filter,
             schema_version: self.schema_version,
             target,
-            policy: policy.ok()?.with_ordering(ordering),
+            policy: policy.with_ordering(ordering),
             pre_policy,
             state: match self.state {
                 STATE_ACTIVE => State::Active,
@@ -123,6 +152,7 @@ impl SubscriptionRow {
                 _ => return None,
             },
             state_reason: self.state_reason,
+            circuit,
             effective_position: self.effective_position,
             registry_version: self.registry_version,
             created_at: self.created_at,
@@ -170,6 +200,25 @@ pub(super) fn on_dead_letter_code(on_dead_letter: OnDeadLetter) -> i16 {
     match on_dead_letter {
         OnDeadLetter::Skip => 1,
         OnDeadLetter::Block => 2,
+    }
+}
+
+/// A circuit's state as a number in the store.
+pub(in crate::store) fn circuit_code(state: CircuitState) -> i16 {
+    match state {
+        CircuitState::Closed => 1,
+        CircuitState::Open => 2,
+        CircuitState::HalfOpen => 3,
+    }
+}
+
+/// The state of a number.
+pub(in crate::store) fn circuit_from_code(code: i16) -> Option<CircuitState> {
+    match code {
+        1 => Some(CircuitState::Closed),
+        2 => Some(CircuitState::Open),
+        3 => Some(CircuitState::HalfOpen),
+        _ => None,
     }
 }
 

@@ -1,10 +1,11 @@
 //! Delivery policies between proto and domain, as a whole and field by field for update masks. Pure.
 
 use super::{SubscriptionError, parse_filter};
-use crate::domain::retry::{DeliveryPolicy, KeyOrdering, OnDeadLetter};
+use crate::domain::retry::{CircuitBreaker, DeliveryPolicy, KeyOrdering, OnDeadLetter, PolicyError, RateLimit};
+use crate::domain::subscription::{Circuit, CircuitState};
 use crate::proto::public as proto;
 use crate::wire::FieldError;
-use crate::wire::time::{duration_to_proto, parse_duration};
+use crate::wire::time::{duration_to_proto, parse_duration, timestamp_to_proto};
 use pbjson_types::Duration as ProtoDuration;
 use std::time::Duration;
 
@@ -17,6 +18,9 @@ pub(super) enum PolicyChange {
     MaxBackoff(Option<Duration>),
     Timeout(Duration),
     MaxInFlight(i32),
+    RateLimit(Option<RateLimit>),
+    CircuitBreaker(Option<CircuitBreaker>),
+    AutoDisableAfter(Duration),
     Ordering(Option<KeyOrdering>),
 }
 
@@ -28,6 +32,9 @@ pub(super) enum PolicyPart {
     MaxBackoff,
     Timeout,
     MaxInFlight,
+    RateLimit,
+    CircuitBreaker,
+    AutoDisableAfter,
     Ordering,
 }
 
@@ -42,8 +49,17 @@ pub(super) fn parse_policy(
 }
 
 impl PolicyPart {
-    pub const ALL: [Self; 6] =
-        [Self::MaxAttempts, Self::InitialBackoff, Self::MaxBackoff, Self::Timeout, Self::MaxInFlight, Self::Ordering];
+    pub const ALL: [Self; 9] = [
+        Self::MaxAttempts,
+        Self::InitialBackoff,
+        Self::MaxBackoff,
+        Self::Timeout,
+        Self::MaxInFlight,
+        Self::RateLimit,
+        Self::CircuitBreaker,
+        Self::AutoDisableAfter,
+        Self::Ordering,
+    ];
 
     /// The field's name in the API.
     fn name(self) -> &'static str {
@@ -53,6 +69,9 @@ impl PolicyPart {
             Self::MaxBackoff => "max_backoff",
             Self::Timeout => "timeout",
             Self::MaxInFlight => "max_in_flight",
+            Self::RateLimit => "rate_limit",
+            Self::CircuitBreaker => "circuit_breaker",
+            Self::AutoDisableAfter => "auto_disable_after",
             Self::Ordering => "ordering",
         }
     }
@@ -70,6 +89,9 @@ impl PolicyPart {
             Self::MaxBackoff => policy.max_backoff.is_some(),
             Self::Timeout => policy.timeout.is_some(),
             Self::MaxInFlight => policy.max_in_flight != 0,
+            Self::RateLimit => policy.rate_limit.is_some(),
+            Self::CircuitBreaker => policy.circuit_breaker.is_some(),
+            Self::AutoDisableAfter => policy.auto_disable_after.is_some(),
             Self::Ordering => policy.ordering.is_some(),
         }
     }
@@ -90,6 +112,25 @@ impl PolicyPart {
             Self::MaxBackoff => PolicyChange::MaxBackoff(duration("max_backoff", &policy.max_backoff)?),
             Self::Timeout => PolicyChange::Timeout(duration("timeout", &policy.timeout)?.unwrap_or(default.timeout())),
             Self::MaxInFlight => PolicyChange::MaxInFlight(count(policy.max_in_flight, default.max_in_flight())),
+            Self::RateLimit => {
+                let limit = policy.rate_limit.as_ref().map(|limit| {
+                    let interval = duration("rate_limit.interval", &limit.interval)?.unwrap_or(Duration::from_secs(1));
+                    RateLimit::new(limit.count, interval).map_err(|error| out_of_bounds(field, error))
+                });
+                PolicyChange::RateLimit(limit.transpose()?)
+            }
+            Self::CircuitBreaker => {
+                let breaker = policy.circuit_breaker.as_ref().map(|breaker| {
+                    let open = duration("circuit_breaker.open_duration", &breaker.open_duration)?;
+                    CircuitBreaker::new(count(breaker.failure_threshold, 10), open.unwrap_or(Duration::from_secs(30)))
+                        .map_err(|error| out_of_bounds(field, error))
+                });
+                PolicyChange::CircuitBreaker(breaker.transpose()?)
+            }
+            Self::AutoDisableAfter => {
+                let value = duration("auto_disable_after", &policy.auto_disable_after)?;
+                PolicyChange::AutoDisableAfter(value.unwrap_or(default.auto_disable_after()))
+            }
             Self::Ordering => {
                 let field = format!("{field}.ordering");
                 PolicyChange::Ordering(policy.ordering.as_ref().map(|o| parse_ordering(&field, o)).transpose()?)
@@ -108,6 +149,8 @@ pub(super) fn apply_policy(
     let (mut initial_backoff, mut timeout) = (policy.initial_backoff(), policy.timeout());
     let mut max_backoff = Some(policy.max_backoff());
     let mut ordering = policy.ordering().cloned();
+    let (mut rate_limit, mut circuit_breaker) = (policy.rate_limit(), policy.circuit_breaker());
+    let mut auto_disable_after = policy.auto_disable_after();
     for change in changes {
         match change {
             PolicyChange::MaxAttempts(value) => max_attempts = value,
@@ -115,13 +158,21 @@ pub(super) fn apply_policy(
             PolicyChange::MaxBackoff(value) => max_backoff = value,
             PolicyChange::Timeout(value) => timeout = value,
             PolicyChange::MaxInFlight(value) => max_in_flight = value,
+            PolicyChange::RateLimit(value) => rate_limit = value,
+            PolicyChange::CircuitBreaker(value) => circuit_breaker = value,
+            PolicyChange::AutoDisableAfter(value) => auto_disable_after = value,
             PolicyChange::Ordering(value) => ordering = value,
         }
     }
     let max_backoff = max_backoff.unwrap_or(DeliveryPolicy::default().max_backoff().max(initial_backoff));
     DeliveryPolicy::new(max_attempts, initial_backoff, max_backoff, timeout, max_in_flight)
-        .map(|policy| policy.with_ordering(ordering))
-        .map_err(|error| FieldError::new(format!("{field}.{}", error.field()), error.to_string()))
+        .map(|policy| policy.with_ordering(ordering).with_rate_limit(rate_limit).with_circuit_breaker(circuit_breaker))
+        .and_then(|policy| policy.with_auto_disable_after(auto_disable_after))
+        .map_err(|error| out_of_bounds(field, error))
+}
+
+fn out_of_bounds(field: &str, error: PolicyError) -> FieldError {
+    FieldError::new(format!("{field}.{}", error.field()), error.to_string())
 }
 
 fn parse_ordering(field: &str, ordering: &proto::OrderingPolicy) -> Result<KeyOrdering, SubscriptionError> {
@@ -143,6 +194,15 @@ pub(super) fn policy_to_proto(policy: &DeliveryPolicy) -> proto::DeliveryPolicy 
         max_backoff: Some(duration_to_proto(policy.max_backoff())),
         timeout: Some(duration_to_proto(policy.timeout())),
         max_in_flight: policy.max_in_flight(),
+        rate_limit: policy.rate_limit().map(|limit| proto::RateLimit {
+            count: limit.count(),
+            interval: Some(duration_to_proto(limit.interval())),
+        }),
+        circuit_breaker: policy.circuit_breaker().map(|breaker| proto::CircuitBreaker {
+            failure_threshold: breaker.failure_threshold(),
+            open_duration: Some(duration_to_proto(breaker.open_duration())),
+        }),
+        auto_disable_after: Some(duration_to_proto(policy.auto_disable_after())),
         ordering: policy.ordering().map(ordering_to_proto),
     }
 }
@@ -153,4 +213,14 @@ fn ordering_to_proto(ordering: &KeyOrdering) -> proto::OrderingPolicy {
         OnDeadLetter::Block => proto::OnDeadLetter::Block,
     };
     proto::OrderingPolicy { key: ordering.key.source().to_owned(), on_dead_letter: on_dead_letter.into() }
+}
+
+/// A circuit as the API shows it.
+pub(super) fn circuit_to_proto(circuit: &Circuit) -> proto::Circuit {
+    let state = match circuit.state {
+        CircuitState::Closed => proto::CircuitState::Closed,
+        CircuitState::Open => proto::CircuitState::Open,
+        CircuitState::HalfOpen => proto::CircuitState::HalfOpen,
+    };
+    proto::Circuit { state: state.into(), since: circuit.since.map(timestamp_to_proto), failures: circuit.failures }
 }

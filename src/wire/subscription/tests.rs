@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::domain::ids::AppId;
+use crate::domain::subscription::Circuit;
 use pbjson_types::Duration as ProtoDuration;
 use std::time::Duration;
 use uuid::Uuid;
@@ -46,6 +47,7 @@ fn stored() -> Subscription {
         pre_policy: None,
         state: State::Active,
         state_reason: String::new(),
+        circuit: Circuit::default(),
         effective_position: 5,
         registry_version: 7,
         created_at: chrono::DateTime::UNIX_EPOCH,
@@ -109,6 +111,23 @@ fn every_bad_field_is_named_by_its_path() {
             "delivery_policy.max_backoff",
         ),
         (policy(proto::DeliveryPolicy { max_in_flight: 1_001, ..default() }), "delivery_policy.max_in_flight"),
+        (policy(limited(0, None)), "delivery_policy.rate_limit.count"),
+        (policy(limited(1_000_001, None)), "delivery_policy.rate_limit.count"),
+        (policy(limited(1, Some(seconds(0)))), "delivery_policy.rate_limit.interval"),
+        (policy(limited(1, Some(seconds(-1)))), "delivery_policy.rate_limit.interval"),
+        (policy(limited(1, Some(seconds(86_401)))), "delivery_policy.rate_limit.interval"),
+        (policy(breaking(-1, None)), "delivery_policy.circuit_breaker.failure_threshold"),
+        (policy(breaking(10_001, None)), "delivery_policy.circuit_breaker.failure_threshold"),
+        (policy(breaking(1, Some(seconds(0)))), "delivery_policy.circuit_breaker.open_duration"),
+        (policy(breaking(1, Some(seconds(3_601)))), "delivery_policy.circuit_breaker.open_duration"),
+        (
+            policy(proto::DeliveryPolicy { auto_disable_after: Some(seconds(0)), ..default() }),
+            "delivery_policy.auto_disable_after",
+        ),
+        (
+            policy(proto::DeliveryPolicy { auto_disable_after: Some(seconds(90 * 86_400 + 1)), ..default() }),
+            "delivery_policy.auto_disable_after",
+        ),
         (policy(ordered("", 0)), "delivery_policy.ordering.key"),
         (policy(ordered("a\0", 0)), "delivery_policy.ordering.key"),
         (policy(ordered("data.user", 9)), "delivery_policy.ordering.on_dead_letter"),
@@ -116,6 +135,26 @@ fn every_bad_field_is_named_by_its_path() {
     for (request, field) in cases {
         assert_eq!(wrong_field(request), field);
     }
+}
+
+fn limited(count: i32, interval: Option<ProtoDuration>) -> proto::DeliveryPolicy {
+    proto::DeliveryPolicy { rate_limit: Some(proto::RateLimit { count, interval }), ..Default::default() }
+}
+
+fn breaking(failure_threshold: i32, open_duration: Option<ProtoDuration>) -> proto::DeliveryPolicy {
+    let breaker = proto::CircuitBreaker { failure_threshold, open_duration };
+    proto::DeliveryPolicy { circuit_breaker: Some(breaker), ..Default::default() }
+}
+
+#[test]
+fn what_protects_a_receiver_has_its_documented_defaults_and_is_shown() {
+    let both = proto::DeliveryPolicy { circuit_breaker: breaking(0, None).circuit_breaker, ..limited(5, None) };
+    let request = proto::SubscribeRequest { delivery_policy: Some(both), ..request() };
+    let policy = parse_subscribe(request).expect("within bounds").policy;
+    let shown = to_proto(&Subscription { policy, ..stored() }).delivery_policy.expect("it is shown");
+    assert_eq!(shown.rate_limit, limited(5, Some(seconds(1))).rate_limit);
+    assert_eq!(shown.circuit_breaker, breaking(10, Some(seconds(30))).circuit_breaker);
+    assert_eq!(shown.auto_disable_after, Some(seconds(5 * 86_400)));
 }
 
 fn ordered(key: &str, on_dead_letter: i32) -> proto::DeliveryPolicy {

@@ -1,0 +1,285 @@
+//! How a subscription's receiver does: its circuit, the pause it asked for, and since when nothing but failures came.
+//!
+//! Pure. The owner of the tenant keeps it in memory and is exact about it; what must outlive the owner, and what readers see, is a row
+//! that is written when the circuit changes, and once a minute at most for a receiver that only fails.
+
+use crate::domain::ids::SubscriptionNo;
+use crate::domain::invocation::{Outcome, OutcomeClass};
+use crate::domain::retry::DeliveryPolicy;
+use crate::domain::subscription::{Circuit, CircuitState};
+use crate::store::health::HealthRow;
+use chrono::{DateTime, TimeDelta, Utc};
+use std::time::Duration;
+
+/// A receiver's wish slows the whole subscription down for this long at most.
+const PAUSE_MAX: Duration = Duration::from_secs(3_600);
+/// A subscription that is to be disabled and still fails after this long is asked for again.
+const SENTENCED_AGAIN: TimeDelta = TimeDelta::seconds(10);
+/// A receiver that has only failed for this long has that noted in the database.
+const NOTED_AFTER: TimeDelta = TimeDelta::seconds(60);
+
+/// How a receiver does.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Health {
+    /// The registry version of the subscription that this is about: a change of it begins anew.
+    version: i64,
+    circuit: Circuit,
+    /// True while a probe runs.
+    probing: bool,
+    failing_since: Option<DateTime<Utc>>,
+    paused_until: Option<DateTime<Utc>>,
+    /// True where the row says that it is failing.
+    noted: bool,
+    /// When it was last asked for that the subscription is disabled.
+    sentenced_at: Option<DateTime<Utc>>,
+}
+
+/// Whether an attempt may start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Gate {
+    /// It may.
+    Free,
+    /// It may, as the one that tells whether the receiver is well again.
+    Probe,
+    /// Not before then.
+    Wait(DateTime<Utc>),
+    /// Not before the probe has ended.
+    Probing,
+}
+
+/// What the end of an attempt means beyond its invocation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Verdict {
+    /// The row is to be written.
+    pub keep: bool,
+    /// The circuit has opened, or closed: operators hear of it.
+    pub told: Option<CircuitState>,
+    /// Nothing but failures for as long as the policy allows: the subscription is to be disabled.
+    pub disable: bool,
+}
+
+impl Health {
+    /// As the former owner left it.
+    pub fn restore(kept: &HealthRow) -> Self {
+        let HealthRow { registry_version, circuit, failing_since, .. } = *kept;
+        let noted = failing_since.is_some();
+        Self { version: registry_version, circuit, failing_since, noted, ..Self::default() }
+    }
+
+    /// What is to be kept.
+    pub fn kept(&self, subscription_no: SubscriptionNo) -> HealthRow {
+        let failing_since = self.failing_since.filter(|_| self.noted);
+        HealthRow { subscription_no, registry_version: self.version, circuit: self.circuit, failing_since }
+    }
+
+    /// The registry version of the subscription that this is about.
+    pub fn version(&self) -> i64 {
+        self.version
+    }
+
+    /// A subscription that was changed begins anew: its receiver may be another one. True where it does.
+    pub fn is_of(&mut self, version: i64) -> bool {
+        let changed = self.version != version;
+        if changed {
+            *self = Self { version, ..Self::default() };
+        }
+        changed
+    }
+
+    /// Whether an attempt may start.
+    pub fn gate(&self, policy: &DeliveryPolicy, now: DateTime<Utc>) -> Gate {
+        if let Some(until) = self.paused_until.filter(|until| *until > now) {
+            return Gate::Wait(until);
+        }
+        let Some(breaker) = policy.circuit_breaker() else { return Gate::Free };
+        match self.circuit.state {
+            CircuitState::Closed => Gate::Free,
+            CircuitState::HalfOpen if self.probing => Gate::Probing,
+            CircuitState::HalfOpen => Gate::Probe,
+            CircuitState::Open => {
+                let until = self.circuit.since.map_or(now, |since| {
+                    since + TimeDelta::from_std(breaker.open_duration()).unwrap_or(TimeDelta::hours(1))
+                });
+                if until > now { Gate::Wait(until) } else { Gate::Probe }
+            }
+        }
+    }
+
+    /// A probe starts. True where the row is to be written.
+    pub fn probe(&mut self, now: DateTime<Utc>) -> bool {
+        self.probing = true;
+        let changed = self.circuit.state != CircuitState::HalfOpen;
+        if changed {
+            self.circuit = Circuit { state: CircuitState::HalfOpen, since: Some(now), ..self.circuit };
+        }
+        changed
+    }
+
+    /// An attempt has ended.
+    pub fn ended(&mut self, outcome: &Outcome, probe: bool, policy: &DeliveryPolicy, now: DateTime<Utc>) -> Verdict {
+        if probe {
+            self.probing = false;
+        }
+        // One that is refused for good was answered by a receiver that is well.
+        if matches!(outcome.class, OutcomeClass::Succeeded | OutcomeClass::Rejected) {
+            return self.succeeded(probe, now);
+        }
+        let mut verdict = self.failed(probe, policy, now);
+        if let Some(wish) = outcome.retry_after.filter(|_| outcome.class == OutcomeClass::Throttled) {
+            let until = now + TimeDelta::from_std(wish.min(PAUSE_MAX)).unwrap_or(TimeDelta::hours(1));
+            self.paused_until = Some(self.paused_until.map_or(until, |known| known.max(until)));
+        }
+        let since = *self.failing_since.get_or_insert(now);
+        let failing = now - since;
+        if !self.noted && failing >= NOTED_AFTER {
+            self.noted = true;
+            verdict.keep = true;
+        }
+        if failing >= TimeDelta::from_std(policy.auto_disable_after()).unwrap_or(TimeDelta::MAX) {
+            // Once for the many attempts that may end now; again later, where it did not get through.
+            verdict.disable = self.sentenced_at.is_none_or(|at| now - at >= SENTENCED_AGAIN);
+            if verdict.disable {
+                self.sentenced_at = Some(now);
+            }
+        }
+        verdict
+    }
+
+    fn succeeded(&mut self, probe: bool, now: DateTime<Utc>) -> Verdict {
+        let mut verdict = Verdict { keep: self.noted, ..Verdict::default() };
+        self.failing_since = None;
+        self.sentenced_at = None;
+        self.noted = false;
+        match self.circuit.state {
+            CircuitState::Closed => self.circuit.failures = 0,
+            // What started before it opened says nothing about now.
+            CircuitState::Open | CircuitState::HalfOpen if !probe => {}
+            CircuitState::Open | CircuitState::HalfOpen => {
+                self.circuit = Circuit { since: Some(now), ..Circuit::default() };
+                verdict = Verdict { keep: true, told: Some(CircuitState::Closed), ..verdict };
+            }
+        }
+        verdict
+    }
+
+    fn failed(&mut self, probe: bool, policy: &DeliveryPolicy, now: DateTime<Utc>) -> Verdict {
+        let mut verdict = Verdict::default();
+        self.circuit.failures = self.circuit.failures.saturating_add(1);
+        let Some(breaker) = policy.circuit_breaker() else { return verdict };
+        let open = Circuit { state: CircuitState::Open, since: Some(now), failures: self.circuit.failures };
+        match self.circuit.state {
+            CircuitState::Closed if self.circuit.failures >= breaker.failure_threshold() => {
+                self.circuit = open;
+                verdict = Verdict { keep: true, told: Some(CircuitState::Open), ..verdict };
+            }
+            CircuitState::HalfOpen if probe => {
+                self.circuit = open;
+                verdict.keep = true;
+            }
+            CircuitState::Closed | CircuitState::Open | CircuitState::HalfOpen => {}
+        }
+        verdict
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::retry::CircuitBreaker;
+
+    fn at(seconds: i64) -> DateTime<Utc> {
+        DateTime::from_timestamp(1_800_000_000 + seconds, 0).expect("a time")
+    }
+
+    fn policy() -> DeliveryPolicy {
+        let breaker = CircuitBreaker::new(3, Duration::from_secs(30)).expect("within bounds");
+        let policy = DeliveryPolicy::default().with_circuit_breaker(Some(breaker));
+        policy.with_auto_disable_after(Duration::from_secs(600)).expect("within bounds")
+    }
+
+    fn outcome(class: OutcomeClass) -> Outcome {
+        Outcome { class, status_code: 0, retry_after: None, excerpt: None, error: None }
+    }
+
+    fn end(health: &mut Health, class: OutcomeClass, probe: bool, now: i64) -> Verdict {
+        health.ended(&outcome(class), probe, &policy(), at(now))
+    }
+
+    #[test]
+    fn the_circuit_opens_after_failures_in_a_row_and_not_before() {
+        let mut health = Health::default();
+        for class in [OutcomeClass::Failed, OutcomeClass::Timeout, OutcomeClass::Succeeded, OutcomeClass::Unreachable] {
+            assert_eq!(end(&mut health, class, false, 0), Verdict::default());
+        }
+        assert_eq!(end(&mut health, OutcomeClass::Throttled, false, 1), Verdict::default());
+        assert_eq!(health.gate(&policy(), at(1)), Gate::Free);
+        let opened = end(&mut health, OutcomeClass::Failed, false, 2);
+        assert_eq!(opened, Verdict { keep: true, told: Some(CircuitState::Open), ..Verdict::default() });
+        assert_eq!(health.gate(&policy(), at(2)), Gate::Wait(at(32)));
+        assert_eq!(health.kept(1).circuit, Circuit { state: CircuitState::Open, since: Some(at(2)), failures: 3 });
+        assert_eq!(health.gate(&DeliveryPolicy::default(), at(2)), Gate::Free, "without a breaker in the policy");
+    }
+
+    #[test]
+    fn an_open_circuit_lets_one_probe_through_at_a_time_and_only_that_one_decides() {
+        let mut health = Health::default();
+        for _ in 0..3 {
+            end(&mut health, OutcomeClass::Failed, false, 0);
+        }
+        assert_eq!(end(&mut health, OutcomeClass::Succeeded, false, 1).told, None, "it started before");
+        assert_eq!(end(&mut health, OutcomeClass::Failed, false, 1).told, None);
+        assert_eq!(health.gate(&policy(), at(30)), Gate::Probe);
+        assert!(health.probe(at(30)));
+        assert_eq!(health.gate(&policy(), at(30)), Gate::Probing);
+        assert!(end(&mut health, OutcomeClass::Failed, true, 31).keep);
+        assert_eq!(health.gate(&policy(), at(31)), Gate::Wait(at(61)));
+        assert!(health.probe(at(61)));
+        let closed = end(&mut health, OutcomeClass::Succeeded, true, 62);
+        assert_eq!((closed.told, closed.keep), (Some(CircuitState::Closed), true));
+        assert_eq!(health.gate(&policy(), at(62)), Gate::Free);
+    }
+
+    #[test]
+    fn a_receivers_wish_pauses_the_subscription_for_an_hour_at_most() {
+        let mut health = Health::default();
+        let wish = |seconds, class| Outcome { retry_after: Some(Duration::from_secs(seconds)), ..outcome(class) };
+        health.ended(&wish(20, OutcomeClass::Throttled), false, &policy(), at(0));
+        assert_eq!(health.gate(&policy(), at(1)), Gate::Wait(at(20)));
+        health.ended(&outcome(OutcomeClass::Succeeded), false, &policy(), at(2));
+        assert_eq!(health.gate(&policy(), at(3)), Gate::Wait(at(20)), "what was under way ends nothing");
+        assert_eq!(health.gate(&policy(), at(20)), Gate::Free);
+        health.ended(&wish(86_400, OutcomeClass::Throttled), false, &policy(), at(20));
+        assert_eq!(health.gate(&policy(), at(21)), Gate::Wait(at(3_620)));
+        let mut other = Health::default();
+        other.ended(&wish(20, OutcomeClass::Failed), false, &policy(), at(0));
+        assert_eq!(other.gate(&policy(), at(1)), Gate::Free, "an error is no wish");
+    }
+
+    #[test]
+    fn nothing_but_failures_for_the_configured_time_disables() {
+        let mut health = Health::default();
+        assert!(!end(&mut health, OutcomeClass::Failed, false, 0).keep);
+        assert!(!end(&mut health, OutcomeClass::Failed, false, 599).disable);
+        assert_eq!(health.kept(1).failing_since, Some(at(0)), "it survives its owner");
+        let mut next = Health::restore(&health.kept(1));
+        assert!(end(&mut next, OutcomeClass::Failed, true, 600).disable);
+        assert!(!end(&mut next, OutcomeClass::Failed, true, 601).disable, "it is under way");
+        assert!(end(&mut next, OutcomeClass::Failed, true, 610).disable, "it did not get through");
+        assert!(end(&mut health, OutcomeClass::Succeeded, true, 600).keep, "the note goes");
+        assert_eq!(health.kept(1).failing_since, None);
+        assert!(!end(&mut health, OutcomeClass::Failed, false, 601).disable);
+    }
+
+    #[test]
+    fn a_changed_subscription_begins_anew() {
+        let mut health = Health::default();
+        health.is_of(4);
+        for _ in 0..3 {
+            end(&mut health, OutcomeClass::Failed, false, 0);
+        }
+        health.is_of(4);
+        assert!(matches!(health.gate(&policy(), at(1)), Gate::Wait(_)));
+        health.is_of(5);
+        assert_eq!((health.gate(&policy(), at(1)), health.kept(1).registry_version), (Gate::Free, 5));
+    }
+}
