@@ -23,6 +23,7 @@ mod g04_pre_gate;
 mod g05_at_least_once;
 mod g07_ordered;
 mod g08_watch;
+mod g09_fair;
 mod g09_isolated;
 mod g09_protected;
 mod g10_tenants;

@@ -4,6 +4,7 @@
 //! told from the client's. A figure that cannot be measured is reported as an error, and the others go on.
 
 pub mod echo;
+mod fairness;
 mod growth;
 mod idle;
 mod load;
@@ -66,6 +67,8 @@ pub enum What {
     Pre,
     /// Deliveries: T4, T5, T11
     Webhook,
+    /// One tenant beside a noisy one: F1
+    Fairness,
     /// Live streams: T7, T8
     Watch,
     /// What time brings: T12, T13, T14
@@ -133,6 +136,9 @@ impl Bench {
             self.figure("T5a", "1 webhook", async |bench, _| webhook::one_listener(bench).await).await;
             self.figure("T5d", "10 webhooks", async |bench, _| webhook::ten_listeners(bench).await).await;
             self.figure("T11", "cost of an invocation", async |bench, _| webhook::postgres_cost(bench).await).await;
+        }
+        if wants(What::Fairness) {
+            self.figure("F1", "a noisy neighbour", async |bench, _| fairness::neighbours(bench).await).await;
         }
         if wants(What::Watch) {
             self.figure("T7f", "1 watch", async |bench, _| watch::one(bench).await).await;

@@ -15,14 +15,18 @@ use tokio::process::{Child, Command};
 use tokio::time::{sleep, timeout};
 
 use super::process;
-use crate::cli::client::{ClientFile, Identity, InternalClient, PublicClient, call};
+use crate::cli::client::{ApiKey, ClientFile, Identity, InternalClient, PublicClient, call};
 use crate::cli::error::CliError;
 use crate::cli::publish::string;
 use crate::cli::subscribe::webhook;
 use crate::clock;
+use crate::dev;
+use crate::dev::ca::{self, Ca, CertRequest};
 use crate::proto::cloudevents::CloudEvent;
 use crate::proto::cloudevents::cloud_event::Data;
-use crate::proto::internal::PublishRequest;
+use crate::proto::internal::{
+    CreateApiKeyRequest, CreateAppRequest, CreatePublisherIdentityRequest, CreateTenantRequest, PublishRequest, Role,
+};
 use crate::proto::public::{CreateEventTypeRequest, DeliveryPolicy, EventPhase, SubscribeRequest, WebhookMode};
 
 /// How long a child may take until it is ready; a debug build makes a cluster first.
@@ -179,6 +183,44 @@ impl Service {
     fn server_certificate(&self) -> Identity {
         let certificates = self.folder.0.join("certs");
         Identity { cert: certificates.join("server.pem"), key: certificates.join("server.key") }
+    }
+
+    /// A tenant of its own, with an app, a key and a publisher.
+    pub async fn another_tenant(&self, slug: &str) -> Result<ClientFile, CliError> {
+        let folder = self.folder.0.join("certs");
+        let read = |name: &str| {
+            let path = folder.join(name);
+            fs::read_to_string(&path).map_err(CliError::file("read", &path))
+        };
+        let unusable = |error: dev::Error| CliError::Result(format!("no certificate can be made: {error}"));
+        let ca = Ca::from_pem(&read("ca.pem")?, &read("ca.key")?).map_err(unusable)?;
+        let uri = format!("spiffe://carillon.local/publisher/{slug}");
+        let issued = ca::issue(&ca, &CertRequest::client(slug, &uri, clock::now())).map_err(unusable)?;
+        let identity = Identity { cert: folder.join(format!("{slug}.pem")), key: folder.join(format!("{slug}.key")) };
+        for (path, text) in [(&identity.cert, &issued.cert_pem), (&identity.key, &issued.key_pem)] {
+            fs::write(path, text).map_err(CliError::file("write", path))?;
+        }
+        let (Some(url), Some(admin)) = (&self.access.internal_url, &self.access.admin) else {
+            return Err(incomplete());
+        };
+        let client = InternalClient::connect(url, admin, self.access.ca.as_deref(), DEADLINE).await?;
+        let (mut admin, tenant) = (client.admin(), slug.to_owned());
+        let request = CreateTenantRequest { slug: tenant.clone(), display_name: String::new() };
+        call("CreateTenant", admin.create_tenant(client.request(request))).await?;
+        let app = self.access.app.clone().unwrap_or_default();
+        let request = CreateAppRequest { tenant: tenant.clone(), slug: app, display_name: String::new() };
+        call("CreateApp", admin.create_app(client.request(request))).await?;
+        let subject = format!("uri:{uri}");
+        let request = CreatePublisherIdentityRequest { tenant: tenant.clone(), subject, event_types: Vec::new() };
+        call("CreatePublisherIdentity", admin.create_publisher_identity(client.request(request))).await?;
+        let request =
+            CreateApiKeyRequest { tenant: tenant.clone(), role: Role::Admin.into(), ..CreateApiKeyRequest::default() };
+        let key = call("CreateApiKey", admin.create_api_key(client.request(request))).await?;
+        let mut access = self.access.clone();
+        access.tenant = Some(tenant);
+        access.api_key = Some(ApiKey::from(key.secret));
+        access.publisher = Some(identity);
+        Ok(access)
     }
 
     /// Ends it and removes its folder.

@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -36,6 +36,8 @@ struct State {
     /// Every so many requests are answered with 503; 0 for none.
     fails_every: AtomicU64,
     failed: AtomicU64,
+    /// True where no request is answered.
+    hangs: AtomicBool,
     /// When each event arrived, by its number, while that is wanted.
     receipts: Mutex<Option<Vec<(u64, Instant)>>>,
     first: OnceLock<(HeaderMap, Bytes)>,
@@ -78,6 +80,11 @@ impl Sink {
     /// Answers every so many requests with 503; 0 for none.
     pub fn fail_every(&self, requests: u64) {
         self.state.fails_every.store(requests, Ordering::Relaxed);
+    }
+
+    /// From now on answers nothing.
+    pub fn hang(&self) {
+        self.state.hangs.store(true, Ordering::Relaxed);
     }
 
     /// The first request that came.
@@ -130,6 +137,9 @@ async fn receive(state: &State, request: Request<Incoming>) -> Response<Empty<By
     let mut response = Response::new(Empty::new());
     *response.status_mut() = StatusCode::NO_CONTENT;
     let Ok(body) = body.collect().await else { return response };
+    if state.hangs.load(Ordering::Relaxed) {
+        return std::future::pending().await;
+    }
     let body = body.to_bytes();
     let now = Instant::now();
     let every = state.fails_every.load(Ordering::Relaxed);

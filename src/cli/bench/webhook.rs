@@ -68,6 +68,27 @@ impl Hooks {
         self.sink.wait_for(before + published * self.listeners).await?;
         Ok(started.elapsed())
     }
+
+    /// Publishes a hundred a second; gives their acknowledgements, and how long each took from there to its receipt, ascending.
+    pub async fn paced(&self, publisher: &InternalClient, time: Duration) -> Result<(Done, Vec<Duration>), CliError> {
+        self.sink.keep_receipts();
+        let received = self.sink.received();
+        let mut sent = HashMap::new();
+        let acks = paced(100, time, |_| {
+            let seq = next_seq();
+            sent.insert(seq, Instant::now());
+            let client = publisher.clone();
+            let request = client.request(event(&self.event_type, seq));
+            async move { call("Publish", client.publish().publish(request)).await.map(drop) }
+        })
+        .await?;
+        self.sink.wait_for(received + acks.units).await?;
+        let receipts = self.sink.take_receipts();
+        let mut latencies: Vec<Duration> =
+            receipts.iter().filter_map(|(seq, at)| Some(at.saturating_duration_since(*sent.get(seq)?))).collect();
+        latencies.sort_unstable();
+        Ok((acks, latencies))
+    }
 }
 
 /// T4: at a steady hundred a second.
@@ -75,24 +96,8 @@ pub async fn latency(bench: &Bench) -> Result<Vec<Figure>, CliError> {
     let hooks = Hooks::set(bench, "latency", 1).await?;
     let publishers = bench.publishers(1).await?;
     // Connections and statements are warm before anything counts.
-    let before = hooks.sink.received();
     hooks.run_batches(&publishers[0], 200).await?;
-    hooks.sink.keep_receipts();
-    let received = hooks.sink.received() - before;
-    let mut sent = HashMap::new();
-    let acks = paced(100, bench.seconds(), |_| {
-        let seq = next_seq();
-        sent.insert(seq, Instant::now());
-        let client = publishers[0].clone();
-        let request = client.request(event(&hooks.event_type, seq));
-        async move { call("Publish", client.publish().publish(request)).await.map(drop) }
-    })
-    .await?;
-    hooks.sink.wait_for(before + received + acks.units).await?;
-    let receipts = hooks.sink.take_receipts();
-    let mut latencies: Vec<Duration> =
-        receipts.iter().filter_map(|(seq, at)| Some(at.saturating_duration_since(*sent.get(seq)?))).collect();
-    latencies.sort_unstable();
+    let (acks, latencies) = hooks.paced(&publishers[0], bench.seconds()).await?;
     let (p50, p99) = (percentile_ms(&latencies, 50), percentile_ms(&latencies, 99));
     let name = |percent| format!("publish to webhook receipt at 100/s, p{percent}");
     let own = |percent| format!("own ack at the same pace, p{percent}");
