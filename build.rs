@@ -28,6 +28,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         // Maps in key order, so that equal messages have equal encodings: idempotency compares hashes of them.
         .btree_map(".")
         .compile_well_known_types(true)
+        .extern_path(".google.protobuf.Timestamp", "crate::proto::Timestamp")
         .extern_path(".google.protobuf", "::pbjson_types")
         .compile_fds(descriptors)?;
     pbjson_build::Builder::new()

@@ -48,6 +48,8 @@ pub struct Config {
     pub limits: api::registry::Config,
     /// Logs.
     pub log: telemetry::Config,
+    /// Traces.
+    pub traces: telemetry::traces::Config,
 }
 
 /// Keys that encrypt secrets at rest. Kept outside the database, so that a copy of it alone opens nothing.
@@ -116,6 +118,7 @@ impl Config {
         self.dispatch.check().map_err(|error| {
             ConfigError::bad(&format!("dispatch.{}", error.key), format!("must be {}", error.bounds))
         })?;
+        self.traces.check().map_err(|(key, reason)| ConfigError::bad(&format!("traces.{key}"), reason))?;
         self.watch.check().map_err(|(key, reason)| ConfigError::bad(&format!("watch.{key}"), reason))?;
         self.executor.check().map_err(|error| match error {
             executor::ExecutorError::Setting { key, bound } => {

@@ -2,6 +2,8 @@
 
 #![expect(clippy::pedantic, missing_docs, reason = "generated code")]
 
+mod timestamp;
+
 /// Every file's descriptor, encoded, for reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 
@@ -28,6 +30,8 @@ pub mod io {
         }
     }
 }
+
+pub use timestamp::Timestamp;
 
 pub use carillon::internal::v1 as internal;
 pub use carillon::v1 as public;

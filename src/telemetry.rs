@@ -1,14 +1,19 @@
-//! Logs to stderr, as text for people or JSON for programs; the metrics that the ops port serves.
+//! Logs to stderr, as text for people or JSON for programs; the metrics that the ops port serves; traces over OTLP.
 //!
 //! Nothing here may log a payload, a secret, a signature or a full URL; metrics carry no tenant and no URL in their labels.
 
 pub mod metrics;
+pub mod traces;
 
 pub use metrics::{FilterPlace, Metrics, measured};
+pub use traces::Traces;
 
 use serde::{Deserialize, Serialize};
 use std::io::IsTerminal as _;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::{Directive, LevelFilter, filter_fn};
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Layer as _, Registry, fmt};
 
 /// How logs look.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
@@ -42,17 +47,33 @@ pub enum TelemetryError {
     /// The level does not parse.
     #[error("setting log.level: is not a level or a list of directives")]
     Level,
+    /// The exporter of traces.
+    #[error("setting traces.endpoint")]
+    Exporter(#[source] opentelemetry_otlp::ExporterBuildError),
 }
 
-/// Starts logging for the process; a second call changes nothing.
-pub fn start(config: &Config) -> Result<(), TelemetryError> {
-    let filter = EnvFilter::try_new(&config.level).map_err(|_| TelemetryError::Level)?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
-    let started = match config.format {
-        Format::Text => builder.with_ansi(std::io::stderr().is_terminal()).try_init(),
-        Format::Json => builder.json().flatten_event(true).try_init(),
+/// Starts logging, and traces where they are wanted, for the process; a second call changes nothing.
+///
+/// Must be called inside the runtime where traces are wanted: their exporter lives in it.
+pub fn start(config: &Config, traces: &traces::Config) -> Result<Traces, TelemetryError> {
+    // Spans are for the exporter alone: without one nobody wants them, and they are not even made.
+    let no_spans = Directive::from(LevelFilter::OFF);
+    let no_spans = format!("{}={no_spans}", traces::TARGET).parse().map_err(|_| TelemetryError::Level)?;
+    let filter = EnvFilter::try_new(&config.level).map_err(|_| TelemetryError::Level)?.add_directive(no_spans);
+    let lines = fmt::layer().with_writer(std::io::stderr).with_target(false);
+    let lines = match config.format {
+        Format::Text => lines.with_ansi(std::io::stderr().is_terminal()).boxed(),
+        Format::Json => lines.json().flatten_event(true).boxed(),
     };
+    let exported = Traces::new(traces)?;
+    let spans = exported.tracer().map(|tracer| {
+        let layer = tracing_opentelemetry::layer().with_tracer(tracer);
+        let layer = layer.with_location(false).with_threads(false).with_tracked_inactivity(false);
+        layer.with_level(false).with_target(false).with_filter(filter_fn(|about| about.target() == traces::TARGET))
+    });
+    let started = Registry::default().with(lines.with_filter(filter)).with(spans).try_init();
     if started.is_ok() {
+        exported.turn_on();
         // A panic is a fault of the server and belongs into the log, without a backtrace that names paths.
         std::panic::set_hook(Box::new(|panic| {
             let place = panic.location().map(|at| format!("{}:{}", at.file(), at.line())).unwrap_or_default();
@@ -62,5 +83,5 @@ pub fn start(config: &Config) -> Result<(), TelemetryError> {
             tracing::error!(place, text, "panicked");
         }));
     }
-    Ok(())
+    Ok(exported)
 }

@@ -11,7 +11,7 @@ use super::in_flight::{Credential, InFlight, Place};
 use super::server::PeerAddress;
 use super::status::{ApiError, not_implemented};
 use crate::proto::DESCRIPTORS;
-use crate::telemetry::Metrics;
+use crate::telemetry::{Metrics, traces};
 use futures::FutureExt as _;
 use http::{HeaderMap, Request, Response};
 use prometheus_client::encoding::EncodeLabelSet;
@@ -29,6 +29,7 @@ use tonic::body::Body;
 use tonic::service::Routes;
 use tonic::{Code, Status};
 use tower::ServiceExt as _;
+use tracing::Instrument as _;
 
 const PUBLIC_API: &str = "/carillon.v1.";
 const PUBLISH: &str = "/carillon.internal.v1.PublishService/";
@@ -131,14 +132,18 @@ impl CallMetrics {
         own
     }
 
-    /// Methods that are not ours are counted together, so that a caller cannot make labels.
     fn record(&self, path: &str, code: Code, unary: Option<Duration>) {
-        let method = METHODS.get_key_value(path).map_or("other", |(path, _)| &path[1..]).to_owned();
+        let method = known_method(path).to_owned();
         if let Some(elapsed) = unary {
             self.seconds.get_or_create(&MethodLabels { method: method.clone() }).observe(elapsed.as_secs_f64());
         }
         self.total.get_or_create(&CallLabels { method, code: format!("{code:?}") }).inc();
     }
+}
+
+/// A path as a label: methods that are not ours go by one name, so that a caller cannot make labels.
+fn known_method(path: &str) -> &str {
+    METHODS.get_key_value(path).map_or("other", |(path, _)| &path[1..])
 }
 
 impl Calls {
@@ -158,11 +163,13 @@ impl Calls {
         let inner = Arc::clone(&self.inner);
         let path = request.uri().path().to_owned();
         let streams = METHODS.get(&path).copied().unwrap_or_default();
-        let response = match self.answer(request, &path, streams, started).await {
+        let span = traces::call(known_method(&path), request.headers());
+        let response = match self.answer(request, &path, streams, started).instrument(span.clone()).await {
             Ok(response) => inner.with_reason(&path, response),
             Err(error) => Status::from(error).into_http(),
         };
         let code = status_of(response.headers()).unwrap_or(Code::Ok);
+        traces::answered(&span, code as i32, matches!(code, Code::Internal | Code::Unavailable | Code::Unknown));
         inner.metrics.record(&path, code, (!streams).then(|| started.elapsed()));
         response
     }
@@ -178,7 +185,7 @@ impl Calls {
             let text = format!("a request may have {} of them", self.inner.header_count_max);
             return Err(ApiError::field("headers", text));
         }
-        let asked = deadline::parse(request.headers())?;
+        let asked = deadline::parse(request.headers());
         let timeout = if streams {
             deadline::of_stream(asked)
         } else {
@@ -277,7 +284,7 @@ impl Inner {
             // The library calls a message that does not parse its own fault.
             Code::Internal | Code::Unknown => ApiError::field("", "the request is not a readable gRPC message"),
             Code::Unimplemented if message.contains("compressed") => not_implemented("this grpc-encoding"),
-            Code::Unimplemented => not_implemented(path.trim_start_matches('/')),
+            Code::Unimplemented => ApiError::MethodNotFound { method: path.trim_start_matches('/').to_owned() },
             _ => return response,
         };
         let encodings = headers.get("grpc-accept-encoding").cloned();

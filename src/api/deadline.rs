@@ -2,7 +2,6 @@
 //!
 //! Source: gRPC over HTTP/2, `Timeout → "grpc-timeout" TimeoutValue TimeoutUnit`, 1 to 8 digits.
 
-use super::status::ApiError;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue};
 use http_body::Frame;
@@ -27,29 +26,25 @@ pub fn of<T>(request: &Request<T>) -> Option<Instant> {
     request.extensions().get::<Deadline>().map(|deadline| deadline.0)
 }
 
-/// Reads the header; none where it is absent.
-///
-/// Errors: FIELD_INVALID where it is malformed or there are two.
-pub fn parse(headers: &HeaderMap) -> Result<Option<Duration>, ApiError> {
+/// Reads the header; none where it is absent, or where it says nothing that can be read: such a caller gets the longest that
+/// the server gives.
+pub fn parse(headers: &HeaderMap) -> Option<Duration> {
     let mut values = headers.get_all(HEADER).iter();
-    let Some(value) = values.next() else { return Ok(None) };
-    let timeout = match values.next() {
-        None => parse_value(value),
-        Some(_) => None,
-    };
-    timeout.map(Some).ok_or_else(|| ApiError::field(HEADER, "must be 1 to 8 digits and one of H, M, S, m, u, n"))
+    let value = values.next()?;
+    if values.next().is_some() { None } else { parse_value(value) }
 }
 
 fn parse_value(value: &HeaderValue) -> Option<Duration> {
     let text = value.to_str().ok()?;
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
-    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|b| b.is_ascii_digit()) {
+    if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
         return None;
     }
-    let number: u64 = digits.parse().ok()?;
+    // More digits than the protocol has are clamped like any other time that is too long.
+    let number: u64 = digits.parse().unwrap_or(u64::MAX);
     Some(match unit {
-        "H" => Duration::from_secs(number * 3_600),
-        "M" => Duration::from_secs(number * 60),
+        "H" => Duration::from_secs(number.saturating_mul(3_600)),
+        "M" => Duration::from_secs(number.saturating_mul(60)),
         "S" => Duration::from_secs(number),
         "m" => Duration::from_millis(number),
         "u" => Duration::from_micros(number),
@@ -108,25 +103,33 @@ impl http_body::Body for Ending {
 
 #[cfg(test)]
 mod tests {
+    use super::super::status::ApiError;
     use super::*;
 
-    fn read(text: &str) -> Result<Option<Duration>, ApiError> {
+    fn read(text: &str) -> Option<Duration> {
         parse(&HeaderMap::from_iter([(http::HeaderName::from_static(HEADER), HeaderValue::from_str(text).unwrap())]))
     }
 
     #[test]
-    fn timeouts_have_digits_and_a_unit() {
-        assert_eq!(parse(&HeaderMap::new()).unwrap(), None);
-        assert_eq!(read("1n").unwrap(), Some(Duration::from_nanos(1)));
-        assert_eq!(read("250m").unwrap(), Some(Duration::from_millis(250)));
-        assert_eq!(read("99999999H").unwrap(), Some(Duration::from_hours(99_999_999)));
-        for bad in ["", "1", "m", "-1S", "+1S", " 1S", "1.5S", "1s", "123456789S", "1S1S", "0x1S"] {
-            assert!(read(bad).is_err(), "{bad:?}");
+    fn timeouts_have_digits_and_a_unit_and_others_count_as_none() {
+        assert_eq!(parse(&HeaderMap::new()), None);
+        assert_eq!(read("1n"), Some(Duration::from_nanos(1)));
+        assert_eq!(read("250m"), Some(Duration::from_millis(250)));
+        assert_eq!(read("99999999H"), Some(Duration::from_hours(99_999_999)));
+        for bad in ["", "1", "m", "-1S", "+1S", " 1S", "1.5S", "1s", "1S1S", "0x1S"] {
+            assert_eq!(read(bad), None, "{bad:?}");
         }
         let mut two = HeaderMap::new();
         two.append(HEADER, HeaderValue::from_static("1S"));
         two.append(HEADER, HeaderValue::from_static("2S"));
-        assert!(parse(&two).is_err());
+        assert_eq!(parse(&two), None);
+    }
+
+    #[test]
+    fn absurd_timeouts_are_very_long() {
+        for absurd in ["99999999999999999999S", "18446744073709551615H", "184467440737095516150000M"] {
+            assert!(read(absurd).is_some_and(|timeout| timeout > STREAM_TIMEOUT_MAX), "{absurd}");
+        }
     }
 
     #[test]

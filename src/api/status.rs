@@ -6,6 +6,7 @@
 
 mod json;
 mod table;
+mod text;
 
 pub use json::to_json;
 
@@ -19,6 +20,7 @@ use crate::wire::FieldError;
 use crate::wire::page::PageTokenError;
 use std::error::Error;
 use std::time::Duration;
+use text::{describe_fields, store_message};
 use tonic::{Code, Status};
 
 /// The `domain` of every ErrorInfo.
@@ -79,9 +81,9 @@ pub enum ApiError {
         violations: Vec<Violation>,
     },
     /// EVENT_TOO_LARGE.
-    #[error("the event is larger than {limit_bytes} bytes")]
+    #[error("the {} is larger than {limit_bytes} bytes", if field.is_empty() { "request" } else { "event" })]
     EventTooLarge {
-        /// Path of the event in the request.
+        /// Path of the event in the request; empty where the request as a whole is too large.
         field: String,
         /// The bound.
         limit_bytes: usize,
@@ -174,7 +176,7 @@ pub enum ApiError {
         publisher_identity: String,
     },
     /// NOT_SUBSCRIBED.
-    #[error("the target is not subscribed to {event_type}; set allow_missing where that is fine")]
+    #[error("the target is not subscribed to {event_type}")]
     NotSubscribed {
         /// The event type.
         event_type: String,
@@ -368,6 +370,12 @@ pub enum ApiError {
         /// The call or option.
         feature: String,
     },
+    /// NOT_IMPLEMENTED, for a method that nobody knows, or that another port serves.
+    #[error("this port has no method {method}")]
+    MethodNotFound {
+        /// Service and method.
+        method: String,
+    },
     /// STORE_UNAVAILABLE, STORAGE_FULL or INTERNAL, as the store's failure says.
     #[error("{}", store_message(.0))]
     Store(#[from] StoreError),
@@ -443,26 +451,6 @@ pub fn role_name(role: Role) -> &'static str {
 fn reason_name(reason: ErrorReason) -> &'static str {
     let name = reason.as_str_name();
     name.strip_prefix("ERROR_REASON_").unwrap_or(name)
-}
-
-fn describe_fields(violations: &[FieldViolation]) -> String {
-    match violations {
-        [] => "the request is not valid".to_owned(),
-        [only] => format!("{}: {}", only.field, only.description),
-        [first, rest @ ..] => format!("{}: {} (and {} more)", first.field, first.description, rest.len()),
-    }
-}
-
-fn store_message(error: &StoreError) -> &'static str {
-    match error {
-        StoreError::Unavailable(_) | StoreError::PartitionMissing => "the database cannot be reached; try again",
-        StoreError::Locked => "what the call needs is locked by other work; try again",
-        StoreError::Full(_) => "the database is full or read-only",
-        StoreError::Conflict { .. }
-        | StoreError::Corrupt { .. }
-        | StoreError::Interrupted
-        | StoreError::Statement(_) => "a fault of the server",
-    }
 }
 
 /// Writes the only log line of an incident, with every cause.

@@ -1,6 +1,8 @@
 //! `carillon completions`: completion scripts for shells.
 
 use super::Cli;
+use super::error::CliError;
+use super::output::Output;
 use clap::{Args, CommandFactory as _};
 use clap_complete::Shell;
 
@@ -15,7 +17,10 @@ pub struct Completions {
 }
 
 impl Completions {
-    pub(super) fn run(self) {
-        clap_complete::generate(self.shell, &mut Cli::command(), "carillon", &mut std::io::stdout());
+    pub(super) fn run(self, output: Output) -> Result<(), CliError> {
+        // Gathered first: the generator panics where its reader has left.
+        let mut script = Vec::new();
+        clap_complete::generate(self.shell, &mut Cli::command(), "carillon", &mut script);
+        output.line(String::from_utf8_lossy(&script).trim_end())
     }
 }

@@ -8,10 +8,13 @@ use std::error::Error as _;
 use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anstyle::{AnsiColor, Style};
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
+
+use super::output::human;
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -92,6 +95,22 @@ pub enum CliError {
     /// The work was done, and its result is not good; the message says what is missing.
     #[error("{0}")]
     Result(String),
+    /// The event is published, and listeners have failed for good; exit code 3.
+    #[error(
+        "the event is published, but {0} as dead letter; `carillon invocations list --state dead-lettered` shows why"
+    )]
+    DeadLettered(String),
+    /// The event is published, and the wait for its listeners was over first; exit code 4.
+    #[error(
+        "the event is published, but not every invocation has ended within {}; `carillon invocations list --event {event}` \
+         shows them", human(*waited)
+    )]
+    StillRunning {
+        /// The event.
+        event: String,
+        /// How long was waited.
+        waited: Duration,
+    },
 }
 
 impl CliError {
@@ -106,10 +125,12 @@ impl CliError {
         move |status| Self::Call { rpc, status: Box::new(status) }
     }
 
-    /// What the process ends with: 2 where the command line is wrong, 0 where the reader of the output has left, else 1.
+    /// What the process ends with: 2 where the command line is wrong, 3 and 4 for the outcomes of `publish --wait`, 0 where the reader of the output has left, else 1.
     pub fn exit_code(&self) -> ExitCode {
         match self {
             Self::Usage(_) => ExitCode::from(2),
+            Self::DeadLettered(_) => ExitCode::from(3),
+            Self::StillRunning { .. } => ExitCode::from(4),
             // `carillon watch | head` has done what was asked.
             Self::Output(source) if source.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
             _ => ExitCode::FAILURE,
@@ -164,7 +185,9 @@ impl CliError {
             lines.push(format!("code: {:?}", status.code()));
         }
         let fields = details.bad_request().map(|bad| bad.field_violations.as_slice()).unwrap_or_default();
-        lines.extend(fields.iter().map(|field| format!("{}: {}", field.field, field.description)));
+        // What concerns the request as a whole is in the message already.
+        let fields = fields.iter().filter(|field| !field.field.is_empty());
+        lines.extend(fields.map(|field| format!("{}: {}", field.field, field.description)));
         if let Some(resource) = details.resource_info() {
             lines.push(format!("{}: {}", resource.resource_type, resource.resource_name));
         }
@@ -186,8 +209,10 @@ impl CliError {
                 "is the server running? `carillon dev` starts one here; --url, --internal-url or --dir name another one"
             }
             Self::Call { status, .. } => {
-                return match self.reason() {
-                    Some(reason) => way_out_of(&reason),
+                return match status.get_details_error_info() {
+                    // Not a feature but a whole method is missing: the port is the other one, or the server is older.
+                    Some(info) if info.metadata.contains_key("method") => way_out_without_reason(status.code()),
+                    Some(info) => way_out_of(&info.reason),
                     None => way_out_without_reason(status.code()),
                 };
             }
@@ -219,8 +244,9 @@ fn way_out_of(reason: &str) -> Option<&'static str> {
             "`carillon event-types schemas TYPE` shows the schema; `carillon event-types validate TYPE --data ...` checks data \
              without publishing it"
         }
-        "SUBSCRIPTION_NOT_FOUND" | "NOT_SUBSCRIBED" => {
-            "`carillon subscriptions list` shows the subscriptions there are"
+        "SUBSCRIPTION_NOT_FOUND" => "`carillon subscriptions list` shows the subscriptions there are",
+        "NOT_SUBSCRIBED" => {
+            "`carillon subscriptions list` shows the subscriptions there are; with --allow-missing it is no failure"
         }
         "APP_NOT_FOUND" => {
             "`carillon admin apps list` shows the apps there are; `carillon admin apps create` makes one"
@@ -248,10 +274,7 @@ fn way_out_of(reason: &str) -> Option<&'static str> {
         }
         "ENRICH_PATH_TAKEN" => "choose another --enrich, or disable the subscription named above",
         "STORAGE_FULL" => "the server's database is full or read-only: its operator must make room",
-        "NOT_IMPLEMENTED" => {
-            "Publish and Admin are on the internal port (--internal-url), the rest is on the public one (--url); the changelog \
-             lists what this release does not build yet"
-        }
+        "NOT_IMPLEMENTED" => "the changelog lists what the server's release does not build yet",
         _ => return None,
     })
 }

@@ -359,8 +359,9 @@ async fn get(client: &PublicClient, output: Output, name: String, app: String) -
         return output.document(&whole);
     }
     let missing = CliError::Answer { rpc: "GetEventType", what: "event type" };
-    show_event_type(output, whole.event_type.as_ref().ok_or(missing)?)?;
-    output.fields(&[("subscribers", whole.total_subscribers.to_string())])?;
+    let mut fields = fields(whole.event_type.as_ref().ok_or(missing)?);
+    fields.push(("subscribers", whole.total_subscribers.to_string()));
+    output.fields(&fields)?;
     if whole.subscribers.is_empty() {
         return Ok(());
     }
@@ -398,9 +399,16 @@ async fn schemas(client: &PublicClient, output: Output, name: String, version: O
 }
 
 fn show_event_type(output: Output, event_type: &EventType) -> Result<(), CliError> {
-    output.fields(&[
+    output.fields(&fields(event_type))
+}
+
+/// What there is to tell of an event type.
+fn fields(event_type: &EventType) -> Vec<(&'static str, String)> {
+    // The server gives a type without a name for people its own name.
+    let named = event_type.display_name != event_type.name;
+    vec![
         ("event type", event_type.name.clone()),
-        ("name", event_type.display_name.clone()),
+        ("name", if named { event_type.display_name.clone() } else { String::new() }),
         ("description", event_type.description.clone()),
         ("origin", short(event_type.origin().as_str_name(), "EVENT_TYPE_ORIGIN_").to_owned()),
         ("phase", short(event_type.phase().as_str_name(), "EVENT_PHASE_").to_owned()),
@@ -411,7 +419,7 @@ fn show_event_type(output: Output, event_type: &EventType) -> Result<(), CliErro
         ("updated", time(event_type.update_time.as_ref())),
         ("retired", time(event_type.delete_time.as_ref())),
         ("etag", event_type.etag.clone()),
-    ])
+    ]
 }
 
 /// Writes what is wrong with the data; data that may not be published ends in an error, so that scripts notice.
@@ -433,7 +441,10 @@ fn show_validation(output: Output, answer: &ValidateEventResponse) -> Result<(),
     if answer.valid {
         return Ok(());
     }
-    Err(CliError::Result(format!("the data breaks version {} of the schema", answer.schema_version)))
+    Err(CliError::Result(match answer.schema_version {
+        0 => "the data cannot be published".to_owned(),
+        version => format!("the data breaks version {version} of the schema"),
+    }))
 }
 
 /// Writes what a schema would break; one that breaks something ends in an error, so that scripts notice.

@@ -8,7 +8,7 @@ use comfy_table::Cell;
 
 use super::client::{PublicArgs, PublicClient, call};
 use super::error::CliError;
-use super::output::{Output, duration, excerpt, note, progress, short, state_cell, time};
+use super::output::{Output, duration, excerpt, human, note, progress, short, state_cell, time};
 use super::values::parse_time;
 use crate::proto::public::{
     CancelInvocationRequest, GetInvocationRequest, GetInvocationResponse, Invocation, InvocationState,
@@ -244,7 +244,11 @@ async fn redrive(
     if output.is_json() {
         return Ok(());
     }
-    output.line(&format!("{redriven} dead letters run again"))?;
+    output.line(&match redriven {
+        0 => "no dead letter matches".to_owned(),
+        1 => "1 dead letter runs again".to_owned(),
+        many => format!("{many} dead letters run again"),
+    })?;
     if more {
         note("more dead letters match: --limit 0 redrives all");
     }
@@ -273,7 +277,7 @@ fn show(output: Output, answer: &GetInvocationResponse) -> Result<(), CliError> 
         ("subscription", format!("{} (app {})", invocation.subscription_id, invocation.app)),
         ("created", time(invocation.create_time.as_ref())),
         ("ended", time(invocation.end_time.as_ref())),
-        ("took", took(invocation).map(|took| format!("{took:?}")).unwrap_or_default()),
+        ("took", took(invocation).map(human).unwrap_or_default()),
         ("next attempt", time(invocation.next_attempt_time.as_ref())),
         ("attempts", invocation.attempt_count.to_string()),
     ])?;

@@ -1,5 +1,6 @@
 //! `carillon migrate`: brings the database's schema to this release's.
 
+use super::output::Output;
 use super::{Global, Settings, block_on};
 use crate::store::connect;
 use crate::telemetry;
@@ -18,14 +19,18 @@ pub struct Migrate {
 impl Migrate {
     pub(super) fn run(self, global: &Global) -> anyhow::Result<()> {
         let config = self.settings.load_for_database(global)?;
-        telemetry::start(&config.log)?;
+        // Nothing here is traced.
+        let _no_traces = telemetry::start(&config.log, &telemetry::traces::Config::default())?;
         let applied = block_on(async { Ok(connect::migrate(&config.database).await?) })?;
-        if global.json {
-            anstream::println!("{}", serde_json::json!({ "applied": applied }));
-        } else if applied == 0 {
-            anstream::println!("The schema is up to date.");
+        let output = Output::new(global);
+        if output.is_json() {
+            output.document(&serde_json::json!({ "applied": applied }))?;
         } else {
-            anstream::println!("Applied {applied} schema step(s).");
+            output.line(&match applied {
+                0 => "The schema is up to date.".to_owned(),
+                1 => "Applied 1 schema step.".to_owned(),
+                steps => format!("Applied {steps} schema steps."),
+            })?;
         }
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! The command line: one file per command. Results go to stdout, everything else to stderr.
 //!
-//! Exit codes: 0 done, 1 failed, 2 wrong usage.
+//! Exit codes: 0 done, 1 failed, 2 wrong usage; of `publish --wait` also 3 where an invocation ended as a dead letter and 4 where
+//! the wait was over first.
 
 mod admin;
 mod bench;
@@ -134,10 +135,7 @@ impl Cli {
             Command::Bench(args) => run_client(bench::run(args, output)),
             Command::BenchEcho(args) => run_client(bench::echo::run(args)),
             Command::Migrate(command) => command.run(&global),
-            Command::Completions(command) => {
-                command.run();
-                Ok(())
-            }
+            Command::Completions(command) => command.run(output).map_err(Into::into),
         };
         match done {
             Ok(()) => ExitCode::SUCCESS,

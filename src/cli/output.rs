@@ -131,7 +131,7 @@ pub fn short<'a>(name: &'a str, prefix: &str) -> &'a str {
 }
 
 /// A time in UTC with milliseconds; empty where there is none.
-pub fn time(timestamp: Option<&pbjson_types::Timestamp>) -> String {
+pub fn time(timestamp: Option<&crate::proto::Timestamp>) -> String {
     let time = timestamp.copied().and_then(|timestamp| DateTime::<Utc>::try_from(timestamp).ok());
     time.map(|time| time.format("%Y-%m-%d %H:%M:%S%.3fZ").to_string()).unwrap_or_default()
 }
@@ -139,7 +139,25 @@ pub fn time(timestamp: Option<&pbjson_types::Timestamp>) -> String {
 /// A duration such as `1.5s`; empty where there is none.
 pub fn duration(duration: Option<&pbjson_types::Duration>) -> String {
     let duration = duration.copied().and_then(|duration| Duration::try_from(duration).ok());
-    duration.map(|duration| format!("{duration:?}")).unwrap_or_default()
+    duration.map(human).unwrap_or_default()
+}
+
+/// A duration as people write it: `1h`, `1m 30s`, `1.5s`, `6.743ms`.
+pub fn human(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    if seconds < 60 {
+        return format!("{duration:?}");
+    }
+    // Beside minutes nobody reads fractions of seconds.
+    let parts = [(seconds / 86_400, 'd'), (seconds / 3_600 % 24, 'h'), (seconds / 60 % 60, 'm'), (seconds % 60, 's')];
+    let parts: Vec<_> = parts.iter().filter(|(n, _)| *n > 0).map(|(n, unit)| format!("{n}{unit}")).collect();
+    parts.join(" ")
+}
+
+/// How many of something: `1 attempt`, `8 attempts`.
+pub fn counted(count: impl Into<i64>, one: &str) -> String {
+    let count = count.into();
+    if count == 1 { format!("1 {one}") } else { format!("{count} {one}s") }
 }
 
 /// The start of a text on one line, at most `width` characters.
@@ -170,6 +188,23 @@ mod tests {
         assert_eq!(excerpt("aaaaa", 5), "aaaaa");
         assert_eq!(excerpt("ää öö üü", 5), "ää ö…");
         assert_eq!(excerpt("", 5), "");
+    }
+
+    #[test]
+    fn durations_are_written_as_people_do() {
+        let cases = [
+            (Duration::ZERO, "0ns"),
+            (Duration::from_micros(6_743), "6.743ms"),
+            (Duration::from_millis(1_500), "1.5s"),
+            (Duration::from_secs(59), "59s"),
+            (Duration::from_secs(90), "1m 30s"),
+            (Duration::from_hours(1), "1h"),
+            (Duration::from_secs(93_784), "1d 2h 3m 4s"),
+        ];
+        for (duration, text) in cases {
+            assert_eq!(human(duration), text);
+        }
+        assert_eq!((counted(1, "attempt").as_str(), counted(0, "attempt").as_str()), ("1 attempt", "0 attempts"));
     }
 
     #[test]

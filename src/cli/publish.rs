@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use comfy_table::Cell;
+use serde::Serialize;
 
 use super::client::{InternalArgs, Purpose, call};
 use super::error::CliError;
@@ -16,17 +17,24 @@ use super::invocations::{INVOCATION_HEADER, invocation_row};
 use super::output::{Output, excerpt, short, spinner, state_cell, time, warn};
 use super::values::{parse_duration, parse_pair, read_input};
 use crate::clock;
+use crate::proto::Timestamp;
 use crate::proto::cloudevents::CloudEvent;
 use crate::proto::cloudevents::cloud_event::cloud_event_attribute_value::Attr;
 use crate::proto::cloudevents::cloud_event::{CloudEventAttributeValue, Data};
-use crate::proto::internal::{PublishRequest, PublishResponse, WaitEventRequest, WaitEventResponse};
+use crate::proto::internal::{PreVerdict, PublishRequest, PublishResponse, WaitEventRequest, WaitEventResponse};
+use crate::proto::public::{Invocation, InvocationState};
 
 const EXAMPLES: &str = r#"Examples:
   carillon publish USER_CREATE --data '{"user_id": "u-1", "email": "ada@example.com"}'
   carillon publish CUSTOM_ORDER_PLACED --data @order.json --key order-17 --wait
   carillon publish PRE_USER_CREATE --data @user.json --pre-timeout 3s
   carillon publish CUSTOM_REMINDER --data '{}' --delay 2h
-  jq -c .payload message.json | carillon publish CUSTOM_ORDER_PLACED --source /shop --subject order-17"#;
+  jq -c .payload message.json | carillon publish CUSTOM_ORDER_PLACED --source /shop --subject order-17
+
+Exit codes with --wait:
+  0  every invocation has ended, none as a dead letter
+  3  the event is published, and at least one invocation has ended as a dead letter
+  4  the event is published, and not every invocation has ended in time"#;
 
 /// Publish an event
 #[derive(Debug, clap::Args)]
@@ -117,17 +125,24 @@ pub async fn run(args: PublishArgs, output: Output) -> Result<(), CliError> {
     let client = args.internal.connect(Purpose::Publish).await?;
     let published = call("Publish", client.publish().publish(client.patient_request(request, patience))).await?;
     let Some(timeout) = args.wait else { return show_published(output, &published) };
-    if output.is_json() {
-        output.document(&published)?;
-    } else {
-        show_published(output, &published)?;
+    // A person sees at once where the event is; a program gets one document at the end, and at least this one.
+    if !output.is_json() {
+        show_place(output, &published)?;
     }
     let waiting = spinner("waiting for the listeners");
     let request = WaitEventRequest { event_id: published.event_id.clone(), timeout: Some(timeout.into()) };
     let request = client.patient_request(request, timeout);
     let waited = call("WaitEvent", client.publish().wait_event(request)).await;
     waiting.finish_and_clear();
-    show_waited(output, &waited?, timeout)
+    match waited {
+        Ok(waited) => show_waited(output, &published, &waited, timeout),
+        Err(error) => {
+            if output.is_json() {
+                output.document(&published)?;
+            }
+            Err(error)
+        }
+    }
 }
 
 /// Text where it is text, so that proto JSON stays readable; else bytes.
@@ -147,6 +162,30 @@ fn show_published(output: Output, published: &PublishResponse) -> Result<(), Cli
     if output.is_json() {
         return output.document(published);
     }
+    show_place(output, published)?;
+    if published.invocations.is_empty() {
+        return Ok(());
+    }
+    let row = |invocation: &crate::proto::internal::InvocationRef| {
+        vec![Cell::new(&invocation.invocation_id), Cell::new(&invocation.subscription_id)]
+    };
+    output.line("")?;
+    output.table(&["INVOCATION", "SUBSCRIPTION"], published.invocations.iter().map(row).collect())?;
+    if published.pre_verdicts.is_empty() {
+        return Ok(());
+    }
+    let row = |verdict: &PreVerdict| {
+        vec![
+            Cell::new(&verdict.subscription_id),
+            state_cell(short(verdict.verdict().as_str_name(), "PRE_VERDICT_KIND_")),
+            Cell::new(excerpt(&verdict.message, 80)),
+        ]
+    };
+    output.line("")?;
+    output.table(&["LISTENER", "VERDICT", "MESSAGE"], published.pre_verdicts.iter().map(row).collect())
+}
+
+fn show_place(output: Output, published: &PublishResponse) -> Result<(), CliError> {
     if published.duplicate {
         warn("an earlier call with the same key has published this event; this is its answer");
     }
@@ -162,41 +201,49 @@ fn show_published(output: Output, published: &PublishResponse) -> Result<(), Cli
         ("position", published.position.to_string()),
         ("committed", time(published.commit_time.as_ref())),
         ("invocations", published.invocations.len().to_string()),
-    ])?;
-    if published.invocations.is_empty() {
-        return Ok(());
-    }
-    let row = |invocation: &crate::proto::internal::InvocationRef| {
-        vec![Cell::new(&invocation.invocation_id), Cell::new(&invocation.subscription_id)]
-    };
-    output.line("")?;
-    output.table(&["INVOCATION", "SUBSCRIPTION"], published.invocations.iter().map(row).collect())?;
-    if published.pre_verdicts.is_empty() {
-        return Ok(());
-    }
-    let row = |verdict: &crate::proto::internal::PreVerdict| {
-        vec![
-            Cell::new(&verdict.subscription_id),
-            state_cell(short(verdict.verdict().as_str_name(), "PRE_VERDICT_KIND_")),
-            Cell::new(excerpt(&verdict.message, 80)),
-        ]
-    };
-    output.line("")?;
-    output.table(&["LISTENER", "VERDICT", "MESSAGE"], published.pre_verdicts.iter().map(row).collect())
+    ])
 }
 
-fn show_waited(output: Output, waited: &WaitEventResponse, timeout: Duration) -> Result<(), CliError> {
+/// The answer of `publish --wait --json`: that of Publish, with the invocations as they have ended.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Waited<'a> {
+    event_id: &'a str,
+    position: String,
+    commit_time: Option<Timestamp>,
+    duplicate: bool,
+    invocations: &'a [Invocation],
+    #[serde(skip_serializing_if = "<[PreVerdict]>::is_empty")]
+    pre_verdicts: &'a [PreVerdict],
+    done: bool,
+}
+
+fn show_waited(
+    output: Output,
+    published: &PublishResponse,
+    waited: &WaitEventResponse,
+    timeout: Duration,
+) -> Result<(), CliError> {
     if output.is_json() {
-        output.document(waited)?;
+        output.document(&Waited {
+            event_id: &published.event_id,
+            // 64-bit numbers are texts in proto JSON.
+            position: published.position.to_string(),
+            commit_time: published.commit_time,
+            duplicate: published.duplicate,
+            invocations: &waited.invocations,
+            pre_verdicts: &published.pre_verdicts,
+            done: waited.done,
+        })?;
     } else if !waited.invocations.is_empty() {
         output.line("")?;
         output.table(&INVOCATION_HEADER, waited.invocations.iter().map(invocation_row).collect())?;
     }
-    if waited.done {
-        return Ok(());
+    let dead = waited.invocations.iter().filter(|one| one.state() == InvocationState::DeadLettered).count();
+    match (dead, waited.done) {
+        (0, true) => Ok(()),
+        (0, false) => Err(CliError::StillRunning { event: published.event_id.clone(), waited: timeout }),
+        (1, _) => Err(CliError::DeadLettered("1 invocation has ended".to_owned())),
+        (dead, _) => Err(CliError::DeadLettered(format!("{dead} invocations have ended"))),
     }
-    Err(CliError::Result(format!(
-        "the event is published, but not every invocation has ended within {timeout:?}; `carillon invocations list --event` \
-         shows them"
-    )))
 }

@@ -31,8 +31,12 @@ pub struct Serve {
 impl Serve {
     pub(super) fn run(self, global: &Global) -> anyhow::Result<()> {
         let config = self.settings.load(global)?;
-        telemetry::start(&config.log)?;
-        block_on(serve(config, self.migrate, self.ready_file))
+        block_on(async {
+            let traces = telemetry::start(&config.log, &config.traces)?;
+            let served = serve(config, self.migrate, self.ready_file).await;
+            traces.stop().await;
+            served
+        })
     }
 }
 

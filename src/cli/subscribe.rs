@@ -7,7 +7,7 @@ use clap::ValueEnum;
 use super::client::{PublicArgs, call};
 use super::error::CliError;
 use super::output::{Output, note};
-use super::subscriptions::show_subscription;
+use super::subscriptions::fields;
 use super::values::{parse_duration, parse_pair, read_secret};
 use crate::proto::public::target::Kind;
 use crate::proto::public::{
@@ -273,8 +273,9 @@ pub async fn run(args: SubscribeArgs, output: Output) -> Result<(), CliError> {
         return output.document(&answer);
     }
     let subscription = answer.subscription.ok_or(CliError::Answer { rpc: "Subscribe", what: "subscription" })?;
-    show_subscription(output, &subscription)?;
-    output.fields(&[("signing secret", answer.signing_secret)])?;
+    let mut fields = fields(&subscription);
+    fields.push(("signing secret", answer.signing_secret));
+    output.fields(&fields)?;
     note("the signing secret is shown only now: the receiver verifies with it");
     Ok(())
 }

@@ -7,7 +7,7 @@ use comfy_table::Cell;
 
 use super::client::{PublicArgs, PublicClient, call};
 use super::error::CliError;
-use super::output::{Output, duration, excerpt, note, short, state_cell, time};
+use super::output::{Output, counted, duration, excerpt, note, short, state_cell, time};
 use super::subscribe::{Mode, PolicyArgs, PreArgs, secret_text};
 use super::values::{parse_duration, parse_pair};
 use crate::proto::public::target::Kind;
@@ -215,6 +215,11 @@ fn order(ordering: &OrderingPolicy) -> String {
 
 /// Writes one subscription for people.
 pub fn show_subscription(output: Output, subscription: &Subscription) -> Result<(), CliError> {
+    output.fields(&fields(subscription))
+}
+
+/// What there is to tell of a subscription.
+pub fn fields(subscription: &Subscription) -> Vec<(&'static str, String)> {
     let webhook = webhook_of(subscription);
     let policy = subscription.delivery_policy.clone().unwrap_or_default();
     let veto = subscription.pre_policy.as_ref().map(|veto| {
@@ -225,10 +230,10 @@ pub fn show_subscription(output: Output, subscription: &Subscription) -> Result<
     let headers: Vec<_> = webhook.map(|webhook| webhook.headers.keys().cloned().collect()).unwrap_or_default();
     let reason =
         if subscription.state_reason.is_empty() { String::new() } else { format!(" ({})", subscription.state_reason) };
-    let (attempts, in_flight) = (policy.max_attempts, policy.max_in_flight);
+    let (attempts, in_flight) = (counted(policy.max_attempts, "attempt"), policy.max_in_flight);
     let (first, last) = (duration(policy.initial_backoff.as_ref()), duration(policy.max_backoff.as_ref()));
     let timeout = duration(policy.timeout.as_ref());
-    output.fields(&[
+    vec![
         ("subscription", subscription.id.clone()),
         ("name", subscription.display_name.clone()),
         ("app", subscription.app.clone()),
@@ -244,10 +249,7 @@ pub fn show_subscription(output: Output, subscription: &Subscription) -> Result<
             webhook.map(|webhook| short(webhook.mode().as_str_name(), "WEBHOOK_MODE_").to_owned()).unwrap_or_default(),
         ),
         ("headers", headers.join(", ")),
-        (
-            "delivery",
-            format!("{attempts} attempts of {timeout}, back-off {first} to {last}, {in_flight} at the same time"),
-        ),
+        ("delivery", format!("{attempts} of {timeout}, back-off {first} to {last}, {in_flight} at the same time")),
         ("rate limit", policy.rate_limit.as_ref().map(rate).unwrap_or_default()),
         ("circuit", policy.circuit_breaker.as_ref().map(|_| circuit(subscription)).unwrap_or_default()),
         ("order", policy.ordering.as_ref().map(order).unwrap_or_default()),
@@ -258,7 +260,7 @@ pub fn show_subscription(output: Output, subscription: &Subscription) -> Result<
         ("updated", time(subscription.update_time.as_ref())),
         ("deleted", time(subscription.delete_time.as_ref())),
         ("etag", subscription.etag.clone()),
-    ])
+    ]
 }
 
 async fn list(

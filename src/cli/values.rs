@@ -12,6 +12,9 @@ use super::error::CliError;
 use crate::clock;
 use crate::domain::webhook::SigningSecret;
 
+/// Shorter texts are no cursors but mistyped words.
+const CURSOR_BYTES_MIN: usize = 32;
+
 /// Parses a duration: a number and `ms`, `s`, `m`, `h` or `d`.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
     let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
@@ -67,11 +70,24 @@ pub enum From {
 /// Parses `earliest`, `now`, a time, how long ago, or a cursor.
 pub fn parse_from(text: &str) -> Result<From, String> {
     match text {
-        "" => Err("write earliest, now, a time such as 2026-01-31T12:00:00Z, 15m (ago), or a cursor".to_owned()),
         "earliest" => Ok(From::Earliest),
         "now" => Ok(From::Now),
-        _ => Ok(parse_time(text).map_or_else(|_| From::Cursor(text.to_owned()), From::Time)),
+        _ => match parse_time(text) {
+            Ok(time) => Ok(From::Time(time)),
+            Err(_) if looks_like_a_cursor(text) => Ok(From::Cursor(text.to_owned())),
+            Err(_) => {
+                Err("write earliest, now, a time such as 2026-01-31T12:00:00Z, how long ago, such as 15m, or a cursor \
+                           that an earlier command gave"
+                    .to_owned())
+            }
+        },
     }
+}
+
+/// Whether a text may be a cursor: whether it is one, only the server can tell.
+fn looks_like_a_cursor(text: &str) -> bool {
+    text.len() >= CURSOR_BYTES_MIN
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
 }
 
 /// Reads what an argument names: `@file`, `-` for standard input, or the argument's own text.
@@ -122,7 +138,11 @@ mod tests {
         assert_eq!(parse_from("now"), Ok(From::Now));
         assert!(matches!(parse_from("2026-01-31T12:00:00+01:00"), Ok(From::Time(_))));
         assert!(matches!(parse_from("15m"), Ok(From::Time(_))));
-        assert_eq!(parse_from("AbC-_9"), Ok(From::Cursor("AbC-_9".to_owned())));
+        let cursor = "AQGh_QFs6Hf4u0pRECdNnklAKYHmYRWL4wAAAAAAAAAIAAtKZUXiIWfyjcBj-r5nWcVqwzE";
+        assert_eq!(parse_from(cursor), Ok(From::Cursor(cursor.to_owned())));
+        for wrong in ["", "bogus", "earlyest", "yesterday", "15", "15 minutes", &format!("{cursor}=")] {
+            assert!(parse_from(wrong).is_err_and(|why| why.contains("earliest, now")), "{wrong}");
+        }
     }
 
     #[test]

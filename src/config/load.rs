@@ -1,6 +1,8 @@
 //! From the sources to a [`Config`]: merge, then blame the one key that does not fit.
 
 use super::{Config, reference};
+use crate::cli::Cli;
+use clap::CommandFactory as _;
 use std::fs;
 use std::path::PathBuf;
 use toml::{Table, Value};
@@ -122,9 +124,11 @@ pub(super) fn merge(sources: &Sources) -> Result<Config, ConfigError> {
             let path = rest.split("__").map(str::to_lowercase).collect();
             leaves.push(Leaf { path, value: Value::String(text.clone()), origin: format!("variable {name}") });
         } else if let Some(setting) = reference().into_iter().find(|s| s.variable.replace("__", "_") == *name) {
-            // Other variables of that prefix are not ours to judge: orchestrators make them from service names.
             let near = format!("; did you mean {}?", setting.variable);
             return Err(ConfigError::Unknown { key: setting.key, origin: format!("variable {name}"), near });
+        } else if !is_of_the_tools(name) && !is_of_an_orchestrator(rest, text) {
+            let near = "; settings are CARILLON_SECTION__KEY".to_owned();
+            return Err(ConfigError::Unknown { key: rest.to_lowercase(), origin: format!("variable {name}"), near });
         }
     }
     for (key, text) in &sources.flags {
@@ -139,6 +143,26 @@ pub(super) fn merge(sources: &Sources) -> Result<Config, ConfigError> {
     }
     // Leaves that fit alone fit together, so this fails only where a section was given as a value.
     Value::Table(merged).try_into().map_err(|_| ConfigError::bad("(root)", "the settings do not fit together"))
+}
+
+/// Variables of the commands' own options, and of the tests and scripts around them.
+fn is_of_the_tools(name: &str) -> bool {
+    fn of(command: &clap::Command, name: &str) -> bool {
+        command.get_arguments().any(|argument| argument.get_env().is_some_and(|known| known == name))
+            || command.get_subcommands().any(|command| of(command, name))
+    }
+    name == "CARILLON_UPDATE_DOCS" || of(&Cli::command(), name)
+}
+
+/// Variables that Kubernetes makes for every service of the namespace, one named `carillon...` included.
+fn is_of_an_orchestrator(rest: &str, value: &str) -> bool {
+    let is_link = |name: &str| {
+        ["_TCP", "_UDP", "_PROTO", "_PORT", "_ADDR"].iter().any(|end| name.ends_with(end))
+            && name.split('_').any(|part| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit()))
+    };
+    let is_service = rest.ends_with("SERVICE_HOST") || rest.contains("SERVICE_PORT");
+    let is_port = (rest == "PORT" || rest.ends_with("_PORT")) && value.contains("://");
+    is_service || is_port || rest.contains("PORT_") && is_link(rest)
 }
 
 fn read(path: &PathBuf) -> Result<Table, ConfigError> {
@@ -274,7 +298,20 @@ mod tests {
             ("CARILLON_OPERATORS__SUBJECTS", "uri:spiffe://a/b, dns:c"),
             ("CARILLON_SERVER__PLAINTEXT_BEHIND_PROXY", "true"),
             ("CARILLON_SERVER__CORS_ORIGINS", r#"["https://a.example"]"#),
-            ("CARILLON_PORT_7070_TCP", "ignored, as orchestrators set it"),
+            // As Kubernetes makes them for a service that is called carillon.
+            ("CARILLON_PORT", "tcp://10.0.0.1:7070"),
+            ("CARILLON_PORT_7070_TCP", "tcp://10.0.0.1:7070"),
+            ("CARILLON_PORT_7070_TCP_ADDR", "10.0.0.1"),
+            ("CARILLON_PORT_7070_TCP_PROTO", "tcp"),
+            ("CARILLON_SERVICE_HOST", "10.0.0.1"),
+            ("CARILLON_SERVICE_PORT_GRPC", "7070"),
+            ("CARILLON_INTERNAL_SERVICE_PORT", "7071"),
+            ("CARILLON_INTERNAL_PORT_7071_TCP_PORT", "7071"),
+            // Of the commands themselves.
+            ("CARILLON_CACHE", "x"),
+            ("CARILLON_CONFIG", "x"),
+            ("CARILLON_API_KEY", "x"),
+            ("CARILLON_UPDATE_DOCS", "1"),
         ];
         let config = load("", &environment, &[]).unwrap();
         assert_eq!(config.operators.subjects, ["uri:spiffe://a/b", "dns:c"]);
@@ -289,21 +326,24 @@ mod tests {
         let key = format!("[[secrets.keys]]\nid = \"a\"\nkay = \"{SECRET}\"\n");
         let twice = format!("[log]\nlevel = \"{SECRET}\"\nlevel = \"{SECRET}\"\n");
         let level = format!("[log]\nformat = \"{SECRET}\"\n");
+        let said = |result: Result<Config, ConfigError>| result.unwrap_err().to_string();
         let cases = [
-            (load(&bad, &[], &[]), "server.connections_max"),
-            (load(&key, &[], &[]), "secrets.keys.kay"),
-            (load(&twice, &[], &[]), "line 3"),
-            (load(&level, &[], &[]), "log.format"),
-            (load(&format!("server = \"{SECRET}\"\n"), &[], &[]), "server"),
-            (load(&format!("[server]\nconections_max = \"{SECRET}\"\n"), &[], &[]), "server.connections_max"),
-            (load("", &[("CARILLON_SERVER__PUBLIC_LISTEN", SECRET)], &[]), "server.public_listen"),
-            (load("", &[("CARILLON_NOTHING__AT_ALL", SECRET)], &[]), "nothing.at_all"),
-            (load("", &[("CARILLON_DATABASE_URL", SECRET)], &[]), "CARILLON_DATABASE__URL"),
-            (load("", &[], &[("log.levle", SECRET)]), "log.level"),
-            (load("", &[], &[("", SECRET)]), "setting"),
+            (said(load(&bad, &[], &[])), "server.connections_max"),
+            (said(load(&key, &[], &[])), "secrets.keys.kay"),
+            (said(load(&twice, &[], &[])), "line 3"),
+            (said(load(&level, &[], &[])), "log.format"),
+            (said(load(&format!("server = \"{SECRET}\"\n"), &[], &[])), "server"),
+            (said(load(&format!("[server]\nconections_max = \"{SECRET}\"\n"), &[], &[])), "server.connections_max"),
+            (said(load("", &[("CARILLON_SERVER__PUBLIC_LISTEN", SECRET)], &[])), "server.public_listen"),
+            (said(load("", &[("CARILLON_NOTHING__AT_ALL", SECRET)], &[])), "nothing.at_all"),
+            (said(load("", &[("CARILLON_DATABASE_URL", SECRET)], &[])), "CARILLON_DATABASE__URL"),
+            (said(load("", &[("CARILLON_BOGUS", SECRET)], &[])), "CARILLON_BOGUS"),
+            (said(load("", &[("CARILLON_PORT", SECRET)], &[])), "CARILLON_PORT"),
+            (said(load("", &[("CARILLON_LOG_LEVEL", SECRET)], &[])), "CARILLON_LOG__LEVEL"),
+            (said(load("", &[], &[("log.levle", SECRET)])), "log.level"),
+            (said(load("", &[], &[("", SECRET)])), "setting"),
         ];
-        for (result, expected) in cases {
-            let text = result.unwrap_err().to_string();
+        for (text, expected) in cases {
             assert!(text.contains(expected), "{text}");
             assert!(!text.contains("hunter2"), "{text}");
         }

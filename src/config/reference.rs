@@ -229,6 +229,12 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
     ("limits.schema_versions_max", "schema versions of one event type"),
     ("log.format", "text or json"),
     ("log.level", "error, warn, info, debug, trace, or directives like info,carillon=debug"),
+    ("traces.endpoint", "http://host:port of a collector that takes OTLP over gRPC; nothing is traced without it"),
+    (
+        "traces.sample_ratio",
+        "part of the traces that begin here that is kept, 0 to 1; a caller's traceparent decides for its own",
+    ),
+    ("traces.timeout_ms", "longest export of spans, milliseconds; 100 to 60,000"),
 ];
 
 /// Every setting, in the order of the documentation.

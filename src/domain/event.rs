@@ -32,6 +32,14 @@ pub struct Event {
 }
 
 impl Event {
+    /// The text of an extension attribute; none where it is not there or no text.
+    pub fn text_extension(&self, name: &str) -> Option<&str> {
+        self.extensions.iter().find_map(|(known, attribute)| match attribute {
+            Attribute::String(text) if known == name => Some(text.as_str()),
+            _ => None,
+        })
+    }
+
     /// True where the data is JSON by its content type (absent counts as JSON, as CloudEvents says).
     pub fn has_json_data(&self) -> bool {
         !matches!(self.data, Data::None | Data::Proto { .. }) && self.content_type.as_deref().is_none_or(is_json)

@@ -11,13 +11,15 @@ pub use config::{Cidr, CidrError, Config};
 
 use crate::domain::event::LogEntry;
 use crate::domain::ids::InvocationId;
-use crate::domain::invocation::Outcome;
+use crate::domain::invocation::{Outcome, OutcomeClass};
 use crate::domain::pre::Answer;
 use crate::domain::trial::Trial;
 use crate::domain::webhook::WebhookCall;
+use crate::telemetry::traces;
 use bytes::Bytes;
 use std::sync::{Arc, OnceLock};
 use tokio::time::Instant;
+use tracing::{Instrument as _, Span};
 use webhook::egress::EgressGuard;
 
 /// Runs every kind of listener. Cheap to clone; clones share their connections.
@@ -62,12 +64,18 @@ impl Executor {
 
     /// Calls a webhook once. Returns at `deadline` at the latest, whatever the receiver does.
     pub async fn execute(&self, call: &WebhookCall, delivery: &Delivery, deadline: Instant) -> Outcome {
-        self.webhooks.call(call, delivery, deadline).await
+        let span = delivery.span();
+        let outcome = self.webhooks.call(call, delivery, deadline).instrument(span.clone()).await;
+        note(&span, &outcome);
+        outcome
     }
 
     /// Asks a webhook once whether it agrees with a PRE event. Returns at `deadline` at the latest, whatever the receiver does.
     pub async fn ask(&self, call: &WebhookCall, delivery: &Delivery, deadline: Instant) -> (Outcome, Answer) {
-        self.webhooks.ask(call, delivery, deadline).await
+        let span = delivery.span();
+        let (outcome, answer) = self.webhooks.ask(call, delivery, deadline).instrument(span.clone()).await;
+        note(&span, &outcome);
+        (outcome, answer)
     }
 
     /// Calls a webhook once for a test, and shows what was sent and what came back. Returns at `deadline` at the latest.
@@ -83,6 +91,12 @@ impl Executor {
     }
 }
 
+/// Notes in the trace how an attempt ended.
+fn note(span: &Span, outcome: &Outcome) {
+    let is_failure = outcome.class != OutcomeClass::Succeeded;
+    traces::attempted(span, outcome.class.name(), outcome.status_code, is_failure);
+}
+
 /// One attempt of an invocation.
 #[derive(Debug, Clone)]
 pub struct Delivery {
@@ -92,6 +106,15 @@ pub struct Delivery {
     pub attempt: i32,
     /// The event, shared by all its deliveries.
     pub event: Arc<EncodedEvent>,
+}
+
+impl Delivery {
+    /// The span of this attempt, in the trace that the event names.
+    fn span(&self) -> Span {
+        let event = &self.event.entry().event;
+        let traceparent = event.text_extension(traces::TRACEPARENT);
+        traces::attempt(traceparent, event.event_type.as_str(), self.invocation, self.attempt)
+    }
 }
 
 /// An event and its encoding, made on first use and shared by all listeners of the event.

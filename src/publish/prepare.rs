@@ -159,8 +159,7 @@ async fn check_data(
     let compiled = registry.schema(tenant, &event.event_type, requested).await?;
     let Some(compiled) = compiled else {
         if json {
-            check_json(event.data.as_bytes())
-                .map_err(|error| PublishError::DataNotJson { offset: error.offset, message: error.message })?;
+            readable_json(event)?;
         }
         return Ok(0);
     };
@@ -180,12 +179,21 @@ async fn check_data(
     };
     match result {
         Ok(()) => Ok(compiled.version),
-        Err(violations) => Err(PublishError::SchemaViolation {
-            event_type: event.event_type.clone(),
-            version: compiled.version,
-            violations,
-        }),
+        // What is no JSON at all is told alike whether the type has a schema or not.
+        Err(violations) => {
+            if json {
+                readable_json(event)?;
+            }
+            let event_type = event.event_type.clone();
+            Err(PublishError::SchemaViolation { event_type, version: compiled.version, violations })
+        }
     }
+}
+
+/// Errors: the data is not JSON.
+fn readable_json(event: &Event) -> Result<(), PublishError> {
+    check_json(event.data.as_bytes())
+        .map_err(|error| PublishError::DataNotJson { offset: error.offset, message: error.message })
 }
 
 /// The size that counts towards the limit: attributes and data.

@@ -24,7 +24,7 @@ use crate::domain::ids::{EventId, TenantId};
 use crate::feed::{Feed, News};
 use crate::store::publish::{CommitConnection, IDEMPOTENCY_CONSTRAINT, NewKey, OnLocked, TenantBatch};
 use crate::store::{Store, StoreError};
-use crate::telemetry::measured;
+use crate::telemetry::{measured, traces};
 use aside::Aside;
 use calls::{batches, bytes_of, fail, weight};
 use chrono::TimeDelta;
@@ -37,6 +37,7 @@ use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
+use tracing::{Instrument as _, Span};
 
 /// Accepts events for commit. Cheap to clone.
 #[derive(Clone)]
@@ -72,6 +73,8 @@ struct Call {
     answer: oneshot::Sender<Answer>,
     /// Its share of the writer's room, given back once it is answered.
     room: OwnedSemaphorePermit,
+    /// What it is traced by.
+    span: Span,
 }
 
 /// What one commit left to do.
@@ -157,7 +160,10 @@ impl Writer {
         let room = self.room.clone().try_acquire_many_owned(units);
         let room = room.map_err(|_| PublishError::QueueFull { limit_bytes: limit })?;
         let (answer, answered) = oneshot::channel();
-        self.queue.send(Call { tenant, events, answer, room }).await.map_err(|_| PublishError::Draining)?;
+        self.queue
+            .send(Call { tenant, events, answer, room, span: traces::current() })
+            .await
+            .map_err(|_| PublishError::Draining)?;
         // Dropped without an answer: a fault of the server, or its end.
         answered.await.unwrap_or_else(|_| Err(StoreError::Interrupted.into()))
     }
@@ -277,7 +283,9 @@ impl Core {
                 return;
             }
             let (now, later) = self.split(rest, each_alone);
-            rest = match self.commit_round(connection, now, rounds).await {
+            let span =
+                traces::commit(now.iter().map(|call| &call.span), now.iter().map(|call| call.events.len()).sum());
+            rest = match self.commit_round(connection, now, rounds).instrument(span).await {
                 Round::Done(mut left) => {
                     left.extend(later);
                     left

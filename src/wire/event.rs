@@ -7,13 +7,14 @@ use super::FieldError;
 use super::time::{parse_timestamp, timestamp_to_proto};
 use crate::domain::event::{Attribute, Data, LogEntry};
 use crate::domain::event_type::EventTypeName;
+use crate::proto::Timestamp;
 use crate::proto::cloudevents::CloudEvent;
 use crate::proto::cloudevents::cloud_event::CloudEventAttributeValue;
 use crate::proto::cloudevents::cloud_event::Data as ProtoData;
 use crate::proto::cloudevents::cloud_event::cloud_event_attribute_value::Attr;
 use crate::proto::public::{Event, EventView};
 use chrono::{DateTime, Datelike as _, Utc};
-use pbjson_types::{Any, Timestamp};
+use pbjson_types::Any;
 use std::collections::BTreeMap;
 
 /// Name of the extension attribute that keeps the id a publisher gave.

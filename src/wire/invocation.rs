@@ -4,9 +4,9 @@ use super::FieldError;
 use super::time::{duration_to_proto, parse_timestamp, timestamp_to_proto};
 use crate::domain::ids::{EventId, InvocationId, SubscriptionId};
 use crate::domain::invocation::{Attempt, Invocation, OutcomeClass, State};
+use crate::proto::Timestamp;
 use crate::proto::public as proto;
 use chrono::{DateTime, Utc};
-use pbjson_types::Timestamp;
 
 /// An invocation as proto.
 pub fn to_proto(invocation: &Invocation) -> proto::Invocation {

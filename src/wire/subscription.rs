@@ -208,10 +208,18 @@ pub fn parse_filter(field: &str, filter: &str) -> Result<Option<Filter>, Subscri
     if filter.is_empty() {
         return Ok(None);
     }
-    if filter.contains('\0') {
-        return Err(FieldError::new(field, "must not contain the NUL character").into());
+    compiled(field, Filter::parse(filter))
+}
+
+/// Compiles an expression that is wanted for its value; none where it is empty.
+pub(super) fn parse_key(field: &str, expression: &str) -> Result<Option<Filter>, SubscriptionError> {
+    if expression.is_empty() {
+        return Ok(None);
     }
-    let parsed = Filter::parse(filter);
+    compiled(field, Filter::parse_value(expression))
+}
+
+fn compiled(field: &str, parsed: Result<Filter, FilterError>) -> Result<Option<Filter>, SubscriptionError> {
     parsed.map(Some).map_err(|error| SubscriptionError::Filter { field: field.to_owned(), error })
 }
 

@@ -1,8 +1,9 @@
 //! Durations and timestamps between proto and the standard types.
 
 use super::FieldError;
+use crate::proto::Timestamp;
 use chrono::{DateTime, Utc};
-use pbjson_types::{Duration as ProtoDuration, Timestamp};
+use pbjson_types::Duration as ProtoDuration;
 use std::time::Duration;
 
 const NANOS_PER_SECOND: i32 = 1_000_000_000;

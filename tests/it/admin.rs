@@ -82,7 +82,7 @@ async fn a_revoked_key_stops_working_on_every_replica() {
         })
         .await;
     }
-    let past = Some(pbjson_types::Timestamp { seconds: 1, nanos: 0 });
+    let past = Some(carillon::proto::Timestamp { seconds: 1, nanos: 0 });
     let request = CreateApiKeyRequest {
         tenant: tenant.slug.clone(),
         role: Role::Viewer.into(),

@@ -55,7 +55,7 @@ async fn a_page_starts_and_ends_at_a_time() {
     let expected: Vec<i64> = all
         .iter()
         .filter(|event| {
-            let time = |t: Option<pbjson_types::Timestamp>| t.map(|t| (t.seconds, t.nanos));
+            let time = |t: Option<carillon::proto::Timestamp>| t.map(|t| (t.seconds, t.nanos));
             time(event.commit_time) >= time(from) && time(event.commit_time) < time(to)
         })
         .map(|event| event.position)

@@ -112,7 +112,7 @@ impl Page {
     }
 }
 
-fn time(field: &str, value: Option<&pbjson_types::Timestamp>) -> Result<Option<DateTime<Utc>>, ApiError> {
+fn time(field: &str, value: Option<&crate::proto::Timestamp>) -> Result<Option<DateTime<Utc>>, ApiError> {
     let parsed = value.map(|value| parse_timestamp(field, value)).transpose();
     parsed.map_err(|error| ApiError::field(error.field, error.description))
 }

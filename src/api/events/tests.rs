@@ -238,7 +238,7 @@ async fn g7_pages_hand_over_to_pages_and_every_bad_cursor_has_its_reason() {
     let rows = world.list(request).await.expect("a page");
     assert_eq!(positions(&rows), (1..=150).map(|n| n * 2).collect::<Vec<_>>());
     assert!(rows.end_of_log && rows.events.iter().all(|event| event.event.as_ref().expect("set").data.is_none()));
-    let committed = Some(pbjson_types::Timestamp::from(entries[0].committed_at));
+    let committed = Some(crate::proto::Timestamp::from(entries[0].committed_at));
     let before = world.list(ListEventsRequest { end_time: committed, ..Default::default() }).await.expect("a page");
     assert!(before.events.is_empty() && before.end_of_log);
     let from = world.list(ListEventsRequest { start_time: committed, ..Default::default() }).await.expect("a page");
@@ -305,7 +305,7 @@ async fn g7_pages_hand_over_to_pages_and_every_bad_cursor_has_its_reason() {
         ListEventsRequest { event_types: vec!["*".to_owned(); 65], ..Default::default() },
         ListEventsRequest { event_types: vec!["A*B".to_owned()], ..Default::default() },
         ListEventsRequest {
-            start_time: Some(pbjson_types::Timestamp { seconds: i64::MAX, nanos: 0 }),
+            start_time: Some(crate::proto::Timestamp { seconds: i64::MAX, nanos: 0 }),
             ..Default::default()
         },
     ] {
@@ -372,7 +372,7 @@ async fn g8_a_watch_over_http2_catches_up_goes_live_resumes_and_says_goodbye() {
     let filter = |name: &str| WatchFilter { name: name.to_owned(), ..Default::default() };
     for request in [
         watch(Start::Now(false)),
-        watch(Start::StartTime(pbjson_types::Timestamp { seconds: -62_135_596_801, nanos: 0 })),
+        watch(Start::StartTime(crate::proto::Timestamp { seconds: -62_135_596_801, nanos: 0 })),
         WatchRequest { filters: vec![filter("a"), filter("a")], ..Default::default() },
         WatchRequest { filters: vec![filter("a"), filter("")], ..Default::default() },
         WatchRequest { filters: vec![filter("a b")], ..Default::default() },

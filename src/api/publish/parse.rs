@@ -9,6 +9,7 @@ use crate::domain::ids::EventId;
 use crate::proto::internal::PublishRequest;
 use crate::publish::key::request_hash;
 use crate::store::publish::NewKey;
+use crate::telemetry::traces;
 use crate::wire::event::cloud_event_to_domain;
 use crate::wire::time::{parse_duration, parse_timestamp};
 use chrono::{DateTime, Utc};
@@ -71,6 +72,13 @@ pub(super) fn parse(request: PublishRequest, publisher: &Publisher, prefix: &str
         Some(format!("key/{given_key}"))
     };
     let mut extensions = parsed.extensions;
+    // By CloudEvents' distributed tracing extension: one that the publisher has set says where the event comes from, and stays.
+    if !extensions.iter().any(|(name, _)| name == traces::TRACEPARENT)
+        && let Some(traceparent) = traces::traceparent()
+    {
+        extensions.push((traces::TRACEPARENT.to_owned(), Attribute::String(traceparent)));
+        extensions.sort_by(|a, b| a.0.cmp(&b.0));
+    }
     if let Some(id) = parsed.publisher_id {
         extensions.push(("publisherid".to_owned(), Attribute::String(id)));
         extensions.sort_by(|a, b| a.0.cmp(&b.0));

@@ -38,7 +38,10 @@ impl ApiError {
                     .metadata("event_type", event_type)
                     .metadata("schema_version", version.to_string())
                     .bad_fields(violations.iter().map(|v| {
-                        let description = format!("{} (schema: {})", v.message, v.schema_pointer);
+                        let description = match v.schema_pointer.as_str() {
+                            "" => v.message.clone(),
+                            pointer => format!("{} (schema: {pointer})", v.message),
+                        };
                         (format!("{field}{}", v.data_pointer), description)
                     }))
             }
@@ -54,7 +57,7 @@ impl ApiError {
                 .bad_fields([(field.clone(), message.clone())]),
 
             Self::EventTypeNotFound { name, near } => Entry::new(Code::NotFound, ErrorReason::EventTypeNotFound)
-                .metadata("near", near.join(","))
+                .list("near", near)
                 .resource("carillon.dev/EventType", name),
             Self::SchemaVersionNotFound { event_type, version } => {
                 Entry::new(Code::NotFound, ErrorReason::SchemaVersionNotFound)
@@ -203,6 +206,9 @@ impl ApiError {
                 Entry::new(Code::PermissionDenied, ErrorReason::EventTypeForbidden).metadata("event_type", event_type)
             }
 
+            Self::MethodNotFound { method } => {
+                Entry::new(Code::Unimplemented, ErrorReason::NotImplemented).metadata("method", method)
+            }
             Self::NotImplemented { feature } => {
                 Entry::new(Code::Unimplemented, ErrorReason::NotImplemented).metadata("feature", feature)
             }
@@ -253,6 +259,11 @@ impl Entry {
     pub(super) fn metadata(mut self, key: &'static str, value: impl AsRef<str>) -> Self {
         self.metadata.insert(key.to_owned(), truncated(value.as_ref(), METADATA_BYTES_MAX));
         self
+    }
+
+    /// Names, separated by commas; absent where there are none.
+    fn list(self, key: &'static str, names: &[String]) -> Self {
+        if names.is_empty() { self } else { self.metadata(key, names.join(",")) }
     }
 
     fn bad_fields(mut self, fields: impl IntoIterator<Item = (String, String)>) -> Self {

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use pbjson_types::Timestamp;
+use crate::proto::Timestamp;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 

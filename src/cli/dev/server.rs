@@ -28,7 +28,7 @@ use crate::proto::internal::{
 };
 use crate::proto::public::ListEventTypesRequest;
 use crate::store::connect;
-use crate::telemetry;
+use crate::telemetry::{self, Traces};
 
 /// The tenant's slug.
 const TENANT: &str = "dev";
@@ -85,6 +85,7 @@ pub struct DevServer {
     postgres: PrivatePostgres,
     dir: PathBuf,
     client_file: ClientFile,
+    traces: Traces,
 }
 
 impl DevServer {
@@ -99,7 +100,7 @@ impl DevServer {
         let dir = postgres.places().dir.clone();
         let made = Self::start_on(&dir, &postgres, &options).await;
         match made {
-            Ok((app, client_file)) => Ok(Self { app, postgres, dir, client_file }),
+            Ok((app, client_file, traces)) => Ok(Self { app, postgres, dir, client_file, traces }),
             Err(error) => {
                 // The first failure is the one to tell.
                 let _stopped = postgres.stop().await;
@@ -143,6 +144,7 @@ impl DevServer {
     /// Drains, then ends Postgres.
     pub async fn stop(self) -> Result<(), CliError> {
         self.app.stop().await;
+        self.traces.stop().await;
         Ok(self.postgres.stop().await?)
     }
 
@@ -150,7 +152,7 @@ impl DevServer {
         dir: &Path,
         postgres: &PrivatePostgres,
         options: &DevOptions,
-    ) -> Result<(App, ClientFile), CliError> {
+    ) -> Result<(App, ClientFile, Traces), CliError> {
         // The folder holds credentials, and often lies in a checkout.
         write_private(&dir.join(".gitignore"), "*\n")?;
         let certificates = DevCertificates::ensure(&dir.join("certs"), clock::now())?;
@@ -172,12 +174,12 @@ impl DevServer {
         let mut flags = vec![("database.url".to_owned(), postgres.url())];
         flags.extend(options.settings.clone());
         let config = Config::load(&Sources::of_process(Some(config_file), flags))?;
-        telemetry::start(&config.log)?;
+        let traces = telemetry::start(&config.log, &config.traces)?;
         connect::migrate(&config.database).await.map_err(crate::app::AppError::from)?;
         // On the heap: with everything that a server is built from it is a large future.
         let app = Box::pin(App::start(config)).await?;
         match set_up(dir, app.addresses(), &certificates).await {
-            Ok(client_file) => Ok((app, client_file)),
+            Ok(client_file) => Ok((app, client_file, traces)),
             Err(error) => {
                 app.stop().await;
                 Err(error)

@@ -3,6 +3,7 @@
 //! The rewriting puts the functions of `cost` around what can be expensive: the range of every comprehension, every path into the
 //! event inside a comprehension, and every path where there are many of them. Patterns are compiled here, once.
 
+use super::boolean::never_boolean;
 use super::cost::{self, Pattern};
 use super::{FilterError, NESTING_MAX, Program, SOURCE_BYTES_MAX};
 use cel::Env;
@@ -66,7 +67,8 @@ const METHODS: [(&str, &[usize]); 14] = [
 ];
 
 /// Names of types, for `type(x) == string`.
-const TYPES: [&str; 10] = ["bool", "bytes", "double", "int", "list", "map", "null_type", "string", "type", "uint"];
+pub(super) const TYPES: [&str; 10] =
+    ["bool", "bytes", "double", "int", "list", "map", "null_type", "string", "type", "uint"];
 
 /// Macros that go through a list or a map.
 const COMPREHENSIONS: [&str; 6] = ["all", "exists", "exists_one", "existsOne", "filter", "map"];
@@ -111,9 +113,10 @@ fn compile_bounded(source: &str) -> Result<Program, FilterError> {
     })?;
     let mut check = Check { places, patterns: Vec::new(), nodes: 0, additions: 0, paths: 0, references_data: false };
     check.walk(&mut expression, &Place { depth: 0, variables: &[], in_body: false })?;
+    let never_boolean = never_boolean(&expression).map(|id| check.column_of(id));
     let charge_all = check.paths > FREE_PATHS_MAX;
     meter(&mut expression, charge_all, &[]);
-    Ok(Program { expression, patterns: check.patterns, references_data: check.references_data })
+    Ok(Program { expression, patterns: check.patterns, references_data: check.references_data, never_boolean })
 }
 
 fn refuse(column: usize, message: impl Into<String>) -> FilterError {
@@ -133,6 +136,10 @@ fn scan(source: &str) -> Result<Shape, FilterError> {
         return Err(refuse(column, format!("is longer than {SOURCE_BYTES_MAX} bytes")));
     }
     let characters: Vec<char> = source.chars().collect();
+    // Nowhere, not even in a string: Postgres does not store it.
+    if let Some(at) = characters.iter().position(|character| *character == '\0') {
+        return Err(refuse(at + 1, "must not contain the NUL character"));
+    }
     let (mut at, mut nesting, mut tokens) = (0, 0_usize, 0);
     let mut shape = Shape { nesting: 0, chain: 0 };
     while let Some(&character) = characters.get(at) {

@@ -9,6 +9,7 @@
 //! the event has them) and `data`, the payload as JSON (null where there is none or it is not JSON). JSON integers are `int` where they
 //! fit 64 bits, every other number is `double`. Functions and macros are those of the CEL standard library.
 
+mod boolean;
 mod compile;
 mod cost;
 mod explain;
@@ -47,6 +48,8 @@ struct Program {
     expression: IdedExpr,
     patterns: Vec<Pattern>,
     references_data: bool,
+    /// The column of what makes it impossible that the value is a boolean.
+    never_boolean: Option<usize>,
 }
 
 /// Why a filter is refused.
@@ -75,8 +78,23 @@ impl Filter {
     /// Compiles and bounds an expression.
     ///
     /// Errors: with the column, for what is not CEL, for unknown names and functions, and for what is beyond the bounds: the length,
-    /// the nesting, one comprehension inside another, the number of operators, and patterns that are not literals or are too large.
+    /// the nesting, one comprehension inside another, the number of operators, and patterns that are not literals or are too large;
+    /// for what can never be true or false.
     pub fn parse(source: &str) -> Result<Self, FilterError> {
+        let filter = Self::parse_value(source)?;
+        match filter.program.never_boolean {
+            None => Ok(filter),
+            Some(column) => {
+                let message = "is never true or false: a filter's value must be a boolean".to_owned();
+                Err(FilterError { column, message })
+            }
+        }
+    }
+
+    /// The same for an expression that is wanted for its value, of whatever type: an ordering key.
+    ///
+    /// Errors: those of [`Filter::parse`] but the last.
+    pub fn parse_value(source: &str) -> Result<Self, FilterError> {
         // The parser is a dependency and the text is a stranger's: a panic there is a refusal, not the end of the task.
         let program = catch_unwind(|| compile::compile(source)).unwrap_or_else(|_| {
             Err(FilterError { column: 1, message: "the expression cannot be compiled".to_owned() })

@@ -404,3 +404,62 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn what_can_never_be_true_or_false_is_refused_with_its_column() {
+    let cases = [
+        ("1 + 1", 3),
+        ("\"x\"", 1),
+        ("null", 1),
+        ("[true]", 1),
+        ("{'a': true}", 1),
+        ("size(data.items)", 5),
+        ("-data.a", 1),
+        ("event", 1),
+        ("event.type", 6),
+        ("string", 1),
+        ("data.a > 1 && 'x'", 15),
+        ("!1", 2),
+        ("data.a ? 1 : 2", 14),
+    ];
+    for source in ["data.items.map(x, x)", "data.items.filter(x, x > 1)"] {
+        let error = Filter::parse(source).expect_err(source);
+        assert!(error.message.contains("never true or false"), "{source}: {error}");
+    }
+    for (source, column) in cases {
+        let error = Filter::parse(source).expect_err(source);
+        assert!(error.message.contains("never true or false"), "{source}: {error}");
+        assert_eq!(error.column, column, "{source}");
+        Filter::parse_value(source).unwrap_or_else(|error| panic!("a key may have any type: {source}: {error}"));
+    }
+    let fine = [
+        "true",
+        "data",
+        "data.flag",
+        "data['flag']",
+        "event.flag",
+        "has(event.subject)",
+        "data.a > 1",
+        "data.a ? data.b : 1",
+        "data.items.exists(x, x > 1)",
+        "data.items.all(x, x > 1)",
+        "data.items.exists_one(x, x > 1)",
+        "data.name.matches('^a')",
+        "data.name.startsWith('a')",
+        "bool(data.a)",
+        "dyn(data.a)",
+        "'a' in data.items",
+        "type(data.a) == string",
+    ];
+    for source in fine {
+        Filter::parse(source).unwrap_or_else(|error| panic!("{source}: {error}"));
+    }
+}
+
+#[test]
+fn the_nul_character_is_refused_with_its_column_wherever_it_stands() {
+    for (source, column) in [("\0", 1), ("data.a == 'x\0'", 13), ("true // \0", 9)] {
+        let error = Filter::parse(source).expect_err("it holds NUL");
+        assert_eq!((error.column, error.message.contains("NUL")), (column, true), "{error}");
+    }
+}

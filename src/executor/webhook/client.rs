@@ -14,6 +14,7 @@ use crate::domain::pre;
 use crate::domain::trial::{CameBack, SentRequest, Trial};
 use crate::domain::webhook::WebhookCall;
 use crate::executor::{Config, Delivery, ExecutorError};
+use crate::telemetry::traces;
 use bytes::Bytes;
 use http::header::{HeaderMap, HeaderName, HeaderValue, USER_AGENT};
 use http::{Method, Request};
@@ -189,6 +190,7 @@ impl WebhookClient {
         }
         headers.insert(WEBHOOK_ID, own_value(id));
         headers.insert(WEBHOOK_TIMESTAMP, own_value(timestamp));
+        traces::inject(&mut headers);
         let mut request = Request::new(Full::new(body));
         *request.method_mut() = Method::POST;
         *request.uri_mut() = target.uri.as_uri().clone();

@@ -40,7 +40,7 @@ impl Core {
 
     /// Answers a call that repeats keys. Where only some of its events are repetitions, publishes the others by themselves.
     async fn answer_repetition(&self, call: Call, used: &HashMap<(TenantId, String), UsedKey>) -> Option<Call> {
-        let Call { tenant, events, answer, room } = call;
+        let Call { tenant, events, answer, room, span } = call;
         let mut first: Vec<Option<Arc<LogEntry>>> = Vec::with_capacity(events.len());
         for prepared in &events {
             let earlier =
@@ -89,6 +89,6 @@ impl Core {
             };
             let _ = answer.send(merged);
         });
-        Some(Call { tenant, events: fresh, answer: inner, room })
+        Some(Call { tenant, events: fresh, answer: inner, room, span })
     }
 }

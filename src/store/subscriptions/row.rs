@@ -115,7 +115,7 @@ impl SubscriptionRow {
         }
         let ordering = match self.ordering_key {
             Some(key) => Some(KeyOrdering {
-                key: Filter::parse(&key).ok()?,
+                key: Filter::parse_value(&key).ok()?,
                 on_dead_letter: on_dead_letter_from_code(self.ordering_on_dead_letter?)?,
             }),
             None => None,

@@ -1,6 +1,6 @@
 //! Delivery policies between proto and domain, as a whole and field by field for update masks. Pure.
 
-use super::{SubscriptionError, parse_filter};
+use super::{SubscriptionError, parse_key};
 use crate::domain::retry::{CircuitBreaker, DeliveryPolicy, KeyOrdering, OnDeadLetter, PolicyError, RateLimit};
 use crate::domain::subscription::{Circuit, CircuitState};
 use crate::proto::public as proto;
@@ -176,7 +176,7 @@ fn out_of_bounds(field: &str, error: PolicyError) -> FieldError {
 }
 
 fn parse_ordering(field: &str, ordering: &proto::OrderingPolicy) -> Result<KeyOrdering, SubscriptionError> {
-    let key = parse_filter(&format!("{field}.key"), &ordering.key)?;
+    let key = parse_key(&format!("{field}.key"), &ordering.key)?;
     let key = key.ok_or_else(|| FieldError::new(format!("{field}.key"), "is required"))?;
     let on_dead_letter = match proto::OnDeadLetter::try_from(ordering.on_dead_letter) {
         Ok(proto::OnDeadLetter::Unspecified | proto::OnDeadLetter::Skip) => OnDeadLetter::Skip,

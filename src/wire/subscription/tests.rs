@@ -87,7 +87,6 @@ fn every_bad_field_is_named_by_its_path() {
         (proto::SubscribeRequest { event_type: "a b".to_owned(), ..request() }, "event_type"),
         (proto::SubscribeRequest { display_name: "\0".to_owned(), ..request() }, "display_name"),
         (proto::SubscribeRequest { display_name: "x".repeat(129), ..request() }, "display_name"),
-        (proto::SubscribeRequest { filter: "\0".to_owned(), ..request() }, "filter"),
         (proto::SubscribeRequest { signing_secret: "whsec_AAAA".to_owned(), ..request() }, "signing_secret"),
         (target(None), "target"),
         (target(Some(proto::Target { kind: None })), "target"),
@@ -129,7 +128,6 @@ fn every_bad_field_is_named_by_its_path() {
             "delivery_policy.auto_disable_after",
         ),
         (policy(ordered("", 0)), "delivery_policy.ordering.key"),
-        (policy(ordered("a\0", 0)), "delivery_policy.ordering.key"),
         (policy(ordered("data.user", 9)), "delivery_policy.ordering.on_dead_letter"),
     ];
     for (request, field) in cases {
