@@ -10,7 +10,6 @@ use std::collections::HashMap;
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Owned {
     pub token: i64,
-    pub unclean_until: Option<DateTime<Utc>>,
     taken_at: DateTime<Utc>,
     /// True once it has been asked to be given back with attempts that may still run: no later asking may say otherwise.
     pub left_unclean: bool,
@@ -75,8 +74,8 @@ impl Shards {
             self.lease_until = Some(now + lease);
         }
         for taken in leases {
-            let ShardLease { shard, token, unclean_until } = *taken;
-            let owned = Owned { token, unclean_until, taken_at: now, left_unclean: false, leaving_until: None };
+            let ShardLease { shard, token } = *taken;
+            let owned = Owned { token, taken_at: now, left_unclean: false, leaving_until: None };
             self.owned.insert(shard, owned);
         }
     }
@@ -116,13 +115,13 @@ impl Shards {
     /// Takes note of a pulse that renewed leases.
     pub fn renewed(&mut self, renewed: &[(i32, i64)], asked_at: DateTime<Utc>, until: DateTime<Utc>) -> Renewed {
         self.lease_until = Some(until);
-        // Ours in the database and not here: the answer to a taking was lost. How the former owner ended is lost with it, so
-        // until now is assumed. Not while a taking may still answer, nor by a pulse that may be older than a giving back.
+        // Ours in the database and not here: the answer to a taking was lost. Not while a taking may still answer, nor by a
+        // pulse that may be older than a giving back.
         let sure = !self.taking && self.removed_at.is_none_or(|at| at < asked_at);
         let found: Vec<ShardLease> = renewed
             .iter()
             .filter(|(shard, _)| sure && !self.owned.contains_key(shard))
-            .map(|(shard, token)| ShardLease { shard: *shard, token: *token, unclean_until: Some(asked_at) })
+            .map(|(shard, token)| ShardLease { shard: *shard, token: *token })
             .collect();
         // A shard that was taken after the pulse had begun may be missing in it.
         let lost = |shard: &i32, owned: &Owned| owned.taken_at < asked_at && !renewed.contains(&(*shard, owned.token));
@@ -131,8 +130,8 @@ impl Shards {
         for shard in &lost {
             self.owned.remove(shard);
         }
-        for ShardLease { shard, token, unclean_until } in found.iter().copied() {
-            let owned = Owned { token, unclean_until, taken_at: asked_at, left_unclean: false, leaving_until: None };
+        for ShardLease { shard, token } in found.iter().copied() {
+            let owned = Owned { token, taken_at: asked_at, left_unclean: false, leaving_until: None };
             self.owned.insert(shard, owned);
         }
         Renewed { lost, found }
@@ -167,7 +166,7 @@ mod tests {
     }
 
     fn leases(shards: std::ops::Range<i32>) -> Vec<ShardLease> {
-        shards.map(|shard| ShardLease { shard, token: 1, unclean_until: None }).collect()
+        shards.map(|shard| ShardLease { shard, token: 1 }).collect()
     }
 
     #[test]
@@ -204,7 +203,7 @@ mod tests {
         assert_eq!(shards.renewed(&[(7, 3)], at(0), at(15)), Renewed::default(), "the answer may still come");
         shards.taken(&[], at(1), TimeDelta::zero());
         let found = shards.renewed(&[(7, 3)], at(5), at(20)).found;
-        assert_eq!(found, [ShardLease { shard: 7, token: 3, unclean_until: Some(at(5)) }]);
+        assert_eq!(found, [ShardLease { shard: 7, token: 3 }]);
         assert_eq!(shards.renewed(&[(7, 3)], at(6), at(21)), Renewed::default(), "once");
         shards.remove(7, at(8));
         assert_eq!(shards.renewed(&[(7, 3)], at(7), at(22)), Renewed::default(), "asked before it was given back");

@@ -158,8 +158,9 @@ pub(super) struct Tenant {
     pub token: i64,
     /// The head as last heard.
     pub head: Head,
-    /// Attempts that the former owner may have started are numbered one higher: those of events and deferrals before this time.
-    unclean_until: Option<DateTime<Utc>>,
+    /// For each former owner that may have started an attempt that nothing is recorded of, numbers are one higher: those of events
+    /// and deferrals before its end.
+    unclean_ends: Arc<[DateTime<Utc>]>,
     /// Position of the first slot.
     first: Position,
     /// Day of the event before the first slot.
@@ -200,12 +201,12 @@ pub(super) struct Tenant {
 }
 
 impl Tenant {
-    pub fn new(claimed: &ClaimedTenant, unclean_until: Option<DateTime<Utc>>) -> Self {
+    pub fn new(claimed: &ClaimedTenant) -> Self {
         Self {
             id: claimed.head.tenant,
             token: claimed.token,
             head: claimed.head,
-            unclean_until,
+            unclean_ends: claimed.unclean_ends.clone(),
             first: claimed.cursor.after + 1,
             day: claimed.cursor.day,
             window: VecDeque::new(),
@@ -469,6 +470,11 @@ impl Tenant {
             }
         }
     }
+}
+
+/// How many owners may have started an attempt of what there is since then, and have recorded nothing of it.
+fn lost_attempts(unclean_ends: &[DateTime<Utc>], since: DateTime<Utc>) -> i32 {
+    i32::try_from(unclean_ends.iter().filter(|end| since < **end).count()).unwrap_or(i32::MAX / 2)
 }
 
 /// An event's data is shared by the invocations it causes.

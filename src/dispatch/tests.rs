@@ -378,7 +378,7 @@ async fn g6_an_owner_that_was_replaced_writes_nothing() {
         fate: Fate::Succeeded,
     };
     assert_eq!(store.settle(world.tenant, old, cursor, &[done(1)]).await.expect("answered"), Fenced::No);
-    let lease = ShardLease { shard, token: new, unclean_until: None };
+    let lease = ShardLease { shard, token: new };
     let claimed = store.claim_shard(&lease).await.expect("answered");
     assert_eq!((claimed.len(), claimed[0].cursor.after, claimed[0].head.position), (1, 1, 3));
 
@@ -459,7 +459,7 @@ async fn shards_pass_on_with_rising_tokens_and_the_former_lease_tells_how_it_end
     let lease = Duration::from_secs(60);
     let taken = store.take_shards(one, 40, lease).await.expect("answered");
     assert_eq!(taken.len(), 40);
-    assert!(taken.iter().all(|shard| shard.token == 1 && shard.unclean_until.is_none()));
+    assert!(taken.iter().all(|shard| shard.token == 1));
     let pulse = store.pulse(one, Some(lease), store.now() - TimeDelta::seconds(60)).await.expect("answered");
     assert_eq!((pulse.replicas, pulse.renewed.len(), pulse.free), (1, 40, 24));
     assert_eq!(pulse.heads.len(), 1, "the tenant was made just now");
@@ -473,8 +473,19 @@ async fn shards_pass_on_with_rising_tokens_and_the_former_lease_tells_how_it_end
     store.release_shards(one, &[(taken[2].shard, 99)], Handover::Clean).await.expect("answered");
     let mut next = store.take_shards(two, 64, lease).await.expect("answered");
     next.sort_by_key(|shard| shard.shard);
-    let told: Vec<_> = next.iter().map(|shard| (shard.shard, shard.token, shard.unclean_until.is_some())).collect();
-    assert_eq!(told, [(taken[0].shard, 2, false), (taken[1].shard, 2, true)]);
+    let told: Vec<_> = next.iter().map(|shard| (shard.shard, shard.token)).collect();
+    assert_eq!(told, [(taken[0].shard, 2), (taken[1].shard, 2)]);
+    let unclean = async |shard: i32| store.unclean_ends(shard).await.expect("readable");
+    assert_eq!((unclean(told[0].0).await.len(), unclean(told[1].0).await.len()), (0, 1));
+    let first = unclean(told[1].0).await[0];
+    // Again not clean, and then clean: what nobody has recorded since the first stays unrecorded.
+    store.release_shards(two, &told[1..], Handover::Unclean).await.expect("answered");
+    let again = store.take_shards(one, 1, lease).await.expect("answered");
+    assert_eq!(again, [ShardLease { shard: told[1].0, token: 3 }]);
+    store.release_shards(one, &[(told[1].0, 3)], Handover::Clean).await.expect("answered");
+    assert_eq!(store.take_shards(two, 1, lease).await.expect("answered").len(), 1);
+    let ends = unclean(told[1].0).await;
+    assert!(ends.len() == 2 && ends[0] > ends[1] && ends[1] == first, "{ends:?}");
     store.leave(one).await.expect("answered");
     assert_eq!(store.take_shards(two, 64, lease).await.expect("answered").len(), 38);
     let mut listener = store.listen().await.expect("listening");

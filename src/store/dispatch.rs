@@ -8,6 +8,7 @@ use crate::store::events::LogPlace;
 use crate::store::leases::ShardLease;
 use chrono::{DateTime, NaiveDate, Utc};
 use std::collections::HashSet;
+use std::sync::Arc;
 use uuid::Uuid;
 
 /// An invocation within its tenant, by the event's place.
@@ -20,7 +21,7 @@ pub struct Place {
 }
 
 /// A tenant as its new owner finds it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClaimedTenant {
     /// The tenant's head.
     pub head: Head,
@@ -28,6 +29,8 @@ pub struct ClaimedTenant {
     pub cursor: LogPlace,
     /// The token that fences writes from now on.
     pub token: i64,
+    /// Until when former owners may have started attempts that nothing is recorded of.
+    pub unclean_ends: Arc<[DateTime<Utc>]>,
 }
 
 /// The earliest deferred invocation of a subscription.
@@ -155,6 +158,7 @@ impl Store {
         if rows.is_empty() {
             return Ok(Vec::new());
         }
+        let unclean_ends: Arc<[DateTime<Utc>]> = self.unclean_ends(shard).await?.into();
         let ids: Vec<Uuid> = rows.iter().map(|row| row.0).collect();
         // Read after the claim, so that no change by a caller falls between the two.
         let heads: Vec<(Uuid, i64, i64, i64)> = sqlx::query_as(
@@ -173,7 +177,8 @@ impl Store {
             .collect();
         let parse = |(id, position, day): (Uuid, i64, NaiveDate)| {
             let head = heads.remove(&id)?;
-            Some(ClaimedTenant { head, cursor: LogPlace { after: position, day }, token })
+            let cursor = LogPlace { after: position, day };
+            Some(ClaimedTenant { head, cursor, token, unclean_ends: unclean_ends.clone() })
         };
         Ok(rows.into_iter().filter_map(parse).collect())
     }

@@ -16,6 +16,9 @@ use uuid::Uuid;
 /// Number of dispatch shards. Fixed: it decides which shard a stored row belongs to.
 pub const SHARDS: i32 = 64;
 
+/// Owners that died or hung one after the other, whose lost attempts are told apart; those before them are not counted.
+const UNCLEAN_ENDS_MAX: i32 = 16;
+
 /// The shard of a tenant, in 0..[`SHARDS`]; the same on every replica and in every release.
 pub fn shard_of(tenant: TenantId) -> i32 {
     // FNV-1a: a UUIDv7's first half is time, so every byte has its say.
@@ -34,8 +37,6 @@ pub struct ShardLease {
     pub shard: i32,
     /// The fencing token; grows with every change of owner.
     pub token: i64,
-    /// Until when the former owner may have started attempts; none where it gave the shard back properly.
-    pub unclean_until: Option<DateTime<Utc>>,
 }
 
 /// In which state a shard is given back.
@@ -163,27 +164,36 @@ impl Store {
     ) -> Result<Vec<ShardLease>, StoreError> {
         let now = self.now();
         // SKIP LOCKED spreads two replicas that start together; the locked rows carry the former lease to RETURNING.
-        let rows: Vec<(i32, i64, Option<Uuid>, DateTime<Utc>)> = sqlx::query_as(
+        // Of the ends that were not clean the newest are kept, so that a row stays small however often owners die.
+        let rows: Vec<(i32, i64)> = sqlx::query_as(
             "WITH free AS (
                  SELECT shard, owner AS former, expires_at AS ended FROM shard_leases
                   WHERE (owner IS NULL OR expires_at <= $3) AND owner IS DISTINCT FROM $1
                   ORDER BY shard LIMIT $2 FOR UPDATE SKIP LOCKED)
-             UPDATE shard_leases l SET owner = $1, token = l.token + 1, expires_at = $4
+             UPDATE shard_leases l SET owner = $1, token = l.token + 1, expires_at = $4,
+                    unclean_ends = CASE WHEN f.former IS NULL THEN l.unclean_ends
+                                        ELSE (array_prepend(f.ended, l.unclean_ends))[1:$5] END
                FROM free f WHERE l.shard = f.shard
-             RETURNING l.shard, l.token, f.former, f.ended",
+             RETURNING l.shard, l.token",
         )
         .bind(replica.0)
         .bind(limit)
         .bind(now)
         .bind(now + lease)
+        .bind(UNCLEAN_ENDS_MAX)
         .fetch_all(self.pool())
         .await?;
-        let parse = |(shard, token, former, ended): (_, _, Option<Uuid>, _)| ShardLease {
-            shard,
-            token,
-            unclean_until: former.is_some().then_some(ended),
-        };
-        Ok(rows.into_iter().map(parse).collect())
+        Ok(rows.into_iter().map(|(shard, token)| ShardLease { shard, token }).collect())
+    }
+
+    /// Until when former owners of a shard may have started attempts that nothing is recorded of, the newest first; at most
+    /// [`UNCLEAN_ENDS_MAX`]. One that gave the shard back properly is not among them.
+    pub async fn unclean_ends(&self, shard: i32) -> Result<Vec<DateTime<Utc>>, StoreError> {
+        let ends = sqlx::query_scalar("SELECT unclean_ends FROM shard_leases WHERE shard = $1")
+            .bind(shard)
+            .fetch_optional(self.pool())
+            .await?;
+        Ok(ends.unwrap_or_default())
     }
 
     /// Gives shards back; only those with exactly these tokens.

@@ -91,18 +91,19 @@ impl Engine {
         result: Result<ClaimedShard, StoreError>,
         now: DateTime<Utc>,
     ) {
-        let Some(owned) = self.shards.get(shard).filter(|owned| owned.token == token).copied() else { return };
+        if self.shards.get(shard).is_none_or(|owned| owned.token != token) {
+            return;
+        }
         let mut claimed = match result {
             Ok(claimed) => claimed,
             Err(error) => {
                 tracing::warn!(shard, %error, "tenants could not be claimed; it is tried again");
                 // A single tenant comes again with its next news; a shard must be claimed whole.
                 if tenant.is_none() {
-                    let (shared, unclean_until) = (self.shared.clone(), owned.unclean_until);
+                    let shared = self.shared.clone();
                     tokio::spawn(async move {
                         tokio::time::sleep(TICK).await;
-                        let lease = ShardLease { shard, token, unclean_until };
-                        load::claim_shards(&shared, vec![lease]);
+                        load::claim_shards(&shared, vec![ShardLease { shard, token }]);
                     });
                 }
                 return;
@@ -119,7 +120,7 @@ impl Engine {
                 }
                 continue;
             }
-            let mut tenant = Tenant::new(found, owned.unclean_until);
+            let mut tenant = Tenant::new(found);
             tenant.due_summary(&claimed.due.remove(&id).unwrap_or_default());
             tenant.announce = claimed.unannounced.contains(&id);
             tenant.restore_health(&claimed.health.remove(&id).unwrap_or_default());

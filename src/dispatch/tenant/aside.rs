@@ -1,6 +1,6 @@
 //! What leaves memory and what comes back: settling, deferred work, callers' changes.
 
-use super::{Batch, Config, OrderingKey, Room, Settled, Tenant, earlier, job_bytes};
+use super::{Batch, Config, OrderingKey, Room, Settled, Tenant, earlier, job_bytes, lost_attempts};
 use crate::dispatch::queue::Job;
 use crate::dispatch::run::DuePage;
 use crate::domain::ids::{Position, SubscriptionNo};
@@ -173,7 +173,7 @@ impl Tenant {
             }
             // An event that retention has taken cannot run; its row stays held and is never asked for again.
             let Some(entry) = events.get(&row.position) else { continue };
-            let lost = i32::from(self.unclean_until.is_some_and(|until| row.due_at < until));
+            let lost = lost_attempts(&self.unclean_ends, row.due_at);
             let bytes = job_bytes(entry);
             self.memory_bytes += bytes;
             queue.arrived = self.reload_begun;

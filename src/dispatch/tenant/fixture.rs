@@ -19,13 +19,13 @@ pub fn config() -> Config {
 }
 
 pub fn tenant() -> Tenant {
-    tenant_after(None)
+    tenant_after(&[])
 }
 
-pub fn tenant_after(unclean_until: Option<DateTime<Utc>>) -> Tenant {
+pub fn tenant_after(unclean_ends: &[DateTime<Utc>]) -> Tenant {
     let head = Head { tenant: TenantId(Uuid::from_u128(1)), position: 0, registry_version: 1, deferred_version: 0 };
     let cursor = LogPlace { after: 0, day: NaiveDate::default() };
-    let mut tenant = Tenant::new(&ClaimedTenant { head, cursor, token: 7 }, unclean_until);
+    let mut tenant = Tenant::new(&ClaimedTenant { head, cursor, token: 7, unclean_ends: unclean_ends.into() });
     // As where the registry knows of no ordering key.
     tenant.ordered = false;
     tenant

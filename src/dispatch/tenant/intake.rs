@@ -1,6 +1,6 @@
 //! How events come into memory: what was committed here where it follows on, and pages of the log for everything else.
 
-use super::{Config, LogPage, Room, Slot, Tenant, job_bytes};
+use super::{Config, LogPage, Room, Slot, Tenant, job_bytes, lost_attempts};
 use crate::dispatch::queue::Job;
 use crate::domain::event::LogEntry;
 use crate::domain::ids::Position;
@@ -140,7 +140,7 @@ impl Tenant {
             let settled = page.is_some_and(|page| page.not_pending.contains(&place));
             (!settled && !cancelled_ahead.contains(&place)).then_some(place)
         };
-        let lost = self.lost_attempts(entry.committed_at);
+        let lost = lost_attempts(&self.unclean_ends, entry.committed_at);
         let mut open = 0;
         if !entry.matched.is_empty() {
             let event = Arc::new(EncodedEvent::new(entry.clone()));
@@ -187,11 +187,6 @@ impl Tenant {
         if self.window.len() >= config.window_max {
             self.put_aside(self.first + Position::try_from(config.window_max / 2).unwrap_or(0), now);
         }
-    }
-
-    /// 1 where the former owner may have started an attempt that nothing is recorded of.
-    fn lost_attempts(&self, since: DateTime<Utc>) -> i32 {
-        i32::from(self.unclean_until.is_some_and(|until| since < until))
     }
 
     /// Notes everything unfinished before `position` in the store, so that the cursor can move on. What runs goes on running.

@@ -191,7 +191,7 @@ fn a_refusal_for_good_is_a_dead_letter_at_once_and_is_announced() {
 
 #[test]
 fn g5_what_a_dead_owner_may_have_started_runs_under_a_higher_number_that_costs_no_try() {
-    let mut tenant = tenant_after(Some(at(2)));
+    let mut tenant = tenant_after(&[at(2)]);
     let page = LogPage {
         entries: vec![entry(1, &[1]), entry(2, &[1])],
         not_pending: HashSet::new(),
@@ -206,6 +206,25 @@ fn g5_what_a_dead_owner_may_have_started_runs_under_a_higher_number_that_costs_n
     end(&mut tenant, &before, OutcomeClass::Failed);
     let fate = settle(&mut tenant)[0].fate;
     assert!(matches!(fate, Fate::Deferred { attempt: 2, base: 1, .. }), "{fate:?}");
+}
+
+#[test]
+fn g5_every_owner_that_may_have_started_an_attempt_raises_its_number() {
+    let mut tenant = tenant_after(&[at(30), at(20)]);
+    let page = LogPage { entries: vec![entry(1, &[1])], not_pending: HashSet::new(), keys: HashMap::new(), head: None };
+    tenant.hear_head(&Head { position: 1, ..tenant.head });
+    assert!(tenant.wants_page(at(1_000), ROOM, &config()).is_some());
+    tenant.page(&page, at(1_000), ROOM, &config());
+    assert_eq!(start(&mut tenant).expect("it").delivery.attempt, 3, "neither of two owners recorded anything");
+
+    for (due, attempt) in [(10, 4), (25, 3), (35, 2)] {
+        let mut tenant = tenant_after(&[at(30), at(20)]);
+        tenant.due_summary(&[(1, at(due))]);
+        assert_eq!(tenant.wants_due(at(1_000), ROOM, &config()), [wants(1, &[])]);
+        let row = DeferredRow { attempt: 1, ..row(1, at(due)) };
+        take_rows(&mut tenant, 1, &[row], events([1]), at(1_000));
+        assert_eq!(start(&mut tenant).expect("it").delivery.attempt, attempt, "due at {due}, attempted once before");
+    }
 }
 
 #[test]
