@@ -13,6 +13,8 @@ pub enum Defect {
     LoseFanOut,
     /// G3: idempotency keys are not kept.
     ForgetKeys,
+    /// G4: a PRE event that a listener refused is committed.
+    OpenGate,
     /// G5: some attempts are recorded as successes and never made.
     SkipAttempts,
     /// G5: some attempts are made twice.
@@ -25,10 +27,11 @@ pub enum Defect {
 
 impl Defect {
     /// Each with the guarantee that it breaks and its name.
-    pub const ALL: [(Self, &str, &str); 7] = [
+    pub const ALL: [(Self, &str, &str); 8] = [
         (Self::AcknowledgeEarly, "G1", "acknowledge-early"),
         (Self::LoseFanOut, "G2", "lose-fan-out"),
         (Self::ForgetKeys, "G3", "forget-keys"),
+        (Self::OpenGate, "G4", "open-gate"),
         (Self::SkipAttempts, "G5", "skip-attempts"),
         (Self::AttemptTwice, "G5", "attempt-twice"),
         (Self::MisdateCommits, "G7", "misdate-commits"),

@@ -24,7 +24,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("watch", &["domain", "store", "wire", "proto", "feed", "clock", "shutdown", "telemetry", "planted"]),
     ("executor", &["domain", "clock", "shutdown", "telemetry"]),
     ("dispatch", &["domain", "store", "publish", "executor", "feed", "clock", "shutdown", "telemetry", "planted"]),
-    ("pending", &["domain", "store", "publish", "executor", "feed", "clock", "shutdown", "telemetry"]),
+    ("pending", &["domain", "store", "publish", "executor", "feed", "clock", "shutdown", "telemetry", "planted"]),
     (
         "api",
         &[

@@ -18,6 +18,7 @@ use crate::domain::invocation::{Outcome, OutcomeClass};
 use crate::domain::pre::{AbortReason, Aborted, FailurePolicy, Verdict, VerdictKind, enrich};
 use crate::executor::EncodedEvent;
 use crate::feed::{Head, News};
+use crate::planted::{self, Defect};
 use crate::publish::prepare::check_again;
 use crate::store::StoreError;
 use crate::store::pending::PendingCommit;
@@ -228,6 +229,7 @@ impl Phase {
         let listener = |listener: &&Listener| listener.entry.subscription.no == verdict.subscription_no;
         let policy = self.listeners.iter().find(listener).map(|listener| listener.policy.failure_policy);
         match verdict.kind {
+            VerdictKind::Rejected if planted::has(Defect::OpenGate) => None,
             VerdictKind::Rejected => Some(AbortReason::Rejected),
             VerdictKind::Failed if policy.unwrap_or_default() == FailurePolicy::Fail => {
                 let late = verdict.outcome.as_ref().is_some_and(|outcome| outcome.class == OutcomeClass::Timeout);

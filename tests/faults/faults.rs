@@ -92,7 +92,7 @@ pub async fn commit(
             stage.postgres.restart().await?;
             (1, String::new())
         }
-        Kind::StopReplica => (0, stop_replicas(stage).await),
+        Kind::StopReplica => (0, stop_owner(stage).await?),
         Kind::TerminateBackends => (0, terminate(stage, random).await?),
         Kind::WithholdCommit => (0, withhold(stage).await?),
         Kind::Famine => (0, famine(stage).await?),
@@ -123,15 +123,47 @@ async fn kill_replicas(stage: &mut Stage, random: &mut Random) -> anyhow::Result
     Ok((kills, format!("replicas {victims:?}")))
 }
 
-/// Freezes one replica after the other for longer than its leases, and lets it go on as if nothing had happened. Whichever
-/// dispatches the tenant is among them.
-async fn stop_replicas(stage: &Stage) -> String {
-    for replica in &stage.replicas {
+/// Freezes the replica that dispatches the tenant until another one does, and lets it go on as if nothing had happened.
+async fn stop_owner(stage: &Stage) -> anyhow::Result<String> {
+    const ROUNDS: usize = 3;
+    let mut owner = stage.owner().await?;
+    for index in (0..stage.replicas.len()).cycle().take(ROUNDS * stage.replicas.len()) {
+        let replica = &stage.replicas[index];
         replica.signal(Signal::STOP);
-        rest(LEASE * 2 + WHILE / 3).await;
+        let frozen = replaced(&mut owner).await;
         replica.signal(Signal::CONT);
+        if frozen? {
+            owner.close().await?;
+            return Ok(format!("replica {index}"));
+        }
     }
-    format!("{} replicas in turn", stage.replicas.len())
+    anyhow::bail!("none of the replicas dispatches the tenant")
+}
+
+/// Whether a replica that is frozen now dispatched the tenant; waits then until another one has done so for a while.
+async fn replaced(owner: &mut PgConnection) -> anyhow::Result<bool> {
+    // What was sent before the freeze arrives.
+    rest(FEW).await;
+    let before = lease(owner).await?;
+    // Shorter than a lease, so that the others lose nothing, and longer than it takes to renew one.
+    rest(LEASE * 3 / 5).await;
+    if lease(owner).await? != before {
+        return Ok(false);
+    }
+    let began = tokio::time::Instant::now();
+    while lease(owner).await?.0 == before.0 {
+        anyhow::ensure!(began.elapsed() < LEASE * 10, "no other replica takes over from the one that is frozen");
+        rest(FEW).await;
+    }
+    rest(WHILE).await;
+    Ok(true)
+}
+
+/// The token and the end of the lease under which the tenant is dispatched.
+async fn lease(owner: &mut PgConnection) -> anyhow::Result<(i64, String)> {
+    let sql = "SELECT l.token, l.expires_at::text FROM shard_leases l JOIN dispatch_cursors c ON c.shard = l.shard
+                ORDER BY c.tenant_id LIMIT 1";
+    Ok(sqlx::query_as(sql).fetch_one(owner).await?)
 }
 
 async fn terminate(stage: &Stage, random: &mut Random) -> anyhow::Result<String> {

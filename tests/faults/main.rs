@@ -143,13 +143,14 @@ fn main() -> ExitCode {
         Cli::Short(common) => {
             let others =
                 [Kind::StopReplica, Kind::TerminateBackends, Kind::WithholdCommit, Kind::ReadOnly, Kind::ReceiverHang];
-            suite(&common, &[], true, |seed| Plan::mix(seed, 4, &others, 1))
+            suite(&common, &[], Some(Duration::from_secs(3)), |seed| Plan::mix(seed, 4, &others, 1))
         }
         Cli::Long(long) => {
             let Long { common, kills, times, planted, defects, defects_only } = long;
+            let calm = (!defects_only).then_some(Duration::from_secs(6));
             let defects = if defects.is_empty() { planted::all() } else { defects };
             let defects: Vec<_> = defects.into_iter().map(|defect| (planted.clone(), defect)).collect();
-            suite(&common, &defects, !defects_only, |seed| Plan::mix(seed, kills, &Kind::ALL, times))
+            suite(&common, &defects, calm, |seed| Plan::mix(seed, kills, &Kind::ALL, times))
         }
     };
     match done {
@@ -168,11 +169,12 @@ fn tell(folder: &Path) -> anyhow::Result<ExitCode> {
     Ok(if report.violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Runs what is asked for and prints the last line.
+/// Runs what is asked for and prints the last line. `calm` is how long traffic goes on without a fault where nothing is planted;
+/// none for no such run.
 fn suite(
     common: &Common,
     defects: &[(PathBuf, Planted)],
-    healthy: bool,
+    calm: Option<Duration>,
     faults: impl Fn(u64) -> Vec<Kind>,
 ) -> anyhow::Result<ExitCode> {
     let random = || u64::from(std::process::id()) ^ (uuid::Uuid::new_v4().as_u64_pair().0 >> 32);
@@ -200,13 +202,13 @@ fn suite(
             summary.planted_defects.caught += usize::from(caught);
             good &= caught;
         }
-        if healthy {
+        if let Some(calm) = calm {
             let small_disk = list.contains(&Kind::DiskFull);
             let plan = Plan {
                 seed,
                 shape: Shape { small_disk, ..shape.clone() },
                 faults: list,
-                calm: Duration::from_secs(6),
+                calm,
                 patience: Duration::from_secs(60),
             };
             let folder = below.join("run");

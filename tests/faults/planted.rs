@@ -31,6 +31,7 @@ pub fn all() -> Vec<Planted> {
         // Quiet traffic brings these to light; a fault would only excuse what they do.
         Defect::LoseFanOut
         | Defect::ForgetKeys
+        | Defect::OpenGate
         | Defect::SkipAttempts
         | Defect::AttemptTwice
         | Defect::MisdateCommits => Vec::new(),

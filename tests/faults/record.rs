@@ -22,6 +22,8 @@ pub enum Answer {
     Ok,
     /// 500.
     Error,
+    /// 409: a PRE event is refused.
+    Reject,
     /// Never.
     Hang,
     /// The connection ends before an answer.
@@ -82,12 +84,24 @@ pub enum Record {
     Unknown { at: Micros, key: String, error: String },
     /// It was refused for good although nothing is wrong with it.
     Refused { at: Micros, key: String, error: String },
+    /// A PRE event was aborted, for this reason.
+    Aborted { at: Micros, key: String, reason: String },
     /// A key that had its answer was sent again with another body; the reason of the refusal, or `OK`.
     Reused { at: Micros, key: String, reason: String },
     /// A subscription is so from after this position on.
     Subscribed { at: Micros, subscription: String, event_type: String, share: Share, active: bool, after: i64 },
+    /// A subscription decides on PRE events of this type; a lenient one may fail.
+    Gate { subscription: String, event_type: String, lenient: bool },
     /// A delivery arrived.
-    Received { at: Micros, path: String, invocation: String, event_id: String, verified: bool, answer: Answer },
+    Received {
+        at: Micros,
+        path: String,
+        invocation: String,
+        event_id: String,
+        event_type: String,
+        verified: bool,
+        answer: Answer,
+    },
     /// A stream of one reader begins, from nothing or from the cursor it had.
     Opened { at: Micros, stream: u32, share: Share, event_type: String },
     /// A reader was given an event.

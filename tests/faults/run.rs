@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::faults::{self, Kind};
 use super::parties::reader::Taste;
 use super::parties::receiver::Receiver;
-use super::parties::{Link, Scene, TYPES, auditor, publisher, reader, subscriber};
+use super::parties::{Link, Scene, TYPES, auditor, gate, publisher, reader, subscriber};
 use super::random::Random;
 use super::record::{Journal, Log, Record, Share};
 use super::stage::{LEASE, Shape, Stage};
@@ -39,7 +39,7 @@ impl Plan {
     /// So many kills, and every other fault of a list so many times, in an order that the seed decides.
     pub fn mix(seed: u64, kills: usize, others: &[Kind], times: usize) -> Vec<Kind> {
         // Of ten kills three are Postgres's.
-        let of_kill = |n: usize| if n % 10 < 3 { Kind::KillPostgres } else { Kind::KillReplica };
+        let of_kill = |n: usize| if matches!(n % 10, 1 | 4 | 7) { Kind::KillPostgres } else { Kind::KillReplica };
         let mut list: Vec<Kind> = (0..kills).map(of_kill).collect();
         for _ in 0..times {
             list.extend(others.iter().filter(|kind| !matches!(kind, Kind::KillPostgres | Kind::KillReplica)));
@@ -88,6 +88,7 @@ async fn play(plan: &Plan, stage: &mut Stage, journal: &Journal, random: &mut Ra
     let subscriptions = journal.open("subscriber")?;
     let mut link = Link::new(&scene, random.fork());
     subscriber::prepare(&mut link, &subscriptions, &receiver).await?;
+    gate::prepare(&mut link, &subscriptions, &receiver).await?;
 
     let mut writers = JoinSet::new();
     for index in 0..PUBLISHERS {
@@ -95,6 +96,7 @@ async fn play(plan: &Plan, stage: &mut Stage, journal: &Journal, random: &mut Ra
         let link = Link::new(&scene, random.fork());
         writers.spawn(publisher::run(link, party, i64::try_from(index)?, PUBLISHERS));
     }
+    writers.spawn(gate::run(Link::new(&scene, random.fork()), journal.open("gate-publisher")?));
     writers.spawn(subscriber::run(Link::new(&scene, random.fork()), subscriptions, receiver.clone()));
     writers.spawn(auditor::run(Link::new(&scene, random.fork()), journal.open("auditor")?));
     let mut readers = JoinSet::new();

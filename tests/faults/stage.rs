@@ -257,6 +257,9 @@ allow_private_ranges = ["127.0.0.0/8"]
 [dispatch]
 lease_ms = {lease}
 poll_ms = 200
+
+[pending]
+lease_ms = {lease}
 "#
     )
 }

@@ -1,6 +1,6 @@
 //! The records of a run, put together for the checks.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::path::Path;
 
@@ -54,6 +54,7 @@ pub struct Change {
 pub struct Receipt {
     pub at: Micros,
     pub event_id: String,
+    pub event_type: String,
     pub verified: bool,
     pub answer: Answer,
 }
@@ -101,6 +102,12 @@ pub struct History {
     pub sends: Vec<Send>,
     pub acks: Vec<Ack>,
     pub refused: Vec<(String, String)>,
+    /// Keys of PRE events that were aborted, with the reason.
+    pub aborted: Vec<(String, String)>,
+    /// Subscriptions that decide on PRE events; true for those that may fail.
+    pub gates: HashMap<String, bool>,
+    /// The types of PRE events.
+    pub gate_types: HashSet<String>,
     pub reused: Vec<(String, String)>,
     /// Changes per subscription, in the order in which they took effect.
     pub subscriptions: BTreeMap<String, Vec<Change>>,
@@ -142,13 +149,19 @@ impl History {
                 self.acks.push(Ack { at, key, event_id, position, duplicate, invocations });
             }
             Record::Refused { key, error, .. } => self.refused.push((key, error)),
+            Record::Aborted { key, reason, .. } => self.aborted.push((key, reason)),
+            Record::Gate { subscription, event_type, lenient } => {
+                self.gates.insert(subscription, lenient);
+                self.gate_types.insert(event_type);
+            }
             Record::Reused { key, reason, .. } => self.reused.push((key, reason)),
             Record::Subscribed { subscription, event_type, share, active, after, .. } => {
                 let change = Change { event_type, share, active, after };
                 self.subscriptions.entry(subscription).or_default().push(change);
             }
-            Record::Received { at, invocation, event_id, verified, answer, .. } => {
-                self.receipts.entry(invocation).or_default().push(Receipt { at, event_id, verified, answer });
+            Record::Received { at, invocation, event_id, event_type, verified, answer, .. } => {
+                let receipt = Receipt { at, event_id, event_type, verified, answer };
+                self.receipts.entry(invocation).or_default().push(receipt);
             }
             Record::Final { invocation, state, attempts, started, .. } => {
                 self.finals.entry(invocation).or_default().push(Final { state, attempts, started });

@@ -36,7 +36,8 @@ pub fn durable(history: &History, report: &mut Report) {
     for (key, error) in &history.refused {
         report.breach(Guarantee::G1, format_args!("{key} is a good event and was refused: {error}"));
     }
-    let known = |key: &&str| !acknowledged.contains(key) && !refused.contains(key);
+    let aborted: HashSet<&str> = history.aborted.iter().map(|(key, _)| key.as_str()).collect();
+    let known = |key: &&str| !acknowledged.contains(key) && !refused.contains(key) && !aborted.contains(key);
     report.unknown = sent.keys().filter(|key| known(key)).count();
 }
 
@@ -69,6 +70,13 @@ pub fn idempotent(history: &History, report: &mut Report) {
         let same = (&ack.event_id, ack.position) == (&earlier.event_id, earlier.position);
         if !same || pairs(ack) != pairs(earlier) || !ack.duplicate {
             report.breach(Guarantee::G3, format_args!("a repetition was answered {ack:?}, the first {earlier:?}"));
+        }
+    }
+    let mut told: HashMap<&str, &str> = HashMap::new();
+    for (key, reason) in &history.aborted {
+        let first = *told.entry(key).or_insert(reason);
+        if first != reason {
+            report.breach(Guarantee::G3, format_args!("{key} was aborted with {first}, a repetition with {reason}"));
         }
     }
     for (key, reason) in history.reused.iter().filter(|(_, reason)| reason != "REQUEST_ID_REUSED") {

@@ -5,6 +5,7 @@
 //! effect. It must never excuse a breach because a fault was under way, except where the guarantee itself does.
 
 mod deliveries;
+mod gates;
 mod history;
 mod log;
 mod readers;
@@ -26,6 +27,7 @@ pub enum Guarantee {
     G1,
     G2,
     G3,
+    G4,
     G5,
     G6,
     G7,
@@ -103,6 +105,7 @@ pub fn judge(history: &History) -> Report {
     log::durable(history, &mut report);
     log::idempotent(history, &mut report);
     log::ordered(history, &mut report);
+    gates::gated(history, &mut report);
     deliveries::fanned_out(history, &mut report);
     deliveries::ended(history, &mut report);
     deliveries::executed(history, &mut report);

@@ -11,7 +11,7 @@ use crate::record::{Log, Record};
 
 const PACE: Duration = Duration::from_millis(250);
 /// Newest invocations looked at each time.
-const PAGE: i32 = 400;
+const PAGE: i32 = 1_000;
 
 /// Reads until the run is complete.
 pub async fn run(mut link: Link, log: Log) {

@@ -4,6 +4,7 @@
 //! None of them knows when a fault happens, and none may judge: that is the checker's.
 
 pub mod auditor;
+pub mod gate;
 pub mod publisher;
 pub mod reader;
 pub mod receiver;

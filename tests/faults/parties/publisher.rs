@@ -43,8 +43,8 @@ pub async fn run(mut link: Link, log: Log, index: i64, publishers: usize) {
     }
 }
 
-/// Sends until the answer says what became of it. False where it was refused or the patience is at its end.
-async fn until_known(
+/// Sends until the answer says what became of it. False where it was aborted or refused, or the patience is at its end.
+pub(super) async fn until_known(
     link: &mut Link,
     log: &Log,
     event_type: &str,
@@ -69,6 +69,10 @@ async fn until_known(
                     link.turn();
                 }
                 return true;
+            }
+            Err(status) if reason(&status).starts_with("PRE_") => {
+                log.write(&Record::Aborted { at: log.now(), key, reason: reason(&status) });
+                return false;
             }
             Err(status) if is_final(status.code()) => {
                 let error = format!("{}: {}", reason(&status), status.message());
@@ -117,7 +121,8 @@ fn is_final(code: Code) -> bool {
     )
 }
 
-fn request(event_type: &str, key: &str, n: i64, padding: usize) -> PublishRequest {
+/// A publish call of one event.
+pub(super) fn request(event_type: &str, key: &str, n: i64, padding: usize) -> PublishRequest {
     let data = json!({"n": n, "key": key, "padding": "x".repeat(padding)});
     let event = CloudEvent {
         source: "/faults".to_owned(),

@@ -1,6 +1,7 @@
 //! The receiver of every webhook of a run: verifies signatures, writes down what arrives, and answers as its path says.
 //!
-//! `/turn` answers as the present fault wants it; every other path has its own manner for the whole run.
+//! `/turn` answers as the present fault wants it; every other path has its own manner for the whole run. What those that decide
+//! on a PRE event answer depends on the event's number alone, so that whoever asks again gets the same answer.
 
 use std::collections::{HashMap, HashSet};
 use std::convert::Infallible;
@@ -21,7 +22,7 @@ use standardwebhooks::Webhook;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::{Scene, rest};
+use super::{Scene, gate, rest};
 use crate::record::{Answer, Log, Record};
 
 /// The secret of every subscription.
@@ -111,12 +112,14 @@ async fn answer(request: Request<Incoming>, state: Arc<State>) -> Result<Respons
     let body = request.into_body().collect().await.map_err(|_| ResetOnPurpose)?.to_bytes();
     let invocation = headers.get("webhook-id").and_then(|id| id.to_str().ok()).unwrap_or_default().to_owned();
     let event: Value = serde_json::from_slice(&body).unwrap_or_default();
-    let answer = state.manner(&path, &invocation);
+    let n = event["data"]["n"].as_i64().unwrap_or_default();
+    let answer = state.manner(&path, &invocation, n);
     state.log.write(&Record::Received {
         at: state.log.now(),
         path: path.clone(),
         invocation: invocation.clone(),
         event_id: event["id"].as_str().unwrap_or_default().to_owned(),
+        event_type: event["type"].as_str().unwrap_or_default().to_owned(),
         verified: verifies(&headers, &body),
         answer,
     });
@@ -128,12 +131,12 @@ async fn answer(request: Request<Incoming>, state: Arc<State>) -> Result<Respons
     if answer == Answer::Ok {
         state.scene.counts.delivered.fetch_add(1, Ordering::SeqCst);
         if path == "/plain" {
-            let n = event["data"]["n"].as_i64().unwrap_or_default();
             state.scene.counts.delivered_n.fetch_max(n, Ordering::SeqCst);
         }
     }
     match answer {
         Answer::Ok => Ok(response(StatusCode::OK, Empty::new().boxed())),
+        Answer::Reject => Ok(response(StatusCode::CONFLICT, Empty::new().boxed())),
         Answer::Error => Ok(response(StatusCode::INTERNAL_SERVER_ERROR, Empty::new().boxed())),
         Answer::Hang => std::future::pending().await,
         Answer::Reset => Err(ResetOnPurpose),
@@ -153,8 +156,16 @@ async fn answer(request: Request<Incoming>, state: Arc<State>) -> Result<Respons
 }
 
 impl State {
-    fn manner(&self, path: &str, invocation: &str) -> Answer {
+    fn manner(&self, path: &str, invocation: &str, n: i64) -> Answer {
         match path {
+            gate::STRICT if n % 6 == 1 => Answer::Reject,
+            // Dies over some events, and stumbles over others.
+            gate::MORTAL if n % 6 == 3 => Answer::Reset,
+            gate::MORTAL if n % 6 == 4 => {
+                let first = self.failed_once.lock().expect("nobody panics").insert(invocation.to_owned());
+                if first { Answer::Error } else { Answer::Ok }
+            }
+            gate::FRAIL if n % 6 == 0 => Answer::Reset,
             "/turn" => *self.turn.lock().expect("nobody panics"),
             "/poison" => Answer::Error,
             // Every fifth invocation fails at first.

@@ -161,7 +161,8 @@ fn adopt(log: &Log, now: &Held, change: Change, after: &Subscription) -> Held {
     Held { id: after.id.clone(), etag: after.etag.clone(), event_type: now.event_type, share, active }
 }
 
-fn write(log: &Log, subscription: &Subscription, event_type: &str, share: Share) {
+/// Writes down how a subscription is.
+pub(super) fn write(log: &Log, subscription: &Subscription, event_type: &str, share: Share) {
     log.write(&Record::Subscribed {
         at: log.now(),
         subscription: subscription.id.clone(),
@@ -172,7 +173,14 @@ fn write(log: &Log, subscription: &Subscription, event_type: &str, share: Share)
     });
 }
 
-fn request(uri: &str, event_type: &str, share: Share, max_attempts: i32, request_id: &str) -> SubscribeRequest {
+/// A subscription that retries soon.
+pub(super) fn request(
+    uri: &str,
+    event_type: &str,
+    share: Share,
+    max_attempts: i32,
+    request_id: &str,
+) -> SubscribeRequest {
     let webhook = WebhookTarget { uri: uri.to_owned(), ..Default::default() };
     let millis = |millis: i32| Some(ProtoDuration { seconds: 0, nanos: millis * 1_000_000 });
     SubscribeRequest {
