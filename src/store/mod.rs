@@ -2,7 +2,7 @@
 //!
 //! Rules: every statement on a tenant's table names `tenant_id`; every list has a limit and a total order; times come in as
 //! parameters; no transaction is open while a listener runs; transactions run in tasks that a cancelled RPC cannot drop
-//! ([`Store::run`]).
+//! (`Store::run`).
 
 pub mod announcements;
 pub mod api_keys;

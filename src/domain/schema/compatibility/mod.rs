@@ -4,7 +4,7 @@
 //! says nothing breaks, nothing does; what it cannot decide it calls undecided, which counts as a break unless both versions say
 //! the same. It looks at the two documents alone, and stops at a bound of steps.
 //!
-//! A schema is taken apart into [`Facts`], what is known of the data it accepts; `relation` then checks every keyword of the other
+//! A schema is taken apart into `Facts`, what is known of the data it accepts; `relation` then checks every keyword of the other
 //! schema against them.
 
 mod accepts;
