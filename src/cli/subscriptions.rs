@@ -61,7 +61,13 @@ enum Command {
         id: String,
     },
     /// Make a disabled subscription fire again
-    Enable(Changed),
+    Enable {
+        #[command(flatten)]
+        changed: Changed,
+        /// Also deliver what it missed since it was last active
+        #[arg(long)]
+        replay_missed: bool,
+    },
     /// Stop a subscription from executing
     Disable(Changed),
     /// Restore a subscription that was ended
@@ -69,6 +75,9 @@ enum Command {
         /// Id of the subscription
         #[arg(value_name = "SUBSCRIPTION_ID")]
         id: String,
+        /// Also deliver what it missed since it was last active
+        #[arg(long)]
+        replay_missed: bool,
     },
     /// Change name, filter, webhook or delivery; only what is given changes
     Update(Box<UpdateArgs>),
@@ -154,16 +163,16 @@ pub async fn run(args: SubscriptionsArgs, output: Output) -> Result<(), CliError
             let request = client.request(GetSubscriptionRequest { subscription_id: id });
             call("GetSubscription", events.get_subscription(request)).await?.subscription
         }
-        Command::Enable(Changed { id, etag }) => {
-            let request = client.request(EnableSubscriptionRequest { subscription_id: id, etag });
+        Command::Enable { changed: Changed { id, etag }, replay_missed } => {
+            let request = client.request(EnableSubscriptionRequest { subscription_id: id, etag, replay_missed });
             call("EnableSubscription", events.enable_subscription(request)).await?.subscription
         }
         Command::Disable(Changed { id, etag }) => {
             let request = client.request(DisableSubscriptionRequest { subscription_id: id, etag });
             call("DisableSubscription", events.disable_subscription(request)).await?.subscription
         }
-        Command::Undelete { id } => {
-            let request = UndeleteSubscriptionRequest { subscription_id: id, ..UndeleteSubscriptionRequest::default() };
+        Command::Undelete { id, replay_missed } => {
+            let request = UndeleteSubscriptionRequest { subscription_id: id, replay_missed };
             call("UndeleteSubscription", events.undelete_subscription(client.request(request))).await?.subscription
         }
         Command::Update(update) => {

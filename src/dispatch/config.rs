@@ -35,6 +35,8 @@ pub struct Config {
     pub settle_rows_max: usize,
     /// Least time between two settles of a tenant, milliseconds: results gather meanwhile. 0 to 1,000.
     pub settle_gather_ms: u64,
+    /// Missed invocations of a tenant that are replayed a second at most. 1 to 100,000.
+    pub replay_per_second: u32,
     /// How long a stop, or giving a shard away, waits for attempts that run, milliseconds. 0 to 600,000.
     pub drain_ms: u64,
     /// How far ahead day partitions are made. 1 to 30.
@@ -61,6 +63,7 @@ impl Default for Config {
             page_max: 1_000,
             settle_rows_max: 10_000,
             settle_gather_ms: 3,
+            replay_per_second: 100,
             drain_ms: 10_000,
             partitions_ahead_days: 3,
             retention_days: 30,
@@ -96,6 +99,7 @@ impl Config {
             ((1..=10_000).contains(&self.page_max), "page_max", "1 to 10,000"),
             ((1..=100_000).contains(&self.settle_rows_max), "settle_rows_max", "1 to 100,000"),
             (self.settle_gather_ms <= 1_000, "settle_gather_ms", "0 to 1,000"),
+            ((1..=100_000).contains(&self.replay_per_second), "replay_per_second", "1 to 100,000"),
             (self.drain_ms <= 600_000, "drain_ms", "0 to 600,000"),
             ((1..=30).contains(&self.partitions_ahead_days), "partitions_ahead_days", "1 to 30"),
             ((1..=3_650).contains(&self.retention_days), "retention_days", "1 to 3,650"),

@@ -194,6 +194,7 @@ impl Engine {
             | Input::Reviewed { life, .. }
             | Input::Registry { life, .. }
             | Input::Announced { life, .. }
+            | Input::Replayed { life, .. }
             | Input::HealthKept { life, .. } => *life,
             _ => return self.take_shards(input, now),
         };
@@ -268,6 +269,26 @@ impl Engine {
                 held.refreshing = false;
                 held.unsure |= held.reload.take().is_some();
                 held.put_off(&error, now, "the registry could not be read");
+            }
+            Input::Replayed { result, .. } => {
+                held.replaying = false;
+                match result {
+                    Ok(None) => {}
+                    Ok(Some(step)) => {
+                        if step.deferred > 0 {
+                            held.tenant.due_summary(&[(step.subscription_no, now)]);
+                        }
+                        held.tenant.replay = true;
+                        held.replay_at = now + step.pause(config.replay_per_second);
+                    }
+                    Err(error) => {
+                        tracing::warn!(tenant = %life.tenant, %error, "a replay could not go on; it is tried again");
+                        held.tenant.replay = true;
+                        held.replay_at = now + LOAD_AGAIN;
+                    }
+                }
+                let replay_at = held.replay_at;
+                self.timers.push(Reverse((replay_at, life.tenant)));
             }
             Input::HealthKept { mut notes, result, .. } => {
                 held.keeping = false;

@@ -56,8 +56,7 @@ async fn complete(
     store: &Store,
     tenants: Vec<crate::store::dispatch::ClaimedTenant>,
 ) -> Result<ClaimedShard, StoreError> {
-    let mut claimed =
-        ClaimedShard { tenants, due: HashMap::new(), unannounced: HashSet::new(), health: HashMap::new() };
+    let mut claimed = ClaimedShard { tenants, ..ClaimedShard::default() };
     if claimed.tenants.is_empty() {
         return Ok(claimed);
     }
@@ -68,6 +67,7 @@ async fn complete(
     for (tenant, row) in store.health(&ids).await? {
         claimed.health.entry(tenant).or_default().push(row);
     }
+    claimed.replaying = store.replaying_tenants(&ids).await?.into_iter().collect();
     claimed.unannounced = store.unannounced_tenants(&ids).await?.into_iter().collect();
     Ok(claimed)
 }

@@ -31,6 +31,7 @@ mod keys;
 mod load;
 mod pulse;
 mod queue;
+mod replay;
 mod run;
 mod settle;
 mod shards;

@@ -3,6 +3,7 @@
 //! An attempt calls the executor and reports how it went. It writes nothing: what the result means is decided by the engine,
 //! and recorded by a settle.
 
+use super::replay::Step;
 use super::tenant::{Batch, Ended, HealthNote, LogPage, Start};
 use super::{Config, Parts};
 use crate::clock;
@@ -81,11 +82,13 @@ pub(super) struct Review {
 }
 
 /// The tenants of a shard as its new owner finds them.
+#[derive(Default)]
 pub(super) struct ClaimedShard {
     pub tenants: Vec<ClaimedTenant>,
     pub due: HashMap<TenantId, Vec<(SubscriptionNo, DateTime<Utc>)>>,
     pub unannounced: HashSet<TenantId>,
     pub health: HashMap<TenantId, Vec<HealthRow>>,
+    pub replaying: HashSet<TenantId>,
 }
 
 /// Which life of a tenant in memory a task worked for: results for an earlier one are dropped.
@@ -104,6 +107,7 @@ pub(super) enum Input {
     Reviewed { life: Life, result: Result<Review, StoreError> },
     Registry { life: Life, result: Result<Arc<TenantRegistry>, StoreError> },
     Announced { life: Life, result: Result<(), StoreError> },
+    Replayed { life: Life, result: Result<Option<Step>, StoreError> },
     HealthKept { life: Life, notes: Vec<HealthNote>, result: Result<(), StoreError> },
     Claimed { shard: i32, token: i64, tenant: Option<TenantId>, result: Result<ClaimedShard, StoreError> },
     Pulse { asked_at: DateTime<Utc>, lease_until: Option<DateTime<Utc>>, pulse: Pulse },

@@ -198,6 +198,8 @@ pub(super) struct Tenant {
     resumes: BinaryHeap<Reverse<(DateTime<Utc>, SubscriptionNo)>>,
     /// True where dead letters or changes have been written that are not announced.
     pub announce: bool,
+    /// True where a replay may have begun, or has not reached its end.
+    pub replay: bool,
 }
 
 impl Tenant {
@@ -231,6 +233,7 @@ impl Tenant {
             notes: Vec::new(),
             resumes: BinaryHeap::new(),
             announce: false,
+            replay: false,
         }
     }
 
@@ -324,6 +327,8 @@ impl Tenant {
             let delivery = Delivery {
                 invocation: job.event.entry().invocation(no),
                 attempt: job.attempt + 1,
+                // A replay always has a row, so that what does not is not asked.
+                replay: !job.in_window && !job.event.entry().matched.contains(&no),
                 event: job.event.clone(),
             };
             let cost = turns::cost(job.bytes);

@@ -152,4 +152,6 @@ pub struct Invocation {
     pub last_attempt: Option<Attempt>,
     /// Why it was cancelled.
     pub cancel_reason: Option<String>,
+    /// True where its subscription missed the event when it happened.
+    pub replay: bool,
 }

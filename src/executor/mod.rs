@@ -86,7 +86,7 @@ impl Executor {
         invocation: InvocationId,
         deadline: Instant,
     ) -> Trial {
-        let delivery = Delivery { invocation, attempt: 1, event: Arc::new(EncodedEvent::new(entry)) };
+        let delivery = Delivery { invocation, attempt: 1, replay: false, event: Arc::new(EncodedEvent::new(entry)) };
         self.webhooks.trial(&call, &delivery, deadline).await
     }
 }
@@ -104,6 +104,8 @@ pub struct Delivery {
     pub invocation: InvocationId,
     /// 1 for the first attempt.
     pub attempt: i32,
+    /// True where its subscription missed the event when it happened.
+    pub replay: bool,
     /// The event, shared by all its deliveries.
     pub event: Arc<EncodedEvent>,
 }

@@ -62,6 +62,7 @@ pub(super) async fn ask(
         let delivery = Delivery {
             invocation: event.entry().invocation(subscription.no),
             attempt: verdict.attempt,
+            replay: false,
             event: event.clone(),
         };
         let until = (Instant::now() + subscription.policy.timeout()).min(deadline);

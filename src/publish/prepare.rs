@@ -8,6 +8,7 @@ use crate::domain::event_type::{EventTypeName, Phase};
 use crate::domain::filter::FilterContext;
 use crate::domain::ids::SubscriptionNo;
 use crate::domain::json::check_json;
+use crate::domain::subscription::Subscription;
 use crate::store::publish::NewKey;
 use crate::telemetry::{FilterPlace, measured};
 use std::sync::Arc;
@@ -100,20 +101,22 @@ async fn decide(
         let context = FilterContext::new(event);
         for entry in listeners.iter() {
             let subscription = &entry.subscription;
-            // A filter that cannot be evaluated over this event does not match.
-            let takes = subscription.takes_version(schema_version);
-            let fires = takes
-                && subscription.filter.as_ref().is_none_or(|filter| {
-                    let matches = filter.matches(&context);
-                    matches.unwrap_or_else(|_| measured().filter_failed(FilterPlace::Subscription))
-                });
-            if fires {
+            if fires(subscription, &context, schema_version) {
                 let looped = event.lineage.subscriptions.contains(&subscription.no);
                 if looped { &mut refused } else { &mut matched }.push(subscription.no);
             }
         }
     }
     Ok(Decision { registry_version, schema_version, phase, matched, refused })
+}
+
+/// Whether a subscription to an event's type fires for it.
+pub fn fires(subscription: &Subscription, context: &FilterContext<'_>, schema_version: i32) -> bool {
+    // A filter that cannot be evaluated over this event does not match.
+    subscription.takes_version(schema_version)
+        && subscription.filter.as_ref().is_none_or(|filter| {
+            filter.matches(context).unwrap_or_else(|_| measured().filter_failed(FilterPlace::Subscription))
+        })
 }
 
 /// The phase of a type that may be published.

@@ -168,7 +168,7 @@ impl Store {
         id: InvocationId,
         change: Change,
     ) -> Result<InvocationChange, StoreError> {
-        let Some(entry) = self.entry_of(principal.tenant, id).await? else { return Ok(InvocationChange::NotFound) };
+        let Some(entry) = self.event(principal.tenant, id.event).await? else { return Ok(InvocationChange::NotFound) };
         if self.row(principal, &entry, id.subscription_no).await?.is_none() {
             return Ok(InvocationChange::NotFound);
         }

@@ -1,6 +1,6 @@
 //! Invocations as callers see them: lists, and single records with their attempts. Changes are in `store/invocation_changes.rs`.
 //!
-//! An invocation has no row of its own. It is pending where its event lists the subscription and nothing else is recorded;
+//! An invocation has no row of its own. Its event lists the subscription, or it is a replay's. It is pending where its event lists the subscription and nothing else is recorded;
 //! otherwise exactly one of `outcomes`, `deferred_invocations` and `dead_letters` says what became of it.
 
 use super::audit::Principal;
@@ -60,6 +60,7 @@ pub(in crate::store) struct Row {
     committed_at: DateTime<Utc>,
     subscription_id: Uuid,
     slug: String,
+    replay: bool,
 }
 
 /// The part of the log that a list looks at: `after < position <= up_to`.
@@ -110,7 +111,11 @@ impl Store {
         principal: &Principal,
         id: InvocationId,
     ) -> Result<Option<(Invocation, Vec<Attempt>)>, StoreError> {
-        let Some(entry) = self.entry_of(principal.tenant, id).await? else {
+        let recorded = match self.event(principal.tenant, id.event).await? {
+            Some(entry) => self.row(principal, &entry, id.subscription_no).await?.map(|row| (entry, row)),
+            None => None,
+        };
+        let Some((entry, row)) = recorded else {
             let filter = InvocationFilter::default();
             let found = self.pending_invocations(principal, id.event, &filter).await?;
             let found = found.into_iter().find(|invocation| invocation.id == id);
@@ -119,7 +124,6 @@ impl Store {
                 (invocation, attempts)
             }));
         };
-        let Some(row) = self.row(principal, &entry, id.subscription_no).await? else { return Ok(None) };
         let mut attempts = self.attempts(principal.tenant, entry.day(), &[row.place()], Which::Every).await?;
         let mut attempts = attempts.remove(&row.place()).unwrap_or_default();
         attempts.extend(row.own_attempt()?);
@@ -129,22 +133,11 @@ impl Store {
 
     /// The invocations of one event, by subscription number.
     pub async fn event_invocations(&self, tenant: TenantId, entry: &LogEntry) -> Result<Vec<Invocation>, StoreError> {
-        let limit = u32::try_from(entry.matched.len() + entry.refused.len()).unwrap_or(u32::MAX);
-        let rows = self.rows(&Principal::server(tenant), Range::of(entry), None, &[], None, limit).await?;
+        // No limit: at most one of each subscription, which may be more than it matched where some missed it.
+        let rows = self.rows(&Principal::server(tenant), Range::of(entry), None, &[], None, u32::MAX).await?;
         let mut invocations = self.with_last_attempts(tenant, rows).await?;
         invocations.sort_by_key(|invocation| invocation.id);
         Ok(invocations)
-    }
-
-    /// The event of an invocation, where that event has the invocation.
-    pub(in crate::store) async fn entry_of(
-        &self,
-        tenant: TenantId,
-        id: InvocationId,
-    ) -> Result<Option<std::sync::Arc<LogEntry>>, StoreError> {
-        let entry = self.event(tenant, id.event).await?;
-        Ok(entry
-            .filter(|entry| entry.matched.contains(&id.subscription_no) || entry.refused.contains(&id.subscription_no)))
     }
 
     /// The number of a subscription that the caller may see.
@@ -244,7 +237,8 @@ impl Store {
         };
         let mut sql = QueryBuilder::<Postgres>::new(
             "SELECT k.day, k.position, k.subscription_no, k.state, k.attempt, k.outcome_class, k.status_code, k.duration_us,
-                    k.at, k.excerpt, k.reason, e.event_id, e.event_type, e.committed_at, s.subscription_id, a.slug FROM (
+                    k.at, k.excerpt, k.reason, e.event_id, e.event_type, e.committed_at, s.subscription_id, a.slug,
+                    k.subscription_no <> ALL(e.matched || e.refused) AS replay FROM (
              (SELECT NULL::date AS day, 0::bigint AS position, 0 AS subscription_no, 0::smallint AS state, 0 AS attempt,
                      0::smallint AS outcome_class, 0::smallint AS status_code, 0 AS duration_us, NULL::timestamptz AS at,
                      NULL::text AS excerpt, NULL::text AS reason WHERE false)",
@@ -439,6 +433,7 @@ impl Row {
             next_attempt_at: self.at.filter(|_| state == State::Waiting),
             last_attempt,
             cancel_reason: self.reason,
+            replay: self.replay,
         })
     }
 }

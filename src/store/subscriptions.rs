@@ -79,13 +79,28 @@ pub enum Selector {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StateChange {
     /// Fire again.
-    Enable,
+    Enable(Missed),
     /// Stop firing.
     Disable,
     /// Unsubscribe.
     Delete,
     /// Restore as active.
-    Undelete,
+    Undelete(Missed),
+}
+
+/// What becomes of the events that a subscription missed while it was not active.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Missed {
+    /// Nothing.
+    Left,
+    /// They are delivered as a replay.
+    Replayed,
+}
+
+impl StateChange {
+    fn replays(self) -> bool {
+        matches!(self, Self::Enable(Missed::Replayed) | Self::Undelete(Missed::Replayed))
+    }
 }
 
 /// Which subscriptions a list shows.

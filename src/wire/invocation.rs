@@ -24,6 +24,7 @@ pub fn to_proto(invocation: &Invocation) -> proto::Invocation {
         next_attempt_time: invocation.next_attempt_at.map(timestamp_to_proto),
         last_attempt: invocation.last_attempt.as_ref().map(attempt_to_proto),
         cancel_reason: invocation.cancel_reason.clone().unwrap_or_default(),
+        replay: invocation.replay,
     }
 }
 
@@ -160,6 +161,7 @@ mod tests {
                 },
             }),
             cancel_reason: None,
+            replay: false,
         };
         let proto = to_proto(&invocation);
         assert_eq!((proto.id.as_str(), proto.event_id.clone()), (id.to_string().as_str(), id.event.to_string()));

@@ -37,6 +37,7 @@ mod metrics;
 mod operations;
 mod publish;
 mod publish_batch;
+mod replay_missed;
 mod schemas;
 mod subscribe;
 mod subscriptions;

@@ -20,7 +20,7 @@ use crate::domain::event_type::EventType;
 use crate::domain::ids::SubscriptionId;
 use crate::domain::subscription::{State, Subscription};
 use crate::domain::webhook::{SigningSecret, WebhookUri};
-use crate::store::subscriptions::{Selector, StateChange, SubscriptionRefusal};
+use crate::store::subscriptions::{Missed, Selector, StateChange, SubscriptionRefusal};
 use crate::wire;
 use crate::wire::subscription::state_name;
 
@@ -61,6 +61,11 @@ async fn change_state(
         }
         Err(refusal) => Err(refused(deps, caller, &id.to_string(), refusal).await),
     }
+}
+
+/// What becomes of what a subscription missed.
+fn missed(replay: bool) -> Missed {
+    if replay { Missed::Replayed } else { Missed::Left }
 }
 
 /// A refused change of a subscription as an error; `named` is how the request names it.

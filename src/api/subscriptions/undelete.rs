@@ -1,8 +1,8 @@
 //! UndeleteSubscription: restores a deleted subscription as active.
 
-use super::change_state;
+use super::{change_state, missed};
 use crate::api::registry::{RegistryDeps, authorised, invalid};
-use crate::api::status::{ApiError, not_implemented};
+use crate::api::status::ApiError;
 use crate::domain::access::Role;
 use crate::proto::public::{UndeleteSubscriptionRequest, UndeleteSubscriptionResponse};
 use crate::store::subscriptions::StateChange;
@@ -15,9 +15,6 @@ pub(crate) async fn handle(
 ) -> Result<UndeleteSubscriptionResponse, ApiError> {
     let (caller, request) = authorised(request, Role::Subscriber)?;
     let id = parse_id("subscription_id", &request.subscription_id).map_err(invalid)?;
-    if request.replay_missed {
-        return Err(not_implemented("UndeleteSubscription.replay_missed"));
-    }
-    let changed = change_state(deps, &caller, id, "", StateChange::Undelete).await?;
+    let changed = change_state(deps, &caller, id, "", StateChange::Undelete(missed(request.replay_missed))).await?;
     Ok(UndeleteSubscriptionResponse { subscription: Some(to_proto(&changed)) })
 }

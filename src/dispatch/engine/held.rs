@@ -5,7 +5,7 @@
 use super::LOAD_AGAIN;
 use crate::dispatch::run::{Life, Shared};
 use crate::dispatch::tenant::{Room, Tenant, WantedPage};
-use crate::dispatch::{announce, load};
+use crate::dispatch::{announce, load, replay};
 use crate::publish::registry::TenantRegistry;
 use crate::store::StoreError;
 use chrono::{DateTime, Utc};
@@ -33,6 +33,10 @@ pub(super) struct Held {
     pub announcing: bool,
     /// Announcements wait until then after a failure; nothing else does.
     pub announce_at: DateTime<Utc>,
+    /// True while a step of a replay is under way.
+    pub replaying: bool,
+    /// The next one waits until then.
+    pub replay_at: DateTime<Utc>,
     /// True while it is being written how receivers do.
     pub keeping: bool,
     /// That waits until then after a failure.
@@ -95,6 +99,11 @@ impl Held {
             self.tenant.announce = false;
             self.announcing = true;
             announce::spawn(shared, life);
+        }
+        if self.tenant.replay && !self.replaying && now >= self.replay_at {
+            self.tenant.replay = false;
+            self.replaying = true;
+            replay::spawn(shared, life);
         }
     }
 

@@ -123,6 +123,7 @@ impl Engine {
             let mut tenant = Tenant::new(found);
             tenant.due_summary(&claimed.due.remove(&id).unwrap_or_default());
             tenant.announce = claimed.unannounced.contains(&id);
+            tenant.replay = claimed.replaying.contains(&id);
             tenant.restore_health(&claimed.health.remove(&id).unwrap_or_default());
             let held = Held {
                 reviewed: tenant.head.deferred_version,
@@ -135,6 +136,8 @@ impl Engine {
                 loads_first: false,
                 announcing: false,
                 announce_at: DateTime::UNIX_EPOCH,
+                replaying: false,
+                replay_at: DateTime::UNIX_EPOCH,
                 keeping: false,
                 keep_at: DateTime::UNIX_EPOCH,
                 in_turn: false,

@@ -30,9 +30,10 @@ impl Tenant {
         let newer = head.position > self.head.position
             || head.registry_version > self.head.registry_version
             || head.deferred_version > self.head.deferred_version;
-        // Every change of the registry writes its announcement with it, and may end a wait.
+        // Every change of the registry writes its announcement with it, may begin a replay, and may end a wait.
         if head.registry_version > self.head.registry_version {
             self.announce = true;
+            self.replay = true;
             self.offer_waiting();
         }
         self.head.position = self.head.position.max(head.position);

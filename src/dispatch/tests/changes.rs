@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::domain::announcement::Announcement;
-use crate::store::subscriptions::{Selector, StateChange};
+use crate::store::subscriptions::{Missed, Selector, StateChange};
 
 impl World {
     async fn log(&self) -> Vec<(String, serde_json::Value)> {
@@ -53,9 +53,9 @@ async fn every_change_is_announced_once_and_in_order_though_an_announcer_dies() 
     let by = Principal::server(world.tenant);
     let changes = [
         (StateChange::Disable, "SUBSCRIPTION_DISABLED"),
-        (StateChange::Enable, "SUBSCRIPTION_UPDATED"),
+        (StateChange::Enable(Missed::Left), "SUBSCRIPTION_UPDATED"),
         (StateChange::Delete, "SUBSCRIPTION_DELETED"),
-        (StateChange::Undelete, "SUBSCRIPTION_UPDATED"),
+        (StateChange::Undelete(Missed::Left), "SUBSCRIPTION_UPDATED"),
     ];
     for (change, _) in changes {
         // Nothing tells this process of the change: the poll finds it.
@@ -71,7 +71,8 @@ async fn every_change_is_announced_once_and_in_order_though_an_announcer_dies() 
     assert_eq!(log[4].1["changes"], json!({ "state": { "before": "DISABLED", "after": "ACTIVE" } }));
     assert_eq!(log[6].1["changes"], json!({ "state": { "before": "DELETED", "after": "ACTIVE" } }));
     // What changes nothing tells nothing.
-    let same = world.store.change_subscription_state(by, Selector::Id(id), None, StateChange::Enable, 100).await;
+    let same =
+        world.store.change_subscription_state(by, Selector::Id(id), None, StateChange::Enable(Missed::Left), 100).await;
     same.expect("answered");
     assert_eq!(world.until_told(7).await.len(), 7);
     dispatch.stop().await;

@@ -28,6 +28,7 @@ use tokio::time::{Instant, timeout_at};
 
 const CARILLON_TEST: HeaderName = HeaderName::from_static("carillon-test");
 const WEBHOOK_ID: HeaderName = HeaderName::from_static("webhook-id");
+const WEBHOOK_REPLAY: HeaderName = HeaderName::from_static("webhook-replay");
 const WEBHOOK_TIMESTAMP: HeaderName = HeaderName::from_static("webhook-timestamp");
 const WEBHOOK_SIGNATURE: HeaderName = HeaderName::from_static("webhook-signature");
 
@@ -190,6 +191,9 @@ impl WebhookClient {
         }
         headers.insert(WEBHOOK_ID, own_value(id));
         headers.insert(WEBHOOK_TIMESTAMP, own_value(timestamp));
+        if delivery.replay {
+            headers.insert(WEBHOOK_REPLAY, HeaderValue::from_static("true"));
+        }
         traces::inject(&mut headers);
         let mut request = Request::new(Full::new(body));
         *request.method_mut() = Method::POST;

@@ -152,7 +152,12 @@ fn delivery() -> Delivery {
         matched: Arc::new([3]),
         refused: Arc::new([]),
     };
-    Delivery { invocation: entry.invocation(3), attempt: 1, event: Arc::new(EncodedEvent::new(Arc::new(entry))) }
+    Delivery {
+        invocation: entry.invocation(3),
+        attempt: 1,
+        replay: false,
+        event: Arc::new(EncodedEvent::new(Arc::new(entry))),
+    }
 }
 
 /// One attempt. Whatever it ends with, it must not name an address, and it must end soon after its deadline.

@@ -1,4 +1,4 @@
--- What a delivery policy says beyond retries: order within a key, rate, circuit breaker, automatic disabling.
+-- What a delivery policy says beyond retries: order within a key, rate, circuit breaker, automatic disabling, and the replay of what was missed.
 
 ALTER TABLE subscriptions
     -- CEL expression over the event; null where events are independent.
@@ -11,6 +11,8 @@ ALTER TABLE subscriptions
     -- Both null where there is no breaker.
     ADD COLUMN circuit_failures integer CONSTRAINT subscriptions_circuit_failures_range CHECK (circuit_failures BETWEEN 1 AND 10000),
     ADD COLUMN circuit_open_ms bigint CONSTRAINT subscriptions_circuit_open_range CHECK (circuit_open_ms BETWEEN 100 AND 3600000),
+    -- The position after which it matches nothing; null while it is active.
+    ADD COLUMN inactive_from bigint,
     -- Null for the default.
     ADD COLUMN auto_disable_ms bigint CONSTRAINT subscriptions_auto_disable_range CHECK (auto_disable_ms BETWEEN 1000 AND 7776000000);
 
@@ -35,4 +37,16 @@ CREATE TABLE subscription_health (
     failures         integer     NOT NULL,
     failing_since    timestamptz,
     CONSTRAINT subscription_health_pk PRIMARY KEY (tenant_id, subscription_no)
+);
+
+-- Replays under way: up to `position` what the subscription missed is deferred, up to `up_to` it will be. Written by the change that
+-- begins or ends it, and by the owner of the tenant.
+CREATE TABLE replays (
+    tenant_id       uuid    NOT NULL,
+    subscription_no integer NOT NULL,
+    position        bigint  NOT NULL,
+    -- The event's at `position`, or earlier.
+    day             date    NOT NULL,
+    up_to           bigint  NOT NULL,
+    CONSTRAINT replays_pk PRIMARY KEY (tenant_id, subscription_no)
 );

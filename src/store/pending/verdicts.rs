@@ -220,6 +220,7 @@ impl Store {
                 next_attempt_at: None,
                 last_attempt: attempt,
                 cancel_reason,
+                replay: false,
             });
         }
         Ok(invocations)

@@ -20,7 +20,7 @@ use crate::store::audit::{self, Principal};
 use crate::store::heads::{self, RegistryChange};
 use crate::store::request_ids::{self, Earlier, Once, RequestKey};
 use crate::store::secrets::StoredSecret;
-use crate::store::{Store, StoreError, announcements, apps, event_types};
+use crate::store::{Store, StoreError, announcements, apps, event_types, replays};
 use chrono::{DateTime, Utc};
 use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, PgConnection};
@@ -96,28 +96,31 @@ impl Store {
                 }
                 let (state, action) = match (change, before.state) {
                     // Rolled back, so that the registry version stays as it was.
-                    (StateChange::Enable, State::Active) | (StateChange::Disable, State::Disabled) => {
+                    (StateChange::Enable(_), State::Active) | (StateChange::Disable, State::Disabled) => {
                         return Ok(before);
                     }
-                    (StateChange::Enable, State::Disabled) => (State::Active, "EnableSubscription"),
+                    (StateChange::Enable(_), State::Disabled) => (State::Active, "EnableSubscription"),
                     (StateChange::Disable, State::Active) => (State::Disabled, "DisableSubscription"),
                     (StateChange::Delete, State::Active | State::Disabled) => (State::Deleted, "Unsubscribe"),
                     (StateChange::Delete, State::Deleted) => {
                         return Err(SubscriptionRefusal::NotSubscribed(before.event_type));
                     }
-                    (StateChange::Undelete, State::Deleted) => (State::Active, "UndeleteSubscription"),
-                    (StateChange::Enable | StateChange::Disable, State::Deleted)
-                    | (StateChange::Undelete, State::Active | State::Disabled) => {
+                    (StateChange::Undelete(_), State::Deleted) => (State::Active, "UndeleteSubscription"),
+                    (StateChange::Enable(_) | StateChange::Disable, State::Deleted)
+                    | (StateChange::Undelete(_), State::Active | State::Disabled) => {
                         return Err(SubscriptionRefusal::State(before.state));
                     }
                 };
-                if change == StateChange::Undelete {
+                if matches!(change, StateChange::Undelete(_)) {
                     check_room(&mut tx, by.tenant, max).await?;
                     check_place(&mut tx, by.tenant, before.app, &before.event_type, &before.target, before.id).await?;
                 }
                 if state == State::Active {
                     enrich::check(&mut tx, by.tenant, &before.event_type, before.pre_policy.as_ref(), before.id)
                         .await?;
+                }
+                if change.replays() {
+                    replays::begin(&mut tx, by.tenant, before.id, registry.position).await?;
                 }
                 let after = Subscription {
                     state,
@@ -374,7 +377,9 @@ pub(super) async fn write(
              webhook_mode = $8, webhook_headers = $9, max_attempts = $10, initial_backoff_ms = $11, max_backoff_ms = $12,
              timeout_ms = $13, max_in_flight = $14, state = $15, state_reason = $16, effective_position = $17,
              registry_version = $18, updated_at = $19, deleted_at = $20, schema_version = $21, pre_failure_policy = $22,
-             pre_priority = $23, pre_enrich_paths = $24
+             pre_priority = $23, pre_enrich_paths = $24,
+             -- On the right of a SET stands what was: only a change of state moves it.
+             inactive_from = CASE WHEN $15 = 1 THEN NULL WHEN state = 1 THEN $17 ELSE inactive_from END
           WHERE tenant_id = $1 AND subscription_id = $2",
     )
     .bind(by.tenant.0)
@@ -403,6 +408,9 @@ pub(super) async fn write(
     .bind(enrich_paths)
     .execute(&mut *tx)
     .await?;
+    if subscription.state != State::Active {
+        replays::end(tx, by.tenant, subscription.no).await?;
+    }
     write_options(tx, by.tenant, subscription.id, &subscription.policy).await?;
     audit::record(tx, by.tenant, now, &by.name, action, &subscription.id.to_string()).await?;
     read(tx, by.tenant, subscription.id).await?.ok_or(StoreError::Corrupt { what: "subscription" })

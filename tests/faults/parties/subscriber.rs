@@ -132,7 +132,7 @@ async fn send(link: &mut Link, now: &Held, change: Change) -> Result<Subscriptio
     let mut events = link.events();
     let found = match change {
         Change::Enable => {
-            let request = EnableSubscriptionRequest { subscription_id, etag };
+            let request = EnableSubscriptionRequest { subscription_id, etag, replay_missed: false };
             answered(events.enable_subscription(request)).await?.subscription
         }
         Change::Disable => {

@@ -1,0 +1,171 @@
+//! Replays: what a subscription missed while it was not active, and how far its delivery is.
+//!
+//! A replay begins in the transaction that makes its subscription active, and ends early in one that takes that back. In between
+//! the owner of the tenant defers what was missed, page by page: each page moves the replay on in the transaction that defers its
+//! invocations, so that a crash neither repeats nor leaves out any.
+
+use super::events::LogPlace;
+use super::leases::shard_of;
+use super::settle::Fenced;
+use super::{Store, StoreError};
+use crate::domain::filter::OrderingKey;
+use crate::domain::ids::{Position, SubscriptionId, SubscriptionNo, TenantId};
+use chrono::NaiveDate;
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+/// A replay under way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Replay {
+    /// Whose.
+    pub subscription_no: SubscriptionNo,
+    /// Everything up to here is deferred.
+    pub done: LogPlace,
+    /// The last position that was missed.
+    pub up_to: Position,
+}
+
+/// An invocation of a replay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Missed {
+    /// The event's position.
+    pub position: Position,
+    /// The event's day.
+    pub day: NaiveDate,
+    /// What it is in order with.
+    pub key: Option<OrderingKey>,
+}
+
+impl Store {
+    /// The tenant's replay that is furthest behind.
+    pub async fn replay(&self, tenant: TenantId) -> Result<Option<Replay>, StoreError> {
+        let row: Option<(SubscriptionNo, Position, NaiveDate, Position)> = sqlx::query_as(
+            "SELECT subscription_no, position, day, up_to FROM replays
+              WHERE tenant_id = $1 ORDER BY position, subscription_no LIMIT 1",
+        )
+        .bind(tenant.0)
+        .fetch_optional(self.pool())
+        .await?;
+        let parse =
+            |(subscription_no, after, day, up_to)| Replay { subscription_no, done: LogPlace { after, day }, up_to };
+        Ok(row.map(parse))
+    }
+
+    /// Which of these tenants have a replay under way.
+    pub async fn replaying_tenants(&self, tenants: &[TenantId]) -> Result<Vec<TenantId>, StoreError> {
+        let ids: Vec<Uuid> = tenants.iter().map(|tenant| tenant.0).collect();
+        let rows: Vec<Uuid> = sqlx::query_scalar("SELECT DISTINCT tenant_id FROM replays WHERE tenant_id = ANY($1)")
+            .bind(ids)
+            .fetch_all(self.pool())
+            .await?;
+        Ok(rows.into_iter().map(TenantId).collect())
+    }
+
+    /// Defers invocations and moves the replay on to `reached`, all or nothing, where `token` is still the owner's. Nothing is
+    /// written of a replay that has ended, or moved on, meanwhile.
+    pub async fn continue_replay(
+        &self,
+        tenant: TenantId,
+        token: i64,
+        replay: Replay,
+        reached: LogPlace,
+        missed: &[Missed],
+    ) -> Result<Fenced, StoreError> {
+        self.pool().within(self.defer_missed(tenant, token, replay, reached, missed)).await
+    }
+
+    async fn defer_missed(
+        &self,
+        tenant: TenantId,
+        token: i64,
+        replay: Replay,
+        reached: LogPlace,
+        missed: &[Missed],
+    ) -> Result<Fenced, StoreError> {
+        let mut transaction = self.pool().begin().await?;
+        // Another owner's claim waits for the commit, or is found here.
+        let fence: Option<i64> =
+            sqlx::query_scalar("SELECT token FROM dispatch_cursors WHERE tenant_id = $1 AND token = $2 FOR UPDATE")
+                .bind(tenant.0)
+                .bind(token)
+                .fetch_optional(&mut *transaction)
+                .await?;
+        if fence.is_none() {
+            transaction.rollback().await?;
+            return Ok(Fenced::Yes);
+        }
+        // Its own row is the lock against a change that ends it.
+        let moved = sqlx::query(
+            "UPDATE replays SET position = $5, day = $6
+              WHERE tenant_id = $1 AND subscription_no = $2 AND position = $3 AND up_to = $4",
+        )
+        .bind(tenant.0)
+        .bind(replay.subscription_no)
+        .bind(replay.done.after)
+        .bind(replay.up_to)
+        .bind(reached.after)
+        .bind(reached.day)
+        .execute(&mut *transaction)
+        .await?;
+        if moved.rows_affected() == 0 {
+            transaction.rollback().await?;
+            return Ok(Fenced::No);
+        }
+        sqlx::query(
+            "INSERT INTO deferred_invocations (tenant_id, position, subscription_no, day, shard, attempt, due_at, ordering_key)
+             SELECT $1, m.position, $2, m.day, $3, 0, $4, m.ordering_key
+               FROM unnest($5::bigint[], $6::date[], $7::uuid[]) AS m(position, day, ordering_key)
+             ON CONFLICT DO NOTHING",
+        )
+        .bind(tenant.0)
+        .bind(replay.subscription_no)
+        .bind(shard_of(tenant))
+        .bind(self.now())
+        .bind(missed.iter().map(|missed| missed.position).collect::<Vec<_>>())
+        .bind(missed.iter().map(|missed| missed.day).collect::<Vec<_>>())
+        .bind(missed.iter().map(|missed| missed.key.map(|key| key.0)).collect::<Vec<_>>())
+        .execute(&mut *transaction)
+        .await?;
+        if reached.after >= replay.up_to {
+            end(&mut transaction, tenant, replay.subscription_no).await?;
+        }
+        transaction.commit().await?;
+        Ok(Fenced::No)
+    }
+}
+
+/// Begins the replay of what a subscription misses up to a position; nothing where it misses nothing. In the transaction that makes
+/// it active, before it is.
+pub(in crate::store) async fn begin(
+    connection: &mut PgConnection,
+    tenant: TenantId,
+    id: SubscriptionId,
+    up_to: Position,
+) -> Result<(), StoreError> {
+    // Listeners of PRE events are asked before an event exists: there is nothing that they could be told afterwards.
+    sqlx::query(
+        "INSERT INTO replays (tenant_id, subscription_no, position, day, up_to)
+         SELECT tenant_id, subscription_no, inactive_from, 'epoch', $3 FROM subscriptions
+          WHERE tenant_id = $1 AND subscription_id = $2 AND inactive_from < $3 AND pre_failure_policy IS NULL",
+    )
+    .bind(tenant.0)
+    .bind(id.0)
+    .bind(up_to)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Ends a subscription's replay, where there is one. In the transaction that makes it inactive.
+pub(in crate::store) async fn end(
+    connection: &mut PgConnection,
+    tenant: TenantId,
+    no: SubscriptionNo,
+) -> Result<(), StoreError> {
+    sqlx::query("DELETE FROM replays WHERE tenant_id = $1 AND subscription_no = $2")
+        .bind(tenant.0)
+        .bind(no)
+        .execute(connection)
+        .await?;
+    Ok(())
+}

@@ -1,0 +1,163 @@
+//! `replay_missed`: what a subscription missed while it was not active is delivered after all, exactly that, marked, and once it ends
+//! early no further.
+
+use std::collections::BTreeSet;
+
+use carillon::proto::public::{
+    DisableSubscriptionRequest, EnableSubscriptionRequest, GetInvocationRequest, InvocationState, Subscription,
+    UndeleteSubscriptionRequest, UnsubscribeRequest, UpdateSubscriptionRequest,
+};
+use serde_json::json;
+
+use crate::harness::tenant::Tenant;
+use crate::harness::wait::eventually;
+use crate::harness::{Receiver, World};
+
+const EVENT: &str = "CUSTOM_MISSED";
+
+async fn unsubscribe(tenant: &Tenant, id: &str) {
+    let request = UnsubscribeRequest { subscription_id: id.to_owned(), ..Default::default() };
+    tenant.events().unsubscribe(request).await.expect("it is subscribed");
+}
+
+async fn undelete(tenant: &Tenant, id: &str, replay_missed: bool) {
+    let request = UndeleteSubscriptionRequest { subscription_id: id.to_owned(), replay_missed };
+    tenant.events().undelete_subscription(request).await.expect("it is deleted");
+}
+
+async fn subscribe(tenant: &Tenant, receiver: &Receiver, path: &str) -> String {
+    tenant.subscribe(EVENT, receiver, path).await.subscription.expect("it is set").id
+}
+
+/// Publishes events with these numbers; returns their ids.
+async fn publish(tenant: &Tenant, numbers: std::ops::Range<i64>) -> Vec<String> {
+    let mut ids = Vec::new();
+    for n in numbers {
+        ids.push(tenant.publish(EVENT, &json!({ "n": n })).await.event_id);
+    }
+    ids
+}
+
+/// The numbers that a path has received, marked as a replay or not.
+fn numbers(receiver: &Receiver, path: &str, replayed: bool) -> BTreeSet<i64> {
+    let received = receiver.received(path);
+    let wanted = received.iter().filter(|one| (one.header("webhook-replay") == "true") == replayed);
+    wanted.map(|one| one.json()["data"]["n"].as_i64().expect("a number")).collect()
+}
+
+async fn receives(receiver: &Receiver, path: &str, replayed: bool, wanted: impl IntoIterator<Item = i64>) {
+    let wanted: BTreeSet<i64> = wanted.into_iter().collect();
+    eventually(&format!("{path} receives exactly {wanted:?}"), || async {
+        let found = numbers(receiver, path, replayed);
+        if found == wanted { Ok(()) } else { Err(found) }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn exactly_what_was_missed_arrives_marked_as_a_replay() {
+    let tenant = World::shared().await.tenant().await;
+    tenant.declare(EVENT).await;
+    let receiver = Receiver::start().await;
+    let id = subscribe(&tenant, &receiver, "/hook").await;
+    publish(&tenant, 0..5).await;
+    receives(&receiver, "/hook", false, 0..5).await;
+    // Disabled first and deleted then: it misses everything since it was active.
+    let disable = DisableSubscriptionRequest { subscription_id: id.clone(), ..Default::default() };
+    tenant.events().disable_subscription(disable).await.expect("it is active");
+    let missed = publish(&tenant, 5..20).await;
+    unsubscribe(&tenant, &id).await;
+    publish(&tenant, 20..40).await;
+    undelete(&tenant, &id, true).await;
+    publish(&tenant, 40..45).await;
+    receives(&receiver, "/hook", true, 5..40).await;
+    receives(&receiver, "/hook", false, (0..5).chain(40..45)).await;
+    assert_eq!(receiver.received("/hook").len(), 45, "each once");
+
+    let invocation = tenant.all_invocations_become(&missed[0], InvocationState::Succeeded).await.remove(0);
+    assert!(invocation.replay && invocation.subscription_id == id, "{invocation:?}");
+    let request = GetInvocationRequest { invocation_id: invocation.id };
+    let alone = tenant.invocations().get_invocation(request).await.expect("it is found by its id").into_inner();
+    assert!(alone.invocation.is_some_and(|invocation| invocation.replay));
+
+    // What was replayed is not missed again, nor what is left out by a restore without a replay.
+    unsubscribe(&tenant, &id).await;
+    publish(&tenant, 45..50).await;
+    undelete(&tenant, &id, false).await;
+    unsubscribe(&tenant, &id).await;
+    publish(&tenant, 50..55).await;
+    undelete(&tenant, &id, true).await;
+    receives(&receiver, "/hook", true, (5..40).chain(50..55)).await;
+    assert_eq!(receiver.received("/hook").len(), 50, "each once");
+}
+
+#[tokio::test]
+async fn the_present_filter_decides_and_enabling_replays_too() {
+    let tenant = World::shared().await.tenant().await;
+    tenant.declare(EVENT).await;
+    tenant.declare("CUSTOM_OTHER").await;
+    let receiver = Receiver::start().await;
+    let id = subscribe(&tenant, &receiver, "/hook").await;
+    let disable = DisableSubscriptionRequest { subscription_id: id.clone(), ..Default::default() };
+    tenant.events().disable_subscription(disable).await.expect("it is active");
+    for n in 0..30 {
+        publish(&tenant, n..n + 1).await;
+        tenant.publish("CUSTOM_OTHER", &json!({ "n": n })).await;
+    }
+    let update = UpdateSubscriptionRequest {
+        subscription: Some(Subscription { id: id.clone(), filter: "data.n >= 20".to_owned(), ..Default::default() }),
+        ..Default::default()
+    };
+    tenant.events().update_subscription(update).await.expect("a disabled one can be changed");
+    let enable = EnableSubscriptionRequest { subscription_id: id, replay_missed: true, ..Default::default() };
+    tenant.events().enable_subscription(enable).await.expect("it is disabled");
+    publish(&tenant, 30..31).await;
+    receives(&receiver, "/hook", true, 20..30).await;
+    receives(&receiver, "/hook", false, 30..31).await;
+    assert_eq!(receiver.received("/hook").len(), 11, "each once");
+}
+
+#[tokio::test]
+async fn a_crash_in_the_middle_of_a_replay_leaves_nothing_out_and_adds_nothing() {
+    let mut world = World::start_with(1, "[dispatch]\nlease_ms = 1000\nreplay_per_second = 20\n").await;
+    let mut tenant = world.tenant().await;
+    tenant.declare(EVENT).await;
+    let receiver = Receiver::start().await;
+    let id = subscribe(&tenant, &receiver, "/hook").await;
+    unsubscribe(&tenant, &id).await;
+    publish(&tenant, 0..60).await;
+    undelete(&tenant, &id, true).await;
+    receiver.receives("/hook", 5).await;
+    let before = numbers(&receiver, "/hook", true).len();
+    world.replace(0).await;
+    tenant.reconnect(&world);
+    assert!(before < 60, "the crash came in the middle");
+    publish(&tenant, 60..61).await;
+    receives(&receiver, "/hook", true, 0..60).await;
+    receives(&receiver, "/hook", false, 60..61).await;
+}
+
+#[tokio::test]
+async fn deleting_again_ends_a_replay() {
+    let world = World::start_with(1, "[dispatch]\nreplay_per_second = 20\n").await;
+    let tenant = world.tenant().await;
+    tenant.declare(EVENT).await;
+    let receiver = Receiver::start().await;
+    let (ended, whole) = (subscribe(&tenant, &receiver, "/ended").await, subscribe(&tenant, &receiver, "/whole").await);
+    for id in [&ended, &whole] {
+        unsubscribe(&tenant, id).await;
+    }
+    publish(&tenant, 0..40).await;
+    undelete(&tenant, &ended, true).await;
+    receiver.receives("/ended", 1).await;
+    unsubscribe(&tenant, &ended).await;
+    undelete(&tenant, &ended, false).await;
+    let before = numbers(&receiver, "/ended", true).len();
+    // The one that is furthest behind goes on first: were the ended replay still there, it would be through with this one.
+    undelete(&tenant, &whole, true).await;
+    publish(&tenant, 40..41).await;
+    receives(&receiver, "/whole", true, 0..40).await;
+    receives(&receiver, "/ended", false, 40..41).await;
+    let after = numbers(&receiver, "/ended", true).len();
+    assert!(before < 30 && after <= before + 10, "{before} before, {after} after");
+}
