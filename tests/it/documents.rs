@@ -25,13 +25,24 @@ fn the_page_of_errors_lists_every_reason() {
 
 #[test]
 fn the_tests_named_for_a_guarantee_exist() {
-    let page = read("docs/guarantees.md");
+    the_named_tests_exist("docs/guarantees.md", 25);
+}
+
+#[test]
+fn the_tests_named_for_bad_input_exist() {
+    the_named_tests_exist("docs/bad-inputs.md", 35);
+}
+
+/// `folder/file::function`, or `file::*` for all of a file.
+fn the_named_tests_exist(page: &str, at_least: usize) {
+    let page = read(page);
     let names: Vec<_> = page.split('`').filter(|word| word.contains("::")).collect();
-    assert!(names.len() >= 15, "{names:?}");
+    assert!(names.len() >= at_least, "{names:?}");
     for name in names {
         let (file, function) = name.split_once("::").expect("it has a separator");
         let source = read(&format!("tests/it/{file}.rs"));
-        assert!(source.contains(&format!("async fn {function}()")), "{name} is not there");
+        let tests = if function == "*" { "#[tokio::test]".to_owned() } else { format!("fn {function}()") };
+        assert!(source.contains(&tests), "{name} is not there");
     }
 }
 

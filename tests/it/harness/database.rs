@@ -69,6 +69,13 @@ impl Cluster {
         self.url(&name)
     }
 
+    /// Runs statements that no client of the service could: settings of Postgres, what somebody at the database may do.
+    pub async fn run(url: &str, sql: String) {
+        let mut connection = PgConnection::connect(url).await.expect("Postgres answers");
+        sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&mut connection).await.expect("the statements run");
+        connection.close().await.expect("the connection closes");
+    }
+
     async fn create(&self, name: &str, template: Option<&str>) {
         let mut connection = PgConnection::connect(&self.postgres.url()).await.expect("the private Postgres answers");
         let template = template.map(|template| format!(" TEMPLATE {template}")).unwrap_or_default();

@@ -85,6 +85,11 @@ impl Process {
         line.trim().trim_end_matches(" kB").parse().expect("a number")
     }
 
+    /// Everything the child wrote.
+    pub fn log(&self) -> String {
+        String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
+    }
+
     /// The end of what the child wrote.
     pub fn log_tail(&self) -> String {
         tail(&self.log)

@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response, StatusCode};
 use http_body_util::combinators::BoxBody;
-use http_body_util::{BodyExt as _, Full, StreamBody};
-use hyper::body::{Frame, Incoming};
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use standardwebhooks::Webhook;
@@ -31,10 +31,6 @@ pub enum Answer {
     Gated(Arc<Semaphore>),
     /// No answer for as long as the receiver lives.
     Hang,
-    /// The connection ends before an answer.
-    Reset,
-    /// The status line, and then a body that never ends, a byte whenever the reader takes one.
-    EndlessBody,
 }
 
 /// One recorded request.
@@ -163,11 +159,6 @@ async fn answer(
             Ok(response(200, Vec::new(), Vec::new()))
         }
         Answer::Hang => std::future::pending().await,
-        Answer::Reset => Err(ResetOnPurpose),
-        Answer::EndlessBody => {
-            let frames = futures::stream::repeat_with(|| Ok(Frame::data(Bytes::from_static(b"x"))));
-            Ok(Response::new(StreamBody::new(frames).boxed()))
-        }
     }
 }
 

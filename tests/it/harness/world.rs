@@ -60,7 +60,10 @@ pub struct World {
     pub own: Option<Cluster>,
     /// The database's URL.
     pub database_url: String,
-    settings: String,
+    /// More settings (TOML) of the replicas that start from now on.
+    pub settings: String,
+    /// Variables of the environment of the replicas that start from now on.
+    pub environment: Vec<(&'static str, String)>,
     started: usize,
 }
 
@@ -105,8 +108,9 @@ impl World {
         }
         let operator = Identity::issue(&ca, OPERATOR);
         let settings = settings.to_owned();
-        let mut world = World { ca, replicas: Vec::new(), dir, operator, own, database_url, settings, started: 0 };
-        for _ in 0..replicas {
+        let (replicas_wanted, replicas, environment) = (replicas, Vec::new(), Vec::new());
+        let mut world = World { ca, replicas, dir, operator, own, database_url, settings, environment, started: 0 };
+        for _ in 0..replicas_wanted {
             world.add_replica().await;
         }
         world
@@ -134,6 +138,7 @@ impl World {
         fs::write(&file, self.configuration()).expect("a configuration file");
         let mut command = Process::carillon();
         command.arg("serve").arg("--config").arg(&file).arg("--ready-file").arg(&ready);
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         let mut process = Process::spawn(command, &self.path(&format!("{name}.log"))).expect("carillon starts");
         let addresses = eventually("the replica is ready", || {
             assert!(process.is_running(), "carillon serve ended: {}", process.log_tail());

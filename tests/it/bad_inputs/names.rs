@@ -1,0 +1,156 @@
+//! D: ids and names of every wrong shape, and idempotency keys that are used twice. Whose ids they are is in `g10_tenants`.
+
+use carillon::proto::internal::{
+    CreateAppRequest, CreatePublisherIdentityRequest, CreateTenantRequest, GetTenantRequest, RevokeApiKeyRequest,
+    WaitEventRequest,
+};
+use carillon::proto::public::{
+    AddEventTypeSchemaRequest, CancelInvocationRequest, CreateEventTypeRequest, DeleteEventTypeRequest,
+    GetEventRequest, GetEventTypeRequest, GetInvocationRequest, GetSubscriptionRequest, ListEventsRequest,
+    ListInvocationsRequest, UnsubscribeRequest, UpdateWatchRequest,
+};
+use serde_json::json;
+use tonic::Code;
+
+use super::Expected::{Fine, Refused};
+use super::{Row, TYPE, invalid};
+use crate::harness::tenant::{admin, publish_request};
+
+/// Texts that are no id, no name and no slug.
+fn hostile() -> Vec<String> {
+    let mut texts: Vec<String> = [
+        " ",
+        "\t",
+        "a\0b",
+        "../../etc/passwd",
+        "..\\..\\",
+        "%2e%2e%2f",
+        "'; DROP TABLE events; --",
+        "\" OR \"\"=\"",
+        "%s%s%n%x",
+        "{0}${jndi:ldap://x}",
+        // The first letter is Cyrillic.
+        "\u{421}USTOM_BAD",
+        "CUSTOM\u{200b}_BAD",
+        "\u{202e}CUSTOM_BAD",
+        "CUSTOM_BAD\u{feff}",
+        "CUSTOM_B\u{0041}\u{030a}D",
+        "-evt",
+        "9sub",
+        "\u{1f514}",
+    ]
+    .map(str::to_owned)
+    .to_vec();
+    texts.push("x".repeat(1 << 20));
+    texts
+}
+
+#[tokio::test]
+async fn d2_ids_and_names_of_any_wrong_shape_name_their_field() {
+    let mut row = Row::open().await;
+    let (mut events, mut types, mut invocations) = (row.tenant.events(), row.tenant.types(), row.tenant.invocations());
+    let (mut admin, mut publisher) = (admin(row.world), row.tenant.publisher());
+    for text in std::iter::once(String::new()).chain(hostile()) {
+        macro_rules! refused {
+            ($client:ident . $method:ident, $field:literal, $request:expr) => {
+                let result = $client.$method($request).await;
+                row.check(&format!("{} of {text:?}", stringify!($method)), result, invalid($field));
+            };
+        }
+        let id = || text.clone();
+        refused!(events.get_subscription, "subscription_id", GetSubscriptionRequest { subscription_id: id() });
+        refused!(events.get_event, "event_id", GetEventRequest { event_id: id() });
+        refused!(events.update_watch, "watch_id", UpdateWatchRequest { watch_id: id(), ..Default::default() });
+        refused!(invocations.get_invocation, "invocation_id", GetInvocationRequest { invocation_id: id() });
+        refused!(invocations.cancel_invocation, "invocation_id", CancelInvocationRequest { invocation_id: id() });
+        refused!(publisher.wait_event, "event_id", WaitEventRequest { event_id: id(), ..Default::default() });
+        refused!(types.get_event_type, "name", GetEventTypeRequest { name: id(), ..Default::default() });
+        refused!(types.delete_event_type, "name", DeleteEventTypeRequest { name: id(), ..Default::default() });
+        refused!(types.create_event_type, "name", CreateEventTypeRequest { name: id(), ..Default::default() });
+        refused!(
+            types.add_event_type_schema,
+            "event_type",
+            AddEventTypeSchemaRequest { event_type: id(), schema: "{}".to_owned(), ..Default::default() }
+        );
+        let of = row.tenant.subscribe_request(TYPE, "http://127.0.0.1:9/hook");
+        let request = carillon::proto::public::SubscribeRequest { app: id(), ..of.clone() };
+        refused!(events.subscribe, "app", request);
+        let request = carillon::proto::public::SubscribeRequest { event_type: id(), ..of };
+        refused!(events.subscribe, "event_type", request);
+        refused!(admin.create_tenant, "slug", CreateTenantRequest { slug: id(), ..Default::default() });
+        let tenant = row.tenant.slug.clone();
+        refused!(admin.create_app, "slug", CreateAppRequest { tenant, slug: id(), ..Default::default() });
+        let tenant = row.tenant.slug.clone();
+        refused!(admin.revoke_api_key, "api_key_id", RevokeApiKeyRequest { tenant, api_key_id: id() });
+        let tenant = row.tenant.slug.clone();
+        refused!(
+            admin.create_publisher_identity,
+            "subject",
+            CreatePublisherIdentityRequest { tenant, subject: id(), ..Default::default() }
+        );
+        refused!(admin.get_tenant, "tenant", GetTenantRequest { tenant: id() });
+        row.publish(&format!("the type {text:?}"), publish_request(&text, &json!({})), invalid("event.type")).await;
+        if text.is_empty() {
+            // What is empty in these selects everything, or something else.
+            continue;
+        }
+        refused!(
+            events.unsubscribe,
+            "subscription_id",
+            UnsubscribeRequest { subscription_id: id(), ..Default::default() }
+        );
+        refused!(
+            events.list_events,
+            "event_types[0]",
+            ListEventsRequest { event_types: vec![id()], ..Default::default() }
+        );
+        refused!(
+            invocations.list_invocations,
+            "event_id",
+            ListInvocationsRequest { event_id: id(), ..Default::default() }
+        );
+        refused!(
+            invocations.list_invocations,
+            "subscription_id",
+            ListInvocationsRequest { subscription_id: id(), ..Default::default() }
+        );
+    }
+    row.close().await;
+}
+
+#[tokio::test]
+async fn d3_a_key_that_was_used_for_something_else_is_refused() {
+    let mut row = Row::open().await;
+    let reused = Refused(Code::FailedPrecondition, "REQUEST_ID_REUSED", "");
+    let with_key = |key: &str, n: i32| {
+        let mut request = publish_request(TYPE, &json!({ "n": n }));
+        key.clone_into(&mut request.idempotency_key);
+        request
+    };
+    let longest = "k".repeat(256);
+    for key in ["once", " ", "'; --", "%s", longest.as_str()] {
+        row.publish(key, with_key(key, 1), Fine).await;
+        let again = row.tenant.try_publish(with_key(key, 1)).await;
+        let again = row.check(key, again, Fine);
+        row.ensure(key, again.is_some_and(|answer| answer.duplicate), "a retry is not told to be one");
+        row.publish(key, with_key(key, 2), reused).await;
+    }
+    for key in ["k".repeat(257), "k".repeat(1 << 20), "\0".to_owned(), "\u{e4}".to_owned(), "a\r\nb".to_owned()] {
+        row.publish(&key, with_key(&key, 1), invalid("idempotency_key")).await;
+        let mut request = row.tenant.subscribe_request(TYPE, "http://127.0.0.1:9/hook");
+        request.request_id.clone_from(&key);
+        row.check(&key, row.tenant.events().subscribe(request).await, invalid("request_id"));
+        let request =
+            CreateEventTypeRequest { name: "CUSTOM_KEYED".to_owned(), request_id: key.clone(), ..Default::default() };
+        row.check(&key, row.tenant.types().create_event_type(request).await, invalid("request_id"));
+    }
+    let create = |name: &str| CreateEventTypeRequest {
+        name: name.to_owned(),
+        request_id: "once".to_owned(),
+        ..Default::default()
+    };
+    row.check("a first creation", row.tenant.types().create_event_type(create("CUSTOM_KEYED")).await, Fine);
+    row.check("its retry", row.tenant.at[1].types.clone().create_event_type(create("CUSTOM_KEYED")).await, Fine);
+    row.check("another one", row.tenant.types().create_event_type(create("CUSTOM_OTHER")).await, reused);
+    row.close().await;
+}

@@ -1,0 +1,238 @@
+//! L: starts that must be refused with the name of what is wrong, and ends that must not lose anything.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::process::Output;
+
+use carillon::proto::public::InvocationState;
+use rustix::process::Signal;
+use serde_json::json;
+
+use crate::harness::database::Cluster;
+use crate::harness::process::Process;
+use crate::harness::{Answer, Receiver, World, eventually, within};
+
+/// What `carillon` says to arguments that it ends with.
+async fn run(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
+    let mut command = Process::carillon();
+    command.args(arguments).envs(environment.iter().copied());
+    let output = tokio::process::Command::from(command).kill_on_drop(true).output();
+    within("carillon ends", output).await.expect("carillon runs")
+}
+
+/// Whether `carillon serve` with a configuration refuses to start, and what it says; one that starts is ended.
+async fn refuses(file: &std::path::Path, environment: &[(&str, &str)]) -> (bool, String) {
+    let log = file.with_extension("log");
+    let mut command = Process::carillon();
+    command.arg("serve").arg("--config").arg(file).arg("--ready-file").arg(file.with_extension("ready"));
+    command.envs(environment.iter().copied());
+    let mut process = Process::spawn(command, &log).expect("carillon starts");
+    eventually("the start ends, or is done", || {
+        let over = !process.is_running() || file.with_extension("ready").exists();
+        async move { if over { Ok(()) } else { Err("neither") } }
+    })
+    .await;
+    (!process.is_running(), process.log())
+}
+
+fn section<'a>(table: &'a mut toml::Table, name: &str) -> &'a mut toml::Table {
+    let section = table.entry(name).or_insert_with(|| toml::Table::new().into());
+    section.as_table_mut().expect("it is a section")
+}
+
+#[tokio::test]
+async fn l1_a_bad_setting_stops_the_start_and_is_named_without_its_value() {
+    let world = World::shared().await;
+    let good = std::fs::read_to_string(world.path("replica-1.toml")).expect("the file of the first replica");
+    let table: toml::Table = good.parse().expect("it was written as TOML");
+    let with = |change: &dyn Fn(&mut toml::Table)| {
+        let mut changed = table.clone();
+        change(&mut changed);
+        changed.to_string()
+    };
+    let put = |name: &'static str, key: &'static str, value: toml::Value| {
+        move |table: &mut toml::Table| {
+            section(table, name).insert(key.to_owned(), value.clone());
+        }
+    };
+    let cases = [
+        (with(&|table| drop(table.insert("surprise".to_owned(), 1.into()))), "surprise"),
+        (with(&put("operators", "subjekts", "hunter2".into())), "subjekts"),
+        (with(&put("operators", "subjects", vec!["hunter2"].into())), "operators.subjects"),
+        (with(&put("server", "public_listen", "hunter2".into())), "server.public_listen"),
+        (with(&put("server", "public_listen", 7.into())), "server.public_listen"),
+        (with(&put("server", "drain_timeout_ms", (-1).into())), "server.drain_timeout_ms"),
+        (with(&put("server", "message_bytes_max", 1.into())), "server.message_bytes_max"),
+        (with(&put("server", "internal_tls", toml::Table::new().into())), "server.internal_tls"),
+        (with(&|table| drop(section(table, "database").remove("url"))), "database.url"),
+        (with(&put("database", "url", "mysql://hunter2@localhost/x".into())), "database.url"),
+        (with(&put("database", "connections_max", 0.into())), "database.connections_max"),
+        (with(&|table| drop(table.remove("secrets"))), "secrets.keys"),
+        (
+            with(&put(
+                "secrets",
+                "keys",
+                vec![toml::Table::from_iter([("id".to_owned(), "a".into()), ("key".to_owned(), "hunter2".into())])]
+                    .into(),
+            )),
+            "secrets.keys",
+        ),
+        (
+            with(&put(
+                "secrets",
+                "keys",
+                vec![toml::Table::from_iter([
+                    ("id".to_owned(), "a".into()),
+                    ("key_file".to_owned(), "/nonexistent/hunter2".into()),
+                ])]
+                .into(),
+            )),
+            "secrets.keys",
+        ),
+        (with(&put("executor", "allow_private_ranges", vec!["hunter2"].into())), "executor.allow_private_ranges"),
+        (with(&put("log", "level", "hunter2=loud=".into())), "log.level"),
+        (with(&put("dispatch", "lease_ms", 0.into())), "dispatch.lease_ms"),
+        (with(&put("watch", "ring_entries_max", 1.into())), "watch.ring_entries_max"),
+        (with(&put("publish", "event_bytes_max", 1.into())), "publish.event_bytes_max"),
+        // What is twice in a file is no TOML: its line is named.
+        ("[log]\nlevel = \"info\"\nlevel = \"hunter2\"\n".to_owned(), "line 3: duplicate key"),
+        ("[log\n".to_owned(), "line 1"),
+        ("\u{0}\u{1}".to_owned(), "line 1"),
+    ];
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let mut wrong = Vec::new();
+    for (index, (text, key)) in cases.into_iter().enumerate() {
+        let file = dir.path().join(format!("{index}.toml"));
+        std::fs::write(&file, text).expect("a file in the temporary folder");
+        let (refused, said) = refuses(&file, &[]).await;
+        let named = refused && said.contains(key);
+        if !named || said.contains("hunter2") || said.contains("panicked") {
+            wrong.push(format!("{key} ({index}): {said}"));
+        }
+    }
+    let missing = dir.path().join("absent.toml");
+    let folder = dir.path().join("folder.toml");
+    std::fs::create_dir(&folder).expect("a folder in the temporary folder");
+    for file in [missing, folder] {
+        let (refused, said) = refuses(&file, &[]).await;
+        if !refused || !said.contains(".toml") {
+            wrong.push(format!("{}: {said}", file.display()));
+        }
+    }
+    let variables = [("CARILLON_SERVER__SURPRISE", "hunter2"), ("CARILLON_DATABASE__CONNECTIONS_MAX", "hunter2")];
+    let file = dir.path().join("good.toml");
+    std::fs::write(&file, &good).expect("a file in the temporary folder");
+    for (name, value) in variables {
+        let _absent = std::fs::remove_file(file.with_extension("ready"));
+        let _absent = std::fs::remove_file(file.with_extension("log"));
+        let (refused, said) = refuses(&file, &[(name, value)]).await;
+        let key = name.trim_start_matches("CARILLON_").to_lowercase().replace("__", ".");
+        if !refused || !said.to_lowercase().contains(&key) || said.contains("hunter2") {
+            wrong.push(format!("{name}: {said}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[tokio::test]
+async fn l1_a_database_with_another_schema_is_refused() {
+    let world = World::start(1).await;
+    let file = world.path("replica-1.toml");
+    let file = file.to_str().expect("a path");
+    for (sql, words) in [
+        (
+            "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
+          VALUES (9999, 'later', true, '\\x00', 0)",
+            "newer than this release",
+        ),
+        (
+            "DELETE FROM _sqlx_migrations WHERE version = 9999;
+          DELETE FROM _sqlx_migrations WHERE version = (SELECT max(version) FROM _sqlx_migrations)",
+            "carillon migrate",
+        ),
+        ("UPDATE _sqlx_migrations SET checksum = '\\x00' WHERE version = 1", "differs from this release"),
+        ("DROP TABLE _sqlx_migrations", "carillon migrate"),
+    ] {
+        Cluster::run(&world.database_url, sql.to_owned()).await;
+        let output = run(&["serve", "--config", file], &[]).await;
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && said.contains(words), "{words}: {said}");
+        assert!(!said.contains("INSERT") && !said.contains("panicked"), "{said}");
+    }
+}
+
+#[tokio::test]
+async fn l1_two_migrations_at_once_both_succeed() {
+    let world = World::shared().await;
+    let variables = [("CARILLON_DATABASE__URL", world.database_url.as_str())];
+    let (one, other) = tokio::join!(run(&["migrate"], &variables), run(&["migrate"], &variables));
+    assert!(one.status.success() && other.status.success(), "{one:?} {other:?}");
+}
+
+#[tokio::test]
+async fn l2_a_second_signal_ends_at_once_and_nothing_is_lost() {
+    let settings = "[server]\ndrain_timeout_ms = 600000\n[dispatch]\ndrain_ms = 600000\nlease_ms = 1000";
+    let mut world = World::start_with(1, settings).await;
+    let mut tenant = world.tenant().await;
+    let receiver = Receiver::start().await;
+    tenant.declare("CUSTOM_ENDED").await;
+    let mut request = tenant.subscribe_request("CUSTOM_ENDED", &receiver.url("/hook"));
+    request.delivery_policy.as_mut().expect("it is set").timeout =
+        Some(pbjson_types::Duration { seconds: 300, nanos: 0 });
+    tenant.events().subscribe(request).await.expect("valid");
+    receiver.answers("/hook", [Answer::Hang]);
+    let event_id = tenant.publish("CUSTOM_ENDED", &json!({})).await.event_id;
+    receiver.receives("/hook", 1).await;
+    let process = &mut world.replicas[0].process;
+    process.signal(Signal::TERM);
+    // It drains, and would for ten minutes: the receiver hangs.
+    eventually("the replica drains", || {
+        let said = process.log();
+        async move { if said.contains("drain") { Ok(()) } else { Err(said) } }
+    })
+    .await;
+    assert!(process.is_running(), "it did not wait for what it delivers");
+    process.signal(Signal::TERM);
+    let status = process.ended("the replica ends at the second signal").await;
+    assert!(!status.success(), "an end that was not orderly says so");
+    receiver.answers("/hook", [Answer::Status(200)]);
+    world.replace(0).await;
+    tenant.reconnect(&world);
+    tenant.all_invocations_become(&event_id, InvocationState::Succeeded).await;
+}
+
+#[tokio::test]
+async fn l2_a_replica_with_few_descriptors_serves() {
+    let world = World::start(1).await;
+    let (file, ready) = (world.path("replica-1.toml"), world.path("few.ready"));
+    let binary = world.path("few.sh");
+    let carillon = env!("CARGO_BIN_EXE_carillon");
+    std::fs::write(&binary, format!("#!/bin/sh\nulimit -n 256\nexec {carillon} \"$@\"\n")).expect("a file");
+    std::fs::set_permissions(&binary, std::fs::Permissions::from_mode(0o700)).expect("our own file");
+    let mut command = std::process::Command::new("sh");
+    command.arg(&binary).arg("serve").arg("--config").arg(&file).arg("--ready-file").arg(&ready);
+    let mut process = Process::spawn(command, &world.path("few.log")).expect("sh starts");
+    let public = eventually("the replica is ready", || {
+        assert!(process.is_running(), "it ended: {}", process.log_tail());
+        let text = std::fs::read_to_string(&ready).map_err(|error| error.to_string());
+        async move { text }
+    })
+    .await;
+    let addresses: serde_json::Value = serde_json::from_str(&public).expect("it is JSON");
+    let address = addresses["public"].as_str().expect("it is set").to_owned();
+    // More connections than it has descriptors, and then a call.
+    let mut silent = Vec::new();
+    for _ in 0..300 {
+        silent.extend(tokio::net::TcpStream::connect(&address).await);
+    }
+    drop(silent);
+    let tenant = world.tenant().await;
+    let clients = crate::harness::connect::plain(&address);
+    let bearer = crate::harness::connect::Bearer::new(&tenant.key);
+    let client =
+        carillon::proto::public::event_type_service_client::EventTypeServiceClient::with_interceptor(clients, bearer);
+    eventually("a call is answered", || async {
+        client.clone().list_event_types(carillon::proto::public::ListEventTypesRequest::default()).await.map(drop)
+    })
+    .await;
+    assert!(process.is_running() && !process.log().contains("panicked"), "{}", process.log_tail());
+}
