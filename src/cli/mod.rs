@@ -18,6 +18,7 @@ mod migrate;
 mod output;
 mod publish;
 mod receiver;
+mod reseal;
 mod serve;
 mod subscribe;
 mod subscriptions;
@@ -64,6 +65,7 @@ enum Command {
     Serve(serve::Serve),
     Dev(dev::DevArgs),
     Migrate(migrate::Migrate),
+    Reseal(reseal::Reseal),
     Publish(publish::PublishArgs),
     Subscribe(Box<subscribe::SubscribeArgs>),
     Unsubscribe(unsubscribe::UnsubscribeArgs),
@@ -135,6 +137,7 @@ impl Cli {
             Command::Bench(args) => run_client(bench::run(args, output)),
             Command::BenchEcho(args) => run_client(bench::echo::run(args)),
             Command::Migrate(command) => command.run(&global),
+            Command::Reseal(command) => command.run(&global),
             Command::Completions(command) => command.run(output).map_err(Into::into),
         };
         match done {

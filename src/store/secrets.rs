@@ -80,6 +80,11 @@ impl Keyring {
         if parsed.is_empty() { Err(KeyringError::Empty) } else { Ok(Self { keys: parsed.into() }) }
     }
 
+    /// Id of the key that seals.
+    pub fn first_id(&self) -> &str {
+        self.keys.first().map_or("", |key| &key.id)
+    }
+
     /// Seals with the first key; `aad` says where the result belongs.
     pub fn seal(&self, plain: &[u8], aad: &[u8]) -> Result<Sealed, KeyringError> {
         let first = self.keys.first().ok_or(KeyringError::Empty)?;

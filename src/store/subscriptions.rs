@@ -10,7 +10,7 @@ mod row;
 mod signing;
 
 pub use by_server::ServerReason;
-pub use signing::SIGNING_SECRETS_MAX;
+pub use signing::{ResealError, SIGNING_SECRETS_MAX};
 
 use super::secrets::StoredSecret;
 use super::{Store, StoreError};

@@ -125,10 +125,11 @@ admin = {{ cert = "admin.pem", key = "admin.key" }}
     }
 }
 
-const COMMANDS: [&str; 16] = [
+const COMMANDS: [&str; 17] = [
     "serve",
     "dev",
     "migrate",
+    "reseal",
     "publish",
     "subscribe",
     "unsubscribe",

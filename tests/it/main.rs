@@ -7,6 +7,7 @@ mod harness;
 
 mod access;
 mod admin;
+mod audit;
 mod bad_inputs;
 mod browser;
 mod certificates;
@@ -45,6 +46,7 @@ mod publish;
 mod publish_batch;
 mod replay_missed;
 mod schemas;
+mod secrets;
 mod subscribe;
 mod subscriptions;
 mod test_subscription;
