@@ -19,6 +19,8 @@ pub enum Defect {
     SkipAttempts,
     /// G5: some attempts are made twice.
     AttemptTwice,
+    /// G6: a replica that lost a tenant writes what it has, over what the new owner wrote.
+    IgnoreFence,
     /// G7: commit times do not follow positions.
     MisdateCommits,
     /// G8: a watch that resumes begins one event too far on.
@@ -27,13 +29,14 @@ pub enum Defect {
 
 impl Defect {
     /// Each with the guarantee that it breaks and its name.
-    pub const ALL: [(Self, &str, &str); 8] = [
+    pub const ALL: [(Self, &str, &str); 9] = [
         (Self::AcknowledgeEarly, "G1", "acknowledge-early"),
         (Self::LoseFanOut, "G2", "lose-fan-out"),
         (Self::ForgetKeys, "G3", "forget-keys"),
         (Self::OpenGate, "G4", "open-gate"),
         (Self::SkipAttempts, "G5", "skip-attempts"),
         (Self::AttemptTwice, "G5", "attempt-twice"),
+        (Self::IgnoreFence, "G6", "ignore-fence"),
         (Self::MisdateCommits, "G7", "misdate-commits"),
         (Self::ResumeLate, "G8", "resume-late"),
     ];

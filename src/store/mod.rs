@@ -23,6 +23,7 @@ pub mod leases;
 mod log_end;
 pub mod measure;
 pub mod notify;
+mod overwrite;
 mod partitions;
 pub mod pending;
 mod pool;

@@ -1,5 +1,5 @@
 //! The end of a run as the public API tells it: every event of the log, every invocation, and the attempts of those that
-//! were received more than once.
+//! came again after a success.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -28,6 +28,8 @@ pub fn all() -> Vec<Planted> {
     let faults = |defect| match defect {
         Defect::AcknowledgeEarly => vec![Kind::KillPostgres],
         Defect::ResumeLate => vec![Kind::KillReplica],
+        // Each time there must be a result that the frozen one has not written yet.
+        Defect::IgnoreFence => vec![Kind::StopReplica; 2],
         // Quiet traffic brings these to light; a fault would only excuse what they do.
         Defect::LoseFanOut
         | Defect::ForgetKeys

@@ -134,7 +134,7 @@ pub enum Record {
         reason: String,
         started: String,
     },
-    /// The end: the attempts of an invocation that was received more than once; true for those that succeeded.
+    /// The end: the attempts of an invocation that came again after a success; true for those that succeeded.
     Attempts { invocation: String, attempts: Vec<(i32, bool)> },
 }
 

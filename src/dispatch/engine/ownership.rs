@@ -7,6 +7,7 @@ use crate::dispatch::run::{ClaimedShard, Input};
 use crate::dispatch::tenant::Tenant;
 use crate::domain::ids::TenantId;
 use crate::feed::News;
+use crate::planted::{self, Defect};
 use crate::store::StoreError;
 use crate::store::leases::{Handover, ShardLease, shard_of};
 use chrono::{DateTime, TimeDelta, Utc};
@@ -27,7 +28,9 @@ impl Engine {
                     let renewed = self.shards.renewed(&pulse.renewed, asked_at, until);
                     for shard in renewed.lost {
                         tracing::warn!(shard, "a dispatch shard was lost to another replica");
-                        self.forget_shard(shard);
+                        if !planted::has(Defect::IgnoreFence) {
+                            self.forget_shard(shard);
+                        }
                     }
                     if self.stopping {
                         self.shards.leave_all(now, &self.shared.config);

@@ -37,7 +37,8 @@ struct State {
     turn: Mutex<Answer>,
     failed_once: Mutex<HashSet<String>>,
     arrived: Mutex<HashMap<String, u64>>,
-    times: Mutex<HashMap<String, u32>>,
+    /// Invocations whose sender may take them for done, and whether they came again.
+    accepted: Mutex<HashMap<String, bool>>,
 }
 
 /// The server; ends when it is dropped.
@@ -58,7 +59,7 @@ impl Receiver {
             turn: Mutex::new(Answer::Ok),
             failed_once: Mutex::default(),
             arrived: Mutex::default(),
-            times: Mutex::default(),
+            accepted: Mutex::default(),
         });
         let stop = CancellationToken::new();
         let (shared, until) = (state.clone(), stop.clone());
@@ -86,10 +87,10 @@ impl Receiver {
         self.state.arrived.lock().expect("nobody panics").get(path).copied().unwrap_or_default()
     }
 
-    /// The invocations that came more than once.
+    /// The invocations that came again although their sender may have taken an earlier answer for a success.
     pub fn repeated(&self) -> Vec<String> {
-        let times = self.state.times.lock().expect("nobody panics");
-        times.iter().filter(|(_, times)| **times > 1).map(|(invocation, _)| invocation.clone()).collect()
+        let accepted = self.state.accepted.lock().expect("nobody panics");
+        accepted.iter().filter(|(_, again)| **again).map(|(invocation, _)| invocation.clone()).collect()
     }
 }
 
@@ -123,7 +124,7 @@ async fn answer(request: Request<Incoming>, state: Arc<State>) -> Result<Respons
         verified: verifies(&headers, &body),
         answer,
     });
-    *state.times.lock().expect("nobody panics").entry(invocation.clone()).or_default() += 1;
+    state.note(&invocation, answer);
     *state.arrived.lock().expect("nobody panics").entry(path.clone()).or_default() += 1;
     if path == "/slow" {
         rest(SLOW).await;
@@ -156,6 +157,15 @@ async fn answer(request: Request<Incoming>, state: Arc<State>) -> Result<Respons
 }
 
 impl State {
+    fn note(&self, invocation: &str, answer: Answer) {
+        let mut accepted = self.accepted.lock().expect("nobody panics");
+        if let Some(again) = accepted.get_mut(invocation) {
+            *again = true;
+        } else if answer.may_succeed() {
+            accepted.insert(invocation.to_owned(), false);
+        }
+    }
+
     fn manner(&self, path: &str, invocation: &str, n: i64) -> Answer {
         match path {
             gate::STRICT if n % 6 == 1 => Answer::Reject,
