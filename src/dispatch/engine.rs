@@ -13,6 +13,7 @@ use super::turns::Turns;
 use super::{Load, announce, load, settle, sweep};
 use crate::clock;
 use crate::domain::ids::{SubscriptionNo, TenantId};
+use crate::domain::subscription::State;
 use crate::feed::News;
 use crate::store::settle::Fenced;
 use chrono::{DateTime, TimeDelta, Utc};
@@ -262,6 +263,9 @@ impl Engine {
                     held.tenant.reloaded(reload);
                 }
                 // What the head promised but the registry has not reached is asked for again by the next pump.
+                let is_active =
+                    |no| registry.subscription(no).is_some_and(|found| found.subscription.state == State::Active);
+                held.tenant.review_inactive(now, is_active);
                 held.registry = Some(registry);
                 held.tenant.review_parked(now);
             }

@@ -155,8 +155,8 @@ pub(super) fn due(shared: &Arc<Shared>, life: Life, wanted: WantedDue, registry_
             let store = &shared.parts.store;
             let registry = shared.parts.registry.refresh(life.tenant, registry_version).await?;
             let found = registry.subscription(subscription_no);
-            // What is not active is loaded whole, to be cancelled.
             let active = found.filter(|entry| entry.subscription.state == State::Active);
+            let is_active = active.is_some();
             let at = store.now();
             if let Some(entry) = active.filter(|entry| entry.subscription.policy.ordering().is_some()) {
                 let blocks = entry.subscription.policy.blocks_on_dead_letter();
@@ -168,7 +168,13 @@ pub(super) fn due(shared: &Arc<Shared>, life: Life, wanted: WantedDue, registry_
                 let page = DuePage { more: due >= limit as usize, rows: found.rows, events: HashMap::new(), at, rest };
                 return with_events(store, life.tenant, page, due).await;
             }
-            let rows = store.deferred(life.tenant, subscription_no, &held, limit).await?;
+            let mut rows = store.deferred(life.tenant, subscription_no, &held, limit).await?;
+            if !is_active {
+                // Loaded whole, whatever it waits for, to be cancelled.
+                for row in &mut rows {
+                    row.due_at = row.due_at.min(at);
+                }
+            }
             let due = rows.partition_point(|row| row.due_at <= at);
             let more = rows.len() >= limit as usize;
             with_events(store, life.tenant, DuePage { rows, events: HashMap::new(), at, more, rest: None }, due).await

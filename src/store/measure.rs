@@ -117,13 +117,6 @@ impl Meter {
         Ok(sqlx::query_scalar(sql).fetch_one(&self.pool).await?)
     }
 
-    /// Ends Postgres's own maintenance, for a count of transactions that are not its own.
-    pub async fn stop_autovacuum(&self) -> Result<(), StoreError> {
-        self.pool.execute("ALTER SYSTEM SET autovacuum = off").await?;
-        self.pool.execute("SELECT pg_reload_conf()").await?;
-        Ok(())
-    }
-
     /// Rows of every table of the service that are dead and not yet vacuumed.
     pub async fn dead_rows(&self) -> Result<i64, StoreError> {
         let sql =

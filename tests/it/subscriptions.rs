@@ -49,6 +49,47 @@ async fn a_disabled_subscription_does_not_execute_and_its_pending_work_is_cancel
 }
 
 #[tokio::test]
+async fn what_waits_for_a_retry_is_cancelled_when_its_subscription_ends_and_not_when_it_is_due() {
+    let tenant = World::shared().await.tenant().await;
+    let receiver = Receiver::start().await;
+    receiver.answers("/down", [Answer::Status(500)]);
+    tenant.declare("CUSTOM_ENDED").await;
+    for (reason, place) in [("SUBSCRIPTION_DISABLED", 0), ("SUBSCRIPTION_DELETED", 1)] {
+        let mut request = tenant.subscribe_request("CUSTOM_ENDED", &receiver.url("/down"));
+        let policy = request.delivery_policy.as_mut().expect("it is set");
+        // Jitter may draw a short wait, never a shorter one than this for all of them.
+        policy.initial_backoff = Some(pbjson_types::Duration { seconds: 3_600, nanos: 0 });
+        policy.max_backoff = Some(pbjson_types::Duration { seconds: 86_400, nanos: 0 });
+        let subscribed = tenant.events().subscribe(request).await.expect("valid").into_inner().subscription;
+        let id = subscribed.expect("it is set").id;
+        let mut events = Vec::new();
+        for number in 0..5 {
+            events.push(tenant.publish("CUSTOM_ENDED", &json!({"n": number})).await.event_id);
+        }
+        for event in &events {
+            tenant.all_invocations_become(event, InvocationState::Waiting).await;
+        }
+        // By either replica, whichever dispatches.
+        let mut client = tenant.at[place].events.clone();
+        if place == 0 {
+            let request = DisableSubscriptionRequest { subscription_id: id.clone(), etag: String::new() };
+            client.disable_subscription(request).await.expect("it is active");
+        } else {
+            let request = UnsubscribeRequest { subscription_id: id.clone(), ..Default::default() };
+            client.unsubscribe(request).await.expect("it is there");
+        }
+        for event in &events {
+            let cancelled = tenant.all_invocations_become(event, InvocationState::Cancelled).await;
+            assert_eq!(cancelled[0].cancel_reason, reason);
+        }
+        if place == 0 {
+            let request = UnsubscribeRequest { subscription_id: id, ..Default::default() };
+            client.unsubscribe(request).await.expect("it is there");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_deleted_subscription_comes_back_unless_its_target_is_taken() {
     let tenant = World::shared().await.tenant().await;
     let receiver = Receiver::start().await;

@@ -1,6 +1,7 @@
 //! `PublishService.WaitEvent`: the publisher waits for the listeners, on any replica.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use carillon::proto::internal::WaitEventRequest;
 use carillon::proto::public::InvocationState;
@@ -27,6 +28,14 @@ async fn waiting_ends_when_the_last_listener_is_done() {
     let early = tenant.publisher().wait_event(request).await.expect("a timeout is an answer").into_inner();
     assert!(!early.done);
     assert_eq!(early.invocations.len(), 2);
+
+    // A call answers before its own deadline, however long it would wait.
+    let mut hurried = tonic::Request::new(WaitEventRequest {
+        event_id: event_id.clone(),
+        timeout: Some(pbjson_types::Duration { seconds: 120, nanos: 0 }),
+    });
+    hurried.set_timeout(Duration::from_secs(2));
+    assert!(!tenant.publisher().wait_event(hurried).await.expect("an answer in time").into_inner().done);
 
     let mut other_replica = tenant.publishers[1].clone();
     let request = WaitEventRequest { event_id, timeout: None };

@@ -2,8 +2,8 @@
 
 use super::PublishApi;
 use super::errors::pending_to_api_error;
-use crate::api::auth;
 use crate::api::status::ApiError;
+use crate::api::{auth, deadline};
 use crate::domain::ids::EventId;
 use crate::domain::invocation::State;
 use crate::pending::{Answer, PendingError, Until};
@@ -23,12 +23,15 @@ const TIMEOUT_MAX: Duration = Duration::from_mins(5);
 /// the truth where another replica settles.
 const PAUSE_MIN: Duration = Duration::from_millis(2);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
+/// An answer leaves this long before the call's deadline, so that it arrives.
+const BEFORE_DEADLINE: Duration = Duration::from_millis(200);
 
 pub(super) async fn handle(
     api: &PublishApi,
     request: Request<WaitEventRequest>,
 ) -> Result<Response<WaitEventResponse>, Status> {
     let publisher = auth::publisher(&request)?.clone();
+    let until = deadline::of(&request);
     let request = request.into_inner();
     let missing = || ApiError::EventNotFound { event: request.event_id.clone() };
     let id = EventId::parse(&request.event_id);
@@ -41,6 +44,7 @@ pub(super) async fn handle(
         return Err(ApiError::from(FieldError::new("timeout", "must be 0 to 300 s")).into());
     }
     let end = Instant::now() + timeout;
+    let end = until.and_then(|until| until.checked_sub(BEFORE_DEADLINE)).map_or(end, |until| end.min(until));
     let found = api.store.event(publisher.tenant, id).await.map_err(ApiError::from)?;
     let entry = match found {
         Some(entry) => entry,

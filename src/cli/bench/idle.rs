@@ -27,8 +27,6 @@ pub async fn cost(bench: &Bench) -> Result<Vec<Figure>, CliError> {
 
 async fn measure(bench: &Bench) -> Result<Vec<Figure>, CliError> {
     let pid = bench.service.pid();
-    // Postgres's own maintenance makes transactions too, which are none of the replica's.
-    bench.meter.stop_autovacuum().await.map_err(super::store)?;
     sleep(SETTLE).await;
     let (cpu, started) = (process::cpu(pid), Instant::now());
     let before = bench.meter.transactions().await.map_err(super::store)?;

@@ -91,7 +91,7 @@ impl Held {
             self.refreshing = true;
             self.reload = Some(self.tenant.begin_reload());
             load::registry(shared, life, None);
-        } else if !self.refreshing && (self.tenant.has_ready() || self.tenant.has_parked()) && !self.is_current() {
+        } else if !self.refreshing && !self.is_current() && self.tenant.heeds_registry() {
             self.refreshing = true;
             load::registry(shared, life, Some(self.tenant.head.registry_version));
         }

@@ -113,6 +113,21 @@ impl Tenant {
         }
     }
 
+    /// What waits for a subscription that does not execute any more is due at once, to be cancelled.
+    pub fn review_inactive(&mut self, now: DateTime<Utc>, is_active: impl Fn(SubscriptionNo) -> bool) {
+        for (no, queue) in &mut self.queues {
+            if queue.next_due.is_some_and(|due| due > now) && !is_active(*no) {
+                queue.now_due(now);
+                self.next_due = Some(earlier(self.next_due, now));
+            }
+        }
+    }
+
+    /// True where a change of a subscription may decide what becomes of something that waits.
+    pub fn heeds_registry(&self) -> bool {
+        self.has_ready() || self.has_parked() || self.next_due.is_some()
+    }
+
     /// True where something waits in the database for another invocation.
     pub fn has_parked(&self) -> bool {
         self.ordered && self.queues.values().any(|queue| queue.parked)

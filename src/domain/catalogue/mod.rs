@@ -83,7 +83,9 @@ impl Catalogue {
                 | "SUBSCRIPTION_DELETED"
                 | "INVOCATION_DEAD_LETTERED"
                 | "CHAIN_BUDGET_EXHAUSTED"
+                | "INVOCATIONS_EXPIRED"
                 | "EVENT_TYPE_CREATED"
+                | "EVENT_TYPE_UPDATED"
                 | "EVENT_TYPE_DELETED"
         )
     }
@@ -154,7 +156,7 @@ mod tests {
         let catalogue = Catalogue::builtin();
         let own: Vec<_> =
             catalogue.iter().filter(|system| Catalogue::is_carillons_own(system.event_type.name.as_str())).collect();
-        assert_eq!(own.len(), 10);
+        assert_eq!(own.len(), 12);
         assert!(own.iter().all(|system| system.event_type.phase == crate::domain::event_type::Phase::Post));
         let again = "[[event_type]]\nname = \"SUBSCRIPTION_DISABLED\"\nphase = \"PRE\"\ndisplay_name = \"x\"\ndescription = \"x\"\n";
         assert!(Catalogue::with_operator_file(again).is_err(), "an operator cannot declare one anew");
