@@ -167,7 +167,9 @@ async fn a_server_starts_answers_guards_its_doors_and_stops() {
     // Two migrators at once: one does the work, the other waits and finds it done.
     let config = world.config();
     let (one, two) = tokio::join!(connect::migrate(&config.database), connect::migrate(&config.database));
-    assert!(one.is_ok() && two.is_ok(), "{one:?} {two:?}");
+    let mut applied = [one.unwrap(), two.unwrap()];
+    applied.sort_unstable();
+    assert!(applied[0] == 0 && applied[1] > 0, "{applied:?}");
     let app = App::start(world.config()).await.unwrap();
     let replica = App::start(world.config()).await.unwrap();
 

@@ -15,7 +15,7 @@ use rustls::ClientConfig;
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncWrite, BufReader};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tonic::metadata::{Ascii, MetadataValue};
@@ -40,6 +40,9 @@ const DEFAULT_INTERNAL_URL: &str = "https://localhost:7071";
 
 /// How long a connection may take, TLS included.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+
+/// How long a server's first word is waited for; one that waits for the client's is not refusing it.
+const FIRST_WORD: Duration = Duration::from_secs(1);
 
 /// The largest answer that is read; a page ends at 2 MiB, and one event may be larger than that.
 const ANSWER_BYTES_MAX: usize = 32 << 20;
@@ -382,24 +385,29 @@ pub async fn connect(url: &str, identity: Option<&Identity>, ca: Option<&Path>) 
         .http2_keep_alive_interval(Duration::from_secs(20))
         .keep_alive_timeout(Duration::from_secs(10))
         .keep_alive_while_idle(true);
-    let connector = tower::service_fn(move |uri: Uri| open(uri, tls.clone()));
-    endpoint.connect_with_connector(connector).await.map_err(|error| {
-        let mut cause: &dyn std::error::Error = &error;
-        while let Some(source) = cause.source() {
-            cause = source;
-        }
-        CliError::Connect { url: url.to_owned(), cause: cause.to_string() }
-    })
+    let shows = identity.is_some();
+    let connector = tower::service_fn(move |uri: Uri| open(uri, tls.clone(), shows));
+    endpoint.connect_with_connector(connector).await.map_err(|error| CliError::connect(url, identity, &error))
 }
 
-async fn open(uri: Uri, tls: Option<TlsConnector>) -> Result<TokioIo<Box<dyn Socket>>, std::io::Error> {
+async fn open(
+    uri: Uri,
+    tls: Option<TlsConnector>,
+    shows_certificate: bool,
+) -> Result<TokioIo<Box<dyn Socket>>, std::io::Error> {
     let host = uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
     let port = uri.port_u16().unwrap_or(if tls.is_some() { 443 } else { 80 });
     let stream = TcpStream::connect((host, port)).await?;
     stream.set_nodelay(true)?;
     let Some(tls) = tls else { return Ok(TokioIo::new(Box::new(stream))) };
     let name = ServerName::try_from(host.to_owned()).map_err(std::io::Error::other)?;
-    Ok(TokioIo::new(Box::new(tls.connect(name, stream).await?)))
+    let mut stream = BufReader::new(tls.connect(name, stream).await?);
+    // In TLS 1.3 a server refuses a certificate when the client is through with the handshake: later, the refusal would be lost
+    // behind a call that ended. What a server says first is kept in the buffer.
+    if shows_certificate && let Ok(first) = tokio::time::timeout(FIRST_WORD, stream.fill_buf()).await {
+        first?;
+    }
+    Ok(TokioIo::new(Box::new(stream)))
 }
 
 /// Trusts the file's authorities, or the system's where none is given; shows the certificate where one is given.

@@ -4,16 +4,18 @@
 //! Last stage of the command line: a command returns a [`CliError`], `main` prints it and exits with its code. Nothing
 //! here may print a credential.
 
-use std::error::Error as _;
+use std::error::Error as StdError;
 use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anstyle::{AnsiColor, Style};
+use rustls::AlertDescription;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
+use super::client::Identity;
 use super::output::human;
 
 /// Why a command failed.
@@ -48,9 +50,11 @@ pub enum CliError {
         url: String,
         /// The innermost cause.
         cause: String,
+        /// What a person can do about it.
+        way_out: String,
     },
     /// The server answered a call with an error.
-    #[error("{rpc} failed: {}", status.message())]
+    #[error("{rpc} failed: {}", message_of(status))]
     Call {
         /// The RPC's name.
         rpc: &'static str,
@@ -123,6 +127,18 @@ impl CliError {
     /// Wraps the answer of a call, for use in `map_err`.
     pub fn call(rpc: &'static str) -> impl FnOnce(Status) -> Self {
         move |status| Self::Call { rpc, status: Box::new(status) }
+    }
+
+    /// Wraps what went wrong when a connection was made: the innermost cause, and what helps.
+    pub fn connect(url: &str, identity: Option<&Identity>, error: &(dyn StdError + 'static)) -> Self {
+        let cause = match tls_error(error) {
+            Some(rustls::Error::AlertReceived(alert)) => {
+                format!("the server refuses the client certificate ({})", refusal(*alert))
+            }
+            Some(tls) => tls.to_string(),
+            None => chain(error).last().map(ToString::to_string).unwrap_or_default(),
+        };
+        Self::Connect { url: url.to_owned(), cause, way_out: way_out_of_connecting(error, identity) }
     }
 
     /// What the process ends with: 2 where the command line is wrong, 3 and 4 for the outcomes of `publish --wait`, 0 where the reader of the output has left, else 1.
@@ -203,15 +219,21 @@ impl CliError {
     }
 
     /// What a person can do about it.
-    fn way_out(&self) -> Option<&'static str> {
+    fn way_out(&self) -> Option<&str> {
         Some(match self {
-            Self::Connect { .. } => {
-                "is the server running? `carillon dev` starts one here; --url, --internal-url or --dir name another one"
+            Self::Connect { way_out, .. } => way_out,
+            Self::Call { status, .. } if broke(status) => {
+                "does the server speak TLS on that port? Then the address starts with https://; the internal port (--internal-url) \
+                 always does, and takes only client certificates that its authority has signed (--cert, --key-file)"
             }
-            Self::Call { status, .. } => {
+            Self::Call { rpc, status } => {
                 return match status.get_details_error_info() {
                     // Not a feature but a whole method is missing: the port is the other one, or the server is older.
                     Some(info) if info.metadata.contains_key("method") => way_out_without_reason(status.code()),
+                    Some(info) if info.reason == "CREDENTIAL_INVALID" && is_internal(rpc) => Some(
+                        "the certificate's name (URI or DNS) must be registered: an operator's in the server's configuration, a \
+                             publisher's by `carillon admin publishers create`; --cert and --key-file show another certificate",
+                    ),
                     Some(info) => way_out_of(&info.reason),
                     None => way_out_without_reason(status.code()),
                 };
@@ -224,6 +246,71 @@ impl CliError {
             _ => return None,
         })
     }
+}
+
+/// True where no answer came, because the connection ended: such a status is made here, and has a cause.
+fn broke(status: &Status) -> bool {
+    matches!(status.code(), Code::Cancelled | Code::Unknown | Code::Unavailable | Code::Internal)
+        && status.source().is_some()
+        && !chain(status).any(<dyn StdError>::is::<tonic::TimeoutExpired>)
+}
+
+fn message_of(status: &Status) -> String {
+    let message = status.message();
+    if broke(status) { format!("the connection ended before an answer came ({message})") } else { message.to_owned() }
+}
+
+fn chain<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
+    std::iter::successors(Some(error), |&error| error.source())
+}
+
+/// The TLS error in a chain; input and output errors do not name what they hold as their source.
+fn tls_error<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a rustls::Error> {
+    chain(error).find_map(|cause| {
+        let held = cause.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        held.and_then(|held| held.downcast_ref()).or_else(|| cause.downcast_ref())
+    })
+}
+
+/// What a person can do about a connection that was not made.
+fn way_out_of_connecting(error: &(dyn StdError + 'static), identity: Option<&Identity>) -> String {
+    let shown = identity.map_or_else(
+        || "give one with --cert and --key-file".to_owned(),
+        |identity| format!("look at {}", identity.cert.display()),
+    );
+    match tls_error(error) {
+        Some(rustls::Error::AlertReceived(_)) => format!(
+            "the server accepts only a client certificate that its client authority has signed, that is in its time of validity, \
+             and that is for client authentication: {shown}"
+        ),
+        Some(rustls::Error::InvalidCertificate(_)) => {
+            "the server's certificate is not trusted: --ca names the file of the authority that has signed it, and the address must \
+             hold the name that is in it"
+                .to_owned()
+        }
+        Some(rustls::Error::InvalidMessage(_)) => {
+            "the port does not speak TLS: is it another one, or does the address start with http://?".to_owned()
+        }
+        _ => "is the server running? `carillon dev` starts one here; --url, --internal-url or --dir name another one".to_owned(),
+    }
+}
+
+/// Why a server refuses a certificate.
+fn refusal(alert: AlertDescription) -> String {
+    match alert {
+        AlertDescription::CertificateExpired => "it has expired, or is not valid yet".to_owned(),
+        AlertDescription::UnknownCA => "another authority has signed it".to_owned(),
+        AlertDescription::CertificateRequired => "none was shown".to_owned(),
+        AlertDescription::CertificateRevoked => "it is revoked".to_owned(),
+        AlertDescription::UnsupportedCertificate => "it is not for client authentication".to_owned(),
+        other => format!("TLS alert {other:?}"),
+    }
+}
+
+/// True for a call of the internal port, where certificates are the credential.
+fn is_internal(rpc: &str) -> bool {
+    let administered = ["Tenant", "App", "ApiKey", "PublisherIdentit", "AuditRecord"];
+    rpc.starts_with("Publish") || administered.iter().any(|what| rpc.contains(what))
 }
 
 /// What a person can do about a reason; none where the message says it already.

@@ -8,6 +8,7 @@ use crate::planted::{self, Defect};
 use chrono::Days;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Deserialize, Serialize};
+use sqlx::migrate::Migrate as _;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{ConnectOptions as _, Connection as _, Executor as _};
 use std::collections::HashSet;
@@ -19,6 +20,12 @@ const PARTITION_DAYS: u64 = 4;
 
 /// A connection that was idle for longer is asked for a sign of life before it is used.
 pub(in crate::store) const IDLE_TRUSTED: Duration = Duration::from_secs(5);
+
+/// How long the first connection may take: who waits for the start wants to hear soon what is wrong.
+const FIRST_CONNECTION: Duration = Duration::from_secs(1);
+
+/// SQLSTATEs of a server that starts, or is full, and may take a connection soon.
+const SOON: [&str; 2] = ["57P03", "53300"];
 
 /// Settings that make Postgres forget what it has acknowledged, when they are off.
 const DURABILITY: [&str; 3] = ["fsync", "full_page_writes", "synchronous_commit"];
@@ -79,6 +86,10 @@ impl Config {
     fn options(&self) -> Result<PgConnectOptions, (&'static str, String)> {
         let hint = "e.g. postgres://user@host:5432/database";
         let url = self.url.as_ref().ok_or(("url", format!("is required, {hint}")))?;
+        // The parser takes any scheme.
+        if !["postgres://", "postgresql://"].iter().any(|scheme| url.expose_secret().starts_with(scheme)) {
+            return Err(("url", format!("is not a Postgres address: it must begin with postgres://, {hint}")));
+        }
         // The parser's own error may quote the address, which may hold a password.
         let options = PgConnectOptions::from_str(url.expose_secret())
             .map_err(|_| ("url", format!("is not a Postgres address, {hint}")))?;
@@ -98,8 +109,14 @@ pub enum ConnectError {
         reason: String,
     },
     /// No connection.
-    #[error("postgres cannot be reached; check database.url and that the server runs")]
+    #[error("no connection to the postgres that database.url names; check the address, and that the server runs")]
     Unreachable(#[source] sqlx::Error),
+    /// No answer to the first connection.
+    #[error(
+        "the postgres that database.url names has not answered within {} s; check host and port, and that the server runs",
+        FIRST_CONNECTION.as_secs()
+    )]
+    Silent,
     /// Postgres would lose acknowledged events in a crash.
     #[error(
         "postgres runs with {setting} = off, so it may lose events that were acknowledged; set {setting} = on (for throw-away use: database.unsafe_allow_lossy_postgres = true)"
@@ -156,6 +173,7 @@ pub(in crate::store) async fn connect(config: &Config) -> Result<Pool, ConnectEr
     let doubted = doubt.clone();
     let session =
         if planted::has(Defect::AcknowledgeEarly) { session + "; SET synchronous_commit = off" } else { session };
+    let not_yet = first_connection(&options).await?;
     let pool = PgPoolOptions::new()
         .max_connections(config.connections_max)
         .acquire_timeout(Duration::from_millis(config.acquire_timeout_ms))
@@ -179,7 +197,7 @@ pub(in crate::store) async fn connect(config: &Config) -> Result<Pool, ConnectEr
         })
         .connect_with(options)
         .await
-        .map_err(ConnectError::Unreachable)?;
+        .map_err(|error| ConnectError::Unreachable(not_yet.unwrap_or(error)))?;
     let pool = Pool::new(pool, Duration::from_millis(config.answer_timeout_ms), doubt);
     check_durability(&pool, config.unsafe_allow_lossy_postgres).await?;
     let superuser: bool = sqlx::query_scalar("SELECT current_setting('is_superuser') = 'on'").fetch_one(&pool).await?;
@@ -189,6 +207,23 @@ pub(in crate::store) async fn connect(config: &Config) -> Result<Pool, ConnectEr
         );
     }
     Ok(pool)
+}
+
+/// Connects once, because a pool tries until its time is over and then hides why. Answers the refusal of a server that may take
+/// a connection soon: the pool waits for that one.
+async fn first_connection(options: &PgConnectOptions) -> Result<Option<sqlx::Error>, ConnectError> {
+    match tokio::time::timeout(FIRST_CONNECTION, options.connect()).await {
+        Ok(Ok(connection)) => {
+            // A server that does not take the farewell has lost nothing.
+            drop(connection.close().await);
+            Ok(None)
+        }
+        Ok(Err(sqlx::Error::Database(refusal))) if refusal.code().is_some_and(|code| SOON.contains(&&*code)) => {
+            Ok(Some(sqlx::Error::Database(refusal)))
+        }
+        Ok(Err(error)) => Err(ConnectError::Unreachable(error)),
+        Err(_) => Err(ConnectError::Silent),
+    }
 }
 
 /// Opens the store of a database whose schema fits this release, and makes the partitions of the next days.
@@ -203,16 +238,18 @@ pub async fn open(config: &Config) -> Result<Store, ConnectError> {
 /// Brings the schema to this release's, under a lock that a second migrator waits for. Answers how many steps were applied.
 pub async fn migrate(config: &Config) -> Result<usize, ConnectError> {
     let pool = connect(config).await?;
+    // A step may take longer than any statement of the server, and the lock of another migrator longer still.
+    let mut connection = pool.acquire().await?.detach();
+    connection.execute("SET statement_timeout = 0").await?;
+    // Counted under the lock, which ends with the connection: what another migrator applies meanwhile is its own.
+    connection.lock().await.map_err(ConnectError::Migrate)?;
     let before = match check_schema(&pool).await {
         Ok(()) => 0,
         Err(ConnectError::SchemaOlder { missing }) => missing,
         Err(other) => return Err(other),
     };
-    // A step may take longer than any statement of the server, and the lock of another migrator longer still.
-    let mut connection = pool.acquire().await?.detach();
-    connection.execute("SET statement_timeout = 0").await?;
     MIGRATIONS.run(&mut connection).await.map_err(ConnectError::Migrate)?;
-    drop(connection);
+    connection.close().await?;
     let store = Store::of(pool);
     prepare(&store).await?;
     store.close().await;
@@ -302,6 +339,10 @@ mod tests {
         assert_eq!(key, "url");
         assert!(!reason.contains("hunter2"));
         assert_eq!(Config::default().check().unwrap_err().0, "url");
+        let config = Config { url: Some("mysql://user:hunter2@localhost/x".into()), ..Config::default() };
+        let (key, reason) = config.check().unwrap_err();
+        assert_eq!(key, "url");
+        assert!(reason.contains("must begin with postgres://") && !reason.contains("hunter2"), "{reason}");
     }
 
     #[test]

@@ -4,7 +4,10 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 
+use carillon::cli::Cli;
 use carillon::proto::public::ErrorReason;
+use clap::Parser as _;
+use clap::error::ErrorKind;
 
 fn read(name: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(name))
@@ -63,4 +66,53 @@ fn the_readme_lists_every_setting_with_its_default() {
         return;
     }
     assert_eq!(table, expected, "the table is old; run: make readme");
+}
+
+#[test]
+fn every_command_line_of_the_pages_is_one() {
+    let docs = fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs")).expect("the folder is there");
+    let names = docs.map(|entry| entry.expect("an entry").file_name().into_string().expect("text"));
+    let pages = names
+        .filter(|name| Path::new(name).extension().is_some_and(|end| end == "md"))
+        .map(|name| format!("docs/{name}"));
+    let (mut lines, mut mentions) = (0, 0);
+    for page in pages.chain(["README.md".to_owned()]) {
+        let text = read(&page).replace("\\\n", " ").replace("whsec_...", "whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3");
+        for line in text.lines() {
+            if line.starts_with("carillon ") {
+                lines += 1;
+                let parsed = Cli::try_parse_from(words(line));
+                assert!(parsed.is_ok(), "{page}: {line}\n{}", parsed.unwrap_err());
+            }
+            // In running text a part of a command line will do.
+            for mention in line.split('`').skip(1).step_by(2).filter(|part| part.starts_with("carillon ")) {
+                mentions += 1;
+                let Err(error) = Cli::try_parse_from(words(mention)) else { continue };
+                let wrong = matches!(error.kind(), ErrorKind::UnknownArgument | ErrorKind::InvalidSubcommand);
+                assert!(!wrong, "{page}: {mention}\n{error}");
+            }
+        }
+    }
+    assert!(lines >= 25 && mentions >= 3, "{lines} {mentions}");
+}
+
+/// The words of a shell's line up to the first operator or comment; quotes keep a word together.
+fn words(line: &str) -> Vec<String> {
+    let (mut words, mut word, mut quote) = (Vec::new(), None::<String>, None);
+    for letter in line.chars().chain([' ']) {
+        match letter {
+            _ if quote == Some(letter) => quote = None,
+            '\'' | '"' if quote.is_none() => {
+                quote = Some(letter);
+                word.get_or_insert_default();
+            }
+            ' ' if quote.is_none() => match word.take().as_deref() {
+                Some("|" | "&" | "&&" | "#" | ">" | "<") => return words,
+                Some(whole) => words.push(whole.to_owned()),
+                None => {}
+            },
+            _ => word.get_or_insert_default().push(letter),
+        }
+    }
+    words
 }
