@@ -145,7 +145,9 @@ async fn g1_what_leads_inside_later_is_blocked_once_and_nothing_arrives() {
     assert_eq!(dead.len(), 8);
     for invocation in &dead {
         let last = invocation.last_attempt.as_ref().expect("it is set");
-        assert_eq!((last.outcome(), invocation.attempt_count), (OutcomeClass::BlockedAddress, 1), "{invocation:#?}");
+        assert_eq!(last.outcome(), OutcomeClass::BlockedAddress, "{invocation:#?}");
+        // Not retried. The owner that was killed may have made an attempt, as far as the next one can know.
+        assert!(invocation.attempt_count <= 2, "{invocation:#?}");
         assert!(!last.error.contains("127."), "an address in {}", last.error);
     }
     let request = tenant.subscribe_request(TYPE, &format!("http://localhost:{}/", forbidden.port));
