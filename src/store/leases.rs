@@ -187,7 +187,7 @@ impl Store {
     }
 
     /// Until when former owners of a shard may have started attempts that nothing is recorded of, the newest first; at most
-    /// [`UNCLEAN_ENDS_MAX`]. One that gave the shard back properly is not among them.
+    /// `UNCLEAN_ENDS_MAX`. One that gave the shard back properly is not among them.
     pub async fn unclean_ends(&self, shard: i32) -> Result<Vec<DateTime<Utc>>, StoreError> {
         let ends = sqlx::query_scalar("SELECT unclean_ends FROM shard_leases WHERE shard = $1")
             .bind(shard)
