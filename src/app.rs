@@ -18,6 +18,7 @@ use crate::api::invocations::{InvocationDeps, InvocationService};
 use crate::api::publish::PublishApi;
 use crate::api::registry::RegistryDeps;
 use crate::api::server::{ListenError, Port, Server, Speaks, listen};
+use crate::api::services::Services;
 use crate::api::subscriptions::trial::Trials;
 use crate::api::tls::{Tls, TlsError, TlsWatch};
 use crate::api::{ops, web};
@@ -51,7 +52,6 @@ use std::time::Duration;
 use tokio::time::{Instant, interval};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tonic::service::RoutesBuilder;
 
 /// How often the dispatcher is looked at.
 const DISPATCH_INTERVAL: Duration = Duration::from_secs(1);
@@ -185,26 +185,24 @@ impl App {
         };
         let events = EventsDeps::new(store.clone(), sealer, engine.watches.clone());
         let invocations = InvocationDeps { store: store.clone(), feed: feed.clone(), page_tokens: page_tokens.clone() };
-        let mut public = RoutesBuilder::default();
         let event_types = EventTypeService::new(registry.clone());
-        public
-            .add_service(EventTypeServiceServer::new(event_types).max_decoding_message_size(bytes_max))
-            .add_service(WatchRoute::new(
+        let public = Services::default()
+            .with(EventTypeServiceServer::new(event_types).max_decoding_message_size(bytes_max))
+            .with(WatchRoute::new(
                 EventServiceServer::new(EventService::new(registry, events.clone()))
                     .max_decoding_message_size(bytes_max),
                 events.clone(),
             ))
-            .add_service(
+            .with(
                 InvocationServiceServer::new(InvocationService::new(invocations)).max_decoding_message_size(bytes_max),
             );
-        let services = vec![
+        let names = vec![
             name_of::<EventTypeServiceServer<EventTypeService>>(),
             name_of::<EventServiceServer<EventService>>(),
             name_of::<InvocationServiceServer<InvocationService>>(),
         ];
-        let public_health = Health::add(&mut public, services, reflection).await;
+        let (public_health, public) = Health::add(public, names, reflection).await;
 
-        let mut internal = RoutesBuilder::default();
         let deps = AdminDeps {
             store: store.clone(),
             page_tokens,
@@ -212,12 +210,11 @@ impl App {
             certificates: certificates.clone(),
         };
         let publish = PublishApi::new(engine.writer.clone(), engine.pending.clone(), store.clone(), feed);
-        internal
-            .add_service(AdminServiceServer::new(AdminService::new(deps)).max_decoding_message_size(bytes_max))
-            .add_service(PublishServiceServer::new(publish).max_decoding_message_size(bytes_max));
-        let services =
-            vec![name_of::<AdminServiceServer<AdminService>>(), name_of::<PublishServiceServer<PublishApi>>()];
-        let internal_health = Health::add(&mut internal, services, reflection).await;
+        let internal = Services::default()
+            .with(AdminServiceServer::new(AdminService::new(deps)).max_decoding_message_size(bytes_max))
+            .with(PublishServiceServer::new(publish).max_decoding_message_size(bytes_max));
+        let names = vec![name_of::<AdminServiceServer<AdminService>>(), name_of::<PublishServiceServer<PublishApi>>()];
+        let (internal_health, internal) = Health::add(internal, names, reflection).await;
 
         let socket = WatchSocket::new(
             events,
@@ -225,8 +222,8 @@ impl App {
             &config.server.cors_origins,
             Duration::from_millis(config.server.keepalive_ms),
         );
-        let public = Calls::new(Door::Public(api_keys), limits.clone(), call_metrics.clone(), public.routes());
-        let internal = Calls::new(Door::Internal(certificates), limits, call_metrics, internal.routes());
+        let public = Calls::new(Door::Public(api_keys), limits.clone(), call_metrics.clone(), public);
+        let internal = Calls::new(Door::Internal(certificates), limits, call_metrics, internal);
 
         let public_listener = listen("public_listen", config.server.public_listen).await?;
         let internal_listener = listen("internal_listen", config.server.internal_listen).await?;

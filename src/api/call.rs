@@ -9,26 +9,26 @@ use super::auth::{ApiKeys, Certificates};
 use super::deadline::{self, Deadline};
 use super::in_flight::{Credential, InFlight, Place};
 use super::server::PeerAddress;
+use super::services::Services;
 use super::status::{ApiError, not_implemented};
 use crate::proto::DESCRIPTORS;
 use crate::telemetry::{Metrics, traces};
 use futures::FutureExt as _;
 use http::{HeaderMap, Request, Response};
-use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prost::Message as _;
 use std::collections::HashMap;
+use std::fmt::{self, Write as _};
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
-use tonic::service::Routes;
 use tonic::{Code, Status};
-use tower::ServiceExt as _;
 use tracing::Instrument as _;
 
 const PUBLIC_API: &str = "/carillon.v1.";
@@ -67,7 +67,7 @@ pub enum Door {
 #[derive(Clone)]
 pub struct Calls {
     inner: Arc<Inner>,
-    routes: Routes,
+    services: Services,
 }
 
 struct Inner {
@@ -107,13 +107,23 @@ pub struct CallMetrics {
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct CallLabels {
-    method: String,
-    code: String,
+    method: &'static str,
+    code: CodeName,
+}
+
+/// A status code by its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct CodeName(Code);
+
+impl EncodeLabelValue for CodeName {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
+        write!(encoder, "{:?}", self.0)
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct MethodLabels {
-    method: String,
+    method: &'static str,
 }
 
 impl CallMetrics {
@@ -133,28 +143,28 @@ impl CallMetrics {
     }
 
     fn record(&self, path: &str, code: Code, unary: Option<Duration>) {
-        let method = known_method(path).to_owned();
+        let method = known_method(path);
         if let Some(elapsed) = unary {
-            self.seconds.get_or_create(&MethodLabels { method: method.clone() }).observe(elapsed.as_secs_f64());
+            self.seconds.get_or_create(&MethodLabels { method }).observe(elapsed.as_secs_f64());
         }
-        self.total.get_or_create(&CallLabels { method, code: format!("{code:?}") }).inc();
+        self.total.get_or_create(&CallLabels { method, code: CodeName(code) }).inc();
     }
 }
 
 /// A path as a label: methods that are not ours go by one name, so that a caller cannot make labels.
-fn known_method(path: &str) -> &str {
+fn known_method(path: &str) -> &'static str {
     METHODS.get_key_value(path).map_or("other", |(path, _)| &path[1..])
 }
 
 impl Calls {
     /// Puts a port's services behind its door.
-    pub fn new(door: Door, limits: CallLimits, metrics: CallMetrics, routes: Routes) -> Self {
+    pub fn new(door: Door, limits: CallLimits, metrics: CallMetrics, services: Services) -> Self {
         let CallLimits { timeout_max, message_bytes_max, header_count_max, per_credential_max, .. } = limits;
         let CallLimits { draining, streams_end, .. } = limits;
         let in_flight = InFlight::new(per_credential_max);
         let inner =
             Inner { door, timeout_max, message_bytes_max, header_count_max, in_flight, draining, streams_end, metrics };
-        Self { inner: Arc::new(inner), routes: routes.prepare() }
+        Self { inner: Arc::new(inner), services }
     }
 
     /// Answers one call.
@@ -196,12 +206,12 @@ impl Calls {
             request.extensions_mut().insert(Deadline(until));
         }
         let inner = Arc::clone(&self.inner);
-        let work = async move {
+        // Boxed once, here: each layer around it would otherwise move all of it.
+        let work = Box::pin(async move {
             let credential = self.inner.authenticate(path, &mut request).await?;
             let place = self.inner.in_flight.admit(credential)?;
-            let response = self.routes.oneshot(request).await.unwrap_or_else(|never| match never {});
-            Ok((response, place))
-        };
+            Ok((self.services.call(request).await, place))
+        });
         // A handler that panics has answered nobody; its locks and transactions live in tasks and guards of their own.
         let fenced = AssertUnwindSafe(work).catch_unwind();
         let done = match until {

@@ -1,8 +1,8 @@
 //! Standard services of both gRPC ports: health by service, and reflection.
 
+use super::services::Services;
 use crate::proto::DESCRIPTORS;
 use tonic::server::NamedService;
-use tonic::service::RoutesBuilder;
 use tonic_health::ServingStatus;
 use tonic_health::server::{HealthReporter, health_reporter};
 
@@ -14,21 +14,21 @@ pub struct Health {
 }
 
 impl Health {
-    /// Adds the health service, and reflection where it is wanted, to a port's services; `services` are the port's own.
-    pub async fn add(routes: &mut RoutesBuilder, services: Vec<&'static str>, reflection: Reflection) -> Self {
+    /// Adds the health service, and reflection where it is wanted, to a port's services; `names` are those of the port's own.
+    pub async fn add(services: Services, names: Vec<&'static str>, reflection: Reflection) -> (Self, Services) {
         let (reporter, server) = health_reporter();
-        routes.add_service(server);
+        let mut services = services.with(server);
         if reflection == Reflection::Served {
             let built = tonic_reflection::server::Builder::configure()
                 .register_encoded_file_descriptor_set(DESCRIPTORS)
                 .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET);
-            let built = services.iter().fold(built, |builder, name| builder.with_service_name(*name));
+            let built = names.iter().fold(built, |builder, name| builder.with_service_name(*name));
             let built = built.with_service_name("grpc.health.v1.Health");
-            routes.add_service(built.build_v1().expect("the build wrote the descriptors"));
+            services = services.with(built.build_v1().expect("the build wrote the descriptors"));
         }
-        let health = Self { reporter, services };
+        let health = Self { reporter, services: names };
         health.set(ServingStatus::Serving).await;
-        health
+        (health, services)
     }
 
     /// Tells every watcher of health to send its calls elsewhere.

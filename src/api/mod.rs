@@ -22,6 +22,7 @@ pub mod ops;
 pub mod publish;
 pub mod registry;
 pub mod server;
+pub mod services;
 pub mod status;
 pub mod subscriptions;
 pub mod tls;

@@ -317,6 +317,11 @@ impl InternalClient {
         Ok(Self { channel: connect(url, Some(identity), ca).await?, deadline })
     }
 
+    /// The bare connection, for callers with a codec of their own.
+    pub fn channel(&self) -> Channel {
+        self.channel.clone()
+    }
+
     /// PublishService.
     pub fn publish(&self) -> PublishServiceClient<Channel> {
         PublishServiceClient::new(self.channel.clone()).max_decoding_message_size(ANSWER_BYTES_MAX)

@@ -6,7 +6,7 @@
 use super::ask::Listener;
 use super::phase::{Handle, Phase};
 use super::{Core, listeners};
-use crate::domain::event::{Event, LogEntry};
+use crate::domain::event::LogEntry;
 use crate::domain::ids::TenantId;
 use crate::domain::pre::{AbortReason, Aborted, Verdict, VerdictKind};
 use crate::domain::subscription::State;
@@ -132,7 +132,7 @@ impl Core {
     async fn publish_due(self: &Arc<Self>, row: PendingEvent) -> Result<(), StoreError> {
         for _ in 0..ROUNDS_MAX {
             let registry = self.registry.tenant(row.tenant).await?;
-            let event = Event::clone(&row.entry.event);
+            let event = row.entry.event.clone();
             let version = event.schema_version;
             let prepared = prepare(&self.registry, &registry, event, version, None, self.event_bytes_max).await;
             let prepared = match prepared {

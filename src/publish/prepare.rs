@@ -43,7 +43,7 @@ impl Prepared {
 pub async fn prepare(
     registry: &Registry,
     tenant: &TenantRegistry,
-    mut event: Event,
+    mut event: Arc<Event>,
     requested_schema: i32,
     key: Option<NewKey>,
     event_bytes_max: usize,
@@ -64,9 +64,11 @@ pub async fn prepare(
         }
         decided => decided?,
     };
-    event.schema_version = decided.schema_version;
+    if event.schema_version != decided.schema_version {
+        Arc::make_mut(&mut event).schema_version = decided.schema_version;
+    }
     Ok(Prepared {
-        event: Arc::new(event),
+        event,
         requested_schema,
         matched: decided.matched.into(),
         refused: decided.refused.into(),

@@ -218,7 +218,7 @@ impl Writer {
         key: &str,
     ) -> Result<Prepared, PublishError> {
         let id = EventId(clock::new_uuid());
-        let event = Event {
+        let event = Arc::new(Event {
             id,
             event_type,
             schema_version: 0,
@@ -229,7 +229,7 @@ impl Writer {
             extensions: Vec::new(),
             data: Data::Text(data.to_string().into()),
             lineage: lineage.unwrap_or_else(|| Lineage::root(id)),
-        };
+        });
         let key = NewKey { key: format!("carillon/{key}"), request_hash: [0; 32] };
         let registry = self.core.registry.tenant(tenant).await?;
         prepare(&self.core.registry, &registry, event, 0, Some(key), self.core.config.event_bytes_max).await
@@ -414,7 +414,7 @@ impl Core {
                 if prepared.registry_version == version {
                     continue;
                 }
-                let event = Event::clone(&prepared.event);
+                let event = prepared.event.clone();
                 let key = prepared.key.clone();
                 let limit = self.config.event_bytes_max;
                 match prepare(&self.registry, &registry, event, prepared.requested_schema, key, limit).await {

@@ -25,12 +25,11 @@ pub(super) async fn accept(
     until: Option<Instant>,
     path: &str,
 ) -> Result<PublishResponse, ApiError> {
-    let Parsed { event, schema_version, key, deliver_at, pre_timeout } = parsed;
+    let Parsed { mut event, schema_version, key, deliver_at, pre_timeout } = parsed;
     let limit = api.writer.config().event_bytes_max;
     let delayed = deliver_at.filter(|at| *at > api.store.now());
     for _ in 0..ROUNDS_MAX {
-        let prepared =
-            prepare(api.writer.registry(), registry, event.clone(), schema_version, key.clone(), limit).await;
+        let prepared = prepare(api.writer.registry(), registry, event, schema_version, key.clone(), limit).await;
         let prepared = match prepared {
             Ok(prepared) => prepared,
             Err(refusal) => {
@@ -41,10 +40,13 @@ pub(super) async fn accept(
                 };
             }
         };
+        // For the next round, should there be one.
+        event = prepared.event.clone();
+        // Boxed, so that the many calls that neither wait nor are gated do not carry the room for it.
         let outcome = if let Some(at) = delayed {
-            api.pending.schedule(tenant, prepared, at, pre_timeout).await
+            Box::pin(api.pending.schedule(tenant, prepared, at, pre_timeout)).await
         } else if prepared.is_gated() {
-            api.pending.publish(tenant, prepared, pre_timeout, until).await
+            Box::pin(api.pending.publish(tenant, prepared, pre_timeout, until)).await
         } else {
             match api.writer.write(tenant, vec![prepared]).await {
                 Ok(published) => {

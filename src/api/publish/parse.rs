@@ -15,12 +15,13 @@ use crate::wire::time::{parse_duration, parse_timestamp};
 use chrono::{DateTime, Utc};
 use prost::Message as _;
 use std::fmt::Write as _;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// A request that has the right shape; what the catalogue says of it comes next.
 #[derive(Debug, Clone)]
 pub(super) struct Parsed {
-    pub(super) event: Event,
+    pub(super) event: Arc<Event>,
     pub(super) schema_version: i32,
     pub(super) key: Option<NewKey>,
     /// When it is to be published.
@@ -85,7 +86,7 @@ pub(super) fn parse(request: PublishRequest, publisher: &Publisher, prefix: &str
     }
     let id = EventId(clock::new_uuid());
     Ok(Parsed {
-        event: Event {
+        event: Arc::new(Event {
             id,
             event_type: parsed.event_type,
             schema_version: 0,
@@ -96,7 +97,7 @@ pub(super) fn parse(request: PublishRequest, publisher: &Publisher, prefix: &str
             extensions,
             data: parsed.data,
             lineage: Lineage::root(id),
-        },
+        }),
         schema_version: request.schema_version,
         key: key.map(|key| NewKey { key, request_hash: hash }),
         deliver_at,
