@@ -218,7 +218,7 @@ impl Store {
              UNION ALL
              SELECT d.tenant_id, d.subscription_no, min(d.dead_at) FROM dead_letters d
                JOIN subscriptions s ON s.tenant_id = d.tenant_id AND s.subscription_no = d.subscription_no
-                AND s.ordering_on_dead_letter = 2
+                AND s.tenant_id = ANY($1) AND s.ordering_on_dead_letter = 2
               WHERE d.tenant_id = ANY($1) AND d.ordering_key IS NOT NULL GROUP BY d.tenant_id, d.subscription_no",
         )
         .bind(ids)

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use carillon::dev::{Ca, CertRequest};
 use chrono::TimeDelta;
 use serde::Deserialize;
+use sqlx::Connection as _;
 use tempfile::TempDir;
 use tokio::sync::OnceCell;
 use tonic::transport::Channel;
