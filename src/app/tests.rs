@@ -72,7 +72,11 @@ impl World {
                 cors_origins: vec!["https://app.example".to_owned()],
                 ..crate::api::Config::default()
             },
-            database: DatabaseConfig { url: Some(self.postgres.url().into()), ..DatabaseConfig::default() },
+            database: DatabaseConfig {
+                url: Some(self.postgres.server_url().into()),
+                migrate_url: Some(self.postgres.url().into()),
+                ..DatabaseConfig::default()
+            },
             secrets: Secrets {
                 keys: vec![SecretKey {
                     id: "test".to_owned(),
@@ -166,8 +170,8 @@ async fn a_server_starts_answers_guards_its_doors_and_stops() {
     assert!(older.contains("carillon migrate"), "{older}");
     // Two migrators at once: one does the work, the other waits and finds it done.
     let config = world.config();
-    let (one, two) = tokio::join!(connect::migrate(&config.database), connect::migrate(&config.database));
-    let mut applied = [one.unwrap(), two.unwrap()];
+    let (one, two) = tokio::join!(connect::migrate(&config.database, &[]), connect::migrate(&config.database, &[]));
+    let mut applied = [one.unwrap().applied, two.unwrap().applied];
     applied.sort_unstable();
     assert!(applied[0] == 0 && applied[1] > 0, "{applied:?}");
     let app = App::start(world.config()).await.unwrap();

@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 pub struct Serve {
     #[command(flatten)]
     settings: Settings,
-    /// Bring the database's schema to this release's first.
+    /// Bring the database's schema to this release's first, as the role of database.migrate_url.
     #[arg(long)]
     migrate: bool,
     /// Write the addresses as one JSON line to this file once every port accepts.
@@ -44,7 +44,7 @@ async fn serve(config: Config, migrate: bool, ready_file: Option<PathBuf>) -> an
     let mut signals = Signals::listen().context("signals cannot be listened for")?;
     let start = async {
         if migrate {
-            connect::migrate(&config.database).await?;
+            connect::migrate(&config.database, &[]).await?;
         }
         Box::pin(App::start(config)).await
     };

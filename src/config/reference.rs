@@ -72,7 +72,11 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
     ),
     ("server.drain_timeout_ms", "time for open calls to end at shutdown, milliseconds; 0 to 600,000"),
     ("server.request_timeout_max_ms", "longest deadline of a call that is not a stream, milliseconds; 1 to 600,000"),
-    ("database.url", "postgres://user@host/database; a secret"),
+    ("database.url", "postgres://user@host/database, as a role that owns nothing; a secret"),
+    (
+        "database.migrate_url",
+        "the same database as the role that owns its tables, for `carillon migrate` and `serve --migrate`, which then let the role of database.url use them; a secret",
+    ),
     ("database.connections_max", "connections of the pool; 2 to 1,000"),
     ("database.acquire_timeout_ms", "how long a call waits for a connection, milliseconds; 1 to 60,000"),
     ("database.statement_timeout_ms", "longest statement, milliseconds: Postgres ends it then; 100 to 600,000"),

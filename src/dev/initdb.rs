@@ -19,8 +19,11 @@ use super::cluster::{Places, last_lines};
 use super::error::Error;
 use super::installation::Installation;
 
-/// The name of the role and of the database that carillon uses.
+/// The name of the database, and of the role that owns it and the tables in it.
 pub const ROLE: &str = "carillon";
+
+/// The role that a server uses the database as; it owns nothing.
+pub const SERVER_ROLE: &str = "carillon_server";
 
 /// The superuser that owns the cluster.
 pub const OWNER: &str = "carillon_owner";

@@ -13,13 +13,14 @@ use std::process::ExitStatus;
 use std::time::Duration;
 
 use rustix::process::Signal;
+use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
 use tokio::time::{sleep, timeout};
 use uuid::Uuid;
 
 use super::account::own_folder;
 use super::cluster::{Lock, Occupant, PORT, PidFile, Places, SHORT_FOLDER, occupant};
 use super::error::Error;
-use super::initdb::{Durability, OWNER, ROLE, make_cluster, reachable};
+use super::initdb::{Durability, OWNER, ROLE, SERVER_ROLE, make_cluster, reachable};
 use super::installation::{Installation, Search};
 use super::server::{LOOK_EVERY, Server, end_stranger};
 
@@ -110,9 +111,14 @@ impl PrivatePostgres {
         started
     }
 
-    /// The URL of carillon's database, for `PgConnectOptions` and `psql`.
+    /// The URL of carillon's database as the role that owns it, for `carillon migrate`.
     pub fn url(&self) -> String {
         self.url_of(ROLE, ROLE)
+    }
+
+    /// The same as the role that a server uses it as.
+    pub fn server_url(&self) -> String {
+        self.url_of(SERVER_ROLE, ROLE)
     }
 
     /// The URL of any database, as the superuser.
@@ -210,14 +216,33 @@ impl PrivatePostgres {
             make_cluster(&installation, &places, durability).await?;
         }
         let server = Server::start(&installation, &places, &options, throwaway.as_deref()).await?;
-        Ok(Self {
+        let started = Self {
             server: Some(server),
             installation: Some(installation),
             places,
             options,
             throwaway,
             _lock: Some(lock),
-        })
+        };
+        started.make_server_role().await?;
+        Ok(started)
+    }
+
+    /// Makes the server's role where there is none: clusters of earlier releases have none.
+    async fn make_server_role(&self) -> Result<(), Error> {
+        let statement = format!(
+            "DO $$ BEGIN
+                 IF NOT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = '{SERVER_ROLE}') THEN
+                     CREATE ROLE {SERVER_ROLE} LOGIN;
+                 END IF;
+             END $$"
+        );
+        let made = async {
+            let mut connection = PgConnection::connect(&self.owner_url(ROLE)).await?;
+            connection.execute(AssertSqlSafe(statement)).await?;
+            connection.close().await
+        };
+        made.await.map_err(|error: sqlx::Error| Error::Program { program: "CREATE ROLE", output: error.to_string() })
     }
 
     /// Uses the server of another live carillon, once it is ready.

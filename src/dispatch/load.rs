@@ -82,13 +82,13 @@ pub(super) fn page(shared: &Arc<Shared>, life: Life, place: LogPlace, up_to: Pos
         let bound = PageBound { entries: shared.config.page_max, data_bytes };
         let read = async {
             let store = &shared.parts.store;
-            let entries = store.read_log_page(life.tenant, place, up_to, bound).await?;
+            let entries = store.next_entries(life.tenant, place, up_to, bound).await?;
             let not_pending = match entries.last() {
                 Some(last) => store.not_pending(life.tenant, place, last.position).await?,
                 None => HashSet::new(),
             };
             // After the entries: events are matched and committed at a version that the head shows by then.
-            let head = store.head(life.tenant).await?.map(|row| row.head());
+            let head = store.head_now(life.tenant).await?;
             if entries.is_empty() {
                 return Ok((None, LogPage { entries, not_pending, keys: HashMap::new(), head }));
             }
@@ -216,7 +216,7 @@ pub(super) fn review(shared: &Arc<Shared>, life: Life, held: Vec<Place>, cursor:
         let read = async {
             let store = &shared.parts.store;
             // The version first: every change up to it is committed, so the rows read after it show them all.
-            let version = store.head(life.tenant).await?.map_or(0, |head| head.deferred_version);
+            let version = store.head_now(life.tenant).await?.map_or(0, |head| head.deferred_version);
             let due = store.due_subscriptions(&[life.tenant]).await?;
             let due = due.into_iter().map(|due| (due.subscription_no, due.due_at)).collect();
             let revoked = store.revoked(life.tenant, &held, cursor).await?;

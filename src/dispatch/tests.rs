@@ -98,11 +98,12 @@ impl World {
         let path = std::env::var_os("PATH").map(|path| std::env::split_paths(&path).collect()).unwrap_or_default();
         let postgres = PrivatePostgres::throwaway(&Search::system(path, None)).await.expect("a private Postgres");
         let database = connect::Config {
-            url: Some(postgres.url().into()),
+            url: Some(postgres.server_url().into()),
+            migrate_url: Some(postgres.url().into()),
             unsafe_allow_lossy_postgres: true,
             ..connect::Config::default()
         };
-        connect::migrate(&database).await.expect("migrations apply");
+        connect::migrate(&database, &[]).await.expect("migrations apply");
         let store = connect::open(&database).await.expect("Postgres answers");
         super::sweep::run_once(&store, &Config::default()).await.expect("housekeeping");
         let tenant = store.create_tenant("test".into(), "acme".into(), "Acme".into()).await.expect("a tenant");

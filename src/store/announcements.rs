@@ -29,7 +29,7 @@ impl Store {
         )
         .bind(tenant.0)
         .bind(i64::from(limit))
-        .fetch_all(self.pool())
+        .fetch_all(self.engine())
         .await?;
         let parse = |(id, event_type, subject, data): (_, _, _, String)| {
             let data = serde_json::from_str(&data).map_err(|_| StoreError::Corrupt { what: "announcement" })?;
@@ -43,7 +43,7 @@ impl Store {
         sqlx::query("DELETE FROM announcements WHERE tenant_id = $1 AND announcement_id = ANY($2)")
             .bind(tenant.0)
             .bind(ids)
-            .execute(self.pool())
+            .execute(self.engine())
             .await?;
         Ok(())
     }

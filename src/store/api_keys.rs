@@ -47,7 +47,7 @@ pub struct NewApiKey {
 }
 
 #[derive(sqlx::FromRow)]
-struct Row {
+pub(in crate::store) struct Row {
     api_key_id: Uuid,
     tenant_id: Uuid,
     app_id: Option<Uuid>,
@@ -60,7 +60,7 @@ struct Row {
 }
 
 impl Row {
-    fn parse(self) -> Result<(ApiKey, [u8; 32]), StoreError> {
+    pub(in crate::store) fn parse(self) -> Result<(ApiKey, [u8; 32]), StoreError> {
         let corrupt = StoreError::Corrupt { what: "API key" };
         let role = match self.role {
             1 => Role::Viewer,
@@ -99,7 +99,7 @@ impl Store {
         self.run(async move {
             let now = store.now();
             let id = ApiKeyId(clock::new_uuid());
-            let mut tx = store.pool().begin().await?;
+            let mut tx = store.begin_as(new.tenant).await?;
             sqlx::query(
                 "INSERT INTO api_keys (api_key_id, tenant_id, app_id, role, secret_hash, display_name, created_at, expires_at)
                  VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
@@ -130,18 +130,6 @@ impl Store {
         .await
     }
 
-    /// Reads a key and the hash of its secret. The id alone finds it: the tenant is what the key tells.
-    pub async fn api_key_and_hash(&self, id: ApiKeyId) -> Result<Option<(ApiKey, [u8; 32])>, StoreError> {
-        let row: Option<Row> = sqlx::query_as(
-            "SELECT api_key_id, tenant_id, app_id, role, display_name, created_at, expires_at, revoked_at, secret_hash
-               FROM api_keys WHERE api_key_id = $1",
-        )
-        .bind(id.0)
-        .fetch_optional(self.pool())
-        .await?;
-        row.map(Row::parse).transpose()
-    }
-
     /// Lists a tenant's keys, newest first, those before `before` where given.
     pub async fn api_keys(
         &self,
@@ -157,7 +145,7 @@ impl Store {
         .bind(tenant.0)
         .bind(before)
         .bind(i64::from(limit))
-        .fetch_all(self.pool())
+        .fetch_all(self.as_tenant(tenant))
         .await?;
         rows.into_iter().map(|row| row.parse().map(|(key, _)| key)).collect()
     }
@@ -172,7 +160,7 @@ impl Store {
         let store = self.clone();
         self.run(async move {
             let now = store.now();
-            let mut tx = store.pool().begin().await?;
+            let mut tx = store.begin_as(tenant).await?;
             // A key that was revoked before keeps its time.
             let row: Option<Row> = sqlx::query_as(
                 "UPDATE api_keys SET revoked_at = COALESCE(revoked_at, $3) WHERE tenant_id = $1 AND api_key_id = $2

@@ -58,7 +58,7 @@ impl Store {
         )
         .bind(tenant.0)
         .bind(slug)
-        .fetch_optional(self.pool())
+        .fetch_optional(self.as_tenant(tenant))
         .await?;
         Ok(row.map(from_row))
     }
@@ -70,7 +70,7 @@ impl Store {
         )
         .bind(tenant.0)
         .bind(id.0)
-        .fetch_optional(self.pool())
+        .fetch_optional(self.as_tenant(tenant))
         .await?;
         Ok(row.map(from_row))
     }
@@ -86,7 +86,7 @@ impl Store {
         .bind(tenant.0)
         .bind(after)
         .bind(i64::from(limit))
-        .fetch_all(self.pool())
+        .fetch_all(self.as_tenant(tenant))
         .await?;
         Ok(rows.into_iter().map(from_row).collect())
     }
@@ -100,7 +100,7 @@ impl Store {
     async fn create_app_in(&self, by: &Principal, slug: String, display_name: String) -> Result<App, AppRefusal> {
         let now = self.now();
         let app = App { id: AppId(clock::new_uuid()), slug, display_name, created_at: now };
-        let mut tx = self.pool().begin().await?;
+        let mut tx = self.begin_as(by.tenant).await?;
         let made = sqlx::query(
             "INSERT INTO apps (tenant_id, app_id, slug, display_name, created_at) VALUES ($1, $2, $3, $4, $5)
              ON CONFLICT ON CONSTRAINT apps_slug_unique DO NOTHING",
@@ -128,7 +128,7 @@ impl Store {
 
     async fn delete_app_in(&self, by: &Principal, slug: &str) -> Result<(), AppRefusal> {
         let now = self.now();
-        let mut tx = self.pool().begin().await?;
+        let mut tx = self.begin_as(by.tenant).await?;
         // The head lock keeps a racing Subscribe or Undelete from adding a subscription behind the check.
         heads::bump_registry(&mut tx, by.tenant, now).await?;
         let app: Option<Uuid> = sqlx::query_scalar("SELECT app_id FROM apps WHERE tenant_id = $1 AND slug = $2")

@@ -61,7 +61,7 @@ impl Store {
         .bind(tenant.0)
         .bind(before)
         .bind(i64::from(limit))
-        .fetch_all(self.pool())
+        .fetch_all(self.as_tenant(tenant))
         .await?;
         let parse = |(id, at, actor, action, resource)| AuditRecord { id, at, actor, action, resource };
         Ok(rows.into_iter().map(parse).collect())

@@ -3,6 +3,8 @@
 //! Every check names what is wrong and the way out; none of them changes the database, only [`migrate`] does.
 
 use super::pool::{Doubt, Pool};
+use super::role::{self, RoleError};
+use super::wall::ENGINE;
 use super::{MIGRATIONS, Store, StoreError};
 use crate::planted::{self, Defect};
 use chrono::Days;
@@ -10,7 +12,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Deserialize, Serialize};
 use sqlx::migrate::Migrate as _;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{ConnectOptions as _, Connection as _, Executor as _};
+use sqlx::{ConnectOptions as _, Connection as _};
 use std::collections::HashSet;
 use std::str::FromStr as _;
 use std::time::{Duration, Instant};
@@ -37,6 +39,10 @@ pub struct Config {
     /// `postgres://user@host/database`. Required.
     #[serde(skip_serializing)]
     pub url: Option<SecretString>,
+    /// The same database as the role that owns its tables: what `carillon migrate` and `serve --migrate` connect to, and then let
+    /// the role of `url` use the tables. None where `url` is the owner's.
+    #[serde(skip_serializing)]
+    pub migrate_url: Option<SecretString>,
     /// Connections of the pool. 2 to 1,000.
     pub connections_max: u32,
     /// How long a call waits for a connection, milliseconds. 1 to 60,000.
@@ -56,6 +62,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             url: None,
+            migrate_url: None,
             connections_max: 16,
             acquire_timeout_ms: 5_000,
             statement_timeout_ms: 8_000,
@@ -80,21 +87,51 @@ impl Config {
             return Err(("answer_timeout_ms", "must be above statement_timeout_ms".to_owned()));
         }
         within("idle_in_transaction_timeout_ms", self.idle_in_transaction_timeout_ms, 100, 600_000)?;
-        self.options().map(drop)
+        self.owner_options().and(self.options()).map(drop)
     }
 
+    /// How the server connects.
     fn options(&self) -> Result<PgConnectOptions, (&'static str, String)> {
-        let hint = "e.g. postgres://user@host:5432/database";
-        let url = self.url.as_ref().ok_or(("url", format!("is required, {hint}")))?;
-        // The parser takes any scheme.
-        if !["postgres://", "postgresql://"].iter().any(|scheme| url.expose_secret().starts_with(scheme)) {
-            return Err(("url", format!("is not a Postgres address: it must begin with postgres://, {hint}")));
-        }
-        // The parser's own error may quote the address, which may hold a password.
-        let options = PgConnectOptions::from_str(url.expose_secret())
-            .map_err(|_| ("url", format!("is not a Postgres address, {hint}")))?;
-        Ok(options.application_name("carillon").disable_statement_logging())
+        let url = self.url.as_ref().ok_or_else(|| ("url", format!("is required, {HINT}")))?;
+        Ok(parse("url", url)?.options([("statement_timeout", self.statement_timeout_ms)]).options(self.session()))
     }
+
+    /// How the tables' owner connects: its statements may take longer than any of the server's.
+    fn owner_options(&self) -> Result<PgConnectOptions, (&'static str, String)> {
+        let Some(url) = &self.migrate_url else {
+            let url = self.url.as_ref().ok_or_else(|| ("url", format!("is required, {HINT}")))?;
+            return Ok(parse("url", url)?.options([("statement_timeout", 0)]).options(self.session()));
+        };
+        Ok(parse("migrate_url", url)?.options([("statement_timeout", 0)]).options(self.session()))
+    }
+
+    /// What every connection starts with. Nothing is ever set for a session by a statement: behind a transaction pooler it would
+    /// stay with a connection that others use next. Every statement reaches its rows by a key, whatever the values: planning it
+    /// again for each call would cost a publish more than running it does.
+    fn session(&self) -> Vec<(&'static str, String)> {
+        let mut session = vec![
+            ("idle_in_transaction_session_timeout", self.idle_in_transaction_timeout_ms.to_string()),
+            ("client_min_messages", "warning".to_owned()),
+            ("plan_cache_mode", "force_generic_plan".to_owned()),
+        ];
+        if planted::has(Defect::AcknowledgeEarly) {
+            session.push(("synchronous_commit", "off".to_owned()));
+        }
+        session
+    }
+}
+
+const HINT: &str = "e.g. postgres://user@host:5432/database";
+
+fn parse(key: &'static str, url: &SecretString) -> Result<PgConnectOptions, (&'static str, String)> {
+    // The parser takes any scheme.
+    if !["postgres://", "postgresql://"].iter().any(|scheme| url.expose_secret().starts_with(scheme)) {
+        return Err((key, format!("is not a Postgres address: it must begin with postgres://, {HINT}")));
+    }
+    // The parser's own error may quote the address, which may hold a password.
+    let options = PgConnectOptions::from_str(url.expose_secret())
+        .map_err(|_| (key, format!("is not a Postgres address, {HINT}")))?;
+    Ok(options.application_name(ENGINE).disable_statement_logging())
 }
 
 /// Why a database cannot be used.
@@ -145,6 +182,9 @@ pub enum ConnectError {
         /// Which one.
         version: i64,
     },
+    /// The server's role is not one that the wall between tenants holds back.
+    #[error(transparent)]
+    Role(#[from] RoleError),
     /// A schema step failed.
     #[error("migrating the database failed")]
     Migrate(#[source] sqlx::migrate::MigrateError),
@@ -160,19 +200,9 @@ impl From<sqlx::Error> for ConnectError {
 }
 
 /// Connects and checks that the database keeps what it acknowledges; does not look at the schema.
-pub(in crate::store) async fn connect(config: &Config) -> Result<Pool, ConnectError> {
-    let options = config.options().map_err(|(key, reason)| ConnectError::Config { key, reason })?;
-    // Set by a statement, not at connection start: transaction poolers refuse start-up options. Every statement reaches its
-    // rows by a key, whatever the values: planning it again for each call would cost a publish more than running it does.
-    let session = format!(
-        "SET statement_timeout = {}; SET idle_in_transaction_session_timeout = {}; SET client_min_messages = warning; \
-         SET plan_cache_mode = force_generic_plan",
-        config.statement_timeout_ms, config.idle_in_transaction_timeout_ms
-    );
+async fn connect(config: &Config, options: PgConnectOptions) -> Result<Pool, ConnectError> {
     let doubt = Doubt::default();
     let doubted = doubt.clone();
-    let session =
-        if planted::has(Defect::AcknowledgeEarly) { session + "; SET synchronous_commit = off" } else { session };
     let not_yet = first_connection(&options).await?;
     let pool = PgPoolOptions::new()
         .max_connections(config.connections_max)
@@ -191,21 +221,11 @@ pub(in crate::store) async fn connect(config: &Config) -> Result<Pool, ConnectEr
                 Ok(true)
             })
         })
-        .after_connect(move |connection, _| {
-            let session = session.clone();
-            Box::pin(async move { connection.execute(sqlx::AssertSqlSafe(session)).await.map(drop) })
-        })
         .connect_with(options)
         .await
         .map_err(|error| ConnectError::Unreachable(not_yet.unwrap_or(error)))?;
     let pool = Pool::new(pool, Duration::from_millis(config.answer_timeout_ms), doubt);
     check_durability(&pool, config.unsafe_allow_lossy_postgres).await?;
-    let superuser: bool = sqlx::query_scalar("SELECT current_setting('is_superuser') = 'on'").fetch_one(&pool).await?;
-    if superuser {
-        tracing::warn!(
-            "the database role is a superuser; give the server a role of its own that owns only its database"
-        );
-    }
     Ok(pool)
 }
 
@@ -228,32 +248,51 @@ async fn first_connection(options: &PgConnectOptions) -> Result<Option<sqlx::Err
 
 /// Opens the store of a database whose schema fits this release, and makes the partitions of the next days.
 pub async fn open(config: &Config) -> Result<Store, ConnectError> {
-    let pool = connect(config).await?;
+    let options = config.options().map_err(|(key, reason)| ConnectError::Config { key, reason })?;
+    let pool = connect(config, options).await?;
+    role::check(&pool).await?;
     check_schema(&pool).await?;
+    role::check_wall(&pool).await?;
+    warn_of_lost_settings(&pool, config).await?;
     let store = Store::of(pool);
     prepare(&store).await?;
     Ok(store)
 }
 
-/// Brings the schema to this release's, under a lock that a second migrator waits for. Answers how many steps were applied.
-pub async fn migrate(config: &Config) -> Result<usize, ConnectError> {
-    let pool = connect(config).await?;
-    // A step may take longer than any statement of the server, and the lock of another migrator longer still.
-    let mut connection = pool.acquire().await?.detach();
-    connection.execute("SET statement_timeout = 0").await?;
+/// What was brought up to date.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Migrated {
+    /// How many schema steps were applied.
+    pub applied: usize,
+    /// The roles that may use the tables as a server does.
+    pub granted: Vec<String>,
+}
+
+/// Brings the schema to this release's, under a lock that a second migrator waits for, and lets roles use it: the given ones, that of
+/// `url` where the owner has an address of its own, and those that were let before.
+pub async fn migrate(config: &Config, grant_to: &[String]) -> Result<Migrated, ConnectError> {
+    let refused = |(key, reason)| ConnectError::Config { key, reason };
+    let mut grant_to = grant_to.to_vec();
+    if config.migrate_url.is_some() {
+        grant_to.push(config.options().map_err(refused)?.get_username().to_owned());
+    }
+    let options = config.owner_options().map_err(refused)?;
+    let pool = connect(config, options.clone()).await?;
+    let mut connection = options.connect().await?;
     // Counted under the lock, which ends with the connection: what another migrator applies meanwhile is its own.
     connection.lock().await.map_err(ConnectError::Migrate)?;
-    let before = match check_schema(&pool).await {
+    let applied = match check_schema(&pool).await {
         Ok(()) => 0,
         Err(ConnectError::SchemaOlder { missing }) => missing,
         Err(other) => return Err(other),
     };
     MIGRATIONS.run(&mut connection).await.map_err(ConnectError::Migrate)?;
+    let granted = role::grant(&mut connection, grant_to).await?;
     connection.close().await?;
     let store = Store::of(pool);
     prepare(&store).await?;
     store.close().await;
-    Ok(before)
+    Ok(Migrated { applied, granted })
 }
 
 async fn prepare(store: &Store) -> Result<(), ConnectError> {
@@ -276,6 +315,25 @@ async fn check_durability(pool: &Pool, allow_lossy: bool) -> Result<(), ConnectE
             setting,
             "UNSAFE: postgres may lose acknowledged events in a crash; database.unsafe_allow_lossy_postgres allows it"
         );
+    }
+    Ok(())
+}
+
+/// A pooler may have dropped what connections start with; then it must be the role's.
+async fn warn_of_lost_settings(pool: &Pool, config: &Config) -> Result<(), ConnectError> {
+    for (name, wanted) in config.session() {
+        let (value, unit): (String, Option<String>) =
+            sqlx::query_as("SELECT setting, unit FROM pg_catalog.pg_settings WHERE name = $1")
+                .bind(name)
+                .fetch_one(pool)
+                .await?;
+        if value != wanted {
+            let unit = unit.unwrap_or_default();
+            tracing::warn!(
+                setting = name,
+                "a pooler dropped what the connection starts with; set it for the server's role: ALTER ROLE ... SET {name} = '{wanted}{unit}'"
+            );
+        }
     }
     Ok(())
 }
@@ -308,13 +366,13 @@ async fn check_schema(pool: &Pool) -> Result<(), ConnectError> {
 impl Store {
     /// True where Postgres answers within the time given.
     pub async fn is_reachable(&self, within: Duration) -> bool {
-        let ping = sqlx::query_scalar::<_, i32>("SELECT 1").fetch_one(self.pool());
+        let ping = sqlx::query_scalar::<_, i32>("SELECT 1").fetch_one(self.engine());
         tokio::time::timeout(within, ping).await.is_ok_and(|answer| answer.is_ok())
     }
 
     /// Connections of the pool: (open, idle).
     pub fn connections(&self) -> (u32, usize) {
-        self.pool().connections()
+        self.engine().connections()
     }
 
     /// Makes the partitions of the coming days where they are missing; asked for once in a while by the server.
@@ -324,7 +382,7 @@ impl Store {
 
     /// Closes every connection, after the statements that run.
     pub async fn close(&self) {
-        self.pool().close().await;
+        self.engine().close().await;
     }
 }
 

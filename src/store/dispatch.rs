@@ -138,7 +138,7 @@ impl Store {
         )
         .bind(tenant.0)
         .bind(shard)
-        .execute(self.pool())
+        .execute(self.engine())
         .await?;
         Ok(self.claim(shard, token, Some(tenant)).await?.pop())
     }
@@ -153,7 +153,7 @@ impl Store {
         .bind(shard)
         .bind(token)
         .bind(tenant.map(|tenant| tenant.0))
-        .fetch_all(self.pool())
+        .fetch_all(self.engine())
         .await?;
         if rows.is_empty() {
             return Ok(Vec::new());
@@ -167,7 +167,7 @@ impl Store {
         )
         .bind(&ids)
         .bind(i64::try_from(ids.len()).unwrap_or(i64::MAX))
-        .fetch_all(self.pool())
+        .fetch_all(self.engine())
         .await?;
         let mut heads: std::collections::HashMap<Uuid, Head> = heads
             .into_iter()
@@ -203,7 +203,7 @@ impl Store {
         .bind(place.day)
         .bind(place.after)
         .bind(up_to)
-        .fetch_all(self.pool())
+        .fetch_all(self.engine())
         .await?;
         Ok(rows.into_iter().map(|(position, subscription_no)| Place { position, subscription_no }).collect())
     }
@@ -218,11 +218,11 @@ impl Store {
              UNION ALL
              SELECT d.tenant_id, d.subscription_no, min(d.dead_at) FROM dead_letters d
                JOIN subscriptions s ON s.tenant_id = d.tenant_id AND s.subscription_no = d.subscription_no
-                AND s.ordering_on_dead_letter = 2
+                AND s.tenant_id = ANY($1) AND s.ordering_on_dead_letter = 2
               WHERE d.tenant_id = ANY($1) AND d.ordering_key IS NOT NULL GROUP BY d.tenant_id, d.subscription_no",
         )
         .bind(ids)
-        .fetch_all(self.pool())
+        .fetch_all(self.engine())
         .await?;
         let parse =
             |(tenant, subscription_no, due_at)| DueSubscription { tenant: TenantId(tenant), subscription_no, due_at };
@@ -237,7 +237,7 @@ impl Store {
              UNION SELECT tenant_id FROM announcements WHERE tenant_id = ANY($1)",
         )
         .bind(ids)
-        .fetch_all(self.pool())
+        .fetch_all(self.engine())
         .await?;
         Ok(rows.into_iter().map(TenantId).collect())
     }
@@ -259,7 +259,7 @@ impl Store {
         .bind(subscription_no)
         .bind(held)
         .bind(i64::from(limit))
-        .fetch_all(self.pool())
+        .fetch_all(self.engine())
         .await?)
     }
 
@@ -285,7 +285,7 @@ impl Store {
         .bind(page.held)
         .bind(i64::from(page.limit) + 1)
         .bind(page.blocks)
-        .fetch_one(self.pool())
+        .fetch_one(self.engine())
         .await?;
         // The partial index by key serves both tests; the primary key the order.
         let rows: Vec<DeferredRow> = sqlx::query_as(
@@ -307,7 +307,7 @@ impl Store {
         .bind(page.full)
         .bind(page.blocks)
         .bind(i64::from(page.limit))
-        .fetch_all(self.pool())
+        .fetch_all(self.engine())
         .await?;
         let left = held_up || usize::try_from(others).is_ok_and(|others| others > rows.len());
         Ok(OrderedRows { rows, next_due, left })
@@ -336,7 +336,7 @@ impl Store {
         .bind(subscription_no)
         .bind(cursor.day)
         .bind(cursor.after)
-        .fetch_all(self.pool())
+        .fetch_all(self.engine())
         .await?;
         Ok(rows.into_iter().map(|(position, subscription_no)| Place { position, subscription_no }).collect())
     }
@@ -355,7 +355,7 @@ impl Store {
         )
         .bind(tenant.0)
         .bind(i64::from(limit))
-        .fetch_all(self.pool())
+        .fetch_all(self.engine())
         .await?;
         let mut letters = Vec::with_capacity(rows.len());
         for (position, subscription_no, day, attempt, dead_at, event, subscription, app_slug) in rows {
@@ -368,7 +368,7 @@ impl Store {
             .bind(day)
             .bind(position)
             .bind(subscription_no)
-            .fetch_all(self.pool())
+            .fetch_all(self.engine())
             .await?;
             let first_attempt_at = tried.first().map_or(dead_at, |first| first.2);
             let last = tried.into_iter().next_back();
@@ -401,7 +401,7 @@ impl Store {
         .bind(position)
         .bind(subscription_no)
         .bind(self.now())
-        .execute(self.pool())
+        .execute(self.engine())
         .await?;
         Ok(())
     }

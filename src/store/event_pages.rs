@@ -1,12 +1,11 @@
-//! Pages of the log that are bounded in bytes as well as in entries, for readers that may be far behind, and the heads of many
-//! tenants at once.
+//! Pages of the log that are bounded in bytes as well as in entries, for readers that may be far behind.
 
 use super::events::{COLUMNS, EventRow, LogPlace};
 use super::{Store, StoreError};
 use crate::domain::event::LogEntry;
 use crate::domain::ids::{Position, TenantId};
+use sqlx::{AssertSqlSafe, PgExecutor};
 use std::sync::Arc;
-use uuid::Uuid;
 
 /// Bounds of one page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,38 +25,40 @@ impl Store {
         up_to: Position,
         bound: PageBound,
     ) -> Result<Vec<Arc<LogEntry>>, StoreError> {
-        // octet_length reads the size of a value that is stored out of line without reading the value, so what the running sum
-        // cuts off costs nothing. The inner LIMIT is served in order by the primary key (tenant, day, position).
-        let sql = format!(
-            "SELECT {COLUMNS} FROM (
-                SELECT page.*, sum(octet_length(data)) OVER (ORDER BY day, position) - octet_length(data) AS bytes_before FROM (
-                    SELECT day, {COLUMNS} FROM events
-                     WHERE tenant_id = $1 AND day >= $2 AND position > $3 AND position <= $4
-                     ORDER BY day, position LIMIT $5) AS page) AS bounded
-              WHERE bytes_before < $6 ORDER BY day, position LIMIT $5"
-        );
-        let rows: Vec<EventRow> = sqlx::query_as(sqlx::AssertSqlSafe(sql))
-            .bind(tenant.0)
-            .bind(place.day)
-            .bind(place.after)
-            .bind(up_to)
-            .bind(i64::from(bound.entries))
-            .bind(i64::try_from(bound.data_bytes).unwrap_or(i64::MAX))
-            .fetch_all(self.pool())
-            .await?;
-        rows.into_iter().map(|row| row.parse().map(Arc::new)).collect()
+        read(self.as_tenant(tenant), tenant, place, up_to, bound).await
     }
+}
 
-    /// Reads the positions of many heads; unknown tenants are left out.
-    pub async fn head_positions(&self, tenants: &[TenantId]) -> Result<Vec<(TenantId, Position)>, StoreError> {
-        let ids: Vec<Uuid> = tenants.iter().map(|tenant| tenant.0).collect();
-        let rows: Vec<(Uuid, Position)> = sqlx::query_as(
-            "SELECT tenant_id, position FROM tenant_heads WHERE tenant_id = ANY($1) ORDER BY tenant_id LIMIT $2",
-        )
-        .bind(&ids)
-        .bind(i64::try_from(ids.len()).unwrap_or(i64::MAX))
-        .fetch_all(self.pool())
+/// The statement of a page.
+pub(in crate::store) fn statement() -> String {
+    // octet_length reads the size of a value that is stored out of line without reading the value, so what the running sum
+    // cuts off costs nothing. The inner LIMIT is served in order by the primary key (tenant, day, position).
+    format!(
+        "SELECT {COLUMNS} FROM (
+            SELECT page.*, sum(octet_length(data)) OVER (ORDER BY day, position) - octet_length(data) AS bytes_before FROM (
+                SELECT day, {COLUMNS} FROM events
+                 WHERE tenant_id = $1 AND day >= $2 AND position > $3 AND position <= $4
+                 ORDER BY day, position LIMIT $5) AS page) AS bounded
+          WHERE bytes_before < $6 ORDER BY day, position LIMIT $5"
+    )
+}
+
+/// Reads a page, on whichever side of the wall.
+pub(in crate::store) async fn read(
+    executor: impl PgExecutor<'_>,
+    tenant: TenantId,
+    place: LogPlace,
+    up_to: Position,
+    bound: PageBound,
+) -> Result<Vec<Arc<LogEntry>>, StoreError> {
+    let rows: Vec<EventRow> = sqlx::query_as(AssertSqlSafe(statement()))
+        .bind(tenant.0)
+        .bind(place.day)
+        .bind(place.after)
+        .bind(up_to)
+        .bind(i64::from(bound.entries))
+        .bind(i64::try_from(bound.data_bytes).unwrap_or(i64::MAX))
+        .fetch_all(executor)
         .await?;
-        Ok(rows.into_iter().map(|(tenant, position)| (TenantId(tenant), position)).collect())
-    }
+    rows.into_iter().map(|row| row.parse().map(Arc::new)).collect()
 }

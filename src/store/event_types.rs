@@ -195,7 +195,7 @@ impl Store {
                 .bind(tenant.0)
                 .bind(after)
                 .bind(CHANGES_PER_PAGE)
-                .fetch_all(self.pool())
+                .fetch_all(self.as_tenant(tenant))
                 .await?;
             let full = i64::try_from(rows.len()).is_ok_and(|rows| rows == CHANGES_PER_PAGE);
             after = rows.last().map_or(after, |last| last.registry_version);
@@ -222,7 +222,7 @@ impl Store {
         .bind(tenant.0)
         .bind(event_type.as_str())
         .bind(version)
-        .fetch_optional(self.pool())
+        .fetch_optional(self.as_tenant(tenant))
         .await?;
         Ok(row.map(|(version, document, created_at)| SchemaVersion { version, document, created_at }))
     }
@@ -244,7 +244,7 @@ impl Store {
         .bind(event_type.as_str())
         .bind(before)
         .bind(i64::from(limit))
-        .fetch_all(self.pool())
+        .fetch_all(self.as_tenant(tenant))
         .await?;
         let parse = |(version, document, created_at)| SchemaVersion { version, document, created_at };
         Ok(rows.into_iter().map(parse).collect())
@@ -252,8 +252,13 @@ impl Store {
 
     /// Reads one of a tenant's own types, retired or not.
     pub async fn event_type(&self, tenant: TenantId, name: &str) -> Result<Option<EventTypeRecord>, StoreError> {
-        let mut connection = self.pool().acquire().await?;
-        self.pool().within(read(&mut connection, tenant, name)).await
+        self.within(async {
+            let mut tx = self.begin_as(tenant).await?;
+            let found = read(&mut tx, tenant, name).await?;
+            tx.commit().await?;
+            Ok(found)
+        })
+        .await
     }
 
     /// Lists a tenant's own types by name, those after `after` where given.
@@ -275,7 +280,7 @@ impl Store {
             .bind(after)
             .bind(deleted == Deleted::Show)
             .bind(i64::from(limit))
-            .fetch_all(self.pool())
+            .fetch_all(self.as_tenant(tenant))
             .await?;
         rows.into_iter().map(EventTypeRow::parse).collect()
     }

@@ -74,7 +74,7 @@ impl Store {
             .bind(place.after)
             .bind(up_to)
             .bind(i64::from(limit))
-            .fetch_all(self.pool())
+            .fetch_all(self.as_tenant(tenant))
             .await?;
         rows.into_iter().map(|row| row.parse().map(Arc::new)).collect()
     }
@@ -89,7 +89,7 @@ impl Store {
         .bind(tenant.0)
         .bind(time.date_naive())
         .bind(time)
-        .fetch_optional(self.pool())
+        .fetch_optional(self.as_tenant(tenant))
         .await?;
         Ok(found.map_or(end, |(position, day)| LogPlace { after: position - 1, day }))
     }
@@ -110,36 +110,13 @@ impl Store {
                 .bind(id.0)
                 .bind(from)
                 .bind(to)
-                .fetch_optional(self.pool())
+                .fetch_optional(self.as_tenant(tenant))
                 .await?;
             if let Some(row) = row {
                 return row.parse().map(|entry| Some(Arc::new(entry)));
             }
         }
         Ok(None)
-    }
-
-    /// Reads entries by position: those of `positions` that exist, in order. `from` and `to` bound their days.
-    pub async fn events_at(
-        &self,
-        tenant: TenantId,
-        positions: &[Position],
-        from: NaiveDate,
-        to: NaiveDate,
-    ) -> Result<Vec<Arc<LogEntry>>, StoreError> {
-        let sql = format!(
-            "SELECT {COLUMNS} FROM events WHERE tenant_id = $1 AND day BETWEEN $2 AND $3 AND position = ANY($4)
-              ORDER BY day, position LIMIT $5"
-        );
-        let rows: Vec<EventRow> = sqlx::query_as(sqlx::AssertSqlSafe(sql))
-            .bind(tenant.0)
-            .bind(from)
-            .bind(to)
-            .bind(positions)
-            .bind(i64::try_from(positions.len()).unwrap_or(i64::MAX))
-            .fetch_all(self.pool())
-            .await?;
-        rows.into_iter().map(|row| row.parse().map(Arc::new)).collect()
     }
 }
 

@@ -15,7 +15,7 @@ impl Store {
         )
         .bind(now)
         .bind(i64::from(limit))
-        .execute(self.pool())
+        .execute(self.engine())
         .await?;
         let requests = sqlx::query(
             "DELETE FROM request_ids r USING (
@@ -25,7 +25,7 @@ impl Store {
         )
         .bind(now)
         .bind(i64::from(limit))
-        .execute(self.pool())
+        .execute(self.engine())
         .await?;
         // With what their listeners answered.
         let pending = sqlx::query(
@@ -40,7 +40,7 @@ impl Store {
         )
         .bind(now)
         .bind(i64::from(limit))
-        .execute(self.pool())
+        .execute(self.engine())
         .await?;
         Ok(keys.rows_affected() + requests.rows_affected() + pending.rows_affected())
     }

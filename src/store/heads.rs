@@ -4,7 +4,7 @@ use super::{Store, StoreError};
 use crate::domain::ids::{Position, TenantId};
 use crate::feed::Head;
 use chrono::{DateTime, Utc};
-use sqlx::PgConnection;
+use sqlx::{PgConnection, PgExecutor};
 use uuid::Uuid;
 
 /// Everything the head row says.
@@ -43,9 +43,17 @@ const COLUMNS: &str =
 impl Store {
     /// Reads one head; none for an unknown tenant.
     pub async fn head(&self, tenant: TenantId) -> Result<Option<HeadRow>, StoreError> {
-        let sql = format!("SELECT {COLUMNS} FROM tenant_heads WHERE tenant_id = $1");
-        Ok(sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(tenant.0).fetch_optional(self.pool()).await?)
+        read(self.as_tenant(tenant), tenant).await
     }
+}
+
+/// Reads one head, on whichever side of the wall.
+pub(in crate::store) async fn read(
+    executor: impl PgExecutor<'_>,
+    tenant: TenantId,
+) -> Result<Option<HeadRow>, StoreError> {
+    let sql = format!("SELECT {COLUMNS} FROM tenant_heads WHERE tenant_id = $1");
+    Ok(sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(tenant.0).fetch_optional(executor).await?)
 }
 
 /// What a change of the registry got: the new version, and the log position after which it applies.

@@ -44,7 +44,7 @@ impl Store {
         .bind(rows.iter().map(|row| row.circuit.since).collect::<Vec<_>>())
         .bind(rows.iter().map(|row| row.circuit.failures).collect::<Vec<_>>())
         .bind(rows.iter().map(|row| row.failing_since).collect::<Vec<_>>())
-        .execute(self.pool())
+        .execute(self.engine())
         .await?;
         Ok(())
     }
@@ -59,7 +59,7 @@ impl Store {
                FROM subscription_health WHERE tenant_id = ANY($1)",
         )
         .bind(ids)
-        .fetch_all(self.pool())
+        .fetch_all(self.engine())
         .await?;
         let parse = |(tenant, subscription_no, registry_version, circuit, since, failures, failing_since): Row| {
             let state = circuit_from_code(circuit).ok_or(StoreError::Corrupt { what: "circuit" })?;

@@ -120,7 +120,7 @@ impl Store {
         let mut sql = QueryBuilder::<Postgres>::new("SELECT EXISTS (SELECT 1");
         push_dead(&mut sql, principal, range, only, after);
         sql.push(")");
-        done.more = sql.build_query_scalar().fetch_one(self.pool()).await?;
+        done.more = sql.build_query_scalar().fetch_one(self.as_tenant(principal.tenant)).await?;
         Ok(done)
     }
 
@@ -132,7 +132,7 @@ impl Store {
     ) -> Result<Option<(u32, Place, Head)>, StoreError> {
         let Redrive { range, only, after, limit, first } = chunk;
         let now = self.now();
-        let mut transaction = self.pool().begin().await?;
+        let mut transaction = self.begin_as(principal.tenant).await?;
         let head = lock(&mut transaction, principal.tenant, now).await?;
         let mut sql = QueryBuilder::<Postgres>::new("WITH picked AS (SELECT d.position, d.subscription_no");
         push_dead(&mut sql, principal, range, only, after);
@@ -177,7 +177,7 @@ impl Store {
         let done = self
             .run(async move {
                 let now = store.now();
-                let mut transaction = store.pool().begin().await?;
+                let mut transaction = store.begin_as(actor.tenant).await?;
                 let head = lock(&mut transaction, actor.tenant, now).await?;
                 if matches!(change, Change::Retry)
                     && let Some((id, state)) = inactive(&mut transaction, actor.tenant, place.subscription_no).await?

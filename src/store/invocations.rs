@@ -153,7 +153,7 @@ impl Store {
         .bind(principal.tenant.0)
         .bind(subscription.0)
         .bind(principal.app.map(|app| app.0))
-        .fetch_optional(self.pool())
+        .fetch_optional(self.as_tenant(principal.tenant))
         .await?)
     }
 
@@ -302,7 +302,7 @@ impl Store {
         sql.push_bind(tenant).push(" AND s.subscription_no = k.subscription_no JOIN apps a ON a.tenant_id = ");
         sql.push_bind(tenant).push(" AND a.app_id = s.app_id ORDER BY k.position DESC, k.subscription_no DESC LIMIT ");
         sql.push_bind(limit);
-        Ok(sql.build_query_as().fetch_all(self.pool()).await?)
+        Ok(sql.build_query_as().fetch_all(self.as_tenant(principal.tenant)).await?)
     }
 
     /// Adds the last attempt of each.
@@ -360,7 +360,7 @@ impl Store {
             .bind(from)
             .bind(position)
             .bind(subscription_no)
-            .fetch_all(self.pool())
+            .fetch_all(self.as_tenant(tenant))
             .await?;
         let mut found: HashMap<Place, Vec<Attempt>> = HashMap::new();
         for (position, subscription_no, number, class, status, duration_us, started_at, excerpt, error) in rows {

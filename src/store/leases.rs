@@ -80,7 +80,7 @@ impl Store {
              SELECT s.shard, 'epoch' FROM generate_series(0, $1 - 1) AS s(shard) ON CONFLICT DO NOTHING",
         )
         .bind(SHARDS)
-        .execute(self.pool())
+        .execute(self.engine())
         .await?;
         Ok(())
     }
@@ -127,7 +127,7 @@ impl Store {
         .bind(expires_at)
         .bind(now)
         .bind(since)
-        .fetch_all(self.pool())
+        .fetch_all(self.engine())
         .await?;
         let middle = asked_at + (clock::now() - asked_at) / 2;
         let mut pulse = Pulse::default();
@@ -181,7 +181,7 @@ impl Store {
         .bind(now)
         .bind(now + lease)
         .bind(UNCLEAN_ENDS_MAX)
-        .fetch_all(self.pool())
+        .fetch_all(self.engine())
         .await?;
         Ok(rows.into_iter().map(|(shard, token)| ShardLease { shard, token }).collect())
     }
@@ -191,7 +191,7 @@ impl Store {
     pub async fn unclean_ends(&self, shard: i32) -> Result<Vec<DateTime<Utc>>, StoreError> {
         let ends = sqlx::query_scalar("SELECT unclean_ends FROM shard_leases WHERE shard = $1")
             .bind(shard)
-            .fetch_optional(self.pool())
+            .fetch_optional(self.engine())
             .await?;
         Ok(ends.unwrap_or_default())
     }
@@ -219,7 +219,7 @@ impl Store {
         .bind(token)
         .bind(self.now())
         .bind(owner)
-        .execute(self.pool())
+        .execute(self.engine())
         .await?;
         Ok(())
     }
@@ -232,7 +232,7 @@ impl Store {
         )
         .bind(replica.0)
         .bind(self.now())
-        .execute(self.pool())
+        .execute(self.engine())
         .await?;
         Ok(())
     }
@@ -244,7 +244,7 @@ impl Store {
                  (SELECT replica_id FROM replicas WHERE expires_at < $1 ORDER BY expires_at LIMIT 1000)",
         )
         .bind(before)
-        .execute(self.pool())
+        .execute(self.engine())
         .await?;
         Ok(())
     }

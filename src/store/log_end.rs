@@ -33,7 +33,7 @@ impl Store {
             .bind(before)
             .bind(i64::from(bound.entries))
             .bind(i64::try_from(bound.data_bytes).unwrap_or(i64::MAX))
-            .fetch_all(self.pool())
+            .fetch_all(self.as_tenant(tenant))
             .await?;
         rows.into_iter().map(EventRow::parse).collect()
     }

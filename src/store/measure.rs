@@ -1,6 +1,7 @@
 //! Measuring for `carillon bench`: what raw Postgres does on the same machine, and what a run has cost it.
 //!
-//! Connects by itself, to a throw-away database; writes only to tables of its own. Must never run inside a server.
+//! Connects by itself, to a throw-away database, as the role that owns it; writes only to tables of its own, in a schema of its own.
+//! Must never run inside a server.
 
 use super::StoreError;
 use crate::clock;
@@ -34,8 +35,9 @@ impl Meter {
     pub async fn connect(url: &str) -> Result<Self, StoreError> {
         let pool = PgPoolOptions::new().max_connections(u32::try_from(WRITERS + 1).unwrap_or(8)).connect(url).await?;
         // The same columns and the same primary key as the log, without its second index: the least that rows can cost.
-        let tables = "CREATE TABLE IF NOT EXISTS bench_rows (LIKE events INCLUDING DEFAULTS, PRIMARY KEY (tenant_id, day, position));
-             CREATE TABLE IF NOT EXISTS bench_commits (id uuid PRIMARY KEY, data bytea NOT NULL)";
+        let tables = "CREATE SCHEMA IF NOT EXISTS bench;
+             CREATE TABLE IF NOT EXISTS bench.bench_rows (LIKE events INCLUDING DEFAULTS, PRIMARY KEY (tenant_id, day, position));
+             CREATE TABLE IF NOT EXISTS bench.bench_commits (id uuid PRIMARY KEY, data bytea NOT NULL)";
         pool.execute(tables).await?;
         Ok(Self { pool })
     }
@@ -52,14 +54,14 @@ impl Meter {
         let mut latencies = Vec::new();
         while started.elapsed() < time {
             let sent = Instant::now();
-            sqlx::query("INSERT INTO bench_commits (id, data) VALUES ($1, $2)")
+            sqlx::query("INSERT INTO bench.bench_commits (id, data) VALUES ($1, $2)")
                 .bind(clock::new_uuid())
                 .bind(payload)
                 .execute(&mut *connection)
                 .await?;
             latencies.push(sent.elapsed());
         }
-        sqlx::query("TRUNCATE bench_commits").execute(&mut *connection).await?;
+        sqlx::query("TRUNCATE bench.bench_commits").execute(&mut *connection).await?;
         Ok(latencies)
     }
 
@@ -70,7 +72,7 @@ impl Meter {
         let writers = (0..WRITERS).map(|_| self.insert_until(end, payload));
         let rows = futures::future::try_join_all(writers).await?.into_iter().sum();
         let elapsed = started.elapsed();
-        sqlx::query("TRUNCATE bench_rows").execute(&self.pool).await?;
+        sqlx::query("TRUNCATE bench.bench_rows").execute(&self.pool).await?;
         Ok(Written { rows, elapsed })
     }
 
@@ -84,7 +86,7 @@ impl Meter {
             let payloads = vec![payload; ids.len()];
             position += ROWS;
             let inserted = sqlx::query(
-                "INSERT INTO bench_rows (tenant_id, day, position, event_id, committed_at, event_type, schema_version, source,
+                "INSERT INTO bench.bench_rows (tenant_id, day, position, event_id, committed_at, event_type, schema_version, source,
                         subject, event_time, content_type, extensions, data_kind, data, matched, refused, root_id,
                         cause_event_id, cause_subscription_no, depth, lineage)
                  SELECT $1, CURRENT_DATE, e.position, e.event_id, $5, 'CUSTOM_bench.raw', 1, 'https://shop.example', 'order',
@@ -126,7 +128,7 @@ impl Meter {
 
     /// Removes its tables.
     pub async fn close(self) -> Result<(), StoreError> {
-        self.pool.execute(AssertSqlSafe("DROP TABLE IF EXISTS bench_rows, bench_commits".to_owned())).await?;
+        self.pool.execute(AssertSqlSafe("DROP SCHEMA IF EXISTS bench CASCADE".to_owned())).await?;
         self.pool.close().await;
         Ok(())
     }

@@ -9,6 +9,7 @@ pub mod api_keys;
 pub mod apps;
 pub mod audit;
 pub mod connect;
+mod credentials;
 pub mod dispatch;
 mod error;
 pub mod event_pages;
@@ -21,6 +22,7 @@ pub mod invocation_changes;
 pub mod invocations;
 pub mod leases;
 mod log_end;
+mod log_tail;
 pub mod measure;
 pub mod notify;
 mod overwrite;
@@ -32,6 +34,7 @@ pub mod publisher_identities;
 pub mod replays;
 pub mod request_ids;
 pub mod retention;
+pub mod role;
 pub mod secrets;
 pub mod settings;
 pub mod settle;
@@ -39,6 +42,7 @@ pub mod subscriptions;
 pub mod tenants;
 #[cfg(test)]
 pub(crate) mod tests;
+mod wall;
 pub mod watches;
 
 pub use error::StoreError;
@@ -47,10 +51,10 @@ use crate::clock;
 use chrono::{DateTime, TimeDelta, Utc};
 use pool::{Doubt, Pool};
 use sqlx::PgPool;
-use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
+use wall::Doors;
 
 /// The forward-only schema steps, applied in order.
 pub static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("src/store/migrations");
@@ -58,7 +62,7 @@ pub static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("src/store/migra
 /// The one way to Postgres. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Store {
-    pool: Pool,
+    doors: Doors,
     /// Database time minus local time, microseconds; see [`Store::now`].
     clock_offset_us: Arc<AtomicI64>,
     statements: Arc<publish::Statements>,
@@ -72,12 +76,7 @@ impl Store {
     }
 
     fn of(pool: Pool) -> Self {
-        Self { pool, clock_offset_us: Arc::default(), statements: Arc::default() }
-    }
-
-    /// The pool, for the statements of this module's files.
-    pub(in crate::store) fn pool(&self) -> &Pool {
-        &self.pool
+        Self { doors: Doors::new(pool), clock_offset_us: Arc::default(), statements: Arc::default() }
     }
 
     fn statements(&self) -> &publish::Statements {
@@ -92,7 +91,7 @@ impl Store {
     /// Measures how far the database's clock is from the local one.
     pub async fn measure_clock(&self) -> Result<(), StoreError> {
         let before = clock::now();
-        let database: DateTime<Utc> = sqlx::query_scalar("SELECT clock_timestamp()").fetch_one(&self.pool).await?;
+        let database: DateTime<Utc> = sqlx::query_scalar("SELECT clock_timestamp()").fetch_one(self.engine()).await?;
         let middle = before + (clock::now() - before) / 2;
         let offset = (database - middle).num_microseconds().unwrap_or_default();
         // Half a round trip of uncertainty is not worth moving the clock for.
@@ -107,7 +106,7 @@ impl Store {
         T: Send + 'static,
         F: Future<Output = Result<T, StoreError>> + Send + 'static,
     {
-        let pool = self.pool.clone();
-        tokio::spawn(async move { pool.within(work).await }).await.unwrap_or_else(|_| Err(StoreError::Interrupted))
+        let store = self.clone();
+        tokio::spawn(async move { store.within(work).await }).await.unwrap_or_else(|_| Err(StoreError::Interrupted))
     }
 }

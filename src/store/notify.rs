@@ -53,13 +53,13 @@ impl Store {
     /// Starts to listen, on a connection of its own.
     pub async fn listen(&self) -> Result<HeadListener, StoreError> {
         // A pool of its own, so that a connection whose other end has vanished never takes a place in the other one.
-        let pool = PgPoolOptions::new().max_connections(1).connect_lazy_with((*self.pool().options()).clone());
+        let pool = PgPoolOptions::new().max_connections(1).connect_lazy_with((*self.engine().options()).clone());
         let listen = async {
             let mut listener = PgListener::connect_with(&pool).await?;
             listener.listen_all([CHANNEL, WATCHES]).await?;
             Ok::<_, StoreError>(listener)
         };
-        Ok(HeadListener { listener: self.pool().within(listen).await? })
+        Ok(HeadListener { listener: self.engine().within(listen).await? })
     }
 
     /// Tells other replicas about heads, in one statement of its own.
@@ -68,14 +68,14 @@ impl Store {
         sqlx::query("SELECT count(pg_notify($1, p.payload)) FROM unnest($2::text[]) AS p(payload)")
             .bind(CHANNEL)
             .bind(payloads)
-            .execute(self.pool())
+            .execute(self.engine())
             .await?;
         Ok(())
     }
 
     /// Tells other replicas about a watch.
     pub async fn notify_watch(&self, news: WatchNews) -> Result<(), StoreError> {
-        sqlx::query("SELECT pg_notify($1, $2)").bind(WATCHES).bind(watch_payload(news)).execute(self.pool()).await?;
+        sqlx::query("SELECT pg_notify($1, $2)").bind(WATCHES).bind(watch_payload(news)).execute(self.engine()).await?;
         Ok(())
     }
 }

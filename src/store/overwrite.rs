@@ -9,7 +9,7 @@ impl Store {
     pub(super) async fn overwrite(&self, tenant: TenantId, token: i64, changes: &[Settled]) -> Result<i64, StoreError> {
         let owners: i64 = sqlx::query_scalar("SELECT token FROM dispatch_cursors WHERE tenant_id = $1")
             .bind(tenant.0)
-            .fetch_one(self.pool())
+            .fetch_one(self.engine())
             .await?;
         if owners != token {
             let days: Vec<_> = changes.iter().map(|change| change.day).collect();
@@ -25,7 +25,7 @@ impl Store {
             .bind(days)
             .bind(positions)
             .bind(numbers)
-            .execute(self.pool())
+            .execute(self.engine())
             .await?;
         }
         Ok(owners)

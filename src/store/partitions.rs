@@ -2,7 +2,6 @@
 
 use super::{Store, StoreError};
 use chrono::{Days, NaiveDate};
-use sqlx::AssertSqlSafe;
 
 /// The tables that are partitioned by day.
 const TABLES: [&str; 3] = ["events", "outcomes", "attempts"];
@@ -13,8 +12,7 @@ impl Store {
         let mut wanted = Vec::new();
         for ahead in 0..=days {
             let day = from.checked_add_days(Days::new(ahead)).ok_or(StoreError::Corrupt { what: "date" })?;
-            let next = day.checked_add_days(Days::new(1)).ok_or(StoreError::Corrupt { what: "date" })?;
-            wanted.extend(TABLES.map(|table| (table, format!("{table}_{}", day.format("%Y%m%d")), day, next)));
+            wanted.extend(TABLES.map(|table| (table, format!("{table}_{}", day.format("%Y%m%d")), day)));
         }
         let names: Vec<&str> = wanted.iter().map(|(_, name, ..)| name.as_str()).collect();
         let existing: Vec<String> = sqlx::query_scalar(
@@ -23,16 +21,12 @@ impl Store {
               ORDER BY c.relname LIMIT 1000",
         )
         .bind(&names)
-        .fetch_all(self.pool())
+        .fetch_all(self.engine())
         .await?;
-        for (table, name, day, next) in wanted.iter().filter(|(_, name, ..)| !existing.contains(name)) {
-            // Made aside and then attached, in one implicit transaction: CREATE TABLE ... PARTITION OF would lock the whole
-            // table against everybody, and so would wait behind any long read with every publish waiting behind it.
-            let sql = format!(
-                "CREATE TABLE {name} (LIKE {table} INCLUDING ALL);
-                 ALTER TABLE {table} ATTACH PARTITION {name} FOR VALUES FROM ('{day}') TO ('{next}')"
-            );
-            match sqlx::raw_sql(AssertSqlSafe(sql)).execute(self.pool()).await {
+        for (table, _, day) in wanted.iter().filter(|(_, name, ..)| !existing.contains(name)) {
+            // Only the tables' owner may: the function runs as that one.
+            let made = sqlx::query("SELECT make_partition($1, $2)").bind(table).bind(day).execute(self.engine()).await;
+            match made {
                 Ok(_) => {}
                 // Two replicas may race: the loser fails on the name that exists by then, which is what it wanted.
                 Err(error) if is_duplicate(&error) => {}

@@ -4,6 +4,7 @@
 //! row is deleted where the event is committed, with its position, its outcomes and its place in the log; or it becomes final. Every
 //! write of an owner names the row's token; a new owner raises it, so that the former one's writes affect nothing.
 
+mod asked;
 mod commit;
 mod verdicts;
 
@@ -180,7 +181,7 @@ impl Store {
         .bind(key.map(|(key, _)| key.key.as_str()))
         .bind(key.map(|(key, _)| key.request_hash.as_slice()))
         .bind(key.map(|(_, expires_at)| *expires_at))
-        .fetch_one(self.pool())
+        .fetch_one(self.engine())
         .await?;
         Ok(match (fresh, accepted) {
             (0, _) => Accepted::Stale,
@@ -194,18 +195,10 @@ impl Store {
         TOKEN_FIRST
     }
 
-    /// Reads one pending event.
-    pub async fn pending_event(&self, tenant: TenantId, event: EventId) -> Result<Option<PendingEvent>, StoreError> {
-        let sql = format!("SELECT {} FROM pending_events WHERE tenant_id = $1 AND event_id = $2", columns());
-        let row =
-            sqlx::query(sqlx::AssertSqlSafe(sql)).bind(tenant.0).bind(event.0).fetch_optional(self.pool()).await?;
-        row.as_ref().map(parse).transpose()
-    }
-
     /// When the first pending event is due; none where there is none.
     pub async fn next_pending_due(&self) -> Result<Option<DateTime<Utc>>, StoreError> {
         let sql = "SELECT min(due_at) FROM pending_events WHERE due_at IS NOT NULL";
-        Ok(sqlx::query_scalar(sql).fetch_one(self.pool()).await?)
+        Ok(sqlx::query_scalar(sql).fetch_one(self.engine()).await?)
     }
 
     /// Tenants with pending events that are due, those that wait longest first.
@@ -217,7 +210,7 @@ impl Store {
         )
         .bind(now)
         .bind(i64::from(limit))
-        .fetch_all(self.pool())
+        .fetch_all(self.engine())
         .await?;
         Ok(tenants.into_iter().map(TenantId).collect())
     }
@@ -244,7 +237,7 @@ impl Store {
             .bind(now)
             .bind(lease_until)
             .bind(i64::from(limit))
-            .fetch_all(self.pool())
+            .fetch_all(self.engine())
             .await?;
         rows.iter().map(parse).collect()
     }
@@ -266,7 +259,7 @@ impl Store {
         .bind(event.0)
         .bind(token)
         .bind(lease_until)
-        .fetch_optional(self.pool())
+        .fetch_optional(self.engine())
         .await?)
     }
 
@@ -276,7 +269,7 @@ impl Store {
             .bind(tenant.0)
             .bind(event.0)
             .bind(self.now())
-            .execute(self.pool())
+            .execute(self.engine())
             .await?;
         Ok(())
     }
@@ -299,26 +292,7 @@ impl Store {
         .bind(deadline_at)
         .bind(lease_until)
         .bind(new.event.schema_version)
-        .execute(self.pool())
-        .await?;
-        Ok(done.rows_affected() > 0)
-    }
-
-    /// Takes an event back. False where there is none that could be.
-    pub async fn cancel_pending(
-        &self,
-        tenant: TenantId,
-        event: EventId,
-        expires_at: DateTime<Utc>,
-    ) -> Result<bool, StoreError> {
-        let done = sqlx::query(
-            "UPDATE pending_events SET state = 4, due_at = NULL, expires_at = $3, data = '', extensions = '', data_kind = 0
-              WHERE tenant_id = $1 AND event_id = $2 AND state IN (1, 2)",
-        )
-        .bind(tenant.0)
-        .bind(event.0)
-        .bind(expires_at)
-        .execute(self.pool())
+        .execute(self.engine())
         .await?;
         Ok(done.rows_affected() > 0)
     }

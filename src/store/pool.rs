@@ -8,7 +8,9 @@ use futures::stream::{self, BoxStream};
 use futures::{StreamExt as _, TryStreamExt as _, future::BoxFuture};
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgQueryResult, PgRow, PgStatement, PgTypeInfo};
-use sqlx::{Describe, Either, Execute, Executor, PgConnection, PgPool, Postgres, SqlStr};
+use sqlx::{
+    AssertSqlSafe, ConnectOptions as _, Describe, Either, Execute, Executor, PgConnection, PgPool, Postgres, SqlStr,
+};
 use std::io;
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -70,13 +72,14 @@ impl Pool {
         Ok(Lease { connection: Some(connection), pool: self.clone(), taken_at: Instant::now(), in_transaction: false })
     }
 
-    /// Begins a transaction. Whoever begins one bounds what it does by [`Pool::within`].
-    pub(in crate::store) async fn begin(&self) -> Result<Tx, sqlx::Error> {
-        let mut lease = self.acquire().await?;
-        // Noted first: a begin that is dropped halfway is rolled back.
-        lease.in_transaction = true;
-        lease.execute("BEGIN").await?;
-        Ok(Tx { lease })
+    /// Begins a transaction with the statements of `opening`. Whoever begins one bounds what it does by [`Pool::within`].
+    pub(in crate::store) async fn begin(&self, opening: String) -> Result<Tx, sqlx::Error> {
+        self.acquire().await?.begin(opening).await
+    }
+
+    /// A connection beside the pool, with a setting of its own.
+    pub(in crate::store) async fn connect(&self, setting: &str, value: &str) -> Result<PgConnection, sqlx::Error> {
+        PgConnectOptions::clone(&self.options()).options([(setting, value)]).connect().await
     }
 
     pub(in crate::store) fn options(&self) -> Arc<PgConnectOptions> {
@@ -102,13 +105,15 @@ pub(in crate::store) struct Lease {
 }
 
 impl Lease {
-    /// The connection for oneself: the pool forgets it.
-    pub(in crate::store) fn detach(mut self) -> PgConnection {
-        self.connection.take().expect(TAKEN).detach()
+    async fn begin(mut self, opening: String) -> Result<Tx, sqlx::Error> {
+        // Noted first: a begin that is dropped halfway is rolled back.
+        self.in_transaction = true;
+        self.execute(AssertSqlSafe(opening)).await?;
+        Ok(Tx { lease: self })
     }
 }
 
-const TAKEN: &str = "a lease holds its connection until it is detached or dropped";
+const TAKEN: &str = "a lease holds its connection until it is dropped";
 
 impl Deref for Lease {
     type Target = PgConnection;
@@ -236,6 +241,82 @@ impl<'p> Executor<'p> for &'_ Pool {
         Box::pin(async move {
             let mut lease = pool.acquire().await?;
             pool.within(async { lease.describe(sql).await }).await
+        })
+    }
+}
+
+/// Single statements, each in a transaction of its own that begins as it is told, and each bounded as those of a [`Pool`].
+#[derive(Debug)]
+pub(in crate::store) struct Within {
+    pool: Pool,
+    opening: String,
+}
+
+impl Within {
+    pub(in crate::store) fn new(pool: Pool, opening: String) -> Self {
+        Self { pool, opening }
+    }
+}
+
+impl<'p> Executor<'p> for Within {
+    type Database = Postgres;
+
+    fn fetch_many<'e, 'q: 'e, E>(self, query: E) -> BoxStream<'e, Result<Either<PgQueryResult, PgRow>, sqlx::Error>>
+    where
+        'p: 'e,
+        E: 'q + Execute<'q, Postgres>,
+    {
+        let gather = async move {
+            let lease = self.pool.acquire().await?;
+            let whole = async {
+                let mut tx = lease.begin(self.opening).await?;
+                let rows = tx.fetch_many(query).try_collect::<Vec<_>>().await?;
+                tx.commit().await?;
+                Ok::<_, sqlx::Error>(rows)
+            };
+            self.pool.within(whole).await
+        };
+        stream::once(gather).map_ok(|rows| stream::iter(rows).map(Ok)).try_flatten().boxed()
+    }
+
+    fn fetch_optional<'e, 'q: 'e, E>(self, query: E) -> BoxFuture<'e, Result<Option<PgRow>, sqlx::Error>>
+    where
+        'p: 'e,
+        E: 'q + Execute<'q, Postgres>,
+    {
+        Box::pin(async move {
+            let lease = self.pool.acquire().await?;
+            let whole = async {
+                let mut tx = lease.begin(self.opening).await?;
+                let row = tx.fetch_optional(query).await?;
+                tx.commit().await?;
+                Ok::<_, sqlx::Error>(row)
+            };
+            self.pool.within(whole).await
+        })
+    }
+
+    fn prepare_with<'e>(
+        self,
+        sql: SqlStr,
+        parameters: &'e [PgTypeInfo],
+    ) -> BoxFuture<'e, Result<PgStatement, sqlx::Error>>
+    where
+        'p: 'e,
+    {
+        Box::pin(async move {
+            let mut lease = self.pool.acquire().await?;
+            self.pool.within(async { lease.prepare_with(sql, parameters).await }).await
+        })
+    }
+
+    fn describe<'e>(self, sql: SqlStr) -> BoxFuture<'e, Result<Describe<Postgres>, sqlx::Error>>
+    where
+        'p: 'e,
+    {
+        Box::pin(async move {
+            let mut lease = self.pool.acquire().await?;
+            self.pool.within(async { lease.describe(sql).await }).await
         })
     }
 }

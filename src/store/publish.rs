@@ -226,7 +226,7 @@ impl CommitConnection {
     }
 
     /// The connection, alive as far as can be known: one that was idle for long is asked for a sign of life first.
-    async fn get(&mut self) -> Result<&mut PgConnection, StoreError> {
+    pub(in crate::store) async fn get(&mut self) -> Result<&mut PgConnection, StoreError> {
         if self.used_at.elapsed() > IDLE_TRUSTED
             && let Some(connection) = &mut self.connection
             && connection.ping().await.is_err()
@@ -237,11 +237,10 @@ impl CommitConnection {
         match &mut self.connection {
             Some(connection) => Ok(connection),
             none => {
-                // Detached, so that closing the pool does not wait for it, and that its settings stay its own.
-                let mut connection = self.store.pool().acquire().await?.detach();
-                let patience = format!("SET lock_timeout = {}", self.patience.as_millis().max(1));
-                sqlx::raw_sql(sqlx::AssertSqlSafe(patience)).execute(&mut connection).await?;
-                Ok(none.insert(connection))
+                // Beside the pool, so that closing the pool does not wait for it. Its patience is a setting of its start: one that
+                // is set by a statement would stay with the connection of a pooler.
+                let patience = self.patience.as_millis().max(1).to_string();
+                Ok(none.insert(self.store.engine().connect("lock_timeout", &patience).await?))
             }
         }
     }
@@ -278,7 +277,7 @@ impl CommitConnection {
             OnLocked::Wait => statements.many.clone(),
         };
         let now = self.store.now();
-        let pool = self.store.pool().clone();
+        let pool = self.store.engine().clone();
         let commit = sqlx::query(sqlx::AssertSqlSafe(sql))
             .bind(tenants)
             .bind(counts)
@@ -349,7 +348,7 @@ impl Store {
         )
         .bind(tenants)
         .bind(texts)
-        .fetch_all(self.pool())
+        .fetch_all(self.engine())
         .await?;
         let parse = |(tenant, key, request_hash, event)| UsedKey {
             tenant: TenantId(tenant),

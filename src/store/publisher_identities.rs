@@ -18,9 +18,11 @@ pub struct PublisherIdentity {
     pub created_at: DateTime<Utc>,
 }
 
-type Row = (Uuid, Uuid, String, Vec<String>, DateTime<Utc>);
+pub(in crate::store) type Row = (Uuid, Uuid, String, Vec<String>, DateTime<Utc>);
 
-fn from_row((id, tenant, subject, event_types, created_at): Row) -> Result<PublisherIdentity, StoreError> {
+pub(in crate::store) fn from_row(
+    (id, tenant, subject, event_types, created_at): Row,
+) -> Result<PublisherIdentity, StoreError> {
     let patterns: Result<_, _> = event_types.iter().map(|text| EventTypePattern::parse(text)).collect();
     let event_types = patterns.map_err(|_| StoreError::Corrupt { what: "publisher identity" })?;
     let publisher = Publisher { id: PublisherIdentityId(id), tenant: TenantId(tenant), subject, event_types };
@@ -41,7 +43,7 @@ impl Store {
             let now = store.now();
             let id = PublisherIdentityId(clock::new_uuid());
             let patterns: Vec<String> = event_types.iter().map(ToString::to_string).collect();
-            let mut tx = store.pool().begin().await?;
+            let mut tx = store.begin_as(tenant).await?;
             let made = sqlx::query(
                 "INSERT INTO publisher_identities (publisher_identity_id, tenant_id, subject, event_types, created_at)
                  VALUES ($1, $2, $3, $4, $5)
@@ -65,18 +67,6 @@ impl Store {
         .await
     }
 
-    /// The publishers registered for any of a certificate's names, at most two: more than one is one too many.
-    pub async fn publishers_of(&self, subjects: &[String]) -> Result<Vec<Publisher>, StoreError> {
-        let rows: Vec<Row> = sqlx::query_as(
-            "SELECT publisher_identity_id, tenant_id, subject, event_types, created_at
-               FROM publisher_identities WHERE subject = ANY($1) ORDER BY publisher_identity_id LIMIT 2",
-        )
-        .bind(subjects)
-        .fetch_all(self.pool())
-        .await?;
-        rows.into_iter().map(|row| from_row(row).map(|identity| identity.publisher)).collect()
-    }
-
     /// Lists a tenant's identities by subject, those after `after` where given.
     pub async fn publisher_identities(
         &self,
@@ -92,7 +82,7 @@ impl Store {
         .bind(tenant.0)
         .bind(after)
         .bind(i64::from(limit))
-        .fetch_all(self.pool())
+        .fetch_all(self.as_tenant(tenant))
         .await?;
         rows.into_iter().map(from_row).collect()
     }
@@ -107,7 +97,7 @@ impl Store {
         let store = self.clone();
         self.run(async move {
             let now = store.now();
-            let mut tx = store.pool().begin().await?;
+            let mut tx = store.begin_as(tenant).await?;
             let gone =
                 sqlx::query("DELETE FROM publisher_identities WHERE tenant_id = $1 AND publisher_identity_id = $2")
                     .bind(tenant.0)

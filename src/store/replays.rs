@@ -44,7 +44,7 @@ impl Store {
               WHERE tenant_id = $1 ORDER BY position, subscription_no LIMIT 1",
         )
         .bind(tenant.0)
-        .fetch_optional(self.pool())
+        .fetch_optional(self.engine())
         .await?;
         let parse =
             |(subscription_no, after, day, up_to)| Replay { subscription_no, done: LogPlace { after, day }, up_to };
@@ -56,7 +56,7 @@ impl Store {
         let ids: Vec<Uuid> = tenants.iter().map(|tenant| tenant.0).collect();
         let rows: Vec<Uuid> = sqlx::query_scalar("SELECT DISTINCT tenant_id FROM replays WHERE tenant_id = ANY($1)")
             .bind(ids)
-            .fetch_all(self.pool())
+            .fetch_all(self.engine())
             .await?;
         Ok(rows.into_iter().map(TenantId).collect())
     }
@@ -71,7 +71,7 @@ impl Store {
         reached: LogPlace,
         missed: &[Missed],
     ) -> Result<Fenced, StoreError> {
-        self.pool().within(self.defer_missed(tenant, token, replay, reached, missed)).await
+        self.within(self.defer_missed(tenant, token, replay, reached, missed)).await
     }
 
     async fn defer_missed(
@@ -82,7 +82,7 @@ impl Store {
         reached: LogPlace,
         missed: &[Missed],
     ) -> Result<Fenced, StoreError> {
-        let mut transaction = self.pool().begin().await?;
+        let mut transaction = self.begin_as(tenant).await?;
         // Another owner's claim waits for the commit, or is found here.
         let fence: Option<i64> =
             sqlx::query_scalar("SELECT token FROM dispatch_cursors WHERE tenant_id = $1 AND token = $2 FOR UPDATE")

@@ -48,8 +48,13 @@ const SWEPT_PER_ANSWER: i64 = 8;
 impl Store {
     /// Looks an id up outside of any transaction: spares a retry the head lock. The answer under the lock decides.
     pub async fn earlier_answer(&self, tenant: TenantId, key: &RequestKey) -> Result<Earlier, StoreError> {
-        let mut connection = self.pool().acquire().await?;
-        self.pool().within(earlier(&mut connection, tenant, key, self.now())).await
+        self.within(async {
+            let mut tx = self.begin_as(tenant).await?;
+            let known = earlier(&mut tx, tenant, key, self.now()).await?;
+            tx.commit().await?;
+            Ok(known)
+        })
+        .await
     }
 }
 

@@ -34,6 +34,13 @@ const BETWEEN_TRIES: Duration = Duration::from_millis(50);
 /// A drop itself.
 const DROP_MAX: Duration = Duration::from_secs(60);
 
+/// A day of a table.
+struct Partition {
+    day: NaiveDate,
+    table: &'static str,
+    name: String,
+}
+
 /// What a round of retention did.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Retained {
@@ -60,7 +67,7 @@ impl Store {
         .bind(holder.0)
         .bind(now + lease)
         .bind(now)
-        .execute(self.pool())
+        .execute(self.engine())
         .await?;
         Ok(taken.rows_affected() > 0)
     }
@@ -71,7 +78,7 @@ impl Store {
             .bind(name)
             .bind(holder.0)
             .bind(self.now())
-            .execute(self.pool())
+            .execute(self.engine())
             .await?;
         Ok(())
     }
@@ -87,7 +94,7 @@ impl Store {
         loop {
             let sql = "SELECT tenant_id FROM tenant_heads WHERE tenant_id > $1 ORDER BY tenant_id LIMIT $2";
             let tenants: Vec<Uuid> =
-                sqlx::query_scalar(sql).bind(after).bind(TENANTS_AT_A_TIME).fetch_all(self.pool()).await?;
+                sqlx::query_scalar(sql).bind(after).bind(TENANTS_AT_A_TIME).fetch_all(self.engine()).await?;
             let Some(last) = tenants.last() else { break };
             after = *last;
             for tenant in tenants {
@@ -97,12 +104,12 @@ impl Store {
             }
         }
         let mut locked = None;
-        for (day, name) in expired {
+        for Partition { day, table, name } in expired {
             // A day's tables go in their order or not at all.
             if retained.held_from.is_some_and(|held| day >= held) || locked == Some(day) {
                 continue;
             }
-            if self.drop_table(&name).await? {
+            if self.drop_partition(table, day).await? {
                 retained.dropped.push(name);
             } else {
                 retained.locked.push(name);
@@ -113,7 +120,7 @@ impl Store {
     }
 
     /// The partitions of days before this one: whole days in order, and within a day in the order of [`TABLES`].
-    async fn partitions_before(&self, before: NaiveDate) -> Result<Vec<(NaiveDate, String)>, StoreError> {
+    async fn partitions_before(&self, before: NaiveDate) -> Result<Vec<Partition>, StoreError> {
         let rows: Vec<(String, String)> = sqlx::query_as(
             "SELECT p.relname::text, c.relname::text FROM pg_catalog.pg_inherits i
                JOIN pg_catalog.pg_class c ON c.oid = i.inhrelid JOIN pg_catalog.pg_class p ON p.oid = i.inhparent
@@ -121,7 +128,7 @@ impl Store {
               ORDER BY c.relname LIMIT 100000",
         )
         .bind(TABLES.as_slice())
-        .fetch_all(self.pool())
+        .fetch_all(self.engine())
         .await?;
         let mut found: Vec<(NaiveDate, usize, String)> = Vec::new();
         for (parent, name) in rows {
@@ -135,7 +142,7 @@ impl Store {
             }
         }
         found.sort();
-        Ok(found.into_iter().map(|(day, _, name)| (day, name)).collect())
+        Ok(found.into_iter().map(|(day, rank, name)| Partition { day, table: TABLES[rank], name }).collect())
     }
 
     /// Cuts one tenant's log: whether anything was cut, and the day from which it must stay because dispatching is not there yet.
@@ -143,7 +150,7 @@ impl Store {
         let cursor: Option<(Position, NaiveDate)> =
             sqlx::query_as("SELECT position, day FROM dispatch_cursors WHERE tenant_id = $1")
                 .bind(tenant.0)
-                .fetch_optional(self.pool())
+                .fetch_optional(self.engine())
                 .await?;
         let (position, day) = cursor.unwrap_or_default();
         let held_from: Option<NaiveDate> = sqlx::query_scalar(
@@ -154,7 +161,7 @@ impl Store {
         .bind(day)
         .bind(before)
         .bind(position)
-        .fetch_optional(self.pool())
+        .fetch_optional(self.engine())
         .await?;
         let until = held_from.unwrap_or(before);
         let last: Option<Position> = sqlx::query_scalar(
@@ -162,7 +169,7 @@ impl Store {
         )
         .bind(tenant.0)
         .bind(until)
-        .fetch_optional(self.pool())
+        .fetch_optional(self.engine())
         .await?;
         let Some(last) = last else { return Ok((false, held_from)) };
         loop {
@@ -177,7 +184,7 @@ impl Store {
     /// One transaction of a cut; true where more is to be given up.
     async fn cut_chunk(&self, tenant: TenantId, last: Position, until: NaiveDate) -> Result<bool, StoreError> {
         let now = self.now();
-        let mut tx = self.pool().begin().await?;
+        let mut tx = self.begin_as(tenant).await?;
         // As callers' changes do: the head first, then the cursor, so that no settle runs meanwhile.
         sqlx::query(
             "UPDATE tenant_heads SET earliest_position = GREATEST(earliest_position, $2),
@@ -229,21 +236,23 @@ impl Store {
     }
 
     /// Drops a partition, waiting only briefly for its locks each time; false where it stays locked.
-    async fn drop_table(&self, name: &str) -> Result<bool, StoreError> {
-        // A connection of its own, so that its settings go with it.
-        let mut connection = self.pool().acquire().await?.detach();
-        let settings = format!(
-            "SET lock_timeout = {}; SET statement_timeout = {}",
+    async fn drop_partition(&self, table: &'static str, day: NaiveDate) -> Result<bool, StoreError> {
+        let opening = format!(
+            "BEGIN; SET LOCAL lock_timeout = {}; SET LOCAL statement_timeout = {}",
             LOCK_PATIENCE.as_millis(),
             DROP_MAX.as_millis()
         );
-        let sql = format!("DROP TABLE IF EXISTS {name}");
         let work = async {
-            sqlx::raw_sql(AssertSqlSafe(settings)).execute(&mut connection).await?;
             for attempt in 1..=TRIES {
-                match sqlx::raw_sql(AssertSqlSafe(sql.clone())).execute(&mut connection).await.map_err(StoreError::from)
-                {
-                    Ok(_) => return Ok(true),
+                let dropped = async {
+                    let mut tx = self.engine().begin(opening.clone()).await?;
+                    // Only the table's owner may: the function runs as that one.
+                    let sql = sqlx::query("SELECT drop_partition($1, $2)").bind(table).bind(day);
+                    sql.execute(&mut *tx).await?;
+                    Ok(tx.commit().await?)
+                };
+                match dropped.await {
+                    Ok(()) => return Ok(true),
                     Err(StoreError::Locked) => tokio::time::sleep(BETWEEN_TRIES * attempt).await,
                     Err(error) => return Err(error),
                 }

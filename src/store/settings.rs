@@ -12,11 +12,13 @@ impl Store {
         sqlx::query("INSERT INTO settings (name, value) VALUES ($1, $2) ON CONFLICT DO NOTHING")
             .bind(name)
             .bind(clock::random_bytes::<32>())
-            .execute(self.pool())
+            .execute(self.engine())
             .await?;
         // Read back: of replicas that race, one has won.
-        let value: Vec<u8> =
-            sqlx::query_scalar("SELECT value FROM settings WHERE name = $1").bind(name).fetch_one(self.pool()).await?;
+        let value: Vec<u8> = sqlx::query_scalar("SELECT value FROM settings WHERE name = $1")
+            .bind(name)
+            .fetch_one(self.engine())
+            .await?;
         value.try_into().map_err(|_| StoreError::Corrupt { what: "setting" })
     }
 }

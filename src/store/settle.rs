@@ -108,7 +108,7 @@ impl Store {
         if changes.iter().all(Settled::is_plain) {
             return self.settle_plain(tenant, token, cursor, changes).await;
         }
-        self.pool().within(self.settle_all(tenant, token, cursor, changes)).await
+        self.within(self.settle_all(tenant, token, cursor, changes)).await
     }
 
     async fn settle_all(
@@ -118,7 +118,7 @@ impl Store {
         cursor: LogPlace,
         changes: &[Settled],
     ) -> Result<Fenced, StoreError> {
-        let mut transaction = self.pool().begin().await?;
+        let mut transaction = self.begin_as(tenant).await?;
         let fence =
             sqlx::query("UPDATE dispatch_cursors SET position = $3, day = $4 WHERE tenant_id = $1 AND token = $2")
                 .bind(tenant.0)
@@ -181,11 +181,11 @@ impl Store {
         .bind(cursor.day)
         .bind(token)
         .bind(columns.reason)
-        .fetch_optional(self.pool())
+        .fetch_optional(self.engine())
         .await?;
         let Some(written) = written else { return Ok(Fenced::Yes) };
         if usize::try_from(written).unwrap_or_default() < wanted {
-            write_late(self.pool(), tenant, changes).await?;
+            write_late(self.engine(), tenant, changes).await?;
         }
         Ok(Fenced::No)
     }

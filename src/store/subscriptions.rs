@@ -6,11 +6,13 @@
 mod by_server;
 mod change;
 mod enrich;
+mod reseal;
 mod row;
 mod signing;
 
 pub use by_server::ServerReason;
-pub use signing::{ResealError, SIGNING_SECRETS_MAX};
+pub use reseal::ResealError;
+pub use signing::SIGNING_SECRETS_MAX;
 
 use super::secrets::StoredSecret;
 use super::{Store, StoreError};
@@ -190,7 +192,7 @@ impl Store {
                 .bind(tenant.0)
                 .bind(after)
                 .bind(CHANGES_PER_PAGE)
-                .fetch_all(self.pool())
+                .fetch_all(self.as_tenant(tenant))
                 .await?;
             let full = i64::try_from(rows.len()).is_ok_and(|rows| rows == CHANGES_PER_PAGE);
             let page: Vec<Subscription> = rows.into_iter().map(SubscriptionRow::parse).collect::<Result<_, _>>()?;
@@ -214,8 +216,13 @@ impl Store {
         app: Option<AppId>,
         id: SubscriptionId,
     ) -> Result<Option<Subscription>, StoreError> {
-        let mut connection = self.pool().acquire().await?;
-        let found = self.pool().within(read(&mut connection, tenant, id)).await?;
+        let read = async {
+            let mut tx = self.begin_as(tenant).await?;
+            let found = read(&mut tx, tenant, id).await?;
+            tx.commit().await?;
+            Ok::<_, StoreError>(found)
+        };
+        let found = self.within(read).await?;
         Ok(found.filter(|subscription| app.is_none_or(|app| app == subscription.app)))
     }
 
@@ -241,7 +248,7 @@ impl Store {
             .bind(query.states.iter().map(|state| state_code(*state)).collect::<Vec<i16>>())
             .bind(after)
             .bind(i64::from(limit))
-            .fetch_all(self.pool())
+            .fetch_all(self.as_tenant(tenant))
             .await?;
         rows.into_iter().map(SubscriptionRow::parse).collect()
     }
@@ -257,7 +264,7 @@ impl Store {
         .bind(query.app.map(|app| app.0))
         .bind(query.event_type.as_ref().map(EventTypeName::as_str))
         .bind(query.states.iter().map(|state| state_code(*state)).collect::<Vec<i16>>())
-        .fetch_one(self.pool())
+        .fetch_one(self.as_tenant(tenant))
         .await?)
     }
 }

@@ -39,7 +39,7 @@ impl Store {
         self.run(async move {
             let now = store.now();
             let tenant = Tenant { id: TenantId(clock::new_uuid()), slug, display_name, created_at: now };
-            let mut tx = store.pool().begin().await?;
+            let mut tx = store.begin_as(tenant.id).await?;
             let made = sqlx::query(
                 "INSERT INTO tenants (tenant_id, slug, display_name, created_at) VALUES ($1, $2, $3, $4)
                  ON CONFLICT ON CONSTRAINT tenants_slug_unique DO NOTHING",
@@ -79,7 +79,7 @@ impl Store {
         let row: Option<Row> =
             sqlx::query_as("SELECT tenant_id, slug, display_name, created_at FROM tenants WHERE slug = $1")
                 .bind(slug)
-                .fetch_optional(self.pool())
+                .fetch_optional(self.engine())
                 .await?;
         Ok(row.map(from_row))
     }
@@ -93,7 +93,7 @@ impl Store {
         )
         .bind(after)
         .bind(i64::from(limit))
-        .fetch_all(self.pool())
+        .fetch_all(self.engine())
         .await?;
         Ok(rows.into_iter().map(from_row).collect())
     }

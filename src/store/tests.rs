@@ -17,6 +17,9 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+mod plans;
+mod wall;
+
 /// The event type that every tenant of a [`Database`] has.
 pub(crate) const NAME: &str = "CUSTOM_TESTED";
 
@@ -30,8 +33,9 @@ impl Database {
     pub async fn new() -> Self {
         let path = std::env::var_os("PATH").map(|path| std::env::split_paths(&path).collect()).unwrap_or_default();
         let postgres = PrivatePostgres::throwaway(&Search::system(path, None)).await.expect("a private Postgres");
-        let config = Self::config(&postgres.url());
-        connect::migrate(&config).await.expect("migrations apply");
+        let config =
+            connect::Config { migrate_url: Some(postgres.url().into()), ..Self::config(&postgres.server_url()) };
+        connect::migrate(&config, &[]).await.expect("migrations apply");
         let store = connect::open(&config).await.expect("Postgres answers");
         Self { postgres, store }
     }
@@ -58,9 +62,9 @@ impl Database {
         tenant
     }
 
-    /// A connection beside the store's.
+    /// A connection beside the store's that nothing holds back.
     pub async fn connection(&self) -> PgConnection {
-        PgConnection::connect(&self.postgres.url()).await.expect("Postgres answers")
+        PgConnection::connect(&self.postgres.owner_url("carillon")).await.expect("Postgres answers")
     }
 
     /// A writer with these settings.
@@ -108,7 +112,7 @@ struct Wire {
 
 impl Wire {
     fn to(postgres: &PrivatePostgres) -> Self {
-        let (url, folder) = (postgres.url(), tempfile::tempdir().expect("a folder"));
+        let (url, folder) = (postgres.server_url(), tempfile::tempdir().expect("a folder"));
         let real =
             url.split("host=").nth(1).and_then(|rest| rest.split('&').next()).expect("a socket folder").to_owned();
         let port = url.split("localhost:").nth(1).and_then(|rest| rest.split('/').next()).expect("a port").to_owned();
@@ -140,7 +144,7 @@ impl Wire {
     }
 
     fn url(&self, postgres: &PrivatePostgres) -> String {
-        let url = postgres.url();
+        let url = postgres.server_url();
         let real = url.split("host=").nth(1).and_then(|rest| rest.split('&').next()).expect("a socket folder");
         url.replace(real, &self.folder.path().display().to_string())
     }

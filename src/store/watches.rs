@@ -9,6 +9,8 @@ use crate::domain::ids::{Position, ReplicaId, TenantId, WatchId};
 use chrono::{DateTime, NaiveDate, Utc};
 use uuid::Uuid;
 
+mod held;
+
 /// A version of a watch's filters that is or was in effect.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FilterVersion {
@@ -89,7 +91,7 @@ impl Store {
         .bind(filters)
         .bind(positions)
         .bind(days)
-        .execute(self.pool())
+        .execute(self.as_tenant(tenant))
         .await?;
         Ok(())
     }
@@ -111,7 +113,7 @@ impl Store {
         .bind(watch.0)
         .bind(self.now())
         .bind(i64::from(limit))
-        .fetch_all(self.pool())
+        .fetch_all(self.as_tenant(tenant))
         .await?;
         let parse = |(version, after, day, filters)| FilterVersion { version, place: LogPlace { after, day }, filters };
         Ok(rows.into_iter().map(parse).collect())
@@ -133,7 +135,7 @@ impl Store {
         .bind(tenant.0)
         .bind(watch.0)
         .bind(self.now())
-        .fetch_optional(self.pool())
+        .fetch_optional(self.as_tenant(tenant))
         .await?;
         let parse = |(version, position, day, filters, holder, holder_lives, versions): NewestRow| NewestVersion {
             version,
@@ -162,7 +164,7 @@ impl Store {
         .bind(watch.0)
         .bind(version)
         .bind(self.now())
-        .fetch_optional(self.pool())
+        .fetch_optional(self.as_tenant(tenant))
         .await?;
         Ok(row.map(|(position, day, holder_lives)| match position.zip(day) {
             Some((after, day)) => VersionState::InEffect(LogPlace { after, day }),
@@ -189,7 +191,7 @@ impl Store {
         .bind(watch.0)
         .bind(base)
         .bind(filters)
-        .execute(self.pool())
+        .execute(self.as_tenant(tenant))
         .await?;
         Ok(done.rows_affected() == 1)
     }
@@ -208,27 +210,9 @@ impl Store {
         .bind(tenant.0)
         .bind(watch.0)
         .bind(version)
-        .execute(self.pool())
+        .execute(self.as_tenant(tenant))
         .await?;
         Ok(done.rows_affected() == 1)
-    }
-
-    /// The change that a replica's watch has to put into effect.
-    pub async fn pending_watch_change(
-        &self,
-        holder: ReplicaId,
-        watch: WatchId,
-    ) -> Result<Option<PendingChange>, StoreError> {
-        let row: Option<(Uuid, i64, Vec<u8>)> = sqlx::query_as(
-            "SELECT tenant_id, filter_version, filters FROM watches
-              WHERE replica_id = $1 AND watch_id = $2 AND position IS NULL ORDER BY filter_version LIMIT 1",
-        )
-        .bind(holder.0)
-        .bind(watch.0)
-        .fetch_optional(self.pool())
-        .await?;
-        let parse = |(tenant, version, filters)| PendingChange { tenant: TenantId(tenant), version, filters };
-        Ok(row.map(parse))
     }
 
     /// Puts a change into effect at a place. False where it was withdrawn; may be repeated where an answer was lost.
@@ -249,34 +233,8 @@ impl Store {
         .bind(version)
         .bind(place.after)
         .bind(place.day)
-        .execute(self.pool())
+        .execute(self.as_tenant(tenant))
         .await?;
         Ok(done.rows_affected() == 1)
-    }
-
-    /// Refuses the changes of a replica's watch whose stream has ended: they are gone for whoever waits for them.
-    pub async fn refuse_watch_changes(&self, holder: ReplicaId, watch: WatchId) -> Result<(), StoreError> {
-        sqlx::query("DELETE FROM watches WHERE replica_id = $1 AND watch_id = $2 AND position IS NULL")
-            .bind(holder.0)
-            .bind(watch.0)
-            .execute(self.pool())
-            .await?;
-        Ok(())
-    }
-
-    /// Forgets watches that nobody can resume any more: at most `limit` rows. Returns how many.
-    pub async fn delete_expired_watches(&self, now: DateTime<Utc>, limit: u32) -> Result<u64, StoreError> {
-        let done = sqlx::query(
-            "DELETE FROM watches w USING (
-                 SELECT tenant_id, watch_id, filter_version FROM watches WHERE expires_at < $1
-                  ORDER BY expires_at LIMIT $2) AS old
-              WHERE w.tenant_id = old.tenant_id AND w.watch_id = old.watch_id
-                AND w.filter_version = old.filter_version AND w.expires_at < $1",
-        )
-        .bind(now)
-        .bind(i64::from(limit))
-        .execute(self.pool())
-        .await?;
-        Ok(done.rows_affected())
     }
 }

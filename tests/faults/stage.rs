@@ -164,7 +164,7 @@ impl Stage {
 
     /// The address that a party without privileges connects to, past the proxy.
     pub fn plain_url(&self) -> String {
-        self.postgres.url().replacen("/carillon?", &format!("/{DATABASE}?"), 1)
+        self.postgres.server_url().replacen("/carillon?", &format!("/{DATABASE}?"), 1)
     }
 
     /// The files that replicas and Postgres write, kept for a person who looks for a cause.
@@ -229,7 +229,8 @@ fn configuration(dir: &Path, port: u16) -> String {
     let (dir, lease) = (dir.display(), LEASE.as_millis());
     format!(
         r#"[database]
-url = "postgres://carillon@127.0.0.1:{port}/{DATABASE}?sslmode=disable"
+url = "postgres://carillon_server@127.0.0.1:{port}/{DATABASE}?sslmode=disable"
+migrate_url = "postgres://carillon@127.0.0.1:{port}/{DATABASE}?sslmode=disable"
 connections_max = 8
 acquire_timeout_ms = 2000
 statement_timeout_ms = 5000

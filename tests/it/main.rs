@@ -34,6 +34,7 @@ mod g09_fair;
 mod g09_isolated;
 mod g09_protected;
 mod g10_tenants;
+mod g10_wall;
 mod g11_loops;
 mod g12_no_silent_loss;
 mod g13_slow_readers;

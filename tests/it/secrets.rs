@@ -11,7 +11,7 @@ use serde_json::json;
 use tonic::Status;
 
 use crate::bad_inputs::raw;
-use crate::harness::database::Cluster;
+use crate::harness::database::{Cluster, superuser_url};
 use crate::harness::process::Process;
 use crate::harness::tenant::webhook;
 use crate::harness::{Answer, Receiver, World, within};
@@ -147,7 +147,7 @@ async fn nothing_that_was_planted_comes_out_again() {
 
     let cluster = Cluster::shared().await;
     let pg_dump = cluster.postgres.installation().expect("it is our own server").program("pg_dump");
-    let output = tokio::process::Command::new(pg_dump).arg(format!("--dbname={plain_url}")).output();
+    let output = tokio::process::Command::new(pg_dump).arg(format!("--dbname={}", superuser_url(&plain_url))).output();
     let output = within("pg_dump ends", output).await.expect("pg_dump runs");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let dump = String::from_utf8_lossy(&output.stdout).into_owned();

@@ -15,7 +15,7 @@ use crate::proto::public::watch_response::Kind;
 use crate::proto::public::{
     EventView, GetEventRequest, ListEventsRequest, ListEventsResponse, OnExpired, WatchFilter, WatchRequest,
 };
-use crate::store::MIGRATIONS;
+use crate::store::connect;
 use crate::store::publish::{NewEvent, OnLocked, TenantBatch};
 use crate::watch::{Config, Standing};
 use bytes::Bytes;
@@ -50,10 +50,15 @@ impl World {
         let path = ["/usr/local/bin", "/usr/bin"].map(PathBuf::from).into();
         let search = Search::system(path, Some(Path::new(env!("CARGO_MANIFEST_DIR")).join(".carillon/postgres")));
         let postgres = PrivatePostgres::throwaway(&search).await.expect("a private Postgres");
-        let pool = PgPool::connect(&postgres.url()).await.expect("connects");
-        MIGRATIONS.run(&pool).await.expect("migrates");
-        let store = Store::new(pool.clone());
-        store.ensure_partitions(clock::now().date_naive(), 1).await.expect("partitions");
+        let pool = PgPool::connect(&postgres.owner_url("carillon")).await.expect("connects");
+        let database = connect::Config {
+            url: Some(postgres.server_url().into()),
+            migrate_url: Some(postgres.url().into()),
+            unsafe_allow_lossy_postgres: true,
+            ..connect::Config::default()
+        };
+        connect::migrate(&database, &[]).await.expect("migrates");
+        let store = connect::open(&database).await.expect("Postgres answers");
         let sealer = CursorSealer::new(&[5; 32]);
         let feed = Feed::default();
         let valid = Arc::new(|_: &Caller| async { Standing::Valid }.boxed());

@@ -127,7 +127,7 @@ impl Service {
         process::postgres_cpu_below(self.running.pid)
     }
 
-    /// The address of its database.
+    /// The address of its database, as the role that owns it.
     pub fn database_url(&self) -> Result<String, CliError> {
         let path = self.folder.0.join("carillon.toml");
         let text = fs::read_to_string(&path).map_err(CliError::file("read", &path))?;
@@ -135,8 +135,9 @@ impl Service {
             path: path.clone(),
             reason: error.message().to_owned(),
         })?;
-        let url = table.get("database").and_then(|section| section.get("url")?.as_str());
-        url.map(str::to_owned).ok_or(CliError::FileContent { path, reason: "database.url is missing".to_owned() })
+        let url = table.get("database").and_then(|section| section.get("migrate_url")?.as_str());
+        url.map(str::to_owned)
+            .ok_or(CliError::FileContent { path, reason: "database.migrate_url is missing".to_owned() })
     }
 
     /// Starts `carillon serve` on the same database, its public port over TLS where asked for.

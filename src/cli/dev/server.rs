@@ -166,16 +166,19 @@ impl DevServer {
             write_private(&webhook_secret, &secret.map(|secret| secret.reveal()).unwrap_or_default())?;
         }
         let config_file = dir.join("carillon.toml");
-        let settings = config_table(options.ports, &certificates, &secret_key, &postgres.url());
+        let settings = config_table(options.ports, &certificates, &secret_key, postgres);
         let head = "# Written by `carillon dev` at every start: change settings with its --set, not here.\n\n";
         write_private(&config_file, &format!("{head}{settings}"))?;
 
         // The private database is the point of `dev`: not even the environment may name another one.
-        let mut flags = vec![("database.url".to_owned(), postgres.url())];
+        let mut flags = vec![
+            ("database.url".to_owned(), postgres.server_url()),
+            ("database.migrate_url".to_owned(), postgres.url()),
+        ];
         flags.extend(options.settings.clone());
         let config = Config::load(&Sources::of_process(Some(config_file), flags))?;
         let traces = telemetry::start(&config.log, &config.traces)?;
-        connect::migrate(&config.database).await.map_err(crate::app::AppError::from)?;
+        connect::migrate(&config.database, &[]).await.map_err(crate::app::AppError::from)?;
         // On the heap: with everything that a server is built from it is a large future.
         let app = Box::pin(App::start(config)).await?;
         match set_up(dir, app.addresses(), &certificates).await {
@@ -189,7 +192,7 @@ impl DevServer {
 }
 
 /// The configuration that `carillon serve --config` would take, too.
-fn config_table(ports: Ports, certificates: &DevCertificates, secret_key: &Path, url: &str) -> Table {
+fn config_table(ports: Ports, certificates: &DevCertificates, secret_key: &Path, postgres: &PrivatePostgres) -> Table {
     let listen = |port| Value::from(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port).to_string());
     let path = |path: &Path| Value::from(path.display().to_string());
     let texts = |texts: &[&str]| Value::from(texts.iter().map(|text| Value::from(*text)).collect::<Vec<_>>());
@@ -213,7 +216,7 @@ fn config_table(ports: Ports, certificates: &DevCertificates, secret_key: &Path,
         table(vec![("allow_http", true.into()), ("allow_private_ranges", texts(&["127.0.0.0/8", "::1/128"]))]);
     let sections = [
         ("server", server),
-        ("database", table(vec![("url", url.into())])),
+        ("database", table(vec![("url", postgres.server_url().into()), ("migrate_url", postgres.url().into())])),
         ("secrets", table(vec![("keys", Value::Array(vec![key]))])),
         ("operators", table(vec![("subjects", texts(&[&format!("uri:{ADMIN_URI}")]))])),
         ("executor", executor),

@@ -118,7 +118,8 @@ async fn what_ran_when_its_invocation_was_cancelled_is_recorded_as_it_ended() {
 async fn a_large_redrive_goes_in_chunks_and_takes_each_dead_letter_once() {
     let world = World::new().await;
     let (_, no) = world.subscribe("shop", NAME, "/fine").await;
-    let mut connection = sqlx::PgConnection::connect(&world.postgres.url()).await.expect("Postgres answers");
+    let mut connection =
+        sqlx::PgConnection::connect(&world.postgres.owner_url("carillon")).await.expect("Postgres answers");
     let rows = "INSERT INTO dead_letters (tenant_id, position, subscription_no, day, attempt, dead_at)
                 SELECT $1, p, $2, CURRENT_DATE, 3, now() FROM generate_series(1, 1200) AS p";
     sqlx::query(rows).bind(world.tenant.0).bind(no).execute(&mut connection).await.expect("inserted");

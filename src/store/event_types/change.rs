@@ -33,7 +33,7 @@ impl Store {
         self.run(async move {
             let now = store.now();
             let work = async {
-                let mut tx = store.pool().begin().await?;
+                let mut tx = store.begin_as(by.tenant).await?;
                 let change = heads::bump_registry(&mut tx, by.tenant, now).await?;
                 if let Some(before) = known(&mut tx, by.tenant, request.as_ref(), now).await? {
                     return Ok(Once::Before(before));
@@ -63,7 +63,7 @@ impl Store {
         self.run(async move {
             let now = store.now();
             let work = async {
-                let mut tx = store.pool().begin().await?;
+                let mut tx = store.begin_as(by.tenant).await?;
                 let version = heads::bump_registry(&mut tx, by.tenant, now).await?.registry_version;
                 let changed = apply(&mut tx, &by, &name, etag, &change, quota, version, now).await?;
                 tx.commit().await?;
@@ -93,7 +93,7 @@ impl Store {
         self.run(async move {
             let now = store.now();
             let work = async {
-                let mut tx = store.pool().begin().await?;
+                let mut tx = store.begin_as(by.tenant).await?;
                 let registry_version = heads::bump_registry(&mut tx, by.tenant, now).await?.registry_version;
                 if let Some(before) = known(&mut tx, by.tenant, request.as_ref(), now).await? {
                     return Ok(Once::Before(before));

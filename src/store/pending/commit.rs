@@ -115,7 +115,7 @@ impl Store {
         .bind(failed.started_at)
         .bind(failed.excerpt)
         .bind(failed.error)
-        .fetch_optional(self.pool())
+        .fetch_optional(self.engine())
         .await?;
         Ok(row.map(|(position, committed_at)| CommittedPending { position, committed_at }))
     }

@@ -1,12 +1,10 @@
 //! What the listeners of pending events answered, and events that are aborted for it.
 
 use super::{Store, StoreError};
-use crate::domain::ids::{EventId, InvocationId, SubscriptionId, TenantId};
-use crate::domain::invocation::{Attempt, Invocation, Outcome, State};
+use crate::domain::ids::{EventId, SubscriptionId, TenantId};
+use crate::domain::invocation::{Outcome, State};
 use crate::domain::pre::{AbortReason, Aborted, Verdict, VerdictKind};
-use crate::store::audit::Principal;
 use crate::store::dispatch::{class_number, parse_class, state_number};
-use crate::store::invocations::InvocationFilter;
 use chrono::{DateTime, Utc};
 use std::time::Duration;
 use uuid::Uuid;
@@ -88,7 +86,8 @@ pub(super) fn outcome_columns(verdicts: &[Verdict]) -> (Vec<i16>, Vec<Option<Str
     verdicts.iter().map(column).unzip()
 }
 
-type Row = (i32, Option<Uuid>, i16, i32, i16, i16, i32, DateTime<Utc>, Option<String>, String, Option<String>);
+pub(super) type Row =
+    (i32, Option<Uuid>, i16, i32, i16, i16, i32, DateTime<Utc>, Option<String>, String, Option<String>);
 
 impl Store {
     /// Notes what listeners answered while others are still asked. False where the event is not the caller's any more.
@@ -126,7 +125,7 @@ impl Store {
         .bind(columns.excerpt)
         .bind(columns.message)
         .bind(columns.patch)
-        .fetch_one(self.pool())
+        .fetch_one(self.engine())
         .await?;
         Ok(noted > 0)
     }
@@ -175,76 +174,13 @@ impl Store {
         .bind(reason_code(aborted.reason))
         .bind(&aborted.message)
         .bind(expires_at)
-        .fetch_one(self.pool())
+        .fetch_one(self.engine())
         .await?;
         Ok(ended > 0)
     }
-
-    /// The invocations of an event that is not in the log: those of its listeners that have answered, or were not waited for.
-    pub(in crate::store) async fn pending_invocations(
-        &self,
-        principal: &Principal,
-        event: EventId,
-        filter: &InvocationFilter,
-    ) -> Result<Vec<Invocation>, StoreError> {
-        let Some(pending) = self.pending_event(principal.tenant, event).await? else { return Ok(Vec::new()) };
-        let verdicts = self.pending_verdicts(principal.tenant, event).await?;
-        let mut invocations = Vec::with_capacity(verdicts.len());
-        for verdict in verdicts {
-            let subscription = self.subscription(principal.tenant, principal.app, verdict.subscription).await?;
-            let Some(subscription) = subscription else { continue };
-            let (state, cancel_reason) = match verdict.kind {
-                VerdictKind::Succeeded => (State::Succeeded, None),
-                kind => (State::Cancelled, Some(format!("PRE_{}", kind.as_str()))),
-            };
-            let wanted = filter.states.is_empty() || filter.states.contains(&state);
-            if !wanted || filter.subscription.is_some_and(|only| only != subscription.id) {
-                continue;
-            }
-            let attempt = verdict.outcome.map(|outcome| Attempt {
-                number: verdict.attempt,
-                started_at: verdict.started_at,
-                duration: verdict.duration,
-                outcome,
-            });
-            invocations.push(Invocation {
-                id: InvocationId { event, subscription_no: verdict.subscription_no },
-                event_type: pending.entry.event.event_type.clone(),
-                event_position: 0,
-                subscription: subscription.id,
-                app_slug: subscription.app_slug,
-                state,
-                attempt_count: verdict.attempt,
-                created_at: pending.entry.committed_at,
-                ended_at: Some(verdict.started_at + verdict.duration),
-                next_attempt_at: None,
-                last_attempt: attempt,
-                cancel_reason,
-                replay: false,
-            });
-        }
-        Ok(invocations)
-    }
-
-    /// What the listeners of a pending event have answered so far, by subscription number.
-    pub async fn pending_verdicts(&self, tenant: TenantId, event: EventId) -> Result<Vec<Verdict>, StoreError> {
-        // No limit: at most one row per subscription that the event matched.
-        let rows: Vec<Row> = sqlx::query_as(
-            "SELECT v.subscription_no, s.subscription_id, v.verdict, v.attempt, v.outcome_class, v.status_code, v.duration_us,
-                    v.started_at, v.excerpt, v.message, v.patch
-               FROM pending_verdicts v
-               LEFT JOIN subscriptions s ON s.tenant_id = v.tenant_id AND s.subscription_no = v.subscription_no
-              WHERE v.tenant_id = $1 AND v.event_id = $2 ORDER BY v.subscription_no",
-        )
-        .bind(tenant.0)
-        .bind(event.0)
-        .fetch_all(self.pool())
-        .await?;
-        rows.into_iter().map(parse).collect()
-    }
 }
 
-fn parse(row: Row) -> Result<Verdict, StoreError> {
+pub(super) fn parse(row: Row) -> Result<Verdict, StoreError> {
     let (subscription_no, subscription, kind, attempt, class, status, duration_us, started_at, excerpt, message, patch) =
         row;
     let outcome = match class {

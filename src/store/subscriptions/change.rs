@@ -48,7 +48,7 @@ impl Store {
         self.run(async move {
             let now = store.now();
             let work = async {
-                let mut tx = store.pool().begin().await?;
+                let mut tx = store.begin_as(by.tenant).await?;
                 let change = heads::bump_registry(&mut tx, by.tenant, now).await?;
                 if let Some(key) = &request {
                     match request_ids::earlier(&mut tx, by.tenant, key, now).await? {
@@ -88,7 +88,7 @@ impl Store {
         self.run(async move {
             let now = store.now();
             let work = async {
-                let mut tx = store.pool().begin().await?;
+                let mut tx = store.begin_as(by.tenant).await?;
                 let registry = heads::bump_registry(&mut tx, by.tenant, now).await?;
                 let before = select(&mut tx, &by, &selector).await?;
                 if etag.is_some_and(|etag| etag != before.registry_version) {
@@ -153,7 +153,7 @@ impl Store {
         self.run(async move {
             let now = store.now();
             let work = async {
-                let mut tx = store.pool().begin().await?;
+                let mut tx = store.begin_as(by.tenant).await?;
                 let registry = heads::bump_registry(&mut tx, by.tenant, now).await?;
                 let before = select(&mut tx, &by, &Selector::Id(changed.id)).await?;
                 if before.registry_version != changed.registry_version {
@@ -198,7 +198,7 @@ impl Store {
         self.run(async move {
             let now = store.now();
             let work = async {
-                let mut tx = store.pool().begin().await?;
+                let mut tx = store.begin_as(by.tenant).await?;
                 let registry = heads::bump_registry(&mut tx, by.tenant, now).await?;
                 let before = select(&mut tx, &by, &Selector::Id(id)).await?;
                 if before.state == State::Deleted {

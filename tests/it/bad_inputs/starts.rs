@@ -7,7 +7,7 @@ use carillon::proto::public::InvocationState;
 use rustix::process::Signal;
 use serde_json::json;
 
-use crate::harness::database::Cluster;
+use crate::harness::database::{Cluster, owner_url};
 use crate::harness::process::Process;
 use crate::harness::{Answer, Receiver, World, eventually, within};
 
@@ -161,9 +161,55 @@ async fn l1_a_database_with_another_schema_is_refused() {
 }
 
 #[tokio::test]
+async fn l1_a_role_that_nothing_holds_back_is_refused_with_the_way_out() {
+    let world = World::start(1).await;
+    let good = std::fs::read_to_string(world.path("replica-1.toml")).expect("the file of the first replica");
+    let roles = format!("nobody_{}", uuid::Uuid::new_v4().simple());
+    Cluster::run(
+        &world.database_url,
+        format!("CREATE ROLE {roles} LOGIN; CREATE ROLE passing_{roles} LOGIN BYPASSRLS"),
+    )
+    .await;
+    let cases = [
+        ("carillon_owner".to_owned(), "is a superuser or has BYPASSRLS"),
+        (format!("passing_{roles}"), "is a superuser or has BYPASSRLS"),
+        ("carillon".to_owned(), "owns table"),
+        (roles.clone(), "may not use table"),
+    ];
+    for (role, words) in cases {
+        let file = world.path("other-role.toml");
+        std::fs::write(&file, good.replace("carillon_server", &role)).expect("a file in the temporary folder");
+        let output = run(&["serve", "--config", file.to_str().expect("a path")], &[]).await;
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && said.contains(words) && said.contains(&role), "{role}: {said}");
+        assert!(said.contains("carillon migrate --grant-to"), "{role}: {said}");
+    }
+    // The way out.
+    let owner = owner_url(&world.database_url);
+    let granted = run(&["migrate", "--grant-to", &roles], &[("CARILLON_DATABASE__URL", owner.as_str())]).await;
+    assert!(granted.status.success() && String::from_utf8_lossy(&granted.stdout).contains(&roles), "{granted:?}");
+    let file = world.path("granted.toml");
+    std::fs::write(&file, good.replace("carillon_server", &roles)).expect("a file in the temporary folder");
+    let file_ready = file.with_extension("ready");
+    let mut command = Process::carillon();
+    command.arg("serve").arg("--config").arg(&file).arg("--ready-file").arg(&file_ready);
+    let mut process = Process::spawn(command, &file.with_extension("log")).expect("carillon starts");
+    eventually("it serves", || {
+        assert!(process.is_running(), "it ended: {}", process.log_tail());
+        let ready = file_ready.exists();
+        async move { if ready { Ok(()) } else { Err("not yet") } }
+    })
+    .await;
+    let absent = run(&["migrate", "--grant-to", "absent"], &[("CARILLON_DATABASE__URL", owner.as_str())]).await;
+    let said = String::from_utf8_lossy(&absent.stderr);
+    assert!(!absent.status.success() && said.contains("CREATE ROLE absent LOGIN"), "{said}");
+}
+
+#[tokio::test]
 async fn l1_two_migrations_at_once_both_succeed() {
     let world = World::shared().await;
-    let variables = [("CARILLON_DATABASE__URL", world.database_url.as_str())];
+    let owner = owner_url(&world.database_url);
+    let variables = [("CARILLON_DATABASE__URL", owner.as_str())];
     let (one, other) = tokio::join!(run(&["migrate"], &variables), run(&["migrate"], &variables));
     assert!(one.status.success() && other.status.success(), "{one:?} {other:?}");
 }

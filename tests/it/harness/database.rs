@@ -48,7 +48,7 @@ impl Cluster {
         let postgres = PrivatePostgres::throwaway(&search()).await.expect("a private Postgres starts");
         let cluster = Cluster { postgres };
         cluster.create(TEMPLATE, None).await;
-        let status = tokio::process::Command::from(migrate(&cluster.url(TEMPLATE)))
+        let status = tokio::process::Command::from(migrate(&cluster.owner_url(TEMPLATE)))
             .stdin(Stdio::null())
             .output()
             .await
@@ -57,8 +57,13 @@ impl Cluster {
         cluster
     }
 
-    /// The URL of a database, as carillon's own role.
+    /// The URL of a database, as the role that a server uses it as.
     pub fn url(&self, database: &str) -> String {
+        self.postgres.server_url().replacen("/carillon?", &format!("/{database}?"), 1)
+    }
+
+    /// The URL of a database, as the role that owns its tables.
+    pub fn owner_url(&self, database: &str) -> String {
         self.postgres.url().replacen("/carillon?", &format!("/{database}?"), 1)
     }
 
@@ -69,9 +74,14 @@ impl Cluster {
         self.url(&name)
     }
 
+    /// A connection to the database of a server's URL that nothing holds back.
+    pub async fn superuser(server_url: &str) -> PgConnection {
+        PgConnection::connect(&superuser_url(server_url)).await.expect("Postgres answers")
+    }
+
     /// Runs statements that no client of the service could: settings of Postgres, what somebody at the database may do.
-    pub async fn run(url: &str, sql: String) {
-        let mut connection = PgConnection::connect(url).await.expect("Postgres answers");
+    pub async fn run(server_url: &str, sql: String) {
+        let mut connection = Self::superuser(server_url).await;
         sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&mut connection).await.expect("the statements run");
         connection.close().await.expect("the connection closes");
     }
@@ -86,9 +96,19 @@ impl Cluster {
     }
 }
 
+/// The same database as the superuser of the cluster.
+pub fn superuser_url(server_url: &str) -> String {
+    server_url.replacen("//carillon_server@", "//carillon_owner@", 1)
+}
+
+/// The same database as the role that owns its tables.
+pub fn owner_url(server_url: &str) -> String {
+    server_url.replacen("//carillon_server@", "//carillon@", 1)
+}
+
 /// `carillon migrate` for a database.
-fn migrate(url: &str) -> std::process::Command {
+fn migrate(owner_url: &str) -> std::process::Command {
     let mut command = Process::carillon();
-    command.arg("migrate").env("CARILLON_DATABASE__URL", url);
+    command.args(["migrate", "--grant-to", "carillon_server"]).env("CARILLON_DATABASE__URL", owner_url);
     command
 }

@@ -10,6 +10,7 @@ pub mod database;
 pub mod process;
 pub mod raw;
 pub mod receiver;
+pub mod stripper;
 pub mod tenant;
 pub mod wait;
 pub mod world;

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use carillon::dev::{Ca, CertRequest};
 use chrono::TimeDelta;
 use serde::Deserialize;
-use sqlx::{Connection as _, PgConnection};
+use sqlx::Connection as _;
 use tempfile::TempDir;
 use tokio::sync::OnceCell;
 use tonic::transport::Channel;
@@ -154,7 +154,7 @@ impl World {
     /// Makes the events of every tenant up to a position a number of days older, as if the world had run for that long. No
     /// replica may run, and everything must be delivered.
     pub async fn age_log(&self, up_to: i64, days: i32) {
-        let mut connection = PgConnection::connect(&self.database_url).await.expect("Postgres answers");
+        let mut connection = Cluster::superuser(&self.database_url).await;
         let old: String =
             sqlx::query_scalar("SELECT to_char(now() AT TIME ZONE 'UTC' - make_interval(days => $1), 'YYYYMMDD')")
                 .bind(days)
@@ -163,7 +163,7 @@ impl World {
                 .expect("a date");
         for table in ["events", "outcomes", "attempts"] {
             let sql = format!(
-                "CREATE TABLE {table}_{old} PARTITION OF {table} FOR VALUES FROM ('{old}') TO ('{old}'::date + 1);
+                "SELECT make_partition('{table}', '{old}');
                  UPDATE {table} SET day = '{old}' WHERE position <= {up_to}"
             );
             sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&mut connection).await.expect("aged");

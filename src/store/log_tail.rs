@@ -1,0 +1,66 @@
+//! What the engine reads of a log: the next entries of a tenant, entries by position, and heads. Nothing of it goes to a caller as it
+//! is: it is delivered, or kept for the tenant's own watches.
+
+use super::event_pages::{self, PageBound};
+use super::events::{COLUMNS, EventRow, LogPlace};
+use super::{Store, StoreError, heads};
+use crate::domain::event::LogEntry;
+use crate::domain::ids::{Position, TenantId};
+use crate::feed::Head;
+use chrono::NaiveDate;
+use std::sync::Arc;
+use uuid::Uuid;
+
+impl Store {
+    /// Reads the next entries of a log in order, as [`Store::read_log_page`] does, in one round trip.
+    pub async fn next_entries(
+        &self,
+        tenant: TenantId,
+        place: LogPlace,
+        up_to: Position,
+        bound: PageBound,
+    ) -> Result<Vec<Arc<LogEntry>>, StoreError> {
+        event_pages::read(self.engine(), tenant, place, up_to, bound).await
+    }
+
+    /// Reads where a head is now; none for an unknown tenant.
+    pub async fn head_now(&self, tenant: TenantId) -> Result<Option<Head>, StoreError> {
+        Ok(heads::read(self.engine(), tenant).await?.map(|row| row.head()))
+    }
+
+    /// Reads entries by position: those of `positions` that exist, in order. `from` and `to` bound their days.
+    pub async fn events_at(
+        &self,
+        tenant: TenantId,
+        positions: &[Position],
+        from: NaiveDate,
+        to: NaiveDate,
+    ) -> Result<Vec<Arc<LogEntry>>, StoreError> {
+        let sql = format!(
+            "SELECT {COLUMNS} FROM events WHERE tenant_id = $1 AND day BETWEEN $2 AND $3 AND position = ANY($4)
+              ORDER BY day, position LIMIT $5"
+        );
+        let rows: Vec<EventRow> = sqlx::query_as(sqlx::AssertSqlSafe(sql))
+            .bind(tenant.0)
+            .bind(from)
+            .bind(to)
+            .bind(positions)
+            .bind(i64::try_from(positions.len()).unwrap_or(i64::MAX))
+            .fetch_all(self.engine())
+            .await?;
+        rows.into_iter().map(|row| row.parse().map(Arc::new)).collect()
+    }
+
+    /// Reads the positions of many heads; unknown tenants are left out.
+    pub async fn head_positions(&self, tenants: &[TenantId]) -> Result<Vec<(TenantId, Position)>, StoreError> {
+        let ids: Vec<Uuid> = tenants.iter().map(|tenant| tenant.0).collect();
+        let rows: Vec<(Uuid, Position)> = sqlx::query_as(
+            "SELECT tenant_id, position FROM tenant_heads WHERE tenant_id = ANY($1) ORDER BY tenant_id LIMIT $2",
+        )
+        .bind(&ids)
+        .bind(i64::try_from(ids.len()).unwrap_or(i64::MAX))
+        .fetch_all(self.engine())
+        .await?;
+        Ok(rows.into_iter().map(|(tenant, position)| (TenantId(tenant), position)).collect())
+    }
+}

@@ -1,0 +1,106 @@
+//! What callers ask about a pending event: what became of it, what its listeners answered, and to take it back.
+
+use super::verdicts::{self, Row};
+use super::{PendingEvent, columns, parse};
+use crate::domain::ids::{EventId, InvocationId, TenantId};
+use crate::domain::invocation::{Attempt, Invocation, State};
+use crate::domain::pre::{Verdict, VerdictKind};
+use crate::store::audit::Principal;
+use crate::store::invocations::InvocationFilter;
+use crate::store::{Store, StoreError};
+use chrono::{DateTime, Utc};
+
+impl Store {
+    /// Reads one pending event.
+    pub async fn pending_event(&self, tenant: TenantId, event: EventId) -> Result<Option<PendingEvent>, StoreError> {
+        let sql = format!("SELECT {} FROM pending_events WHERE tenant_id = $1 AND event_id = $2", columns());
+        let row = sqlx::query(sqlx::AssertSqlSafe(sql))
+            .bind(tenant.0)
+            .bind(event.0)
+            .fetch_optional(self.as_tenant(tenant))
+            .await?;
+        row.as_ref().map(parse).transpose()
+    }
+
+    /// Takes an event back. False where there is none that could be.
+    pub async fn cancel_pending(
+        &self,
+        tenant: TenantId,
+        event: EventId,
+        expires_at: DateTime<Utc>,
+    ) -> Result<bool, StoreError> {
+        let done = sqlx::query(
+            "UPDATE pending_events SET state = 4, due_at = NULL, expires_at = $3, data = '', extensions = '', data_kind = 0
+              WHERE tenant_id = $1 AND event_id = $2 AND state IN (1, 2)",
+        )
+        .bind(tenant.0)
+        .bind(event.0)
+        .bind(expires_at)
+        .execute(self.as_tenant(tenant))
+        .await?;
+        Ok(done.rows_affected() > 0)
+    }
+
+    /// The invocations of an event that is not in the log: those of its listeners that have answered, or were not waited for.
+    pub(in crate::store) async fn pending_invocations(
+        &self,
+        principal: &Principal,
+        event: EventId,
+        filter: &InvocationFilter,
+    ) -> Result<Vec<Invocation>, StoreError> {
+        let Some(pending) = self.pending_event(principal.tenant, event).await? else { return Ok(Vec::new()) };
+        let verdicts = self.pending_verdicts(principal.tenant, event).await?;
+        let mut invocations = Vec::with_capacity(verdicts.len());
+        for verdict in verdicts {
+            let subscription = self.subscription(principal.tenant, principal.app, verdict.subscription).await?;
+            let Some(subscription) = subscription else { continue };
+            let (state, cancel_reason) = match verdict.kind {
+                VerdictKind::Succeeded => (State::Succeeded, None),
+                kind => (State::Cancelled, Some(format!("PRE_{}", kind.as_str()))),
+            };
+            let wanted = filter.states.is_empty() || filter.states.contains(&state);
+            if !wanted || filter.subscription.is_some_and(|only| only != subscription.id) {
+                continue;
+            }
+            let attempt = verdict.outcome.map(|outcome| Attempt {
+                number: verdict.attempt,
+                started_at: verdict.started_at,
+                duration: verdict.duration,
+                outcome,
+            });
+            invocations.push(Invocation {
+                id: InvocationId { event, subscription_no: verdict.subscription_no },
+                event_type: pending.entry.event.event_type.clone(),
+                event_position: 0,
+                subscription: subscription.id,
+                app_slug: subscription.app_slug,
+                state,
+                attempt_count: verdict.attempt,
+                created_at: pending.entry.committed_at,
+                ended_at: Some(verdict.started_at + verdict.duration),
+                next_attempt_at: None,
+                last_attempt: attempt,
+                cancel_reason,
+                replay: false,
+            });
+        }
+        Ok(invocations)
+    }
+
+    /// What the listeners of a pending event have answered so far, by subscription number.
+    pub async fn pending_verdicts(&self, tenant: TenantId, event: EventId) -> Result<Vec<Verdict>, StoreError> {
+        // No limit: at most one row per subscription that the event matched.
+        let rows: Vec<Row> = sqlx::query_as(
+            "SELECT v.subscription_no, s.subscription_id, v.verdict, v.attempt, v.outcome_class, v.status_code, v.duration_us,
+                    v.started_at, v.excerpt, v.message, v.patch
+               FROM pending_verdicts v
+               LEFT JOIN subscriptions s ON s.tenant_id = v.tenant_id AND s.subscription_no = v.subscription_no
+              WHERE v.tenant_id = $1 AND v.event_id = $2 ORDER BY v.subscription_no",
+        )
+        .bind(tenant.0)
+        .bind(event.0)
+        .fetch_all(self.as_tenant(tenant))
+        .await?;
+        rows.into_iter().map(verdicts::parse).collect()
+    }
+}

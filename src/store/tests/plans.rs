@@ -1,0 +1,347 @@
+//! The plans of the hot statements: which index serves each, under the server's role and with the plan that is used for any values.
+//!
+//! Nothing is copied here: the store's own functions run, and what their connection has prepared by then is explained.
+
+use super::Database;
+use crate::domain::event::{Data, Event, Lineage};
+use crate::domain::event_type::EventTypeName;
+use crate::domain::ids::{EventId, ReplicaId, SubscriptionId, TenantId};
+use crate::domain::invocation::{Outcome, OutcomeClass, State};
+use crate::store::audit::Principal;
+use crate::store::dispatch::{OrderedPage, Place};
+use crate::store::event_pages::PageBound;
+use crate::store::events::LogPlace;
+use crate::store::invocations::InvocationFilter;
+use crate::store::publish::{NewEvent, NewKey, OnLocked, TenantBatch};
+use crate::store::settle::{Fate, Settled, Tried};
+use crate::store::{Store, connect};
+use chrono::{NaiveDate, TimeDelta};
+use serde_json::Value;
+use sqlx::{AssertSqlSafe, Executor as _, PgConnection};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+use uuid::Uuid;
+
+/// Ten tenants with three days of events and everything that hangs on them. A tenant's own share is far from all of it, as it is
+/// where plans matter.
+const POPULATION: &str = "
+    CREATE TEMP TABLE t AS SELECT n, ('00000000-0000-7000-8000-' || lpad(n::text, 12, '0'))::uuid AS id FROM generate_series(1, 10) AS n;
+    CREATE TEMP TABLE e AS SELECT t.id, t.n, p, (now() AT TIME ZONE 'UTC')::date - 2 + p / 2000 AS day FROM t CROSS JOIN generate_series(1, 5999) AS p;
+    INSERT INTO tenants SELECT id, 't' || n, '', now() FROM t;
+    INSERT INTO tenant_heads (tenant_id, position, log_epoch, committed_at, changed_at) SELECT id, 5999, 1, now(), now() - interval '1 h' FROM t;
+    INSERT INTO tenant_heads (tenant_id, log_epoch, committed_at, changed_at) SELECT gen_random_uuid(), 1, now(), now() - interval '1 h' FROM generate_series(1, 3000);
+    INSERT INTO dispatch_cursors (tenant_id, shard, day) SELECT gen_random_uuid(), s % 64, current_date FROM generate_series(1, 3000) AS s;
+    INSERT INTO dispatch_cursors (tenant_id, shard, token, position, day) SELECT id, n % 64, 1, 5990, current_date FROM t;
+    INSERT INTO apps SELECT id, gen_random_uuid(), 'a' || s, '', now() FROM t CROSS JOIN generate_series(1, 50) AS s;
+    INSERT INTO subscriptions (tenant_id, subscription_id, subscription_no, app_id, event_type, display_name, filter, target_kind,
+           target_key, max_attempts, initial_backoff_ms, max_backoff_ms, timeout_ms, max_in_flight, state, effective_position,
+           registry_version, created_at, updated_at)
+      SELECT a.tenant_id, gen_random_uuid(), row_number() OVER (PARTITION BY a.tenant_id), a.app_id, 'CUSTOM_TESTED', '', '', 1,
+             decode(md5(a.app_id::text), 'hex'), 3, 10, 10, 10, 1, 1, 0, 1, now(), now() FROM apps a;
+    INSERT INTO events (tenant_id, day, position, event_id, committed_at, event_type, schema_version, source, event_time, extensions,
+           data_kind, data, matched, refused, root_id, depth, lineage)
+      SELECT id, day, p, md5(id::text || p)::uuid, day + interval '1 h', 'CUSTOM_TESTED', 0, 's', now(), '', 0, '\\x00', '{1}', '{}',
+             id, 0, '{}' FROM e;
+    INSERT INTO outcomes (tenant_id, day, position, subscription_no, state, attempt, outcome_class, status_code, duration_us, started_at)
+      SELECT id, day, p, 1 + p % 50, 3, 1, 1, 200, 1, now() FROM e WHERE p < 5990;
+    INSERT INTO attempts (tenant_id, day, position, subscription_no, attempt, outcome_class, status_code, duration_us, started_at)
+      SELECT id, day, p, 1, a, 3, 500, 1, now() FROM e CROSS JOIN generate_series(1, 2) AS a;
+    INSERT INTO deferred_invocations (tenant_id, position, subscription_no, day, shard, attempt, due_at, ordering_key)
+      SELECT id, p, 1 + p % 50, day, 0, 1, now() + p * interval '1 s', md5((p % 20)::text)::uuid FROM e;
+    INSERT INTO dead_letters (tenant_id, position, subscription_no, day, attempt, dead_at, announced_at, ordering_key)
+      SELECT id, p, 1 + p % 50, day, 1, now(), now(), md5((p % 20)::text)::uuid FROM e;
+    INSERT INTO idempotency_keys SELECT id, 'k' || p, '\\x00', id, now() + p * interval '1 min' FROM e;
+    INSERT INTO request_ids SELECT id, 'r' || p, 'M', '\\x00', '\\x00', now() + p * interval '1 min' FROM e;
+    INSERT INTO watches (tenant_id, watch_id, filter_version, replica_id, filters, position, day, expires_at)
+      SELECT id, md5(p::text)::uuid, 1, md5((p % 7)::text)::uuid, '', 1, day, now() + p * interval '1 min' FROM e;
+    INSERT INTO pending_events (tenant_id, event_id, state, token, due_at, pre_timeout_ms, expires_at, created_at, event_type,
+           schema_version, source, event_time, extensions, data_kind, data, matched, refused, root_id, depth, lineage)
+      SELECT id, md5(p::text)::uuid, 1, 1, now() + p * interval '1 s', 1, now() + p * interval '1 h', now(), 'CUSTOM_TESTED', 0, 's', now(),
+             '', 0, '', '{}', '{}', id, 0, '{}' FROM e;
+    INSERT INTO pending_verdicts (tenant_id, event_id, subscription_no, verdict, attempt, outcome_class, status_code, duration_us, started_at, message)
+      SELECT id, md5(p::text)::uuid, 1, 1, 1, 1, 200, 1, now(), '' FROM e;
+    INSERT INTO announcements SELECT id, p, md5(p::text)::uuid, 'X', '', '{}', now() FROM e";
+
+/// What a plan does.
+#[derive(Debug, Default)]
+struct Plan {
+    /// The indexes it reads by, those of a day under the name of the whole table's.
+    indexes: BTreeSet<String>,
+    /// The tables it reads from end to end.
+    scans: BTreeSet<String>,
+    /// Whether it leaves out days by values that it is given.
+    prunes: bool,
+    /// How many days of one table it may look at.
+    days: BTreeMap<String, usize>,
+}
+
+impl Plan {
+    fn read(&mut self, node: &Value, parents: &BTreeMap<String, String>) {
+        if let Some(index) = node["Index Name"].as_str() {
+            self.indexes.insert(parents.get(index).map_or(index, String::as_str).to_owned());
+        }
+        if let Some(table) = node["Relation Name"].as_str() {
+            let whole = parents.get(table).map_or(table, String::as_str).to_owned();
+            if node["Node Type"].as_str() == Some("Seq Scan") {
+                self.scans.insert(whole.clone());
+            }
+            if whole != table {
+                *self.days.entry(whole).or_default() += 1;
+            }
+        }
+        self.prunes |= node["Subplans Removed"].as_u64().is_some_and(|removed| removed > 0);
+        for child in node["Plans"].as_array().into_iter().flatten() {
+            self.read(child, parents);
+        }
+    }
+}
+
+/// The plans of what a connection has prepared and `known` does not hold yet.
+async fn plans(connection: &mut PgConnection, known: &mut BTreeSet<String>) -> Vec<(String, Plan)> {
+    let parents: Vec<(String, String)> = sqlx::query_as(
+        "SELECT c.relname::text, p.relname::text FROM pg_inherits i
+           JOIN pg_class c ON c.oid = i.inhrelid JOIN pg_class p ON p.oid = i.inhparent",
+    )
+    .fetch_all(&mut *connection)
+    .await
+    .expect("a catalogue");
+    let parents: BTreeMap<String, String> = parents.into_iter().collect();
+    let prepared: Vec<(String, String, Vec<String>)> = sqlx::query_as(
+        "SELECT name, statement, parameter_types::text[] FROM pg_prepared_statements ORDER BY prepare_time, name",
+    )
+    .fetch_all(&mut *connection)
+    .await
+    .expect("a view");
+    let mut plans = Vec::new();
+    for (name, statement, types) in prepared {
+        let ours = !statement.contains("pg_inherits") && !statement.contains("pg_prepared_statements");
+        if !known.insert(name.clone()) || !ours {
+            continue;
+        }
+        // The plan is made for any values; these only say which days are left out.
+        let value = |kind: &String| match kind.as_str() {
+            "uuid" => format!("'{}'", tenant(1).0),
+            "date" => "(now() AT TIME ZONE 'UTC')::date - 1".to_owned(),
+            "timestamp with time zone" => "now()".to_owned(),
+            "boolean" => "true".to_owned(),
+            array if array.ends_with("[]") => "'{}'".to_owned(),
+            "text" | "bytea" => "''".to_owned(),
+            _ => "100".to_owned(),
+        };
+        let values = types.iter().map(value).collect::<Vec<_>>().join(", ");
+        let values = if values.is_empty() { values } else { format!("({values})") };
+        let sql = AssertSqlSafe(format!("EXPLAIN (FORMAT JSON) EXECUTE \"{name}\"{values}"));
+        let row =
+            sqlx::raw_sql(sql).fetch_one(&mut *connection).await.unwrap_or_else(|error| panic!("{statement}: {error}"));
+        let explained: Value = sqlx::Row::try_get_unchecked::<sqlx::types::Json<Value>, _>(&row, 0)
+            .map(|json| json.0)
+            .expect("a plan is JSON");
+        let mut plan = Plan::default();
+        plan.read(&explained[0]["Plan"], &parents);
+        plans.push((statement, plan));
+    }
+    plans
+}
+
+/// What is expected of a function's statements.
+struct Expected {
+    name: &'static str,
+    /// All of these are used.
+    indexes: &'static [&'static str],
+    /// These tables may be read from end to end.
+    scans: &'static [&'static str],
+    /// Whether days are left out.
+    prunes: bool,
+}
+
+/// Small tables of the replicas that are read whole, wherever they are.
+const CONTROL: [&str; 4] = ["replicas", "shard_leases", "duties", "settings"];
+
+fn check(wrong: &mut Vec<String>, expected: &Expected, plans: Vec<(String, Plan)>) {
+    let Expected { name, indexes, scans, prunes } = expected;
+    let mut used = BTreeSet::new();
+    let mut pruned = false;
+    if plans.is_empty() {
+        wrong.push(format!("{name}: nothing was prepared"));
+    }
+    for (statement, plan) in plans {
+        let mut open =
+            plan.scans.iter().filter(|table| !scans.contains(&table.as_str()) && !CONTROL.contains(&table.as_str()));
+        if let Some(table) = open.next() {
+            wrong.push(format!("{name}: reads all of {table}: {statement}"));
+        }
+        pruned |= plan.prunes;
+        used.extend(plan.indexes);
+    }
+    for index in *indexes {
+        if !used.contains(*index) {
+            wrong.push(format!("{name}: does not use {index}, but {used:?}"));
+        }
+    }
+    if *prunes && !pruned {
+        wrong.push(format!("{name}: looks at every day"));
+    }
+}
+
+fn event() -> Arc<Event> {
+    let id = EventId(crate::clock::new_uuid());
+    Arc::new(Event {
+        id,
+        event_type: EventTypeName::parse("CUSTOM_TESTED").expect("a name"),
+        schema_version: 0,
+        source: "s".to_owned(),
+        subject: None,
+        time: crate::clock::now(),
+        content_type: None,
+        extensions: Vec::new(),
+        data: Data::None,
+        lineage: Lineage { root: id, cause: None, depth: 0, subscriptions: Vec::new() },
+    })
+}
+
+fn batch(tenant: TenantId) -> TenantBatch {
+    let key = Some(NewKey { key: crate::clock::new_uuid().to_string(), request_hash: [0; 32] });
+    let new = NewEvent { event: event(), matched: [1].into(), refused: [].into(), key };
+    TenantBatch { tenant, registry_version: 0, events: vec![new] }
+}
+
+fn settled(position: i64, day: NaiveDate, fate: Fate) -> Settled {
+    let class = if fate == Fate::Succeeded { OutcomeClass::Succeeded } else { OutcomeClass::Failed };
+    let outcome = Outcome { class, status_code: 200, retry_after: None, excerpt: None, error: None };
+    let tried = Tried { attempt: 9, started_at: crate::clock::now(), duration: Duration::ZERO, outcome: Some(outcome) };
+    let place = Place { position, subscription_no: 1 };
+    Settled { place, day, deferred: false, key: None, tried: Some(tried), fate }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_hot_statement_is_served_by_its_index_and_looks_at_no_more_days_than_it_must() {
+    let database = Database::new().await;
+    let old = database.store.now().date_naive() - chrono::Days::new(2);
+    database.store.ensure_partitions(old, 0).await.expect("made");
+    populate(&database).await;
+    let config = connect::Config { connections_max: 1, ..Database::config(&database.postgres.server_url()) };
+    let store = connect::open(&config).await.expect("Postgres answers");
+    let mut wrong = Vec::new();
+    commits(&store, &mut wrong).await;
+    let [one, two] = [1, 2].map(tenant);
+    let (now, today) = (store.now(), store.now().date_naive());
+    let place = LogPlace { after: 1, day: old };
+    let bound = PageBound { entries: 10, data_bytes: 1_000 };
+    let replica = ReplicaId(crate::clock::new_uuid());
+    let by = Principal::server(one);
+    let ordered = OrderedPage { at: now, held: &[], full: &[], blocks: true, limit: 10 };
+    let known_event: Uuid = sqlx::query_scalar("SELECT event_id FROM events WHERE tenant_id = $1 AND position = 1")
+        .bind(one.0)
+        .fetch_one(&mut database.connection().await)
+        .await
+        .expect("readable");
+    let known_event = EventId(known_event);
+    let subscription: Uuid = sqlx::query_scalar(
+        "SELECT subscription_id FROM subscriptions WHERE tenant_id = $1 ORDER BY subscription_no LIMIT 1",
+    )
+    .bind(one.0)
+    .fetch_one(&mut database.connection().await)
+    .await
+    .expect("readable");
+    let mut known = BTreeSet::new();
+    // What the start has prepared is not looked at.
+    plans(&mut *store.engine().acquire().await.expect("a connection"), &mut known).await;
+    macro_rules! look {
+        ($name:literal, [$($index:literal),*], scans [$($scan:literal),*], prunes $prunes:literal, $($call:expr),+) => {
+            $( $call.await.expect($name); )+
+            let found = plans(&mut *store.engine().acquire().await.expect("a connection"), &mut known).await;
+            let expected = Expected { name: $name, indexes: &[$($index),*], scans: &[$($scan),*], prunes: $prunes };
+            check(&mut wrong, &expected, found);
+        };
+    }
+    look!("settle of successes", ["dispatch_cursors_pk"], scans [], prunes false,
+        store.settle(one, 1, LogPlace { after: 5991, day: today }, &[settled(5992, today, Fate::Succeeded)]));
+    look!("settle of failures", ["dispatch_cursors_pk", "deferred_invocations_pk"], scans [], prunes false,
+        store.settle(one, 1, LogPlace { after: 5992, day: today }, &[
+            settled(5993, today, Fate::Deferred { attempt: 9, base: 0, due_at: now }),
+            Settled { deferred: true, ..settled(5994, today, Fate::Deferred { attempt: 9, base: 0, due_at: now }) },
+            Settled { deferred: true, ..settled(5995, today, Fate::Dead { at: now }) },
+            Settled { deferred: true, ..settled(5996, today, Fate::Succeeded) },
+            settled(5997, today, Fate::Dead { at: now })]));
+    // The heads are scanned by intent: an index on their times would cost every publish.
+    look!("pulse", ["watches_pending", "pending_events_by_due"], scans ["tenant_heads"], prunes false,
+        store.pulse(replica, Some(Duration::from_secs(1)), now));
+    look!("tail read", ["events_pk"], scans [], prunes true, store.next_entries(one, place, 100, bound));
+    look!("what is settled of a page", ["outcomes_pk", "deferred_invocations_pk", "dead_letters_pk"], scans [], prunes true,
+        store.not_pending(one, place, 100));
+    look!("entries by position", ["events_pk"], scans [], prunes true, store.events_at(one, &[1, 2], old, today));
+    look!("head", ["tenant_heads_pk"], scans [], prunes false, store.head(one), store.head_now(one));
+    look!("GetEvent", ["events_by_id"], scans [], prunes true, store.event(one, known_event));
+    look!("place at a time", ["events_pk"], scans [], prunes true,
+        store.place_at(one, now - TimeDelta::days(1), LogPlace { after: 5999, day: today }));
+    look!("page from the end", ["events_pk"], scans [], prunes true, store.read_log_before(one, today, 500, bound));
+    let of_event = InvocationFilter { event: Some(known_event), ..InvocationFilter::default() };
+    look!("ListInvocations of an event", ["outcomes_pk", "deferred_invocations_pk", "dead_letters_pk", "events_pk"], scans [], prunes true,
+        store.list_invocations(&by, &of_event, None, 10));
+    let of_subscription =
+        InvocationFilter { subscription: Some(SubscriptionId(subscription)), ..InvocationFilter::default() };
+    look!("ListInvocations of a subscription", ["outcomes_by_subscription", "dead_letters_by_subscription", "events_pk"], scans [], prunes true,
+        store.list_invocations(&by, &of_subscription, None, 10));
+    let dead = InvocationFilter { states: vec![State::DeadLettered], ..InvocationFilter::default() };
+    look!("ListInvocations of a state", ["dead_letters_pk", "events_pk"], scans [], prunes false,
+        store.list_invocations(&by, &dead, None, 10));
+    look!("due subscriptions", ["deferred_invocations_by_subscription"], scans [], prunes false,
+        store.due_subscriptions(&[one]));
+    look!("deferred invocations", ["deferred_invocations_by_subscription"], scans [], prunes false,
+        store.deferred(one, 1, &[], 10));
+    look!("deferred invocations in order", ["deferred_invocations_by_key", "dead_letters_by_key"], scans [], prunes false,
+        store.deferred_in_order(one, 1, ordered));
+    look!("revoked invocations", ["deferred_invocations_pk"], scans [], prunes true,
+        store.revoked(one, &[Place { position: 1, subscription_no: 1 }], place));
+    look!("used keys", ["idempotency_keys_pk"], scans [], prunes false, store.used_keys(&[(one, "k1"), (two, "k2")]));
+    look!("claim of what is due", [], scans [], prunes false,
+        store.claim_pending(one, now, now, 10));
+    look!("who has something due", ["pending_events_by_due"], scans [], prunes false,
+        store.tenants_with_due(now, 10), store.next_pending_due());
+    look!("sweep", ["idempotency_keys_by_expiry", "request_ids_by_end", "pending_events_by_expiry", "watches_by_expiry"], scans [],
+        prunes false, store.delete_expired(now, 100), store.delete_expired_watches(now, 100));
+    look!("unannounced", ["dead_letters_unannounced", "announcements_pk"], scans [], prunes false,
+        store.unannounced_tenants(&[one, two]), store.announcements(one, 10));
+    look!("registry", ["subscriptions_by_registry_version", "event_types_by_registry_version"], scans [], prunes false,
+        store.subscriptions_changed_since(one, 10), store.event_types_changed_since(one, 10));
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    store.close().await;
+    database.end().await;
+}
+
+fn tenant(n: u32) -> TenantId {
+    TenantId(Uuid::parse_str(&format!("00000000-0000-7000-8000-{n:012}")).expect("an id"))
+}
+
+async fn populate(database: &Database) {
+    let mut superuser = database.connection().await;
+    superuser.execute(POPULATION).await.expect("populated");
+    // As autovacuum does: what holds nothing yet, such as the days to come, is left alone, and so not taken for empty for ever.
+    let filled: Vec<String> = sqlx::query_scalar(
+        "SELECT relname::text FROM pg_class
+          WHERE relnamespace = 'public'::regnamespace AND relkind = 'r' AND pg_relation_size(oid) > 0 ORDER BY relname",
+    )
+    .fetch_all(&mut superuser)
+    .await
+    .expect("a catalogue");
+    superuser.execute(AssertSqlSafe(format!("ANALYZE {}", filled.join(", ")))).await.expect("analyzed");
+}
+
+/// The three statements of a publish, on the connection that commits keep.
+async fn commits(store: &Store, wrong: &mut Vec<String>) {
+    let mut known = BTreeSet::new();
+    let mut commits = store.commit_connection(Duration::from_secs(1));
+    let expires = store.now() + TimeDelta::days(1);
+    for (name, tenants, on_locked) in [
+        ("publish to one tenant", 1, OnLocked::Wait),
+        ("publish to several tenants", 2, OnLocked::Wait),
+        ("publish to those that are free", 2, OnLocked::Skip),
+    ] {
+        let batches: Vec<TenantBatch> = (1..=tenants).map(|n| batch(tenant(n))).collect();
+        let written = commits.commit_events(&batches, expires, on_locked).await.expect("committed");
+        assert_eq!(written.len(), batches.len());
+        let found = plans(commits.get().await.expect("a connection"), &mut known).await;
+        check(wrong, &Expected { name, indexes: &["tenant_heads_pk"], scans: &[], prunes: false }, found);
+    }
+}

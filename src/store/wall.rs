@@ -1,0 +1,56 @@
+//! The second wall between tenants: every way to a connection leads through here, and says for whom it is.
+//!
+//! Every tenant table has forced row-level security (`migrations/0020_wall.sql`), and the server's role owns none of them. What
+//! serves a tenant runs in a transaction that names the tenant first ([`Store::as_tenant`], [`Store::begin_as`]): where a statement
+//! has lost its own predicate it still sees and writes nothing of others. What serves all tenants at once, or is fast only in a
+//! single round trip, runs on [`Store::engine`], which names none and is let through by the name of its connections;
+//! `store/tests/wall.rs` lists the files that may use it.
+
+use super::Store;
+use super::pool::{Pool, Tx, Within};
+use crate::domain::ids::TenantId;
+
+/// The name by which the policies know the engine's connections. Releases from before the wall have the same, so that they go on
+/// while a database is brought to this one.
+pub(in crate::store) const ENGINE: &str = "carillon";
+
+/// The connections of a store. Its pool is not to be had but by the methods of this file.
+#[derive(Debug, Clone)]
+pub(in crate::store) struct Doors(Pool);
+
+impl Doors {
+    pub(in crate::store) fn new(pool: Pool) -> Self {
+        Self(pool)
+    }
+}
+
+impl Store {
+    /// For single statements of one tenant: each is a transaction of its own.
+    pub(in crate::store) fn as_tenant(&self, tenant: TenantId) -> Within {
+        Within::new(self.doors.0.clone(), opening(tenant))
+    }
+
+    /// Begins a transaction of one tenant. Whoever begins one bounds what it does by [`Store::run`] or [`Store::within`].
+    pub(in crate::store) async fn begin_as(&self, tenant: TenantId) -> Result<Tx, sqlx::Error> {
+        self.doors.0.begin(opening(tenant)).await
+    }
+
+    /// For statements across tenants, and for those of the hot path. Each names its tenants by itself.
+    pub(in crate::store) fn engine(&self) -> &Pool {
+        &self.doors.0
+    }
+
+    /// Runs work on the database to its end, or to the end of patience; see [`Pool::within`].
+    pub(in crate::store) async fn within<T, E, F>(&self, work: F) -> Result<T, E>
+    where
+        E: From<sqlx::Error>,
+        F: Future<Output = Result<T, E>>,
+    {
+        self.doors.0.within(work).await
+    }
+}
+
+/// Begins a transaction and names its tenant, in one round trip. An id is hexadecimal digits and hyphens, whoever sent it.
+fn opening(tenant: TenantId) -> String {
+    format!("BEGIN; SET LOCAL carillon.tenant = '{}'", tenant.0.hyphenated())
+}
