@@ -81,16 +81,27 @@ impl Store {
 
     /// The place just before the first event committed at or after `time`; the log's end where there is none.
     pub async fn place_at(&self, tenant: TenantId, time: DateTime<Utc>, end: LogPlace) -> Result<LogPlace, StoreError> {
-        // committed_at never decreases along a log, so the first hit in key order is the answer; the day bound prunes.
-        let found: Option<(Position, NaiveDate)> = sqlx::query_as(
-            "SELECT position, day FROM events WHERE tenant_id = $1 AND day >= $2 AND committed_at >= $3
-              ORDER BY day, position LIMIT 1",
-        )
-        .bind(tenant.0)
-        .bind(time.date_naive())
-        .bind(time)
-        .fetch_optional(self.as_tenant(tenant))
-        .await?;
+        // Positions of a day have no gaps and their times never decrease, so the range of the day is halved until one is left: as
+        // many reads by the primary key as the day's events have binary digits, whatever time is asked for.
+        const WITHIN_DAY: &str = "WITH RECURSIVE halves AS (
+                 SELECT (SELECT position FROM events WHERE tenant_id = $1 AND day = $2 ORDER BY position LIMIT 1) AS low,
+                        (SELECT position FROM events WHERE tenant_id = $1 AND day = $2 ORDER BY position DESC LIMIT 1) + 1 AS high
+                 UNION ALL
+                 SELECT CASE WHEN m.reached THEN m.low ELSE m.middle + 1 END, CASE WHEN m.reached THEN m.middle ELSE m.high END
+                   FROM (SELECT h.low, h.high, (h.low + h.high) / 2 AS middle,
+                                (SELECT e.committed_at FROM events e
+                                  WHERE e.tenant_id = $1 AND e.day = $2 AND e.position = (h.low + h.high) / 2) >= $3 AS reached
+                           FROM halves h WHERE h.low < h.high) AS m)
+             SELECT e.position, e.day FROM events e
+              WHERE e.tenant_id = $1 AND e.day = $2 AND e.position = (SELECT low FROM halves WHERE low = high)";
+        const LATER_DAY: &str = "SELECT position, day FROM events WHERE tenant_id = $1 AND day > $2 ORDER BY day, position LIMIT 1";
+        let day = time.date_naive();
+        let within_day = sqlx::query_as(WITHIN_DAY).bind(tenant.0).bind(day).bind(time);
+        let mut found: Option<(Position, NaiveDate)> = within_day.fetch_optional(self.as_tenant(tenant)).await?;
+        if found.is_none() {
+            let later = sqlx::query_as(LATER_DAY).bind(tenant.0).bind(day);
+            found = later.fetch_optional(self.as_tenant(tenant)).await?;
+        }
         Ok(found.map_or(end, |(position, day)| LogPlace { after: position - 1, day }))
     }
 

@@ -33,7 +33,7 @@ const POPULATION: &str = "
     INSERT INTO tenant_heads (tenant_id, log_epoch, committed_at, changed_at) SELECT gen_random_uuid(), 1, now(), now() - interval '1 h' FROM generate_series(1, 3000);
     INSERT INTO dispatch_cursors (tenant_id, shard, day) SELECT gen_random_uuid(), s % 64, current_date FROM generate_series(1, 3000) AS s;
     INSERT INTO dispatch_cursors (tenant_id, shard, token, position, day) SELECT id, n % 64, 1, 5990, current_date FROM t;
-    INSERT INTO apps SELECT id, gen_random_uuid(), 'a' || s, '', now() FROM t CROSS JOIN generate_series(1, 50) AS s;
+    INSERT INTO apps SELECT id, gen_random_uuid(), 'a' || s, '', now() FROM t CROSS JOIN generate_series(1, 400) AS s;
     INSERT INTO subscriptions (tenant_id, subscription_id, subscription_no, app_id, event_type, display_name, filter, target_kind,
            target_key, max_attempts, initial_backoff_ms, max_backoff_ms, timeout_ms, max_in_flight, state, effective_position,
            registry_version, created_at, updated_at)
