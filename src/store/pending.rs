@@ -13,6 +13,7 @@ use super::events::{
     COLUMNS as EVENT_COLUMNS, DATA_BINARY, DATA_NONE, DATA_PROTO, DATA_TEXT, EventRow, encode_extensions, encode_proto,
 };
 use super::publish::NewKey;
+use super::request_ids::{Once, Repeatable};
 use super::{Store, StoreError};
 use crate::domain::event::{Data, Event, LogEntry};
 use crate::domain::ids::{EventId, SubscriptionNo, TenantId};
@@ -310,7 +311,24 @@ impl Store {
         tenant: TenantId,
         event: EventId,
         expires_at: DateTime<Utc>,
-    ) -> Result<bool, StoreError> {
+        request: Repeatable<()>,
+    ) -> Result<Option<Once<()>>, StoreError> {
+        let store = self.clone();
+        self.run(async move { store.cancel_pending_in(tenant, event, expires_at, request).await }).await
+    }
+
+    async fn cancel_pending_in(
+        &self,
+        tenant: TenantId,
+        event: EventId,
+        expires_at: DateTime<Utc>,
+        request: Repeatable<()>,
+    ) -> Result<Option<Once<()>>, StoreError> {
+        let now = self.now();
+        let mut tx = self.pool().begin().await?;
+        if let Some(answer) = request.begin(&mut tx, tenant, now).await? {
+            return Ok(Some(Once::Before(answer)));
+        }
         let done = sqlx::query(
             "UPDATE pending_events SET state = 4, due_at = NULL, expires_at = $3, data = '', extensions = '', data_kind = 0
               WHERE tenant_id = $1 AND event_id = $2 AND state IN (1, 2)",
@@ -318,9 +336,14 @@ impl Store {
         .bind(tenant.0)
         .bind(event.0)
         .bind(expires_at)
-        .execute(self.pool())
+        .execute(&mut *tx)
         .await?;
-        Ok(done.rows_affected() > 0)
+        if done.rows_affected() == 0 {
+            return Ok(None);
+        }
+        request.keep(&mut tx, tenant, &(), now).await?;
+        tx.commit().await?;
+        Ok(Some(Once::Made(())))
     }
 }
 
