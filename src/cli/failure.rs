@@ -38,13 +38,13 @@ pub fn report(error: &CliError) {
     if let Some(way_out) = error.way_out() {
         failure["help"] = json!(way_out);
     }
-    print(failure);
+    print(&failure);
 }
 
 /// As [`report`], for what commands of the server itself fail with.
 pub fn report_other(error: &anyhow::Error) {
     let reason = if error.is::<crate::config::ConfigError>() { "CONFIGURATION" } else { "FAILED" };
-    print(json!({ "reason": reason, "message": format!("{error:#}"), "exitCode": 1 }));
+    print(&json!({ "reason": reason, "message": format!("{error:#}"), "exitCode": 1 }));
 }
 
 /// Tells of a command line that does not parse, or shows the help that it asks for.
@@ -57,11 +57,11 @@ pub fn usage(error: &clap::Error, arguments: &[OsString]) -> ExitCode {
     }
     let text = error.render().to_string();
     let message = text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
-    print(json!({ "reason": "USAGE", "message": message, "exitCode": USAGE_CODE, "help": text.trim_end() }));
+    print(&json!({ "reason": "USAGE", "message": message, "exitCode": USAGE_CODE, "help": text.trim_end() }));
     ExitCode::from(USAGE_CODE)
 }
 
-fn print(failure: Value) {
+fn print(failure: &Value) {
     anstream::eprintln!("{}", json!({ "error": failure }));
 }
 

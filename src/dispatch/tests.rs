@@ -25,7 +25,7 @@ use crate::store::invocation_changes::InvocationChange;
 use crate::store::invocations::InvocationFilter;
 use crate::store::leases::{Handover, ShardLease, shard_of};
 use crate::store::notify::Hint;
-use crate::store::request_ids::Once;
+use crate::store::request_ids::{Once, Repeatable};
 use crate::store::secrets::Keyring;
 use crate::store::settle::{Fate, Fenced, Settled, Tried};
 use crate::store::subscriptions::NewSubscription;
@@ -106,11 +106,11 @@ impl World {
         connect::migrate(&database).await.expect("migrations apply");
         let store = connect::open(&database).await.expect("Postgres answers");
         super::sweep::run_once(&store, &Config::default()).await.expect("housekeeping");
-        let tenant = store.create_tenant("test".into(), "acme".into(), "Acme".into(), Default::default()).await;
+        let tenant = store.create_tenant("test".into(), "acme".into(), "Acme".into(), Repeatable::default()).await;
         let tenant = tenant.expect("a tenant").and_then(Once::made).expect("a new slug").id;
         let by = Principal::server(tenant);
-        store.create_app(by.clone(), "shop".into(), "Shop".into(), Default::default()).await.expect("an app");
-        store.create_app(by.clone(), "other".into(), "Other".into(), Default::default()).await.expect("an app");
+        store.create_app(by.clone(), "shop".into(), "Shop".into(), Repeatable::default()).await.expect("an app");
+        store.create_app(by.clone(), "other".into(), "Other".into(), Repeatable::default()).await.expect("an app");
         let new = NewEventType {
             name: EventTypeName::parse(NAME).expect("a name"),
             phase: Phase::Post,
@@ -120,7 +120,7 @@ impl World {
             compatibility: crate::domain::schema::compatibility::Compatibility::None,
         };
         let quota = EventTypeQuota { event_types: 10, schema_versions: 10 };
-        store.create_event_type(by, new, quota, Default::default()).await.expect("an event type");
+        store.create_event_type(by, new, quota, Repeatable::default()).await.expect("an event type");
 
         let keyring = Arc::new(Keyring::new(vec![("k1".to_owned(), [7; 32])]).expect("a keyring"));
         let feed = Feed::default();
@@ -169,7 +169,7 @@ impl World {
             secret: self.keyring.seal_secret(self.tenant, id, secret_id, &secret).expect("sealed"),
         };
         let by = Principal::server(self.tenant);
-        let made = self.store.subscribe(by, new, 100, Default::default()).await.expect("subscribed");
+        let made = self.store.subscribe(by, new, 100, Repeatable::default()).await.expect("subscribed");
         let Once::Made(made) = made else { panic!("made now") };
         self.parts.registry.reload(self.tenant).await.expect("readable");
         (id, made.no)
@@ -265,9 +265,9 @@ async fn every_matching_subscription_gets_every_event_and_every_run_is_recorded(
     let all = InvocationFilter::default();
     assert_eq!(world.store.list_invocations(&limited, &all, None, 1_000).await.expect("readable").0.len(), 200);
     assert!(world.store.invocation(&limited, id).await.expect("readable").is_none());
-    let retried = world.store.retry_invocation(&limited, id, Default::default()).await.expect("answered");
+    let retried = world.store.retry_invocation(&limited, id, Repeatable::default()).await.expect("answered");
     assert!(matches!(retried, InvocationChange::NotFound));
-    let retried = world.store.retry_invocation(&by, id, Default::default()).await.expect("answered");
+    let retried = world.store.retry_invocation(&by, id, Repeatable::default()).await.expect("answered");
     assert!(matches!(retried, InvocationChange::WrongState(State::Succeeded)));
     dispatch.stop().await;
     assert!(world.store.due_subscriptions(&[world.tenant]).await.expect("readable").is_empty(), "no row is left over");
@@ -304,17 +304,17 @@ async fn dead_letters_are_announced_redriven_and_cancelled_and_a_gone_receiver_i
     assert_eq!(subscription.subscription.state_reason, "GONE");
 
     let id = entries[0].invocation(broken_no);
-    let cancelled = world.store.cancel_invocation(&by, id, Default::default()).await.expect("answered");
+    let cancelled = world.store.cancel_invocation(&by, id, Repeatable::default()).await.expect("answered");
     let InvocationChange::Done { invocation, .. } = cancelled else { panic!("{cancelled:?}") };
     assert_eq!(invocation.cancel_reason.as_deref(), Some("CALLER"));
     world.receiver.healed.store(true, Ordering::Relaxed);
     let filter = InvocationFilter { subscription: Some(broken), ..InvocationFilter::default() };
-    let redriven = world.store.redrive_invocations(&by, &filter, 1, Default::default()).await;
+    let redriven = world.store.redrive_invocations(&by, &filter, 1, Repeatable::default()).await;
     let redriven = redriven.expect("answered").made().expect("now");
     assert_eq!((redriven.count, redriven.more), (1, true));
     let retried = world
         .store
-        .retry_invocation(&by, entries[2].invocation(broken_no), Default::default())
+        .retry_invocation(&by, entries[2].invocation(broken_no), Repeatable::default())
         .await
         .expect("answered");
     let InvocationChange::Done { head, invocation } = retried else { panic!("{retried:?}") };
@@ -337,7 +337,7 @@ async fn a_listener_that_hangs_delays_nobody_and_its_work_survives_the_owner() {
     world.until(State::Succeeded, 50).await;
     let by = Principal::server(world.tenant);
     let waiting = entries[49].invocation(hang_no);
-    let cancelled = world.store.cancel_invocation(&by, waiting, Default::default()).await.expect("answered");
+    let cancelled = world.store.cancel_invocation(&by, waiting, Repeatable::default()).await.expect("answered");
     assert!(matches!(cancelled, InvocationChange::Done { .. }), "{cancelled:?}");
     // Four attempts hang: the drain gives up on them, and their shard goes on as after a crash.
     first.stop().await;
@@ -399,7 +399,7 @@ async fn g6_an_owner_that_was_replaced_writes_nothing() {
     // A caller's cancellation that came first wins over a result and over a retry.
     let by = Principal::server(world.tenant);
     let id = entries.iter().find(|entry| entry.position == 2).expect("the second").invocation(no);
-    let cancelled = store.cancel_invocation(&by, id, Default::default()).await.expect("answered");
+    let cancelled = store.cancel_invocation(&by, id, Repeatable::default()).await.expect("answered");
     assert!(matches!(cancelled, InvocationChange::Done { .. }), "{cancelled:?}");
     let again = Fate::Deferred { attempt: 1, base: 0, due_at: store.now() };
     for changes in [vec![done(2)], vec![Settled { fate: again, ..done(2) }]] {
@@ -441,7 +441,7 @@ async fn a_settle_that_is_repeated_after_a_redrive_leaves_the_redriven_row() {
     }
     assert_eq!(world.count(State::DeadLettered).await, 2);
     for entry in &entries {
-        let done = store.retry_invocation(&by, entry.invocation(no), Default::default()).await.expect("answered");
+        let done = store.retry_invocation(&by, entry.invocation(no), Repeatable::default()).await.expect("answered");
         assert!(matches!(done, InvocationChange::Done { .. }), "{done:?}");
     }
     for changes in [&first[..], &second[..], &[failed(2, 2, true, again(2))]] {

@@ -104,6 +104,7 @@ impl Limits {
     }
 
     /// These, but for what is set for one tenant. The server's largest event stays the largest: other bounds are made for it.
+    #[must_use]
     pub fn with(&self, overrides: &Overrides) -> Self {
         Self::new(|quota| match overrides.get(quota) {
             Some(value) if quota == Quota::EventBytes => value.min(self.get(quota)),

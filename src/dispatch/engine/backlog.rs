@@ -82,7 +82,7 @@ impl Engine {
                 match result {
                     Ok(rows) => held.tenant.rows = rows,
                     Err(error) => {
-                        tracing::debug!(%error, "deferred invocations could not be counted; it is tried again")
+                        tracing::debug!(%error, "deferred invocations could not be counted; it is tried again");
                     }
                 }
             }

@@ -61,7 +61,7 @@ async fn every_change_is_announced_once_and_in_order_though_an_announcer_dies() 
         // Nothing tells this process of the change: the poll finds it.
         world
             .store
-            .change_subscription_state(by.clone(), Selector::Id(id), None, change, 100, Default::default())
+            .change_subscription_state(by.clone(), Selector::Id(id), None, change, 100, Repeatable::default())
             .await
             .expect("a change that fits");
     }
@@ -79,7 +79,7 @@ async fn every_change_is_announced_once_and_in_order_though_an_announcer_dies() 
             None,
             StateChange::Enable(Missed::Left),
             100,
-            Default::default(),
+            Repeatable::default(),
         )
         .await;
     same.expect("answered");
@@ -103,7 +103,7 @@ async fn what_ran_when_its_invocation_was_cancelled_is_recorded_as_it_ended() {
     }
     let by = Principal::server(world.tenant);
     let cancelled =
-        world.store.cancel_invocation(&by, entry.invocation(no), Default::default()).await.expect("answered");
+        world.store.cancel_invocation(&by, entry.invocation(no), Repeatable::default()).await.expect("answered");
     let InvocationChange::Done { invocation, head } = cancelled else { panic!("{cancelled:?}") };
     assert_eq!((invocation.state, invocation.attempt_count), (State::Cancelled, 0));
     world.parts.feed.send(&News::Head(head));
@@ -138,7 +138,7 @@ async fn a_large_redrive_goes_in_chunks_and_takes_each_dead_letter_once() {
     let all = InvocationFilter::default();
     let redriven = world
         .store
-        .redrive_invocations(&by, &all, 700, Default::default())
+        .redrive_invocations(&by, &all, 700, Repeatable::default())
         .await
         .expect("answered")
         .made()
@@ -146,7 +146,7 @@ async fn a_large_redrive_goes_in_chunks_and_takes_each_dead_letter_once() {
     assert_eq!((redriven.count, redriven.more), (700, true));
     let redriven = world
         .store
-        .redrive_invocations(&by, &all, 10_000, Default::default())
+        .redrive_invocations(&by, &all, 10_000, Repeatable::default())
         .await
         .expect("answered")
         .made()
@@ -155,7 +155,7 @@ async fn a_large_redrive_goes_in_chunks_and_takes_each_dead_letter_once() {
     assert_eq!(
         world
             .store
-            .redrive_invocations(&by, &all, 10_000, Default::default())
+            .redrive_invocations(&by, &all, 10_000, Repeatable::default())
             .await
             .expect("answered")
             .made()
