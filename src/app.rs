@@ -3,6 +3,7 @@
 //! Order: database, keys, services, sockets. A part that cannot be built stops the start with its cause; nothing listens before
 //! everything can answer.
 
+mod files;
 mod measure;
 
 use crate::api::admin::{AdminDeps, AdminService};
@@ -44,7 +45,6 @@ use crate::telemetry::Metrics;
 use crate::watch::{Standing, Watches};
 use crate::wire::page::PageTokens;
 use futures::FutureExt as _;
-use rustix::process::{Resource, getrlimit, setrlimit};
 use std::error::Error;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -61,8 +61,6 @@ const UPKEEP_INTERVAL: Duration = Duration::from_hours(1);
 const TASKS_PATIENCE: Duration = Duration::from_secs(5);
 /// Connections of the ops port: probes and scrapers.
 const OPS_CONNECTIONS_MAX: usize = 16;
-/// File descriptors for everything that is not a caller's connection.
-const FILES_RESERVED: u64 = 112;
 
 /// Why the server cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -166,7 +164,7 @@ impl App {
 
         let registry = RegistryDeps {
             store: store.clone(),
-            keyring,
+            keyring: keyring.clone(),
             catalogue,
             feed: feed.clone(),
             page_tokens: page_tokens.clone(),
@@ -208,6 +206,9 @@ impl App {
             page_tokens,
             api_keys: api_keys.clone(),
             certificates: certificates.clone(),
+            keyring,
+            limits: config.quotas(),
+            feed: feed.clone(),
         };
         let publish = PublishApi::new(engine.writer.clone(), engine.pending.clone(), store.clone(), feed);
         let internal = Services::default()
@@ -216,13 +217,10 @@ impl App {
         let names = vec![name_of::<AdminServiceServer<AdminService>>(), name_of::<PublishServiceServer<PublishApi>>()];
         let (internal_health, internal) = Health::add(internal, names, reflection).await;
 
-        let socket = WatchSocket::new(
-            events,
-            api_keys.clone(),
-            &config.server.cors_origins,
-            Duration::from_millis(config.server.keepalive_ms),
-        );
+        let keepalive = Duration::from_millis(config.server.keepalive_ms);
+        let (keys, origins) = (api_keys.clone(), &config.server.cors_origins);
         let public = Calls::new(Door::Public(api_keys), limits.clone(), call_metrics.clone(), public);
+        let socket = WatchSocket::new(events, keys, origins, keepalive, public.in_flight());
         let internal = Calls::new(Door::Internal(certificates), limits, call_metrics, internal);
 
         let public_listener = listen("public_listen", config.server.public_listen).await?;
@@ -233,7 +231,7 @@ impl App {
             internal: internal_listener.local_addr().map_err(AppError::Address)?,
             ops: ops_listener.local_addr().map_err(AppError::Address)?,
         };
-        let connections_max = affordable(config.server.connections_max);
+        let connections_max = files::affordable(config.server.connections_max);
         let connections = || Connections::new(connections_max, config.server.connections_per_peer_max);
         server.serve(Port {
             name: "public",
@@ -410,7 +408,8 @@ impl Engine {
             catalogue,
             config.publish.registry_tenants_max,
             config.publish.schemas_max,
-        );
+        )
+        .limited(config.quotas());
         let (writer, writer_tasks) =
             Writer::start(store.clone(), registry.clone(), feed.clone(), config.publish.clone());
         let parts = pending::Parts {
@@ -474,23 +473,6 @@ fn tls(config: &Config) -> Result<(Option<Arc<Tls>>, Arc<Tls>), TlsError> {
         None => None,
     };
     Ok((public, Arc::new(Tls::internal(config.server.internal_tls.clone())?)))
-}
-
-/// How many connections each of the two gRPC ports can hold with the file descriptors there are.
-fn affordable(configured: usize) -> usize {
-    let mut limit = getrlimit(Resource::Nofile);
-    if limit.current != limit.maximum {
-        limit.current = limit.maximum;
-        // Where it cannot be raised the present limit counts.
-        let _ = setrlimit(Resource::Nofile, limit);
-        limit = getrlimit(Resource::Nofile);
-    }
-    let Some(files) = limit.current else { return configured };
-    let each = usize::try_from(files.saturating_sub(FILES_RESERVED) / 2).unwrap_or(usize::MAX).max(8);
-    if each < configured {
-        tracing::info!(files, each, "connections are bounded by the limit of open files");
-    }
-    configured.min(each)
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ pub use load::{ConfigError, Sources};
 pub use reference::{Setting, reference};
 
 use crate::api;
+use crate::domain::quotas::{Limits, Quota};
 use crate::store::connect;
 use crate::telemetry;
 use crate::{dispatch, executor, pending, publish, watch};
@@ -44,7 +45,7 @@ pub struct Config {
     pub executor: executor::Config,
     /// Watch streams and ListEvents.
     pub watch: watch::Config,
-    /// What a tenant may register.
+    /// What a tenant may have and do.
     pub limits: api::registry::Config,
     /// Logs.
     pub log: telemetry::Config,
@@ -106,6 +107,16 @@ impl Config {
         Ok(config)
     }
 
+    /// The quotas of a tenant of which nothing else is set.
+    pub fn quotas(&self) -> Limits {
+        let own = |quota| match quota {
+            Quota::EventBytes => self.publish.event_bytes_max as u64,
+            Quota::Watches => self.watch.streams_per_tenant_max as u64,
+            _ => self.limits.subscriptions_max.into(),
+        };
+        Limits::new(|quota| self.limits.quota(quota).unwrap_or_else(|| own(quota)))
+    }
+
     fn check_database(&self) -> Result<(), ConfigError> {
         self.database.check().map_err(|(key, reason)| ConfigError::bad(&format!("database.{key}"), reason))
     }
@@ -120,6 +131,7 @@ impl Config {
         })?;
         self.traces.check().map_err(|(key, reason)| ConfigError::bad(&format!("traces.{key}"), reason))?;
         self.watch.check().map_err(|(key, reason)| ConfigError::bad(&format!("watch.{key}"), reason))?;
+        self.limits.check().map_err(|(key, reason)| ConfigError::bad(&format!("limits.{key}"), reason))?;
         self.executor.check().map_err(|error| match error {
             executor::ExecutorError::Setting { key, bound } => {
                 ConfigError::bad(&format!("executor.{key}"), format!("must be {bound}"))

@@ -1,7 +1,6 @@
 //! The `carillon` binary: reads the command line and runs one command.
 
 use carillon::cli::Cli;
-use clap::Parser as _;
 use std::process::ExitCode;
 
 /// Publishing and delivering make many small, short-lived allocations on several threads.
@@ -19,5 +18,5 @@ fn main() -> ExitCode {
     {
         return ExitCode::FAILURE;
     }
-    Cli::parse().run()
+    Cli::start(std::env::args_os())
 }

@@ -1,14 +1,17 @@
 //! The answers of a connection that its peer has not taken yet, and since when.
 //!
 //! A peer that opens calls and no window for their answers makes the server hold every one of them. Deadlines do not help: the call
-//! is over. So each connection knows the oldest answer it still holds, and ends when that is too old. Streams look after themselves.
+//! is over. So each connection knows the oldest answer it still holds, and ends when that is too old. A stream may last; one whose peer
+//! takes nothing of it is reset.
 
+use super::stalls::Stream;
 use bytes::Bytes;
 use http_body::{Body as _, Frame, SizeHint};
 use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
+use std::time::Duration;
 use tokio::time::Instant;
 use tonic::Status;
 use tonic::body::Body;
@@ -28,27 +31,61 @@ struct Held {
     next: u64,
     /// Oldest first.
     since: BTreeMap<u64, Instant>,
+    streams: BTreeMap<u64, Arc<Stream>>,
+}
+
+/// What a look at a connection's streams has found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stalled {
+    /// None of them.
+    Nothing,
+    /// Some, which are reset.
+    Part,
+    /// Everything that the connection carries.
+    Everything,
 }
 
 /// A response's body, which knows when the connection has let go of it.
 pub struct Answer {
     body: Body,
-    /// None for streams.
+    /// None for an answer without a body.
     held: Option<(Answers, u64)>,
+    /// Only of streams.
+    stream: Option<Arc<Stream>>,
 }
 
 impl Answers {
     /// Watches over the body of a response.
     pub fn hold(&self, response: http::Response<Body>) -> http::Response<Answer> {
-        let streams = response.extensions().get::<Streaming>().is_some() || response.body().is_end_stream();
-        let held = (!streams).then(|| {
-            let mut held = self.lock();
-            let id = held.next;
-            held.next += 1;
-            held.since.insert(id, Instant::now());
-            (self.clone(), id)
-        });
-        response.map(|body| Answer { body, held })
+        if response.body().is_end_stream() {
+            return response.map(|body| Answer { body, held: None, stream: None });
+        }
+        let stream = response.extensions().get::<Streaming>().map(|_| Arc::new(Stream::new()));
+        let mut held = self.lock();
+        let id = held.next;
+        held.next += 1;
+        match &stream {
+            Some(stream) => {
+                held.streams.insert(id, Arc::clone(stream));
+            }
+            None => {
+                held.since.insert(id, Instant::now());
+            }
+        }
+        drop(held);
+        response.map(|body| Answer { body, held: Some((self.clone(), id)), stream })
+    }
+
+    /// Resets the streams of which the peer has taken nothing for longer than the limit.
+    pub fn reset_stalled(&self, limit: Duration) -> Stalled {
+        let held = self.lock();
+        let stalled = held.streams.values().filter(|stream| stream.is_stalled(limit));
+        let count = stalled.map(|stream| stream.reset()).count();
+        match count {
+            0 => Stalled::Nothing,
+            _ if count == held.streams.len() && held.since.is_empty() => Stalled::Everything,
+            _ => Stalled::Part,
+        }
     }
 
     /// Since when the oldest is held.
@@ -64,7 +101,9 @@ impl Answers {
 impl Drop for Answer {
     fn drop(&mut self) {
         if let Some((answers, id)) = &self.held {
-            answers.lock().since.remove(id);
+            let mut held = answers.lock();
+            held.since.remove(id);
+            held.streams.remove(id);
         }
     }
 }
@@ -77,7 +116,11 @@ impl http_body::Body for Answer {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
-        Pin::new(&mut self.body).poll_frame(context)
+        let polled = Pin::new(&mut self.body).poll_frame(context);
+        if let Some(stream) = &self.stream {
+            if polled.is_ready() { stream.note_handed() } else { stream.note_waiting() }
+        }
+        polled
     }
 
     fn is_end_stream(&self) -> bool {
@@ -112,6 +155,7 @@ mod tests {
         stream.extensions_mut().insert(Streaming);
         let held = answers.hold(stream);
         assert!(answers.oldest().is_none());
+        assert_eq!(answers.reset_stalled(Duration::ZERO), Stalled::Nothing, "nothing of it was asked for");
         drop(held);
         let empty = answers.hold(http::Response::new(Body::empty()));
         assert!(answers.oldest().is_none() && empty.body().is_end_stream());

@@ -167,6 +167,11 @@ impl Calls {
         Self { inner: Arc::new(inner), services }
     }
 
+    /// The open calls of the port, for what leaves it for another protocol.
+    pub fn in_flight(&self) -> InFlight {
+        self.inner.in_flight.clone()
+    }
+
     /// Answers one call.
     pub async fn call(self, request: Request<Body>) -> Response<Body> {
         let started = Instant::now();

@@ -9,6 +9,7 @@ use crate::domain::access::{Caller, Role};
 use crate::domain::catalogue::{Catalogue, SystemEventType};
 use crate::domain::event_type::{EventType, EventTypeName};
 use crate::domain::ids::TenantId;
+use crate::domain::quotas::{Limits, Quota};
 use crate::domain::webhook::WebhookUri;
 use crate::feed::{Feed, News};
 use crate::publish::registry::Registry;
@@ -16,11 +17,10 @@ use crate::store::Store;
 use crate::store::apps::App;
 use crate::store::audit::Principal;
 use crate::store::event_types::{Deleted, EventTypeQuota, EventTypeRecord, EventTypeRefusal};
-use crate::store::request_ids::{Earlier, RequestKey};
 use crate::store::secrets::{Keyring, KeyringError};
+use crate::wire::FieldError;
 use crate::wire::page::{PageTokenError, PageTokens};
 use crate::wire::subscription::SubscriptionError;
-use crate::wire::{self, FieldError};
 use serde::{Deserialize, Serialize};
 use std::error::Error;
 use std::sync::Arc;
@@ -34,7 +34,7 @@ const NEAR_CANDIDATES_MAX: u32 = 1_000;
 /// How many near names an error offers.
 const NEAR_MAX: usize = 5;
 
-/// How much a tenant may register.
+/// How much a tenant may have and do, where nothing else is set for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
@@ -44,11 +44,55 @@ pub struct Config {
     pub event_types_max: u32,
     /// Schema versions of one event type; default 1,000.
     pub schema_versions_max: u16,
+    /// Events that a tenant may publish a second on each replica.
+    pub publish_events_per_second: u64,
+    /// Events that may come at once after a pause.
+    pub publish_events_burst: u64,
+    /// Bytes of events that a tenant may publish a second on each replica.
+    pub publish_bytes_per_second: u64,
+    /// Bytes that may come at once after a pause.
+    pub publish_bytes_burst: u64,
+    /// Invocations of a tenant that are neither final nor dead letters, beyond which nothing more is published.
+    pub backlog_max: u64,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { subscriptions_max: 100_000, event_types_max: 10_000, schema_versions_max: 1_000 }
+        Self {
+            subscriptions_max: 100_000,
+            event_types_max: 10_000,
+            schema_versions_max: 1_000,
+            publish_events_per_second: 1_000_000,
+            publish_events_burst: 1_000_000,
+            publish_bytes_per_second: 1024 * 1024 * 1024,
+            publish_bytes_burst: 1024 * 1024 * 1024,
+            backlog_max: 10_000_000,
+        }
+    }
+}
+
+impl Config {
+    /// Checks the bounds of the quotas. Errors: the key, and its bounds.
+    pub fn check(&self) -> Result<(), (&'static str, String)> {
+        for quota in Quota::ALL {
+            let bounds = quota.bounds();
+            if self.quota(quota).is_some_and(|value| !bounds.contains(&value)) {
+                return Err((quota.name(), format!("must be {} to {}", bounds.start(), bounds.end())));
+            }
+        }
+        Ok(())
+    }
+
+    /// What this section says of a quota; none of those that other sections set.
+    pub fn quota(&self, quota: Quota) -> Option<u64> {
+        Some(match quota {
+            Quota::PublishEventsPerSecond => self.publish_events_per_second,
+            Quota::PublishEventsBurst => self.publish_events_burst,
+            Quota::PublishBytesPerSecond => self.publish_bytes_per_second,
+            Quota::PublishBytesBurst => self.publish_bytes_burst,
+            Quota::Backlog => self.backlog_max,
+            Quota::EventBytes | Quota::Subscriptions | Quota::Watches => return None,
+        })
     }
 }
 
@@ -135,23 +179,13 @@ pub(super) fn unsealed(error: KeyringError) -> ApiError {
     ApiError::internal("seal or open a secret", error)
 }
 
-/// A stored answer that cannot be read back as an error.
-pub(super) fn unreadable(error: impl Into<Box<dyn Error + Send + Sync>>) -> ApiError {
-    ApiError::internal("read a stored answer", error)
-}
-
-/// The key of a request id, where one is given.
-pub(super) fn request_key(id: &str, method: &'static str, body_hash: [u8; 32]) -> Result<Option<RequestKey>, ApiError> {
-    let id = wire::request_id("request_id", id).map_err(invalid)?;
-    Ok(id.map(|id| RequestKey { id, method, body_hash }))
-}
-
-/// Says that the request id was used with another body.
-pub(super) fn request_id_reused() -> ApiError {
-    ApiError::RequestIdReused { field: "request_id" }
-}
-
 impl RegistryDeps {
+    /// The quotas that apply to a tenant, as they are now.
+    pub(super) async fn limits(&self, tenant: TenantId) -> Result<Limits, ApiError> {
+        let (overrides, _) = self.store.quotas(tenant).await?;
+        Ok(self.registry.limits().with(&overrides))
+    }
+
     /// The bounds on event types.
     pub(super) fn event_type_quota(&self) -> EventTypeQuota {
         EventTypeQuota {
@@ -168,20 +202,6 @@ impl RegistryDeps {
             Ok(Some(head)) => self.feed.send(&News::Head(head.head())),
             Ok(None) => {}
             Err(error) => tracing::debug!(error = &error as &dyn Error, "a changed head is left to the poll"),
-        }
-    }
-
-    /// The first answer of a request id, where there is one, before any lock is taken.
-    pub(super) async fn first_answer(
-        &self,
-        tenant: TenantId,
-        key: Option<&RequestKey>,
-    ) -> Result<Option<Vec<u8>>, ApiError> {
-        let Some(key) = key else { return Ok(None) };
-        match self.store.earlier_answer(tenant, key).await? {
-            Earlier::Unknown => Ok(None),
-            Earlier::Answer(answer) => Ok(Some(answer)),
-            Earlier::OtherBody => Err(request_id_reused()),
         }
     }
 
@@ -248,7 +268,6 @@ impl RegistryDeps {
             EventTypeRefusal::TooManyVersions(_) => {
                 quota("schema_versions_max", self.config.schema_versions_max.into())
             }
-            EventTypeRefusal::RequestIdReused => request_id_reused(),
             EventTypeRefusal::Store(error) => error.into(),
         }
     }

@@ -2,16 +2,17 @@
 //!
 //! Written by ourselves because the ready-made ones wait for ever: for silent peers, for open streams, for a handshake.
 
-use super::answers::Answers;
+use super::answers::{Answers, Stalled};
 use super::config::Config;
 use super::connections::{Connections, Slot};
 use super::frames::Metered;
+use super::stalls::CallExecutor;
 use super::tls::{Tls, peer_identity};
 use crate::clock;
 use http::{Request, Response, header};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use rustls_pki_types::CertificateDer;
 use std::convert::Infallible;
@@ -47,6 +48,8 @@ pub type Routes = BoxCloneSyncService<Request<Body>, Response<Body>, Infallible>
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// How often a connection is looked at within the shorter of its limits.
 const LOOKS_PER_LIMIT: u32 = 4;
+/// A stream may stall for so many times as long as an answer.
+const STREAM_ANSWERS: u32 = 2;
 /// How long before the cut streams are told to end.
 const STREAMS_END_BEFORE_CUT: Duration = Duration::from_secs(1);
 /// How long a connection that sent no request may take to say goodbye.
@@ -339,7 +342,9 @@ impl Server {
                 _ = looks.tick() => {
                     let now = Instant::now();
                     let stalled = answers.oldest().is_some_and(|since| now - since > self.limits.answer);
-                    if stalled {
+                    // Its streams have had the time to end by themselves, had it read again.
+                    let streams = answers.reset_stalled(self.limits.answer * STREAM_ANSWERS);
+                    if stalled || streams == Stalled::Everything {
                         // The peer takes nothing of what it asked for; waiting longer would hold it for ever.
                         connection.as_mut().graceful_shutdown();
                         let _ = timeout(GOODBYE, connection.as_mut()).await;
@@ -364,8 +369,8 @@ impl Server {
         }
     }
 
-    fn builder(&self, speaks: Speaks) -> auto::Builder<TokioExecutor> {
-        let mut builder = auto::Builder::new(TokioExecutor::new());
+    fn builder(&self, speaks: Speaks) -> auto::Builder<CallExecutor> {
+        let mut builder = auto::Builder::new(CallExecutor);
         if speaks == Speaks::Two {
             builder = builder.http2_only();
         }

@@ -426,6 +426,9 @@ impl ApiError {
 
 impl From<ApiError> for Status {
     fn from(error: ApiError) -> Self {
+        if matches!(error, ApiError::Store(StoreError::RequestIdReused)) {
+            return ApiError::RequestIdReused { field: "request_id" }.into();
+        }
         let mut entry = error.entry();
         if entry.code == Code::Internal {
             let incident = clock::new_uuid().simple().to_string();

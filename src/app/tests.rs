@@ -220,6 +220,7 @@ async fn a_server_starts_answers_guards_its_doors_and_stops() {
         tenant: tenant.to_owned(),
         subject: "uri:spiffe://carillon.test/orders".to_owned(),
         event_types: vec!["CUSTOM_*".to_owned()],
+        ..Default::default()
     };
     admin.create_publisher_identity(identity("acme")).await.unwrap();
     let taken = admin.create_publisher_identity(identity("zeta")).await.unwrap_err();
@@ -247,13 +248,13 @@ async fn a_server_starts_answers_guards_its_doors_and_stops() {
     assert_ne!(ask(&public(&replica), &[&token]).await.code(), Code::Unauthenticated);
     let id = made.api_key.unwrap().id;
     let revoked = admin
-        .revoke_api_key(RevokeApiKeyRequest { tenant: "acme".to_owned(), api_key_id: id.clone() })
+        .revoke_api_key(RevokeApiKeyRequest { tenant: "acme".to_owned(), api_key_id: id.clone(), ..Default::default() })
         .await
         .unwrap()
         .into_inner();
     assert!(revoked.api_key.unwrap().revoke_time.is_some());
     assert_eq!(ask(&channel, &[&token]).await.code(), Code::Unauthenticated);
-    let elsewhere = RevokeApiKeyRequest { tenant: "zeta".to_owned(), api_key_id: id };
+    let elsewhere = RevokeApiKeyRequest { tenant: "zeta".to_owned(), api_key_id: id, ..Default::default() };
     assert_eq!(reason(&admin.revoke_api_key(elsewhere).await.unwrap_err()), "API_KEY_NOT_FOUND");
 
     let records = ListAuditRecordsRequest { tenant: "acme".to_owned(), ..Default::default() };

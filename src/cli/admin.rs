@@ -9,15 +9,19 @@ use super::client::{InternalArgs, InternalClient, Purpose, call};
 use super::error::CliError;
 use super::output::{Output, note, short, time};
 use super::values::parse_time;
+use crate::domain::quotas::Quota;
 use crate::proto::internal::{
     ApiKey, App, AuditRecord, CreateApiKeyRequest, CreateAppRequest, CreatePublisherIdentityRequest,
     CreateTenantRequest, DeleteAppRequest, DeletePublisherIdentityRequest, GetTenantRequest, ListApiKeysRequest,
     ListAppsRequest, ListAuditRecordsRequest, ListPublisherIdentitiesRequest, ListTenantsRequest, PublisherIdentity,
-    RevokeApiKeyRequest, Role as ProtoRole, Tenant,
+    RevokeApiKeyRequest, Role as ProtoRole, Tenant, UpdateTenantRequest,
 };
+use crate::wire::admin::{quota_of_proto, quotas_to_proto};
+use pbjson_types::FieldMask;
 
 const EXAMPLES: &str = "Examples:
   carillon admin tenants create acme
+  carillon admin tenants update acme --quota publish_events_per_second=500 --quota backlog_max=default
   carillon admin apps create --tenant acme shop
   carillon admin keys create --tenant acme --role subscriber --app shop --expires 2027-01-31T00:00:00Z
   carillon admin publishers create --tenant acme uri:spiffe://example.org/shop --event-type 'CUSTOM_ORDER_*'
@@ -65,7 +69,7 @@ enum Command {
 enum Tenants {
     /// List tenants
     List,
-    /// Show one tenant
+    /// Show one tenant with its quotas
     Get {
         /// Slug of the tenant
         slug: String,
@@ -78,6 +82,26 @@ enum Tenants {
         #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
         display_name: String,
     },
+    /// Change a tenant's name or quotas
+    Update {
+        /// Slug of the tenant
+        slug: String,
+        /// Name for people
+        #[arg(long, value_name = "TEXT")]
+        display_name: Option<String>,
+        /// A quota, such as backlog_max=10000, or backlog_max=default for the server's; may be given several times
+        #[arg(long = "quota", value_name = "NAME=VALUE", value_parser = parse_quota)]
+        quotas: Vec<(Quota, Option<u64>)>,
+    },
+}
+
+/// Reads `NAME=VALUE`, or `NAME=default`.
+fn parse_quota(text: &str) -> Result<(Quota, Option<u64>), String> {
+    let (name, value) = text.split_once('=').ok_or("must be NAME=VALUE")?;
+    let quota =
+        Quota::of_name(name).ok_or_else(|| format!("the quotas are {}", Quota::ALL.map(Quota::name).join(", ")))?;
+    let number = || value.replace('_', "").parse().map_err(|_| "the value must be a number, or default".to_owned());
+    Ok((quota, if value == "default" { None } else { Some(number()?) }))
 }
 
 #[derive(Debug, Subcommand)]
@@ -188,16 +212,55 @@ async fn tenants(client: &InternalClient, output: Output, command: Tenants) -> R
         }
         Tenants::Get { slug } => {
             let request = client.request(GetTenantRequest { tenant: slug });
-            call("GetTenant", admin.get_tenant(request)).await?.tenant.into_iter().collect()
+            return show_tenant(output, call("GetTenant", admin.get_tenant(request)).await?.tenant);
+        }
+        Tenants::Update { slug, display_name, quotas } => {
+            let mut paths: Vec<String> = quotas.iter().map(|(quota, _)| format!("quotas.{}", quota.name())).collect();
+            paths.extend(display_name.is_some().then(|| "display_name".to_owned()));
+            if paths.is_empty() {
+                return Err(CliError::Usage("say what is to change: --display-name or --quota".to_owned()));
+            }
+            let value = |wanted| quotas.iter().rev().find(|(quota, _)| *quota == wanted).and_then(|(_, value)| *value);
+            let tenant = Tenant {
+                slug,
+                display_name: display_name.unwrap_or_default(),
+                quotas: Some(quotas_to_proto(value)),
+                ..Default::default()
+            };
+            let update_mask = Some(FieldMask { paths });
+            let request =
+                client.request(UpdateTenantRequest { tenant: Some(tenant), update_mask, ..Default::default() });
+            return show_tenant(output, call("UpdateTenant", admin.update_tenant(request)).await?.tenant);
         }
         Tenants::Create { slug, display_name } => {
-            let request = client.request(CreateTenantRequest { slug, display_name });
+            let request = client.request(CreateTenantRequest { slug, display_name, ..Default::default() });
             call("CreateTenant", admin.create_tenant(request)).await?.tenant.into_iter().collect()
         }
     };
     rows(output, &["TENANT", "ID", "NAME", "CREATED"], &found, |tenant: &Tenant| {
         vec![tenant.slug.clone(), tenant.id.clone(), tenant.display_name.clone(), time(tenant.create_time.as_ref())]
     })
+}
+
+/// One tenant, and what applies to it; what is set for it is marked.
+fn show_tenant(output: Output, tenant: Option<Tenant>) -> Result<(), CliError> {
+    let Some(tenant) = tenant else { return Ok(()) };
+    if output.is_json() {
+        return output.document(&tenant);
+    }
+    let mut fields = vec![
+        ("tenant", tenant.slug.clone()),
+        ("id", tenant.id.clone()),
+        ("name", tenant.display_name.clone()),
+        ("created", time(tenant.create_time.as_ref())),
+    ];
+    let (own, all) = (tenant.quotas.unwrap_or_default(), tenant.effective_quotas.unwrap_or_default());
+    for quota in Quota::ALL {
+        let set = if quota_of_proto(&own, quota).is_some() { " (set)" } else { "" };
+        let value = quota_of_proto(&all, quota).map(|value| format!("{value}{set}")).unwrap_or_default();
+        fields.push((quota.name(), value));
+    }
+    output.fields(&fields)
 }
 
 async fn apps(client: &InternalClient, output: Output, tenant: String, command: Apps) -> Result<(), CliError> {
@@ -216,11 +279,11 @@ async fn apps(client: &InternalClient, output: Output, tenant: String, command: 
             }
         }
         Apps::Create { slug, display_name } => {
-            let request = client.request(CreateAppRequest { tenant, slug, display_name });
+            let request = client.request(CreateAppRequest { tenant, slug, display_name, ..Default::default() });
             call("CreateApp", admin.create_app(request)).await?.app.into_iter().collect()
         }
         Apps::Delete { slug } => {
-            let request = client.request(DeleteAppRequest { tenant, app: slug });
+            let request = client.request(DeleteAppRequest { tenant, app: slug, ..Default::default() });
             call("DeleteApp", admin.delete_app(request)).await?;
             note("deleted");
             return Ok(());
@@ -255,7 +318,14 @@ async fn keys(client: &InternalClient, output: Output, tenant: String, command: 
                 Role::Admin => ProtoRole::Admin,
             };
             let (role, expire_time) = (role.into(), expires.map(Into::into));
-            let request = client.request(CreateApiKeyRequest { tenant, app, role, display_name, expire_time });
+            let request = client.request(CreateApiKeyRequest {
+                tenant,
+                app,
+                role,
+                display_name,
+                expire_time,
+                ..Default::default()
+            });
             let answer = call("CreateApiKey", admin.create_api_key(request)).await?;
             if output.is_json() {
                 return output.document(&answer);
@@ -266,7 +336,7 @@ async fn keys(client: &InternalClient, output: Output, tenant: String, command: 
             return Ok(());
         }
         Keys::Revoke { id } => {
-            let request = client.request(RevokeApiKeyRequest { tenant, api_key_id: id });
+            let request = client.request(RevokeApiKeyRequest { tenant, api_key_id: id, ..Default::default() });
             call("RevokeApiKey", admin.revoke_api_key(request)).await?.api_key.into_iter().collect()
         }
     };
@@ -305,12 +375,17 @@ async fn publishers(
             }
         }
         Publishers::Create { subject, event_types } => {
-            let request = client.request(CreatePublisherIdentityRequest { tenant, subject, event_types });
+            let request =
+                client.request(CreatePublisherIdentityRequest { tenant, subject, event_types, ..Default::default() });
             let answer = call("CreatePublisherIdentity", admin.create_publisher_identity(request)).await?;
             answer.publisher_identity.into_iter().collect()
         }
         Publishers::Delete { id } => {
-            let request = client.request(DeletePublisherIdentityRequest { tenant, publisher_identity_id: id });
+            let request = client.request(DeletePublisherIdentityRequest {
+                tenant,
+                publisher_identity_id: id,
+                ..Default::default()
+            });
             call("DeletePublisherIdentity", admin.delete_publisher_identity(request)).await?;
             note("removed: the next publish with it is refused");
             return Ok(());

@@ -143,13 +143,18 @@ impl CliError {
 
     /// What the process ends with: 2 where the command line is wrong, 3 and 4 for the outcomes of `publish --wait`, 0 where the reader of the output has left, else 1.
     pub fn exit_code(&self) -> ExitCode {
+        self.exit_number().into()
+    }
+
+    /// The number of the exit code.
+    pub fn exit_number(&self) -> u8 {
         match self {
-            Self::Usage(_) => ExitCode::from(2),
-            Self::DeadLettered(_) => ExitCode::from(3),
-            Self::StillRunning { .. } => ExitCode::from(4),
+            Self::Usage(_) => 2,
+            Self::DeadLettered(_) => 3,
+            Self::StillRunning { .. } => 4,
             // `carillon watch | head` has done what was asked.
-            Self::Output(source) if source.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
-            _ => ExitCode::FAILURE,
+            Self::Output(source) if source.kind() == io::ErrorKind::BrokenPipe => 0,
+            _ => 1,
         }
     }
 
@@ -219,7 +224,7 @@ impl CliError {
     }
 
     /// What a person can do about it.
-    fn way_out(&self) -> Option<&str> {
+    pub fn way_out(&self) -> Option<&str> {
         Some(match self {
             Self::Connect { way_out, .. } => way_out,
             Self::Call { status, .. } if broke(status) => {

@@ -240,11 +240,11 @@ pub async fn run(args: EventTypesArgs, output: Output) -> Result<(), CliError> {
                 ..EventType::default()
             };
             let update_mask = Some(pbjson_types::FieldMask { paths });
-            let request = UpdateEventTypeRequest { event_type: Some(event_type), update_mask };
+            let request = UpdateEventTypeRequest { event_type: Some(event_type), update_mask, ..Default::default() };
             call("UpdateEventType", types.update_event_type(client.request(request))).await?.event_type
         }
         Command::Delete { name, allow_missing, etag } => {
-            let request = DeleteEventTypeRequest { name, allow_missing, etag };
+            let request = DeleteEventTypeRequest { name, allow_missing, etag, ..Default::default() };
             let answer = call("DeleteEventType", types.delete_event_type(client.request(request))).await?;
             if answer.event_type.is_none() {
                 note("it did not exist");
@@ -253,7 +253,7 @@ pub async fn run(args: EventTypesArgs, output: Output) -> Result<(), CliError> {
             answer.event_type
         }
         Command::Undelete { name } => {
-            let request = UndeleteEventTypeRequest { name };
+            let request = UndeleteEventTypeRequest { name, ..Default::default() };
             call("UndeleteEventType", types.undelete_event_type(client.request(request))).await?.event_type
         }
         Command::AddSchema { name, schema } => {

@@ -78,7 +78,7 @@ enum Command {
 pub async fn run(args: EventsArgs, output: Output) -> Result<(), CliError> {
     if let Command::Cancel { id, internal } = args.command {
         let client = internal.connect(Purpose::Publish).await?;
-        let request = client.request(CancelEventRequest { event_id: id.clone() });
+        let request = client.request(CancelEventRequest { event_id: id.clone(), ..Default::default() });
         call("CancelEvent", client.publish().cancel_event(request)).await?;
         return output.fields(&[("cancelled", id)]);
     }

@@ -142,7 +142,7 @@ pub async fn run(args: InvocationsArgs, output: Output) -> Result<(), CliError> 
         Command::Retry { ids } => {
             let mut changed = Vec::new();
             for id in ids {
-                let request = client.request(RetryInvocationRequest { invocation_id: id });
+                let request = client.request(RetryInvocationRequest { invocation_id: id, ..Default::default() });
                 let answer = call("RetryInvocation", client.invocations().retry_invocation(request)).await?;
                 changed.extend(answer.invocation);
             }
@@ -151,7 +151,7 @@ pub async fn run(args: InvocationsArgs, output: Output) -> Result<(), CliError> 
         Command::Cancel { ids } => {
             let mut changed = Vec::new();
             for id in ids {
-                let request = client.request(CancelInvocationRequest { invocation_id: id });
+                let request = client.request(CancelInvocationRequest { invocation_id: id, ..Default::default() });
                 let answer = call("CancelInvocation", client.invocations().cancel_invocation(request)).await?;
                 changed.extend(answer.invocation);
             }
@@ -163,6 +163,7 @@ pub async fn run(args: InvocationsArgs, output: Output) -> Result<(), CliError> 
                 start_time: from.map(Into::into),
                 end_time: until.map(Into::into),
                 limit: 0,
+                ..Default::default()
             };
             redrive(&client, output, request, limit).await
         }

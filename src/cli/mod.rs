@@ -13,6 +13,7 @@ mod error;
 mod event_types;
 mod events;
 mod explain;
+mod failure;
 mod invocations;
 mod migrate;
 mod output;
@@ -32,6 +33,7 @@ use self::output::Output;
 
 use crate::config::{Config, ConfigError, Sources};
 use clap::{Args, Parser, Subcommand};
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -52,7 +54,7 @@ pub struct Global {
     /// TOML file with the settings.
     #[arg(long, global = true, env = "CARILLON_CONFIG", value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Print results as JSON, for programs.
+    /// Print results as JSON, for programs; why a command failed is one JSON object on standard error.
     #[arg(long, global = true)]
     pub json: bool,
     /// Never colour the output.
@@ -111,6 +113,15 @@ fn parse_setting(text: &str) -> Result<(String, String), String> {
 }
 
 impl Cli {
+    /// Parses the command line and runs its command.
+    pub fn start(arguments: impl Iterator<Item = OsString>) -> ExitCode {
+        let arguments: Vec<OsString> = arguments.collect();
+        match Self::try_parse_from(&arguments) {
+            Ok(cli) => cli.run(),
+            Err(error) => failure::usage(&error, &arguments),
+        }
+    }
+
     /// Runs the command to its end.
     pub fn run(self) -> ExitCode {
         let global = self.global;
@@ -144,8 +155,16 @@ impl Cli {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
                 if let Some(error) = error.downcast_ref::<CliError>() {
-                    error.report();
+                    if output.is_json() {
+                        failure::report(error);
+                    } else {
+                        error.report();
+                    }
                     return error.exit_code();
+                }
+                if output.is_json() {
+                    failure::report_other(&error);
+                    return ExitCode::FAILURE;
                 }
                 // Every cause on one line: `{:#}` joins them by colons.
                 anstream::eprintln!("error: {error:#}");

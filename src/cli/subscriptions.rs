@@ -164,15 +164,21 @@ pub async fn run(args: SubscriptionsArgs, output: Output) -> Result<(), CliError
             call("GetSubscription", events.get_subscription(request)).await?.subscription
         }
         Command::Enable { changed: Changed { id, etag }, replay_missed } => {
-            let request = client.request(EnableSubscriptionRequest { subscription_id: id, etag, replay_missed });
+            let request = client.request(EnableSubscriptionRequest {
+                subscription_id: id,
+                etag,
+                replay_missed,
+                ..Default::default()
+            });
             call("EnableSubscription", events.enable_subscription(request)).await?.subscription
         }
         Command::Disable(Changed { id, etag }) => {
-            let request = client.request(DisableSubscriptionRequest { subscription_id: id, etag });
+            let request =
+                client.request(DisableSubscriptionRequest { subscription_id: id, etag, ..Default::default() });
             call("DisableSubscription", events.disable_subscription(request)).await?.subscription
         }
         Command::Undelete { id, replay_missed } => {
-            let request = UndeleteSubscriptionRequest { subscription_id: id, replay_missed };
+            let request = UndeleteSubscriptionRequest { subscription_id: id, replay_missed, ..Default::default() };
             call("UndeleteSubscription", events.undelete_subscription(client.request(request))).await?.subscription
         }
         Command::Update(update) => {
@@ -185,6 +191,7 @@ pub async fn run(args: SubscriptionsArgs, output: Output) -> Result<(), CliError
                 subscription_id: id,
                 signing_secret: secret_text(secret.as_deref())?,
                 overlap,
+                ..Default::default()
             };
             let answer =
                 call("RotateSubscriptionSecret", events.rotate_subscription_secret(client.request(request))).await?;
@@ -351,6 +358,7 @@ fn update_request(update: UpdateArgs) -> Result<UpdateSubscriptionRequest, CliEr
     Ok(UpdateSubscriptionRequest {
         subscription: Some(subscription),
         update_mask: Some(pbjson_types::FieldMask { paths }),
+        ..Default::default()
     })
 }
 

@@ -232,6 +232,20 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
     ("limits.subscriptions_max", "subscriptions of a tenant that are not deleted"),
     ("limits.event_types_max", "event types of a tenant that are not retired"),
     ("limits.schema_versions_max", "schema versions of one event type"),
+    (
+        "limits.publish_events_per_second",
+        "events that a tenant may publish a second on each replica; UpdateTenant sets this and the next four, limits.subscriptions_max, watch.streams_per_tenant_max and publish.event_bytes_max for one tenant; 1 to 10,000,000",
+    ),
+    ("limits.publish_events_burst", "events that may come at once after a pause; 1 to 10,000,000"),
+    (
+        "limits.publish_bytes_per_second",
+        "bytes of events that a tenant may publish a second on each replica; 1,024 to 17,179,869,184",
+    ),
+    ("limits.publish_bytes_burst", "bytes that may come at once after a pause; 1,024 to 17,179,869,184"),
+    (
+        "limits.backlog_max",
+        "invocations of a tenant that are neither final nor dead letters, beyond which nothing more is published until a tenth less are left; counted once a second; 1 to 1,000,000,000,000",
+    ),
     ("log.format", "text or json"),
     ("log.level", "error, warn, info, debug, trace, or directives like info,carillon=debug"),
     ("traces.endpoint", "http://host:port of a collector that takes OTLP over gRPC; nothing is traced without it"),

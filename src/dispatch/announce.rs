@@ -10,15 +10,15 @@ use super::tenant::{Failing, HealthNote};
 use crate::domain::announcement::Announcement;
 use crate::domain::catalogue::Catalogue;
 use crate::domain::event_type::EventTypeName;
+use crate::domain::health::HealthRow;
 use crate::domain::ids::{SubscriptionNo, TenantId};
 use crate::domain::invocation::OutcomeClass;
-use crate::domain::subscription::CircuitState;
+use crate::domain::subscription::{Circuit, CircuitState};
 use crate::feed::{Head, News};
 use crate::publish::PublishError;
 use crate::store::StoreError;
 use crate::store::announcements::Waiting;
 use crate::store::dispatch::DeadLetter;
-use crate::store::health::HealthRow;
 use crate::store::subscriptions::ServerReason;
 use chrono::{DateTime, Utc};
 use serde_json::json;
@@ -126,8 +126,8 @@ async fn publish_dead_letter(shared: &Shared, tenant: TenantId, letter: &DeadLet
         "event": letter.event.to_string(),
         "event_type": entry.event.event_type.as_str(),
         "attempts": letter.attempt.max(1),
-        "error": { "class": class_name(letter.class), "message": letter.error },
-        "reason": if retried { "MAX_ATTEMPTS" } else { class_name(letter.class) },
+        "error": { "class": letter.class.code(), "message": letter.error },
+        "reason": if retried { "MAX_ATTEMPTS" } else { letter.class.code() },
         "first_attempt_at": letter.first_attempt_at.to_rfc3339(),
         "dead_lettered_at": letter.dead_at.to_rfc3339(),
     });
@@ -153,7 +153,7 @@ pub(super) fn disable_failing(shared: &Arc<Shared>, tenant: TenantId, failing: F
     let shared = shared.clone();
     tokio::spawn(async move {
         let Failing { subscription_no, version, class } = failing;
-        let reason = ServerReason::Failing { version, class: class_name(class) };
+        let reason = ServerReason::Failing { version, class: class.code() };
         if let Err(error) = disable_and_tell(&shared, tenant, subscription_no, reason).await {
             tracing::warn!(%tenant, subscription_no, %error, "a subscription that only fails could not be disabled");
         }
@@ -226,38 +226,16 @@ async fn publish_circuit(
     let Some(entry) = registry.subscription(row.subscription_no) else { return Ok(()) };
     let subscription = &entry.subscription;
     let since = row.circuit.since.unwrap_or_default();
-    let (event_type, verb) = match state {
-        CircuitState::Closed => ("SUBSCRIPTION_CIRCUIT_CLOSED", "closed"),
-        CircuitState::Open | CircuitState::HalfOpen => ("SUBSCRIPTION_CIRCUIT_OPENED", "opened"),
-    };
-    let data = json!({
-        "subscription": subscription.id.to_string(),
-        "app": subscription.app_slug,
-        "event_type": subscription.event_type.as_str(),
-        "name": subscription.display_name,
-        "failures": row.circuit.failures,
-        "at": since.to_rfc3339(),
-    });
+    let verb = if state == CircuitState::Closed { "closed" } else { "opened" };
+    let circuit = Circuit { state, ..row.circuit };
+    let Announcement { event_type, subject, data } = Announcement::circuit_changed(subscription, &circuit);
     let key = format!("circuit-{verb}/{}/{}", subscription.id, since.timestamp_micros());
-    let name = system_type(shared.parts.registry.catalogue(), event_type)?;
-    shared.parts.writer.publish_system(tenant, name, subscription.id.to_string(), &data, None, &key).await?;
+    let name = system_type(shared.parts.registry.catalogue(), &event_type)?;
+    shared.parts.writer.publish_system(tenant, name, subject, &data, None, &key).await?;
     Ok(())
 }
 
 fn system_type(catalogue: &Catalogue, name: &str) -> Result<EventTypeName, StoreError> {
     let missing = StoreError::Corrupt { what: "system catalogue" };
     catalogue.get(name).map(|event_type| event_type.event_type.name.clone()).ok_or(missing)
-}
-
-fn class_name(class: OutcomeClass) -> &'static str {
-    match class {
-        OutcomeClass::Succeeded => "SUCCEEDED",
-        OutcomeClass::Rejected => "REJECTED",
-        OutcomeClass::Failed => "FAILED",
-        OutcomeClass::Throttled => "THROTTLED",
-        OutcomeClass::Timeout => "TIMEOUT",
-        OutcomeClass::Unreachable => "UNREACHABLE",
-        OutcomeClass::BlockedAddress => "BLOCKED_ADDRESS",
-        OutcomeClass::Gone => "GONE",
-    }
 }

@@ -3,6 +3,7 @@
 //!
 //! It never waits for anything but its inputs, and never touches the store or a listener itself.
 
+mod backlog;
 mod held;
 mod ownership;
 
@@ -251,6 +252,7 @@ impl Engine {
                 held.reviewed = review.version;
                 held.tenant.revoke(&review.revoked);
                 held.tenant.due_summary(&review.due);
+                held.tenant.rows = review.rows;
             }
             Input::Reviewed { result: Err(error), .. } => {
                 held.reviewing = false;
@@ -281,6 +283,7 @@ impl Engine {
                     Ok(Some(step)) => {
                         if step.deferred > 0 {
                             held.tenant.due_summary(&[(step.subscription_no, now)]);
+                            held.tenant.rows += i64::try_from(step.deferred).unwrap_or_default();
                         }
                         held.tenant.replay = true;
                         held.replay_at = now + step.pause(config.replay_per_second);
@@ -355,6 +358,7 @@ impl Engine {
                 self.touched.insert(*id);
             }
         }
+        self.look_at_backlogs(now);
         self.give_back(now);
         if self.shards.get(0).is_some() && !self.sweeping && self.swept_at.is_none_or(|at| now - at > SWEEP_EVERY) {
             self.swept_at = Some(now);

@@ -11,6 +11,7 @@ use crate::store::dispatch::{OrderedPage, Place};
 use crate::store::event_pages::PageBound;
 use crate::store::events::LogPlace;
 use crate::store::leases::ShardLease;
+use crate::store::quotas::BacklogStanding;
 use crate::store::{Store, StoreError};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -62,12 +63,14 @@ async fn complete(
     }
     let ids: Vec<TenantId> = claimed.tenants.iter().map(|tenant| tenant.head.tenant).collect();
     for due in store.due_subscriptions(&ids).await? {
+        *claimed.rows.entry(due.tenant).or_default() += due.rows;
         claimed.due.entry(due.tenant).or_default().push((due.subscription_no, due.due_at));
     }
     for (tenant, row) in store.health(&ids).await? {
         claimed.health.entry(tenant).or_default().push(row);
     }
     claimed.replaying = store.replaying_tenants(&ids).await?.into_iter().collect();
+    claimed.full = store.full_backlogs(&ids).await?;
     claimed.unannounced = store.unannounced_tenants(&ids).await?.into_iter().collect();
     Ok(claimed)
 }
@@ -218,12 +221,33 @@ pub(super) fn review(shared: &Arc<Shared>, life: Life, held: Vec<Place>, cursor:
             // The version first: every change up to it is committed, so the rows read after it show them all.
             let version = store.head_now(life.tenant).await?.map_or(0, |head| head.deferred_version);
             let due = store.due_subscriptions(&[life.tenant]).await?;
+            let rows = due.iter().map(|due| due.rows).sum();
             let due = due.into_iter().map(|due| (due.subscription_no, due.due_at)).collect();
             let revoked = store.revoked(life.tenant, &held, cursor).await?;
-            Ok(Review { version, due, revoked })
+            Ok(Review { version, due, rows, revoked })
         };
         let result = read.await;
         shared.tell(Input::Reviewed { life, result });
+    });
+}
+
+/// Counts what a tenant has deferred, up to a bound.
+pub(super) fn count(shared: &Arc<Shared>, life: Life, most: i64) {
+    let shared = shared.clone();
+    tokio::spawn(async move {
+        let _turn = shared.loads.acquire().await;
+        let result = shared.parts.store.deferred_count(life.tenant, most).await;
+        shared.tell(Input::Counted { life, result });
+    });
+}
+
+/// Says to every publisher whether the tenant's backlog is full.
+pub(super) fn mark(shared: &Arc<Shared>, life: Life, standing: BacklogStanding) {
+    let shared = shared.clone();
+    tokio::spawn(async move {
+        let marked = shared.parts.store.mark_backlog(life.tenant, life.token, standing).await;
+        let result = marked.map(|(_, change)| change);
+        shared.tell(Input::Marked { life, standing, result });
     });
 }
 

@@ -23,10 +23,8 @@
 //! Nothing here performs a side effect outside the store; listeners run in the executor, with no transaction open.
 
 mod announce;
-mod bucket;
 mod config;
 mod engine;
-mod health;
 mod keys;
 mod load;
 mod pulse;
@@ -81,6 +79,7 @@ pub struct Load {
     running: AtomicUsize,
     memory_bytes: AtomicUsize,
     lag: AtomicUsize,
+    backlog: AtomicUsize,
 }
 
 impl Load {
@@ -102,6 +101,11 @@ impl Load {
     /// Event data that waits or runs.
     pub fn memory_bytes(&self) -> usize {
         self.memory_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Invocations of the tenants in memory that are not finished.
+    pub fn backlog(&self) -> usize {
+        self.backlog.load(Ordering::Relaxed)
     }
 
     /// Events between the written cursors of the tenants in memory and their heads.

@@ -3,10 +3,10 @@
 //! A row that is in memory is held: it is not loaded again until the settle that ends it is written, and not by a load that
 //! began before that either.
 
-use super::bucket::Bucket;
-use super::health::{Gate, Health};
 use super::keys::Chains;
+use crate::domain::bucket::Bucket;
 use crate::domain::filter::OrderingKey;
+use crate::domain::health::{Gate, Health};
 use crate::domain::ids::{Position, SubscriptionNo};
 use crate::domain::retry::DeliveryPolicy;
 use crate::executor::EncodedEvent;

@@ -1,7 +1,7 @@
 //! What a subscription missed, delivered after all: the pages of the log that a replay goes through.
 //!
 //! One step of one replay of a tenant at a time, that which is furthest behind. A step reads a page, asks the present filter, and
-//! defers what fires; from there on it is work like any other. The engine decides when the next step is due, which bounds the rate.
+//! defers what fires, and refuses on the record what the subscription itself has led to; from there on it is work like any other. The engine decides when the next step is due, which bounds the rate.
 
 use super::run::{Input, Life, Shared};
 use crate::domain::filter::FilterContext;
@@ -58,8 +58,9 @@ async fn step(shared: &Shared, life: Life) -> Result<Option<Step>, StoreError> {
     // A change that has made it inactive meanwhile has ended the replay too: the next step finds that.
     let Some(found) = found.filter(|found| found.subscription.state == State::Active) else { return Ok(Some(idle)) };
     let (reached, missed) = look(shared, life, replay, &found.subscription).await?;
+    let deferred = missed.iter().filter(|missed| !missed.looped).count();
     let fenced = store.continue_replay(life.tenant, life.token, replay, reached, &missed).await?;
-    Ok((fenced == Fenced::No).then_some(Step { deferred: missed.len(), ..idle }))
+    Ok((fenced == Fenced::No).then_some(Step { deferred, ..idle }))
 }
 
 /// How far a page reaches, and what of it fires.
@@ -79,12 +80,13 @@ async fn look(
         reached = LogPlace { after: entry.position, day: entry.day() };
         if entry.event.event_type == subscription.event_type {
             let context = FilterContext::new(&entry.event);
-            let looped = entry.event.lineage.subscriptions.contains(&subscription.no);
-            if !looped && fires(subscription, &context, entry.event.schema_version) {
+            if fires(subscription, &context, entry.event.schema_version) {
+                // Its own consequence: refused on the record, as it would have been when it happened.
+                let looped = entry.event.lineage.subscriptions.contains(&subscription.no);
                 let ordering = subscription.policy.ordering();
                 // A key that cannot be evaluated is none: the event is in no order.
                 let key = ordering.and_then(|ordering| ordering.key.ordering_key(&context).ok().flatten());
-                missed.push(Missed { position: entry.position, day: entry.day(), key });
+                missed.push(Missed { position: entry.position, day: entry.day(), key, looped });
             }
         }
         if missed.len() >= most as usize {

@@ -8,14 +8,16 @@ use super::tenant::{Batch, Ended, HealthNote, LogPage, Start};
 use super::{Config, Parts};
 use crate::clock;
 use crate::domain::event::LogEntry;
+use crate::domain::health::HealthRow;
 use crate::domain::ids::{Position, ReplicaId, SubscriptionNo, TenantId};
 use crate::domain::invocation::{Outcome, OutcomeClass};
 use crate::planted::{self, Defect};
 use crate::publish::registry::TenantRegistry;
 use crate::store::StoreError;
 use crate::store::dispatch::{ClaimedTenant, DeferredRow, Place};
-use crate::store::health::HealthRow;
+use crate::store::heads::RegistryChange;
 use crate::store::leases::{Pulse, ShardLease};
+use crate::store::quotas::BacklogStanding;
 use crate::store::settle::Fenced;
 use crate::telemetry::measured;
 use chrono::{DateTime, Utc};
@@ -78,6 +80,8 @@ pub(super) struct Review {
     /// The deferred_version that it reflects, at least.
     pub version: i64,
     pub due: Vec<(SubscriptionNo, DateTime<Utc>)>,
+    /// Deferred rows.
+    pub rows: i64,
     pub revoked: HashSet<Place>,
 }
 
@@ -86,6 +90,10 @@ pub(super) struct Review {
 pub(super) struct ClaimedShard {
     pub tenants: Vec<ClaimedTenant>,
     pub due: HashMap<TenantId, Vec<(SubscriptionNo, DateTime<Utc>)>>,
+    /// Deferred rows of each.
+    pub rows: HashMap<TenantId, i64>,
+    /// Those whose backlog is full.
+    pub full: HashSet<TenantId>,
     pub unannounced: HashSet<TenantId>,
     pub health: HashMap<TenantId, Vec<HealthRow>>,
     pub replaying: HashSet<TenantId>,
@@ -108,6 +116,8 @@ pub(super) enum Input {
     Registry { life: Life, result: Result<Arc<TenantRegistry>, StoreError> },
     Announced { life: Life, result: Result<(), StoreError> },
     Replayed { life: Life, result: Result<Option<Step>, StoreError> },
+    Counted { life: Life, result: Result<i64, StoreError> },
+    Marked { life: Life, standing: BacklogStanding, result: Result<Option<RegistryChange>, StoreError> },
     HealthKept { life: Life, notes: Vec<HealthNote>, result: Result<(), StoreError> },
     Claimed { shard: i32, token: i64, tenant: Option<TenantId>, result: Result<ClaimedShard, StoreError> },
     Pulse { asked_at: DateTime<Utc>, lease_until: Option<DateTime<Utc>>, pulse: Pulse },

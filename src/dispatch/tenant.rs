@@ -26,11 +26,11 @@ pub(super) use aside::WantedDue;
 pub(super) use intake::WantedPage;
 
 use super::Config;
-use super::health::Gate;
 use super::queue::{Job, Queue};
 use super::turns;
 use crate::domain::event::LogEntry;
 use crate::domain::filter::OrderingKey;
+use crate::domain::health::{Gate, HealthRow};
 use crate::domain::ids::{Position, SubscriptionNo, TenantId};
 use crate::domain::invocation::{CancelReason, Outcome, OutcomeClass};
 use crate::domain::retry::DeliveryPolicy;
@@ -40,7 +40,6 @@ use crate::executor::Delivery;
 use crate::feed::Head;
 use crate::store::dispatch::{ClaimedTenant, Place};
 use crate::store::events::LogPlace;
-use crate::store::health::HealthRow;
 use crate::store::settle::{Fate, Settled, Tried};
 use chrono::{DateTime, NaiveDate, TimeDelta, Utc};
 use std::cmp::Reverse;
@@ -166,6 +165,10 @@ pub(super) struct Tenant {
     /// Day of the event before the first slot.
     day: NaiveDate,
     window: VecDeque<Slot>,
+    /// Invocations that the window counts.
+    open: usize,
+    /// Rows in `deferred_invocations`, as far as this owner can tell; counted anew now and then where it matters.
+    pub rows: i64,
     /// Entries that were committed here while a page was being read.
     heard: VecDeque<Arc<LogEntry>>,
     reading: bool,
@@ -212,6 +215,8 @@ impl Tenant {
             first: claimed.cursor.after + 1,
             day: claimed.cursor.day,
             window: VecDeque::new(),
+            open: 0,
+            rows: 0,
             heard: VecDeque::new(),
             reading: false,
             ordered: true,

@@ -1,6 +1,7 @@
 //! The whole dispatcher against a real Postgres and a real receiver: publish, run, settle, and what callers read and change.
 
 mod changes;
+mod shards;
 
 use super::{Config, Dispatch, Parts};
 use crate::dev::{PrivatePostgres, Search};
@@ -24,7 +25,7 @@ use crate::store::invocation_changes::InvocationChange;
 use crate::store::invocations::InvocationFilter;
 use crate::store::leases::{Handover, ShardLease, shard_of};
 use crate::store::notify::Hint;
-use crate::store::request_ids::Once;
+use crate::store::request_ids::{Once, Repeatable};
 use crate::store::secrets::Keyring;
 use crate::store::settle::{Fate, Fenced, Settled, Tried};
 use crate::store::subscriptions::NewSubscription;
@@ -106,11 +107,11 @@ impl World {
         connect::migrate(&database, &[]).await.expect("migrations apply");
         let store = connect::open(&database).await.expect("Postgres answers");
         super::sweep::run_once(&store, &Config::default()).await.expect("housekeeping");
-        let tenant = store.create_tenant("test".into(), "acme".into(), "Acme".into()).await.expect("a tenant");
-        let tenant = tenant.expect("a new slug").id;
+        let tenant = store.create_tenant("test".into(), "acme".into(), "Acme".into(), Repeatable::default()).await;
+        let tenant = tenant.expect("a tenant").and_then(Once::made).expect("a new slug").id;
         let by = Principal::server(tenant);
-        store.create_app(by.clone(), "shop".into(), "Shop".into()).await.expect("an app");
-        store.create_app(by.clone(), "other".into(), "Other".into()).await.expect("an app");
+        store.create_app(by.clone(), "shop".into(), "Shop".into(), Repeatable::default()).await.expect("an app");
+        store.create_app(by.clone(), "other".into(), "Other".into(), Repeatable::default()).await.expect("an app");
         let new = NewEventType {
             name: EventTypeName::parse(NAME).expect("a name"),
             phase: Phase::Post,
@@ -120,7 +121,7 @@ impl World {
             compatibility: crate::domain::schema::compatibility::Compatibility::None,
         };
         let quota = EventTypeQuota { event_types: 10, schema_versions: 10 };
-        store.create_event_type(by, new, quota, None, |_| Vec::new()).await.expect("an event type");
+        store.create_event_type(by, new, quota, Repeatable::default()).await.expect("an event type");
 
         let keyring = Arc::new(Keyring::new(vec![("k1".to_owned(), [7; 32])]).expect("a keyring"));
         let feed = Feed::default();
@@ -169,7 +170,7 @@ impl World {
             secret: self.keyring.seal_secret(self.tenant, id, secret_id, &secret).expect("sealed"),
         };
         let by = Principal::server(self.tenant);
-        let made = self.store.subscribe(by, new, 100, None, |_| Ok(Vec::new())).await.expect("subscribed");
+        let made = self.store.subscribe(by, new, 100, Repeatable::default()).await.expect("subscribed");
         let Once::Made(made) = made else { panic!("made now") };
         self.parts.registry.reload(self.tenant).await.expect("readable");
         (id, made.no)
@@ -265,9 +266,9 @@ async fn every_matching_subscription_gets_every_event_and_every_run_is_recorded(
     let all = InvocationFilter::default();
     assert_eq!(world.store.list_invocations(&limited, &all, None, 1_000).await.expect("readable").0.len(), 200);
     assert!(world.store.invocation(&limited, id).await.expect("readable").is_none());
-    let retried = world.store.retry_invocation(&limited, id).await.expect("answered");
+    let retried = world.store.retry_invocation(&limited, id, Repeatable::default()).await.expect("answered");
     assert!(matches!(retried, InvocationChange::NotFound));
-    let retried = world.store.retry_invocation(&by, id).await.expect("answered");
+    let retried = world.store.retry_invocation(&by, id, Repeatable::default()).await.expect("answered");
     assert!(matches!(retried, InvocationChange::WrongState(State::Succeeded)));
     dispatch.stop().await;
     assert!(world.store.due_subscriptions(&[world.tenant]).await.expect("readable").is_empty(), "no row is left over");
@@ -304,14 +305,19 @@ async fn dead_letters_are_announced_redriven_and_cancelled_and_a_gone_receiver_i
     assert_eq!(subscription.subscription.state_reason, "GONE");
 
     let id = entries[0].invocation(broken_no);
-    let cancelled = world.store.cancel_invocation(&by, id).await.expect("answered");
+    let cancelled = world.store.cancel_invocation(&by, id, Repeatable::default()).await.expect("answered");
     let InvocationChange::Done { invocation, .. } = cancelled else { panic!("{cancelled:?}") };
     assert_eq!(invocation.cancel_reason.as_deref(), Some("CALLER"));
     world.receiver.healed.store(true, Ordering::Relaxed);
     let filter = InvocationFilter { subscription: Some(broken), ..InvocationFilter::default() };
-    let redriven = world.store.redrive_invocations(&by, &filter, 1).await.expect("answered");
+    let redriven = world.store.redrive_invocations(&by, &filter, 1, Repeatable::default()).await;
+    let redriven = redriven.expect("answered").made().expect("now");
     assert_eq!((redriven.count, redriven.more), (1, true));
-    let retried = world.store.retry_invocation(&by, entries[2].invocation(broken_no)).await.expect("answered");
+    let retried = world
+        .store
+        .retry_invocation(&by, entries[2].invocation(broken_no), Repeatable::default())
+        .await
+        .expect("answered");
     let InvocationChange::Done { head, invocation } = retried else { panic!("{retried:?}") };
     assert_eq!(invocation.state, State::Waiting);
     world.parts.feed.send(&News::Head(head));
@@ -332,7 +338,7 @@ async fn a_listener_that_hangs_delays_nobody_and_its_work_survives_the_owner() {
     world.until(State::Succeeded, 50).await;
     let by = Principal::server(world.tenant);
     let waiting = entries[49].invocation(hang_no);
-    let cancelled = world.store.cancel_invocation(&by, waiting).await.expect("answered");
+    let cancelled = world.store.cancel_invocation(&by, waiting, Repeatable::default()).await.expect("answered");
     assert!(matches!(cancelled, InvocationChange::Done { .. }), "{cancelled:?}");
     // Four attempts hang: the drain gives up on them, and their shard goes on as after a crash.
     first.stop().await;
@@ -394,7 +400,7 @@ async fn g6_an_owner_that_was_replaced_writes_nothing() {
     // A caller's cancellation that came first wins over a result and over a retry.
     let by = Principal::server(world.tenant);
     let id = entries.iter().find(|entry| entry.position == 2).expect("the second").invocation(no);
-    let cancelled = store.cancel_invocation(&by, id).await.expect("answered");
+    let cancelled = store.cancel_invocation(&by, id, Repeatable::default()).await.expect("answered");
     assert!(matches!(cancelled, InvocationChange::Done { .. }), "{cancelled:?}");
     let again = Fate::Deferred { attempt: 1, base: 0, due_at: store.now() };
     for changes in [vec![done(2)], vec![Settled { fate: again, ..done(2) }]] {
@@ -436,7 +442,7 @@ async fn a_settle_that_is_repeated_after_a_redrive_leaves_the_redriven_row() {
     }
     assert_eq!(world.count(State::DeadLettered).await, 2);
     for entry in &entries {
-        let done = store.retry_invocation(&by, entry.invocation(no)).await.expect("answered");
+        let done = store.retry_invocation(&by, entry.invocation(no), Repeatable::default()).await.expect("answered");
         assert!(matches!(done, InvocationChange::Done { .. }), "{done:?}");
     }
     for changes in [&first[..], &second[..], &[failed(2, 2, true, again(2))]] {
@@ -448,54 +454,5 @@ async fn a_settle_that_is_repeated_after_a_redrive_leaves_the_redriven_row() {
         rows.iter().map(|row| (row.position, row.attempt, row.attempt_base, row.due_at < later)).collect();
     left.sort_unstable();
     assert_eq!(left, [(1, 1, 1, true), (2, 2, 2, true)]);
-    world.end().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn shards_pass_on_with_rising_tokens_and_the_former_lease_tells_how_it_ended() {
-    let world = World::new().await;
-    let store = &world.store;
-    store.prepare_shards().await.expect("prepared");
-    let [one, two] = [(); 2].map(|()| crate::domain::ids::ReplicaId(clock::new_uuid()));
-    let lease = Duration::from_secs(60);
-    let taken = store.take_shards(one, 40, lease).await.expect("answered");
-    assert_eq!(taken.len(), 40);
-    assert!(taken.iter().all(|shard| shard.token == 1));
-    let pulse = store.pulse(one, Some(lease), store.now() - TimeDelta::seconds(60)).await.expect("answered");
-    assert_eq!((pulse.replicas, pulse.renewed.len(), pulse.free), (1, 40, 24));
-    assert_eq!(pulse.heads.len(), 1, "the tenant was made just now");
-    let pulse = store.pulse(two, Some(lease), store.now() + TimeDelta::seconds(60)).await.expect("answered");
-    assert_eq!((pulse.replicas, pulse.renewed.len(), pulse.heads.len()), (2, 0, 0));
-    assert_eq!(store.take_shards(two, 64, lease).await.expect("answered").len(), 24, "a live owner keeps its shards");
-
-    let given = |index: usize| [(taken[index].shard, taken[index].token)];
-    store.release_shards(one, &given(0), Handover::Clean).await.expect("answered");
-    store.release_shards(one, &given(1), Handover::Unclean).await.expect("answered");
-    store.release_shards(one, &[(taken[2].shard, 99)], Handover::Clean).await.expect("answered");
-    let mut next = store.take_shards(two, 64, lease).await.expect("answered");
-    next.sort_by_key(|shard| shard.shard);
-    let told: Vec<_> = next.iter().map(|shard| (shard.shard, shard.token)).collect();
-    assert_eq!(told, [(taken[0].shard, 2), (taken[1].shard, 2)]);
-    let unclean = async |shard: i32| store.unclean_ends(shard).await.expect("readable");
-    assert_eq!((unclean(told[0].0).await.len(), unclean(told[1].0).await.len()), (0, 1));
-    let first = unclean(told[1].0).await[0];
-    // Again not clean, and then clean: what nobody has recorded since the first stays unrecorded.
-    store.release_shards(two, &told[1..], Handover::Unclean).await.expect("answered");
-    let again = store.take_shards(one, 1, lease).await.expect("answered");
-    assert_eq!(again, [ShardLease { shard: told[1].0, token: 3 }]);
-    store.release_shards(one, &[(told[1].0, 3)], Handover::Clean).await.expect("answered");
-    assert_eq!(store.take_shards(two, 1, lease).await.expect("answered").len(), 1);
-    let ends = unclean(told[1].0).await;
-    assert!(ends.len() == 2 && ends[0] > ends[1] && ends[1] == first, "{ends:?}");
-    store.leave(one).await.expect("answered");
-    assert_eq!(store.take_shards(two, 64, lease).await.expect("answered").len(), 38);
-    let mut listener = store.listen().await.expect("listening");
-    let head = store.head(world.tenant).await.expect("readable").expect("exists").head();
-    store.notify(&[head]).await.expect("sent");
-    assert_eq!(listener.next().await.expect("heard"), Hint::Head(head));
-    drop(listener);
-    assert_eq!(store.claim_tenant(TenantId(clock::new_uuid()), 0, 1).await.expect("answered"), None);
-    let empty = LogPlace { after: 0, day: NaiveDate::default() };
-    assert!(store.revoked(world.tenant, &[], empty).await.expect("readable").is_empty());
     world.end().await;
 }

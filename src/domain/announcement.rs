@@ -5,7 +5,7 @@
 
 use super::event_type::{EventType, Phase};
 use super::ids::Position;
-use super::subscription::{State, Subscription, Target};
+use super::subscription::{Circuit, CircuitState, State, Subscription, Target};
 use super::webhook::WebhookMode;
 use chrono::{DateTime, NaiveDate, Utc};
 use serde_json::{Map, Value, json};
@@ -44,6 +44,23 @@ impl Announcement {
         let mut data = about(made, actor);
         data.insert("created_at".to_owned(), time(made.created_at));
         Self::new("SUBSCRIPTION_CREATED", made.id.to_string(), data.into())
+    }
+
+    /// The circuit of a subscription's receiver has opened or closed.
+    pub fn circuit_changed(subscription: &Subscription, circuit: &Circuit) -> Self {
+        let name = match circuit.state {
+            CircuitState::Closed => "SUBSCRIPTION_CIRCUIT_CLOSED",
+            CircuitState::Open | CircuitState::HalfOpen => "SUBSCRIPTION_CIRCUIT_OPENED",
+        };
+        let data = json!({
+            "subscription": subscription.id.to_string(),
+            "app": subscription.app_slug,
+            "event_type": subscription.event_type.as_str(),
+            "name": subscription.display_name,
+            "failures": circuit.failures,
+            "at": circuit.since.unwrap_or_default().to_rfc3339(),
+        });
+        Self::new(name, subscription.id.to_string(), data)
     }
 
     /// A subscription was changed, by a caller or by the server.

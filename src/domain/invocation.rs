@@ -66,6 +66,20 @@ impl OutcomeClass {
         }
     }
 
+    /// Its name in events.
+    pub fn code(self) -> &'static str {
+        match self {
+            Self::Succeeded => "SUCCEEDED",
+            Self::Rejected => "REJECTED",
+            Self::Failed => "FAILED",
+            Self::Throttled => "THROTTLED",
+            Self::Timeout => "TIMEOUT",
+            Self::Unreachable => "UNREACHABLE",
+            Self::BlockedAddress => "BLOCKED_ADDRESS",
+            Self::Gone => "GONE",
+        }
+    }
+
     /// True where another attempt may end better.
     pub fn is_retryable(self) -> bool {
         matches!(self, Self::Failed | Self::Throttled | Self::Timeout | Self::Unreachable)

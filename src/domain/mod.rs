@@ -4,16 +4,19 @@
 
 pub mod access;
 pub mod announcement;
+pub mod bucket;
 pub mod catalogue;
 pub mod cursor;
 pub mod event;
 pub mod event_type;
 pub mod explain;
 pub mod filter;
+pub mod health;
 pub mod ids;
 pub mod invocation;
 pub mod json;
 pub mod pre;
+pub mod quotas;
 pub mod retry;
 pub mod schema;
 pub mod subscription;

@@ -2,11 +2,13 @@
 //!
 //! A listener that cannot be reached at all fails at once: the publisher is waiting, and another one may answer the retry.
 
+use super::Core;
 use crate::clock;
 use crate::domain::event::LogEntry;
+use crate::domain::ids::TenantId;
 use crate::domain::invocation::{Attempt, Outcome, OutcomeClass};
 use crate::domain::pre::{Answer, EnrichError, PrePolicy, Verdict, VerdictKind, enrich};
-use crate::executor::{Delivery, EncodedEvent, Executor};
+use crate::executor::{Delivery, EncodedEvent};
 use crate::publish::registry::Entry;
 use crate::telemetry::measured;
 use std::sync::Arc;
@@ -44,7 +46,8 @@ impl Listener {
 
 /// Asks until the listener has decided or failed. `attempt_base` counts the owners that may have asked before.
 pub(super) async fn ask(
-    executor: Executor,
+    core: Arc<Core>,
+    tenant: TenantId,
     listener: Listener,
     event: Arc<EncodedEvent>,
     deadline: Instant,
@@ -57,6 +60,14 @@ pub(super) async fn ask(
             "no signing secret of the subscription can be opened".clone_into(&mut verdict.message);
             return verdict;
         };
+        let leave = match core.leave_to_ask(tenant, &listener, deadline).await {
+            Ok(leave) => leave,
+            // The publisher is waiting: it is told at once, and what was answered before stands.
+            Err(why) => {
+                why.clone_into(&mut verdict.message);
+                return verdict;
+            }
+        };
         verdict.attempt = attempt_base + made;
         verdict.started_at = clock::now();
         let delivery = Delivery {
@@ -66,7 +77,8 @@ pub(super) async fn ask(
             event: event.clone(),
         };
         let until = (Instant::now() + subscription.policy.timeout()).min(deadline);
-        let (outcome, answer) = executor.ask(&call, &delivery, until).await;
+        let (outcome, answer) = core.executor.ask(&call, &delivery, until).await;
+        core.asked(tenant, &listener, leave, &outcome);
         verdict.duration = (clock::now() - verdict.started_at).to_std().unwrap_or_default();
         measured().dispatch.attempted(outcome.class.name(), verdict.duration);
         match answer {

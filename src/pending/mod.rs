@@ -17,6 +17,7 @@ mod config;
 mod due;
 mod error;
 mod phase;
+mod receivers;
 
 pub use config::Config;
 pub use error::PendingError;
@@ -33,11 +34,13 @@ use crate::publish::registry::{Registry, TenantRegistry};
 use crate::publish::{self, PublishError};
 use crate::store::pending::{Accepted, NewPending, PendingState, WaitsFor};
 use crate::store::publish::{IDEMPOTENCY_CONSTRAINT, NewKey};
+use crate::store::request_ids::{Once, Repeatable};
 use crate::store::{Store, StoreError};
 use ask::Listener;
 use chrono::{DateTime, TimeDelta, Utc};
 use dashmap::DashMap;
 use phase::{Attachment, Ended, Handle, Phase};
+use receivers::Receivers;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
@@ -72,6 +75,7 @@ struct Core {
     /// How long an answer is kept.
     kept: TimeDelta,
     phases: DashMap<(TenantId, EventId), Arc<Handle>>,
+    receivers: Receivers,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -147,6 +151,7 @@ impl Pending {
             event_bytes_max: publish.event_bytes_max,
             kept: TimeDelta::hours(i64::from(publish.idempotency_hours)),
             phases: DashMap::new(),
+            receivers: Receivers::default(),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
         });
@@ -302,13 +307,18 @@ impl Pending {
     }
 
     /// Takes an event back while it is delayed or its listeners are asked.
-    pub async fn cancel(&self, tenant: TenantId, event: EventId) -> Result<(), CancelRefusal> {
+    pub async fn cancel(
+        &self,
+        tenant: TenantId,
+        event: EventId,
+        request: Repeatable<()>,
+    ) -> Result<Once<()>, CancelRefusal> {
         let core = &self.core;
-        if core.store.cancel_pending(tenant, event, core.final_until()).await? {
+        if let Some(done) = core.store.cancel_pending(tenant, event, core.final_until(), request).await? {
             if let Some(handle) = core.phases.get(&(tenant, event)) {
                 handle.cancelled.cancel();
             }
-            return Ok(());
+            return Ok(done);
         }
         match core.store.pending_event(tenant, event).await? {
             Some(row) if row.state == PendingState::Aborted => Err(CancelRefusal::TooLate("ABORTED")),

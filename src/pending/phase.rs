@@ -144,7 +144,7 @@ enum Decision {
 
 impl Phase {
     /// Asks, decides, writes the decision.
-    pub async fn run(mut self, core: &Core, handle: &Handle) -> Ended {
+    pub async fn run(mut self, core: &Arc<Core>, handle: &Handle) -> Ended {
         let decision = self.decide(core, handle).await;
         let decision = match decision {
             Decision::Commit => match self.enriched(core).await {
@@ -160,9 +160,12 @@ impl Phase {
         }
     }
 
-    async fn decide(&mut self, core: &Core, handle: &Handle) -> Decision {
+    async fn decide(&mut self, core: &Arc<Core>, handle: &Handle) -> Decision {
         let left = (self.deadline_at - core.store.now()).to_std().unwrap_or_default();
         let deadline = Instant::now() + left;
+        if let Err(error) = core.look_at_circuits(self.tenant, &self.listeners).await {
+            tracing::warn!(%error, "how listeners do at other replicas could not be read");
+        }
         let event = Arc::new(EncodedEvent::new(self.entry.clone()));
         let attempt_base = i32::try_from(self.token - 1).unwrap_or(i32::MAX / 2);
         let known: Vec<i32> = self.verdicts.iter().map(|verdict| verdict.subscription_no).collect();
@@ -170,7 +173,7 @@ impl Phase {
             .listeners
             .iter()
             .filter(|listener| !known.contains(&listener.entry.subscription.no) && !left.is_zero())
-            .map(|listener| ask(core.executor.clone(), listener.clone(), event.clone(), deadline, attempt_base))
+            .map(|listener| ask(core.clone(), self.tenant, listener.clone(), event.clone(), deadline, attempt_base))
             .collect();
         if let Some(reason) = self.verdicts.iter().find_map(|verdict| self.blocks(verdict)) {
             return Decision::Abort(reason);

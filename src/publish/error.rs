@@ -1,8 +1,10 @@
 //! Why an event is not published.
 
 use crate::domain::event_type::EventTypeName;
+use crate::domain::quotas::Quota;
 use crate::domain::schema::Violation;
 use crate::store::StoreError;
+use std::time::Duration;
 
 /// Why an event is not published. Cheap to clone: one failed commit answers many callers.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -62,6 +64,16 @@ pub enum PublishError {
         /// The room, bytes.
         limit_bytes: usize,
     },
+    /// The tenant is at a quota.
+    #[error("the tenant's {} is {limit}", quota.name())]
+    Quota {
+        /// Which.
+        quota: Quota,
+        /// What it is.
+        limit: u64,
+        /// When it makes sense to try again; none where waiting does not help.
+        retry: Option<Duration>,
+    },
     /// The server is shutting down.
     #[error("the server is draining")]
     Draining,
@@ -73,7 +85,7 @@ pub enum PublishError {
 impl PublishError {
     /// Whether the same event may be accepted another time.
     pub fn may_pass(&self) -> bool {
-        matches!(self, Self::Contended | Self::QueueFull { .. } | Self::Draining | Self::Store(_))
+        matches!(self, Self::Contended | Self::QueueFull { .. } | Self::Quota { .. } | Self::Draining | Self::Store(_))
     }
 
     /// Whether a newer version of the tenant's registry may judge otherwise.

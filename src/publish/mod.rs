@@ -12,6 +12,7 @@ mod config;
 mod error;
 pub mod key;
 pub mod prepare;
+pub mod quotas;
 pub mod registry;
 pub mod writer;
 

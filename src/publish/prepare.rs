@@ -202,7 +202,7 @@ fn readable_json(event: &Event) -> Result<(), PublishError> {
 }
 
 /// The size that counts towards the limit: attributes and data.
-fn event_bytes(event: &Event) -> usize {
+pub fn event_bytes(event: &Event) -> usize {
     use crate::domain::event::Attribute;
     let value = |attribute: &Attribute| match attribute {
         Attribute::String(text) | Attribute::Uri(text) | Attribute::UriRef(text) => text.len(),

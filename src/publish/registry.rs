@@ -1,12 +1,14 @@
-//! The registry: what the catalogue and the subscriptions of each tenant say, in memory, at a known version.
+//! The registry: what the catalogue, the subscriptions and the quotas of each tenant say, in memory, at a known version.
 //!
 //! A tenant's registry is loaded once and then follows by deltas. It may be behind the database at any time: publishing is
 //! exact all the same, because the commit checks the version under the head row's lock (see `store::publish`).
 
 use super::PublishError;
+use super::quotas::{Allowance, Standing};
 use crate::domain::catalogue::Catalogue;
 use crate::domain::event_type::{CompiledSchema, EventType, EventTypeName};
 use crate::domain::ids::{SubscriptionNo, TenantId};
+use crate::domain::quotas::{Limits, Quota};
 use crate::domain::schema::Schema;
 use crate::domain::subscription::{State, Subscription, Target};
 use crate::domain::webhook::{SigningSecret, WebhookCall};
@@ -22,6 +24,8 @@ pub struct Registry {
     store: Store,
     keyring: Arc<Keyring>,
     catalogue: Arc<Catalogue>,
+    /// The quotas of a tenant of which nothing else is set.
+    limits: Limits,
     tenants: moka::future::Cache<TenantId, Arc<TenantRegistry>>,
     schemas: moka::future::Cache<(TenantId, EventTypeName, i32), CompiledSchema>,
 }
@@ -30,6 +34,7 @@ pub struct Registry {
 pub struct TenantRegistry {
     tenant: TenantId,
     state: RwLock<Registered>,
+    allowance: RwLock<Arc<Allowance>>,
     loading: tokio::sync::Mutex<()>,
 }
 
@@ -92,9 +97,25 @@ impl Registry {
             store,
             keyring,
             catalogue,
+            limits: Limits::new(|quota| *quota.bounds().end()),
             tenants: moka::future::Cache::new(tenants_max),
             schemas: moka::future::Cache::new(schemas_max),
         }
+    }
+
+    /// With the quotas of a tenant of which nothing else is set.
+    #[must_use]
+    pub fn limited(self, limits: Limits) -> Self {
+        Self { limits, ..self }
+    }
+
+    /// The quotas of a tenant of which nothing else is set.
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    pub(super) fn store(&self) -> &Store {
+        &self.store
     }
 
     /// The system catalogue.
@@ -107,8 +128,13 @@ impl Registry {
         if let Some(registry) = self.tenants.get(&tenant).await {
             return Ok(registry);
         }
-        let registry =
-            Arc::new(TenantRegistry { tenant, state: RwLock::default(), loading: tokio::sync::Mutex::default() });
+        let allowance = Arc::new(Allowance::new(self.limits, Standing::default()));
+        let registry = Arc::new(TenantRegistry {
+            tenant,
+            state: RwLock::default(),
+            allowance: RwLock::new(allowance),
+            loading: tokio::sync::Mutex::default(),
+        });
         self.load(&registry, 0).await?;
         // Two loaders may race; the one that loses throws its copy away.
         Ok(self.tenants.entry(tenant).or_insert(registry).await.into_value())
@@ -143,6 +169,7 @@ impl Registry {
         }
         let records = self.store.subscriptions_changed_since(registry.tenant, known).await?;
         let types = self.store.event_types_changed_since(registry.tenant, known).await?;
+        let standing = self.standing(registry.tenant).await?;
         let mut entries = Vec::with_capacity(records.len());
         for record in records {
             let mut secrets = Vec::with_capacity(record.secrets.len());
@@ -157,7 +184,8 @@ impl Registry {
             }
             entries.push(Arc::new(Entry::new(record.subscription, secrets)));
         }
-        registry.apply(head.registry_version, entries, types);
+        let allowance = registry.allowance().changed(self.limits, standing);
+        registry.apply(head.registry_version, entries, types, allowance);
         Ok(())
     }
 
@@ -251,11 +279,26 @@ impl TenantRegistry {
         state.custom_types.values().filter(|t| t.deleted_at.is_none()).map(|t| t.name.clone()).collect()
     }
 
+    /// The quotas of the tenant.
+    pub fn limits(&self) -> Limits {
+        *self.allowance().limits()
+    }
+
+    /// The largest event, bytes.
+    pub fn event_bytes_max(&self) -> usize {
+        usize::try_from(self.limits().get(Quota::EventBytes)).unwrap_or(usize::MAX)
+    }
+
+    pub(super) fn allowance(&self) -> Arc<Allowance> {
+        Arc::clone(&self.allowance.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
     fn read(&self) -> std::sync::RwLockReadGuard<'_, Registered> {
         self.state.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn apply(&self, version: i64, entries: Vec<Arc<Entry>>, types: Vec<EventType>) {
+    fn apply(&self, version: i64, entries: Vec<Arc<Entry>>, types: Vec<EventType>, allowance: Allowance) {
+        *self.allowance.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(allowance);
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
         for entry in entries {
             let (no, name) = (entry.subscription.no, entry.subscription.event_type.clone());

@@ -1,6 +1,7 @@
 //! API keys: credentials of the public port. Only a hash of the secret is kept.
 
 use super::audit;
+use super::request_ids::{Once, Repeatable};
 use super::{Store, StoreError};
 use crate::clock;
 use crate::domain::access::Role;
@@ -94,12 +95,20 @@ fn role_number(role: Role) -> i16 {
 
 impl Store {
     /// Creates a key.
-    pub async fn create_api_key(&self, actor: String, new: NewApiKey) -> Result<ApiKey, StoreError> {
+    pub async fn create_api_key(
+        &self,
+        actor: String,
+        new: NewApiKey,
+        request: Repeatable<ApiKey>,
+    ) -> Result<Once<ApiKey>, StoreError> {
         let store = self.clone();
         self.run(async move {
             let now = store.now();
             let id = ApiKeyId(clock::new_uuid());
             let mut tx = store.begin_as(new.tenant).await?;
+            if let Some(answer) = request.begin(&mut tx, new.tenant, now).await? {
+                return Ok(Once::Before(answer));
+            }
             sqlx::query(
                 "INSERT INTO api_keys (api_key_id, tenant_id, app_id, role, secret_hash, display_name, created_at, expires_at)
                  VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
@@ -115,8 +124,7 @@ impl Store {
             .execute(&mut *tx)
             .await?;
             audit::record(&mut tx, new.tenant, now, &actor, "CreateApiKey", &id.to_string()).await?;
-            tx.commit().await?;
-            Ok(ApiKey {
+            let made = ApiKey {
                 id,
                 tenant: new.tenant,
                 app: new.app,
@@ -125,7 +133,10 @@ impl Store {
                 created_at: now,
                 expires_at: new.expires_at,
                 revoked_at: None,
-            })
+            };
+            request.keep(&mut tx, made.tenant, &made, now).await?;
+            tx.commit().await?;
+            Ok(Once::Made(made))
         })
         .await
     }
@@ -156,11 +167,15 @@ impl Store {
         actor: String,
         tenant: TenantId,
         id: ApiKeyId,
-    ) -> Result<Option<ApiKey>, StoreError> {
+        request: Repeatable<ApiKey>,
+    ) -> Result<Option<Once<ApiKey>>, StoreError> {
         let store = self.clone();
         self.run(async move {
             let now = store.now();
             let mut tx = store.begin_as(tenant).await?;
+            if let Some(answer) = request.begin(&mut tx, tenant, now).await? {
+                return Ok(Some(Once::Before(answer)));
+            }
             // A key that was revoked before keeps its time.
             let row: Option<Row> = sqlx::query_as(
                 "UPDATE api_keys SET revoked_at = COALESCE(revoked_at, $3) WHERE tenant_id = $1 AND api_key_id = $2
@@ -172,9 +187,11 @@ impl Store {
             .fetch_optional(&mut *tx)
             .await?;
             let Some(row) = row else { return Ok(None) };
+            let (key, _) = row.parse()?;
             audit::record(&mut tx, tenant, now, &actor, "RevokeApiKey", &id.to_string()).await?;
+            request.keep(&mut tx, tenant, &key, now).await?;
             tx.commit().await?;
-            row.parse().map(|(key, _)| Some(key))
+            Ok(Some(Once::Made(key)))
         })
         .await
     }

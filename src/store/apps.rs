@@ -1,6 +1,7 @@
 //! Apps: the namespaces inside a tenant that own subscriptions.
 
 use super::audit::{self, Principal};
+use super::request_ids::{Once, Repeatable};
 use super::{Store, StoreError, heads};
 use crate::clock;
 use crate::domain::ids::{AppId, TenantId};
@@ -92,15 +93,30 @@ impl Store {
     }
 
     /// Creates an app. Errors: [`AppRefusal::Exists`].
-    pub async fn create_app(&self, by: Principal, slug: String, display_name: String) -> Result<App, AppRefusal> {
+    pub async fn create_app(
+        &self,
+        by: Principal,
+        slug: String,
+        display_name: String,
+        request: Repeatable<App>,
+    ) -> Result<Once<App>, AppRefusal> {
         let store = self.clone();
-        self.run(async move { Ok(store.create_app_in(&by, slug, display_name).await) }).await?
+        self.run(async move { Ok(store.create_app_in(&by, slug, display_name, request).await) }).await?
     }
 
-    async fn create_app_in(&self, by: &Principal, slug: String, display_name: String) -> Result<App, AppRefusal> {
+    async fn create_app_in(
+        &self,
+        by: &Principal,
+        slug: String,
+        display_name: String,
+        request: Repeatable<App>,
+    ) -> Result<Once<App>, AppRefusal> {
         let now = self.now();
         let app = App { id: AppId(clock::new_uuid()), slug, display_name, created_at: now };
         let mut tx = self.begin_as(by.tenant).await?;
+        if let Some(answer) = request.begin(&mut tx, by.tenant, now).await? {
+            return Ok(Once::Before(answer));
+        }
         let made = sqlx::query(
             "INSERT INTO apps (tenant_id, app_id, slug, display_name, created_at) VALUES ($1, $2, $3, $4, $5)
              ON CONFLICT ON CONSTRAINT apps_slug_unique DO NOTHING",
@@ -116,21 +132,30 @@ impl Store {
             return Err(AppRefusal::Exists);
         }
         audit::record(&mut tx, by.tenant, now, &by.name, "CreateApp", &app.id.to_string()).await?;
+        request.keep(&mut tx, by.tenant, &app, now).await?;
         tx.commit().await?;
-        Ok(app)
+        Ok(Once::Made(app))
     }
 
     /// Deletes an app that owns no live subscription, and revokes the API keys that are limited to it. Errors: [`AppRefusal::NotFound`], [`AppRefusal::NotEmpty`].
-    pub async fn delete_app(&self, by: Principal, slug: String) -> Result<(), AppRefusal> {
+    pub async fn delete_app(
+        &self,
+        by: Principal,
+        slug: String,
+        request: Repeatable<()>,
+    ) -> Result<Once<()>, AppRefusal> {
         let store = self.clone();
-        self.run(async move { Ok(store.delete_app_in(&by, &slug).await) }).await?
+        self.run(async move { Ok(store.delete_app_in(&by, &slug, request).await) }).await?
     }
 
-    async fn delete_app_in(&self, by: &Principal, slug: &str) -> Result<(), AppRefusal> {
+    async fn delete_app_in(&self, by: &Principal, slug: &str, request: Repeatable<()>) -> Result<Once<()>, AppRefusal> {
         let now = self.now();
         let mut tx = self.begin_as(by.tenant).await?;
         // The head lock keeps a racing Subscribe or Undelete from adding a subscription behind the check.
         heads::bump_registry(&mut tx, by.tenant, now).await?;
+        if let Some(answer) = request.begin(&mut tx, by.tenant, now).await? {
+            return Ok(Once::Before(answer));
+        }
         let app: Option<Uuid> = sqlx::query_scalar("SELECT app_id FROM apps WHERE tenant_id = $1 AND slug = $2")
             .bind(by.tenant.0)
             .bind(slug)
@@ -160,8 +185,9 @@ impl Store {
             .execute(&mut *tx)
             .await?;
         audit::record(&mut tx, by.tenant, now, &by.name, "DeleteApp", &AppId(app).to_string()).await?;
+        request.keep(&mut tx, by.tenant, &(), now).await?;
         tx.commit().await?;
-        Ok(())
+        Ok(Once::Made(()))
     }
 }
 

@@ -42,6 +42,8 @@ pub struct DueSubscription {
     pub subscription_no: SubscriptionNo,
     /// When its first row is due.
     pub due_at: DateTime<Utc>,
+    /// How many rows it has.
+    pub rows: i64,
 }
 
 /// A deferred invocation.
@@ -212,11 +214,11 @@ impl Store {
     pub async fn due_subscriptions(&self, tenants: &[TenantId]) -> Result<Vec<DueSubscription>, StoreError> {
         let ids: Vec<Uuid> = tenants.iter().map(|tenant| tenant.0).collect();
         // One row per subscription; the index (tenant, subscription, due_at) serves the aggregate without the table.
-        let rows: Vec<(Uuid, i32, DateTime<Utc>)> = sqlx::query_as(
-            "SELECT tenant_id, subscription_no, min(due_at) FROM deferred_invocations
+        let rows: Vec<(Uuid, i32, DateTime<Utc>, i64)> = sqlx::query_as(
+            "SELECT tenant_id, subscription_no, min(due_at), count(*) FROM deferred_invocations
               WHERE tenant_id = ANY($1) GROUP BY tenant_id, subscription_no
              UNION ALL
-             SELECT d.tenant_id, d.subscription_no, min(d.dead_at) FROM dead_letters d
+             SELECT d.tenant_id, d.subscription_no, min(d.dead_at), 0::bigint FROM dead_letters d
                JOIN subscriptions s ON s.tenant_id = d.tenant_id AND s.subscription_no = d.subscription_no
                 AND s.tenant_id = ANY($1) AND s.ordering_on_dead_letter = 2
               WHERE d.tenant_id = ANY($1) AND d.ordering_key IS NOT NULL GROUP BY d.tenant_id, d.subscription_no",
@@ -224,8 +226,12 @@ impl Store {
         .bind(ids)
         .fetch_all(self.engine())
         .await?;
-        let parse =
-            |(tenant, subscription_no, due_at)| DueSubscription { tenant: TenantId(tenant), subscription_no, due_at };
+        let parse = |(tenant, subscription_no, due_at, rows)| DueSubscription {
+            tenant: TenantId(tenant),
+            subscription_no,
+            due_at,
+            rows,
+        };
         Ok(rows.into_iter().map(parse).collect())
     }
 

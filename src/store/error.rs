@@ -29,6 +29,9 @@ pub enum StoreError {
         /// Which kind of row or value.
         what: &'static str,
     },
+    /// The request id was used before with another body.
+    #[error("the request id was used before with another body")]
+    RequestIdReused,
     /// The work was dropped by a shutting-down server.
     #[error("interrupted by shutdown")]
     Interrupted,

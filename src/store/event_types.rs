@@ -95,9 +95,6 @@ pub enum EventTypeRefusal {
     /// A schema version was added, or the demand on it changed, since it was compared.
     #[error("the event type's schemas changed meanwhile")]
     SchemasChanged,
-    /// The request id was used with another body.
-    #[error("the request id was used with another body")]
-    RequestIdReused,
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),

@@ -94,7 +94,8 @@ impl Store {
                            FROM halves h WHERE h.low < h.high) AS m)
              SELECT e.position, e.day FROM events e
               WHERE e.tenant_id = $1 AND e.day = $2 AND e.position = (SELECT low FROM halves WHERE low = high)";
-        const LATER_DAY: &str = "SELECT position, day FROM events WHERE tenant_id = $1 AND day > $2 ORDER BY day, position LIMIT 1";
+        const LATER_DAY: &str =
+            "SELECT position, day FROM events WHERE tenant_id = $1 AND day > $2 ORDER BY day, position LIMIT 1";
         let day = time.date_naive();
         let within_day = sqlx::query_as(WITHIN_DAY).bind(tenant.0).bind(day).bind(time);
         let mut found: Option<(Position, NaiveDate)> = within_day.fetch_optional(self.as_tenant(tenant)).await?;

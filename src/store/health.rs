@@ -1,26 +1,17 @@
 //! How receivers do: one small row for a subscription whose circuit has opened, or that has only failed for a while.
 //!
-//! Written by the owner of the tenant, under its token; read by the next owner, and with the subscription by everybody else.
+//! Written by the owner of the tenant, under its token, and of PRE event types by whichever replica asks; read by the next owner, by the
+//! other replicas that ask, and with the subscription by everybody else.
 
+use super::heads::{self, RegistryChange};
 use super::subscriptions::{circuit_code, circuit_from_code};
-use super::{Store, StoreError};
+use super::{Store, StoreError, announcements};
+use crate::domain::announcement::Announcement;
+use crate::domain::health::HealthRow;
 use crate::domain::ids::{SubscriptionNo, TenantId};
 use crate::domain::subscription::Circuit;
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
-
-/// How the receiver of a subscription does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct HealthRow {
-    /// The subscription.
-    pub subscription_no: SubscriptionNo,
-    /// Its registry version: a later one begins anew.
-    pub registry_version: i64,
-    /// Its circuit.
-    pub circuit: Circuit,
-    /// Since when nothing but failures came; none for one of which something else came, or that is not known for long.
-    pub failing_since: Option<DateTime<Utc>>,
-}
 
 impl Store {
     /// Writes how receivers do, each at most once, where `token` is still the owner's; otherwise nothing.
@@ -47,6 +38,53 @@ impl Store {
         .execute(self.engine())
         .await?;
         Ok(())
+    }
+
+    /// Writes how the receiver of a PRE event type does, where nothing newer is known, and tells of it where it has changed.
+    pub async fn keep_pre_health(
+        &self,
+        tenant: TenantId,
+        row: HealthRow,
+        told: Option<Announcement>,
+    ) -> Result<Option<RegistryChange>, StoreError> {
+        let store = self.clone();
+        self.run(async move {
+            let now = store.now();
+            let mut tx = store.begin_as(tenant).await?;
+            // Every change of the registry's version has its announcements looked for.
+            let change = match &told {
+                Some(_) => Some(heads::bump_registry(&mut tx, tenant, now).await?),
+                None => None,
+            };
+            let written = sqlx::query(
+                "INSERT INTO subscription_health (tenant_id, subscription_no, registry_version, circuit, since, failures,
+                        failing_since)
+                 VALUES ($1, $2, $3, $4, $5, $6, $7)
+                 ON CONFLICT (tenant_id, subscription_no) DO UPDATE SET registry_version = EXCLUDED.registry_version,
+                        circuit = EXCLUDED.circuit, since = EXCLUDED.since, failures = EXCLUDED.failures,
+                        failing_since = EXCLUDED.failing_since
+                  WHERE (subscription_health.registry_version, COALESCE(subscription_health.since, 'epoch'))
+                     <= (EXCLUDED.registry_version, COALESCE(EXCLUDED.since, 'epoch'))",
+            )
+            .bind(tenant.0)
+            .bind(row.subscription_no)
+            .bind(row.registry_version)
+            .bind(circuit_code(row.circuit.state))
+            .bind(row.circuit.since)
+            .bind(row.circuit.failures)
+            .bind(row.failing_since)
+            .execute(&mut *tx)
+            .await?;
+            if written.rows_affected() == 0 {
+                return Ok(None);
+            }
+            if let (Some(change), Some(told)) = (&change, &told) {
+                announcements::record(&mut tx, tenant, change.registry_version, told, now).await?;
+            }
+            tx.commit().await?;
+            Ok(change)
+        })
+        .await
     }
 
     /// How the receivers of these tenants do, as far as that is kept.

@@ -7,6 +7,7 @@ use super::audit::{Principal, record};
 use super::dispatch::{Place, parse_state};
 use super::invocations::{InvocationFilter, Range};
 use super::leases::shard_of;
+use super::request_ids::{Once, Repeatable};
 use super::{Store, StoreError};
 use crate::domain::ids::{InvocationId, SubscriptionId, SubscriptionNo, TenantId};
 use crate::domain::invocation::{CancelReason, Invocation, State};
@@ -26,6 +27,8 @@ pub enum InvocationChange {
         /// The tenant's head now: news for the dispatcher.
         head: Head,
     },
+    /// It was made before, by a call with the same request id: what is kept of its answer.
+    Before(Vec<u8>),
     /// No such invocation, or not one the caller may see.
     NotFound,
     /// Its state does not allow the change.
@@ -45,6 +48,9 @@ pub struct Redriven {
     pub head: Option<Head>,
 }
 
+/// The answer of a redrive that a call with the same request id has begun.
+struct Before(Vec<u8>);
+
 /// Dead letters that one transaction redrives at most.
 const REDRIVEN_AT_A_TIME: u32 = 500;
 
@@ -63,8 +69,9 @@ impl Store {
         &self,
         principal: &Principal,
         id: InvocationId,
+        request: Repeatable<()>,
     ) -> Result<InvocationChange, StoreError> {
-        self.change_invocation(principal, id, Change::Retry).await
+        self.change_invocation(principal, id, Change::Retry, request).await
     }
 
     /// Ends a pending or waiting invocation, or a dead letter, as cancelled by the caller.
@@ -72,8 +79,9 @@ impl Store {
         &self,
         principal: &Principal,
         id: InvocationId,
+        request: Repeatable<()>,
     ) -> Result<InvocationChange, StoreError> {
-        self.change_invocation(principal, id, Change::Cancel).await
+        self.change_invocation(principal, id, Change::Cancel, request).await
     }
 
     /// Gives up to `limit` dead letters that match a fresh set of attempts, oldest first. The filter's states are not asked.
@@ -82,17 +90,32 @@ impl Store {
         principal: &Principal,
         filter: &InvocationFilter,
         limit: u32,
-    ) -> Result<Redriven, StoreError> {
+        request: Repeatable<()>,
+    ) -> Result<Once<Redriven>, StoreError> {
+        match self.redrive_once(principal, filter, limit, request).await? {
+            Ok(redriven) => Ok(Once::Made(redriven)),
+            Err(Before(answer)) => Ok(Once::Before(answer)),
+        }
+    }
+
+    async fn redrive_once(
+        &self,
+        principal: &Principal,
+        filter: &InvocationFilter,
+        limit: u32,
+        request: Repeatable<()>,
+    ) -> Result<Result<Redriven, Before>, StoreError> {
         let nothing = Redriven { count: 0, more: false, head: None };
-        let Some(range) = self.range(principal.tenant, filter).await? else { return Ok(nothing) };
+        let Some(range) = self.range(principal.tenant, filter).await? else { return Ok(Ok(nothing)) };
         let only = match filter.subscription {
             Some(subscription) => match self.visible_subscription(principal, subscription).await? {
                 Some(no) => Some(no),
-                None => return Ok(nothing),
+                None => return Ok(Ok(nothing)),
             },
             None => None,
         };
         let mut done = nothing;
+        let mut request = request;
         let mut after = Place { position: range.from.after, subscription_no: SubscriptionNo::MAX };
         // In chunks, each a short transaction: publishing waits for the head's lock meanwhile.
         while done.count < limit {
@@ -104,16 +127,19 @@ impl Store {
                 first: done.count == 0,
             };
             let (store, by) = (self.clone(), principal.clone());
-            let redriven = match self.run(async move { store.redrive_chunk(&by, chunk).await }).await {
-                Ok(redriven) => redriven,
+            // The first one takes the request id.
+            let request = std::mem::take(&mut request);
+            let redriven = match self.run(async move { store.redrive_chunk(&by, chunk, request).await }).await {
+                Ok(Ok(redriven)) => redriven,
+                Ok(Err(before)) => return Ok(Err(before)),
                 Err(error) if done.count == 0 => return Err(error),
                 // What was redriven stays so, and the caller is told that there may be more.
                 Err(error) => {
                     tracing::warn!(%error, "a redrive ended early");
-                    return Ok(Redriven { more: true, ..done });
+                    return Ok(Ok(Redriven { more: true, ..done }));
                 }
             };
-            let Some((count, last, head)) = redriven else { return Ok(done) };
+            let Some((count, last, head)) = redriven else { return Ok(Ok(done)) };
             done = Redriven { count: done.count + count, more: false, head: Some(head) };
             after = last;
         }
@@ -121,7 +147,7 @@ impl Store {
         push_dead(&mut sql, principal, range, only, after);
         sql.push(")");
         done.more = sql.build_query_scalar().fetch_one(self.as_tenant(principal.tenant)).await?;
-        Ok(done)
+        Ok(Ok(done))
     }
 
     /// One chunk in one transaction: how many, the last one, and the head; none where nothing is left.
@@ -129,11 +155,16 @@ impl Store {
         &self,
         principal: &Principal,
         chunk: Redrive,
-    ) -> Result<Option<(u32, Place, Head)>, StoreError> {
+        request: Repeatable<()>,
+    ) -> Result<Result<Option<(u32, Place, Head)>, Before>, StoreError> {
         let Redrive { range, only, after, limit, first } = chunk;
         let now = self.now();
         let mut transaction = self.begin_as(principal.tenant).await?;
         let head = lock(&mut transaction, principal.tenant, now).await?;
+        if let Some(answer) = request.begin(&mut transaction, principal.tenant, now).await? {
+            transaction.rollback().await?;
+            return Ok(Err(Before(answer)));
+        }
         let mut sql = QueryBuilder::<Postgres>::new("WITH picked AS (SELECT d.position, d.subscription_no");
         push_dead(&mut sql, principal, range, only, after);
         sql.push(" ORDER BY d.position, d.subscription_no LIMIT ").push_bind(i64::from(limit));
@@ -151,15 +182,16 @@ impl Store {
         let redriven: Vec<(i64, i32)> = sql.build_query_as().fetch_all(&mut *transaction).await?;
         let Some((position, subscription_no)) = redriven.iter().max().copied() else {
             transaction.rollback().await?;
-            return Ok(None);
+            return Ok(Ok(None));
         };
         if first {
             let resource = filter_resource(only);
             record(&mut transaction, principal.tenant, now, &principal.name, "RedriveInvocations", &resource).await?;
         }
+        request.keep(&mut transaction, principal.tenant, &(), now).await?;
         transaction.commit().await?;
         let count = u32::try_from(redriven.len()).unwrap_or(u32::MAX);
-        Ok(Some((count, Place { position, subscription_no }, head)))
+        Ok(Ok(Some((count, Place { position, subscription_no }, head))))
     }
 
     async fn change_invocation(
@@ -167,6 +199,7 @@ impl Store {
         principal: &Principal,
         id: InvocationId,
         change: Change,
+        request: Repeatable<()>,
     ) -> Result<InvocationChange, StoreError> {
         let Some(entry) = self.event(principal.tenant, id.event).await? else { return Ok(InvocationChange::NotFound) };
         if self.row(principal, &entry, id.subscription_no).await?.is_none() {
@@ -179,6 +212,10 @@ impl Store {
                 let now = store.now();
                 let mut transaction = store.begin_as(actor.tenant).await?;
                 let head = lock(&mut transaction, actor.tenant, now).await?;
+                if let Some(answer) = request.begin(&mut transaction, actor.tenant, now).await? {
+                    transaction.rollback().await?;
+                    return Ok(Err(InvocationChange::Before(answer)));
+                }
                 if matches!(change, Change::Retry)
                     && let Some((id, state)) = inactive(&mut transaction, actor.tenant, place.subscription_no).await?
                 {
@@ -194,6 +231,7 @@ impl Store {
                     return Ok(Ok(None));
                 }
                 record(&mut transaction, actor.tenant, now, &actor.name, change.action(), &id.to_string()).await?;
+                request.keep(&mut transaction, actor.tenant, &(), now).await?;
                 transaction.commit().await?;
                 Ok(Ok(Some(head)))
             })

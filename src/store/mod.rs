@@ -31,6 +31,7 @@ pub mod pending;
 mod pool;
 pub mod publish;
 pub mod publisher_identities;
+pub mod quotas;
 pub mod replays;
 pub mod request_ids;
 pub mod retention;

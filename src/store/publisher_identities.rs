@@ -1,6 +1,7 @@
 //! Publisher identities: certificate names that may publish, each for one tenant.
 
 use super::audit;
+use super::request_ids::{Once, Repeatable};
 use super::{Store, StoreError};
 use crate::clock;
 use crate::domain::access::Publisher;
@@ -37,13 +38,17 @@ impl Store {
         tenant: TenantId,
         subject: String,
         event_types: Vec<EventTypePattern>,
-    ) -> Result<Option<PublisherIdentity>, StoreError> {
+        request: Repeatable<PublisherIdentity>,
+    ) -> Result<Option<Once<PublisherIdentity>>, StoreError> {
         let store = self.clone();
         self.run(async move {
             let now = store.now();
             let id = PublisherIdentityId(clock::new_uuid());
             let patterns: Vec<String> = event_types.iter().map(ToString::to_string).collect();
             let mut tx = store.begin_as(tenant).await?;
+            if let Some(answer) = request.begin(&mut tx, tenant, now).await? {
+                return Ok(Some(Once::Before(answer)));
+            }
             let made = sqlx::query(
                 "INSERT INTO publisher_identities (publisher_identity_id, tenant_id, subject, event_types, created_at)
                  VALUES ($1, $2, $3, $4, $5)
@@ -60,9 +65,11 @@ impl Store {
                 return Ok(None);
             }
             audit::record(&mut tx, tenant, now, &actor, "CreatePublisherIdentity", &id.to_string()).await?;
-            tx.commit().await?;
             let publisher = Publisher { id, tenant, subject, event_types: event_types.into() };
-            Ok(Some(PublisherIdentity { publisher, created_at: now }))
+            let made = PublisherIdentity { publisher, created_at: now };
+            request.keep(&mut tx, tenant, &made, now).await?;
+            tx.commit().await?;
+            Ok(Some(Once::Made(made)))
         })
         .await
     }
@@ -93,11 +100,15 @@ impl Store {
         actor: String,
         tenant: TenantId,
         id: PublisherIdentityId,
-    ) -> Result<bool, StoreError> {
+        request: Repeatable<()>,
+    ) -> Result<Option<Once<()>>, StoreError> {
         let store = self.clone();
         self.run(async move {
             let now = store.now();
             let mut tx = store.begin_as(tenant).await?;
+            if let Some(answer) = request.begin(&mut tx, tenant, now).await? {
+                return Ok(Some(Once::Before(answer)));
+            }
             let gone =
                 sqlx::query("DELETE FROM publisher_identities WHERE tenant_id = $1 AND publisher_identity_id = $2")
                     .bind(tenant.0)
@@ -105,11 +116,12 @@ impl Store {
                     .execute(&mut *tx)
                     .await?;
             if gone.rows_affected() == 0 {
-                return Ok(false);
+                return Ok(None);
             }
             audit::record(&mut tx, tenant, now, &actor, "DeletePublisherIdentity", &id.to_string()).await?;
+            request.keep(&mut tx, tenant, &(), now).await?;
             tx.commit().await?;
-            Ok(true)
+            Ok(Some(Once::Made(())))
         })
         .await
     }

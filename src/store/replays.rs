@@ -10,6 +10,7 @@ use super::settle::Fenced;
 use super::{Store, StoreError};
 use crate::domain::filter::OrderingKey;
 use crate::domain::ids::{Position, SubscriptionId, SubscriptionNo, TenantId};
+use crate::domain::invocation::CancelReason;
 use chrono::NaiveDate;
 use sqlx::PgConnection;
 use uuid::Uuid;
@@ -34,6 +35,8 @@ pub struct Missed {
     pub day: NaiveDate,
     /// What it is in order with.
     pub key: Option<OrderingKey>,
+    /// True where the subscription is in the event's lineage: it does not fire again.
+    pub looped: bool,
 }
 
 impl Store {
@@ -61,7 +64,7 @@ impl Store {
         Ok(rows.into_iter().map(TenantId).collect())
     }
 
-    /// Defers invocations and moves the replay on to `reached`, all or nothing, where `token` is still the owner's. Nothing is
+    /// Defers invocations, cancels those that would go round, and moves the replay on to `reached`, all or nothing, where `token` is still the owner's. Nothing is
     /// written of a replay that has ended, or moved on, meanwhile.
     pub async fn continue_replay(
         &self,
@@ -82,6 +85,7 @@ impl Store {
         reached: LogPlace,
         missed: &[Missed],
     ) -> Result<Fenced, StoreError> {
+        let (looped, fires): (Vec<&Missed>, Vec<&Missed>) = missed.iter().partition(|missed| missed.looped);
         let mut transaction = self.begin_as(tenant).await?;
         // Another owner's claim waits for the commit, or is found here.
         let fence: Option<i64> =
@@ -121,11 +125,28 @@ impl Store {
         .bind(replay.subscription_no)
         .bind(shard_of(tenant))
         .bind(self.now())
-        .bind(missed.iter().map(|missed| missed.position).collect::<Vec<_>>())
-        .bind(missed.iter().map(|missed| missed.day).collect::<Vec<_>>())
-        .bind(missed.iter().map(|missed| missed.key.map(|key| key.0)).collect::<Vec<_>>())
+        .bind(fires.iter().map(|missed| missed.position).collect::<Vec<_>>())
+        .bind(fires.iter().map(|missed| missed.day).collect::<Vec<_>>())
+        .bind(fires.iter().map(|missed| missed.key.map(|key| key.0)).collect::<Vec<_>>())
         .execute(&mut *transaction)
         .await?;
+        if !looped.is_empty() {
+            sqlx::query(
+                "INSERT INTO outcomes (tenant_id, day, position, subscription_no, state, attempt, outcome_class, status_code,
+                        duration_us, started_at, reason)
+                 SELECT $1, m.day, m.position, $2, 5, 0, 0, 0, 0, $3, $4
+                   FROM unnest($5::bigint[], $6::date[]) AS m(position, day)
+                 ON CONFLICT DO NOTHING",
+            )
+            .bind(tenant.0)
+            .bind(replay.subscription_no)
+            .bind(self.now())
+            .bind(CancelReason::ChainCycle.as_str())
+            .bind(looped.iter().map(|missed| missed.position).collect::<Vec<_>>())
+            .bind(looped.iter().map(|missed| missed.day).collect::<Vec<_>>())
+            .execute(&mut *transaction)
+            .await?;
+        }
         if reached.after >= replay.up_to {
             end(&mut transaction, tenant, replay.subscription_no).await?;
         }

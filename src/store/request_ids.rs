@@ -1,12 +1,13 @@
 //! First answers of mutations that carried a request id, kept for 24 h so that a retry gets the same answer.
 //!
-//! Looked up and written under the tenant's head lock, in the transaction of the change itself: of two racing calls one makes the
-//! change and the other reads its answer.
+//! A change takes its id in its own transaction, before it does anything: of two racing calls one makes the change, and the other
+//! waits for its end and reads its answer. What is kept is bytes; who asks may have sealed them.
 
 use super::{Store, StoreError};
 use crate::domain::ids::TenantId;
 use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::PgConnection;
+use std::fmt;
 
 /// A caller's request id, and what it was sent with.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,17 +20,6 @@ pub struct RequestKey {
     pub body_hash: [u8; 32],
 }
 
-/// What is known of a request id.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Earlier {
-    /// Nothing: go on.
-    Unknown,
-    /// The first answer, as it was stored.
-    Answer(Vec<u8>),
-    /// The id was used with another body.
-    OtherBody,
-}
-
 /// A change that was made, or the stored first answer of its request id.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Once<T> {
@@ -39,6 +29,109 @@ pub enum Once<T> {
     Before(Vec<u8>),
 }
 
+impl<T> Once<T> {
+    /// What was made now; none where it was made before.
+    pub fn made(self) -> Option<T> {
+        match self {
+            Self::Made(made) => Some(made),
+            Self::Before(_) => None,
+        }
+    }
+}
+
+type Encode<T> = Box<dyn FnOnce(&T) -> Result<Vec<u8>, StoreError> + Send + Sync>;
+
+/// The request id of a change, where it has one, and how the answer to it is kept.
+pub struct Repeatable<T> {
+    kept: Option<(RequestKey, Encode<T>)>,
+}
+
+impl<T> Repeatable<T> {
+    /// `answer` encodes what a retry gets.
+    pub fn new(
+        key: RequestKey,
+        answer: impl FnOnce(&T) -> Result<Vec<u8>, StoreError> + Send + Sync + 'static,
+    ) -> Self {
+        Self { kept: Some((key, Box::new(answer))) }
+    }
+
+    /// True where a retry is to get the answer.
+    pub fn is_kept(&self) -> bool {
+        self.kept.is_some()
+    }
+
+    /// Takes the id, in the transaction of the change: the first answer where it was taken before.
+    ///
+    /// Errors: [`StoreError::RequestIdReused`] where that was with another body.
+    pub(in crate::store) async fn begin(
+        &self,
+        connection: &mut PgConnection,
+        tenant: TenantId,
+        now: DateTime<Utc>,
+    ) -> Result<Option<Vec<u8>>, StoreError> {
+        let Some((key, _)) = &self.kept else { return Ok(None) };
+        // Waits for a transaction that has taken the same id; an expired one gives way.
+        let taken = sqlx::query(
+            "INSERT INTO request_ids (tenant_id, request_id, method, request_hash, response, expires_at)
+             VALUES ($1, $2, $3, $4, '', $5)
+             ON CONFLICT ON CONSTRAINT request_ids_pk DO UPDATE SET
+                 request_hash = EXCLUDED.request_hash, response = EXCLUDED.response, expires_at = EXCLUDED.expires_at
+              WHERE request_ids.expires_at <= $6",
+        )
+        .bind(tenant.0)
+        .bind(&key.id)
+        .bind(key.method)
+        .bind(key.body_hash.as_slice())
+        .bind(now + KEPT)
+        .bind(now)
+        .execute(&mut *connection)
+        .await?;
+        if taken.rows_affected() > 0 {
+            return Ok(None);
+        }
+        let found = earlier(connection, tenant, key, now).await?;
+        // It can only be missing where it was swept in between.
+        found.map(Some).ok_or(StoreError::Interrupted)
+    }
+
+    /// Keeps the answer, in the transaction of the change, which has taken the id.
+    pub(in crate::store) async fn keep(
+        self,
+        connection: &mut PgConnection,
+        tenant: TenantId,
+        made: &T,
+        now: DateTime<Utc>,
+    ) -> Result<(), StoreError> {
+        let Some((key, answer)) = self.kept else { return Ok(()) };
+        write(connection, tenant, &key, &answer(made)?, now).await?;
+        // Each new answer takes a few with it that are no longer kept, so the table stays small without a task of its own.
+        sqlx::query(
+            "DELETE FROM request_ids WHERE tenant_id = $1 AND (method, request_id) IN (
+                 SELECT method, request_id FROM request_ids WHERE tenant_id = $1 AND expires_at <= $2
+                  ORDER BY expires_at LIMIT $3)",
+        )
+        .bind(tenant.0)
+        .bind(now)
+        .bind(SWEPT_PER_ANSWER)
+        .execute(connection)
+        .await?;
+        Ok(())
+    }
+}
+
+impl<T> Default for Repeatable<T> {
+    /// A change without a request id.
+    fn default() -> Self {
+        Self { kept: None }
+    }
+}
+
+impl<T> fmt::Debug for Repeatable<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Repeatable").field(&self.kept.as_ref().map(|(key, _)| key)).finish()
+    }
+}
+
 /// How long first answers are kept.
 const KEPT: TimeDelta = TimeDelta::hours(24);
 
@@ -46,8 +139,11 @@ const KEPT: TimeDelta = TimeDelta::hours(24);
 const SWEPT_PER_ANSWER: i64 = 8;
 
 impl Store {
-    /// Looks an id up outside of any transaction: spares a retry the head lock. The answer under the lock decides.
-    pub async fn earlier_answer(&self, tenant: TenantId, key: &RequestKey) -> Result<Earlier, StoreError> {
+    /// Looks an id up outside of any transaction: spares a retry the checks that its first call has passed. The look in the
+    /// transaction of the change decides.
+    ///
+    /// Errors: [`StoreError::RequestIdReused`].
+    pub async fn earlier_answer(&self, tenant: TenantId, key: &RequestKey) -> Result<Option<Vec<u8>>, StoreError> {
         self.within(async {
             let mut tx = self.begin_as(tenant).await?;
             let known = earlier(&mut tx, tenant, key, self.now()).await?;
@@ -56,15 +152,26 @@ impl Store {
         })
         .await
     }
+
+    /// Keeps what a call was answered that changed nothing, or whose answer was not known before its change was made.
+    pub async fn keep_answer(&self, tenant: TenantId, key: &RequestKey, answer: &[u8]) -> Result<(), StoreError> {
+        self.within(async {
+            let mut tx = self.begin_as(tenant).await?;
+            write(&mut tx, tenant, key, answer, self.now()).await?;
+            tx.commit().await?;
+            Ok(())
+        })
+        .await
+    }
 }
 
-/// Reads what is known of an id.
-pub(in crate::store) async fn earlier(
+/// The first answer of an id.
+async fn earlier(
     connection: &mut PgConnection,
     tenant: TenantId,
     key: &RequestKey,
     now: DateTime<Utc>,
-) -> Result<Earlier, StoreError> {
+) -> Result<Option<Vec<u8>>, StoreError> {
     let found: Option<(Vec<u8>, Vec<u8>)> = sqlx::query_as(
         "SELECT request_hash, response FROM request_ids
           WHERE tenant_id = $1 AND method = $2 AND request_id = $3 AND expires_at > $4",
@@ -75,26 +182,27 @@ pub(in crate::store) async fn earlier(
     .bind(now)
     .fetch_optional(connection)
     .await?;
-    Ok(match found {
-        None => Earlier::Unknown,
-        Some((hash, answer)) if hash == key.body_hash => Earlier::Answer(answer),
-        Some(_) => Earlier::OtherBody,
-    })
+    match found {
+        Some((hash, _)) if hash != key.body_hash => Err(StoreError::RequestIdReused),
+        found => Ok(found.map(|(_, answer)| answer)),
+    }
 }
 
-/// Keeps the first answer, in the transaction of the change; an expired one of the same id gives way.
-pub(in crate::store) async fn keep(
+/// Writes the answer of an id that this call has taken, or that nobody has.
+async fn write(
     connection: &mut PgConnection,
     tenant: TenantId,
     key: &RequestKey,
     answer: &[u8],
     now: DateTime<Utc>,
 ) -> Result<(), StoreError> {
+    // Of two calls with one id and different bodies that change nothing, the later one leaves the first one's answer alone.
     sqlx::query(
         "INSERT INTO request_ids (tenant_id, request_id, method, request_hash, response, expires_at)
          VALUES ($1, $2, $3, $4, $5, $6)
          ON CONFLICT ON CONSTRAINT request_ids_pk DO UPDATE SET
-             request_hash = EXCLUDED.request_hash, response = EXCLUDED.response, expires_at = EXCLUDED.expires_at",
+             request_hash = EXCLUDED.request_hash, response = EXCLUDED.response, expires_at = EXCLUDED.expires_at
+          WHERE request_ids.request_hash = EXCLUDED.request_hash OR request_ids.expires_at <= $7",
     )
     .bind(tenant.0)
     .bind(&key.id)
@@ -102,17 +210,7 @@ pub(in crate::store) async fn keep(
     .bind(key.body_hash.as_slice())
     .bind(answer)
     .bind(now + KEPT)
-    .execute(&mut *connection)
-    .await?;
-    // Each new answer takes a few with it that are no longer kept, so the table stays small without a task of its own.
-    sqlx::query(
-        "DELETE FROM request_ids WHERE tenant_id = $1 AND (method, request_id) IN (
-             SELECT method, request_id FROM request_ids WHERE tenant_id = $1 AND expires_at <= $2
-              ORDER BY expires_at LIMIT $3)",
-    )
-    .bind(tenant.0)
     .bind(now)
-    .bind(SWEPT_PER_ANSWER)
     .execute(connection)
     .await?;
     Ok(())

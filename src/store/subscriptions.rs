@@ -154,9 +154,6 @@ pub enum SubscriptionRefusal {
     /// As many secrets sign as may.
     #[error("{0} secrets sign at once")]
     TooManySecrets(usize),
-    /// The request id was used with another body.
-    #[error("the request id was used with another body")]
-    RequestIdReused,
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),

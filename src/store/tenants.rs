@@ -2,9 +2,11 @@
 
 use super::audit;
 use super::leases::shard_of;
-use super::{Store, StoreError};
+use super::request_ids::{Once, Repeatable};
+use super::{Store, StoreError, heads, quotas};
 use crate::clock;
 use crate::domain::ids::TenantId;
+use crate::domain::quotas::{Overrides, Quota};
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
@@ -21,6 +23,18 @@ pub struct Tenant {
     pub created_at: DateTime<Utc>,
 }
 
+/// What is to change of a tenant.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TenantChange {
+    /// Its name for people.
+    pub display_name: Option<String>,
+    /// Quotas to set, or to leave to the server again.
+    pub quotas: Vec<(Quota, Option<u64>)>,
+}
+
+/// Whose the request ids of calls are that make a tenant.
+pub const NO_TENANT: TenantId = TenantId(Uuid::nil());
+
 type Row = (Uuid, String, String, DateTime<Utc>);
 
 fn from_row((id, slug, display_name, created_at): Row) -> Tenant {
@@ -34,12 +48,17 @@ impl Store {
         actor: String,
         slug: String,
         display_name: String,
-    ) -> Result<Option<Tenant>, StoreError> {
+        request: Repeatable<Tenant>,
+    ) -> Result<Option<Once<Tenant>>, StoreError> {
         let store = self.clone();
         self.run(async move {
             let now = store.now();
             let tenant = Tenant { id: TenantId(clock::new_uuid()), slug, display_name, created_at: now };
-            let mut tx = store.begin_as(tenant.id).await?;
+            // Unnamed: there is no tenant yet that the id could belong to.
+            let mut tx = store.engine().begin("BEGIN".to_owned()).await?;
+            if let Some(answer) = request.begin(&mut tx, NO_TENANT, now).await? {
+                return Ok(Some(Once::Before(answer)));
+            }
             let made = sqlx::query(
                 "INSERT INTO tenants (tenant_id, slug, display_name, created_at) VALUES ($1, $2, $3, $4)
                  ON CONFLICT ON CONSTRAINT tenants_slug_unique DO NOTHING",
@@ -68,8 +87,46 @@ impl Store {
                 .execute(&mut *tx)
                 .await?;
             audit::record(&mut tx, tenant.id, now, &actor, "CreateTenant", &tenant.id.to_string()).await?;
+            request.keep(&mut tx, NO_TENANT, &tenant, now).await?;
             tx.commit().await?;
-            Ok(Some(tenant))
+            Ok(Some(Once::Made(tenant)))
+        })
+        .await
+    }
+
+    /// Changes a tenant's name and quotas; none where there is no such tenant.
+    ///
+    /// The registry's version rises, so that every replica reads the quotas with the next thing it publishes or dispatches.
+    pub async fn update_tenant(
+        &self,
+        actor: String,
+        id: TenantId,
+        change: TenantChange,
+        request: Repeatable<(Tenant, Overrides)>,
+    ) -> Result<Option<Once<(Tenant, Overrides)>>, StoreError> {
+        let store = self.clone();
+        self.run(async move {
+            let now = store.now();
+            let mut tx = store.begin_as(id).await?;
+            heads::bump_registry(&mut tx, id, now).await?;
+            if let Some(answer) = request.begin(&mut tx, id, now).await? {
+                return Ok(Some(Once::Before(answer)));
+            }
+            let row: Option<Row> = sqlx::query_as(
+                "UPDATE tenants SET display_name = COALESCE($2, display_name) WHERE tenant_id = $1
+                 RETURNING tenant_id, slug, display_name, created_at",
+            )
+            .bind(id.0)
+            .bind(&change.display_name)
+            .fetch_optional(&mut *tx)
+            .await?;
+            let Some(tenant) = row.map(from_row) else { return Ok(None) };
+            quotas::write(&mut tx, id, &change.quotas).await?;
+            let changed = (tenant, quotas::read(&mut tx, id).await?);
+            audit::record(&mut tx, id, now, &actor, "UpdateTenant", &id.to_string()).await?;
+            request.keep(&mut tx, id, &changed, now).await?;
+            tx.commit().await?;
+            Ok(Some(Once::Made(changed)))
         })
         .await
     }

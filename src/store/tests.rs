@@ -10,6 +10,7 @@ use crate::feed::Feed;
 use crate::publish::registry::Registry;
 use crate::publish::writer::{Writer, WriterTasks};
 use crate::store::audit::Principal;
+use crate::store::request_ids::{Once, Repeatable};
 use crate::store::secrets::Keyring;
 use crate::{clock, publish};
 use sqlx::{Connection as _, PgConnection};
@@ -47,8 +48,8 @@ impl Database {
 
     /// A tenant with an event type named [`NAME`].
     pub async fn tenant(&self, slug: &str) -> TenantId {
-        let tenant = self.store.create_tenant("test".into(), slug.into(), slug.into()).await.expect("a tenant");
-        let tenant = tenant.expect("a new slug").id;
+        let tenant = self.store.create_tenant("test".into(), slug.into(), slug.into(), Repeatable::default()).await;
+        let tenant = tenant.expect("a tenant").and_then(Once::made).expect("a new slug").id;
         let new = NewEventType {
             name: EventTypeName::parse(NAME).expect("a name"),
             phase: Phase::Post,
@@ -59,7 +60,7 @@ impl Database {
         };
         let quota = EventTypeQuota { event_types: 10, schema_versions: 10 };
         let by = Principal::server(tenant);
-        self.store.create_event_type(by, new, quota, None, |_| Vec::new()).await.expect("an event type");
+        self.store.create_event_type(by, new, quota, Repeatable::default()).await.expect("an event type");
         tenant
     }
 
@@ -185,7 +186,7 @@ async fn a_postgres_that_vanishes_holds_nothing_up_for_ever_and_the_pool_recover
     let cut_off = publish(&writer, tenant, "during").await;
     assert!(matches!(cut_off, Err(publish::PublishError::Store(super::StoreError::Unavailable(_)))), "{cut_off:?}");
     let by = Principal::server(tenant);
-    let refused = database.store.create_app(by.clone(), "shop".into(), "Shop".into()).await;
+    let refused = database.store.create_app(by.clone(), "shop".into(), "Shop".into(), Repeatable::default()).await;
     assert!(refused.is_err(), "a transaction ends as well");
     let all = futures::future::join_all((0..16).map(|_| read(database.store.clone()))).await;
     assert!(all.iter().all(Result::is_err), "so does every read");
@@ -196,7 +197,7 @@ async fn a_postgres_that_vanishes_holds_nothing_up_for_ever_and_the_pool_recover
     publish(&writer, tenant, "after").await.expect("published");
     assert_eq!(direct.head(tenant).await.expect("readable").expect("exists").position, 3);
     eventually("transactions go on", || async {
-        database.store.create_app(by.clone(), "shop".into(), "Shop".into()).await.is_ok()
+        database.store.create_app(by.clone(), "shop".into(), "Shop".into(), Repeatable::default()).await.is_ok()
     })
     .await;
     let all = futures::future::join_all((0..64).map(|_| read(database.store.clone()))).await;

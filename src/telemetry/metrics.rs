@@ -39,6 +39,7 @@ pub struct Publish {
     pub duplicates: Counter,
     /// Calls that were matched again because the registry in memory was behind the database's.
     pub registry_misses: Counter,
+    refused: Family<QuotaLabels, Counter>,
     batch_events: Histogram,
     commit_seconds: Histogram,
 }
@@ -80,6 +81,11 @@ struct OutcomeLabels {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct QuotaLabels {
+    quota: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct PlaceLabels {
     place: &'static str,
 }
@@ -100,6 +106,7 @@ pub fn measured() -> &'static Measured {
             events: Counter::default(),
             duplicates: Counter::default(),
             registry_misses: Counter::default(),
+            refused: Family::default(),
             batch_events: Histogram::new(exponential_buckets(1.0, 2.0, 11)),
             commit_seconds: Histogram::new(exponential_buckets(0.000_25, 2.0, 16)),
         },
@@ -123,7 +130,7 @@ impl Measured {
     }
 
     fn register(&self, registry: &mut Registry) {
-        let Publish { events, duplicates, registry_misses, batch_events, commit_seconds } = &self.publish;
+        let Publish { events, duplicates, registry_misses, refused, batch_events, commit_seconds } = &self.publish;
         registry.register("publish_events", "Events committed", events.clone());
         registry.register(
             "publish_duplicates",
@@ -135,6 +142,7 @@ impl Measured {
             "Publish calls matched again because the registry in memory was behind",
             registry_misses.clone(),
         );
+        registry.register("publish_refused", "Publish calls refused by a quota of their tenant", refused.clone());
         registry.register("publish_batch_events", "Events in one group commit", batch_events.clone());
         registry.register("publish_commit_duration_seconds", "Time of one group commit", commit_seconds.clone());
         let Dispatch { attempts, attempt_seconds, deferred, dead_letters } = &self.dispatch;
@@ -167,6 +175,11 @@ impl Measured {
 }
 
 impl Publish {
+    /// A quota of a tenant has refused a call. `quota` is one of a fixed set of names.
+    pub fn refused(&self, quota: &'static str) {
+        self.refused.get_or_create(&QuotaLabels { quota }).inc();
+    }
+
     /// One group commit was written.
     pub fn committed(&self, events: usize, took: Duration) {
         self.events.inc_by(events as u64);

@@ -10,6 +10,7 @@ use super::{NO_PANIC, Shared, State, TailHandle, Watches};
 use crate::clock;
 use crate::domain::access::Caller;
 use crate::domain::ids::{TenantId, WatchId};
+use crate::domain::quotas::Quota;
 use crate::planted::{self, Defect};
 use crate::proto::public::EventView;
 use crate::store::StoreError;
@@ -113,7 +114,8 @@ impl Watches {
             return Err(OpenError::Draining);
         }
         let tenant = request.caller.tenant;
-        let mut admission = shared.admit(&request.caller)?;
+        let (overrides, _) = shared.store.quotas(tenant).await?;
+        let mut admission = shared.admit(&request.caller, overrides.get(Quota::Watches))?;
         let head = shared.store.head(tenant).await?.ok_or(StoreError::Corrupt { what: "head" })?;
         let (start, gap) = shared.start_place(tenant, &head, &request).await?;
         let versions = shared.filter_versions(tenant, start, &request).await?;
@@ -152,13 +154,14 @@ fn parse_version(version: &FilterVersion) -> Result<(LogPlace, FilterChange), St
 
 impl Shared {
     /// Counts a stream in, within the bounds.
-    fn admit(&self, caller: &Caller) -> Result<Admission<'_>, OpenError> {
+    fn admit(&self, caller: &Caller, tenants_own: Option<u64>) -> Result<Admission<'_>, OpenError> {
         let slot = Arc::new(Slot::new(WatchId(clock::new_uuid()), caller.tenant, caller.api_key));
         let mut state = self.state.lock().expect(NO_PANIC);
         if state.streams >= self.config.streams_max {
             return Err(OpenError::TooMany { setting: "watch.streams_max", limit: self.config.streams_max });
         }
-        let limit = self.config.streams_per_tenant_max;
+        let own = tenants_own.and_then(|limit| usize::try_from(limit).ok());
+        let limit = own.unwrap_or(self.config.streams_per_tenant_max);
         if state.open.get(&caller.tenant).is_some_and(|open| *open >= limit) {
             return Err(OpenError::TooMany { setting: "watch.streams_per_tenant_max", limit });
         }

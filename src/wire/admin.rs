@@ -1,9 +1,12 @@
 //! Administration between proto and domain: tenants, apps, API keys, publisher identities and audit records.
 
 use super::FieldError;
+use super::event_type::mask_error;
 use crate::domain::access::Role;
 use crate::domain::event_type::EventTypePattern;
+use crate::domain::quotas::Quota;
 use crate::proto::internal as proto;
+use pbjson_types::FieldMask;
 
 /// Patterns of one publisher identity at most.
 const EVENT_TYPES_MAX: usize = 64;
@@ -58,6 +61,81 @@ pub fn parse_event_types(field: &str, values: &[String]) -> Result<Vec<EventType
     values.iter().enumerate().map(parse).collect()
 }
 
+/// What a request changes of a tenant.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TenantPatch {
+    /// Its name for people, as sent.
+    pub display_name: Option<String>,
+    /// Quotas to set, or to leave to the server again.
+    pub quotas: Vec<(Quota, Option<u64>)>,
+}
+
+/// Reads what an UpdateTenant request changes; an empty mask means what is set.
+pub fn parse_tenant_patch(tenant: &proto::Tenant, mask: Option<&FieldMask>) -> Result<TenantPatch, FieldError> {
+    let sent = tenant.quotas.unwrap_or_default();
+    let mut patch = TenantPatch::default();
+    let mut chosen = Vec::new();
+    let paths = mask.map(|mask| mask.paths.as_slice()).unwrap_or_default();
+    for path in paths {
+        match path.as_str() {
+            "display_name" => patch.display_name = Some(tenant.display_name.clone()),
+            "quotas" => chosen.extend(Quota::ALL),
+            other => match other.strip_prefix("quotas.").and_then(Quota::of_name) {
+                Some(quota) => chosen.push(quota),
+                None => return Err(mask_error(other, "display_name, quotas and its fields")),
+            },
+        }
+    }
+    if paths.is_empty() {
+        patch.display_name = Some(tenant.display_name.clone()).filter(|name| !name.is_empty());
+        chosen.extend(Quota::ALL.into_iter().filter(|quota| quota_of_proto(&sent, *quota).is_some()));
+    }
+    for quota in chosen {
+        patch.quotas.push((quota, parse_quota(quota, quota_of_proto(&sent, quota))?));
+    }
+    Ok(patch)
+}
+
+fn parse_quota(quota: Quota, value: Option<i64>) -> Result<Option<u64>, FieldError> {
+    let Some(value) = value else { return Ok(None) };
+    let bounds = quota.bounds();
+    let fits = u64::try_from(value).ok().filter(|value| bounds.contains(value));
+    let wrong = || {
+        let rule = format!("must be {} to {}", bounds.start(), bounds.end());
+        FieldError::new(format!("tenant.quotas.{}", quota.name()), rule)
+    };
+    fits.map(Some).ok_or_else(wrong)
+}
+
+/// What is set of a quota.
+pub fn quota_of_proto(quotas: &proto::TenantQuotas, quota: Quota) -> Option<i64> {
+    match quota {
+        Quota::PublishEventsPerSecond => quotas.publish_events_per_second,
+        Quota::PublishEventsBurst => quotas.publish_events_burst,
+        Quota::PublishBytesPerSecond => quotas.publish_bytes_per_second,
+        Quota::PublishBytesBurst => quotas.publish_bytes_burst,
+        Quota::EventBytes => quotas.event_bytes_max,
+        Quota::Backlog => quotas.backlog_max,
+        Quota::Subscriptions => quotas.subscriptions_max,
+        Quota::Watches => quotas.watches_max,
+    }
+}
+
+/// Quotas as proto.
+pub fn quotas_to_proto(value: impl Fn(Quota) -> Option<u64>) -> proto::TenantQuotas {
+    let value = |quota| value(quota).and_then(|value| i64::try_from(value).ok());
+    proto::TenantQuotas {
+        publish_events_per_second: value(Quota::PublishEventsPerSecond),
+        publish_events_burst: value(Quota::PublishEventsBurst),
+        publish_bytes_per_second: value(Quota::PublishBytesPerSecond),
+        publish_bytes_burst: value(Quota::PublishBytesBurst),
+        event_bytes_max: value(Quota::EventBytes),
+        backlog_max: value(Quota::Backlog),
+        subscriptions_max: value(Quota::Subscriptions),
+        watches_max: value(Quota::Watches),
+    }
+}
+
 fn is_scheme(text: &str) -> bool {
     text.starts_with(|first: char| first.is_ascii_alphabetic())
         && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'-' | b'.'))
@@ -92,6 +170,29 @@ mod tests {
             &long,
         ] {
             assert!(parse_subject("subject", bad.to_owned()).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_mask_chooses_quotas_and_one_that_is_left_unset_goes_back_to_the_servers() {
+        let quotas = proto::TenantQuotas { backlog_max: Some(5), ..Default::default() };
+        let tenant = proto::Tenant { quotas: Some(quotas), ..Default::default() };
+        let patch = |paths: &[&str]| {
+            let mask = FieldMask { paths: paths.iter().map(|path| (*path).to_owned()).collect() };
+            parse_tenant_patch(&tenant, Some(&mask))
+        };
+        let only = vec![(Quota::Backlog, Some(5))];
+        assert_eq!(parse_tenant_patch(&tenant, None).unwrap().quotas, only);
+        assert_eq!(patch(&["quotas.backlog_max"]).unwrap().quotas, only);
+        assert_eq!(patch(&["quotas.watches_max"]).unwrap().quotas, [(Quota::Watches, None)]);
+        assert_eq!(patch(&["quotas"]).unwrap().quotas.len(), Quota::ALL.len());
+        for wrong in ["slug", "quotas.", "quotas.other", "effective_quotas"] {
+            assert_eq!(patch(&[wrong]).unwrap_err().field, "update_mask", "{wrong}");
+        }
+        for value in [0, -1, i64::MAX] {
+            let quotas = proto::TenantQuotas { backlog_max: Some(value), ..Default::default() };
+            let tenant = proto::Tenant { quotas: Some(quotas), ..Default::default() };
+            assert_eq!(parse_tenant_patch(&tenant, None).unwrap_err().field, "tenant.quotas.backlog_max");
         }
     }
 

@@ -7,9 +7,7 @@ use crate::domain::schema::Violation;
 use crate::domain::schema::compatibility::{Break, Compatibility, Direction};
 use crate::domain::subscription::Subscription;
 use crate::proto::public as proto;
-use aws_lc_rs::digest;
 use pbjson_types::FieldMask;
-use prost::Message as _;
 
 /// Longest display name, characters.
 pub const DISPLAY_NAME_CHARS_MAX: usize = 128;
@@ -130,24 +128,6 @@ pub fn parse_origin(field: &str, origin: i32) -> Result<Option<Origin>, FieldErr
         Ok(proto::EventTypeOrigin::Custom) => Ok(Some(Origin::Custom)),
         Err(_) => Err(FieldError::new(field, "is not a known origin")),
     }
-}
-
-/// SHA-256 over a request without its request id: what a repeated id is compared by.
-pub fn create_fingerprint(request: &proto::CreateEventTypeRequest) -> [u8; 32] {
-    let body = proto::CreateEventTypeRequest { request_id: String::new(), ..request.clone() };
-    sha256(&body.encode_to_vec())
-}
-
-/// SHA-256 over a request without its request id.
-pub fn add_schema_fingerprint(request: &proto::AddEventTypeSchemaRequest) -> [u8; 32] {
-    let body = proto::AddEventTypeSchemaRequest { request_id: String::new(), ..request.clone() };
-    sha256(&body.encode_to_vec())
-}
-
-pub(super) fn sha256(bytes: &[u8]) -> [u8; 32] {
-    let mut hash = [0; 32];
-    hash.copy_from_slice(digest::digest(&digest::SHA256, bytes).as_ref());
-    hash
 }
 
 /// An event type as the API shows it. `registry_version` is that of its last change, none for a system type.
@@ -276,13 +256,5 @@ mod tests {
         for path in ["name", "phase", "*", "displayName", "", "description.x"] {
             assert_eq!(patch(&[path]).expect_err("not updatable").field, "update_mask", "{path}");
         }
-    }
-
-    #[test]
-    fn a_fingerprint_ignores_the_request_id_and_nothing_else() {
-        let with_id = proto::CreateEventTypeRequest { request_id: "a".to_owned(), ..create() };
-        assert_eq!(create_fingerprint(&create()), create_fingerprint(&with_id));
-        let other = proto::CreateEventTypeRequest { description: "d".to_owned(), ..create() };
-        assert_ne!(create_fingerprint(&create()), create_fingerprint(&other));
     }
 }

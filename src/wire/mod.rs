@@ -10,6 +10,8 @@ pub mod pre;
 pub mod subscription;
 pub mod time;
 
+use aws_lc_rs::digest;
+
 /// A field of a request that breaks its documented shape or bound.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{field}: {description}")]
@@ -58,6 +60,13 @@ pub fn request_id(field: &str, value: &str) -> Result<Option<String>, FieldError
         return Err(FieldError::new(field, "must be at most 256 printable ASCII characters"));
     }
     Ok((!value.is_empty()).then(|| value.to_owned()))
+}
+
+/// SHA-256, as what is sent twice is compared by.
+pub fn sha256(bytes: &[u8]) -> [u8; 32] {
+    let mut hash = [0; 32];
+    hash.copy_from_slice(digest::digest(&digest::SHA256, bytes).as_ref());
+    hash
 }
 
 /// Reads an etag: the registry version of the last change; none where it is empty.

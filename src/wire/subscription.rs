@@ -2,7 +2,7 @@
 
 mod policy;
 
-use super::event_type::{mask_error, parse_name, sha256};
+use super::event_type::{mask_error, parse_name};
 use super::pre::{self, PrePart};
 use super::time::timestamp_to_proto;
 use super::{FieldError, slug, text};
@@ -16,7 +16,6 @@ use crate::domain::webhook::{SigningSecret, WebhookMode, WebhookTarget, WebhookU
 use crate::proto::public as proto;
 use pbjson_types::FieldMask;
 use policy::{PolicyChange, PolicyPart, apply_policy, circuit_to_proto, parse_policy, policy_to_proto};
-use prost::Message as _;
 use std::collections::BTreeMap;
 
 /// Longest display name, characters.
@@ -381,13 +380,6 @@ impl SubscriptionPatch {
         subscription.policy = apply_policy("subscription.delivery_policy", &subscription.policy, policy)?;
         Ok(subscription)
     }
-}
-
-/// SHA-256 over a request without its request id: what a repeated id is compared by.
-pub fn subscribe_fingerprint(request: &proto::SubscribeRequest) -> [u8; 32] {
-    let body = proto::SubscribeRequest { request_id: String::new(), ..request.clone() };
-    // Maps are built in key order, so equal requests have equal encodings.
-    sha256(&body.encode_to_vec())
 }
 
 /// A subscription as the API shows it.

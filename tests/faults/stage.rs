@@ -208,7 +208,12 @@ impl Stage {
         let (tenant, app) = (TENANT.to_owned(), APP.to_owned());
         admin.create_app(CreateAppRequest { tenant: tenant.clone(), slug: app, ..Default::default() }).await?;
         let subject = format!("uri:{PUBLISHER}");
-        let identity = CreatePublisherIdentityRequest { tenant: tenant.clone(), subject, event_types: Vec::new() };
+        let identity = CreatePublisherIdentityRequest {
+            tenant: tenant.clone(),
+            subject,
+            event_types: Vec::new(),
+            ..Default::default()
+        };
         admin.create_publisher_identity(identity).await?;
         let key = CreateApiKeyRequest { tenant, role: Role::Admin.into(), ..Default::default() };
         Ok(admin.create_api_key(key).await?.into_inner().secret)

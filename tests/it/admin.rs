@@ -48,7 +48,7 @@ async fn an_app_can_be_deleted_once_nothing_is_subscribed() {
     let id = tenant.subscribe("CUSTOM_OWNED", &receiver, "/hook").await.subscription.expect("it is set").id;
     let request = CreateAppRequest { tenant: tenant.slug.clone(), slug: tenant.app.clone(), ..Default::default() };
     assert_refused(admin(world).create_app(request).await, Code::AlreadyExists, "APP_EXISTS");
-    let delete = DeleteAppRequest { tenant: tenant.slug.clone(), app: tenant.app.clone() };
+    let delete = DeleteAppRequest { tenant: tenant.slug.clone(), app: tenant.app.clone(), ..Default::default() };
     assert_refused(admin(world).delete_app(delete.clone()).await, Code::FailedPrecondition, "RESOURCE_STATE");
     let request = UnsubscribeRequest { subscription_id: id, ..Default::default() };
     tenant.events().unsubscribe(request).await.expect("it is subscribed");
@@ -71,7 +71,8 @@ async fn a_revoked_key_stops_working_on_every_replica() {
     let keys = admin(world).list_api_keys(request).await.expect("a page").into_inner().api_keys;
     let viewer = keys.iter().find(|key| key.role() == Role::Viewer).expect("it is listed");
     assert!(keys.iter().all(|key| !format!("{key:?}").contains(&secret)), "a listed key shows its secret");
-    let request = RevokeApiKeyRequest { tenant: tenant.slug.clone(), api_key_id: viewer.id.clone() };
+    let request =
+        RevokeApiKeyRequest { tenant: tenant.slug.clone(), api_key_id: viewer.id.clone(), ..Default::default() };
     admin(world).revoke_api_key(request).await.expect("it exists");
     for clients in &replicas {
         eventually("the key is refused", || async {
@@ -110,7 +111,11 @@ async fn a_removed_publisher_cannot_publish() {
     };
     let result = admin(world).create_publisher_identity(request).await;
     assert_refused(result, Code::AlreadyExists, "PUBLISHER_IDENTITY_EXISTS");
-    let request = DeletePublisherIdentityRequest { tenant: tenant.slug.clone(), publisher_identity_id: identity.id };
+    let request = DeletePublisherIdentityRequest {
+        tenant: tenant.slug.clone(),
+        publisher_identity_id: identity.id,
+        ..Default::default()
+    };
     admin(world).delete_publisher_identity(request.clone()).await.expect("it exists");
     let result = admin(world).delete_publisher_identity(request).await;
     assert_refused(result, Code::NotFound, "PUBLISHER_IDENTITY_NOT_FOUND");

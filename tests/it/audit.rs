@@ -42,13 +42,14 @@ async fn every_call_that_changes_something_leaves_a_record() {
     let request = AddEventTypeSchemaRequest { event_type: name(), schema: "{}".to_owned(), ..Default::default() };
     types.add_event_type_schema(request).await.expect("valid");
     let event_type = EventType { name: name(), display_name: "x".to_owned(), ..Default::default() };
-    let request = UpdateEventTypeRequest { event_type: Some(event_type), update_mask: None };
+    let request = UpdateEventTypeRequest { event_type: Some(event_type), update_mask: None, ..Default::default() };
     types.update_event_type(request).await.expect("valid");
 
     let id = tenant.subscribe(&name(), &receiver, "/hook").await.subscription.expect("it is set").id;
     let subscription_id = || id.clone();
     let subscription = Subscription { id: id.clone(), display_name: "x".to_owned(), ..Default::default() };
-    let request = UpdateSubscriptionRequest { subscription: Some(subscription), update_mask: None };
+    let request =
+        UpdateSubscriptionRequest { subscription: Some(subscription), update_mask: None, ..Default::default() };
     events.update_subscription(request).await.expect("valid");
     let request = RotateSubscriptionSecretRequest { subscription_id: subscription_id(), ..Default::default() };
     events.rotate_subscription_secret(request).await.expect("valid");
@@ -61,12 +62,12 @@ async fn every_call_that_changes_something_leaves_a_record() {
     let published = tenant.publish(&name(), &json!({})).await;
     let dead = async || tenant.all_invocations_become(&published.event_id, InvocationState::DeadLettered).await;
     let invocation_id = dead().await[0].id.clone();
-    let request = RetryInvocationRequest { invocation_id: invocation_id.clone() };
+    let request = RetryInvocationRequest { invocation_id: invocation_id.clone(), ..Default::default() };
     invocations.retry_invocation(request).await.expect("a dead letter can be retried");
     dead().await;
     invocations.redrive_invocations(RedriveInvocationsRequest::default()).await.expect("valid");
     dead().await;
-    let request = CancelInvocationRequest { invocation_id };
+    let request = CancelInvocationRequest { invocation_id, ..Default::default() };
     invocations.cancel_invocation(request).await.expect("a dead letter can be cancelled");
 
     let request = UnsubscribeRequest { subscription_id: subscription_id(), ..Default::default() };
@@ -77,22 +78,25 @@ async fn every_call_that_changes_something_leaves_a_record() {
     events.unsubscribe(request).await.expect("it is subscribed");
     let request = DeleteEventTypeRequest { name: name(), ..Default::default() };
     types.delete_event_type(request).await.expect("nothing is subscribed");
-    types.undelete_event_type(UndeleteEventTypeRequest { name: name() }).await.expect("it was deleted");
+    types
+        .undelete_event_type(UndeleteEventTypeRequest { name: name(), ..Default::default() })
+        .await
+        .expect("it was deleted");
 
     let request = CreateAppRequest { tenant: slug(), slug: "gone".to_owned(), ..Default::default() };
     admin.create_app(request).await.expect("valid");
-    let request = DeleteAppRequest { tenant: slug(), app: "gone".to_owned() };
+    let request = DeleteAppRequest { tenant: slug(), app: "gone".to_owned(), ..Default::default() };
     admin.delete_app(request).await.expect("it is empty");
     create_key(world, &tenant.slug, "", Role::Viewer).await;
     let request = ListApiKeysRequest { tenant: slug(), ..Default::default() };
     let keys = admin.list_api_keys(request).await.expect("a page").into_inner().api_keys;
     let viewer = keys.iter().find(|key| key.role() == Role::Viewer).expect("it is listed");
-    let request = RevokeApiKeyRequest { tenant: slug(), api_key_id: viewer.id.clone() };
+    let request = RevokeApiKeyRequest { tenant: slug(), api_key_id: viewer.id.clone(), ..Default::default() };
     admin.revoke_api_key(request).await.expect("it exists");
     let request = ListPublisherIdentitiesRequest { tenant: slug(), ..Default::default() };
     let publishers = admin.list_publisher_identities(request).await.expect("a page").into_inner();
     let publisher_identity_id = publishers.publisher_identities[0].id.clone();
-    let request = DeletePublisherIdentityRequest { tenant: slug(), publisher_identity_id };
+    let request = DeletePublisherIdentityRequest { tenant: slug(), publisher_identity_id, ..Default::default() };
     admin.delete_publisher_identity(request).await.expect("it exists");
 
     let request = ListAuditRecordsRequest { tenant: slug(), page_size: 1_000, ..Default::default() };

@@ -81,7 +81,12 @@ impl Stage {
 
     async fn register(&self, subject: String, event_types: &[&str]) -> String {
         let event_types = event_types.iter().map(|name| (*name).to_owned()).collect();
-        let request = CreatePublisherIdentityRequest { tenant: self.tenant.slug.clone(), subject, event_types };
+        let request = CreatePublisherIdentityRequest {
+            tenant: self.tenant.slug.clone(),
+            subject,
+            event_types,
+            ..Default::default()
+        };
         let answer = admin(&self.world).create_publisher_identity(request).await.expect("it can be registered");
         answer.into_inner().publisher_identity.expect("it is set").id
     }
@@ -316,7 +321,11 @@ async fn a_publisher_that_is_removed_is_refused_on_its_open_connection() {
     let shown = stage.root.issue(&client_params(vec![uri(&name)]), &[]);
     let mut publisher = stage.publisher(stage.config(Some(&shown), &Speaks::default()));
     publisher.publish(publish_request(EVENT_TYPE, &json!({}))).await.expect("it is registered");
-    let request = DeletePublisherIdentityRequest { tenant: stage.tenant.slug.clone(), publisher_identity_id: id };
+    let request = DeletePublisherIdentityRequest {
+        tenant: stage.tenant.slug.clone(),
+        publisher_identity_id: id,
+        ..Default::default()
+    };
     admin(&stage.world).delete_publisher_identity(request).await.expect("it can be removed");
     let refused = publisher.publish(publish_request(EVENT_TYPE, &json!({}))).await;
     assert_refused(refused, Code::Unauthenticated, "CREDENTIAL_INVALID");

@@ -21,7 +21,7 @@ fn later(delay: TimeDelta) -> PublishRequest {
 }
 
 async fn cancel(tenant: &Tenant, replica: usize, event_id: &str) -> Result<(), Status> {
-    let request = CancelEventRequest { event_id: event_id.to_owned() };
+    let request = CancelEventRequest { event_id: event_id.to_owned(), ..Default::default() };
     tenant.publishers[replica].clone().cancel_event(request).await.map(drop)
 }
 

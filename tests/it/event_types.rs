@@ -48,11 +48,11 @@ async fn a_custom_type_lives_from_create_to_undelete() {
 
     let changed =
         EventType { name: "CUSTOM_LIFE".to_owned(), description: "Of a day".to_owned(), ..Default::default() };
-    let request = UpdateEventTypeRequest { event_type: Some(changed.clone()), update_mask: None };
+    let request = UpdateEventTypeRequest { event_type: Some(changed.clone()), update_mask: None, ..Default::default() };
     let updated = tenant.types().update_event_type(request).await.expect("valid").into_inner().event_type;
     assert_eq!(updated.expect("it is set").description, "Of a day");
     let stale = EventType { etag: created.etag, ..changed };
-    let request = UpdateEventTypeRequest { event_type: Some(stale), update_mask: None };
+    let request = UpdateEventTypeRequest { event_type: Some(stale), update_mask: None, ..Default::default() };
     assert_refused(tenant.types().update_event_type(request).await, Code::Aborted, "ETAG_MISMATCH");
 
     let id = tenant.subscribe("CUSTOM_LIFE", &receiver, "/hook").await.subscription.expect("it is set").id;
@@ -67,7 +67,7 @@ async fn a_custom_type_lives_from_create_to_undelete() {
         let status = result.expect_err("a retired type is not published");
         assert!(["EVENT_TYPE_STATE", "EVENT_TYPE_NOT_FOUND"].contains(&reason(&status).as_str()), "{status:?}");
     }
-    let request = UndeleteEventTypeRequest { name: "CUSTOM_LIFE".to_owned() };
+    let request = UndeleteEventTypeRequest { name: "CUSTOM_LIFE".to_owned(), ..Default::default() };
     tenant.types().undelete_event_type(request).await.expect("it is retired");
     tenant.publish("CUSTOM_LIFE", &json!({})).await;
 }

@@ -47,7 +47,8 @@ async fn every_subscription_to_the_type_is_explained_and_of_others_none() {
     let filtered = subscribe(&tenant, "filtered", "data.n > 1 && data.s == 'y'", 0).await;
     let failing = subscribe(&tenant, "failing", "data.absent == 1", 0).await;
     let disabled = subscribe(&tenant, "disabled", "", 0).await;
-    let request = DisableSubscriptionRequest { subscription_id: disabled.clone(), etag: String::new() };
+    let request =
+        DisableSubscriptionRequest { subscription_id: disabled.clone(), etag: String::new(), ..Default::default() };
     tenant.events().disable_subscription(request).await.expect("it is active");
     let data = json!({"n": 3, "s": "x"});
     let published = tenant.publish(NAME, &data).await;
@@ -104,7 +105,7 @@ async fn a_pinned_version_and_a_later_change_are_told() {
 
     let subscription = Subscription { id: pinned.clone(), schema_version: 2, ..Default::default() };
     let update_mask = Some(pbjson_types::FieldMask { paths: vec!["schema_version".to_owned()] });
-    let request = UpdateSubscriptionRequest { subscription: Some(subscription), update_mask };
+    let request = UpdateSubscriptionRequest { subscription: Some(subscription), update_mask, ..Default::default() };
     tenant.events().update_subscription(request).await.expect("valid");
     let answer = explain(&tenant, stored(&published.event_id)).await;
     let one = of(&answer, &pinned);

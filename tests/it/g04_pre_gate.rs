@@ -328,6 +328,7 @@ async fn no_two_active_listeners_may_enrich_the_same_place() {
     let update = |id: &str, policy: PrePolicy, path: &str| UpdateSubscriptionRequest {
         subscription: Some(Subscription { id: id.to_owned(), pre_policy: Some(policy), ..Default::default() }),
         update_mask: Some(pbjson_types::FieldMask { paths: vec![path.to_owned()] }),
+        ..Default::default()
     };
     let both = policy(PreFailurePolicy::Ignore, 7, &["/plan", "/user"]);
     let refused = tenant.events().update_subscription(update(&third, both.clone(), "pre_policy")).await;

@@ -94,7 +94,7 @@ async fn a_blocking_dead_letter_holds_its_key_until_it_is_redriven_or_cancelled(
     let other = tenant.publish(EVENT, &json!({ "user": "bob", "n": 0 })).await;
     tenant.all_invocations_become(&other.event_id, InvocationState::Succeeded).await;
     tenant.all_invocations_become(&behind.event_id, InvocationState::Waiting).await;
-    let request = RetryInvocationRequest { invocation_id: head.id.clone() };
+    let request = RetryInvocationRequest { invocation_id: head.id.clone(), ..Default::default() };
     tenant.invocations().retry_invocation(request).await.expect("a dead letter is redriven");
     tenant.all_invocations_become(&behind.event_id, InvocationState::Succeeded).await;
     assert_in_order(&by_user(&receiver.received("/blocked")));
@@ -105,7 +105,7 @@ async fn a_blocking_dead_letter_holds_its_key_until_it_is_redriven_or_cancelled(
     let head = tenant.all_invocations_become(&head.event_id, InvocationState::DeadLettered).await.remove(0);
     let behind = tenant.publish(EVENT, &json!({ "user": "ada", "n": 3 })).await;
     tenant.all_invocations_become(&behind.event_id, InvocationState::Waiting).await;
-    let request = CancelInvocationRequest { invocation_id: head.id };
+    let request = CancelInvocationRequest { invocation_id: head.id, ..Default::default() };
     tenant.invocations().cancel_invocation(request).await.expect("a dead letter is cancelled");
     tenant.all_invocations_become(&behind.event_id, InvocationState::Succeeded).await;
 
@@ -187,7 +187,7 @@ async fn a_dead_letter_of_a_subscription_that_does_not_execute_is_not_retried() 
     let dead = tenant.all_invocations_become(&event.event_id, InvocationState::DeadLettered).await.remove(0);
     let request = DisableSubscriptionRequest { subscription_id: subscription.id, ..Default::default() };
     tenant.events().disable_subscription(request).await.expect("it can be disabled");
-    let request = RetryInvocationRequest { invocation_id: dead.id };
+    let request = RetryInvocationRequest { invocation_id: dead.id, ..Default::default() };
     let refused = tenant.invocations().retry_invocation(request).await;
     assert_refused(refused, Code::FailedPrecondition, "SUBSCRIPTION_STATE");
     let kept = tenant.invocations_of(&event.event_id).await;

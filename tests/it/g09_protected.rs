@@ -66,6 +66,7 @@ async fn a_rate_limit_lets_its_count_through_and_holds_up_nobody_else() {
             ..Default::default()
         }),
         update_mask: Some(pbjson_types::FieldMask { paths: vec!["delivery_policy.rate_limit".to_owned()] }),
+        ..Default::default()
     };
     tenant.events().update_subscription(update).await.expect("the limit can be taken away");
     assert_eq!(receiver.receives("/limited", 20).await.len(), 20);

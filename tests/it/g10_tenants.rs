@@ -113,8 +113,7 @@ fn calls() -> Vec<(&'static str, &'static str, Call)> {
                     display_name: "x".to_owned(),
                     ..Default::default()
                 }),
-                update_mask: None,
-            }
+                update_mask: None, ..Default::default() }
         }),
         call!("EventService.EnableSubscription" "subscription_id" "SUBSCRIPTION_NOT_FOUND", events.enable_subscription, |ids| {
             EnableSubscriptionRequest { subscription_id: ids.subscription.clone(), ..Default::default() }
@@ -170,10 +169,10 @@ fn calls() -> Vec<(&'static str, &'static str, Call)> {
             GetInvocationRequest { invocation_id: ids.invocation.clone() }
         }),
         call!("InvocationService.RetryInvocation" "invocation_id" "INVOCATION_NOT_FOUND", invocations.retry_invocation, |ids| {
-            RetryInvocationRequest { invocation_id: ids.invocation.clone() }
+            RetryInvocationRequest { invocation_id: ids.invocation.clone(), ..Default::default() }
         }),
         call!("InvocationService.CancelInvocation" "invocation_id" "INVOCATION_NOT_FOUND", invocations.cancel_invocation, |ids| {
-            CancelInvocationRequest { invocation_id: ids.invocation.clone() }
+            CancelInvocationRequest { invocation_id: ids.invocation.clone(), ..Default::default() }
         }),
         call!("InvocationService.RedriveInvocations" "subscription_id" "", invocations.redrive_invocations, |ids| {
             RedriveInvocationsRequest { subscription_id: ids.subscription.clone(), ..Default::default() }
@@ -187,13 +186,13 @@ fn calls() -> Vec<(&'static str, &'static str, Call)> {
         call!("EventTypeService.UpdateEventType" "event_type.name" "EVENT_TYPE_NOT_FOUND", types.update_event_type, |ids| {
             let event_type =
                 EventType { name: ids.event_type.clone(), display_name: "x".to_owned(), ..Default::default() };
-            UpdateEventTypeRequest { event_type: Some(event_type), update_mask: None }
+            UpdateEventTypeRequest { event_type: Some(event_type), update_mask: None, ..Default::default() }
         }),
         call!("EventTypeService.DeleteEventType" "name" "EVENT_TYPE_NOT_FOUND", types.delete_event_type, |ids| {
             DeleteEventTypeRequest { name: ids.event_type.clone(), ..Default::default() }
         }),
         call!("EventTypeService.UndeleteEventType" "name" "EVENT_TYPE_NOT_FOUND", types.undelete_event_type, |ids| {
-            UndeleteEventTypeRequest { name: ids.event_type.clone() }
+            UndeleteEventTypeRequest { name: ids.event_type.clone(), ..Default::default() }
         }),
         call!("EventTypeService.AddEventTypeSchema" "event_type" "EVENT_TYPE_NOT_FOUND", types.add_event_type_schema, |ids| {
             let (event_type, schema) = (ids.event_type.clone(), "{}".to_owned());
@@ -219,7 +218,7 @@ fn calls() -> Vec<(&'static str, &'static str, Call)> {
             WaitEventRequest { event_id: ids.event.clone(), ..Default::default() }
         }),
         call!("PublishService.CancelEvent" "event_id" "EVENT_NOT_FOUND", publisher.cancel_event, |ids| {
-            CancelEventRequest { event_id: ids.event.clone() }
+            CancelEventRequest { event_id: ids.event.clone(), ..Default::default() }
         }),
     ]
 }

@@ -3,9 +3,13 @@
 
 use std::collections::BTreeSet;
 
-use carillon::proto::public::{InvocationState, ListEventsRequest};
+use carillon::proto::public::{
+    DeliveryPolicy, DisableSubscriptionRequest, EnableSubscriptionRequest, InvocationState, ListEventsRequest,
+};
+use pbjson_types::Duration;
 use serde_json::json;
 
+use crate::harness::tenant::quick_policy;
 use crate::harness::{Answer, Receiver, World, eventually};
 
 #[tokio::test]
@@ -45,4 +49,45 @@ async fn a_listener_of_dead_letters_that_fails_does_not_go_round() {
     assert_eq!(cycle.attempt_count, 0, "what is refused does not run");
     let events: BTreeSet<_> = all.iter().map(|one| one.event_id.clone()).collect();
     assert!(events.len() <= 2, "it went round: {all:#?}");
+}
+
+#[tokio::test]
+async fn a_replay_refuses_on_the_record_what_the_subscription_itself_has_led_to() {
+    let tenant = World::shared().await.tenant().await;
+    let receiver = Receiver::start().await;
+    tenant.declare("CUSTOM_LOOPED").await;
+    receiver.answers("/first", [Answer::Status(500)]);
+    receiver.answers("/dead", [Answer::Hang]);
+    let once =
+        |seconds| DeliveryPolicy { max_attempts: 1, timeout: Some(Duration { seconds, nanos: 0 }), ..quick_policy() };
+    let mut first = tenant.subscribe_request("CUSTOM_LOOPED", &receiver.url("/first"));
+    first.delivery_policy = Some(once(5));
+    tenant.events().subscribe(first).await.expect("subscribed");
+    let mut second = tenant.subscribe_request("INVOCATION_DEAD_LETTERED", &receiver.url("/dead"));
+    second.delivery_policy = Some(once(3));
+    let listener = tenant.events().subscribe(second).await.expect("subscribed").into_inner();
+    let subscription_id = listener.subscription.expect("it is set").id;
+    tenant.publish("CUSTOM_LOOPED", &json!({})).await;
+    receiver.receives("/dead", 1).await;
+    // Its attempt hangs while it is disabled, so it misses the dead letter that it leads to.
+    let disable = DisableSubscriptionRequest { subscription_id: subscription_id.clone(), ..Default::default() };
+    tenant.events().disable_subscription(disable).await.expect("it is active");
+    let missed = eventually("its own dead letter is told", || async {
+        let request =
+            ListEventsRequest { event_types: vec!["INVOCATION_DEAD_LETTERED".to_owned()], ..Default::default() };
+        let events = tenant.events().list_events(request).await.expect("a page").into_inner().events;
+        if events.len() == 2 { Ok(events[1].event.as_ref().expect("it is set").id.clone()) } else { Err(events.len()) }
+    })
+    .await;
+    assert!(tenant.invocations_of(&missed).await.is_empty(), "it missed it");
+    let enable = EnableSubscriptionRequest {
+        subscription_id: subscription_id.clone(),
+        replay_missed: true,
+        ..Default::default()
+    };
+    tenant.events().enable_subscription(enable).await.expect("it is disabled");
+    let refused = tenant.all_invocations_become(&missed, InvocationState::Cancelled).await.remove(0);
+    assert_eq!((refused.cancel_reason.as_str(), refused.subscription_id), ("CHAIN_CYCLE", subscription_id));
+    assert!(refused.replay && refused.attempt_count == 0, "{:?}", (refused.replay, refused.attempt_count));
+    assert_eq!(receiver.received("/dead").len(), 1, "what is refused does not run");
 }

@@ -190,9 +190,9 @@ async fn a_watch_ends_with_its_credential_on_every_replica() {
     let mut stays =
         Clients::new(&world, 1, &keys[3].secret).events.watch(WatchRequest::default()).await.expect("a watch");
     let id = keys[0].api_key.as_ref().expect("it is set").id.clone();
-    let revoke = RevokeApiKeyRequest { tenant: tenant.slug.clone(), api_key_id: id };
+    let revoke = RevokeApiKeyRequest { tenant: tenant.slug.clone(), api_key_id: id, ..Default::default() };
     admin(&world).revoke_api_key(revoke).await.expect("revoked");
-    let delete = DeleteAppRequest { tenant: tenant.slug.clone(), app: "gone".to_owned() };
+    let delete = DeleteAppRequest { tenant: tenant.slug.clone(), app: "gone".to_owned(), ..Default::default() };
     admin(&world).delete_app(delete).await.expect("deleted");
     for (said, status) in futures::future::join_all(ends).await {
         assert_eq!(said.as_deref(), Some("CREDENTIAL_INVALID"));
@@ -200,4 +200,48 @@ async fn a_watch_ends_with_its_credential_on_every_replica() {
     }
     let first = within("the other watch", stays.get_mut().message()).await.expect("it lives").expect("it goes on");
     assert!(matches!(first.kind, Some(Kind::Created(_))), "{first:?}");
+}
+
+#[tokio::test]
+async fn a_stream_that_nobody_reads_is_reset_and_a_connection_that_carries_nothing_else_is_closed() {
+    let settings = "[watch]\nstall_timeout_ms = 300\n[server]\nanswer_timeout_ms = 500\n";
+    let world = World::start_with(1, settings).await;
+    let tenant = world.tenant().await;
+    tenant.declare("CUSTOM_FLOOD").await;
+    let text = "x".repeat(60_000);
+    for n in 0..40 {
+        tenant.publish("CUSTOM_FLOOD", &json!({"n": n, "text": text})).await;
+    }
+    let everything = WatchRequest { start: Some(Start::Earliest(true)), ..Default::default() };
+    let tcp = TcpStream::connect(&world.replicas[0].addresses.public).await.expect("the public port accepts");
+    let (client, connection) = h2::client::handshake(tcp).await.expect("HTTP/2");
+    let connection = tokio::spawn(connection);
+    let mut client = client.ready().await.expect("a connection");
+    let mut stalled = open(&mut client, &tenant, &everything).await;
+    // Another stream of the connection, which has nothing to take, is no stall.
+    let idle = open(&mut client, &tenant, &WatchRequest::default()).await;
+    let mut taken = 0;
+    let reset = eventually("the stalled stream is reset", || {
+        // Looks without opening the window, so nothing more is sent.
+        let looked = futures::FutureExt::now_or_never(stalled.data());
+        let seen = match looked {
+            None => Err(format!("{taken} bytes")),
+            Some(Some(Ok(chunk))) => {
+                taken += chunk.len();
+                Err(format!("{taken} bytes"))
+            }
+            Some(Some(Err(error))) => Ok(error),
+            Some(None) => panic!("it ends with a reset"),
+        };
+        async move { seen }
+    })
+    .await;
+    assert_eq!(reset.reason(), Some(h2::Reason::CANCEL), "{reset:?}");
+    assert!(!connection.is_finished(), "the connection carries another stream");
+    drop(idle);
+    // One that is alone takes its connection with it.
+    let alone = open(&mut client, &tenant, &everything).await;
+    let ended = within("the connection is closed", connection).await.expect("no panic");
+    drop((ended, alone, stalled));
+    positions(&mut watch(&tenant, 0, everything).await, 41).await;
 }

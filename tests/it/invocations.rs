@@ -79,7 +79,7 @@ async fn a_dead_letter_can_be_retried_by_hand_and_a_success_cannot() {
     let dead = tenant.all_invocations_become(&published.event_id, InvocationState::DeadLettered).await;
     assert_eq!(dead[0].last_attempt.as_ref().expect("it is set").outcome(), OutcomeClass::Failed);
     assert_eq!(receiver.received("/hook").len(), 1);
-    let request = RetryInvocationRequest { invocation_id: dead[0].id.clone() };
+    let request = RetryInvocationRequest { invocation_id: dead[0].id.clone(), ..Default::default() };
     tenant.invocations().retry_invocation(request.clone()).await.expect("a dead letter can be retried");
     tenant.all_invocations_become(&published.event_id, InvocationState::Succeeded).await;
     let result = tenant.invocations().retry_invocation(request).await;
@@ -101,7 +101,8 @@ async fn a_waiting_invocation_can_be_cancelled_for_good() {
     let first = tenant.publish("CUSTOM_RUN", &json!({"n": 1})).await;
     receiver.receives("/hook", 1).await;
     let second = tenant.publish("CUSTOM_RUN", &json!({"n": 2})).await;
-    let request = CancelInvocationRequest { invocation_id: second.invocations[0].invocation_id.clone() };
+    let request =
+        CancelInvocationRequest { invocation_id: second.invocations[0].invocation_id.clone(), ..Default::default() };
     let cancelled = tenant.at[1].invocations.clone().cancel_invocation(request.clone()).await.expect("it is pending");
     let cancelled = cancelled.into_inner().invocation.expect("it is set");
     assert_eq!((cancelled.state(), cancelled.cancel_reason.as_str()), (InvocationState::Cancelled, "CALLER"));

@@ -171,6 +171,7 @@ async fn an_identity_publishes_only_the_types_it_may() {
         tenant: tenant.slug.clone(),
         subject: format!("uri:{uri}"),
         event_types: vec!["CUSTOM_ALLOWED_*".to_owned()],
+        ..Default::default()
     };
     admin(world).create_publisher_identity(request).await.expect("an identity can be registered");
     let mut limited = PublishServiceClient::new(world.internal(1, &Identity::issue(&world.ca, &uri)));

@@ -21,7 +21,7 @@ async fn unsubscribe(tenant: &Tenant, id: &str) {
 }
 
 async fn undelete(tenant: &Tenant, id: &str, replay_missed: bool) {
-    let request = UndeleteSubscriptionRequest { subscription_id: id.to_owned(), replay_missed };
+    let request = UndeleteSubscriptionRequest { subscription_id: id.to_owned(), replay_missed, ..Default::default() };
     tenant.events().undelete_subscription(request).await.expect("it is deleted");
 }
 

@@ -204,7 +204,7 @@ async fn a_version_must_keep_what_the_type_demands() {
     let mode = |mode: SchemaCompatibility| {
         let event_type = EventType { name: name.to_owned(), compatibility: mode.into(), ..Default::default() };
         let update_mask = Some(pbjson_types::FieldMask { paths: vec!["compatibility".to_owned()] });
-        UpdateEventTypeRequest { event_type: Some(event_type), update_mask }
+        UpdateEventTypeRequest { event_type: Some(event_type), update_mask, ..Default::default() }
     };
     for (demand, schema, accepted) in [
         (SchemaCompatibility::Forward, wider.replace("number", "string"), false),
@@ -293,7 +293,7 @@ async fn a_pinned_subscription_fires_for_its_version_alone_and_one_that_follows_
     let update = async |schema_version: i32| {
         let subscription = Subscription { id: one.id.clone(), schema_version, ..Default::default() };
         let update_mask = Some(pbjson_types::FieldMask { paths: vec!["schema_version".to_owned()] });
-        let request = UpdateSubscriptionRequest { subscription: Some(subscription), update_mask };
+        let request = UpdateSubscriptionRequest { subscription: Some(subscription), update_mask, ..Default::default() };
         tenant.at[1].events.clone().update_subscription(request).await
     };
     assert_refused(update(3).await, Code::NotFound, "SCHEMA_VERSION_NOT_FOUND");

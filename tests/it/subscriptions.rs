@@ -29,7 +29,7 @@ async fn a_disabled_subscription_does_not_execute_and_its_pending_work_is_cancel
     receiver.receives("/hook", 1).await;
     let waiting = tenant.publish("CUSTOM_TOGGLED", &json!({"n": 2})).await;
 
-    let request = DisableSubscriptionRequest { subscription_id: id.clone(), etag: String::new() };
+    let request = DisableSubscriptionRequest { subscription_id: id.clone(), etag: String::new(), ..Default::default() };
     let disabled = tenant.at[1].events.clone().disable_subscription(request.clone()).await.expect("it is active");
     let disabled = disabled.into_inner().subscription.expect("it is set");
     assert_eq!((disabled.state(), disabled.state_reason.as_str()), (SubscriptionState::Disabled, "CALLER"));
@@ -72,7 +72,8 @@ async fn what_waits_for_a_retry_is_cancelled_when_its_subscription_ends_and_not_
         // By either replica, whichever dispatches.
         let mut client = tenant.at[place].events.clone();
         if place == 0 {
-            let request = DisableSubscriptionRequest { subscription_id: id.clone(), etag: String::new() };
+            let request =
+                DisableSubscriptionRequest { subscription_id: id.clone(), etag: String::new(), ..Default::default() };
             client.disable_subscription(request).await.expect("it is active");
         } else {
             let request = UnsubscribeRequest { subscription_id: id.clone(), ..Default::default() };
@@ -95,7 +96,8 @@ async fn a_deleted_subscription_comes_back_unless_its_target_is_taken() {
     let receiver = Receiver::start().await;
     tenant.declare("CUSTOM_BACK").await;
     let id = tenant.subscribe("CUSTOM_BACK", &receiver, "/hook").await.subscription.expect("it is set").id;
-    let undelete = UndeleteSubscriptionRequest { subscription_id: id.clone(), replay_missed: false };
+    let undelete =
+        UndeleteSubscriptionRequest { subscription_id: id.clone(), replay_missed: false, ..Default::default() };
     let result = tenant.events().undelete_subscription(undelete.clone()).await;
     assert_refused(result, Code::FailedPrecondition, "SUBSCRIPTION_STATE");
     let unsubscribe = UnsubscribeRequest { subscription_id: id.clone(), ..Default::default() };
@@ -150,8 +152,11 @@ async fn an_update_changes_what_its_mask_names_and_nothing_else() {
         display_name: "not in the mask".to_owned(),
         ..Default::default()
     };
-    let request =
-        UpdateSubscriptionRequest { subscription: Some(subscription.clone()), update_mask: mask(&["filter"]) };
+    let request = UpdateSubscriptionRequest {
+        subscription: Some(subscription.clone()),
+        update_mask: mask(&["filter"]),
+        ..Default::default()
+    };
     let after = tenant.events().update_subscription(request).await.expect("valid").into_inner().subscription;
     let after = after.expect("it is set");
     assert_eq!((after.filter.as_str(), after.display_name.as_str()), ("data.n == 2", ""));
@@ -160,13 +165,17 @@ async fn an_update_changes_what_its_mask_names_and_nothing_else() {
     assert_eq!(tenant.publish("CUSTOM_CHANGED", &json!({"n": 2})).await.invocations.len(), 1);
 
     for path in ["app", "event_type", "id", "state", "nonsense", "target.webhook.nonsense"] {
-        let request =
-            UpdateSubscriptionRequest { subscription: Some(subscription.clone()), update_mask: mask(&[path]) };
+        let request = UpdateSubscriptionRequest {
+            subscription: Some(subscription.clone()),
+            update_mask: mask(&[path]),
+            ..Default::default()
+        };
         let status = tenant.events().update_subscription(request).await.expect_err(path);
         assert_eq!(crate::harness::tenant::reason(&status), "FIELD_INVALID", "{path}");
     }
     let stale = Subscription { etag: before.etag, ..subscription };
-    let request = UpdateSubscriptionRequest { subscription: Some(stale), update_mask: mask(&["filter"]) };
+    let request =
+        UpdateSubscriptionRequest { subscription: Some(stale), update_mask: mask(&["filter"]), ..Default::default() };
     assert_refused(tenant.events().update_subscription(request).await, Code::Aborted, "ETAG_MISMATCH");
     let request = GetSubscriptionRequest { subscription_id: before.id };
     let read = tenant.at[1].events.clone().get_subscription(request).await.expect("it is there").into_inner();

@@ -86,7 +86,7 @@ async fn failures_are_told_and_a_disabled_subscription_can_be_tried() {
     tenant.declare(NAME).await;
     receiver.answers("/hook", [Answer::Status(503)]);
     let id = tenant.subscribe(NAME, &receiver, "/hook").await.subscription.expect("it is set").id;
-    let disable = DisableSubscriptionRequest { subscription_id: id.clone(), etag: String::new() };
+    let disable = DisableSubscriptionRequest { subscription_id: id.clone(), etag: String::new(), ..Default::default() };
     tenant.events().disable_subscription(disable).await.expect("it is active");
     let mut whole = request(&id, &json!({}));
     whole.data = Bytes::new();

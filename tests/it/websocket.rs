@@ -10,8 +10,9 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 use tokio_tungstenite::tungstenite::{Error, Message};
 
+use crate::harness::tenant::assert_refused;
 use crate::harness::world::ORIGIN;
-use crate::harness::{Tenant, World, connect, within};
+use crate::harness::{Tenant, World, connect, eventually, within};
 
 /// A handshake that may be changed before it is sent.
 fn handshake(world: &World, replica: usize) -> Request<()> {
@@ -261,4 +262,25 @@ async fn it_works_over_tls_answers_pings_and_says_goodbye_when_the_replica_drain
     drop(socket);
     let status = world.replicas[0].process.ended("the drained replica ends").await;
     assert!(status.success(), "{status}");
+}
+
+#[tokio::test]
+async fn a_websocket_counts_as_a_call_of_its_credential() {
+    let world = World::start_with(1, "[server]\ncalls_per_credential_max = 1\n").await;
+    let tenant = world.tenant().await;
+    let (socket, _) = open(&world, &tenant, 0, &json!({})).await;
+    let request = with(handshake(&world, 0), "authorization", &bearer(&tenant));
+    match tokio_tungstenite::client_async(request, tcp(&world, 0).await).await {
+        Err(Error::Http(response)) => assert_eq!(response.status(), StatusCode::TOO_MANY_REQUESTS),
+        other => panic!("{:?}", other.map(|_| ())),
+    }
+    let list = || carillon::proto::public::ListEventTypesRequest::default();
+    let refused = tenant.types().list_event_types(list()).await;
+    let status = assert_refused(refused, tonic::Code::ResourceExhausted, "QUOTA_EXCEEDED");
+    assert!(status.message().contains("server.calls_per_credential_max"), "{status:?}");
+    drop(socket);
+    eventually("the place is free again", || async {
+        tenant.types().list_event_types(list()).await.map(drop).map_err(|status| status.code())
+    })
+    .await;
 }

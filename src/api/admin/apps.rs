@@ -2,6 +2,7 @@
 
 use super::tenants::display_name;
 use super::{AdminDeps, authorised};
+use crate::api::repeat::Repeat;
 use crate::api::status::ApiError;
 use crate::proto::internal as proto;
 use crate::store::apps::{App, AppRefusal};
@@ -15,13 +16,16 @@ pub(super) async fn create(
     deps: &AdminDeps,
     request: Request<proto::CreateAppRequest>,
 ) -> Result<proto::CreateAppResponse, ApiError> {
-    let (actor, request) = authorised(request)?;
-    let slug = wire::slug("slug", request.slug)?;
-    let display_name = display_name(request.display_name, &slug)?;
-    let tenant = deps.tenant(request.tenant).await?;
+    let (actor, mut request) = authorised(request)?;
+    let request_id = std::mem::take(&mut request.request_id);
+    let slug = wire::slug("slug", request.slug.clone())?;
+    let display_name = display_name(request.display_name.clone(), &slug)?;
+    let tenant = deps.tenant(request.tenant.clone()).await?;
+    let repeat = Repeat::of(tenant.id, "CreateApp", &request_id, &request)?;
     let by = Principal { tenant: tenant.id, app: None, name: actor };
-    let app = deps.store.create_app(by, slug.clone(), display_name).await.map_err(|refusal| error(refusal, slug))?;
-    Ok(proto::CreateAppResponse { app: Some(to_proto(app, &tenant.slug)) })
+    let answer = move |app: &App| proto::CreateAppResponse { app: Some(to_proto(app.clone(), &tenant.slug)) };
+    let made = deps.store.create_app(by, slug.clone(), display_name, repeat.keeping(answer.clone())).await;
+    repeat.answer(made.map_err(|refusal| error(refusal, slug))?, answer)
 }
 
 pub(super) async fn list(
@@ -46,12 +50,15 @@ pub(super) async fn delete(
     deps: &AdminDeps,
     request: Request<proto::DeleteAppRequest>,
 ) -> Result<proto::DeleteAppResponse, ApiError> {
-    let (actor, request) = authorised(request)?;
-    let slug = wire::slug("app", request.app)?;
-    let tenant = deps.tenant(request.tenant).await?;
+    let (actor, mut request) = authorised(request)?;
+    let request_id = std::mem::take(&mut request.request_id);
+    let slug = wire::slug("app", request.app.clone())?;
+    let tenant = deps.tenant(request.tenant.clone()).await?;
+    let repeat = Repeat::of(tenant.id, "DeleteApp", &request_id, &request)?;
     let by = Principal { tenant: tenant.id, app: None, name: actor };
-    deps.store.delete_app(by, slug.clone()).await.map_err(|refusal| error(refusal, slug))?;
-    Ok(proto::DeleteAppResponse {})
+    let answer = |(): &()| proto::DeleteAppResponse {};
+    let done = deps.store.delete_app(by, slug.clone(), repeat.keeping(answer)).await;
+    repeat.answer(done.map_err(|refusal| error(refusal, slug))?, answer)
 }
 
 fn error(refusal: AppRefusal, slug: String) -> ApiError {

@@ -10,9 +10,12 @@ mod tenants;
 
 use super::auth::{self, ApiKeys, Certificates};
 use super::status::ApiError;
+use crate::domain::quotas::Limits;
+use crate::feed::Feed;
 use crate::proto::internal as proto;
 use crate::proto::internal::admin_service_server::AdminService as Service;
 use crate::store::Store;
+use crate::store::secrets::Keyring;
 use crate::store::tenants::Tenant;
 use crate::wire;
 use crate::wire::page::PageTokens;
@@ -29,6 +32,12 @@ pub struct AdminDeps {
     pub api_keys: ApiKeys,
     /// Forgets a removed publisher at once.
     pub certificates: Certificates,
+    /// Seals answers that show a secret.
+    pub keyring: Keyring,
+    /// The quotas of a tenant of which nothing else is set.
+    pub limits: Limits,
+    /// Tells this process of changes.
+    pub feed: Feed,
 }
 
 /// The service.
@@ -71,6 +80,13 @@ impl Service for AdminService {
         request: Request<proto::GetTenantRequest>,
     ) -> Result<Response<proto::GetTenantResponse>, Status> {
         Ok(Response::new(tenants::get(&self.deps, request).await?))
+    }
+
+    async fn update_tenant(
+        &self,
+        request: Request<proto::UpdateTenantRequest>,
+    ) -> Result<Response<proto::UpdateTenantResponse>, Status> {
+        Ok(Response::new(tenants::update(&self.deps, request).await?))
     }
 
     async fn list_tenants(

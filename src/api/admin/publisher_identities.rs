@@ -1,6 +1,7 @@
 //! CreatePublisherIdentity, ListPublisherIdentities, DeletePublisherIdentity.
 
 use super::{AdminDeps, authorised};
+use crate::api::repeat::Repeat;
 use crate::api::status::ApiError;
 use crate::domain::ids::PublisherIdentityId;
 use crate::proto::internal as proto;
@@ -14,14 +15,20 @@ pub(super) async fn create(
     deps: &AdminDeps,
     request: Request<proto::CreatePublisherIdentityRequest>,
 ) -> Result<proto::CreatePublisherIdentityResponse, ApiError> {
-    let (actor, request) = authorised(request)?;
-    let subject = parse_subject("subject", request.subject)?;
+    let (actor, mut request) = authorised(request)?;
+    let request_id = std::mem::take(&mut request.request_id);
+    let subject = parse_subject("subject", request.subject.clone())?;
     let event_types = parse_event_types("event_types", &request.event_types)?;
-    let tenant = deps.tenant(request.tenant).await?;
-    let made = deps.store.create_publisher_identity(actor, tenant.id, subject.clone(), event_types).await?;
-    let identity = made.ok_or(ApiError::PublisherIdentityExists { subject })?;
+    let tenant = deps.tenant(request.tenant.clone()).await?;
+    let repeat = Repeat::of(tenant.id, "CreatePublisherIdentity", &request_id, &request)?;
+    let answer = move |identity: &PublisherIdentity| proto::CreatePublisherIdentityResponse {
+        publisher_identity: Some(to_proto(identity.clone(), &tenant.slug)),
+    };
+    let kept = repeat.keeping(answer.clone());
+    let made = deps.store.create_publisher_identity(actor, tenant.id, subject.clone(), event_types, kept).await?;
+    let made = made.ok_or(ApiError::PublisherIdentityExists { subject })?;
     deps.certificates.forget();
-    Ok(proto::CreatePublisherIdentityResponse { publisher_identity: Some(to_proto(identity, &tenant.slug)) })
+    repeat.answer(made, answer)
 }
 
 pub(super) async fn list(
@@ -47,15 +54,18 @@ pub(super) async fn delete(
     deps: &AdminDeps,
     request: Request<proto::DeletePublisherIdentityRequest>,
 ) -> Result<proto::DeletePublisherIdentityResponse, ApiError> {
-    let (actor, request) = authorised(request)?;
+    let (actor, mut request) = authorised(request)?;
+    let request_id = std::mem::take(&mut request.request_id);
     let id = PublisherIdentityId::parse(&request.publisher_identity_id)
         .map_err(|error| ApiError::field("publisher_identity_id", error.to_string()))?;
-    let tenant = deps.tenant(request.tenant).await?;
-    if !deps.store.delete_publisher_identity(actor, tenant.id, id).await? {
-        return Err(ApiError::PublisherIdentityNotFound { publisher_identity: request.publisher_identity_id });
-    }
+    let tenant = deps.tenant(request.tenant.clone()).await?;
+    let repeat = Repeat::of(tenant.id, "DeletePublisherIdentity", &request_id, &request)?;
+    let answer = |(): &()| proto::DeletePublisherIdentityResponse {};
+    let done = deps.store.delete_publisher_identity(actor, tenant.id, id, repeat.keeping(answer)).await?;
+    let absent = ApiError::PublisherIdentityNotFound { publisher_identity: request.publisher_identity_id };
+    let done = done.ok_or(absent)?;
     deps.certificates.forget();
-    Ok(proto::DeletePublisherIdentityResponse {})
+    repeat.answer(done, answer)
 }
 
 fn to_proto(identity: PublisherIdentity, tenant: &str) -> proto::PublisherIdentity {

@@ -4,16 +4,15 @@
 //! changed meanwhile it is made again.
 
 use super::{check_schema, compare_schemas};
-use crate::api::registry::{RegistryDeps, authorised, invalid, principal, request_key, unreadable};
+use crate::api::registry::{RegistryDeps, authorised, invalid, principal};
+use crate::api::repeat::Repeat;
 use crate::api::status::ApiError;
 use crate::domain::access::Role;
 use crate::domain::event_type::{Origin, SchemaVersion};
 use crate::proto::public::{AddEventTypeSchemaRequest, AddEventTypeSchemaResponse};
 use crate::store::event_types::EventTypeRefusal;
-use crate::store::request_ids::Once;
 use crate::wire::FieldError;
-use crate::wire::event_type::{add_schema_fingerprint, parse_name, schema_to_proto};
-use prost::Message as _;
+use crate::wire::event_type::{parse_name, schema_to_proto};
 use tonic::Request;
 
 /// How often a schema is compared again because another version was added meanwhile.
@@ -23,15 +22,16 @@ pub(super) async fn handle(
     deps: &RegistryDeps,
     request: Request<AddEventTypeSchemaRequest>,
 ) -> Result<AddEventTypeSchemaResponse, ApiError> {
-    let (caller, request) = authorised(request, Role::Developer)?;
-    let key = request_key(&request.request_id, "AddEventTypeSchema", add_schema_fingerprint(&request))?;
+    let (caller, mut request) = authorised(request, Role::Developer)?;
+    let request_id = std::mem::take(&mut request.request_id);
+    let repeat = Repeat::of(caller.tenant, "AddEventTypeSchema", &request_id, &request)?;
     let name = parse_name("event_type", &request.event_type).map_err(invalid)?;
     if request.schema.is_empty() {
         return Err(invalid(FieldError::new("schema", "is required")));
     }
     deps.own_type(&name)?;
-    if let Some(answer) = deps.first_answer(caller.tenant, key.as_ref()).await? {
-        return AddEventTypeSchemaResponse::decode(answer.as_slice()).map_err(unreadable);
+    if let Some(answer) = repeat.first(&deps.store).await? {
+        return Ok(answer);
     }
     check_schema("schema", &request.schema).await?;
     let quota = deps.event_type_quota();
@@ -46,19 +46,17 @@ pub(super) async fn handle(
                 return Err(ApiError::SchemaIncompatible { event_type: name.as_str().to_owned(), version, breaks });
             }
         }
-        let encode = |made: &SchemaVersion| response(made).encode_to_vec();
         let (by, document) = (principal(&caller), request.schema.clone());
-        match deps.store.add_schema(by, compared, document, quota, key.clone(), encode).await {
+        match deps.store.add_schema(by, compared, document, quota, repeat.keeping(response)).await {
             Err(EventTypeRefusal::SchemasChanged) if tries < TRIES_MAX => tries += 1,
             made => break made,
         }
     };
     match made {
-        Ok(Once::Made(made)) => {
+        Ok(made) => {
             deps.announce(caller.tenant).await;
-            Ok(response(&made))
+            repeat.answer(made, response)
         }
-        Ok(Once::Before(answer)) => AddEventTypeSchemaResponse::decode(answer.as_slice()).map_err(unreadable),
         Err(refusal) => Err(deps.event_type_refused(caller.tenant, &name, refusal).await),
     }
 }

@@ -1,39 +1,38 @@
 //! CreateEventType: declares a CUSTOM event type.
 
 use super::check_schema;
-use crate::api::registry::{RegistryDeps, authorised, invalid, principal, request_key, unreadable};
+use crate::api::registry::{RegistryDeps, authorised, invalid, principal};
+use crate::api::repeat::Repeat;
 use crate::api::status::ApiError;
 use crate::domain::access::Role;
 use crate::proto::public::{CreateEventTypeRequest, CreateEventTypeResponse};
 use crate::store::event_types::{EventTypeRecord, NewEventType};
-use crate::store::request_ids::Once;
-use crate::wire::event_type::{ParsedCreate, create_fingerprint, parse_create, to_proto};
-use prost::Message as _;
+use crate::wire::event_type::{ParsedCreate, parse_create, to_proto};
 use tonic::Request;
 
 pub(super) async fn handle(
     deps: &RegistryDeps,
     request: Request<CreateEventTypeRequest>,
 ) -> Result<CreateEventTypeResponse, ApiError> {
-    let (caller, request) = authorised(request, Role::Developer)?;
-    let key = request_key(&request.request_id, "CreateEventType", create_fingerprint(&request))?;
+    let (caller, mut request) = authorised(request, Role::Developer)?;
+    let request_id = std::mem::take(&mut request.request_id);
+    let repeat = Repeat::of(caller.tenant, "CreateEventType", &request_id, &request)?;
     let ParsedCreate { name, phase, display_name, description, schema, compatibility } =
         parse_create(request).map_err(invalid)?;
-    if let Some(answer) = deps.first_answer(caller.tenant, key.as_ref()).await? {
-        return CreateEventTypeResponse::decode(answer.as_slice()).map_err(unreadable);
+    if let Some(answer) = repeat.first(&deps.store).await? {
+        return Ok(answer);
     }
     if let Some(document) = &schema {
         check_schema("schema", document).await?;
     }
     let new = NewEventType { name: name.clone(), phase, display_name, description, schema, compatibility };
-    let encode = |made: &EventTypeRecord| response(made).encode_to_vec();
-    let made = deps.store.create_event_type(principal(&caller), new, deps.event_type_quota(), key, encode).await;
+    let kept = repeat.keeping(response);
+    let made = deps.store.create_event_type(principal(&caller), new, deps.event_type_quota(), kept).await;
     match made {
-        Ok(Once::Made(made)) => {
+        Ok(made) => {
             deps.announce(caller.tenant).await;
-            Ok(response(&made))
+            repeat.answer(made, response)
         }
-        Ok(Once::Before(answer)) => CreateEventTypeResponse::decode(answer.as_slice()).map_err(unreadable),
         Err(refusal) => Err(deps.event_type_refused(caller.tenant, &name, refusal).await),
     }
 }

@@ -1,10 +1,11 @@
 //! DeleteEventType: retires a CUSTOM event type.
 
 use crate::api::registry::{RegistryDeps, authorised, invalid, principal};
+use crate::api::repeat::Repeat;
 use crate::api::status::ApiError;
 use crate::domain::access::Role;
 use crate::proto::public::{DeleteEventTypeRequest, DeleteEventTypeResponse};
-use crate::store::event_types::{EventTypeChange, EventTypeRefusal};
+use crate::store::event_types::{EventTypeChange, EventTypeRecord, EventTypeRefusal};
 use crate::wire::etag;
 use crate::wire::event_type::{parse_name, to_proto};
 use tonic::Request;
@@ -13,20 +14,30 @@ pub(super) async fn handle(
     deps: &RegistryDeps,
     request: Request<DeleteEventTypeRequest>,
 ) -> Result<DeleteEventTypeResponse, ApiError> {
-    let (caller, request) = authorised(request, Role::Developer)?;
+    let (caller, mut request) = authorised(request, Role::Developer)?;
+    let request_id = std::mem::take(&mut request.request_id);
+    let repeat = Repeat::of(caller.tenant, "DeleteEventType", &request_id, &request)?;
     let name = parse_name("name", &request.name).map_err(invalid)?;
     deps.own_type(&name)?;
+    if let Some(answer) = repeat.first(&deps.store).await? {
+        return Ok(answer);
+    }
     let by = principal(&caller);
     let etag = etag(&request.etag);
     let quota = deps.event_type_quota();
-    match deps.store.change_event_type(by, name.clone(), etag, EventTypeChange::Delete, quota).await {
-        Ok(record) => {
+    match deps
+        .store
+        .change_event_type(by, name.clone(), etag, EventTypeChange::Delete, quota, repeat.keeping(response))
+        .await
+    {
+        Ok(changed) => {
             deps.announce(caller.tenant).await;
-            let event_type = to_proto(&record.event_type, Some(record.registry_version));
-            Ok(DeleteEventTypeResponse { event_type: Some(event_type) })
+            repeat.answer(changed, response)
         }
         Err(EventTypeRefusal::NotFound | EventTypeRefusal::Deleted) if request.allow_missing => {
-            Ok(DeleteEventTypeResponse::default())
+            let nothing = DeleteEventTypeResponse::default();
+            repeat.keep(&deps.store, &nothing).await?;
+            Ok(nothing)
         }
         Err(EventTypeRefusal::Deleted) => {
             let message = "the event type is retired already".to_owned();
@@ -34,4 +45,8 @@ pub(super) async fn handle(
         }
         Err(refusal) => Err(deps.event_type_refused(caller.tenant, &name, refusal).await),
     }
+}
+
+fn response(changed: &EventTypeRecord) -> DeleteEventTypeResponse {
+    DeleteEventTypeResponse { event_type: Some(to_proto(&changed.event_type, Some(changed.registry_version))) }
 }

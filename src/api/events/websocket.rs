@@ -11,6 +11,7 @@ use super::update_watch::update_error;
 use super::watch::{self, ending_error};
 use super::{EventsDeps, parse};
 use crate::api::auth::ApiKeys;
+use crate::api::in_flight::{Credential, InFlight};
 use crate::api::server::Upgrades;
 use crate::api::status::{ApiError, to_json};
 use crate::domain::access::Caller;
@@ -59,6 +60,8 @@ pub struct WatchSocket {
     keys: ApiKeys,
     origins: Arc<[String]>,
     keepalive: Duration,
+    /// A WebSocket counts as a call of its credential, like any other stream.
+    in_flight: InFlight,
 }
 
 /// Why there is no WebSocket: the status and what is said about it.
@@ -66,8 +69,8 @@ struct Refusal(StatusCode, ApiError);
 
 impl WatchSocket {
     /// Takes the parts; the origins are those of CORS.
-    pub fn new(deps: EventsDeps, keys: ApiKeys, origins: &[String], keepalive: Duration) -> Self {
-        Self { deps, keys, origins: origins.into(), keepalive }
+    pub fn new(deps: EventsDeps, keys: ApiKeys, origins: &[String], keepalive: Duration, in_flight: InFlight) -> Self {
+        Self { deps, keys, origins: origins.into(), keepalive, in_flight }
     }
 
     /// Answers the handshake; the stream goes on in a task of the server's.
@@ -111,6 +114,8 @@ impl WatchSocket {
             ApiError::CredentialInvalid => Refusal(StatusCode::UNAUTHORIZED, error),
             _ => Refusal(StatusCode::SERVICE_UNAVAILABLE, error),
         })?;
+        let place = self.in_flight.admit(Credential::ApiKey(caller.api_key));
+        let place = place.map_err(|error| Refusal(StatusCode::TOO_MANY_REQUESTS, error))?;
         let upgrades = request.extensions().get::<Upgrades>().cloned();
         let upgrades = upgrades.ok_or_else(|| upgrade_required("this connection cannot become a WebSocket"))?;
         let upgraded = hyper::upgrade::on(request);
@@ -120,6 +125,7 @@ impl WatchSocket {
             if let Ok(upgraded) = upgraded.await {
                 session.serve(upgraded, caller).await;
             }
+            drop(place);
         });
         let mut response = Response::new(Body::empty());
         *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;

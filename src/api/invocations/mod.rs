@@ -8,16 +8,19 @@ mod list;
 mod redrive;
 mod retry;
 
+use super::repeat::Repeat;
 use super::status::ApiError;
 use crate::domain::ids::InvocationId;
 use crate::feed::{Feed, News};
 use crate::proto::public as proto;
 use crate::proto::public::invocation_service_server::InvocationService as Service;
-use crate::store::Store;
+use crate::store::audit::Principal;
 use crate::store::invocation_changes::InvocationChange;
+use crate::store::{Store, StoreError};
 use crate::wire::invocation::{state_to_proto, to_proto};
 use crate::wire::page::PageTokens;
 use crate::wire::subscription::state_name;
+use prost::Message;
 use tonic::{Request, Response, Status};
 
 /// What the handlers work with. Cheap to clone.
@@ -83,6 +86,24 @@ impl Service for InvocationService {
 }
 
 impl InvocationDeps {
+    /// What a retry of a change is answered: the first answer, or where that was not kept before its server died, the invocation as
+    /// it is now.
+    async fn repeated<R: Message + Default>(
+        &self,
+        repeat: &Repeat,
+        by: &Principal,
+        id: InvocationId,
+        kept: &[u8],
+        answer: impl FnOnce(proto::Invocation) -> R,
+    ) -> Result<R, ApiError> {
+        if !kept.is_empty() {
+            return repeat.open(kept);
+        }
+        let found = self.store.invocation(by, id).await?;
+        let (invocation, _) = found.ok_or_else(|| ApiError::InvocationNotFound { invocation: id.to_string() })?;
+        Ok(answer(to_proto(&invocation)))
+    }
+
     /// Tells the dispatcher of a change, and answers with the invocation as it is now.
     fn changed(&self, id: InvocationId, change: InvocationChange) -> Result<proto::Invocation, ApiError> {
         match change {
@@ -94,6 +115,8 @@ impl InvocationDeps {
                 subscription: subscription.to_string(),
                 message: format!("the subscription is {}; what is retried would only be cancelled", state_name(state)),
             }),
+            // Asked for before this.
+            InvocationChange::Before(_) => Err(ApiError::Store(StoreError::Interrupted)),
             InvocationChange::NotFound => Err(ApiError::InvocationNotFound { invocation: id.to_string() }),
             InvocationChange::WrongState(state) => Err(ApiError::InvocationState {
                 invocation: id.to_string(),

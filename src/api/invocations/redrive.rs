@@ -2,11 +2,13 @@
 
 use super::InvocationDeps;
 use crate::api::registry::{authorised, invalid, principal};
+use crate::api::repeat::Repeat;
 use crate::api::status::ApiError;
 use crate::domain::access::Role;
 use crate::feed::News;
 use crate::proto::public::{RedriveInvocationsRequest, RedriveInvocationsResponse};
 use crate::store::invocations::InvocationFilter;
+use crate::store::request_ids::Once;
 use crate::wire::invocation::{parse_subscription, parse_time};
 use crate::wire::page::page_size;
 use tonic::Request;
@@ -15,7 +17,9 @@ pub(super) async fn handle(
     deps: &InvocationDeps,
     request: Request<RedriveInvocationsRequest>,
 ) -> Result<RedriveInvocationsResponse, ApiError> {
-    let (caller, request) = authorised(request, Role::Subscriber)?;
+    let (caller, mut request) = authorised(request, Role::Subscriber)?;
+    let request_id = std::mem::take(&mut request.request_id);
+    let repeat = Repeat::of(caller.tenant, "RedriveInvocations", &request_id, &request)?;
     let limit = page_size("limit", request.limit, 1_000, 10_000).map_err(invalid)?;
     let filter = InvocationFilter {
         subscription: parse_subscription("subscription_id", &request.subscription_id).map_err(invalid)?,
@@ -23,12 +27,22 @@ pub(super) async fn handle(
         to: parse_time("end_time", request.end_time.as_ref()).map_err(invalid)?,
         ..InvocationFilter::default()
     };
-    let redriven = deps.store.redrive_invocations(&principal(&caller), &filter, limit).await?;
+    if let Some(answer) = repeat.first(&deps.store).await? {
+        return Ok(answer);
+    }
+    // A server that dies before the end has redriven some, and a retry is told to call again.
+    let begun = repeat.keeping(|(): &()| RedriveInvocationsResponse { redriven_count: 0, more: true });
+    let redriven = match deps.store.redrive_invocations(&principal(&caller), &filter, limit, begun).await? {
+        Once::Made(redriven) => redriven,
+        Once::Before(kept) => return repeat.open(&kept),
+    };
     if let Some(head) = redriven.head {
         deps.feed.send(&News::Head(head));
     }
-    Ok(RedriveInvocationsResponse {
+    let answer = RedriveInvocationsResponse {
         redriven_count: i32::try_from(redriven.count).unwrap_or(i32::MAX),
         more: redriven.more,
-    })
+    };
+    repeat.keep(&deps.store, &answer).await?;
+    Ok(answer)
 }

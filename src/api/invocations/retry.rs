@@ -2,9 +2,11 @@
 
 use super::InvocationDeps;
 use crate::api::registry::{authorised, invalid, principal};
+use crate::api::repeat::Repeat;
 use crate::api::status::ApiError;
 use crate::domain::access::Role;
 use crate::proto::public::{RetryInvocationRequest, RetryInvocationResponse};
+use crate::store::invocation_changes::InvocationChange;
 use crate::wire::invocation::parse_id;
 use tonic::Request;
 
@@ -12,8 +14,21 @@ pub(super) async fn handle(
     deps: &InvocationDeps,
     request: Request<RetryInvocationRequest>,
 ) -> Result<RetryInvocationResponse, ApiError> {
-    let (caller, request) = authorised(request, Role::Subscriber)?;
+    let (caller, mut request) = authorised(request, Role::Subscriber)?;
+    let request_id = std::mem::take(&mut request.request_id);
+    let repeat = Repeat::of(caller.tenant, "RetryInvocation", &request_id, &request)?;
+    let by = principal(&caller);
     let id = parse_id("invocation_id", &request.invocation_id).map_err(invalid)?;
-    let change = deps.store.retry_invocation(&principal(&caller), id).await?;
-    Ok(RetryInvocationResponse { invocation: Some(deps.changed(id, change)?) })
+    let answer = |invocation| RetryInvocationResponse { invocation: Some(invocation) };
+    if let Some(kept) = repeat.first_bytes(&deps.store).await? {
+        return deps.repeated(&repeat, &by, id, &kept, answer).await;
+    }
+    match deps.store.retry_invocation(&by, id, repeat.keeping(|(): &()| ())).await? {
+        InvocationChange::Before(kept) => deps.repeated(&repeat, &by, id, &kept, answer).await,
+        change => {
+            let done = answer(deps.changed(id, change)?);
+            repeat.keep(&deps.store, &done).await?;
+            Ok(done)
+        }
+    }
 }

@@ -26,7 +26,7 @@ pub(super) async fn accept(
     path: &str,
 ) -> Result<PublishResponse, ApiError> {
     let Parsed { mut event, schema_version, key, deliver_at, pre_timeout } = parsed;
-    let limit = api.writer.config().event_bytes_max;
+    let limit = registry.event_bytes_max();
     let delayed = deliver_at.filter(|at| *at > api.store.now());
     for _ in 0..ROUNDS_MAX {
         let prepared = prepare(api.writer.registry(), registry, event, schema_version, key.clone(), limit).await;

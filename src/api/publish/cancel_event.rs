@@ -2,6 +2,7 @@
 
 use super::PublishApi;
 use crate::api::auth;
+use crate::api::repeat::Repeat;
 use crate::api::status::ApiError;
 use crate::domain::ids::EventId;
 use crate::pending::CancelRefusal;
@@ -14,11 +15,13 @@ pub(super) async fn handle(
     request: Request<CancelEventRequest>,
 ) -> Result<Response<CancelEventResponse>, Status> {
     let publisher = auth::publisher(&request)?.clone();
-    let CancelEventRequest { event_id } = request.into_inner();
+    let CancelEventRequest { event_id, request_id } = request.into_inner();
+    let body = CancelEventRequest { event_id: event_id.clone(), ..CancelEventRequest::default() };
+    let repeat = Repeat::of(publisher.tenant, "CancelEvent", &request_id, &body)?;
     let id = EventId::parse(&event_id);
     let id = id.map_err(|error| ApiError::from(FieldError::new("event_id", error.to_string())))?;
-    match api.pending.cancel(publisher.tenant, id).await {
-        Ok(()) => Ok(Response::new(CancelEventResponse {})),
+    match api.pending.cancel(publisher.tenant, id, repeat.keeping(|(): &()| CancelEventResponse {})).await {
+        Ok(_) => Ok(Response::new(CancelEventResponse {})),
         Err(CancelRefusal::NotFound) => Err(ApiError::EventNotFound { event: event_id }.into()),
         Err(CancelRefusal::TooLate(state)) => {
             let message = format!("it is too late to cancel: the event is {state}");

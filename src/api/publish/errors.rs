@@ -37,6 +37,9 @@ pub(super) fn to_api_error(error: PublishError, path: &str) -> ApiError {
             limit: u64::try_from(limit_bytes).unwrap_or(u64::MAX),
             retry_delay: Some(Duration::from_millis(500)),
         },
+        PublishError::Quota { quota, limit, retry } => {
+            ApiError::QuotaExceeded { quota: format!("limits.{}", quota.name()), limit, retry_delay: retry }
+        }
         PublishError::Draining => ApiError::ServerDraining,
         PublishError::Store(error) => ApiError::Store(error),
     }

@@ -17,6 +17,8 @@ use crate::proto::internal::{
     CancelEventRequest, CancelEventResponse, InvocationRef, PublishBatchRequest, PublishBatchResponse, PublishRequest,
     PublishResponse, WaitEventRequest, WaitEventResponse,
 };
+use crate::publish::PublishError;
+use crate::publish::prepare::event_bytes;
 use crate::publish::registry::TenantRegistry;
 use crate::publish::writer::{Published, Writer};
 use crate::store::Store;
@@ -24,6 +26,7 @@ use crate::store::publish::NewKey;
 use crate::telemetry::measured;
 use crate::wire::time::timestamp_to_proto;
 use chrono::{DateTime, Utc};
+use parse::Parsed;
 use tonic::{Request, Response, Status};
 
 /// The service; one RPC per file beside this one.
@@ -65,6 +68,11 @@ impl PublishService for PublishApi {
     ) -> Result<Response<CancelEventResponse>, Status> {
         cancel_event::handle(self, request).await
     }
+}
+
+/// Asks the tenant's quotas for all events of a call: it is taken whole, or has no effect.
+async fn admit(api: &PublishApi, registry: &TenantRegistry, events: &[Parsed]) -> Result<(), PublishError> {
+    api.writer.registry().admit(registry, events.iter().map(|one| event_bytes(&one.event))).await
 }
 
 /// The answer for one event.

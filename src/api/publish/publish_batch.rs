@@ -3,7 +3,7 @@
 use super::accept::accept;
 use super::errors::to_api_error;
 use super::parse::Parsed;
-use super::{PublishApi, answer, parse, repeated};
+use super::{PublishApi, admit, answer, parse, repeated};
 use crate::api::status::{ApiError, FieldViolation};
 use crate::api::{auth, deadline};
 use crate::domain::ids::TenantId;
@@ -47,6 +47,7 @@ pub(super) async fn handle(
         }
         parsed.push(one);
     }
+    admit(api, &registry, &parsed).await.map_err(|error| to_api_error(error, "requests"))?;
     for _ in 0..ROUNDS_MAX {
         let (together, alone) = match divide(api, publisher.tenant, &registry, &parsed).await? {
             Divided::Repeated(responses) => return Ok(Response::new(PublishBatchResponse { responses })),
@@ -103,7 +104,7 @@ async fn divide(
     registry: &TenantRegistry,
     parsed: &[Parsed],
 ) -> Result<Divided, ApiError> {
-    let limit = api.writer.config().event_bytes_max;
+    let limit = registry.event_bytes_max();
     let (mut together, mut alone, mut refusal) = (Vec::with_capacity(parsed.len()), Vec::new(), None);
     for (index, one) in parsed.iter().enumerate() {
         let prepared =

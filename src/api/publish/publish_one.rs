@@ -1,7 +1,8 @@
 //! Publish: one event.
 
 use super::accept::accept;
-use super::{PublishApi, parse};
+use super::errors::to_api_error;
+use super::{PublishApi, admit, parse};
 use crate::api::status::ApiError;
 use crate::api::{auth, deadline};
 use crate::proto::internal::{PublishRequest, PublishResponse};
@@ -15,6 +16,8 @@ pub(super) async fn handle(
     let until = deadline::of(&request);
     let parsed = parse::parse(request.into_inner(), &publisher, "")?;
     let registry = api.writer.registry().tenant(publisher.tenant).await.map_err(ApiError::from)?;
+    let one = std::slice::from_ref(&parsed);
+    admit(api, &registry, one).await.map_err(|error| to_api_error(error, "event"))?;
     let answer = accept(api, publisher.tenant, &registry, parsed, until, "event").await?;
     Ok(Response::new(answer))
 }

@@ -219,6 +219,7 @@ impl ApiError {
                 StoreError::Full(_) => {
                     Entry::new(Code::Unavailable, ErrorReason::StorageFull).retry(Some(jittered(5_000, 10_000)))
                 }
+                StoreError::RequestIdReused => Entry::new(Code::FailedPrecondition, ErrorReason::RequestIdReused),
                 // A constraint that nobody expected to break, a row that does not parse and work that died are our own faults.
                 StoreError::Conflict { .. }
                 | StoreError::Corrupt { .. }

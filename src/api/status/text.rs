@@ -23,6 +23,7 @@ pub(super) fn store_message(error: &StoreError) -> &'static str {
         StoreError::Unavailable(_) | StoreError::PartitionMissing => "the database cannot be reached; try again",
         StoreError::Locked => "what the call needs is locked by other work; try again",
         StoreError::Full(_) => "the database is full or read-only",
+        StoreError::RequestIdReused => "request_id was used before with another body",
         StoreError::Conflict { .. }
         | StoreError::Corrupt { .. }
         | StoreError::Interrupted

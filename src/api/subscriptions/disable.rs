@@ -2,8 +2,10 @@
 
 use super::change_state;
 use crate::api::registry::{RegistryDeps, authorised, invalid};
+use crate::api::repeat::Repeat;
 use crate::api::status::ApiError;
 use crate::domain::access::Role;
+use crate::domain::subscription::Subscription;
 use crate::proto::public::{DisableSubscriptionRequest, DisableSubscriptionResponse};
 use crate::store::subscriptions::StateChange;
 use crate::wire::subscription::{parse_id, to_proto};
@@ -13,8 +15,14 @@ pub(crate) async fn handle(
     deps: &RegistryDeps,
     request: Request<DisableSubscriptionRequest>,
 ) -> Result<DisableSubscriptionResponse, ApiError> {
-    let (caller, request) = authorised(request, Role::Subscriber)?;
+    let (caller, mut request) = authorised(request, Role::Subscriber)?;
+    let request_id = std::mem::take(&mut request.request_id);
+    let repeat = Repeat::of(caller.tenant, "DisableSubscription", &request_id, &request)?;
     let id = parse_id("subscription_id", &request.subscription_id).map_err(invalid)?;
-    let changed = change_state(deps, &caller, id, &request.etag, StateChange::Disable).await?;
-    Ok(DisableSubscriptionResponse { subscription: Some(to_proto(&changed)) })
+    if let Some(answer) = repeat.first(&deps.store).await? {
+        return Ok(answer);
+    }
+    let answer = |changed: &Subscription| DisableSubscriptionResponse { subscription: Some(to_proto(changed)) };
+    let changed = change_state(deps, &caller, id, &request.etag, StateChange::Disable, repeat.keeping(answer)).await?;
+    repeat.answer(changed, answer)
 }

@@ -2,8 +2,10 @@
 
 use super::{change_state, missed};
 use crate::api::registry::{RegistryDeps, authorised, invalid};
+use crate::api::repeat::Repeat;
 use crate::api::status::ApiError;
 use crate::domain::access::Role;
+use crate::domain::subscription::Subscription;
 use crate::proto::public::{EnableSubscriptionRequest, EnableSubscriptionResponse};
 use crate::store::subscriptions::StateChange;
 use crate::wire::subscription::{parse_id, to_proto};
@@ -13,9 +15,22 @@ pub(crate) async fn handle(
     deps: &RegistryDeps,
     request: Request<EnableSubscriptionRequest>,
 ) -> Result<EnableSubscriptionResponse, ApiError> {
-    let (caller, request) = authorised(request, Role::Subscriber)?;
+    let (caller, mut request) = authorised(request, Role::Subscriber)?;
+    let request_id = std::mem::take(&mut request.request_id);
+    let repeat = Repeat::of(caller.tenant, "EnableSubscription", &request_id, &request)?;
     let id = parse_id("subscription_id", &request.subscription_id).map_err(invalid)?;
-    let changed =
-        change_state(deps, &caller, id, &request.etag, StateChange::Enable(missed(request.replay_missed))).await?;
-    Ok(EnableSubscriptionResponse { subscription: Some(to_proto(&changed)) })
+    if let Some(answer) = repeat.first(&deps.store).await? {
+        return Ok(answer);
+    }
+    let answer = |changed: &Subscription| EnableSubscriptionResponse { subscription: Some(to_proto(changed)) };
+    let changed = change_state(
+        deps,
+        &caller,
+        id,
+        &request.etag,
+        StateChange::Enable(missed(request.replay_missed)),
+        repeat.keeping(answer),
+    )
+    .await?;
+    repeat.answer(changed, answer)
 }

@@ -12,14 +12,16 @@ pub(super) mod undelete;
 pub(super) mod unsubscribe;
 pub(super) mod update;
 
-use super::registry::{RegistryDeps, principal, request_id_reused};
+use super::registry::{RegistryDeps, principal};
 use super::status::ApiError;
 use crate::clock;
 use crate::domain::access::Caller;
 use crate::domain::event_type::EventType;
 use crate::domain::ids::SubscriptionId;
+use crate::domain::quotas::Quota;
 use crate::domain::subscription::{State, Subscription};
 use crate::domain::webhook::{SigningSecret, WebhookUri};
+use crate::store::request_ids::{Once, Repeatable};
 use crate::store::subscriptions::{Missed, Selector, StateChange, SubscriptionRefusal};
 use crate::wire;
 use crate::wire::subscription::state_name;
@@ -51,16 +53,27 @@ async fn change_state(
     id: SubscriptionId,
     etag: &str,
     change: StateChange,
-) -> Result<Subscription, ApiError> {
-    let max = i64::from(deps.config.subscriptions_max);
+    request: Repeatable<Subscription>,
+) -> Result<Once<Subscription>, ApiError> {
+    let max = subscriptions_max(deps, caller).await?;
     let selector = Selector::Id(id);
-    match deps.store.change_subscription_state(principal(caller), selector, wire::etag(etag), change, max).await {
+    match deps
+        .store
+        .change_subscription_state(principal(caller), selector, wire::etag(etag), change, max, request)
+        .await
+    {
         Ok(subscription) => {
             deps.announce(caller.tenant).await;
             Ok(subscription)
         }
         Err(refusal) => Err(refused(deps, caller, &id.to_string(), refusal).await),
     }
+}
+
+/// How many subscriptions the caller's tenant may have.
+async fn subscriptions_max(deps: &RegistryDeps, caller: &Caller) -> Result<i64, ApiError> {
+    let limits = deps.limits(caller.tenant).await?;
+    Ok(i64::try_from(limits.get(Quota::Subscriptions)).unwrap_or(i64::MAX))
 }
 
 /// What becomes of what a subscription missed.
@@ -86,9 +99,8 @@ async fn refused(deps: &RegistryDeps, caller: &Caller, named: &str, refusal: Sub
             ApiError::SubscriptionState { subscription: named.to_owned(), message }
         }
         SubscriptionRefusal::Etag => ApiError::EtagMismatch { resource: named.to_owned() },
-        SubscriptionRefusal::TooMany(_) => quota("subscriptions_max", deps.config.subscriptions_max.into()),
+        SubscriptionRefusal::TooMany(max) => quota("limits.subscriptions_max", u64::try_from(max).unwrap_or_default()),
         SubscriptionRefusal::TooManySecrets(limit) => quota("signing_secrets", limit as u64),
-        SubscriptionRefusal::RequestIdReused => request_id_reused(),
         SubscriptionRefusal::Store(error) => error.into(),
     }
 }

@@ -2,6 +2,7 @@
 
 use super::{refused, secret_or_new};
 use crate::api::registry::{RegistryDeps, authorised, invalid, principal, unsealed};
+use crate::api::repeat::Repeat;
 use crate::api::status::ApiError;
 use crate::clock;
 use crate::domain::access::Role;
@@ -19,7 +20,10 @@ pub(crate) async fn handle(
     deps: &RegistryDeps,
     request: Request<RotateSubscriptionSecretRequest>,
 ) -> Result<RotateSubscriptionSecretResponse, ApiError> {
-    let (caller, request) = authorised(request, Role::Subscriber)?;
+    let (caller, mut request) = authorised(request, Role::Subscriber)?;
+    let request_id = std::mem::take(&mut request.request_id);
+    // The answer shows the secret.
+    let repeat = Repeat::of(caller.tenant, "RotateSubscriptionSecret", &request_id, &request)?.sealed(&deps.keyring);
     let id = parse_id("subscription_id", &request.subscription_id).map_err(invalid)?;
     let secret = parse_secret("signing_secret", &request.signing_secret).map_err(invalid)?;
     let overlap = request.overlap.map(|overlap| parse_duration("overlap", &overlap)).transpose().map_err(invalid)?;
@@ -27,16 +31,22 @@ pub(crate) async fn handle(
     if overlap > OVERLAP_MAX {
         return Err(invalid(FieldError::new("overlap", "must be 0 to 7 days")));
     }
+    if let Some(answer) = repeat.first(&deps.store).await? {
+        return Ok(answer);
+    }
     let secret = secret_or_new(secret);
     let stored = deps.keyring.seal_secret(caller.tenant, id, clock::new_uuid(), &secret).map_err(unsealed)?;
     let previous_expire_at = deps.store.now() + overlap;
-    match deps.store.rotate_secret(principal(&caller), id, stored, previous_expire_at).await {
-        Ok(_) => {
+    let response = RotateSubscriptionSecretResponse {
+        signing_secret: secret.reveal(),
+        previous_expire_time: Some(timestamp_to_proto(previous_expire_at)),
+    };
+    let kept = response.clone();
+    let kept = repeat.keeping(move |(): &()| kept);
+    match deps.store.rotate_secret(principal(&caller), id, stored, previous_expire_at, kept).await {
+        Ok(done) => {
             deps.announce(caller.tenant).await;
-            Ok(RotateSubscriptionSecretResponse {
-                signing_secret: secret.reveal(),
-                previous_expire_time: Some(timestamp_to_proto(previous_expire_at)),
-            })
+            repeat.answer(done, |()| response)
         }
         Err(refusal) => Err(refused(deps, &caller, &id.to_string(), refusal).await),
     }

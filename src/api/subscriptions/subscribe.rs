@@ -2,39 +2,35 @@
 //!
 //! Everything that can be checked without the head lock is checked before it is taken, so that a refusal delays no publisher.
 
-use super::{check_uri, check_version, refused, secret_or_new};
-use crate::api::registry::{
-    RegistryDeps, authorised, principal, refused as unparsed, request_key, unreadable, unsealed,
-};
+use super::{check_uri, check_version, refused, secret_or_new, subscriptions_max};
+use crate::api::registry::{RegistryDeps, authorised, principal, refused as unparsed, unsealed};
+use crate::api::repeat::Repeat;
 use crate::api::status::ApiError;
 use crate::clock;
 use crate::domain::access::Role;
 use crate::domain::event_type::Phase;
-use crate::domain::ids::{SubscriptionId, TenantId};
+use crate::domain::ids::SubscriptionId;
 use crate::domain::subscription::{Subscription, Target};
 use crate::proto::public::{SubscribeRequest, SubscribeResponse};
-use crate::store::StoreError;
-use crate::store::request_ids::{Once, RequestKey};
 use crate::store::subscriptions::NewSubscription;
 use crate::wire::pre::ONLY_PRE;
-use crate::wire::subscription::{parse_subscribe, subscribe_fingerprint, to_proto};
-use prost::Message as _;
+use crate::wire::subscription::{parse_subscribe, to_proto};
 use tonic::Request;
-
-const METHOD: &str = "Subscribe";
 
 pub(crate) async fn handle(
     deps: &RegistryDeps,
     request: Request<SubscribeRequest>,
 ) -> Result<SubscribeResponse, ApiError> {
-    let (caller, request) = authorised(request, Role::Subscriber)?;
+    let (caller, mut request) = authorised(request, Role::Subscriber)?;
     let tenant = caller.tenant;
-    let key = request_key(&request.request_id, METHOD, subscribe_fingerprint(&request))?;
+    let id = std::mem::take(&mut request.request_id);
+    // The answer shows the secret.
+    let repeat = Repeat::of(tenant, "Subscribe", &id, &request)?.sealed(&deps.keyring);
     let parsed = parse_subscribe(request).map_err(unparsed)?;
     let app = deps.visible_app(&caller, &parsed.app).await?;
     let app = app.ok_or_else(|| ApiError::AppNotFound { app: parsed.app.clone() })?;
-    if let Some(answer) = deps.first_answer(tenant, key.as_ref()).await? {
-        return open_answer(deps, tenant, key.as_ref(), &answer);
+    if let Some(answer) = repeat.first(&deps.store).await? {
+        return Ok(answer);
     }
     let Target::Webhook(webhook) = &parsed.target;
     check_uri(deps, "target.webhook.uri", &webhook.uri)?;
@@ -64,44 +60,18 @@ pub(crate) async fn handle(
         pre_policy,
         secret: stored_secret,
     };
-    // The answer shows the secret, so it is sealed as the secret itself is.
-    let keyring = deps.keyring.clone();
-    let seal_key = key.clone();
     let revealed = secret.reveal();
-    let seal = move |made: &Subscription| {
-        let answer = response(made, revealed).encode_to_vec();
-        let sealed = keyring.seal_bytes(&answer, &place(tenant, seal_key.as_ref()));
-        sealed.map_err(|_| StoreError::Corrupt { what: "answer to keep" })
-    };
-    let max = i64::from(deps.config.subscriptions_max);
-    match deps.store.subscribe(principal(&caller), new, max, key.clone(), seal).await {
-        Ok(Once::Made(made)) => {
+    let kept = repeat.keeping(move |made| response(made, revealed));
+    let max = subscriptions_max(deps, &caller).await?;
+    match deps.store.subscribe(principal(&caller), new, max, kept).await {
+        Ok(made) => {
             deps.announce(tenant).await;
-            Ok(response(&made, secret.reveal()))
+            repeat.answer(made, |made| response(made, secret.reveal()))
         }
-        Ok(Once::Before(answer)) => open_answer(deps, tenant, key.as_ref(), &answer),
         Err(refusal) => Err(refused(deps, &caller, &parsed.app, refusal).await),
     }
 }
 
 fn response(made: &Subscription, signing_secret: String) -> SubscribeResponse {
     SubscribeResponse { subscription: Some(to_proto(made)), signing_secret }
-}
-
-/// Where a kept answer belongs, so that it opens nowhere else.
-fn place(tenant: TenantId, key: Option<&RequestKey>) -> Vec<u8> {
-    let mut place = tenant.0.as_bytes().to_vec();
-    place.extend_from_slice(METHOD.as_bytes());
-    place.extend(key.into_iter().flat_map(|key| key.id.bytes()));
-    place
-}
-
-fn open_answer(
-    deps: &RegistryDeps,
-    tenant: TenantId,
-    key: Option<&RequestKey>,
-    answer: &[u8],
-) -> Result<SubscribeResponse, ApiError> {
-    let answer = deps.keyring.open_bytes(answer, &place(tenant, key)).map_err(unsealed)?;
-    SubscribeResponse::decode(answer.as_slice()).map_err(unreadable)
 }

@@ -2,8 +2,10 @@
 
 use super::refused;
 use crate::api::registry::{RegistryDeps, authorised, invalid, principal};
+use crate::api::repeat::Repeat;
 use crate::api::status::ApiError;
 use crate::domain::access::Role;
+use crate::domain::subscription::Subscription;
 use crate::proto::public::{UnsubscribeRequest, UnsubscribeResponse};
 use crate::store::subscriptions::{Selector, StateChange, SubscriptionRefusal};
 use crate::wire;
@@ -14,7 +16,9 @@ pub(crate) async fn handle(
     deps: &RegistryDeps,
     request: Request<UnsubscribeRequest>,
 ) -> Result<UnsubscribeResponse, ApiError> {
-    let (caller, request) = authorised(request, Role::Subscriber)?;
+    let (caller, mut request) = authorised(request, Role::Subscriber)?;
+    let request_id = std::mem::take(&mut request.request_id);
+    let repeat = Repeat::of(caller.tenant, "Unsubscribe", &request_id, &request)?;
     let etag = wire::etag(&request.etag);
     let allow_missing = request.allow_missing;
     let (selector, named) = match parse_unsubscribe(request).map_err(invalid)? {
@@ -24,16 +28,23 @@ pub(crate) async fn handle(
             (Selector::Target { app, event_type, target }, named)
         }
     };
-    let max = i64::from(deps.config.subscriptions_max);
-    let changed =
-        deps.store.change_subscription_state(principal(&caller), selector, etag, StateChange::Delete, max).await;
+    if let Some(answer) = repeat.first(&deps.store).await? {
+        return Ok(answer);
+    }
+    let answer = |changed: &Subscription| UnsubscribeResponse { subscription: Some(to_proto(changed)) };
+    // It adds none.
+    let (by, max) = (principal(&caller), i64::MAX);
+    let kept = repeat.keeping(answer);
+    let changed = deps.store.change_subscription_state(by, selector, etag, StateChange::Delete, max, kept).await;
     match changed {
-        Ok(subscription) => {
+        Ok(changed) => {
             deps.announce(caller.tenant).await;
-            Ok(UnsubscribeResponse { subscription: Some(to_proto(&subscription)) })
+            repeat.answer(changed, answer)
         }
         Err(SubscriptionRefusal::NotFound | SubscriptionRefusal::NotSubscribed(_)) if allow_missing => {
-            Ok(UnsubscribeResponse::default())
+            let nothing = UnsubscribeResponse::default();
+            repeat.keep(&deps.store, &nothing).await?;
+            Ok(nothing)
         }
         Err(refusal) => Err(refused(deps, &caller, &named, refusal).await),
     }

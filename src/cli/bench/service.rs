@@ -206,13 +206,19 @@ impl Service {
         };
         let client = InternalClient::connect(url, admin, self.access.ca.as_deref(), DEADLINE).await?;
         let (mut admin, tenant) = (client.admin(), slug.to_owned());
-        let request = CreateTenantRequest { slug: tenant.clone(), display_name: String::new() };
+        let request = CreateTenantRequest { slug: tenant.clone(), display_name: String::new(), ..Default::default() };
         call("CreateTenant", admin.create_tenant(client.request(request))).await?;
         let app = self.access.app.clone().unwrap_or_default();
-        let request = CreateAppRequest { tenant: tenant.clone(), slug: app, display_name: String::new() };
+        let request =
+            CreateAppRequest { tenant: tenant.clone(), slug: app, display_name: String::new(), ..Default::default() };
         call("CreateApp", admin.create_app(client.request(request))).await?;
         let subject = format!("uri:{uri}");
-        let request = CreatePublisherIdentityRequest { tenant: tenant.clone(), subject, event_types: Vec::new() };
+        let request = CreatePublisherIdentityRequest {
+            tenant: tenant.clone(),
+            subject,
+            event_types: Vec::new(),
+            ..Default::default()
+        };
         call("CreatePublisherIdentity", admin.create_publisher_identity(client.request(request))).await?;
         let request =
             CreateApiKeyRequest { tenant: tenant.clone(), role: Role::Admin.into(), ..CreateApiKeyRequest::default() };

@@ -175,7 +175,8 @@ async fn declare(client: &PublicClient, kind: &Kind) -> Result<Versions, CliErro
     match call("CreateEventType", types.create_event_type(client.request(request))).await {
         Ok(_) => {}
         Err(error) if error.reason().as_deref() == Some("EVENT_TYPE_EXISTS") => {
-            let request = client.request(UndeleteEventTypeRequest { name: kind.event_type.clone() });
+            let request =
+                client.request(UndeleteEventTypeRequest { name: kind.event_type.clone(), ..Default::default() });
             // It fails where the type is not retired, which is how it should be.
             let _state = types.undelete_event_type(request).await;
         }

@@ -242,14 +242,25 @@ async fn set_up(dir: &Path, addresses: Addresses, certificates: &DevCertificates
         InternalClient::connect(&internal_url, &identity(&certificates.admin), file.ca.as_deref(), DEADLINE).await?;
     let mut admin = client.admin();
 
-    let request = CreateTenantRequest { slug: TENANT.to_owned(), display_name: "Development".to_owned() };
+    let request =
+        CreateTenantRequest { slug: TENANT.to_owned(), display_name: "Development".to_owned(), ..Default::default() };
     let created = call("CreateTenant", admin.create_tenant(client.request(request))).await;
     unless_it_exists(created, "TENANT_EXISTS")?;
-    let request = CreateAppRequest { tenant: TENANT.to_owned(), slug: APP.to_owned(), display_name: "Demo".to_owned() };
+    let request = CreateAppRequest {
+        tenant: TENANT.to_owned(),
+        slug: APP.to_owned(),
+        display_name: "Demo".to_owned(),
+        ..Default::default()
+    };
     let created = call("CreateApp", admin.create_app(client.request(request))).await;
     unless_it_exists(created, "APP_EXISTS")?;
     let subject = format!("uri:{PUBLISHER_URI}");
-    let request = CreatePublisherIdentityRequest { tenant: TENANT.to_owned(), subject, event_types: Vec::new() };
+    let request = CreatePublisherIdentityRequest {
+        tenant: TENANT.to_owned(),
+        subject,
+        event_types: Vec::new(),
+        ..Default::default()
+    };
     let created = call("CreatePublisherIdentity", admin.create_publisher_identity(client.request(request))).await;
     unless_it_exists(created, "PUBLISHER_IDENTITY_EXISTS")?;
 

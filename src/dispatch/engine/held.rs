@@ -3,6 +3,7 @@
 //! Starts loads where they are wanted; what they bring comes back to the engine as inputs.
 
 use super::LOAD_AGAIN;
+use super::backlog::Backlog;
 use crate::dispatch::run::{Life, Shared};
 use crate::dispatch::tenant::{Room, Tenant, WantedPage};
 use crate::dispatch::{announce, load, replay};
@@ -41,6 +42,8 @@ pub(super) struct Held {
     pub keeping: bool,
     /// That waits until then after a failure.
     pub keep_at: DateTime<Utc>,
+    /// Whether more is waiting than may.
+    pub backlog: Backlog,
     /// In the list of tenants that may start something.
     pub in_turn: bool,
     /// Loads wait until then after a failure.

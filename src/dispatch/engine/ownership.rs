@@ -1,5 +1,6 @@
 //! The engine's shards: taking them, claiming their tenants, losing them, giving them back.
 
+use super::backlog::Backlog;
 use super::held::Held;
 use super::{Engine, TICK};
 use crate::dispatch::load;
@@ -82,6 +83,7 @@ impl Engine {
                 }
             }
             Input::Swept => self.sweeping = false,
+            Input::Counted { .. } | Input::Marked { .. } => self.take_backlog(input),
             _ => {}
         }
     }
@@ -125,6 +127,7 @@ impl Engine {
             }
             let mut tenant = Tenant::new(found);
             tenant.due_summary(&claimed.due.remove(&id).unwrap_or_default());
+            tenant.rows = claimed.rows.remove(&id).unwrap_or_default();
             tenant.announce = claimed.unannounced.contains(&id);
             tenant.replay = claimed.replaying.contains(&id);
             tenant.restore_health(&claimed.health.remove(&id).unwrap_or_default());
@@ -143,6 +146,7 @@ impl Engine {
                 replay_at: DateTime::UNIX_EPOCH,
                 keeping: false,
                 keep_at: DateTime::UNIX_EPOCH,
+                backlog: Backlog::new(claimed.full.contains(&id)),
                 in_turn: false,
                 not_before: DateTime::UNIX_EPOCH,
                 settle_at: now,

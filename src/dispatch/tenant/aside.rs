@@ -47,6 +47,10 @@ impl Tenant {
         self.settling = false;
         self.saved = batch.cursor.after;
         for change in &batch.changes {
+            self.rows += match change.fate {
+                Fate::Deferred { .. } => i64::from(!change.deferred),
+                Fate::Succeeded | Fate::Cancelled(_) | Fate::Dead { .. } => -i64::from(change.deferred),
+            };
             let Some(queue) = self.queues.get_mut(&change.place.subscription_no) else { continue };
             let position = change.place.position;
             if change.holds_up() {
@@ -73,6 +77,12 @@ impl Tenant {
                 queue.let_go(position);
             }
         }
+    }
+
+    /// Invocations that are not finished, as far as this owner can tell; an event that is not read yet counts as one.
+    pub fn backlog(&self) -> u64 {
+        let unread = u64::try_from(self.head.position - self.next_position() + 1).unwrap_or_default();
+        (self.open + self.changes.len()) as u64 + unread + u64::try_from(self.rows).unwrap_or_default()
     }
 
     // ------------------------------------------------------------ deferred work

@@ -180,6 +180,7 @@ impl Tenant {
             self.note(Settled { place, day, deferred: false, key: None, tried, fate });
         }
         self.window.push_back(Slot { day, open });
+        self.open += open as usize;
         if !cancelled_ahead.is_empty() {
             cancelled_ahead.retain(|place| place.position > entry.position);
         }
@@ -242,6 +243,7 @@ impl Tenant {
     pub(super) fn close(&mut self, position: Position) {
         let index = usize::try_from(position - self.first).ok();
         if let Some(slot) = index.and_then(|index| self.window.get_mut(index)) {
+            self.open -= usize::from(slot.open > 0);
             slot.open = slot.open.saturating_sub(1);
         }
     }

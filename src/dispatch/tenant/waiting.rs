@@ -1,9 +1,8 @@
 //! Subscriptions that must wait for a time, though something of theirs could start: a rate limit, an open circuit, a receiver's wish.
 
 use super::Tenant;
-use crate::dispatch::health::Health;
+use crate::domain::health::{Health, HealthRow};
 use crate::domain::ids::SubscriptionNo;
-use crate::store::health::HealthRow;
 use chrono::{DateTime, Utc};
 use std::cmp::Reverse;
 

@@ -61,7 +61,7 @@ async fn every_change_is_announced_once_and_in_order_though_an_announcer_dies() 
         // Nothing tells this process of the change: the poll finds it.
         world
             .store
-            .change_subscription_state(by.clone(), Selector::Id(id), None, change, 100)
+            .change_subscription_state(by.clone(), Selector::Id(id), None, change, 100, Repeatable::default())
             .await
             .expect("a change that fits");
     }
@@ -71,8 +71,17 @@ async fn every_change_is_announced_once_and_in_order_though_an_announcer_dies() 
     assert_eq!(log[4].1["changes"], json!({ "state": { "before": "DISABLED", "after": "ACTIVE" } }));
     assert_eq!(log[6].1["changes"], json!({ "state": { "before": "DELETED", "after": "ACTIVE" } }));
     // What changes nothing tells nothing.
-    let same =
-        world.store.change_subscription_state(by, Selector::Id(id), None, StateChange::Enable(Missed::Left), 100).await;
+    let same = world
+        .store
+        .change_subscription_state(
+            by,
+            Selector::Id(id),
+            None,
+            StateChange::Enable(Missed::Left),
+            100,
+            Repeatable::default(),
+        )
+        .await;
     same.expect("answered");
     assert_eq!(world.until_told(7).await.len(), 7);
     dispatch.stop().await;
@@ -93,7 +102,8 @@ async fn what_ran_when_its_invocation_was_cancelled_is_recorded_as_it_ended() {
         arrived.await;
     }
     let by = Principal::server(world.tenant);
-    let cancelled = world.store.cancel_invocation(&by, entry.invocation(no)).await.expect("answered");
+    let cancelled =
+        world.store.cancel_invocation(&by, entry.invocation(no), Repeatable::default()).await.expect("answered");
     let InvocationChange::Done { invocation, head } = cancelled else { panic!("{cancelled:?}") };
     assert_eq!((invocation.state, invocation.attempt_count), (State::Cancelled, 0));
     world.parts.feed.send(&News::Head(head));
@@ -127,11 +137,33 @@ async fn a_large_redrive_goes_in_chunks_and_takes_each_dead_letter_once() {
     sqlx::query(end).bind(world.tenant.0).execute(&mut connection).await.expect("updated");
     let by = Principal::server(world.tenant);
     let all = InvocationFilter::default();
-    let redriven = world.store.redrive_invocations(&by, &all, 700).await.expect("answered");
+    let redriven = world
+        .store
+        .redrive_invocations(&by, &all, 700, Repeatable::default())
+        .await
+        .expect("answered")
+        .made()
+        .expect("now");
     assert_eq!((redriven.count, redriven.more), (700, true));
-    let redriven = world.store.redrive_invocations(&by, &all, 10_000).await.expect("answered");
+    let redriven = world
+        .store
+        .redrive_invocations(&by, &all, 10_000, Repeatable::default())
+        .await
+        .expect("answered")
+        .made()
+        .expect("now");
     assert_eq!((redriven.count, redriven.more), (500, false));
-    assert_eq!(world.store.redrive_invocations(&by, &all, 10_000).await.expect("answered").count, 0);
+    assert_eq!(
+        world
+            .store
+            .redrive_invocations(&by, &all, 10_000, Repeatable::default())
+            .await
+            .expect("answered")
+            .made()
+            .expect("now")
+            .count,
+        0
+    );
     let (left, deferred): (i64, i64) =
         sqlx::query_as("SELECT (SELECT count(*) FROM dead_letters), (SELECT count(*) FROM deferred_invocations)")
             .fetch_one(&mut connection)

@@ -9,39 +9,31 @@ use crate::domain::event_type::{EventType, EventTypeName, Origin, SchemaVersion}
 use crate::domain::ids::TenantId;
 use crate::domain::schema::compatibility::Compatibility;
 use crate::store::audit::{self, Principal};
-use crate::store::request_ids::{self, Earlier, Once, RequestKey};
+use crate::store::request_ids::{Once, Repeatable};
 use crate::store::{Store, StoreError, announcements, heads};
 use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 
 impl Store {
     /// Declares an event type, with its first schema version where one is given.
-    ///
-    /// `answer` encodes the answer that a retry of the same request id gets.
-    pub async fn create_event_type<A>(
+    pub async fn create_event_type(
         &self,
         by: Principal,
         new: NewEventType,
         quota: EventTypeQuota,
-        request: Option<RequestKey>,
-        answer: A,
-    ) -> Result<Once<EventTypeRecord>, EventTypeRefusal>
-    where
-        A: FnOnce(&EventTypeRecord) -> Vec<u8> + Send + 'static,
-    {
+        request: Repeatable<EventTypeRecord>,
+    ) -> Result<Once<EventTypeRecord>, EventTypeRefusal> {
         let store = self.clone();
         self.run(async move {
             let now = store.now();
             let work = async {
                 let mut tx = store.begin_as(by.tenant).await?;
                 let change = heads::bump_registry(&mut tx, by.tenant, now).await?;
-                if let Some(before) = known(&mut tx, by.tenant, request.as_ref(), now).await? {
-                    return Ok(Once::Before(before));
+                if let Some(answer) = request.begin(&mut tx, by.tenant, now).await? {
+                    return Ok(Once::Before(answer));
                 }
                 let made = create(&mut tx, &by, new, quota, change.registry_version, now).await?;
-                if let Some(key) = &request {
-                    request_ids::keep(&mut tx, by.tenant, key, &answer(&made), now).await?;
-                }
+                request.keep(&mut tx, by.tenant, &made, now).await?;
                 tx.commit().await?;
                 Ok(Once::Made(made))
             };
@@ -58,16 +50,21 @@ impl Store {
         etag: Option<i64>,
         change: EventTypeChange,
         quota: EventTypeQuota,
-    ) -> Result<EventTypeRecord, EventTypeRefusal> {
+        request: Repeatable<EventTypeRecord>,
+    ) -> Result<Once<EventTypeRecord>, EventTypeRefusal> {
         let store = self.clone();
         self.run(async move {
             let now = store.now();
             let work = async {
                 let mut tx = store.begin_as(by.tenant).await?;
                 let version = heads::bump_registry(&mut tx, by.tenant, now).await?.registry_version;
+                if let Some(answer) = request.begin(&mut tx, by.tenant, now).await? {
+                    return Ok(Once::Before(answer));
+                }
                 let changed = apply(&mut tx, &by, &name, etag, &change, quota, version, now).await?;
+                request.keep(&mut tx, by.tenant, &changed, now).await?;
                 tx.commit().await?;
-                Ok(changed)
+                Ok(Once::Made(changed))
             };
             Ok(work.await)
         })
@@ -75,28 +72,22 @@ impl Store {
     }
 
     /// Registers the next schema version of an event type, which was compared with what `compared` says of the type.
-    ///
-    /// `answer` encodes the answer that a retry of the same request id gets.
-    pub async fn add_schema<A>(
+    pub async fn add_schema(
         &self,
         by: Principal,
         compared: EventType,
         document: String,
         quota: EventTypeQuota,
-        request: Option<RequestKey>,
-        answer: A,
-    ) -> Result<Once<SchemaVersion>, EventTypeRefusal>
-    where
-        A: FnOnce(&SchemaVersion) -> Vec<u8> + Send + 'static,
-    {
+        request: Repeatable<SchemaVersion>,
+    ) -> Result<Once<SchemaVersion>, EventTypeRefusal> {
         let store = self.clone();
         self.run(async move {
             let now = store.now();
             let work = async {
                 let mut tx = store.begin_as(by.tenant).await?;
                 let registry_version = heads::bump_registry(&mut tx, by.tenant, now).await?.registry_version;
-                if let Some(before) = known(&mut tx, by.tenant, request.as_ref(), now).await? {
-                    return Ok(Once::Before(before));
+                if let Some(answer) = request.begin(&mut tx, by.tenant, now).await? {
+                    return Ok(Once::Before(answer));
                 }
                 let name = compared.name;
                 let record = read(&mut tx, by.tenant, name.as_str()).await?.ok_or(EventTypeRefusal::NotFound)?;
@@ -129,30 +120,13 @@ impl Store {
                 let after = EventType { latest_schema: made.version, updated_at: now, ..before.clone() };
                 let told = Announcement::event_type_changed(&before, &after, &by.name);
                 announcements::record(&mut tx, by.tenant, registry_version, &told, now).await?;
-                if let Some(key) = &request {
-                    request_ids::keep(&mut tx, by.tenant, key, &answer(&made), now).await?;
-                }
+                request.keep(&mut tx, by.tenant, &made, now).await?;
                 tx.commit().await?;
                 Ok(Once::Made(made))
             };
             Ok(work.await)
         })
         .await?
-    }
-}
-
-/// The first answer of a request id, where there is one.
-async fn known(
-    connection: &mut PgConnection,
-    tenant: TenantId,
-    request: Option<&RequestKey>,
-    now: DateTime<Utc>,
-) -> Result<Option<Vec<u8>>, EventTypeRefusal> {
-    let Some(key) = request else { return Ok(None) };
-    match request_ids::earlier(connection, tenant, key, now).await? {
-        Earlier::Unknown => Ok(None),
-        Earlier::Answer(answer) => Ok(Some(answer)),
-        Earlier::OtherBody => Err(EventTypeRefusal::RequestIdReused),
     }
 }
 

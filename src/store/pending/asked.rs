@@ -7,6 +7,7 @@ use crate::domain::invocation::{Attempt, Invocation, State};
 use crate::domain::pre::{Verdict, VerdictKind};
 use crate::store::audit::Principal;
 use crate::store::invocations::InvocationFilter;
+use crate::store::request_ids::{Once, Repeatable};
 use crate::store::{Store, StoreError};
 use chrono::{DateTime, Utc};
 
@@ -22,13 +23,30 @@ impl Store {
         row.as_ref().map(parse).transpose()
     }
 
-    /// Takes an event back. False where there is none that could be.
+    /// Takes an event back. None where there is none that could be.
     pub async fn cancel_pending(
         &self,
         tenant: TenantId,
         event: EventId,
         expires_at: DateTime<Utc>,
-    ) -> Result<bool, StoreError> {
+        request: Repeatable<()>,
+    ) -> Result<Option<Once<()>>, StoreError> {
+        let store = self.clone();
+        self.run(async move { store.cancel_pending_in(tenant, event, expires_at, request).await }).await
+    }
+
+    async fn cancel_pending_in(
+        &self,
+        tenant: TenantId,
+        event: EventId,
+        expires_at: DateTime<Utc>,
+        request: Repeatable<()>,
+    ) -> Result<Option<Once<()>>, StoreError> {
+        let now = self.now();
+        let mut tx = self.begin_as(tenant).await?;
+        if let Some(answer) = request.begin(&mut tx, tenant, now).await? {
+            return Ok(Some(Once::Before(answer)));
+        }
         let done = sqlx::query(
             "UPDATE pending_events SET state = 4, due_at = NULL, expires_at = $3, data = '', extensions = '', data_kind = 0
               WHERE tenant_id = $1 AND event_id = $2 AND state IN (1, 2)",
@@ -36,9 +54,14 @@ impl Store {
         .bind(tenant.0)
         .bind(event.0)
         .bind(expires_at)
-        .execute(self.as_tenant(tenant))
+        .execute(&mut *tx)
         .await?;
-        Ok(done.rows_affected() > 0)
+        if done.rows_affected() == 0 {
+            return Ok(None);
+        }
+        request.keep(&mut tx, tenant, &(), now).await?;
+        tx.commit().await?;
+        Ok(Some(Once::Made(())))
     }
 
     /// The invocations of an event that is not in the log: those of its listeners that have answered, or were not waited for.

@@ -18,7 +18,7 @@ use crate::domain::retry::DeliveryPolicy;
 use crate::domain::subscription::{State, Subscription, Target};
 use crate::store::audit::{self, Principal};
 use crate::store::heads::{self, RegistryChange};
-use crate::store::request_ids::{self, Earlier, Once, RequestKey};
+use crate::store::request_ids::{Once, Repeatable};
 use crate::store::secrets::StoredSecret;
 use crate::store::{Store, StoreError, announcements, apps, event_types, replays};
 use chrono::{DateTime, Utc};
@@ -31,38 +31,26 @@ const REASON_CALLER: &str = "CALLER";
 
 impl Store {
     /// Adds a subscription, at most `max` per tenant that are not deleted.
-    ///
-    /// `answer` encodes the answer that a retry of the same request id gets.
-    pub async fn subscribe<A>(
+    pub async fn subscribe(
         &self,
         by: Principal,
         new: NewSubscription,
         max: i64,
-        request: Option<RequestKey>,
-        answer: A,
-    ) -> Result<Once<Subscription>, SubscriptionRefusal>
-    where
-        A: FnOnce(&Subscription) -> Result<Vec<u8>, StoreError> + Send + 'static,
-    {
+        request: Repeatable<Subscription>,
+    ) -> Result<Once<Subscription>, SubscriptionRefusal> {
         let store = self.clone();
         self.run(async move {
             let now = store.now();
             let work = async {
                 let mut tx = store.begin_as(by.tenant).await?;
                 let change = heads::bump_registry(&mut tx, by.tenant, now).await?;
-                if let Some(key) = &request {
-                    match request_ids::earlier(&mut tx, by.tenant, key, now).await? {
-                        Earlier::Unknown => {}
-                        Earlier::Answer(answer) => return Ok(Once::Before(answer)),
-                        Earlier::OtherBody => return Err(SubscriptionRefusal::RequestIdReused),
-                    }
+                if let Some(answer) = request.begin(&mut tx, by.tenant, now).await? {
+                    return Ok(Once::Before(answer));
                 }
                 let made = insert(&mut tx, &by, new, max, change, now).await?;
                 let told = Announcement::subscribed(&made, &by.name);
                 announcements::record(&mut tx, by.tenant, change.registry_version, &told, now).await?;
-                if let Some(key) = &request {
-                    request_ids::keep(&mut tx, by.tenant, key, &answer(&made)?, now).await?;
-                }
+                request.keep(&mut tx, by.tenant, &made, now).await?;
                 tx.commit().await?;
                 Ok(Once::Made(made))
             };
@@ -83,21 +71,29 @@ impl Store {
         etag: Option<i64>,
         change: StateChange,
         max: i64,
-    ) -> Result<Subscription, SubscriptionRefusal> {
+        request: Repeatable<Subscription>,
+    ) -> Result<Once<Subscription>, SubscriptionRefusal> {
         let store = self.clone();
         self.run(async move {
             let now = store.now();
             let work = async {
                 let mut tx = store.begin_as(by.tenant).await?;
                 let registry = heads::bump_registry(&mut tx, by.tenant, now).await?;
+                if let Some(answer) = request.begin(&mut tx, by.tenant, now).await? {
+                    return Ok(Once::Before(answer));
+                }
                 let before = select(&mut tx, &by, &selector).await?;
                 if etag.is_some_and(|etag| etag != before.registry_version) {
                     return Err(SubscriptionRefusal::Etag);
                 }
                 let (state, action) = match (change, before.state) {
-                    // Rolled back, so that the registry version stays as it was.
                     (StateChange::Enable(_), State::Active) | (StateChange::Disable, State::Disabled) => {
-                        return Ok(before);
+                        // Rolled back, so that the registry version stays as it was; but a retry must not find it changed meanwhile.
+                        if request.is_kept() {
+                            request.keep(&mut tx, by.tenant, &before, now).await?;
+                            tx.commit().await?;
+                        }
+                        return Ok(Once::Made(before));
                     }
                     (StateChange::Enable(_), State::Disabled) => (State::Active, "EnableSubscription"),
                     (StateChange::Disable, State::Active) => (State::Disabled, "DisableSubscription"),
@@ -131,8 +127,9 @@ impl Store {
                 let after = write(&mut tx, &by, after, registry, now, action).await?;
                 let told = Announcement::subscription_changed(&before, &after, &by.name);
                 announcements::record(&mut tx, by.tenant, registry.registry_version, &told, now).await?;
+                request.keep(&mut tx, by.tenant, &after, now).await?;
                 tx.commit().await?;
-                Ok(after)
+                Ok(Once::Made(after))
             };
             Ok(work.await)
         })
@@ -148,13 +145,17 @@ impl Store {
         &self,
         by: Principal,
         changed: Subscription,
-    ) -> Result<Subscription, SubscriptionRefusal> {
+        request: Repeatable<Subscription>,
+    ) -> Result<Once<Subscription>, SubscriptionRefusal> {
         let store = self.clone();
         self.run(async move {
             let now = store.now();
             let work = async {
                 let mut tx = store.begin_as(by.tenant).await?;
                 let registry = heads::bump_registry(&mut tx, by.tenant, now).await?;
+                if let Some(answer) = request.begin(&mut tx, by.tenant, now).await? {
+                    return Ok(Once::Before(answer));
+                }
                 let before = select(&mut tx, &by, &Selector::Id(changed.id)).await?;
                 if before.registry_version != changed.registry_version {
                     return Err(SubscriptionRefusal::Etag);
@@ -175,8 +176,9 @@ impl Store {
                 let after = write(&mut tx, &by, after, registry, now, "UpdateSubscription").await?;
                 let told = Announcement::subscription_changed(&before, &after, &by.name);
                 announcements::record(&mut tx, by.tenant, registry.registry_version, &told, now).await?;
+                request.keep(&mut tx, by.tenant, &after, now).await?;
                 tx.commit().await?;
-                Ok(after)
+                Ok(Once::Made(after))
             };
             Ok(work.await)
         })
@@ -193,13 +195,17 @@ impl Store {
         id: SubscriptionId,
         secret: StoredSecret,
         previous_expire_at: DateTime<Utc>,
-    ) -> Result<Subscription, SubscriptionRefusal> {
+        request: Repeatable<()>,
+    ) -> Result<Once<()>, SubscriptionRefusal> {
         let store = self.clone();
         self.run(async move {
             let now = store.now();
             let work = async {
                 let mut tx = store.begin_as(by.tenant).await?;
                 let registry = heads::bump_registry(&mut tx, by.tenant, now).await?;
+                if let Some(answer) = request.begin(&mut tx, by.tenant, now).await? {
+                    return Ok(Once::Before(answer));
+                }
                 let before = select(&mut tx, &by, &Selector::Id(id)).await?;
                 if before.state == State::Deleted {
                     return Err(SubscriptionRefusal::State(before.state));
@@ -211,8 +217,9 @@ impl Store {
                 let after = write(&mut tx, &by, before, registry, now, "RotateSubscriptionSecret").await?;
                 let told = Announcement::secret_rotated(&after, &by.name);
                 announcements::record(&mut tx, by.tenant, registry.registry_version, &told, now).await?;
+                request.keep(&mut tx, by.tenant, &(), now).await?;
                 tx.commit().await?;
-                Ok(after)
+                Ok(Once::Made(()))
             };
             Ok(work.await)
         })

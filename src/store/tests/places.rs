@@ -27,12 +27,13 @@ async fn a_time_is_the_place_before_the_first_event_that_is_not_earlier() {
         )))
         .await
         .expect("events");
-    let rows: Vec<Row> =
-        sqlx::query_as("SELECT position, day, committed_at FROM events WHERE tenant_id = $1 ORDER BY position LIMIT 1000")
-            .bind(tenant.0)
-            .fetch_all(&mut owner)
-            .await
-            .expect("events");
+    let rows: Vec<Row> = sqlx::query_as(
+        "SELECT position, day, committed_at FROM events WHERE tenant_id = $1 ORDER BY position LIMIT 1000",
+    )
+    .bind(tenant.0)
+    .fetch_all(&mut owner)
+    .await
+    .expect("events");
     let end = LogPlace { after: 500, day: rows[rows.len() - 1].1 };
     let around = |time: DateTime<Utc>| [-1_000, -1, 0, 1].map(|micros| time + TimeDelta::microseconds(micros));
     let mut times: Vec<DateTime<Utc>> = rows.iter().step_by(5).flat_map(|row| around(row.2)).collect();

@@ -293,6 +293,7 @@ const ENGINE: &[&str] = &[
     "pending/commit.rs",
     "pending/verdicts.rs",
     "publish.rs",
+    "quotas.rs",
     "replays.rs",
     "retention.rs",
     "settings.rs",

@@ -275,19 +275,6 @@ fn headers_are_replaced_as_a_whole() {
 }
 
 #[test]
-fn a_fingerprint_does_not_depend_on_the_order_of_headers() {
-    let many: Vec<(String, String)> = (0..12).map(|n| (format!("x-{n}"), n.to_string())).collect();
-    let pairs: Vec<(&str, &str)> = many.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
-    let reversed: Vec<(&str, &str)> = pairs.iter().rev().copied().collect();
-    let fingerprint = |headers: &[(&str, &str)], id: &str| {
-        let target = Some(with_headers(headers));
-        subscribe_fingerprint(&proto::SubscribeRequest { target, request_id: id.to_owned(), ..request() })
-    };
-    assert_eq!(fingerprint(&pairs, "a"), fingerprint(&reversed, "b"));
-    assert_ne!(fingerprint(&pairs, "a"), fingerprint(&pairs[1..], "a"));
-}
-
-#[test]
 fn states_default_to_what_is_not_deleted() {
     assert_eq!(parse_states("states", &[]), Ok(vec![State::Active, State::Disabled]));
     assert_eq!(parse_states("states", &[3, 1, 3]), Ok(vec![State::Deleted, State::Active]));

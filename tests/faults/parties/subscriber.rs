@@ -132,11 +132,12 @@ async fn send(link: &mut Link, now: &Held, change: Change) -> Result<Subscriptio
     let mut events = link.events();
     let found = match change {
         Change::Enable => {
-            let request = EnableSubscriptionRequest { subscription_id, etag, replay_missed: false };
+            let request =
+                EnableSubscriptionRequest { subscription_id, etag, replay_missed: false, ..Default::default() };
             answered(events.enable_subscription(request)).await?.subscription
         }
         Change::Disable => {
-            let request = DisableSubscriptionRequest { subscription_id, etag };
+            let request = DisableSubscriptionRequest { subscription_id, etag, ..Default::default() };
             answered(events.disable_subscription(request)).await?.subscription
         }
         Change::End => {
@@ -147,7 +148,8 @@ async fn send(link: &mut Link, now: &Held, change: Change) -> Result<Subscriptio
             let filter = share.expression();
             let subscription = Subscription { id: subscription_id, etag, filter, ..Default::default() };
             let update_mask = Some(FieldMask { paths: vec!["filter".to_owned()] });
-            let request = UpdateSubscriptionRequest { subscription: Some(subscription), update_mask };
+            let request =
+                UpdateSubscriptionRequest { subscription: Some(subscription), update_mask, ..Default::default() };
             answered(events.update_subscription(request)).await?.subscription
         }
     };

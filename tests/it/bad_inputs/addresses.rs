@@ -103,6 +103,7 @@ async fn g1_addresses_inside_are_refused_in_every_spelling_when_they_are_saved()
         let update = UpdateSubscriptionRequest {
             subscription: Some(subscription),
             update_mask: Some(pbjson_types::FieldMask { paths: vec!["target.webhook.uri".to_owned()] }),
+            ..Default::default()
         };
         let answers = [
             ("target.webhook.uri", events.subscribe(request).await.err()),

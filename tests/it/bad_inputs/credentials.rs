@@ -43,7 +43,8 @@ async fn c1_anything_but_one_valid_key_is_unauthenticated_with_one_text() {
     let request = ListApiKeysRequest { tenant: row.tenant.slug.clone(), ..Default::default() };
     let keys = admin(row.world).list_api_keys(request).await.expect("a page").into_inner().api_keys;
     let viewer = keys.iter().find(|key| key.role() == Role::Viewer).expect("it is listed");
-    let request = RevokeApiKeyRequest { tenant: row.tenant.slug.clone(), api_key_id: viewer.id.clone() };
+    let request =
+        RevokeApiKeyRequest { tenant: row.tenant.slug.clone(), api_key_id: viewer.id.clone(), ..Default::default() };
     admin(row.world).revoke_api_key(request).await.expect("it exists");
     headers.push(("a revoked key", vec![format!("Bearer {revoked}")]));
     let path = "/carillon.v1.EventTypeService/ListEventTypes";

@@ -52,6 +52,7 @@ async fn f1_filters_that_cannot_be_run_are_refused_with_their_column() {
         let update = UpdateSubscriptionRequest {
             subscription: Some(Subscription { id: made.id.clone(), filter: filter.clone(), ..Default::default() }),
             update_mask: Some(pbjson_types::FieldMask { paths: vec!["filter".to_owned()] }),
+            ..Default::default()
         };
         let list = ListEventsRequest { filter: filter.clone(), ..Default::default() };
         let named = WatchFilter { name: "a".to_owned(), filter: filter.clone(), ..Default::default() };

@@ -185,10 +185,14 @@ async fn b3_masks_over_what_cannot_change_are_refused() {
         let update_mask = Some(pbjson_types::FieldMask { paths: vec!["display_name".to_owned(), path.to_owned()] });
         let subscription =
             Subscription { id: made.id.clone(), display_name: "changed".to_owned(), ..Default::default() };
-        let request = UpdateSubscriptionRequest { subscription: Some(subscription), update_mask: update_mask.clone() };
+        let request = UpdateSubscriptionRequest {
+            subscription: Some(subscription),
+            update_mask: update_mask.clone(),
+            ..Default::default()
+        };
         row.check(path, row.tenant.events().update_subscription(request).await, invalid("update_mask"));
         let event_type = EventType { name: TYPE.to_owned(), display_name: "changed".to_owned(), ..Default::default() };
-        let request = UpdateEventTypeRequest { event_type: Some(event_type), update_mask };
+        let request = UpdateEventTypeRequest { event_type: Some(event_type), update_mask, ..Default::default() };
         row.check(path, row.tenant.types().update_event_type(request).await, invalid("update_mask"));
     }
     let request = carillon::proto::public::GetSubscriptionRequest { subscription_id: made.id.clone() };

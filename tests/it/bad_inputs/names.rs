@@ -62,7 +62,11 @@ async fn d2_ids_and_names_of_any_wrong_shape_name_their_field() {
         refused!(events.get_event, "event_id", GetEventRequest { event_id: id() });
         refused!(events.update_watch, "watch_id", UpdateWatchRequest { watch_id: id(), ..Default::default() });
         refused!(invocations.get_invocation, "invocation_id", GetInvocationRequest { invocation_id: id() });
-        refused!(invocations.cancel_invocation, "invocation_id", CancelInvocationRequest { invocation_id: id() });
+        refused!(
+            invocations.cancel_invocation,
+            "invocation_id",
+            CancelInvocationRequest { invocation_id: id(), ..Default::default() }
+        );
         refused!(publisher.wait_event, "event_id", WaitEventRequest { event_id: id(), ..Default::default() });
         refused!(types.get_event_type, "name", GetEventTypeRequest { name: id(), ..Default::default() });
         refused!(types.delete_event_type, "name", DeleteEventTypeRequest { name: id(), ..Default::default() });
@@ -81,7 +85,11 @@ async fn d2_ids_and_names_of_any_wrong_shape_name_their_field() {
         let tenant = row.tenant.slug.clone();
         refused!(admin.create_app, "slug", CreateAppRequest { tenant, slug: id(), ..Default::default() });
         let tenant = row.tenant.slug.clone();
-        refused!(admin.revoke_api_key, "api_key_id", RevokeApiKeyRequest { tenant, api_key_id: id() });
+        refused!(
+            admin.revoke_api_key,
+            "api_key_id",
+            RevokeApiKeyRequest { tenant, api_key_id: id(), ..Default::default() }
+        );
         let tenant = row.tenant.slug.clone();
         refused!(
             admin.create_publisher_identity,

@@ -81,6 +81,7 @@ impl Tenant {
             tenant: slug.clone(),
             subject: format!("uri:{uri}"),
             event_types: Vec::new(),
+            ..Default::default()
         };
         admin.create_publisher_identity(request).await.expect("a publisher can be registered");
         let identity = Identity::issue(&world.ca, &uri);

@@ -2,12 +2,12 @@
 //!
 //! Pure. Source: the generic cell rate algorithm (ITU-T I.371), of which a token bucket is the other description.
 
-use crate::domain::retry::RateLimit;
+use super::retry::RateLimit;
 use chrono::{DateTime, TimeDelta, Utc};
 
 /// A bucket. Full at first.
 #[derive(Debug, Default)]
-pub(super) struct Bucket {
+pub struct Bucket {
     /// When the bucket will be full again.
     full_at: Option<DateTime<Utc>>,
 }

@@ -1,13 +1,13 @@
 //! How a subscription's receiver does: its circuit, the pause it asked for, and since when nothing but failures came.
 //!
-//! Pure. The owner of the tenant keeps it in memory and is exact about it; what must outlive the owner, and what readers see, is a row
-//! that is written when the circuit changes, and once a minute at most for a receiver that only fails.
+//! Pure. Who calls the receiver keeps it in memory: the owner of the tenant, which is exact about it, and of PRE events every replica
+//! that asks. What must outlive them, and what readers see, is a row that is written when the circuit changes, and once a minute at most
+//! for a receiver that only fails.
 
-use crate::domain::ids::SubscriptionNo;
-use crate::domain::invocation::{Outcome, OutcomeClass};
-use crate::domain::retry::DeliveryPolicy;
-use crate::domain::subscription::{Circuit, CircuitState};
-use crate::store::health::HealthRow;
+use super::ids::SubscriptionNo;
+use super::invocation::{Outcome, OutcomeClass};
+use super::retry::DeliveryPolicy;
+use super::subscription::{Circuit, CircuitState};
 use chrono::{DateTime, TimeDelta, Utc};
 use std::time::Duration;
 
@@ -18,9 +18,22 @@ const SENTENCED_AGAIN: TimeDelta = TimeDelta::seconds(10);
 /// A receiver that has only failed for this long has that noted in the database.
 const NOTED_AFTER: TimeDelta = TimeDelta::seconds(60);
 
+/// How the receiver of a subscription does, as it is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct HealthRow {
+    /// The subscription.
+    pub subscription_no: SubscriptionNo,
+    /// Its registry version: a later one begins anew.
+    pub registry_version: i64,
+    /// Its circuit.
+    pub circuit: Circuit,
+    /// Since when nothing but failures came; none for one of which something else came, or that is not known for long.
+    pub failing_since: Option<DateTime<Utc>>,
+}
+
 /// How a receiver does.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Health {
+pub struct Health {
     /// The registry version of the subscription that this is about: a change of it begins anew.
     version: i64,
     circuit: Circuit,
@@ -36,7 +49,7 @@ pub(super) struct Health {
 
 /// Whether an attempt may start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Gate {
+pub enum Gate {
     /// It may.
     Free,
     /// It may, as the one that tells whether the receiver is well again.
@@ -49,7 +62,7 @@ pub(super) enum Gate {
 
 /// What the end of an attempt means beyond its invocation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) struct Verdict {
+pub struct Verdict {
     /// The row is to be written.
     pub keep: bool,
     /// The circuit has opened, or closed: operators hear of it.
@@ -113,6 +126,20 @@ impl Health {
             self.circuit = Circuit { state: CircuitState::HalfOpen, since: Some(now), ..self.circuit };
         }
         changed
+    }
+
+    /// What another replica has kept, where it is newer than what is known here.
+    pub fn adopt(&mut self, kept: &HealthRow) {
+        if kept.registry_version == self.version && kept.circuit.since > self.circuit.since && !self.probing {
+            self.circuit = kept.circuit;
+        }
+    }
+
+    /// The probe was not waited for: it says nothing.
+    pub fn abandon(&mut self, probe: bool) {
+        if probe {
+            self.probing = false;
+        }
     }
 
     /// An attempt has ended.
@@ -268,6 +295,24 @@ mod tests {
         assert!(end(&mut health, OutcomeClass::Succeeded, true, 600).keep, "the note goes");
         assert_eq!(health.kept(1).failing_since, None);
         assert!(!end(&mut health, OutcomeClass::Failed, false, 601).disable);
+    }
+
+    #[test]
+    fn what_another_replica_knows_counts_where_it_is_newer_and_about_the_same_subscription() {
+        let mut other = Health::default();
+        for _ in 0..3 {
+            end(&mut other, OutcomeClass::Failed, false, 10);
+        }
+        let mut health = Health::default();
+        health.adopt(&HealthRow { registry_version: 7, ..other.kept(1) });
+        assert_eq!(health.gate(&policy(), at(11)), Gate::Free, "it was another subscription then");
+        health.adopt(&other.kept(1));
+        assert_eq!(health.gate(&policy(), at(11)), Gate::Wait(at(40)));
+        assert_eq!(health.gate(&policy(), at(40)), Gate::Probe);
+        health.probe(at(40));
+        health.adopt(&other.kept(1));
+        health.abandon(true);
+        assert_eq!(health.gate(&policy(), at(40)), Gate::Probe, "nobody waited for the probe: the next one asks");
     }
 
     #[test]

@@ -1,0 +1,128 @@
+//! Who has more waiting than may: looked at once a second, told to every publisher through the registry's version.
+//!
+//! What waits is known from memory. Only the rows aside are counted by the database, now and then, and only of a tenant that is near its
+//! quota: what memory says of them may have drifted where callers changed them.
+
+use super::{Engine, LOAD_AGAIN};
+use crate::dispatch::load;
+use crate::dispatch::run::{Input, Life};
+use crate::domain::quotas::Quota;
+use crate::feed::{Head, News};
+use crate::store::quotas::BacklogStanding;
+use chrono::{DateTime, TimeDelta, Utc};
+use std::sync::atomic::Ordering;
+
+/// Between two counts of a tenant's rows.
+const COUNT_EVERY: TimeDelta = TimeDelta::seconds(5);
+
+/// What the engine keeps of a tenant's backlog.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Backlog {
+    /// True where publishers are told that it is full.
+    full: bool,
+    marking: bool,
+    counting: bool,
+    count_at: DateTime<Utc>,
+}
+
+impl Backlog {
+    pub fn new(full: bool) -> Self {
+        Self { full, marking: false, counting: false, count_at: DateTime::UNIX_EPOCH }
+    }
+}
+
+/// Whether publishers are to be told so. Once it is full, a tenth less must wait before more is taken.
+fn is_full(was_full: bool, backlog: u64, limit: u64) -> bool {
+    if was_full { backlog >= limit - limit / 10 } else { backlog >= limit }
+}
+
+impl Engine {
+    /// Compares what waits with what may.
+    pub(super) fn look_at_backlogs(&mut self, now: DateTime<Utc>) {
+        let mut all = 0;
+        for (id, held) in &mut self.tenants {
+            let backlog = held.tenant.backlog();
+            all += backlog;
+            let life = Life { tenant: *id, token: held.tenant.token };
+            let Some(registry) = &held.registry else {
+                // Nothing else may ever ask for it where nothing is published any more.
+                if held.backlog.full && !held.refreshing && now >= held.not_before {
+                    held.refreshing = true;
+                    load::registry(&self.shared, life, None);
+                }
+                continue;
+            };
+            let limit = registry.limits().get(Quota::Backlog);
+            let kept = &mut held.backlog;
+            if (kept.full || backlog >= limit / 2 && held.tenant.rows > 0) && !kept.counting && now >= kept.count_at {
+                kept.counting = true;
+                kept.count_at = now + COUNT_EVERY;
+                let most = i64::try_from(limit).unwrap_or(i64::MAX).saturating_add(1);
+                load::count(&self.shared, life, most);
+            }
+            let full = is_full(kept.full, backlog, limit);
+            if full != kept.full && !kept.marking {
+                kept.marking = true;
+                let standing = if full { BacklogStanding::Full } else { BacklogStanding::Free };
+                tracing::info!(tenant = %id, backlog, limit, ?standing, "a tenant's backlog has reached its quota, or has left it");
+                load::mark(&self.shared, life, standing);
+            }
+        }
+        self.load.backlog.store(usize::try_from(all).unwrap_or(usize::MAX), Ordering::Relaxed);
+    }
+
+    pub(super) fn take_backlog(&mut self, input: Input) {
+        let (Input::Counted { life, .. } | Input::Marked { life, .. }) = &input else { return };
+        let life = *life;
+        let shared = self.shared.clone();
+        let Some(held) = self.held(life) else { return };
+        match input {
+            Input::Counted { result, .. } => {
+                held.backlog.counting = false;
+                match result {
+                    Ok(rows) => held.tenant.rows = rows,
+                    Err(error) => {
+                        tracing::debug!(%error, "deferred invocations could not be counted; it is tried again");
+                    }
+                }
+            }
+            Input::Marked { standing, result, .. } => {
+                held.backlog.marking = false;
+                match result {
+                    Ok(Some(change)) => {
+                        held.backlog.full = standing == BacklogStanding::Full;
+                        let (position, registry_version) = (change.position, change.registry_version);
+                        let tenant = life.tenant;
+                        shared.parts.feed.send(&News::Head(Head {
+                            tenant,
+                            position,
+                            registry_version,
+                            deferred_version: 0,
+                        }));
+                    }
+                    // Another owner says it now.
+                    Ok(None) => {}
+                    Err(error) => {
+                        tracing::warn!(tenant = %life.tenant, %error, "a full backlog could not be told; it is tried again");
+                        held.backlog.count_at += LOAD_AGAIN;
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_backlog_is_free_again_once_a_tenth_of_it_is_gone() {
+        assert!(!is_full(false, 99, 100));
+        assert!(is_full(false, 100, 100));
+        assert!(is_full(true, 90, 100));
+        assert!(!is_full(true, 89, 100));
+        assert!(is_full(false, 1, 1) && is_full(true, 1, 1) && !is_full(true, 0, 1));
+    }
+}

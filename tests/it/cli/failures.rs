@@ -1,0 +1,103 @@
+//! Failures as programs read them: with `--json` one JSON object on standard error, of every group of commands.
+
+use serde_json::Value;
+
+use super::{Cli, Done, alone, run};
+use crate::harness::process::Process;
+use crate::harness::{Answer, Receiver};
+
+/// The failure that a command tells a program, which is all that it says on standard error.
+#[track_caller]
+fn told(done: &Done, code: i32) -> Value {
+    assert_eq!(done.code, Some(code), "{done:?}");
+    let lines: Vec<_> = done.err.lines().collect();
+    assert_eq!(lines.len(), 1, "{done:?}");
+    let said: Value = serde_json::from_str(lines[0]).unwrap_or_else(|error| panic!("{error}: {done:?}"));
+    let error = said["error"].clone();
+    assert!(error["message"].as_str().is_some_and(|message| !message.is_empty()), "{done:?}");
+    assert_eq!(error["exitCode"], code, "{done:?}");
+    error
+}
+
+#[tokio::test]
+async fn every_group_of_commands_tells_programs_why_it_failed() {
+    let cli = Cli::new().await;
+    let absent = "sub_00000000000000000000000000";
+    let cases: &[(&[&str], &str, &str)] = &[
+        (&["publish", "CUSTOM_ABSENT", "--data", "{}"], "EVENT_TYPE_NOT_FOUND", "Publish"),
+        (&["subscribe", "CUSTOM_ABSENT", "--webhook", "http://127.0.0.1:9/x"], "EVENT_TYPE_NOT_FOUND", "Subscribe"),
+        (&["unsubscribe", absent], "SUBSCRIPTION_NOT_FOUND", "Unsubscribe"),
+        (&["subscriptions", "get", absent], "SUBSCRIPTION_NOT_FOUND", "GetSubscription"),
+        (&["subscriptions", "disable", absent], "SUBSCRIPTION_NOT_FOUND", "DisableSubscription"),
+        (&["event-types", "get", "CUSTOM_ABSENT"], "EVENT_TYPE_NOT_FOUND", "GetEventType"),
+        (&["event-types", "create", "WRONG"], "FIELD_INVALID", "CreateEventType"),
+        (&["events", "get", "evt_00000000000000000000000000"], "EVENT_NOT_FOUND", "GetEvent"),
+        (&["events", "cancel", "evt_00000000000000000000000000"], "EVENT_NOT_FOUND", "CancelEvent"),
+        (&["watch", "--filter", "event.type =="], "FILTER_INVALID", "Watch"),
+        (&["invocations", "get", "inv_wrong"], "FIELD_INVALID", "GetInvocation"),
+        (&["explain", "evt_00000000000000000000000000"], "EVENT_NOT_FOUND", "ExplainMatch"),
+        (&["test", absent, "--data", "{}"], "SUBSCRIPTION_NOT_FOUND", "TestSubscription"),
+        (&["admin", "tenants", "get", "absent"], "TENANT_NOT_FOUND", "GetTenant"),
+        (&["admin", "tenants", "update", "absent", "--quota", "backlog_max=5"], "TENANT_NOT_FOUND", "UpdateTenant"),
+        (&["admin", "apps", "delete", "absent"], "APP_NOT_FOUND", "DeleteApp"),
+        (&["admin", "keys", "revoke", "wrong"], "FIELD_INVALID", "RevokeApiKey"),
+        (&["admin", "publishers", "delete", "wrong"], "FIELD_INVALID", "DeletePublisherIdentity"),
+    ];
+    for (command, reason, rpc) in cases {
+        let done = cli.run(&[command, &["--json"][..]].concat()).await;
+        let error = told(&done, 1);
+        assert_eq!((error["reason"].as_str(), error["rpc"].as_str()), (Some(*reason), Some(*rpc)), "{error}");
+        assert!(done.out.is_empty(), "no result: {done:?}");
+    }
+    let error = told(&cli.run(&["event-types", "create", "WRONG", "--json"]).await, 1);
+    assert_eq!(error["fieldViolations"][0]["field"], "name", "{error}");
+    assert_eq!(error["code"], 3, "{error}");
+}
+
+#[tokio::test]
+async fn failures_before_any_call_have_reasons_too() {
+    let cli = Cli::new().await;
+    let error = told(&cli.run(&["events", "list", "--url", "http://127.0.0.1:1", "--json"]).await, 1);
+    assert_eq!(error["reason"], "CONNECTION");
+    assert!(error["help"].as_str().is_some_and(|help| help.contains("carillon dev")), "{error}");
+    let error = told(&cli.run(&["publish", "A", "--data", "@absent.json", "--json"]).await, 1);
+    assert_eq!(error["reason"], "FILE");
+    let error = told(&cli.run(&["admin", "tenants", "update", "acme", "--json"]).await, 2);
+    assert_eq!(error["reason"], "USAGE");
+    let error = told(&alone(&["--json", "events", "absent"]).await, 2);
+    assert_eq!(error["reason"], "USAGE");
+    let error = told(&alone(&["admin", "tenants", "update", "acme", "--quota", "other=1", "--json"]).await, 2);
+    assert!(error["message"].as_str().is_some_and(|message| message.contains("backlog_max")), "{error}");
+    for command in ["serve", "migrate", "reseal"] {
+        let mut process = Process::carillon();
+        process.args([command, "--json"]).env("CARILLON_DATABASE__URL", "mysql://u:hunter2@127.0.0.1/x");
+        let done = run(process).await;
+        let error = told(&done, 1);
+        assert_eq!(error["reason"], "CONFIGURATION", "{command}: {error}");
+        assert!(!done.err.contains("hunter2"), "{done:?}");
+    }
+    // Help is no failure.
+    assert!(alone(&["--json", "--help"]).await.ok().contains("Usage"));
+}
+
+#[tokio::test]
+async fn a_waiting_publish_prints_one_document_and_its_exit_code_tells_how_it_ended() {
+    let cli = Cli::new().await;
+    let receiver = Receiver::start().await;
+    cli.tenant.declare("CUSTOM_WAITED").await;
+    receiver.answers("/bad", [Answer::Status(500)]);
+    cli.tenant.subscribe("CUSTOM_WAITED", &receiver, "/bad").await;
+    let done = cli.run(&["publish", "CUSTOM_WAITED", "--data", "{}", "--wait", "--json"]).await;
+    let error = told(&done, 3);
+    assert_eq!(error["reason"], "DEAD_LETTERED");
+    let documents: Vec<Value> = done.out.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    assert_eq!(documents.len(), 1, "{documents:?}");
+    assert_eq!(
+        (&documents[0]["done"], &documents[0]["invocations"][0]["state"]),
+        (&Value::Bool(true), &"INVOCATION_STATE_DEAD_LETTERED".into())
+    );
+    receiver.answers("/bad", [Answer::Hang]);
+    let done = cli.run(&["publish", "CUSTOM_WAITED", "--data", "{}", "--wait=300ms", "--json"]).await;
+    assert_eq!(told(&done, 4)["reason"], "STILL_RUNNING");
+    assert_eq!(done.out.lines().count(), 1, "{done:?}");
+}

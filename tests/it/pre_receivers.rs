@@ -1,0 +1,172 @@
+//! Receivers of PRE events that do badly: what their answers mean beyond the event that they were asked about.
+
+use std::sync::Arc;
+
+use carillon::proto::internal::PreVerdictKind;
+use carillon::proto::public::{
+    CircuitBreaker, CircuitState, CreateEventTypeRequest, DeliveryPolicy, EventPhase, GetSubscriptionRequest,
+    PreFailurePolicy, PrePolicy, RateLimit, Subscription, SubscriptionState,
+};
+use pbjson_types::Duration;
+use serde_json::json;
+use tokio::sync::Semaphore;
+use tonic::Code;
+use tonic_types::StatusExt as _;
+
+use crate::harness::tenant::{assert_refused, publish_request, quick_policy};
+use crate::harness::{Answer, Receiver, Tenant, World, eventually};
+
+const TYPE: &str = "CUSTOM_PRE_ASKED";
+
+async fn declare(tenant: &Tenant) {
+    let request = CreateEventTypeRequest { name: TYPE.to_owned(), phase: EventPhase::Pre.into(), ..Default::default() };
+    tenant.types().create_event_type(request).await.expect("a PRE type can be declared");
+}
+
+async fn listen(tenant: &Tenant, receiver: &Receiver, path: &str, policy: DeliveryPolicy) -> String {
+    let mut request = tenant.subscribe_request(TYPE, &receiver.url(path));
+    request.delivery_policy = Some(policy);
+    let answer = tenant.events().subscribe(request).await.expect("a listener can be subscribed").into_inner();
+    receiver.trust(path, &answer.signing_secret);
+    answer.subscription.expect("it is set").id
+}
+
+async fn shown(tenant: &Tenant, id: &str) -> Subscription {
+    let request = GetSubscriptionRequest { subscription_id: id.to_owned() };
+    tenant.events().get_subscription(request).await.expect("it exists").into_inner().subscription.expect("it is shown")
+}
+
+#[tokio::test]
+async fn a_listener_that_answers_410_is_disabled_and_asked_no_more() {
+    let tenant = World::shared().await.tenant().await;
+    let receiver = Receiver::start().await;
+    declare(&tenant).await;
+    let gone = listen(&tenant, &receiver, "/gone", quick_policy()).await;
+    receiver.answers("/gone", [Answer::Status(410)]);
+    let refused = tenant.try_publish(publish_request(TYPE, &json!({}))).await;
+    assert_refused(refused, Code::Unavailable, "PRE_LISTENER_UNAVAILABLE");
+    eventually("its subscription is disabled", || async {
+        let subscription = shown(&tenant, &gone).await;
+        let disabled = subscription.state() == SubscriptionState::Disabled && subscription.state_reason == "GONE";
+        if disabled { Ok(()) } else { Err(subscription) }
+    })
+    .await;
+    tenant.told("SUBSCRIPTION_DISABLED", &gone).await;
+    tenant.publish(TYPE, &json!({})).await;
+    assert_eq!(receiver.received("/gone").len(), 1, "it is asked once");
+}
+
+/// What a refused publish says of its one listener.
+fn said(status: &tonic::Status) -> String {
+    status.get_details_precondition_failure().expect("a violation per listener").violations.remove(0).description
+}
+
+#[tokio::test]
+async fn an_open_circuit_fails_a_listener_without_a_call_on_every_replica_until_a_probe_succeeds() {
+    let tenant = World::shared().await.tenant().await;
+    let receiver = Receiver::start().await;
+    declare(&tenant).await;
+    let breaker =
+        |seconds| CircuitBreaker { failure_threshold: 2, open_duration: Some(Duration { seconds, nanos: 0 }) };
+    let once = |seconds| DeliveryPolicy { max_attempts: 1, circuit_breaker: Some(breaker(seconds)), ..quick_policy() };
+    let id = listen(&tenant, &receiver, "/ill", once(3_600)).await;
+    receiver.answers("/ill", [Answer::Status(500)]);
+    for _ in 0..2 {
+        let refused = tenant.try_publish(publish_request(TYPE, &json!({}))).await;
+        assert_refused(refused, Code::Unavailable, "PRE_LISTENER_UNAVAILABLE");
+    }
+    // Two failures have opened it: the next publisher is told at once, here and within a moment at the other replica.
+    let refused = tenant.try_publish(publish_request(TYPE, &json!({}))).await;
+    let status = assert_refused(refused, Code::Unavailable, "PRE_LISTENER_UNAVAILABLE");
+    assert!(said(&status).contains("circuit is open"), "{status:?}");
+    assert_eq!(receiver.received("/ill").len(), 2, "it was not asked");
+    tenant.told("SUBSCRIPTION_CIRCUIT_OPENED", &id).await;
+    let circuit = shown(&tenant, &id).await.circuit.expect("it is shown");
+    assert_eq!((circuit.state(), circuit.failures), (CircuitState::Open, 2));
+    eventually("the other replica knows too", || async {
+        let mut publisher = tenant.publishers[1].clone();
+        let refused = publisher.publish(publish_request(TYPE, &json!({}))).await.expect_err("it must agree");
+        if said(&refused).contains("circuit is open") { Ok(()) } else { Err(refused) }
+    })
+    .await;
+    let asked = receiver.received("/ill").len();
+
+    // Another policy begins anew; a short one lets its probe through soon.
+    let update = carillon::proto::public::UpdateSubscriptionRequest {
+        subscription: Some(Subscription { id: id.clone(), delivery_policy: Some(once(1)), ..Default::default() }),
+        update_mask: Some(pbjson_types::FieldMask { paths: vec!["delivery_policy.circuit_breaker".to_owned()] }),
+        ..Default::default()
+    };
+    tenant.events().update_subscription(update).await.expect("changed");
+    for _ in 0..2 {
+        tenant.try_publish(publish_request(TYPE, &json!({}))).await.expect_err("it fails as before");
+    }
+    receiver.answers("/ill", [Answer::Status(200)]);
+    let published = eventually("a probe finds it well", || async {
+        tenant.try_publish(publish_request(TYPE, &json!({}))).await.map_err(|status| said(&status))
+    })
+    .await;
+    assert_eq!(published.pre_verdicts[0].verdict(), PreVerdictKind::Succeeded);
+    tenant.told("SUBSCRIPTION_CIRCUIT_CLOSED", &id).await;
+    assert_eq!(receiver.received("/ill").len(), asked + 3, "two that failed, and the probe");
+}
+
+#[tokio::test]
+async fn a_listener_that_may_fail_and_whose_circuit_is_open_is_left_out() {
+    let tenant = World::shared().await.tenant().await;
+    let receiver = Receiver::start().await;
+    declare(&tenant).await;
+    let breaker = CircuitBreaker { failure_threshold: 1, open_duration: Some(Duration { seconds: 3_600, nanos: 0 }) };
+    let mut request = tenant.subscribe_request(TYPE, &receiver.url("/ill"));
+    request.delivery_policy =
+        Some(DeliveryPolicy { max_attempts: 1, circuit_breaker: Some(breaker), ..quick_policy() });
+    request.pre_policy = Some(PrePolicy { failure_policy: PreFailurePolicy::Ignore.into(), ..Default::default() });
+    tenant.events().subscribe(request).await.expect("subscribed");
+    receiver.answers("/ill", [Answer::Status(500)]);
+    for _ in 0..3 {
+        let published = tenant.publish(TYPE, &json!({})).await;
+        assert_eq!(published.pre_verdicts[0].verdict(), PreVerdictKind::Failed);
+    }
+    assert_eq!(receiver.received("/ill").len(), 1, "asked until its circuit was open");
+}
+
+#[tokio::test]
+async fn questions_at_a_time_and_over_time_are_bounded_as_deliveries_are() {
+    let tenant = World::shared().await.tenant().await;
+    let receiver = Receiver::start().await;
+    declare(&tenant).await;
+    let one = DeliveryPolicy { max_in_flight: 1, ..quick_policy() };
+    listen(&tenant, &receiver, "/narrow", one).await;
+    let gate = Arc::new(Semaphore::new(0));
+    receiver.answers("/narrow", [Answer::Gated(gate.clone())]);
+    let mut publishing = Vec::new();
+    for n in 0..4 {
+        let mut publisher = tenant.publisher();
+        let request = publish_request(TYPE, &json!({ "n": n }));
+        publishing.push(tokio::spawn(async move { publisher.publish(request).await }));
+    }
+    receiver.receives("/narrow", 1).await;
+    // Each permit lets one answer through, and only then comes the next question.
+    for asked in 1..=4 {
+        assert_eq!(receiver.received("/narrow").len(), asked, "one at a time");
+        gate.add_permits(1);
+        if asked < 4 {
+            receiver.receives("/narrow", asked + 1).await;
+        }
+    }
+    for one in publishing {
+        one.await.expect("no panic").expect("it agreed");
+    }
+
+    let rate_limit = Some(RateLimit { count: 2, interval: Some(Duration { seconds: 86_400, nanos: 0 }) });
+    let tenant = World::shared().await.tenant().await;
+    declare(&tenant).await;
+    listen(&tenant, &receiver, "/slow", DeliveryPolicy { rate_limit, ..quick_policy() }).await;
+    for _ in 0..2 {
+        tenant.publish(TYPE, &json!({})).await;
+    }
+    let refused = tenant.try_publish(publish_request(TYPE, &json!({}))).await;
+    let status = assert_refused(refused, Code::Unavailable, "PRE_LISTENER_UNAVAILABLE");
+    assert!(said(&status).contains("rate limit"), "{status:?}");
+    assert_eq!(receiver.received("/slow").len(), 2);
+}
