@@ -66,6 +66,15 @@ pub struct Watch {
     pub fallen_out: Counter,
 }
 
+/// The quotas that may refuse a publish: their series exist from the start.
+const PUBLISH_QUOTAS: [&str; 5] = [
+    "publish_events_per_second",
+    "publish_events_burst",
+    "publish_bytes_per_second",
+    "publish_bytes_burst",
+    "backlog_max",
+];
+
 /// Where a filter stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FilterPlace {
@@ -142,6 +151,9 @@ impl Measured {
             "Publish calls matched again because the registry in memory was behind",
             registry_misses.clone(),
         );
+        for quota in PUBLISH_QUOTAS {
+            let _ = refused.get_or_create(&QuotaLabels { quota });
+        }
         registry.register("publish_refused", "Publish calls refused by a quota of their tenant", refused.clone());
         registry.register("publish_batch_events", "Events in one group commit", batch_events.clone());
         registry.register("publish_commit_duration_seconds", "Time of one group commit", commit_seconds.clone());

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use carillon::proto::internal::{
     CreateAppRequest, DeleteAppRequest, DeletePublisherIdentityRequest, ListApiKeysRequest, ListAuditRecordsRequest,
-    ListPublisherIdentitiesRequest, RevokeApiKeyRequest, Role,
+    ListPublisherIdentitiesRequest, RevokeApiKeyRequest, Role, Tenant as ProtoTenant, UpdateTenantRequest,
 };
 use carillon::proto::public::{
     AddEventTypeSchemaRequest, CancelInvocationRequest, DeleteEventTypeRequest, DisableSubscriptionRequest,
@@ -83,6 +83,9 @@ async fn every_call_that_changes_something_leaves_a_record() {
         .await
         .expect("it was deleted");
 
+    let renamed = ProtoTenant { slug: slug(), display_name: "Renamed".to_owned(), ..Default::default() };
+    let request = UpdateTenantRequest { tenant: Some(renamed), ..Default::default() };
+    admin.update_tenant(request).await.expect("valid");
     let request = CreateAppRequest { tenant: slug(), slug: "gone".to_owned(), ..Default::default() };
     admin.create_app(request).await.expect("valid");
     let request = DeleteAppRequest { tenant: slug(), app: "gone".to_owned(), ..Default::default() };

@@ -43,7 +43,12 @@ fn mutations() -> BTreeSet<String> {
             }
             let input = method.input_type().rsplit('.').next().expect("a name");
             let message = file.message_type.iter().find(|message| message.name() == input);
-            let fields: Vec<_> = message.expect("it is in the same file").field.iter().map(|f| f.name()).collect();
+            let fields: Vec<_> = message
+                .expect("it is in the same file")
+                .field
+                .iter()
+                .map(prost_types::FieldDescriptorProto::name)
+                .collect();
             match OTHERWISE.iter().find(|(name, _)| *name == method.name()) {
                 Some((name, instead)) => assert!(fields.contains(instead), "{name} has no {instead}"),
                 None => {
