@@ -47,13 +47,20 @@ pub struct Metered<S> {
 /// How far the end of a connection is.
 enum Farewell {
     None,
-    /// Too many frames: a last word, where one can be said.
-    Flooded,
-    /// Nothing more is written.
-    Shut,
+    /// Too many frames: the last word is written.
+    Flooded(LastWord),
+    /// Nothing more is written: the peer is told so, until the time is up.
+    Shut(Pin<Box<Sleep>>),
     /// Bytes are thrown away until the peer closes or the time is up.
     Lingering(Pin<Box<Sleep>>),
     Done,
+}
+
+/// What is said to a peer that is turned away, and how long it may take to let it be said.
+struct LastWord {
+    frame: [u8; 17],
+    written: usize,
+    until: Pin<Box<Sleep>>,
 }
 
 /// What a connection opens with.
@@ -125,57 +132,72 @@ impl<S> Metered<S> {
         });
     }
 
-    /// `GOAWAY` with the reason; none where another frame is half written.
-    fn goaway(&self) -> Option<[u8; 17]> {
+    /// `GOAWAY` with the reason; nothing is said where another frame is half written.
+    fn flooded(&self) -> Farewell {
         if !self.outgoing.is_between_frames() {
-            return None;
+            return Farewell::Shut(linger());
         }
         let mut frame = [0; 17];
         frame[2] = 8;
         frame[3] = GOAWAY;
         frame[HEAD_BYTES..HEAD_BYTES + 4].copy_from_slice(&self.stream_id_max.to_be_bytes());
         frame[16] = ENHANCE_YOUR_CALM;
-        Some(frame)
+        Farewell::Flooded(LastWord { frame, written: 0, until: linger() })
     }
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Metered<S> {
-    /// Says the last word, closes for writing, and throws away what still comes for a moment. What cannot be written at once is not.
+    /// Says the last word, closes for writing, and throws away what still comes for a moment.
+    ///
+    /// A write that is not ready says nothing about the peer: it may be this task's turn that is over. What takes longer than a
+    /// moment is given up.
     fn poll_farewell(&mut self, context: &mut Context<'_>) -> Poll<()> {
         loop {
             match &mut self.farewell {
-                Farewell::None => self.farewell = Farewell::Shut,
-                Farewell::Flooded => {
-                    if let Some(frame) = self.goaway() {
-                        let _ = Pin::new(&mut self.stream).poll_write(context, &frame);
-                        let _ = Pin::new(&mut self.stream).poll_flush(context);
-                    }
-                    let _ = Pin::new(&mut self.stream).poll_shutdown(context);
-                    self.farewell = Farewell::Lingering(Box::pin(sleep(LINGER)));
-                }
-                Farewell::Shut => {
-                    if ready!(Pin::new(&mut self.stream).poll_shutdown(context)).is_err() {
-                        self.farewell = Farewell::Done;
-                    } else {
-                        self.farewell = Farewell::Lingering(Box::pin(sleep(LINGER)));
-                    }
-                }
-                Farewell::Lingering(until) => {
-                    if until.as_mut().poll(context).is_ready() {
-                        self.farewell = Farewell::Done;
+                Farewell::None => self.farewell = Farewell::Shut(linger()),
+                Farewell::Flooded(word) => {
+                    if word.written == word.frame.len() || word.until.as_mut().poll(context).is_ready() {
+                        self.farewell = Farewell::Shut(linger());
                         continue;
                     }
-                    let mut waste = [0; 4_096];
-                    let mut waste = ReadBuf::new(&mut waste);
-                    match ready!(Pin::new(&mut self.stream).poll_read(context, &mut waste)) {
-                        Ok(()) if !waste.filled().is_empty() => {}
-                        _ => self.farewell = Farewell::Done,
+                    match Pin::new(&mut self.stream).poll_write(context, &word.frame[word.written..]) {
+                        Poll::Ready(Ok(written)) if written > 0 => word.written += written,
+                        Poll::Ready(_) => self.farewell = Farewell::Done,
+                        // A peer that first sends everything and then reads gets on.
+                        Poll::Pending if ready!(poll_waste(&mut self.stream, context)) => {}
+                        Poll::Pending => self.farewell = Farewell::Done,
+                    }
+                }
+                // TLS writes what it still holds first.
+                Farewell::Shut(until) => match Pin::new(&mut self.stream).poll_shutdown(context) {
+                    Poll::Ready(Ok(())) => self.farewell = Farewell::Lingering(linger()),
+                    Poll::Ready(Err(_)) => self.farewell = Farewell::Done,
+                    Poll::Pending => {
+                        ready!(until.as_mut().poll(context));
+                        self.farewell = Farewell::Done;
+                    }
+                },
+                Farewell::Lingering(until) => {
+                    if until.as_mut().poll(context).is_ready() || !ready!(poll_waste(&mut self.stream, context)) {
+                        self.farewell = Farewell::Done;
                     }
                 }
                 Farewell::Done => return Poll::Ready(()),
             }
         }
     }
+}
+
+fn linger() -> Pin<Box<Sleep>> {
+    Box::pin(sleep(LINGER))
+}
+
+/// Reads some bytes and throws them away; false where no more come.
+fn poll_waste(stream: &mut (impl AsyncRead + Unpin), context: &mut Context<'_>) -> Poll<bool> {
+    let mut waste = [0; 4_096];
+    let mut waste = ReadBuf::new(&mut waste);
+    let read = ready!(Pin::new(stream).poll_read(context, &mut waste));
+    Poll::Ready(read.is_ok() && !waste.filled().is_empty())
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Metered<S> {
@@ -192,7 +214,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Metered<S> {
                 return Poll::Ready(Ok(()));
             }
             buffer.set_filled(before);
-            this.farewell = Farewell::Flooded;
+            this.farewell = this.flooded();
         }
         ready!(this.poll_farewell(context));
         Poll::Ready(Err(io::Error::other("too many frames that carry no call")))
@@ -368,6 +390,42 @@ mod tests {
         });
         assert!(flooded.is_err());
         assert_eq!((answer[3], answer[16]), (GOAWAY, ENHANCE_YOUR_CALM));
+    }
+
+    #[tokio::test]
+    async fn a_goaway_waits_for_a_reader_that_is_late() {
+        const FRAMES: usize = 20;
+        let (mut client, server) = duplex(FRAMES * PING.len());
+        let mut metered = Metered::new(server, 10, Arc::default());
+        client.write_all(PREFACE).await.unwrap();
+        let mut buffer = vec![0; 1 << 16];
+        assert_eq!(metered.read(&mut buffer).await.unwrap(), PREFACE.len());
+        // Nothing more can be written before the client has read.
+        metered.write_all(&PING.repeat(FRAMES)).await.unwrap();
+        client.write_all(&PING.repeat(FRAMES)).await.unwrap();
+        let (flooded, answer) = tokio::join!(metered.read(&mut buffer), async {
+            let mut answer = [0; (FRAMES + 1) * PING.len()];
+            client.read_exact(&mut answer).await.unwrap();
+            drop(client);
+            answer
+        });
+        assert!(flooded.is_err());
+        let last = &answer[FRAMES * PING.len()..];
+        assert_eq!((last[3], last[16]), (GOAWAY, ENHANCE_YOUR_CALM));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_reader_that_never_reads_is_not_waited_for() {
+        let (mut client, server) = duplex(20 * PING.len());
+        let mut metered = Metered::new(server, 10, Arc::default());
+        client.write_all(PREFACE).await.unwrap();
+        let mut buffer = vec![0; 1 << 16];
+        assert_eq!(metered.read(&mut buffer).await.unwrap(), PREFACE.len());
+        metered.write_all(&PING.repeat(20)).await.unwrap();
+        client.write_all(&PING.repeat(20)).await.unwrap();
+        let began = Instant::now();
+        assert!(metered.read(&mut buffer).await.is_err());
+        assert!(began.elapsed() < 3 * LINGER, "it took {:?}", began.elapsed());
     }
 
     #[tokio::test]
