@@ -21,7 +21,7 @@ run: ## Start Carillon with everything it needs: a private Postgres, certificate
 	cargo run --locked -- dev $(ARGS)
 
 test: tools ## Check everything: format, lints, layers, unit and integration tests, proto files, documentation
-	@tests/tools/need.sh postgres chromium
+	@tests/tools/need.sh postgres chromium openssl
 	cargo fmt --all -- --check
 	tests/tools/proto.sh
 	cargo clippy --locked --all-targets -- -D warnings

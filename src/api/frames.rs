@@ -27,6 +27,8 @@ const ENHANCE_YOUR_CALM: u8 = 11;
 
 /// How long bytes of a peer are thrown away after the last frame to it: closing at once would take the frame from its hands.
 const LINGER: Duration = Duration::from_secs(1);
+/// Bytes that are thrown away at most: a peer that goes on sending is then left to wait, and costs nothing.
+const WASTE_BYTES_MAX: usize = 256 * 1_024;
 /// How long it takes until the whole burst has come back.
 const REFILL_MILLIS: u128 = 10_000;
 
@@ -42,6 +44,8 @@ pub struct Metered<S> {
     /// The peer has made the server send more resets than it may.
     overdrawn: bool,
     farewell: Farewell,
+    /// Bytes that may still be thrown away.
+    waste_bytes_left: usize,
 }
 
 /// How far the end of a connection is.
@@ -84,6 +88,7 @@ impl<S> Metered<S> {
             stream_id_max: 0,
             overdrawn: false,
             farewell: Farewell::None,
+            waste_bytes_left: WASTE_BYTES_MAX,
         }
     }
 
@@ -162,10 +167,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Metered<S> {
                     }
                     match Pin::new(&mut self.stream).poll_write(context, &word.frame[word.written..]) {
                         Poll::Ready(Ok(written)) if written > 0 => word.written += written,
-                        Poll::Ready(_) => self.farewell = Farewell::Done,
                         // A peer that first sends everything and then reads gets on.
-                        Poll::Pending if ready!(poll_waste(&mut self.stream, context)) => {}
-                        Poll::Pending => self.farewell = Farewell::Done,
+                        Poll::Pending if ready!(self.poll_waste(context)) => {}
+                        _ => self.farewell = Farewell::Done,
                     }
                 }
                 // TLS writes what it still holds first.
@@ -178,7 +182,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Metered<S> {
                     }
                 },
                 Farewell::Lingering(until) => {
-                    if until.as_mut().poll(context).is_ready() || !ready!(poll_waste(&mut self.stream, context)) {
+                    if until.as_mut().poll(context).is_ready() || !ready!(self.poll_waste(context)) {
                         self.farewell = Farewell::Done;
                     }
                 }
@@ -186,18 +190,22 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Metered<S> {
             }
         }
     }
+
+    /// Reads some bytes and throws them away; false where no more come. Only the end of a time wakes it where it may not read on.
+    fn poll_waste(&mut self, context: &mut Context<'_>) -> Poll<bool> {
+        if self.waste_bytes_left == 0 {
+            return Poll::Pending;
+        }
+        let mut waste = [0; 4_096];
+        let mut waste = ReadBuf::new(&mut waste);
+        let read = ready!(Pin::new(&mut self.stream).poll_read(context, &mut waste));
+        self.waste_bytes_left = self.waste_bytes_left.saturating_sub(waste.filled().len());
+        Poll::Ready(read.is_ok() && !waste.filled().is_empty())
+    }
 }
 
 fn linger() -> Pin<Box<Sleep>> {
     Box::pin(sleep(LINGER))
-}
-
-/// Reads some bytes and throws them away; false where no more come.
-fn poll_waste(stream: &mut (impl AsyncRead + Unpin), context: &mut Context<'_>) -> Poll<bool> {
-    let mut waste = [0; 4_096];
-    let mut waste = ReadBuf::new(&mut waste);
-    let read = ready!(Pin::new(stream).poll_read(context, &mut waste));
-    Poll::Ready(read.is_ok() && !waste.filled().is_empty())
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Metered<S> {
@@ -426,6 +434,27 @@ mod tests {
         let began = Instant::now();
         assert!(metered.read(&mut buffer).await.is_err());
         assert!(began.elapsed() < 3 * LINGER, "it took {:?}", began.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_goes_on_is_read_no_further_and_left_to_wait() {
+        let (mut client, server) = duplex(1 << 12);
+        let mut metered = Metered::new(server, 10, Arc::default());
+        client.write_all(PREFACE).await.unwrap();
+        let mut buffer = vec![0; 1 << 16];
+        assert_eq!(metered.read(&mut buffer).await.unwrap(), PREFACE.len());
+        let mut sent = 0;
+        let flood = async {
+            while client.write_all(&PING).await.is_ok() {
+                sent += PING.len();
+            }
+        };
+        let reading = async {
+            assert!(metered.read(&mut buffer).await.is_err());
+            drop(metered);
+        };
+        tokio::join!(flood, reading);
+        assert!(sent < WASTE_BYTES_MAX + (1 << 16), "{sent} bytes were taken");
     }
 
     #[tokio::test]

@@ -52,6 +52,9 @@ const LOOKS_PER_LIMIT: u32 = 4;
 const STREAM_ANSWERS: u32 = 2;
 /// How long before the cut streams are told to end.
 const STREAMS_END_BEFORE_CUT: Duration = Duration::from_secs(1);
+/// Calls of a connection that break HTTP/2 so that the server has to reset them, over its whole life. Each has begun, and costs what a
+/// call costs.
+const BROKEN_CALLS_MAX: usize = 64;
 /// How long a connection that sent no request may take to say goodbye.
 const GOODBYE: Duration = Duration::from_secs(1);
 
@@ -384,6 +387,7 @@ impl Server {
             .timer(TokioTimer::new())
             .max_concurrent_streams(self.limits.streams_per_connection)
             .max_header_list_size(self.limits.header_list_bytes_max)
+            .max_local_error_reset_streams(BROKEN_CALLS_MAX)
             .keep_alive_interval(self.limits.keepalive)
             .keep_alive_timeout(self.limits.keepalive)
             .initial_stream_window_size(1024 * 1024)

@@ -22,5 +22,6 @@ mod server;
 
 pub use ca::{Ca, CertRequest, DevCertificates, Issued, San, Usage};
 pub use error::Error;
+pub use initdb::OWNER;
 pub use installation::{Installation, Search};
 pub use postgres::{Options, PrivatePostgres, WhenRunning};

@@ -6,7 +6,7 @@
 use super::StoreError;
 use crate::clock;
 use sqlx::postgres::{PgPool, PgPoolOptions};
-use sqlx::{AssertSqlSafe, Executor as _};
+use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
 use std::time::{Duration, Instant};
 use uuid::Uuid;
 
@@ -14,6 +14,9 @@ use uuid::Uuid;
 const WRITERS: usize = 4;
 /// Rows of one statement.
 const ROWS: i64 = 100;
+
+/// The name by which replicas connect.
+const REPLICA: &str = "carillon";
 
 /// A connection to the database of a bench.
 #[derive(Debug, Clone)]
@@ -113,12 +116,6 @@ impl Meter {
             .await?)
     }
 
-    /// Transactions that ended in this database so far, this one not included.
-    pub async fn transactions(&self) -> Result<i64, StoreError> {
-        let sql = "SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = current_database()";
-        Ok(sqlx::query_scalar(sql).fetch_one(&self.pool).await?)
-    }
-
     /// Rows of every table of the service that are dead and not yet vacuumed.
     pub async fn dead_rows(&self) -> Result<i64, StoreError> {
         let sql =
@@ -132,4 +129,37 @@ impl Meter {
         self.pool.close().await;
         Ok(())
     }
+}
+
+/// What Postgres writes to its log of what it is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Logged {
+    /// Every statement.
+    Every,
+    /// None.
+    None,
+}
+
+/// Changes what a Postgres logs, as its superuser, for every connection that there is.
+pub async fn log_statements(owner_url: &str, logged: Logged) -> Result<(), StoreError> {
+    let mut connection = PgConnection::connect(owner_url).await?;
+    let setting = match logged {
+        Logged::Every => "SET log_statement = 'all'",
+        Logged::None => "RESET log_statement",
+    };
+    connection.execute(AssertSqlSafe(format!("ALTER SYSTEM {setting}"))).await?;
+    connection.execute("SELECT pg_reload_conf()").await?;
+    connection.close().await?;
+    Ok(())
+}
+
+/// The server processes that serve replicas, as the superuser sees them.
+pub async fn replica_pids(owner_url: &str) -> Result<Vec<i32>, StoreError> {
+    let mut connection = PgConnection::connect(owner_url).await?;
+    let pids = sqlx::query_scalar("SELECT pid FROM pg_stat_activity WHERE application_name = $1")
+        .bind(REPLICA)
+        .fetch_all(&mut connection)
+        .await?;
+    connection.close().await?;
+    Ok(pids)
 }

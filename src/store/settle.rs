@@ -103,12 +103,19 @@ impl Store {
         cursor: LogPlace,
         changes: &[Settled],
     ) -> Result<Fenced, StoreError> {
-        let token =
-            if planted::has(Defect::IgnoreFence) { self.overwrite(tenant, token, changes).await? } else { token };
-        if changes.iter().all(Settled::is_plain) {
-            return self.settle_plain(tenant, token, cursor, changes).await;
+        loop {
+            let token =
+                if planted::has(Defect::IgnoreFence) { self.overwrite(tenant, token, changes).await? } else { token };
+            let fenced = if changes.iter().all(Settled::is_plain) {
+                self.settle_plain(tenant, token, cursor, changes).await?
+            } else {
+                self.within(self.settle_all(tenant, token, cursor, changes)).await?
+            };
+            // The owner may have changed in between, which is no fence for who ignores it.
+            if fenced == Fenced::No || !planted::has(Defect::IgnoreFence) {
+                return Ok(fenced);
+            }
         }
-        self.within(self.settle_all(tenant, token, cursor, changes)).await
     }
 
     async fn settle_all(

@@ -92,7 +92,7 @@ pub async fn commit(
             stage.postgres.restart().await?;
             (1, String::new())
         }
-        Kind::StopReplica => (0, stop_owner(stage).await?),
+        Kind::StopReplica => (0, stop_owner(stage, receiver).await?),
         Kind::TerminateBackends => (0, terminate(stage, random).await?),
         Kind::WithholdCommit => (0, withhold(stage).await?),
         Kind::Famine => (0, famine(stage).await?),
@@ -124,11 +124,20 @@ async fn kill_replicas(stage: &mut Stage, random: &mut Random) -> anyhow::Result
 }
 
 /// Freezes the replica that dispatches the tenant until another one does, and lets it go on as if nothing had happened.
-async fn stop_owner(stage: &Stage) -> anyhow::Result<String> {
+///
+/// It is frozen in the middle of an attempt, whose result it has when it wakes: what it may no longer write.
+async fn stop_owner(stage: &Stage, receiver: &Receiver) -> anyhow::Result<String> {
     const ROUNDS: usize = 3;
     let mut owner = stage.owner().await?;
     for index in (0..stage.replicas.len()).cycle().take(ROUNDS * stage.replicas.len()) {
         let replica = &stage.replicas[index];
+        // Whoever was frozen before, the wrong one included, has held up traffic.
+        let before = receiver.arrived("/slow");
+        until("the slow receiver is called", Duration::from_secs(20), || {
+            let arrived = receiver.arrived("/slow");
+            std::future::ready(if arrived >= before + 3 { Ok(()) } else { Err(arrived) })
+        })
+        .await?;
         replica.signal(Signal::STOP);
         let frozen = replaced(&mut owner).await;
         replica.signal(Signal::CONT);

@@ -2,6 +2,7 @@
 //! new files come into use while calls run.
 
 use std::fs;
+use std::process::Stdio;
 use std::sync::Arc;
 
 use carillon::dev::{CertRequest, Issued};
@@ -15,6 +16,7 @@ use rcgen::{
     KeyUsagePurpose, NameConstraints, PKCS_RSA_SHA256, RsaKeySize, SanType, SerialNumber,
 };
 use rustls::{AlertDescription, ClientConfig, SupportedProtocolVersion};
+use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, ServerName};
 use serde_json::json;
 use tokio::io::AsyncReadExt as _;
@@ -298,6 +300,49 @@ async fn every_kind_of_certificate_has_its_exact_outcome() {
         }
     }
     assert!(wrong.is_empty(), "{}\n{}", wrong.join("\n"), stage.world.replicas[0].process.log_tail());
+}
+
+#[tokio::test]
+async fn a_certificate_with_a_key_that_is_too_short_is_refused() {
+    let stage = Stage::new().await;
+    let key = new_key();
+    put(&stage.world, "signer.key", &key.serialize_pem());
+    let signer = Authority::root("signer", key);
+    put(&stage.world, "cas/signer.pem", &signer.cert.pem());
+    put(&stage.world, "names.ext", &format!("subjectAltName=URI:{}\nextendedKeyUsage=clientAuth\n", stage.uri()));
+    let openssl = async |arguments: &str| {
+        let mut command = tokio::process::Command::new("openssl");
+        command.args(arguments.split(' ')).current_dir(stage.world.dir.path());
+        within("openssl ends", command.stdin(Stdio::null()).kill_on_drop(true).output()).await.expect("openssl runs")
+    };
+    // Nothing else here makes such a key, or would use it.
+    let make = async |bits: u32| {
+        for step in [
+            format!("req -new -newkey rsa:{bits} -nodes -keyout {bits}.key -subj /CN=client -out {bits}.csr"),
+            format!(
+                "x509 -req -in {bits}.csr -CA cas/signer.pem -CAkey signer.key -set_serial {bits} -days 1 -sha256 \
+                 -extfile names.ext -out {bits}.pem"
+            ),
+        ] {
+            let made = openssl(&step).await;
+            assert!(made.status.success(), "{step}: {}", String::from_utf8_lossy(&made.stderr));
+        }
+    };
+    make(2_048).await;
+    make(1_024).await;
+    let long = Shown {
+        chain: vec![CertificateDer::from_pem_file(stage.world.path("2048.pem")).expect("a certificate")],
+        key: KeyPair::from_pem(&fs::read_to_string(stage.world.path("2048.key")).expect("a file")).expect("a key"),
+    };
+    eventually("a key that is long enough is accepted", || stage.publish(&long)).await;
+    let address = &stage.world.replicas[0].addresses.internal;
+    let said = openssl(&format!(
+        "s_client -connect {address} -servername localhost -CAfile ca.pem -cert 1024.pem -key 1024.key -alpn h2 -tls1_3 \
+         -cipher DEFAULT@SECLEVEL=0 -ign_eof"
+    ))
+    .await;
+    let said = String::from_utf8_lossy(&said.stderr).into_owned();
+    assert!(said.contains("alert number 51"), "a decrypt_error: {said}");
 }
 
 #[tokio::test]

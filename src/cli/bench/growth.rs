@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 
 use super::Bench;
-use super::load::{closed, float, median, per_second};
+use super::load::{Steps, closed, float, median, per_second};
 use super::publish::{EVENT_TYPE, publish_batch, publishes};
 use super::report::{Figure, Target};
 use super::service::{declare, reader, subscribe};
@@ -28,8 +28,10 @@ const PAGE: i32 = 100;
 const CALLERS: usize = 4;
 /// Places of the log that random reads choose from.
 const PLACES: usize = 500;
-/// Subscriptions to other event types.
-const OTHERS: usize = 10_000;
+/// Subscriptions to other event types that many are measured beside.
+const FEW: usize = 10;
+/// Invocations of T13 at most.
+const INVOCATIONS_MAX: u64 = 1_000_000;
 /// Longer than Postgres keeps statistics to itself: an idle connection reports after at most 10 s.
 const STATISTICS: Duration = Duration::from_secs(12);
 
@@ -81,7 +83,16 @@ async fn grow(bench: &Bench, events: u64) -> Result<(Rates, Rates), CliError> {
     small.insert = insert;
     places.extend(more);
     let rest = events.saturating_sub(SMALL + 2 * window);
-    places.extend(fill(&publishers, rest).await?.0);
+    let filling = Steps::new("events", rest);
+    let mut filled = 0;
+    while filled < rest {
+        // Places enough for random reads, whatever the size.
+        let part = (rest / 20).max(window).min(rest - filled);
+        places.extend(fill(&publishers, part).await?.0);
+        filled += part;
+        filling.reached(filled);
+    }
+    drop(filling);
     let (more, insert) = fill(&publishers, window).await?;
     places.extend(more);
     let mut grown = reads(&client, &places, time).await?;
@@ -164,16 +175,16 @@ async fn page(
     Ok(call("ListEvents", client.events().list_events(client.request(request))).await?.next_cursor)
 }
 
-/// T12e: publishing among ten thousand subscriptions to other event types.
+/// T12e: publishing among many subscriptions to other event types.
 pub async fn subscriptions(bench: &Bench) -> Result<Vec<Figure>, CliError> {
     let fresh = bench.fresh().await?;
     let measured = among_others(&fresh).await;
     fresh.stop().await?;
-    let (alone, among) = measured?;
-    let name = format!("Publish, 64 callers, {OTHERS} subscriptions to other types");
+    let (few, many) = measured?;
+    let name = format!("Publish, 64 callers, {} subscriptions to other types", bench.args.subscriptions);
     Ok(vec![
-        Figure::new("T12e", name, among, "1/s")
-            .beside("the same without them", alone)
+        Figure::new("T12e", name, many, "1/s")
+            .beside(format!("the same with {FEW} of them"), few)
             .wants(Target::RatioAtLeast(0.95)),
     ])
 }
@@ -182,33 +193,46 @@ async fn among_others(bench: &Bench) -> Result<(f64, f64), CliError> {
     const TYPES: usize = 100;
     let publishers = bench.publishers(CALLERS).await?;
     let client = reader(&bench.service.access).await?;
-    let alone = publishes(&publishers, EVENT_TYPE, 64, bench.seconds()).await?.rate();
     for number in 0..TYPES {
         declare(&client, &format!("CUSTOM_bench.other{number}")).await?;
     }
-    let mut tasks = JoinSet::new();
-    for caller in 0..CALLERS {
-        let (client, access) = (client.clone(), bench.service.access.clone());
-        tasks.spawn(async move {
-            for number in (caller..OTHERS).step_by(CALLERS) {
-                let event_type = format!("CUSTOM_bench.other{}", number % TYPES);
-                let url = format!("http://127.0.0.1:9/{number}");
-                subscribe(&client, &access, &event_type, url, "").await?;
-            }
-            Ok::<_, CliError>(())
-        });
+    let subscribing = Steps::new("subscriptions", bench.args.subscriptions.into());
+    let add = async |from: usize, to: usize| -> Result<(), CliError> {
+        let mut tasks = JoinSet::new();
+        for caller in 0..CALLERS {
+            let (client, access) = (client.clone(), bench.service.access.clone());
+            tasks.spawn(async move {
+                for number in (from + caller..to).step_by(CALLERS) {
+                    let event_type = format!("CUSTOM_bench.other{}", number % TYPES);
+                    let url = format!("http://127.0.0.1:9/{number}");
+                    subscribe(&client, &access, &event_type, url, "").await?;
+                }
+                Ok::<_, CliError>(())
+            });
+        }
+        while let Some(ended) = tasks.join_next().await {
+            ended.unwrap_or_else(|_| Err(CliError::Result("a caller has panicked".to_owned())))?;
+        }
+        subscribing.reached(to as u64);
+        Ok(())
+    };
+    let rate = async || Ok::<_, CliError>(publishes(&publishers, EVENT_TYPE, 64, bench.seconds()).await?.rate());
+    let mut there = FEW;
+    add(0, there).await?;
+    let few = rate().await?;
+    let all = usize::try_from(bench.args.subscriptions).unwrap_or(FEW);
+    while there < all {
+        let next = (there + 1_000).min(all);
+        add(there, next).await?;
+        there = next;
     }
-    while let Some(ended) = tasks.join_next().await {
-        ended.unwrap_or_else(|_| Err(CliError::Result("a caller has panicked".to_owned())))?;
-    }
-    let among = publishes(&publishers, EVENT_TYPE, 64, bench.seconds()).await?.rate();
-    Ok((alone, among))
+    Ok((few, rate().await?))
 }
 
 /// T13: dead rows after many successes, and after one failure in ten.
 pub async fn dead_rows(bench: &Bench) -> Result<Vec<Figure>, CliError> {
     let fresh = bench.fresh().await?;
-    let measured = deliver_and_count(&fresh, bench.args.events).await;
+    let measured = deliver_and_count(&fresh, bench.args.events.min(INVOCATIONS_MAX)).await;
     fresh.stop().await?;
     measured
 }

@@ -1,12 +1,15 @@
-//! Load: callers that each wait for their answer, and a paced caller; with latencies as sorted lists.
+//! Load: callers that each wait for their answer, and a paced caller; with latencies as sorted lists; and how far it is.
 
 use std::future::Future;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use indicatif::ProgressBar;
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::cli::error::CliError;
+use crate::cli::output::{note, progress};
 
 /// What runs before the time that counts, so that connections, caches and statements are warm.
 const WARM_UP: Duration = Duration::from_millis(400);
@@ -31,6 +34,37 @@ impl Done {
     /// A percentile in milliseconds.
     pub fn ms(&self, percent: usize) -> f64 {
         percentile_ms(&self.latencies, percent)
+    }
+}
+
+/// How far long work is, on standard error: a bar on a terminal, else a line for every tenth.
+#[derive(Debug)]
+pub struct Steps {
+    bar: ProgressBar,
+    what: &'static str,
+    told: AtomicU64,
+}
+
+impl Steps {
+    /// Begins work of so many.
+    pub fn new(what: &'static str, of: u64) -> Self {
+        Self { bar: progress(of, what), what, told: AtomicU64::new(0) }
+    }
+
+    /// So many are done by now.
+    pub fn reached(&self, done: u64) {
+        self.bar.set_position(done);
+        let of = self.bar.length().unwrap_or_default().max(1);
+        let tenth = done * 10 / of;
+        if self.bar.is_hidden() && self.told.fetch_max(tenth, Ordering::Relaxed) < tenth {
+            note(&format!("  {done} of {of} {}", self.what));
+        }
+    }
+}
+
+impl Drop for Steps {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
     }
 }
 

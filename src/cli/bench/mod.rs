@@ -5,6 +5,7 @@
 
 pub mod echo;
 mod fairness;
+mod fanout;
 mod growth;
 mod idle;
 mod load;
@@ -15,6 +16,7 @@ mod raw;
 mod report;
 mod service;
 mod sink;
+mod statements;
 mod watch;
 mod webhook;
 
@@ -35,21 +37,28 @@ use crate::store::measure::Meter;
 const EXAMPLES: &str = "Examples:
   carillon bench publish
   carillon bench all --json
-  carillon bench growth --events 10000000";
+  carillon bench webhook --only T4,T5
+  carillon bench growth --events 10000000 --subscriptions 10000 --watches 10000";
 
 /// Measure a throw-away service on this machine, each figure beside its limit
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct BenchArgs {
-    /// What to measure
+    /// What to measure, and about how long it takes with the usual --seconds
     #[arg(value_enum)]
     what: What,
     /// Time for each figure
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=600), value_name = "SECONDS")]
     seconds: u64,
-    /// Events that the log grows to in T12; T13 makes as many invocations
+    /// Events that a log of 10,000 grows to in T12; T13 makes as many invocations, up to a million
     #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(20_000..=100_000_000), value_name = "N")]
     events: u64,
+    /// Subscriptions to other event types that 10 grow to in T12
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(11..=100_000), value_name = "N")]
+    subscriptions: u32,
+    /// Idle watches that 1,000 grow to in T12
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1_100..=100_000), value_name = "N")]
+    watches: u32,
     /// Measure only figures whose id starts with one of these, such as T5
     #[arg(long, value_delimiter = ',', value_name = "ID")]
     only: Vec<String>,
@@ -61,19 +70,21 @@ pub struct BenchArgs {
 /// Groups of figures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum What {
-    /// Durable publishes: T1, T2, T3
+    /// Durable publishes: T1, T2, T3; a minute
     Publish,
-    /// Publishes that a listener must agree to: T6
+    /// Publishes that a listener must agree to: T6; 20 seconds
     Pre,
-    /// Deliveries: T4, T5, T11
+    /// Deliveries: T4, T5, T11; a minute
     Webhook,
-    /// One tenant beside a noisy one: F1
+    /// One event to 1, 10 and 100 subscriptions: T5f to T5k; a minute
+    Fanout,
+    /// One tenant beside a noisy one: T4d, T4e; 20 seconds
     Fairness,
-    /// Live streams: T7, T8
+    /// Live streams: T7, T8; two minutes
     Watch,
-    /// What time brings: T12, T13, T14
+    /// What time brings: T12, T13, T14; eight minutes, and longer with more --events
     Growth,
-    /// Everything
+    /// Everything; a quarter of an hour
     All,
 }
 
@@ -137,8 +148,11 @@ impl Bench {
             self.figure("T5d", "10 webhooks", async |bench, _| webhook::ten_listeners(bench).await).await;
             self.figure("T11", "cost of an invocation", async |bench, _| webhook::postgres_cost(bench).await).await;
         }
+        if wants(What::Fanout) {
+            self.figure("T5f", "fan-out", async |bench, _| fanout::listeners(bench).await).await;
+        }
         if wants(What::Fairness) {
-            self.figure("F1", "a noisy neighbour", async |bench, _| fairness::neighbours(bench).await).await;
+            self.figure("T4d", "a noisy neighbour", async |bench, _| fairness::neighbours(bench).await).await;
         }
         if wants(What::Watch) {
             self.figure("T7f", "1 watch", async |bench, _| watch::one(bench).await).await;
@@ -151,6 +165,7 @@ impl Bench {
         if wants(What::Growth) {
             self.figure("T12", "a growing log", async |bench, _| growth::log(bench).await).await;
             self.figure("T12e", "other subscriptions", async |bench, _| growth::subscriptions(bench).await).await;
+            self.figure("T12f", "many watches", async |bench, _| watch::growing(bench).await).await;
             self.figure("T13", "dead rows", async |bench, _| growth::dead_rows(bench).await).await;
             self.figure("T14", "idle replica", async |bench, _| idle::cost(bench).await).await;
         }

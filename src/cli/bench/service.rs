@@ -140,6 +140,18 @@ impl Service {
             .ok_or(CliError::FileContent { path, reason: "database.migrate_url is missing".to_owned() })
     }
 
+    /// The same database as the superuser of its cluster.
+    pub fn owner_url(&self) -> Result<String, CliError> {
+        let url = self.database_url()?;
+        let place = url.split_once('@').map_or(url.as_str(), |(_, place)| place);
+        Ok(format!("postgres://{}@{place}", dev::OWNER))
+    }
+
+    /// The log of its Postgres.
+    pub fn postgres_log(&self) -> PathBuf {
+        self.folder.0.join("pg").join("log").join("postgres.log")
+    }
+
     /// Starts `carillon serve` on the same database, its public port over TLS where asked for.
     pub async fn replica(&self, public: PublicPort) -> Result<Replica, CliError> {
         let folder = &self.folder.0;

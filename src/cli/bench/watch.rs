@@ -301,7 +301,7 @@ async fn bare_flood(bench: &Bench, streams: usize) -> Result<f64, CliError> {
     Ok(per_second(read.load(Ordering::Relaxed) - from, since.elapsed()))
 }
 
-/// T8a, T8b and T12f: memory of a watch that has nothing to do, in a service whose memory nothing else has used before.
+/// T8a and T8b: memory of a watch that has nothing to do, in a service whose memory nothing else has used before.
 pub async fn idle(bench: &Bench) -> Result<Vec<Figure>, CliError> {
     let fresh = bench.fresh().await?;
     let measured = idle_memory(&fresh).await;
@@ -312,7 +312,6 @@ pub async fn idle(bench: &Bench) -> Result<Vec<Figure>, CliError> {
 async fn idle_memory(bench: &Bench) -> Result<Vec<Figure>, CliError> {
     const OWN: usize = 500;
     const SHARED: usize = 1_000;
-    const MORE: usize = 8_000;
     let bare_before = process::memory(bench.echo.running.pid);
     let mut bare = Vec::new();
     for _ in 0..OWN {
@@ -335,18 +334,41 @@ async fn idle_memory(bench: &Bench) -> Result<Vec<Figure>, CliError> {
     let before = process::memory(bench.service.pid());
     let shared = Audience::open(&bench.service.access, SHARED, CONNECTIONS).await?;
     let shared_each = per_watch(before, process::memory(bench.service.pid()), SHARED);
-    let before = process::memory(bench.service.pid());
-    let more = Audience::open(&bench.service.access, MORE, 2 * CONNECTIONS).await?;
-    let more_each = per_watch(before, process::memory(bench.service.pid()), MORE);
-    drop((own, shared, more));
+    drop((own, shared));
     Ok(vec![
         Figure::new("T8a", "memory of an idle watch with its own connection", own_each, "KB")
             .beside("tonic's bare idle stream with its own connection", bare_each)
             .wants(Target::RatioAtMost(1.3)),
         Figure::new("T8b", "memory of an idle watch on a shared connection", shared_each, "KB")
             .wants(Target::AtMost(10.0)),
-        Figure::new("T12f", "memory of each further idle watch, up to 10,000", more_each, "KB")
-            .beside("each of the first 1,000", shared_each)
+    ])
+}
+
+/// T12f: memory of an idle watch among many, in a service of its own.
+pub async fn growing(bench: &Bench) -> Result<Vec<Figure>, CliError> {
+    let fresh = bench.fresh().await?;
+    let measured = growing_memory(&fresh).await;
+    fresh.stop().await?;
+    measured
+}
+
+async fn growing_memory(bench: &Bench) -> Result<Vec<Figure>, CliError> {
+    const FEW: usize = 1_000;
+    /// Watches of one connection, few or many: what a connection costs is then in both figures alike.
+    const EACH: usize = FEW / CONNECTIONS;
+    let all = usize::try_from(bench.args.watches).unwrap_or(FEW);
+    let many = all.saturating_sub(FEW);
+    // What the first watches of a tenant need is not what each further one needs.
+    let _first = Audience::open(&bench.service.access, 50, 1).await?;
+    let before = process::memory(bench.service.pid());
+    let _few = Audience::open(&bench.service.access, FEW, CONNECTIONS).await?;
+    let few_each = per_watch(before, process::memory(bench.service.pid()), FEW);
+    let before = process::memory(bench.service.pid());
+    let _many = Audience::open(&bench.service.access, many, many.div_ceil(EACH)).await?;
+    let many_each = per_watch(before, process::memory(bench.service.pid()), many);
+    Ok(vec![
+        Figure::new("T12f", format!("memory of each further idle watch, up to {all}"), many_each, "KB")
+            .beside("each of the first 1,000", few_each)
             .wants(Target::RatioAtMost(1.1)),
     ])
 }

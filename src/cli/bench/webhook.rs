@@ -194,7 +194,7 @@ pub async fn settled() {
 }
 
 /// The same body and headers, posted by the same HTTP client that the service uses, straight to the receiver.
-async fn bare_http(sink: &Sink, time: Duration) -> Result<Done, CliError> {
+pub async fn bare_http(sink: &Sink, time: Duration) -> Result<Done, CliError> {
     let nothing = || CliError::Result("no delivery has arrived".to_owned());
     let (headers, body) = sink.sample().ok_or_else(nothing)?;
     let mut connector = HttpConnector::new();

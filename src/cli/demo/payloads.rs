@@ -88,6 +88,14 @@ pub fn load(packages: Option<&Path>) -> Result<Vec<Kind>, CliError> {
         return SAMPLE.iter().map(kind).collect::<Result<_, _>>().map_err(built_in);
     };
     let examples_path = package(folder, "webhooks-examples").join("api.github.com").join("index.json");
+    if !examples_path.is_file() {
+        return Err(CliError::Usage(format!(
+            "--packages {0}: it does not hold @octokit/webhooks-examples; get it with `npm install --prefix FOLDER \
+             @octokit/webhooks-examples@7.6.1 @octokit/webhooks-schemas@7.6.1` and give FOLDER/node_modules, or leave \
+             --packages out for the built-in sample",
+            folder.display()
+        )));
+    }
     let schemas_path = package(folder, "webhooks-schemas").join("schema.json");
     let unusable = |path: &Path, reason: String| CliError::FileContent { path: path.to_owned(), reason };
     let read = |path: &Path| std::fs::read_to_string(path).map_err(CliError::file("read", path));

@@ -1,14 +1,26 @@
 //! L: starts that must be refused with the name of what is wrong, and ends that must not lose anything.
 
-use std::os::unix::fs::PermissionsExt as _;
 use std::process::Output;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use carillon::proto::public::InvocationState;
+use carillon::proto::internal::publish_service_client::PublishServiceClient;
+use carillon::proto::public::event_service_client::EventServiceClient;
+use carillon::proto::public::event_type_service_client::EventTypeServiceClient;
+use carillon::proto::public::{
+    CreateEventTypeRequest, EventPhase, EventView, GetEventRequest, InvocationState, ListEventTypesRequest,
+    ListEventsRequest,
+};
 use rustix::process::Signal;
 use serde_json::json;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
 
+use crate::harness::connect::{Bearer, mutual, plain};
 use crate::harness::database::{Cluster, owner_url};
 use crate::harness::process::Process;
+use crate::harness::tenant::publish_request;
+use crate::harness::world::Addresses;
 use crate::harness::{Answer, Receiver, World, eventually, within};
 
 /// What `carillon` says to arguments that it ends with.
@@ -20,8 +32,27 @@ async fn run(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
 }
 
 /// Whether `carillon serve` with a configuration refuses to start, and what it says; one that starts is ended.
+///
+/// A refusal takes no longer than a second. A machine that is busy with something else gets another try.
 async fn refuses(file: &std::path::Path, environment: &[(&str, &str)]) -> (bool, String) {
+    let mut taken = Vec::new();
+    for _ in 0..3 {
+        let began = Instant::now();
+        let (refused, said) = starts(file, environment).await;
+        taken.push(began.elapsed());
+        if !refused || began.elapsed() < Duration::from_secs(1) {
+            return (refused, said);
+        }
+    }
+    panic!("{}: its refusal took {taken:?}", file.display());
+}
+
+async fn starts(file: &std::path::Path, environment: &[(&str, &str)]) -> (bool, String) {
     let log = file.with_extension("log");
+    // What an earlier try has left says nothing of this one.
+    for left in [&log, &file.with_extension("ready")] {
+        let _absent = std::fs::remove_file(left);
+    }
     let mut command = Process::carillon();
     command.arg("serve").arg("--config").arg(file).arg("--ready-file").arg(file.with_extension("ready"));
     command.envs(environment.iter().copied());
@@ -122,8 +153,6 @@ async fn l1_a_bad_setting_stops_the_start_and_is_named_without_its_value() {
     let file = dir.path().join("good.toml");
     std::fs::write(&file, &good).expect("a file in the temporary folder");
     for (name, value) in variables {
-        let _absent = std::fs::remove_file(file.with_extension("ready"));
-        let _absent = std::fs::remove_file(file.with_extension("log"));
         let (refused, said) = refuses(&file, &[(name, value)]).await;
         let key = name.trim_start_matches("CARILLON_").to_lowercase().replace("__", ".");
         if !refused || !said.to_lowercase().contains(&key) || said.contains("hunter2") {
@@ -247,37 +276,120 @@ async fn l2_a_second_signal_ends_at_once_and_nothing_is_lost() {
 }
 
 #[tokio::test]
-async fn l2_a_replica_with_few_descriptors_serves() {
-    let world = World::start(1).await;
-    let (file, ready) = (world.path("replica-1.toml"), world.path("few.ready"));
-    let binary = world.path("few.sh");
+async fn l2_a_stop_in_the_middle_of_a_pre_event_waits_for_its_listeners() {
+    let mut world = World::start_with(1, "[server]\ndrain_timeout_ms = 60000").await;
+    let mut tenant = world.tenant().await;
+    let receiver = Receiver::start().await;
+    let request =
+        CreateEventTypeRequest { name: "CUSTOM_ASKED".to_owned(), phase: EventPhase::Pre.into(), ..Default::default() };
+    tenant.types().create_event_type(request).await.expect("a PRE type can be declared");
+    let request = tenant.subscribe_request("CUSTOM_ASKED", &receiver.url("/pre"));
+    tenant.events().subscribe(request).await.expect("a listener can be subscribed");
+    let gate = Arc::new(Semaphore::new(0));
+    receiver.answers("/pre", [Answer::Gated(gate.clone())]);
+    let mut publisher = tenant.publisher();
+    let publishing =
+        tokio::spawn(async move { publisher.publish(publish_request("CUSTOM_ASKED", &json!({"n": 1}))).await });
+    receiver.receives("/pre", 1).await;
+    let process = &mut world.replicas[0].process;
+    process.signal(Signal::TERM);
+    eventually("the replica drains", || {
+        let said = process.log();
+        async move { if said.contains("drain") { Ok(()) } else { Err(said) } }
+    })
+    .await;
+    gate.add_permits(1);
+    let answer = within("the publisher is answered", publishing).await.expect("no panic").expect("it is committed");
+    let answer = answer.into_inner();
+    let status = process.ended("the replica ends").await;
+    assert!(status.success(), "{status}: {}", process.log_tail());
+    world.replace(0).await;
+    tenant.reconnect(&world);
+    let request = GetEventRequest { event_id: answer.event_id };
+    let event = tenant.events().get_event(request).await.expect("it is there").into_inner().event.expect("it is set");
+    assert_eq!(event.position, answer.position);
+    assert_eq!(receiver.received("/pre").len(), 1, "its listener is asked once");
+}
+
+/// Starts a further replica below a shell that limits what it may have.
+async fn limited(world: &World, limit: &str) -> (Process, String) {
+    let (file, ready) = (world.path("replica-1.toml"), world.path("limited.ready"));
     let carillon = env!("CARGO_BIN_EXE_carillon");
-    std::fs::write(&binary, format!("#!/bin/sh\nulimit -n 256\nexec {carillon} \"$@\"\n")).expect("a file");
-    std::fs::set_permissions(&binary, std::fs::Permissions::from_mode(0o700)).expect("our own file");
     let mut command = std::process::Command::new("sh");
-    command.arg(&binary).arg("serve").arg("--config").arg(&file).arg("--ready-file").arg(&ready);
-    let mut process = Process::spawn(command, &world.path("few.log")).expect("sh starts");
-    let public = eventually("the replica is ready", || {
+    command.args(["-c", &format!("ulimit {limit} && exec {carillon} \"$@\""), "sh"]);
+    command.arg("serve").arg("--config").arg(&file).arg("--ready-file").arg(&ready);
+    let mut process = Process::spawn(command, &world.path("limited.log")).expect("sh starts");
+    let ready = eventually("the replica is ready", || {
         assert!(process.is_running(), "it ended: {}", process.log_tail());
         let text = std::fs::read_to_string(&ready).map_err(|error| error.to_string());
         async move { text }
     })
     .await;
-    let addresses: serde_json::Value = serde_json::from_str(&public).expect("it is JSON");
-    let address = addresses["public"].as_str().expect("it is set").to_owned();
+    (process, ready)
+}
+
+#[tokio::test]
+async fn l2_a_replica_with_little_memory_serves_under_load() {
+    const PUBLISHERS: usize = 8;
+    const EACH: usize = 40;
+    let world = World::start(1).await;
+    let tenant = world.tenant().await;
+    tenant.declare("CUSTOM_LARGE").await;
+    // What may be written to: the stacks and the heap, 128 MiB in all.
+    let (mut process, ready) = limited(&world, "-d 131072").await;
+    let addresses: Addresses = serde_json::from_str(&ready).expect("it is JSON");
+    let data = json!({"text": "x".repeat(200_000)});
+    let mut publishing = JoinSet::new();
+    for _ in 0..PUBLISHERS {
+        let mut publisher = PublishServiceClient::new(mutual(&addresses.internal, &tenant.identity));
+        let request = publish_request("CUSTOM_LARGE", &data);
+        publishing.spawn(async move {
+            for _ in 0..EACH {
+                publisher.publish(request.clone()).await.expect("it is accepted");
+            }
+        });
+    }
+    let bearer = Bearer::new(&tenant.key);
+    let mut events =
+        EventServiceClient::with_interceptor(plain(&addresses.public), bearer).max_decoding_message_size(256 << 20);
+    let (mut most, mut published) = (0, 0);
+    while published < PUBLISHERS {
+        tokio::select! {
+            ended = publishing.join_next() => {
+                ended.expect("one is left").expect("no panic");
+                published += 1;
+            }
+            page = events.list_events(ListEventsRequest::default()) => drop(page.expect("it reads")),
+        }
+        most = most.max(process.memory_kib());
+    }
+    let request = ListEventsRequest {
+        event_types: vec!["CUSTOM_LARGE".to_owned()],
+        view: EventView::Metadata.into(),
+        page_size: 1_000,
+        ..Default::default()
+    };
+    let kept = events.list_events(request).await.expect("a page").into_inner().events.len();
+    assert_eq!(kept, PUBLISHERS * EACH, "every event is kept");
+    assert!(process.is_running() && !process.log().contains("panicked"), "{}", process.log_tail());
+    println!("{most} KiB of memory at most");
+}
+
+#[tokio::test]
+async fn l2_a_replica_with_few_descriptors_serves() {
+    let world = World::start(1).await;
+    let (mut process, ready) = limited(&world, "-n 256").await;
+    let addresses: Addresses = serde_json::from_str(&ready).expect("it is JSON");
     // More connections than it has descriptors, and then a call.
     let mut silent = Vec::new();
     for _ in 0..300 {
-        silent.extend(tokio::net::TcpStream::connect(&address).await);
+        silent.extend(tokio::net::TcpStream::connect(&addresses.public).await);
     }
     drop(silent);
     let tenant = world.tenant().await;
-    let clients = crate::harness::connect::plain(&address);
-    let bearer = crate::harness::connect::Bearer::new(&tenant.key);
-    let client =
-        carillon::proto::public::event_type_service_client::EventTypeServiceClient::with_interceptor(clients, bearer);
+    let client = EventTypeServiceClient::with_interceptor(plain(&addresses.public), Bearer::new(&tenant.key));
     eventually("a call is answered", || async {
-        client.clone().list_event_types(carillon::proto::public::ListEventTypesRequest::default()).await.map(drop)
+        client.clone().list_event_types(ListEventTypesRequest::default()).await.map(drop)
     })
     .await;
     assert!(process.is_running() && !process.log().contains("panicked"), "{}", process.log_tail());
