@@ -63,7 +63,7 @@ async fn read(own: &Things, foreign: &Things) -> Vec<(&'static str, String)> {
         read.push(("subscription", text(events.get_subscription(request).await)));
         read.push((
             "event",
-            text(events.get_event(GetEventRequest { event_id: of.event.clone(), ..Default::default() }).await),
+            text(events.get_event(GetEventRequest { event_id: of.event.clone() }).await),
         ));
         let request = GetInvocationRequest { invocation_id: of.dead.clone() };
         read.push(("invocation", text(invocations.get_invocation(request).await)));
@@ -156,7 +156,7 @@ async fn changes_without_their_predicate_change_nothing_of_another_tenant() {
         ..Default::default()
     });
     let update_mask = Some(pbjson_types::FieldMask { paths: vec!["description".to_owned()] });
-    let request = UpdateEventTypeRequest { event_type: description, update_mask, ..Default::default() };
+    let request = UpdateEventTypeRequest { event_type: description, update_mask };
     types.update_event_type(request).await.expect("one's own can be changed");
     for id in [&own.subscription, &foreign.subscription] {
         let request = RotateSubscriptionSecretRequest { subscription_id: id.clone(), ..Default::default() };
@@ -167,7 +167,7 @@ async fn changes_without_their_predicate_change_nothing_of_another_tenant() {
         assert_eq!(disabled.is_ok(), *id == own.subscription, "{disabled:?}");
     }
     for id in [&own.dead, &foreign.dead] {
-        let request = CancelInvocationRequest { invocation_id: id.clone(), ..Default::default() };
+        let request = CancelInvocationRequest { invocation_id: id.clone() };
         let cancelled = invocations.cancel_invocation(request).await;
         assert_eq!(cancelled.is_ok(), *id == own.dead, "{cancelled:?}");
     }
