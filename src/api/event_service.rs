@@ -58,7 +58,7 @@ impl Service for EventService {
         &self,
         request: Request<proto::UpdateSubscriptionRequest>,
     ) -> Result<Response<proto::UpdateSubscriptionResponse>, Status> {
-        Ok(Response::new(subscriptions::update::handle(&self.registry, request).await?))
+        Ok(Response::new(Box::pin(subscriptions::update::handle(&self.registry, request)).await?))
     }
 
     async fn enable_subscription(

@@ -86,6 +86,10 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
     ),
     ("database.idle_in_transaction_timeout_ms", "longest pause inside a transaction, milliseconds; 100 to 600,000"),
     (
+        "database.listen",
+        "hear at once what other replicas tell, on a connection of its own; false behind a transaction pooler, where dispatch.poll_ms finds it",
+    ),
+    (
         "database.unsafe_allow_lossy_postgres",
         "start although Postgres may lose acknowledged events (fsync, full_page_writes or synchronous_commit off): throw-away use only",
     ),

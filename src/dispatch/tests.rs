@@ -98,12 +98,8 @@ impl World {
     async fn new() -> Self {
         let path = std::env::var_os("PATH").map(|path| std::env::split_paths(&path).collect()).unwrap_or_default();
         let postgres = PrivatePostgres::throwaway(&Search::system(path, None)).await.expect("a private Postgres");
-        let database = connect::Config {
-            url: Some(postgres.server_url().into()),
-            migrate_url: Some(postgres.url().into()),
-            unsafe_allow_lossy_postgres: true,
-            ..connect::Config::default()
-        };
+        let database = crate::store::tests::Database::config(&postgres.server_url());
+        let database = connect::Config { migrate_url: Some(postgres.url().into()), ..database };
         connect::migrate(&database, &[]).await.expect("migrations apply");
         let store = connect::open(&database).await.expect("Postgres answers");
         super::sweep::run_once(&store, &Config::default()).await.expect("housekeeping");

@@ -54,6 +54,9 @@ pub struct Config {
     pub answer_timeout_ms: u64,
     /// Longest pause inside a transaction, milliseconds. 100 to 600,000.
     pub idle_in_transaction_timeout_ms: u64,
+    /// Hear at once what other replicas tell, on a connection of its own. Not through a transaction pooler, where others would get
+    /// that connection: what is not heard is found by `dispatch.poll_ms`.
+    pub listen: bool,
     /// Start although Postgres may lose acknowledged events. Throw-away use only.
     pub unsafe_allow_lossy_postgres: bool,
 }
@@ -68,6 +71,7 @@ impl Default for Config {
             statement_timeout_ms: 8_000,
             answer_timeout_ms: 10_000,
             idle_in_transaction_timeout_ms: 10_000,
+            listen: true,
             unsafe_allow_lossy_postgres: false,
         }
     }
@@ -254,7 +258,7 @@ pub async fn open(config: &Config) -> Result<Store, ConnectError> {
     check_schema(&pool).await?;
     role::check_wall(&pool).await?;
     warn_of_lost_settings(&pool, config).await?;
-    let store = Store::of(pool);
+    let store = Store { listens: config.listen, ..Store::of(pool) };
     prepare(&store).await?;
     Ok(store)
 }

@@ -67,6 +67,8 @@ pub struct Store {
     /// Database time minus local time, microseconds; see [`Store::now`].
     clock_offset_us: Arc<AtomicI64>,
     statements: Arc<publish::Statements>,
+    /// Whether it hears hints of other replicas.
+    listens: bool,
 }
 
 impl Store {
@@ -77,7 +79,7 @@ impl Store {
     }
 
     fn of(pool: Pool) -> Self {
-        Self { doors: Doors::new(pool), clock_offset_us: Arc::default(), statements: Arc::default() }
+        Self { doors: Doors::new(pool), clock_offset_us: Arc::default(), statements: Arc::default(), listens: true }
     }
 
     fn statements(&self) -> &publish::Statements {

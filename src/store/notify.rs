@@ -24,7 +24,8 @@ pub enum Hint {
 /// A connection that hears what other replicas have committed.
 #[derive(Debug)]
 pub struct HeadListener {
-    listener: PgListener,
+    /// None where this replica does not listen.
+    listener: Option<PgListener>,
 }
 
 impl HeadListener {
@@ -32,8 +33,9 @@ impl HeadListener {
     ///
     /// Errors: the connection broke; hints were lost. Make a new listener.
     pub async fn next(&mut self) -> Result<Hint, StoreError> {
+        let Some(listener) = &mut self.listener else { return std::future::pending().await };
         loop {
-            let notification = self.listener.try_recv().await?;
+            let notification = listener.try_recv().await?;
             let Some(notification) = notification else {
                 return Err(sqlx::Error::WorkerCrashed.into());
             };
@@ -50,8 +52,11 @@ impl HeadListener {
 }
 
 impl Store {
-    /// Starts to listen, on a connection of its own.
+    /// Starts to listen, on a connection of its own; one that hears nothing where `database.listen` says so.
     pub async fn listen(&self) -> Result<HeadListener, StoreError> {
+        if !self.listens {
+            return Ok(HeadListener { listener: None });
+        }
         // A pool of its own, so that a connection whose other end has vanished never takes a place in the other one.
         let pool = PgPoolOptions::new().max_connections(1).connect_lazy_with((*self.engine().options()).clone());
         let listen = async {
@@ -59,7 +64,7 @@ impl Store {
             listener.listen_all([CHANNEL, WATCHES]).await?;
             Ok::<_, StoreError>(listener)
         };
-        Ok(HeadListener { listener: self.engine().within(listen).await? })
+        Ok(HeadListener { listener: Some(self.within(listen).await?) })
     }
 
     /// Tells other replicas about heads, in one statement of its own.

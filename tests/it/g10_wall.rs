@@ -61,10 +61,7 @@ async fn read(own: &Things, foreign: &Things) -> Vec<(&'static str, String)> {
     for of in [own, foreign] {
         let request = GetSubscriptionRequest { subscription_id: of.subscription.clone() };
         read.push(("subscription", text(events.get_subscription(request).await)));
-        read.push((
-            "event",
-            text(events.get_event(GetEventRequest { event_id: of.event.clone(), ..Default::default() }).await),
-        ));
+        read.push(("event", text(events.get_event(GetEventRequest { event_id: of.event.clone() }).await)));
         let request = GetInvocationRequest { invocation_id: of.dead.clone() };
         read.push(("invocation", text(invocations.get_invocation(request).await)));
         let request = ListInvocationsRequest { subscription_id: of.dead_subscription.clone(), ..Default::default() };

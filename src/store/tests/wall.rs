@@ -5,6 +5,7 @@ use super::Database;
 use crate::domain::ids::TenantId;
 use crate::store::connect::{self, ConnectError};
 use crate::store::role::RoleError;
+use sqlx::error::DatabaseError;
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
 use std::fs;
 use std::path::Path;
@@ -75,7 +76,7 @@ async fn tried(connection: &mut PgConnection, sql: AssertSqlSafe<String>) -> Res
     within.rollback().await.expect("rolled back");
     match done {
         Ok(done) => Ok(done.rows_affected()),
-        Err(error) => Err(error.as_database_error().and_then(|error| error.code()).unwrap_or_default().into_owned()),
+        Err(error) => Err(error.as_database_error().and_then(DatabaseError::code).unwrap_or_default().into_owned()),
     }
 }
 
