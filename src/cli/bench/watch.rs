@@ -26,6 +26,8 @@ use crate::proto::public::watch_request::Start;
 
 /// Connections that many watches share.
 const CONNECTIONS: usize = 8;
+/// Watches that are opened at the same time.
+const AT_ONCE: usize = 32;
 /// Events that publishing may be ahead of the average watch.
 const AHEAD: u64 = 2_000;
 /// How long opening or draining may take.
@@ -61,7 +63,9 @@ const STEP_US: u64 = 50;
 const STEPS: usize = 20_000;
 
 impl Audience {
-    /// Opens watches that start now, over connections that they share, and waits until every one stands.
+    /// Opens watches that start now, a few at a time, over connections that they share, and waits until every one stands.
+    ///
+    /// A few, because what the calls of a thousand need while they are opened together is not what a thousand watches hold.
     async fn open(access: &ClientFile, count: usize, connections: usize) -> Result<Self, CliError> {
         let state = Arc::new(State {
             standing: AtomicU64::new(0),
@@ -84,8 +88,12 @@ impl Audience {
                 let _ended = follow(client, &state).await;
                 state.ended.fetch_add(1, Ordering::Relaxed);
             });
+            let opened = number + 1;
+            if opened % AT_ONCE == 0 || opened == count {
+                let stand = |state: &State| state.standing.load(Ordering::Relaxed) >= opened as u64;
+                audience.wait("watches to stand", stand).await?;
+            }
         }
-        audience.wait("watches to stand", |state| state.standing.load(Ordering::Relaxed) >= count as u64).await?;
         Ok(audience)
     }
 
