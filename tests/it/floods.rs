@@ -1,7 +1,9 @@
 //! Floods of HTTP/2 frames: the connection that sends one ends, the server's memory stays where it was, and others are served
 //! meanwhile.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use carillon::proto::public::ListEventsRequest;
 use serde_json::json;
@@ -169,6 +171,58 @@ async fn every_flood_ends_its_connection_and_nothing_else() {
     let after = world.replicas[0].process.memory_kib();
     assert!(after < before + RESIDUE_KIB_MAX, "memory went from {before} to {after} KiB");
     assert!(!world.replicas[0].process.log_tail().contains("panicked"));
+}
+
+/// How long the slowest but two of so many calls takes: the 99th percentile.
+async fn p99(tenant: &Tenant) -> Duration {
+    const CALLS: usize = 300;
+    let (mut events, mut taken) = (tenant.events(), Vec::new());
+    for _ in 0..CALLS {
+        let sent = Instant::now();
+        events.list_events(ListEventsRequest::default()).await.expect("others are served");
+        taken.push(sent.elapsed());
+    }
+    taken.sort_unstable();
+    taken[CALLS * 99 / 100 - 1]
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn beside_every_flood_others_wait_no_longer_than_three_times_as_long() {
+    const RATIO_MAX: u32 = 3;
+    /// A flooder takes a part of this machine for itself, which is not what the server spends on it.
+    const RETURNS_AFTER: Duration = Duration::from_millis(50);
+    /// A machine that is busy with something else hits one turn or the other; a flood that is felt is felt in each.
+    const TURNS: usize = 5;
+    let (world, tenant) = world().await;
+    let tenant = &tenant;
+    p99(tenant).await;
+    let mut felt = Vec::new();
+    // Who floods has no key: what calls of others cost that may be made is not the question.
+    for one in floods("nobody".to_owned()) {
+        let (what, mut turns) = (one.what, Vec::new());
+        let one = Arc::new(one);
+        let within = |turns: &[(Duration, Duration)]| turns.iter().any(|(alone, beside)| *beside <= *alone * RATIO_MAX);
+        while turns.len() < TURNS && !within(&turns) {
+            let alone = p99(tenant).await;
+            let (address, again) = (world.replicas[0].addresses.public.clone(), Arc::clone(&one));
+            // One connection after the other, for as long as others are looked at: who is turned away is back at once.
+            let mut returns = tokio::time::interval(RETURNS_AFTER);
+            returns.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            let flooding = tokio::spawn(async move {
+                loop {
+                    returns.tick().await;
+                    flood(&address, &again).await;
+                }
+            });
+            let beside = p99(tenant).await;
+            assert!(!flooding.is_finished(), "{what}: {:?}", flooding.await);
+            flooding.abort();
+            turns.push((alone, beside));
+        }
+        println!("{what}: alone and beside it, p99 was {turns:?}");
+        felt.extend((!within(&turns)).then_some((what, turns)));
+    }
+    assert!(felt.is_empty(), "alone and beside them, p99 was {felt:#?}");
 }
 
 #[tokio::test]
