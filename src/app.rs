@@ -1,6 +1,6 @@
 //! The composition root: builds the parts in order, serves, and stops them in reverse.
 //!
-//! Order: database, keys, services, sockets. A part that cannot be built stops the start with its cause; nothing listens before
+//! Order: database, keys, sockets, services. A part that cannot be built stops the start with its cause; nothing is accepted before
 //! everything can answer.
 
 mod files;
@@ -28,7 +28,7 @@ use crate::dispatch::{self, Dispatch};
 use crate::domain::catalogue::{Catalogue, CatalogueError};
 use crate::domain::cursor::CursorSealer;
 use crate::executor::{Executor, ExecutorError};
-use crate::feed::Feed;
+use crate::feed::{Feed, News};
 use crate::pending::{self, Pending};
 use crate::proto::internal::admin_service_server::AdminServiceServer;
 use crate::proto::internal::publish_service_server::PublishServiceServer;
@@ -49,6 +49,7 @@ use std::error::Error;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::mpsc;
 use tokio::time::{Instant, interval};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -57,6 +58,8 @@ use tokio_util::task::TaskTracker;
 const DISPATCH_INTERVAL: Duration = Duration::from_secs(1);
 /// How often the partitions of the coming days are made sure of, and the clocks compared.
 const UPKEEP_INTERVAL: Duration = Duration::from_hours(1);
+/// News of heads that registries may be behind.
+const HEADS_MAX: usize = 4_096;
 /// How long background tasks may take to end.
 const TASKS_PATIENCE: Duration = Duration::from_secs(5);
 /// Connections of the ops port: probes and scrapers.
@@ -138,6 +141,12 @@ impl App {
         let cursor_key = store.setting_or_create(CURSOR_KEY).await?;
         let (page_tokens, sealer) = (PageTokens::new(&cursor_key), CursorSealer::new(&cursor_key));
 
+        // Opened before anything takes part in the work, and accepted from when everything can answer: a replica that cannot have its
+        // ports must not take shards from others first.
+        let public_listener = listen("public_listen", config.server.public_listen).await?;
+        let internal_listener = listen("internal_listen", config.server.internal_listen).await?;
+        let ops_listener = listen("ops_listen", config.server.ops_listen).await?;
+
         let metrics = Metrics::default();
         let tls_watch = TlsWatch::new(public_tls.iter().chain([&internal_tls]).cloned().collect(), &metrics);
         let server = Server::new(&config.server);
@@ -155,6 +164,7 @@ impl App {
         let reflection = if config.server.reflection { Reflection::Served } else { Reflection::Hidden };
 
         let feed = Feed::default();
+        let heads = feed.subscribe(HEADS_MAX);
         let engine = Engine::start(&config, &store, keyring.clone(), catalogue.clone(), executor.clone(), &feed, {
             let api_keys = api_keys.clone();
             CursorParts { sealer: sealer.clone(), api_keys }
@@ -223,9 +233,6 @@ impl App {
         let socket = WatchSocket::new(events, keys, origins, keepalive, public.in_flight());
         let internal = Calls::new(Door::Internal(certificates), limits, call_metrics, internal);
 
-        let public_listener = listen("public_listen", config.server.public_listen).await?;
-        let internal_listener = listen("internal_listen", config.server.internal_listen).await?;
-        let ops_listener = listen("ops_listen", config.server.ops_listen).await?;
         let addresses = Addresses {
             public: public_listener.local_addr().map_err(AppError::Address)?,
             internal: internal_listener.local_addr().map_err(AppError::Address)?,
@@ -271,6 +278,7 @@ impl App {
         app.keep_dispatching();
         app.keep_certificates(tls_watch, Duration::from_millis(config.server.certificates_interval_ms));
         app.keep_store();
+        app.keep_registry(heads);
         tracing::info!(
             public = %app.addresses.public,
             internal = %app.addresses.internal,
@@ -346,6 +354,17 @@ impl App {
                 if let Err(error) = done.await {
                     tracing::warn!(error = &error as &dyn Error, "upkeep of the database failed; it is tried again");
                 }
+            }
+        });
+    }
+
+    /// Registries follow the heads, also of tenants that publish nothing here.
+    fn keep_registry(&self, heads: mpsc::Receiver<News>) {
+        let (follow, stop) = (self.engine.registry.clone().follow(heads), self.tasks_stop.clone());
+        self.tasks.spawn(async move {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = follow => {}
             }
         });
     }

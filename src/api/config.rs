@@ -136,8 +136,11 @@ impl Config {
         within("keepalive_ms", self.keepalive_ms, 1_000, 600_000)?;
         within("drain_timeout_ms", self.drain_timeout_ms, 0, 600_000)?;
         within("request_timeout_max_ms", self.request_timeout_max_ms, 1, 600_000)?;
-        if self.cors_origins.iter().any(|origin| http::HeaderValue::from_str(origin).is_err()) {
-            return Err(("cors_origins", "each must be an origin like https://app.example, or *".to_owned()));
+        if self.cors_origins.iter().any(|origin| !is_origin(origin)) {
+            return Err((
+                "cors_origins",
+                "each must be an origin like https://app.example (no path, no slash at its end), or *".to_owned(),
+            ));
         }
         if self.tls.certificate_file.is_some() != self.tls.key_file.is_some() {
             return Err(("tls.key_file", "set both tls.certificate_file and tls.key_file, or neither".to_owned()));
@@ -163,6 +166,13 @@ impl Config {
         }
         Ok(())
     }
+}
+
+/// True for what browsers send as `Origin`: scheme, host, and a port that is not the scheme's own.
+fn is_origin(text: &str) -> bool {
+    let Ok(uri) = text.parse::<http::Uri>() else { return text == "*" };
+    let parts = uri.scheme_str().zip(uri.authority());
+    text == "*" || parts.is_some_and(|(scheme, authority)| text == format!("{scheme}://{authority}"))
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use super::run::{Input, Shared};
 use crate::domain::ids::TenantId;
 use crate::feed::{Head, News, WatchNews};
 use crate::store::StoreError;
+use crate::store::leases::Renewal;
 use crate::store::notify::{HeadListener, Hint};
 use chrono::{DateTime, TimeDelta, Utc};
 use std::collections::HashMap;
@@ -120,10 +121,12 @@ impl Beat {
         let store = &self.shared.parts.store;
         let asked_at = store.now();
         // A third of the lease: two pulses may fail before it ends.
-        let renew = self.renewed_at.is_none_or(|at| asked_at - at >= self.lease / 3);
+        let leaving = self.shared.stop.is_cancelled();
+        let renew = leaving || self.renewed_at.is_none_or(|at| asked_at - at >= self.lease / 3);
         let wide = self.pulses >= WIDE_EVERY;
         let since = self.since.unwrap_or(asked_at) - if wide { WIDE_OVERLAP } else { OVERLAP };
-        let lease = renew.then(|| self.shared.lease());
+        let keep = if leaving { Renewal::Leaving } else { Renewal::Staying };
+        let lease = renew.then(|| keep(self.shared.lease()));
         let asked = tokio::time::timeout(POLL_MAX, store.pulse(self.shared.replica, lease, since)).await;
         match asked {
             Ok(Ok(pulse)) => {

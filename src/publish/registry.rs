@@ -12,11 +12,13 @@ use crate::domain::quotas::{Limits, Quota};
 use crate::domain::schema::Schema;
 use crate::domain::subscription::{State, Subscription, Target};
 use crate::domain::webhook::{SigningSecret, WebhookCall};
+use crate::feed::News;
 use crate::store::secrets::Keyring;
 use crate::store::{Store, StoreError};
 use chrono::{DateTime, Utc};
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, PoisonError, RwLock};
+use tokio::sync::mpsc;
 
 /// The registries of every tenant in use, bounded by count; the least used are dropped and loaded again when needed.
 #[derive(Clone)]
@@ -152,6 +154,20 @@ impl Registry {
     /// The tenant's registry at the version the database has now.
     pub async fn reload(&self, tenant: TenantId) -> Result<Arc<TenantRegistry>, StoreError> {
         self.refresh(tenant, i64::MAX).await
+    }
+
+    /// Keeps what is in memory at the version that heads tell of, so that what is decided before a commit, such as quotas, is not old
+    /// for longer than news takes. Ends with the feed.
+    pub async fn follow(self, mut news: mpsc::Receiver<News>) {
+        while let Some(item) = news.recv().await {
+            let News::Head(head) = item else { continue };
+            if let Some(known) = self.tenants.get(&head.tenant).await
+                && known.version() < head.registry_version
+                && let Err(error) = self.load(&known, head.registry_version).await
+            {
+                tracing::debug!(tenant = %head.tenant, %error, "a registry could not be loaded; a commit will find out");
+            }
+        }
     }
 
     async fn load(&self, registry: &TenantRegistry, at_least: i64) -> Result<(), StoreError> {

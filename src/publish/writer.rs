@@ -416,7 +416,7 @@ impl Core {
                 }
                 let event = prepared.event.clone();
                 let key = prepared.key.clone();
-                let limit = self.config.event_bytes_max;
+                let limit = registry.event_bytes_max();
                 match prepare(&self.registry, &registry, event, prepared.requested_schema, key, limit).await {
                     // It has got listeners that may refuse it.
                     Ok(again) if again.is_gated() => refused = Some(PublishError::Gated),

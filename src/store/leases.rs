@@ -72,6 +72,15 @@ const KIND_FREE: i16 = 3;
 const KIND_WATCH: i16 = 4;
 const KIND_PENDING: i16 = 5;
 
+/// For how long a pulse renews what its replica has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Renewal {
+    /// The leases, and its share of the shards.
+    Staying(Duration),
+    /// The leases alone: it takes no further shard, and others need not leave it any.
+    Leaving(Duration),
+}
+
 impl Store {
     /// Makes the rows of every shard, once per database.
     pub async fn prepare_shards(&self) -> Result<(), StoreError> {
@@ -90,18 +99,22 @@ impl Store {
     pub async fn pulse(
         &self,
         replica: ReplicaId,
-        renew: Option<Duration>,
+        renew: Option<Renewal>,
         since: DateTime<Utc>,
     ) -> Result<Pulse, StoreError> {
         let now = self.now();
-        let expires_at = renew.map(|lease| now + lease);
+        let (expires_at, counts_until) = match renew {
+            None => (None, None),
+            Some(Renewal::Staying(lease)) => (Some(now + lease), Some(now + lease)),
+            Some(Renewal::Leaving(lease)) => (Some(now + lease), Some(now)),
+        };
         let asked_at = clock::now();
         // The scan over the heads is a sequential one by intent: an index on the times would make every publish's update of
         // the head row write index entries.
         let rows = sqlx::query(
             "WITH beat AS (
                  INSERT INTO replicas (replica_id, expires_at)
-                 SELECT $1, $2 WHERE $2::timestamptz IS NOT NULL
+                 SELECT $1, $5 WHERE $5::timestamptz IS NOT NULL
                      ON CONFLICT ON CONSTRAINT replicas_pk DO UPDATE SET expires_at = EXCLUDED.expires_at),
              renewed AS (
                  UPDATE shard_leases SET expires_at = $2
@@ -127,6 +140,7 @@ impl Store {
         .bind(expires_at)
         .bind(now)
         .bind(since)
+        .bind(counts_until)
         .fetch_all(self.engine())
         .await?;
         let middle = asked_at + (clock::now() - asked_at) / 2;

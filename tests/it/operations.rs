@@ -6,6 +6,7 @@ use hyper_util::rt::TokioExecutor;
 use rustix::process::Signal;
 use serde_json::json;
 
+use crate::harness::receiver::Answer;
 use crate::harness::{Receiver, World, eventually, within};
 
 /// What a URL answers: status and body.
@@ -53,4 +54,36 @@ async fn a_replica_that_is_told_to_end_finishes_what_it_delivers() {
     ids.sort();
     ids.dedup();
     assert_eq!(ids.len(), 20, "{before} were delivered before the drain ended, replica {index} did not do the rest");
+}
+
+#[tokio::test]
+async fn a_replica_that_waits_for_a_hanging_receiver_gives_everybody_else_away_at_once() {
+    let mut world = World::start_with(2, "[dispatch]\ndrain_ms = 60000\n[server]\ndrain_timeout_ms = 70000\n").await;
+    let receiver = Receiver::start().await;
+    // The two replicas share the tenants, so each has some; more hang until the second one has one of those.
+    let in_flight = format!("http://{}/metrics", world.replicas[1].addresses.ops);
+    let mut hanging = 0;
+    let idle = |text: &str| text.lines().any(|line| line == "carillon_dispatch_in_flight 0");
+    while idle(&get(&in_flight).await.1) {
+        let (tenant, path) = (world.tenant().await, format!("/hanging{hanging}"));
+        receiver.answers(&path, [Answer::Hang]);
+        tenant.declare("CUSTOM_HANGS").await;
+        tenant.subscribe("CUSTOM_HANGS", &receiver, &path).await;
+        tenant.publish("CUSTOM_HANGS", &json!({})).await;
+        receiver.receives(&path, 1).await;
+        hanging += 1;
+    }
+    let mut tenants = Vec::new();
+    for n in 0..8 {
+        let tenant = world.tenant().await;
+        tenant.declare("CUSTOM_HANDED").await;
+        tenant.subscribe("CUSTOM_HANDED", &receiver, &format!("/hook{n}")).await;
+        tenants.push(tenant);
+    }
+    world.replicas[1].process.signal(Signal::TERM);
+    for (n, tenant) in tenants.iter().enumerate() {
+        tenant.publish("CUSTOM_HANDED", &json!({})).await;
+        receiver.receives(&format!("/hook{n}"), 1).await;
+    }
+    assert!(world.replicas[1].process.is_running(), "it waits for its own, and nobody waits with it");
 }

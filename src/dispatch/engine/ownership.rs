@@ -185,7 +185,7 @@ impl Engine {
 
     /// Gives back the shards that are leaving: cleanly where they are quiet, and anyway where their time is up.
     pub(super) fn give_back(&mut self, now: DateTime<Utc>) {
-        if self.releasing || self.stopping {
+        if self.releasing {
             return;
         }
         let busy: HashSet<i32> =

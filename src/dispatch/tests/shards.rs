@@ -1,6 +1,7 @@
 //! Who owns what: shards pass on from replica to replica, and say how they were left.
 
 use super::*;
+use crate::store::leases::Renewal;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn shards_pass_on_with_rising_tokens_and_the_former_lease_tells_how_it_ended() {
@@ -12,10 +13,12 @@ async fn shards_pass_on_with_rising_tokens_and_the_former_lease_tells_how_it_end
     let taken = store.take_shards(one, 40, lease).await.expect("answered");
     assert_eq!(taken.len(), 40);
     assert!(taken.iter().all(|shard| shard.token == 1));
-    let pulse = store.pulse(one, Some(lease), store.now() - TimeDelta::seconds(60)).await.expect("answered");
+    let pulse =
+        store.pulse(one, Some(Renewal::Staying(lease)), store.now() - TimeDelta::seconds(60)).await.expect("answered");
     assert_eq!((pulse.replicas, pulse.renewed.len(), pulse.free), (1, 40, 24));
     assert_eq!(pulse.heads.len(), 1, "the tenant was made just now");
-    let pulse = store.pulse(two, Some(lease), store.now() + TimeDelta::seconds(60)).await.expect("answered");
+    let pulse =
+        store.pulse(two, Some(Renewal::Staying(lease)), store.now() + TimeDelta::seconds(60)).await.expect("answered");
     assert_eq!((pulse.replicas, pulse.renewed.len(), pulse.heads.len()), (2, 0, 0));
     assert_eq!(store.take_shards(two, 64, lease).await.expect("answered").len(), 24, "a live owner keeps its shards");
 

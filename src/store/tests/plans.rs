@@ -12,6 +12,7 @@ use crate::store::dispatch::{OrderedPage, Place};
 use crate::store::event_pages::PageBound;
 use crate::store::events::LogPlace;
 use crate::store::invocations::InvocationFilter;
+use crate::store::leases::Renewal;
 use crate::store::publish::{NewEvent, NewKey, OnLocked, TenantBatch};
 use crate::store::settle::{Fate, Settled, Tried};
 use crate::store::{Store, connect};
@@ -267,7 +268,7 @@ async fn every_hot_statement_is_served_by_its_index_and_looks_at_no_more_days_th
             settled(1197, today, Fate::Dead { at: now })]));
     // The heads are scanned by intent: an index on their times would cost every publish.
     look!("pulse", ["watches_pending", "pending_events_by_due"], scans ["tenant_heads"], prunes false,
-        store.pulse(replica, Some(Duration::from_secs(1)), now));
+        store.pulse(replica, Some(Renewal::Staying(Duration::from_secs(1))), now));
     look!("tail read", ["events_pk"], scans [], prunes true, store.next_entries(one, place, 100, bound));
     look!("what is settled of a page", ["outcomes_pk", "deferred_invocations_pk", "dead_letters_pk"], scans [], prunes true,
         store.not_pending(one, place, 100));
