@@ -2,7 +2,7 @@
 
 use super::output::Output;
 use super::{Global, Settings, block_on};
-use crate::store::connect;
+use crate::store::connect::{self, Migrated};
 use crate::telemetry;
 use clap::Args;
 
@@ -19,6 +19,10 @@ pub struct Migrate {
     /// database.migrate_url names the owner
     #[arg(long, value_name = "ROLE")]
     grant_to: Vec<String>,
+    /// The database was restored in place: cursors from before answer CURSOR_FOREIGN from now on. A copy in another database is
+    /// noticed without
+    #[arg(long)]
+    restored: bool,
 }
 
 impl Migrate {
@@ -26,10 +30,16 @@ impl Migrate {
         let config = self.settings.load_for_database(global)?;
         // Nothing here is traced.
         let _no_traces = telemetry::start(&config.log, &telemetry::traces::Config::default())?;
-        let migrated = block_on(async { Ok(connect::migrate(&config.database, &self.grant_to).await?) })?;
+        let (migrated, renewed) = block_on(async {
+            let migrated = connect::migrate(&config.database, &self.grant_to).await?;
+            let renewed = if self.restored { Some(connect::renew_logs(&config.database).await?) } else { None };
+            Ok((migrated, renewed))
+        })?;
         let output = Output::new(global);
         if output.is_json() {
-            output.document(&serde_json::json!({ "applied": migrated.applied, "granted": migrated.granted }))?;
+            let Migrated { applied, granted } = migrated;
+            output
+                .document(&serde_json::json!({ "applied": applied, "granted": granted, "renewed_tenants": renewed }))?;
         } else {
             output.line(&match migrated.applied {
                 0 => "The schema is up to date.".to_owned(),
@@ -40,6 +50,9 @@ impl Migrate {
                 [] => "No role may use it as a server: name one with --grant-to.".to_owned(),
                 roles => format!("May use it as a server: {}.", roles.join(", ")),
             })?;
+            if let Some(tenants) = renewed {
+                output.line(&format!("Cursors from before the restore are ended; tenants: {tenants}."))?;
+            }
         }
         Ok(())
     }

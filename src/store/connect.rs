@@ -299,10 +299,21 @@ pub async fn migrate(config: &Config, grant_to: &[String]) -> Result<Migrated, C
     Ok(Migrated { applied, granted })
 }
 
+/// Gives every log a new life, as after a restore that leaves the database its identity; as the tables' owner. Answers how many
+/// tenants' cursors that ended.
+pub async fn renew_logs(config: &Config) -> Result<u64, ConnectError> {
+    let options = config.owner_options().map_err(|(key, reason)| ConnectError::Config { key, reason })?;
+    let store = Store::of(connect(config, options).await?);
+    let renewed = store.renew_logs().await?;
+    store.close().await;
+    Ok(renewed)
+}
+
 async fn prepare(store: &Store) -> Result<(), ConnectError> {
     store.measure_clock().await?;
     let yesterday = store.now().date_naive() - Days::new(1);
     store.ensure_partitions(yesterday, PARTITION_DAYS).await?;
+    store.notice_restore().await?;
     Ok(())
 }
 

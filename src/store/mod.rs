@@ -34,6 +34,7 @@ pub mod publisher_identities;
 pub mod quotas;
 pub mod replays;
 pub mod request_ids;
+mod restores;
 pub mod retention;
 pub mod role;
 pub mod secrets;

@@ -157,6 +157,6 @@ impl Store {
 }
 
 /// A random positive number: cursors of another life of the log must not fit this one.
-fn new_epoch() -> i64 {
+pub(in crate::store) fn new_epoch() -> i64 {
     (i64::from_be_bytes(clock::random_bytes()) & i64::MAX).max(1)
 }

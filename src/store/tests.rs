@@ -20,6 +20,7 @@ use std::time::Duration;
 
 mod places;
 mod plans;
+mod restores;
 mod wall;
 
 /// The event type that every tenant of a [`Database`] has.

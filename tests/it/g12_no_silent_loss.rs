@@ -8,6 +8,8 @@ use serde_json::json;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
+use crate::harness::database::{Cluster, owner_url};
+use crate::harness::process::Process;
 use crate::harness::tenant::{assert_refused, reason};
 use crate::harness::{Receiver, Tenant, World, eventually, within};
 use crate::watch::{positions, watch};
@@ -133,5 +135,69 @@ async fn a_reader_that_falls_out_of_memory_loses_nothing() {
     for stream in &mut idle {
         // The declaration of the type is the log's first event.
         assert_eq!(positions(stream, 151).await.0, (1..=151).collect::<Vec<i64>>());
+    }
+}
+
+/// Takes the world to another database, with the replica that goes on there.
+async fn moves_to(world: &mut World, tenant: &mut Tenant, url: String) {
+    world.replicas[0].process.kill();
+    world.database_url = url;
+    world.replace(0).await;
+    tenant.reconnect(world);
+}
+
+#[tokio::test]
+async fn a_cursor_from_before_a_restore_is_refused_however_far_the_log_has_grown() {
+    let mut world = World::start(1).await;
+    let mut tenant = world.tenant().await;
+    tenant.declare("CUSTOM_LOST").await;
+    let mut stream = tenant.events().watch(WatchRequest::default()).await.expect("a watch").into_inner();
+    let first = stream.message().await.expect("it lives").expect("it goes on");
+    let Some(Kind::Created(created)) = first.kind else { panic!("unexpected {first:?}") };
+    drop(stream);
+    world.replicas[0].process.kill();
+    let original = world.database_url.clone();
+    let (elsewhere, in_place) =
+        (Cluster::shared().await.copy(&original).await, Cluster::shared().await.copy(&original).await);
+    moves_to(&mut world, &mut tenant, original).await;
+    for n in 0..3 {
+        tenant.publish("CUSTOM_LOST", &json!({"n": n})).await;
+    }
+    let page = tenant.events().list_events(ListEventsRequest::default()).await.expect("a page").into_inner();
+    let (old, seen) = (page.next_cursor, page.events.last().expect("events").position);
+    let grow = async |tenant: &mut Tenant| {
+        for n in 0..5 {
+            tenant.publish("CUSTOM_LOST", &json!({"other": n})).await;
+        }
+        let page = tenant.events().list_events(ListEventsRequest::default()).await.expect("a page").into_inner();
+        assert!(page.events.last().expect("events").position > seen, "it has grown past the cursor");
+    };
+
+    moves_to(&mut world, &mut tenant, elsewhere).await;
+    grow(&mut tenant).await;
+    for answer in answers(&tenant, 0, &old, &created.watch_id).await {
+        assert_refused(answer, Code::FailedPrecondition, "CURSOR_FOREIGN");
+    }
+
+    // A recovery in place keeps the identity of the database: all that shows is a log that ends before the cursor.
+    let identity = "UPDATE settings SET value = convert_to((SELECT system_identifier FROM pg_control_system()) || '/'
+                      || (SELECT oid FROM pg_database WHERE datname = current_database()), 'UTF8')
+                     WHERE name = 'database_identity'";
+    Cluster::run(&in_place, identity.to_owned()).await;
+    moves_to(&mut world, &mut tenant, in_place.clone()).await;
+    for answer in answers(&tenant, 0, &old, &created.watch_id).await {
+        assert_refused(answer, Code::FailedPrecondition, "CURSOR_AHEAD");
+    }
+    world.replicas[0].process.kill();
+    let mut migrate = Process::carillon();
+    migrate.args(["migrate", "--restored"]).env("CARILLON_DATABASE__URL", owner_url(&in_place));
+    let output = tokio::process::Command::from(migrate).kill_on_drop(true).output();
+    let output = within("carillon migrate ends", output).await.expect("carillon runs");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && said.contains("tenants: 1."), "{output:?}");
+    moves_to(&mut world, &mut tenant, in_place).await;
+    grow(&mut tenant).await;
+    for answer in answers(&tenant, 0, &old, &created.watch_id).await {
+        assert_refused(answer, Code::FailedPrecondition, "CURSOR_FOREIGN");
     }
 }

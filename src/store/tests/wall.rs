@@ -296,6 +296,7 @@ const ENGINE: &[&str] = &[
     "publish.rs",
     "quotas.rs",
     "replays.rs",
+    "restores.rs",
     "retention.rs",
     "settings.rs",
     "settle.rs",

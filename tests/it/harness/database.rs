@@ -74,6 +74,14 @@ impl Cluster {
         self.url(&name)
     }
 
+    /// Makes a copy of the database of a server's URL, as restoring a backup does, and returns its URL. Nobody may be connected to it.
+    pub async fn copy(&self, server_url: &str) -> String {
+        let source = server_url.split('?').next().and_then(|url| url.rsplit('/').next()).expect("a database");
+        let name = format!("t_{}", uuid::Uuid::new_v4().simple());
+        self.create(&name, Some(source)).await;
+        self.url(&name)
+    }
+
     /// A connection to the database of a server's URL that nothing holds back.
     pub async fn superuser(server_url: &str) -> PgConnection {
         PgConnection::connect(&superuser_url(server_url)).await.expect("Postgres answers")
