@@ -18,6 +18,7 @@ mod due;
 mod error;
 mod phase;
 mod receivers;
+mod trial;
 
 pub use config::Config;
 pub use error::PendingError;
