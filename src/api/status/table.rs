@@ -190,9 +190,8 @@ impl ApiError {
                 .metadata("resume_cursor", resume_cursor)
                 .retry(Some(jittered(0, 1_000))),
             Self::PreListenerUnavailable { verdicts, .. } => {
-                Entry::new(Code::Unavailable, ErrorReason::PreListenerUnavailable)
-                    .verdicts(verdicts)
-                    .retry(Some(jittered(1_000, 2_000)))
+                // No RetryInfo: the same key gets the same answer.
+                Entry::new(Code::Unavailable, ErrorReason::PreListenerUnavailable).verdicts(verdicts)
             }
             Self::PreDeadline { verdicts, .. } => {
                 Entry::new(Code::DeadlineExceeded, ErrorReason::PreDeadline).verdicts(verdicts)
