@@ -96,9 +96,11 @@ impl ApiError {
                 .metadata("subscription", subscription)
                 .resource("carillon.dev/Subscription", subscription),
             Self::EnrichPathTaken { path, subscription } => {
-                Entry::new(Code::AlreadyExists, ErrorReason::EnrichPathTaken)
-                    .metadata("path", path)
-                    .resource("carillon.dev/Subscription", subscription)
+                let entry = Entry::new(Code::AlreadyExists, ErrorReason::EnrichPathTaken).metadata("path", path);
+                match subscription {
+                    Some(subscription) => entry.resource("carillon.dev/Subscription", subscription),
+                    None => entry,
+                }
             }
             Self::EventTypeExists { name } => {
                 Entry::new(Code::AlreadyExists, ErrorReason::EventTypeExists).resource("carillon.dev/EventType", name)
