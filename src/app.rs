@@ -50,7 +50,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, interval};
+use tokio::time::interval;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -180,9 +180,10 @@ impl App {
             page_tokens: page_tokens.clone(),
             registry: engine.registry.clone(),
             trials: {
-                let executor = executor.clone();
-                Trials::new(Arc::new(move |call, entry, invocation, timeout| {
-                    executor.clone().trial(call, entry, invocation, Instant::now() + timeout).boxed()
+                let pending = engine.pending.clone();
+                Trials::new(Arc::new(move |registry, listener, call, entry| {
+                    let pending = pending.clone();
+                    async move { pending.trial(&registry, listener, &call, entry).await }.boxed()
                 }))
             },
             uri_check: {

@@ -199,8 +199,8 @@ pub enum ApiError {
     EnrichPathTaken {
         /// The place.
         path: String,
-        /// Id of the other subscription.
-        subscription: String,
+        /// Id of the other subscription; none where the caller may not see it.
+        subscription: Option<String>,
     },
     /// EVENT_TYPE_EXISTS.
     #[error("an event type of that name exists")]

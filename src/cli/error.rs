@@ -364,7 +364,7 @@ fn way_out_of(reason: &str) -> Option<&'static str> {
         "PRE_LISTENER_UNAVAILABLE" | "PRE_DEADLINE" => {
             "the listeners are named above; a new try takes a new key, and --pre-timeout gives them more time"
         }
-        "ENRICH_PATH_TAKEN" => "choose another --enrich, or disable the subscription named above",
+        "ENRICH_PATH_TAKEN" => "choose another --enrich, or disable the subscription that has it",
         "STORAGE_FULL" => "the server's database is full or read-only: its operator must make room",
         "NOT_IMPLEMENTED" => "the changelog lists what the server's release does not build yet",
         _ => return None,

@@ -79,15 +79,13 @@ impl Executor {
     }
 
     /// Calls a webhook once for a test, and shows what was sent and what came back. Returns at `deadline` at the latest.
-    pub async fn trial(
-        self,
-        call: Arc<WebhookCall>,
-        entry: Arc<LogEntry>,
-        invocation: InvocationId,
-        deadline: Instant,
-    ) -> Trial {
-        let delivery = Delivery { invocation, attempt: 1, replay: false, event: Arc::new(EncodedEvent::new(entry)) };
-        self.webhooks.trial(&call, &delivery, deadline).await
+    pub async fn trial(&self, call: &WebhookCall, delivery: &Delivery, deadline: Instant) -> Trial {
+        self.webhooks.trial(call, delivery, deadline).await
+    }
+
+    /// Asks a webhook once for a test whether it agrees with a PRE event. Returns at `deadline` at the latest.
+    pub async fn ask_trial(&self, call: &WebhookCall, delivery: &Delivery, deadline: Instant) -> (Trial, Answer) {
+        self.webhooks.ask_trial(call, delivery, deadline).await
     }
 }
 

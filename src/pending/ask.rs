@@ -81,26 +81,14 @@ pub(super) async fn ask(
         core.asked(tenant, &listener, leave, &outcome);
         verdict.duration = (clock::now() - verdict.started_at).to_std().unwrap_or_default();
         measured().dispatch.attempted(outcome.class.name(), verdict.duration);
-        match answer {
-            Answer::Agreed(patch) => {
-                verdict.outcome = Some(outcome);
-                return agreed(verdict, &listener.policy, event.entry(), patch);
-            }
-            Answer::Rejected(reason) => {
-                verdict.kind = VerdictKind::Rejected;
-                verdict.message = reason;
-                verdict.outcome = Some(outcome);
-                return verdict;
-            }
-            Answer::Failed => {}
+        if answer != Answer::Failed {
+            return judged(verdict, &listener.policy, event.entry(), outcome, answer);
         }
-        verdict.message = outcome.error.clone().unwrap_or_else(|| "it failed".to_owned());
         let wait = subscription.policy.backoff(made, clock::jitter(), outcome.retry_after);
         let hopeless = !outcome.class.is_retryable() || is_away(&outcome);
         let last = made == subscription.policy.max_attempts() || Instant::now() + wait >= deadline;
         if hopeless || last {
-            verdict.outcome = Some(outcome);
-            return verdict;
+            return judged(verdict, &listener.policy, event.entry(), outcome, answer);
         }
         let (number, started_at, duration) = (verdict.attempt, verdict.started_at, verdict.duration);
         verdict.failed.push(Attempt { number, started_at, duration, outcome });
@@ -112,6 +100,27 @@ pub(super) async fn ask(
 /// No connection at all: nothing to wait for within a publisher's patience.
 fn is_away(outcome: &Outcome) -> bool {
     outcome.class == OutcomeClass::Unreachable && outcome.status_code == 0
+}
+
+/// What the last attempt's answer makes of a listener.
+pub(super) fn judged(
+    mut verdict: Verdict,
+    policy: &PrePolicy,
+    entry: &LogEntry,
+    outcome: Outcome,
+    answer: Answer,
+) -> Verdict {
+    verdict.message = outcome.error.clone().unwrap_or_else(|| "it failed".to_owned());
+    verdict.outcome = Some(outcome);
+    match answer {
+        Answer::Agreed(patch) => return agreed(verdict, policy, entry, patch),
+        Answer::Rejected(reason) => {
+            verdict.kind = VerdictKind::Rejected;
+            verdict.message = reason;
+        }
+        Answer::Failed => {}
+    }
+    verdict
 }
 
 /// A listener that agrees, with an enrichment that is checked by itself: the places of all listeners are apart.

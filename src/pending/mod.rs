@@ -18,6 +18,7 @@ mod due;
 mod error;
 mod phase;
 mod receivers;
+mod trial;
 
 pub use config::Config;
 pub use error::PendingError;
@@ -32,6 +33,7 @@ use crate::feed::Feed;
 use crate::publish::prepare::{Prepared, phase_of};
 use crate::publish::registry::{Registry, TenantRegistry};
 use crate::publish::{self, PublishError};
+use crate::store::audit::Principal;
 use crate::store::pending::{Accepted, NewPending, PendingState, WaitsFor};
 use crate::store::publish::{IDEMPOTENCY_CONSTRAINT, NewKey};
 use crate::store::request_ids::{Once, Repeatable};
@@ -309,12 +311,12 @@ impl Pending {
     /// Takes an event back while it is delayed or its listeners are asked.
     pub async fn cancel(
         &self,
-        tenant: TenantId,
+        by: &Principal,
         event: EventId,
         request: Repeatable<()>,
     ) -> Result<Once<()>, CancelRefusal> {
-        let core = &self.core;
-        if let Some(done) = core.store.cancel_pending(tenant, event, core.final_until(), request).await? {
+        let (core, tenant) = (&self.core, by.tenant);
+        if let Some(done) = core.store.cancel_pending(by, event, core.final_until(), request).await? {
             if let Some(handle) = core.phases.get(&(tenant, event)) {
                 handle.cancelled.cancel();
             }

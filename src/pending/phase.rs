@@ -20,6 +20,7 @@ use crate::executor::EncodedEvent;
 use crate::feed::{Head, News};
 use crate::planted::{self, Defect};
 use crate::publish::prepare::check_again;
+use crate::publish::registry::TenantRegistry;
 use crate::store::StoreError;
 use crate::store::pending::PendingCommit;
 use crate::telemetry::measured;
@@ -288,43 +289,39 @@ impl Phase {
         if !self.verdicts.iter_mut().any(|verdict| patched(&verdict)) {
             return Ok(self.entry.event.clone());
         }
+        let registry = core.registry.tenant(self.tenant).await.map_err(|_| AbortReason::ListenerFailed)?;
         loop {
-            let (event, broken) = self.apply();
-            let error = match broken {
-                Some((no, message)) => {
-                    self.verdicts
-                        .iter_mut()
-                        .filter(|v| v.subscription_no == no)
-                        .for_each(|v| spoil(v, message.clone()));
-                    None
-                }
-                None => {
-                    let registry = core.registry.tenant(self.tenant).await;
-                    let registry = registry.map_err(|_| AbortReason::ListenerFailed)?;
-                    match check_again(&core.registry, &registry, &event, core.event_bytes_max).await {
-                        Ok(()) => return Ok(Arc::new(event)),
-                        Err(error) => Some(error),
-                    }
-                }
-            };
-            if let Some(error) = error {
-                // Those that may fail are left out first; only then does it fall on the others.
-                let message = format!("the enriched data is not valid: {error}");
-                let ignorable = |no: i32| {
-                    let listener = self.listeners.iter().find(|l| l.entry.subscription.no == no);
-                    listener.is_some_and(|l| l.policy.failure_policy == FailurePolicy::Ignore)
-                };
-                let any = self.verdicts.iter().any(|v| v.patch.is_some() && ignorable(v.subscription_no));
-                for verdict in &mut self.verdicts {
-                    if verdict.patch.is_some() && (!any || ignorable(verdict.subscription_no)) {
-                        spoil(verdict, message.clone());
-                    }
-                }
+            if let Some(event) = self.fitted(core, &registry).await {
+                return Ok(Arc::new(event));
             }
             if let Some(reason) = self.verdicts.iter().find_map(|verdict| self.blocks(verdict)) {
                 return Err(reason);
             }
         }
+    }
+
+    /// The event with every enrichment, where they fit; none where some did not, whose verdicts are failures now.
+    pub(super) async fn fitted(&mut self, core: &Core, registry: &TenantRegistry) -> Option<Event> {
+        let (event, broken) = self.apply();
+        if let Some((no, message)) = broken {
+            self.verdicts.iter_mut().filter(|v| v.subscription_no == no).for_each(|v| spoil(v, message.clone()));
+            return None;
+        }
+        let checked = check_again(&core.registry, registry, &event, core.event_bytes_max).await;
+        let Err(error) = checked else { return Some(event) };
+        // Those that may fail are left out first; only then does it fall on the others.
+        let message = format!("the enriched data is not valid: {error}");
+        let ignorable = |no: i32| {
+            let listener = self.listeners.iter().find(|l| l.entry.subscription.no == no);
+            listener.is_some_and(|l| l.policy.failure_policy == FailurePolicy::Ignore)
+        };
+        let any = self.verdicts.iter().any(|v| v.patch.is_some() && ignorable(v.subscription_no));
+        for verdict in &mut self.verdicts {
+            if verdict.patch.is_some() && (!any || ignorable(verdict.subscription_no)) {
+                spoil(verdict, message.clone());
+            }
+        }
+        None
     }
 
     /// Applies the enrichments in the order of the listeners; names the first that does not fit.

@@ -60,7 +60,8 @@ struct Redrive {
     only: Option<SubscriptionNo>,
     after: Place,
     limit: u32,
-    first: bool,
+    /// What the audit record names; the first part alone writes one.
+    recorded: Option<String>,
 }
 
 impl Store {
@@ -124,7 +125,7 @@ impl Store {
                 only,
                 after,
                 limit: REDRIVEN_AT_A_TIME.min(limit - done.count),
-                first: done.count == 0,
+                recorded: (done.count == 0).then(|| filter_resource(filter)),
             };
             let (store, by) = (self.clone(), principal.clone());
             // The first one takes the request id.
@@ -157,7 +158,7 @@ impl Store {
         chunk: Redrive,
         request: Repeatable<()>,
     ) -> Result<Result<Option<(u32, Place, Head)>, Before>, StoreError> {
-        let Redrive { range, only, after, limit, first } = chunk;
+        let Redrive { range, only, after, limit, recorded } = chunk;
         let now = self.now();
         let mut transaction = self.begin_as(principal.tenant).await?;
         let head = lock(&mut transaction, principal.tenant, now).await?;
@@ -184,8 +185,7 @@ impl Store {
             transaction.rollback().await?;
             return Ok(Ok(None));
         };
-        if first {
-            let resource = filter_resource(only);
+        if let Some(resource) = recorded {
             record(&mut transaction, principal.tenant, now, &principal.name, "RedriveInvocations", &resource).await?;
         }
         request.keep(&mut transaction, principal.tenant, &(), now).await?;
@@ -394,6 +394,7 @@ fn push_dead(
     sql.push(")");
 }
 
-fn filter_resource(only: Option<SubscriptionNo>) -> String {
-    only.map_or_else(|| "invocations".to_owned(), |no| format!("invocations of subscription {no}"))
+/// What a redrive is recorded as done to.
+fn filter_resource(filter: &InvocationFilter) -> String {
+    filter.subscription.map_or_else(|| "invocations".to_owned(), |subscription| subscription.to_string())
 }

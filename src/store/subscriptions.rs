@@ -129,12 +129,12 @@ pub enum SubscriptionRefusal {
     #[error("already subscribed as {0}")]
     AlreadySubscribed(SubscriptionId),
     /// Another active subscription may enrich the same place.
-    #[error("{path} may be enriched by {other} already")]
+    #[error("{path} may be enriched by another subscription already")]
     EnrichPathTaken {
         /// The place.
         path: EnrichPath,
-        /// The other subscription.
-        other: SubscriptionId,
+        /// The other subscription; none where the caller does not see it.
+        other: Option<SubscriptionId>,
     },
     /// The event type does not exist or is retired.
     #[error("no such event type")]

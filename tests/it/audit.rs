@@ -4,8 +4,9 @@
 use std::collections::BTreeSet;
 
 use carillon::proto::internal::{
-    CreateAppRequest, DeleteAppRequest, DeletePublisherIdentityRequest, ListApiKeysRequest, ListAuditRecordsRequest,
-    ListPublisherIdentitiesRequest, RevokeApiKeyRequest, Role, Tenant as ProtoTenant, UpdateTenantRequest,
+    CancelEventRequest, CreateAppRequest, DeleteAppRequest, DeletePublisherIdentityRequest, ListApiKeysRequest,
+    ListAuditRecordsRequest, ListPublisherIdentitiesRequest, RevokeApiKeyRequest, Role, Tenant as ProtoTenant,
+    UpdateTenantRequest,
 };
 use carillon::proto::public::{
     AddEventTypeSchemaRequest, CancelInvocationRequest, DeleteEventTypeRequest, DisableSubscriptionRequest,
@@ -16,17 +17,16 @@ use carillon::proto::public::{
 use serde_json::json;
 
 use crate::bad_inputs::raw;
-use crate::harness::tenant::{admin, create_key};
+use crate::harness::tenant::{admin, create_key, publish_request};
 use crate::harness::{Answer, Receiver, World};
 
 /// How the names of RPCs begin that change nothing.
 const READS: [&str; 8] = ["Get", "List", "Watch", "Wait", "Validate", "Check", "Explain", "Test"];
 
 /// Changes that are recorded otherwise, or nowhere, and why.
-const ELSEWHERE: [(&str, &str); 4] = [
+const ELSEWHERE: [(&str, &str); 3] = [
     ("Publish", "the event itself is the record"),
     ("PublishBatch", "as Publish"),
-    ("CancelEvent", "the event's own state is the record"),
     ("UpdateWatch", "a stream's filters last as long as the stream"),
 ];
 
@@ -65,8 +65,14 @@ async fn every_call_that_changes_something_leaves_a_record() {
     let request = RetryInvocationRequest { invocation_id: invocation_id.clone(), ..Default::default() };
     invocations.retry_invocation(request).await.expect("a dead letter can be retried");
     dead().await;
-    invocations.redrive_invocations(RedriveInvocationsRequest::default()).await.expect("valid");
+    let request = RedriveInvocationsRequest { subscription_id: subscription_id(), ..Default::default() };
+    invocations.redrive_invocations(request).await.expect("valid");
     dead().await;
+    let mut delayed = publish_request(&name(), &json!({}));
+    delayed.deliver_at = Some((carillon::clock::now() + chrono::TimeDelta::hours(1)).into());
+    let delayed = tenant.try_publish(delayed).await.expect("it waits").event_id;
+    let request = CancelEventRequest { event_id: delayed.clone(), ..Default::default() };
+    tenant.publishers[0].clone().cancel_event(request).await.expect("it is delayed");
     let request = CancelInvocationRequest { invocation_id, ..Default::default() };
     invocations.cancel_invocation(request).await.expect("a dead letter can be cancelled");
 
@@ -113,6 +119,10 @@ async fn every_call_that_changes_something_leaves_a_record() {
     let recorded: BTreeSet<String> = records.iter().map(|record| record.action.clone()).collect();
     let missing: Vec<_> = changes.difference(&recorded).collect();
     assert!(changes.len() >= 20 && missing.is_empty(), "no record of {missing:?}; recorded are {recorded:?}");
+    for (action, resource) in [("CancelEvent", &delayed), ("RedriveInvocations", &id)] {
+        let found = records.iter().find(|record| record.action == action).expect("it is recorded");
+        assert_eq!(&found.resource, resource, "{action}");
+    }
     for record in &records {
         assert!(!record.actor.is_empty() && !record.resource.is_empty(), "{record:?}");
     }

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use carillon::proto::internal::PreVerdictKind;
+use carillon::proto::internal::{CreateAppRequest, PreVerdictKind, Role};
 use carillon::proto::public::{
     CircuitBreaker, CircuitState, CreateEventTypeRequest, DeliveryPolicy, EventPhase, GetSubscriptionRequest,
-    PreFailurePolicy, PrePolicy, RateLimit, Subscription, SubscriptionState,
+    PreFailurePolicy, PrePolicy, RateLimit, SubscribeRequest, Subscription, SubscriptionState,
 };
 use pbjson_types::Duration;
 use serde_json::json;
@@ -13,7 +13,7 @@ use tokio::sync::Semaphore;
 use tonic::Code;
 use tonic_types::StatusExt as _;
 
-use crate::harness::tenant::{assert_refused, publish_request, quick_policy};
+use crate::harness::tenant::{Clients, admin, assert_refused, create_key, publish_request, quick_policy};
 use crate::harness::{Answer, Receiver, Tenant, World, eventually};
 
 const TYPE: &str = "CUSTOM_PRE_ASKED";
@@ -44,7 +44,8 @@ async fn a_listener_that_answers_410_is_disabled_and_asked_no_more() {
     let gone = listen(&tenant, &receiver, "/gone", quick_policy()).await;
     receiver.answers("/gone", [Answer::Status(410)]);
     let refused = tenant.try_publish(publish_request(TYPE, &json!({}))).await;
-    assert_refused(refused, Code::Unavailable, "PRE_LISTENER_UNAVAILABLE");
+    let status = assert_refused(refused, Code::Unavailable, "PRE_LISTENER_UNAVAILABLE");
+    assert!(status.get_details_retry_info().is_none(), "no retry of the key helps: {status:?}");
     eventually("its subscription is disabled", || async {
         let subscription = shown(&tenant, &gone).await;
         let disabled = subscription.state() == SubscriptionState::Disabled && subscription.state_reason == "GONE";
@@ -54,6 +55,32 @@ async fn a_listener_that_answers_410_is_disabled_and_asked_no_more() {
     tenant.told("SUBSCRIPTION_DISABLED", &gone).await;
     tenant.publish(TYPE, &json!({})).await;
     assert_eq!(receiver.received("/gone").len(), 1, "it is asked once");
+}
+
+#[tokio::test]
+async fn a_key_of_another_app_learns_that_a_place_is_taken_but_not_by_whom() {
+    let world = World::shared().await;
+    let (tenant, receiver) = (world.tenant().await, Receiver::start().await);
+    declare(&tenant).await;
+    let enriches = |app: &str, path: &str| SubscribeRequest {
+        app: app.to_owned(),
+        pre_policy: Some(PrePolicy { enrich_paths: vec!["/plan".to_owned()], ..Default::default() }),
+        ..tenant.subscribe_request(TYPE, &receiver.url(path))
+    };
+    let first = tenant.events().subscribe(enriches(&tenant.app, "/first")).await.expect("the place is free");
+    let first = first.into_inner().subscription.expect("it is set").id;
+    let app = CreateAppRequest { tenant: tenant.slug.clone(), slug: "other".to_owned(), ..Default::default() };
+    admin(world).create_app(app).await.expect("valid");
+    let key = create_key(world, &tenant.slug, "other", Role::Subscriber).await;
+    let refused = Clients::new(world, 0, &key).events.subscribe(enriches("other", "/other")).await;
+    let status = assert_refused(refused, Code::AlreadyExists, "ENRICH_PATH_TAKEN");
+    assert_eq!(status.get_details_error_info().expect("it is set").metadata["path"], "/plan");
+    let said = format!("{status:?} {}", String::from_utf8_lossy(status.details()));
+    assert!(status.get_details_resource_info().is_none() && !said.contains(&first), "{said}");
+    // Whoever sees the whole tenant is told.
+    let refused = tenant.events().subscribe(enriches("other", "/other")).await;
+    let status = assert_refused(refused, Code::AlreadyExists, "ENRICH_PATH_TAKEN");
+    assert_eq!(status.get_details_resource_info().expect("it is named").resource_name, first);
 }
 
 /// What a refused publish says of its one listener.

@@ -5,14 +5,15 @@ use std::sync::Arc;
 use bytes::Bytes;
 use carillon::proto::internal::Role;
 use carillon::proto::public::{
-    Attempt, DisableSubscriptionRequest, ListEventsRequest, ListInvocationsRequest, MatchReason, OutcomeClass,
-    TestSubscriptionRequest, TestSubscriptionResponse, UnsubscribeRequest,
+    Attempt, CreateEventTypeRequest, DeliveryPolicy, DisableSubscriptionRequest, EventPhase, ListEventsRequest,
+    ListInvocationsRequest, MatchReason, OutcomeClass, PrePolicy, TestSubscriptionRequest, TestSubscriptionResponse,
+    UnsubscribeRequest,
 };
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 use tonic::Code;
 
-use crate::harness::tenant::{Clients, assert_refused, cloud_event, create_key};
+use crate::harness::tenant::{Clients, assert_refused, cloud_event, create_key, publish_request, quick_policy, reason};
 use crate::harness::{Answer, Receiver, Tenant, World};
 
 const NAME: &str = "CUSTOM_TRIED";
@@ -102,6 +103,49 @@ async fn failures_are_told_and_a_disabled_subscription_can_be_tried() {
     let answer = run(&tenant, request(&closed, &json!({}))).await;
     assert_eq!(answer.attempt.as_ref().map(Attempt::outcome), Some(OutcomeClass::Unreachable));
     assert!(answer.request.is_some() && answer.answer.is_none(), "{answer:?}");
+}
+
+#[tokio::test]
+async fn the_answer_of_a_pre_listener_is_judged_as_a_publish_judges_it() {
+    let tenant = World::shared().await.tenant().await;
+    let receiver = Receiver::start().await;
+    let declare = CreateEventTypeRequest {
+        name: NAME.to_owned(),
+        phase: EventPhase::Pre.into(),
+        schema: r#"{"properties":{"plan":{"enum":["free","paid"]}}}"#.to_owned(),
+        ..Default::default()
+    };
+    tenant.types().create_event_type(declare).await.expect("a PRE type can be declared");
+    let mut subscribe = tenant.subscribe_request(NAME, &receiver.url("/pre"));
+    subscribe.pre_policy = Some(PrePolicy { enrich_paths: vec!["/plan".to_owned()], ..Default::default() });
+    subscribe.delivery_policy = Some(DeliveryPolicy { max_attempts: 1, ..quick_policy() });
+    let id = tenant.events().subscribe(subscribe).await.expect("valid").into_inner().subscription.expect("set").id;
+    tenant.told("SUBSCRIPTION_CREATED", &id).await;
+    let data = json!({"plan": "free"});
+    let tries = [
+        (200, json!({"decision": "reject", "reason": "nope"}), OutcomeClass::Rejected, "nope"),
+        (409, json!({"reason": "taken"}), OutcomeClass::Rejected, "taken"),
+        (200, json!({"patch": {"zone": "eu"}}), OutcomeClass::Failed, "/zone"),
+        (200, json!({"patch": {"plan": "gold"}}), OutcomeClass::Failed, "schema"),
+        (200, json!({"decision": "maybe"}), OutcomeClass::Failed, "neither accept nor reject"),
+        (200, json!({"patch": {"plan": "paid"}}), OutcomeClass::Succeeded, ""),
+    ];
+    for (status, body, outcome, told) in tries {
+        let headers = vec![("content-type", "application/json".to_owned())];
+        receiver.answers("/pre", [Answer::Full(status, headers, body.to_string().into_bytes())]);
+        let attempt = run(&tenant, request(&id, &data)).await.attempt.expect("it is set");
+        assert_eq!((attempt.outcome(), attempt.status_code), (outcome, i32::from(status)), "{body} {attempt:?}");
+        assert!(attempt.error.contains(told), "{body} {attempt:?}");
+        assert_eq!(attempt.error.is_empty(), told.is_empty(), "{body} {attempt:?}");
+        let published = tenant.try_publish(publish_request(NAME, &data)).await;
+        let same = match published {
+            Ok(_) => OutcomeClass::Succeeded,
+            Err(status) if reason(&status) == "PRE_REJECTED" => OutcomeClass::Rejected,
+            Err(status) if reason(&status) == "PRE_LISTENER_UNAVAILABLE" => OutcomeClass::Failed,
+            Err(status) => panic!("{body} {status:?}"),
+        };
+        assert_eq!(same, outcome, "a publish decides the same: {body}");
+    }
 }
 
 #[tokio::test]

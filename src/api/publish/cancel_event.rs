@@ -7,6 +7,7 @@ use crate::api::status::ApiError;
 use crate::domain::ids::EventId;
 use crate::pending::CancelRefusal;
 use crate::proto::internal::{CancelEventRequest, CancelEventResponse};
+use crate::store::audit::Principal;
 use crate::wire::FieldError;
 use tonic::{Request, Response, Status};
 
@@ -20,7 +21,8 @@ pub(super) async fn handle(
     let repeat = Repeat::of(publisher.tenant, "CancelEvent", &request_id, &body)?;
     let id = EventId::parse(&event_id);
     let id = id.map_err(|error| ApiError::from(FieldError::new("event_id", error.to_string())))?;
-    match api.pending.cancel(publisher.tenant, id, repeat.keeping(|(): &()| CancelEventResponse {})).await {
+    let by = Principal { tenant: publisher.tenant, app: None, name: publisher.subject };
+    match api.pending.cancel(&by, id, repeat.keeping(|(): &()| CancelEventResponse {})).await {
         Ok(_) => Ok(Response::new(CancelEventResponse {})),
         Err(CancelRefusal::NotFound) => Err(ApiError::EventNotFound { event: event_id }.into()),
         Err(CancelRefusal::TooLate(state)) => {

@@ -96,9 +96,11 @@ impl ApiError {
                 .metadata("subscription", subscription)
                 .resource("carillon.dev/Subscription", subscription),
             Self::EnrichPathTaken { path, subscription } => {
-                Entry::new(Code::AlreadyExists, ErrorReason::EnrichPathTaken)
-                    .metadata("path", path)
-                    .resource("carillon.dev/Subscription", subscription)
+                let entry = Entry::new(Code::AlreadyExists, ErrorReason::EnrichPathTaken).metadata("path", path);
+                match subscription {
+                    Some(subscription) => entry.resource("carillon.dev/Subscription", subscription),
+                    None => entry,
+                }
             }
             Self::EventTypeExists { name } => {
                 Entry::new(Code::AlreadyExists, ErrorReason::EventTypeExists).resource("carillon.dev/EventType", name)
@@ -190,9 +192,8 @@ impl ApiError {
                 .metadata("resume_cursor", resume_cursor)
                 .retry(Some(jittered(0, 1_000))),
             Self::PreListenerUnavailable { verdicts, .. } => {
-                Entry::new(Code::Unavailable, ErrorReason::PreListenerUnavailable)
-                    .verdicts(verdicts)
-                    .retry(Some(jittered(1_000, 2_000)))
+                // No RetryInfo: the same key gets the same answer.
+                Entry::new(Code::Unavailable, ErrorReason::PreListenerUnavailable).verdicts(verdicts)
             }
             Self::PreDeadline { verdicts, .. } => {
                 Entry::new(Code::DeadlineExceeded, ErrorReason::PreDeadline).verdicts(verdicts)

@@ -70,7 +70,7 @@ fn one_of_each() -> Vec<(&'static str, ApiError)> {
         ("NOT_SUBSCRIBED", ApiError::NotSubscribed { event_type: text() }),
         ("WATCH_NOT_FOUND", ApiError::WatchNotFound { watch: text() }),
         ("ALREADY_SUBSCRIBED", ApiError::AlreadySubscribed { subscription: text() }),
-        ("ENRICH_PATH_TAKEN", ApiError::EnrichPathTaken { path: text(), subscription: text() }),
+        ("ENRICH_PATH_TAKEN", ApiError::EnrichPathTaken { path: text(), subscription: Some(text()) }),
         ("EVENT_TYPE_EXISTS", ApiError::EventTypeExists { name: text() }),
         ("TENANT_EXISTS", ApiError::TenantExists { tenant: text() }),
         ("APP_EXISTS", ApiError::AppExists { app: text() }),

@@ -89,7 +89,7 @@ async fn refused(deps: &RegistryDeps, caller: &Caller, named: &str, refusal: Sub
         SubscriptionRefusal::NotSubscribed(name) => ApiError::NotSubscribed { event_type: name.as_str().to_owned() },
         SubscriptionRefusal::AlreadySubscribed(id) => ApiError::AlreadySubscribed { subscription: id.to_string() },
         SubscriptionRefusal::EnrichPathTaken { path, other } => {
-            ApiError::EnrichPathTaken { path: path.to_string(), subscription: other.to_string() }
+            ApiError::EnrichPathTaken { path: path.to_string(), subscription: other.map(|id| id.to_string()) }
         }
         SubscriptionRefusal::EventTypeNotFound(name) => deps.event_type_not_found(caller.tenant, &name).await,
         SubscriptionRefusal::AppNotFound => ApiError::AppNotFound { app: named.to_owned() },

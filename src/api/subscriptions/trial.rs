@@ -12,7 +12,7 @@ use crate::domain::event::{Attribute, Event, Lineage, LogEntry};
 use crate::domain::event_type::EventTypeName;
 use crate::domain::explain::explain;
 use crate::domain::filter::FilterContext;
-use crate::domain::ids::{EventId, InvocationId, SubscriptionId};
+use crate::domain::ids::{EventId, SubscriptionId};
 use crate::domain::invocation::Attempt;
 use crate::domain::json::check_json;
 use crate::domain::subscription::State;
@@ -21,6 +21,7 @@ use crate::domain::webhook::WebhookCall;
 use crate::proto::cloudevents::CloudEvent;
 use crate::proto::cloudevents::cloud_event::Data as ProtoData;
 use crate::proto::public::{TestSubscriptionRequest, TestSubscriptionResponse};
+use crate::publish::registry::{Entry, TenantRegistry};
 use crate::store::StoreError;
 use crate::store::subscriptions::SubscriptionRefusal;
 use crate::wire::FieldError;
@@ -34,9 +35,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tonic::Request;
 
-/// Runs a listener once within a time.
-pub type RunTrial =
-    Arc<dyn Fn(Arc<WebhookCall>, Arc<LogEntry>, InvocationId, Duration) -> BoxFuture<'static, Trial> + Send + Sync>;
+/// Runs a listener of a tenant once within its time.
+pub type RunTrial = Arc<
+    dyn Fn(Arc<TenantRegistry>, Arc<Entry>, Arc<WebhookCall>, Arc<LogEntry>) -> BoxFuture<'static, Trial> + Send + Sync,
+>;
 
 /// Test runs at the same time on one replica; of one subscription it is one.
 const RUNNING_MAX: usize = 16;
@@ -124,11 +126,10 @@ pub(crate) async fn handle(
 
     // The registry holds the opened secrets; it may be behind what was just read.
     let registry = deps.registry.refresh(caller.tenant, found.registry_version).await?;
-    let call = registry.subscription(found.no).and_then(|entry| entry.webhook_call(deps.store.now()));
-    let call = call.ok_or(StoreError::Corrupt { what: "signing secret" })?;
+    let listener = registry.subscription(found.no).ok_or(StoreError::Corrupt { what: "subscription" })?;
+    let call = listener.webhook_call(deps.store.now()).ok_or(StoreError::Corrupt { what: "signing secret" })?;
     let _running = deps.trials.begin(found.id)?;
     let (started_at, begin) = (clock::now(), std::time::Instant::now());
-    let invocation = InvocationId { event: event.id, subscription_no: found.no };
     let entry = LogEntry {
         position: 0,
         committed_at: started_at,
@@ -136,7 +137,7 @@ pub(crate) async fn handle(
         matched: Arc::new([]),
         refused: Arc::new([]),
     };
-    let trial = (deps.trials.run)(call, Arc::new(entry), invocation, found.policy.timeout()).await;
+    let trial = (deps.trials.run)(registry, listener, call, Arc::new(entry)).await;
     let attempt = Attempt { number: 1, started_at, duration: begin.elapsed(), outcome: trial.outcome.clone() };
     let mut answer = TestSubscriptionResponse {
         attempt: Some(attempt_to_proto(&attempt)),

@@ -101,11 +101,23 @@ impl WebhookClient {
 
     /// One attempt that is marked as a test, with what it sent and got. Returns at the deadline at the latest.
     pub async fn trial(&self, call: &WebhookCall, delivery: &Delivery, deadline: Instant) -> Trial {
+        self.tried(call, delivery, deadline, answer::EXCERPT_SOURCE_BYTES).await.0
+    }
+
+    /// As [`Self::trial`], for a call whose answer decides, as [`Self::ask`] reads it.
+    pub async fn ask_trial(&self, call: &WebhookCall, delivery: &Delivery, deadline: Instant) -> (Trial, pre::Answer) {
+        let (mut trial, reply) = self.tried(call, delivery, deadline, self.response_bytes_max).await;
+        let (outcome, answer) = decide::decide(trial.outcome, reply.json, reply.body.as_deref());
+        trial.outcome = outcome;
+        (trial, answer)
+    }
+
+    async fn tried(&self, call: &WebhookCall, delivery: &Delivery, deadline: Instant, keep: usize) -> (Trial, Reply) {
         let seen = Some(Seen { begin: Instant::now(), request: None, answer: None });
-        let mut reply = Reply { status: 0, keep: answer::EXCERPT_SOURCE_BYTES, json: false, body: None, seen };
+        let mut reply = Reply { status: 0, keep, json: false, body: None, seen };
         let outcome = self.bounded(call, delivery, deadline, &mut reply).await;
-        let (request, answer) = reply.seen.map(|seen| (seen.request, seen.answer)).unwrap_or_default();
-        Trial { outcome, request, answer }
+        let (request, answer) = reply.seen.take().map(|seen| (seen.request, seen.answer)).unwrap_or_default();
+        (Trial { outcome, request, answer }, reply)
     }
 
     async fn bounded(&self, call: &WebhookCall, delivery: &Delivery, deadline: Instant, reply: &mut Reply) -> Outcome {

@@ -5,7 +5,7 @@ use super::{PendingEvent, columns, parse};
 use crate::domain::ids::{EventId, InvocationId, TenantId};
 use crate::domain::invocation::{Attempt, Invocation, State};
 use crate::domain::pre::{Verdict, VerdictKind};
-use crate::store::audit::Principal;
+use crate::store::audit::{Principal, record};
 use crate::store::invocations::InvocationFilter;
 use crate::store::request_ids::{Once, Repeatable};
 use crate::store::{Store, StoreError};
@@ -26,23 +26,23 @@ impl Store {
     /// Takes an event back. None where there is none that could be.
     pub async fn cancel_pending(
         &self,
-        tenant: TenantId,
+        by: &Principal,
         event: EventId,
         expires_at: DateTime<Utc>,
         request: Repeatable<()>,
     ) -> Result<Option<Once<()>>, StoreError> {
-        let store = self.clone();
-        self.run(async move { store.cancel_pending_in(tenant, event, expires_at, request).await }).await
+        let (store, by) = (self.clone(), by.clone());
+        self.run(async move { store.cancel_pending_in(&by, event, expires_at, request).await }).await
     }
 
     async fn cancel_pending_in(
         &self,
-        tenant: TenantId,
+        by: &Principal,
         event: EventId,
         expires_at: DateTime<Utc>,
         request: Repeatable<()>,
     ) -> Result<Option<Once<()>>, StoreError> {
-        let now = self.now();
+        let (tenant, now) = (by.tenant, self.now());
         let mut tx = self.begin_as(tenant).await?;
         if let Some(answer) = request.begin(&mut tx, tenant, now).await? {
             return Ok(Some(Once::Before(answer)));
@@ -59,6 +59,7 @@ impl Store {
         if done.rows_affected() == 0 {
             return Ok(None);
         }
+        record(&mut tx, tenant, now, &by.name, "CancelEvent", &event.to_string()).await?;
         request.keep(&mut tx, tenant, &(), now).await?;
         tx.commit().await?;
         Ok(Some(Once::Made(())))

@@ -112,8 +112,7 @@ impl Store {
                     check_place(&mut tx, by.tenant, before.app, &before.event_type, &before.target, before.id).await?;
                 }
                 if state == State::Active {
-                    enrich::check(&mut tx, by.tenant, &before.event_type, before.pre_policy.as_ref(), before.id)
-                        .await?;
+                    enrich::check(&mut tx, &by, &before.event_type, before.pre_policy.as_ref(), before.id).await?;
                 }
                 if change.replays() {
                     replays::begin(&mut tx, by.tenant, before.id, registry.position).await?;
@@ -168,7 +167,7 @@ impl Store {
                 let effective = if same_matches { before.effective_position } else { registry.position };
                 let Subscription { display_name, filter, schema_version, target, policy, pre_policy, .. } = changed;
                 if before.state == State::Active {
-                    enrich::check(&mut tx, by.tenant, &before.event_type, pre_policy.as_ref(), before.id).await?;
+                    enrich::check(&mut tx, &by, &before.event_type, pre_policy.as_ref(), before.id).await?;
                 }
                 let after =
                     Subscription { display_name, filter, schema_version, target, policy, pre_policy, ..before.clone() };
@@ -315,7 +314,7 @@ async fn insert(
 ) -> Result<Subscription, SubscriptionRefusal> {
     check_room(tx, by.tenant, max).await?;
     let app_slug = check_place(tx, by.tenant, new.app, &new.event_type, &new.target, new.id).await?;
-    enrich::check(tx, by.tenant, &new.event_type, new.pre_policy.as_ref(), new.id).await?;
+    enrich::check(tx, by, &new.event_type, new.pre_policy.as_ref(), new.id).await?;
     let (failure_policy, priority, enrich_paths) = pre_columns(new.pre_policy.as_ref());
     let no: i32 = sqlx::query_scalar(
         "UPDATE tenant_heads SET last_subscription_no = last_subscription_no + 1 WHERE tenant_id = $1

@@ -1,0 +1,65 @@
+//! Test runs: a listener is called once with an event that nobody publishes, and its answer judged as a publish would judge it.
+
+use super::ask::{Listener, judged};
+use super::phase::Phase;
+use super::{Pending, TypePhase};
+use crate::clock;
+use crate::domain::event::LogEntry;
+use crate::domain::pre::VerdictKind;
+use crate::domain::trial::Trial;
+use crate::domain::webhook::WebhookCall;
+use crate::executor::{Delivery, EncodedEvent};
+use crate::publish::prepare::phase_of;
+use crate::publish::registry::{Entry, TenantRegistry};
+use std::sync::Arc;
+use tokio::time::Instant;
+
+impl Pending {
+    /// Calls a listener once within its time. The outcome of a listener of a PRE type is its verdict: the event is decided on, and
+    /// an enrichment applied and checked, by what decides on a published one. Writes nothing.
+    pub async fn trial(
+        &self,
+        registry: &TenantRegistry,
+        listener: Arc<Entry>,
+        call: &WebhookCall,
+        entry: Arc<LogEntry>,
+    ) -> Trial {
+        let core = &self.core;
+        let subscription = &listener.subscription;
+        let invocation = entry.invocation(subscription.no);
+        let event = Arc::new(EncodedEvent::new(entry.clone()));
+        let delivery = Delivery { invocation, attempt: 1, replay: false, event };
+        let deadline = Instant::now() + subscription.policy.timeout();
+        let phase = phase_of(&core.registry, registry, &entry.event.event_type);
+        if !phase.is_ok_and(|phase| phase == TypePhase::Pre) {
+            return core.executor.trial(call, &delivery, deadline).await;
+        }
+        let (mut trial, answer) = core.executor.ask_trial(call, &delivery, deadline).await;
+        let listener = Listener::new(listener);
+        let verdict = listener.verdict(VerdictKind::Failed, "");
+        let verdict = judged(verdict, &listener.policy, &entry, trial.outcome.clone(), answer);
+        let enriches = verdict.patch.is_some();
+        let mut phase = Phase {
+            tenant: registry.tenant(),
+            entry,
+            token: 0,
+            deadline_at: clock::now(),
+            listeners: vec![listener],
+            verdicts: vec![verdict],
+            abandonable: false,
+        };
+        if enriches {
+            phase.fitted(core, registry).await;
+        }
+        if let Some(verdict) = phase.verdicts.pop()
+            && let Some(mut outcome) = verdict.outcome
+        {
+            if verdict.kind == VerdictKind::Rejected {
+                // The publisher gets the reason in the verdict; a test has the attempt alone.
+                outcome.error = Some(format!("The receiver refuses the event: {}", verdict.message));
+            }
+            trial.outcome = outcome;
+        }
+        trial
+    }
+}
