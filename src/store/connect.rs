@@ -292,9 +292,10 @@ pub async fn migrate(config: &Config, grant_to: &[String]) -> Result<Migrated, C
     };
     MIGRATIONS.run(&mut connection).await.map_err(ConnectError::Migrate)?;
     let granted = role::grant(&mut connection, grant_to).await?;
-    connection.close().await?;
     let store = Store::of(pool);
     prepare(&store).await?;
+    // The lock until here: another migrator's grants and the partitions change the same rows of the catalogue.
+    connection.close().await?;
     store.close().await;
     Ok(Migrated { applied, granted })
 }

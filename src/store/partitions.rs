@@ -24,23 +24,30 @@ impl Store {
         .fetch_all(self.engine())
         .await?;
         for (table, _, day) in wanted.iter().filter(|(_, name, ..)| !existing.contains(name)) {
-            // Only the tables' owner may: the function runs as that one.
-            let made = sqlx::query("SELECT make_partition($1, $2)").bind(table).bind(day).execute(self.engine()).await;
-            match made {
-                Ok(_) => {}
-                // Two replicas may race: the loser fails on the name that exists by then, which is what it wanted.
-                Err(error) if is_duplicate(&error) => {}
-                Err(error) => return Err(error.into()),
+            for left in (0..TRIES).rev() {
+                // Only the tables' owner may: the function runs as that one.
+                let make = sqlx::query("SELECT make_partition($1, $2)").bind(table).bind(day);
+                match make.execute(self.engine()).await {
+                    Ok(_) => break,
+                    // Two replicas may race: the loser fails on the name that exists by then, which is what it wanted.
+                    Err(error) if has_code(&error, &DUPLICATE) => break,
+                    Err(error) if left > 0 && has_code(&error, &[CATALOGUE_RACE]) => {}
+                    Err(error) => return Err(error.into()),
+                }
             }
         }
         Ok(())
     }
 }
 
-/// True for duplicate_table, and for unique_violation in the catalogue, which a lost race shows as.
-fn is_duplicate(error: &sqlx::Error) -> bool {
-    error
-        .as_database_error()
-        .and_then(sqlx::error::DatabaseError::code)
-        .is_some_and(|code| code == "42P07" || code == "23505")
+/// duplicate_table, and unique_violation in the catalogue, which a lost race shows as.
+const DUPLICATE: [&str; 2] = ["42P07", "23505"];
+/// internal_error: a GRANT on the whole table, which takes no lock that attaching would wait for, has changed its row meanwhile.
+const CATALOGUE_RACE: &str = "XX000";
+/// How often a partition is tried to be made.
+const TRIES: u32 = 5;
+
+fn has_code(error: &sqlx::Error, codes: &[&str]) -> bool {
+    let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
+    code.is_some_and(|code| codes.contains(&code.as_ref()))
 }
