@@ -20,10 +20,7 @@ use crate::watch::{positions, watch};
 /// A client that decides by itself when it reads: an HTTP/2 connection whose windows are opened by hand.
 async fn connect(world: &World) -> SendRequest<Bytes> {
     let tcp = TcpStream::connect(&world.replicas[0].addresses.public).await.expect("the public port accepts");
-    // The connection has room for more than the stream that takes nothing, so that the other one can be told that it stands.
-    let mut wide = h2::client::Builder::new();
-    wide.initial_connection_window_size(1 << 20);
-    let (client, connection) = wide.handshake::<_, bytes::Bytes>(tcp).await.expect("HTTP/2");
+    let (client, connection) = h2::client::handshake(tcp).await.expect("HTTP/2");
     tokio::spawn(connection);
     client.ready().await.expect("a connection")
 }
@@ -217,7 +214,10 @@ async fn a_stream_that_nobody_reads_is_reset_and_a_connection_that_carries_nothi
     }
     let everything = WatchRequest { start: Some(Start::Earliest(true)), ..Default::default() };
     let tcp = TcpStream::connect(&world.replicas[0].addresses.public).await.expect("the public port accepts");
-    let (client, connection) = h2::client::handshake(tcp).await.expect("HTTP/2");
+    // The connection has room for more than the stream that takes nothing, so that the other one can be told that it stands.
+    let mut wide = h2::client::Builder::new();
+    wide.initial_connection_window_size(1 << 20);
+    let (client, connection) = wide.handshake::<_, Bytes>(tcp).await.expect("HTTP/2");
     let connection = tokio::spawn(connection);
     let mut client = client.ready().await.expect("a connection");
     let mut stalled = open(&mut client, &tenant, &everything).await;
