@@ -17,8 +17,10 @@ const WARM_UP: Duration = Duration::from_millis(400);
 /// What a run did in the time that counts.
 #[derive(Debug, Default, Clone)]
 pub struct Done {
-    /// Units of work.
+    /// Units of work in the time that counts.
     pub units: u64,
+    /// Units of work in all, warming up included.
+    pub all_units: u64,
     /// The time that counts.
     pub elapsed: Duration,
     /// One per call, ascending.
@@ -91,6 +93,7 @@ where
                 }
                 let units = call(caller).await?;
                 let ended = Instant::now();
+                done.all_units += units;
                 if started >= counts_from && ended <= end {
                     done.units += units;
                     done.latencies.push(ended - started);
@@ -102,6 +105,7 @@ where
     while let Some(ended) = tasks.join_next().await {
         let done: Done = ended.unwrap_or_else(|_| Err(CliError::Result("a caller has panicked".to_owned())))?;
         all.units += done.units;
+        all.all_units += done.all_units;
         all.latencies.extend(done.latencies);
     }
     all.latencies.sort_unstable();
