@@ -330,7 +330,7 @@ async fn limited(world: &World, limit: &str) -> (Process, String) {
 
 #[tokio::test]
 async fn l2_a_replica_with_little_memory_serves_under_load() {
-    const PUBLISHERS: usize = 8;
+    const PUBLISHERS: usize = 3;
     const EACH: usize = 40;
     let world = World::start(1).await;
     let tenant = world.tenant().await;
@@ -338,7 +338,7 @@ async fn l2_a_replica_with_little_memory_serves_under_load() {
     // What may be written to: the stacks and the heap, 128 MiB in all.
     let (mut process, ready) = limited(&world, "-d 131072").await;
     let addresses: Addresses = serde_json::from_str(&ready).expect("it is JSON");
-    let data = json!({"text": "x".repeat(200_000)});
+    let data = json!({"text": "x".repeat(40_000)});
     let mut publishing = JoinSet::new();
     for _ in 0..PUBLISHERS {
         let mut publisher = PublishServiceClient::new(mutual(&addresses.internal, &tenant.identity));
