@@ -3,8 +3,12 @@
 //! Order: database, keys, sockets, services. A part that cannot be built stops the start with its cause; nothing is accepted before
 //! everything can answer.
 
+mod error;
 mod files;
 mod measure;
+mod memory;
+
+pub use error::AppError;
 
 use crate::api::admin::{AdminDeps, AdminService};
 use crate::api::auth::{ApiKeys, Certificates};
@@ -18,16 +22,16 @@ use crate::api::health::{Health, Reflection, name_of};
 use crate::api::invocations::{InvocationDeps, InvocationService};
 use crate::api::publish::PublishApi;
 use crate::api::registry::RegistryDeps;
-use crate::api::server::{ListenError, Port, Server, Speaks, listen};
+use crate::api::server::{Port, Server, Speaks, listen};
 use crate::api::services::Services;
 use crate::api::subscriptions::trial::Trials;
 use crate::api::tls::{Tls, TlsError, TlsWatch};
 use crate::api::{ops, web};
-use crate::config::{Config, ConfigError};
+use crate::config::Config;
 use crate::dispatch::{self, Dispatch};
-use crate::domain::catalogue::{Catalogue, CatalogueError};
+use crate::domain::catalogue::Catalogue;
 use crate::domain::cursor::CursorSealer;
-use crate::executor::{Executor, ExecutorError};
+use crate::executor::Executor;
 use crate::feed::{Feed, News};
 use crate::pending::{self, Pending};
 use crate::proto::internal::admin_service_server::AdminServiceServer;
@@ -37,16 +41,17 @@ use crate::proto::public::event_type_service_server::EventTypeServiceServer;
 use crate::proto::public::invocation_service_server::InvocationServiceServer;
 use crate::publish::registry::Registry;
 use crate::publish::writer::{Writer, WriterTasks};
-use crate::store::connect::{self, ConnectError};
-use crate::store::secrets::{Keyring, KeyringError};
+use crate::store::Store;
+use crate::store::connect;
+use crate::store::secrets::Keyring;
 use crate::store::settings::CURSOR_KEY;
-use crate::store::{Store, StoreError};
 use crate::telemetry::Metrics;
 use crate::watch::{Standing, Watches};
 use crate::wire::page::PageTokens;
 use futures::FutureExt as _;
 use std::error::Error;
 use std::net::SocketAddr;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -64,41 +69,6 @@ const HEADS_MAX: usize = 4_096;
 const TASKS_PATIENCE: Duration = Duration::from_secs(5);
 /// Connections of the ops port: probes and scrapers.
 const OPS_CONNECTIONS_MAX: usize = 16;
-
-/// Why the server cannot start.
-#[derive(Debug, thiserror::Error)]
-pub enum AppError {
-    /// The configuration.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-    /// The database.
-    #[error(transparent)]
-    Database(#[from] ConnectError),
-    /// A statement of the start.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// The keys of secrets at rest.
-    #[error("secrets.keys: {0}")]
-    Keyring(#[from] KeyringError),
-    /// The operator's catalogue file cannot be read.
-    #[error("catalogue.file cannot be read")]
-    CatalogueFile(#[source] std::io::Error),
-    /// The operator's catalogue file is wrong.
-    #[error("catalogue.file: {0}")]
-    Catalogue(#[from] CatalogueError),
-    /// The outbound client.
-    #[error(transparent)]
-    Executor(#[from] ExecutorError),
-    /// A certificate.
-    #[error(transparent)]
-    Tls(#[from] TlsError),
-    /// A socket.
-    #[error(transparent)]
-    Listen(#[from] ListenError),
-    /// A socket that does not know its address.
-    #[error("a socket has no address")]
-    Address(#[source] std::io::Error),
-}
 
 /// Where a running server listens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -132,6 +102,7 @@ impl std::fmt::Debug for App {
 impl App {
     /// Builds everything and serves.
     pub async fn start(config: Config) -> Result<Self, AppError> {
+        let config = memory::affordable(config);
         // Read first: a key that does not fit must not wait for the database.
         let keyring = Keyring::new(config.secrets.read()?)?;
         let catalogue = Arc::new(catalogue(&config)?);
@@ -157,13 +128,14 @@ impl App {
             message_bytes_max: config.server.message_bytes_max,
             header_count_max: config.server.header_count_max,
             per_credential_max: config.server.calls_per_credential_max,
+            requests_bytes_max: config.server.requests_bytes_max,
             draining: server.draining(),
             streams_end: server.streams_end(),
         };
         let call_metrics = CallMetrics::new(&metrics);
         let reflection = if config.server.reflection { Reflection::Served } else { Reflection::Hidden };
 
-        let feed = Feed::default();
+        let feed = Feed::default().bounded(config.publish.queue_bytes_max);
         let heads = feed.subscribe(HEADS_MAX);
         let engine = Engine::start(&config, &store, keyring.clone(), catalogue.clone(), executor.clone(), &feed, {
             let api_keys = api_keys.clone();
@@ -373,7 +345,7 @@ impl App {
     /// Runs a step now and then until the server stops.
     fn every<F, S>(&self, period: Duration, step: F)
     where
-        F: Fn() -> S + Send + 'static,
+        F: Fn() -> S + Send + Sync + 'static,
         S: Future<Output = ()> + Send + 'static,
     {
         let stop = self.tasks_stop.clone();
@@ -389,7 +361,10 @@ impl App {
                 // A step that is dropped halfway is tried again by the next start.
                 tokio::select! {
                     () = stop.cancelled() => return,
-                    () = step() => {}
+                    done = AssertUnwindSafe(async { step().await }).catch_unwind() => {
+                        // Reported where it panicked; the next tick tries again.
+                        drop(done);
+                    }
                 }
             }
         });

@@ -6,6 +6,8 @@
 use crate::domain::event::LogEntry;
 use crate::domain::ids::{Position, TenantId, WatchId};
 use chrono::{DateTime, Utc};
+use std::ops::Deref;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, RwLock};
 use tokio::sync::{broadcast, mpsc, watch};
 
@@ -30,10 +32,41 @@ pub enum News {
         /// Whose log.
         tenant: TenantId,
         /// At least one.
-        entries: Arc<[Arc<LogEntry>]>,
+        entries: Arc<Batch>,
     },
     /// A head that may have moved.
     Head(Head),
+}
+
+/// Entries on their way to the readers, which are not kept for slow ones without bound.
+#[derive(Debug)]
+pub struct Batch {
+    entries: Vec<Arc<LogEntry>>,
+    bytes: usize,
+    under_way: Arc<AtomicUsize>,
+}
+
+impl Batch {
+    /// Counts the entries among the bytes that are under way, until the last reader lets go of them.
+    pub(crate) fn new(entries: Vec<Arc<LogEntry>>, under_way: &Arc<AtomicUsize>) -> Self {
+        let bytes = entries.iter().map(|entry| entry.event.data.as_bytes().len()).sum();
+        under_way.fetch_add(bytes, Ordering::Relaxed);
+        Self { entries, bytes, under_way: under_way.clone() }
+    }
+}
+
+impl Deref for Batch {
+    type Target = [Arc<LogEntry>];
+
+    fn deref(&self) -> &Self::Target {
+        &self.entries
+    }
+}
+
+impl Drop for Batch {
+    fn drop(&mut self) {
+        self.under_way.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
 }
 
 /// Something about the filters of a watch; a hint like all news.
@@ -49,11 +82,15 @@ pub enum WatchNews {
 
 /// Hints about watches that a reader may be behind.
 const WATCH_NEWS_MAX: usize = 1_024;
+/// Bytes of event data that may be on their way to readers, where nothing else is said.
+const UNDER_WAY_MAX: usize = 64 * 1024 * 1024;
 
 /// Spreads news to every reader in this process. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Feed {
     readers: Arc<RwLock<Vec<mpsc::Sender<News>>>>,
+    under_way: Arc<AtomicUsize>,
+    under_way_max: usize,
     watches: broadcast::Sender<WatchNews>,
     /// Counts the batches of outcomes that this process has recorded.
     settled: Arc<watch::Sender<u64>>,
@@ -65,6 +102,8 @@ impl Default for Feed {
     fn default() -> Self {
         Self {
             readers: Arc::default(),
+            under_way: Arc::default(),
+            under_way_max: UNDER_WAY_MAX,
             watches: broadcast::Sender::new(WATCH_NEWS_MAX),
             settled: Arc::default(),
             pending_due: Arc::default(),
@@ -78,6 +117,21 @@ impl Feed {
         let (sender, receiver) = mpsc::channel(capacity);
         self.readers.write().expect("no reader panics while it holds the lock").push(sender);
         receiver
+    }
+
+    /// Keeps at most that many bytes of event data on their way to readers; news of entries beyond it is dropped.
+    #[must_use]
+    pub fn bounded(mut self, bytes: usize) -> Self {
+        self.under_way_max = self.under_way_max.min(bytes);
+        self
+    }
+
+    /// Tells every reader what was committed here: one tenant's, adjacent positions, in order. Never waits.
+    pub fn send_committed(&self, tenant: TenantId, entries: Vec<Arc<LogEntry>>) {
+        // Readers that are this far behind go by the store.
+        if self.under_way.load(Ordering::Relaxed) < self.under_way_max {
+            self.send(&News::Committed { tenant, entries: Arc::new(Batch::new(entries, &self.under_way)) });
+        }
     }
 
     /// Tells every reader; never waits.

@@ -7,7 +7,7 @@
 use super::answers::Streaming;
 use super::auth::{ApiKeys, Certificates};
 use super::deadline::{self, Deadline};
-use super::in_flight::{Credential, InFlight, Place};
+use super::in_flight::{Counted, Credential, InFlight, Place};
 use super::server::PeerAddress;
 use super::services::Services;
 use super::status::{ApiError, not_implemented};
@@ -92,6 +92,8 @@ pub struct CallLimits {
     pub header_count_max: usize,
     /// Calls of one credential at the same time.
     pub per_credential_max: u32,
+    /// Bytes of all requests at the same time.
+    pub requests_bytes_max: usize,
     /// Cancelled when the server begins to drain.
     pub draining: CancellationToken,
     /// Cancelled when streams have to end.
@@ -159,9 +161,8 @@ fn known_method(path: &str) -> &'static str {
 impl Calls {
     /// Puts a port's services behind its door.
     pub fn new(door: Door, limits: CallLimits, metrics: CallMetrics, services: Services) -> Self {
-        let CallLimits { timeout_max, message_bytes_max, header_count_max, per_credential_max, .. } = limits;
-        let CallLimits { draining, streams_end, .. } = limits;
-        let in_flight = InFlight::new(per_credential_max);
+        let CallLimits { timeout_max, message_bytes_max, header_count_max, draining, streams_end, .. } = limits;
+        let in_flight = InFlight::new(limits.per_credential_max, limits.requests_bytes_max);
         let inner =
             Inner { door, timeout_max, message_bytes_max, header_count_max, in_flight, draining, streams_end, metrics };
         Self { inner: Arc::new(inner), services }
@@ -214,7 +215,9 @@ impl Calls {
         // Boxed once, here: each layer around it would otherwise move all of it.
         let work = Box::pin(async move {
             let credential = self.inner.authenticate(path, &mut request).await?;
-            let place = self.inner.in_flight.admit(credential)?;
+            let place = Arc::new(self.inner.in_flight.admit(credential)?);
+            let bytes_max = self.inner.message_bytes_max;
+            let request = request.map(|body| Body::new(Counted::new(body, place.clone(), bytes_max)));
             Ok((self.services.call(request).await, place))
         });
         // A handler that panics has answered nobody; its locks and transactions live in tasks and guards of their own.
@@ -264,7 +267,7 @@ impl Inner {
     }
 
     /// Streams end at their deadline, and when the server stops; those of the standard services at once.
-    fn ending(&self, path: &str, body: Body, until: Option<Instant>, place: Place) -> Body {
+    fn ending(&self, path: &str, body: Body, until: Option<Instant>, place: Arc<Place>) -> Body {
         let stop = if STANDARD_STREAMS.contains(&path) { self.draining.clone() } else { self.streams_end.clone() };
         // Streams without a deadline are the many, and hold this for as long as they live: no timer in it.
         let Some(until) = until else {

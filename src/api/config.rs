@@ -26,8 +26,14 @@ pub struct Config {
     pub internal_tls: InternalTls,
     /// How often certificate files are looked at, milliseconds. 100 to 600,000.
     pub certificates_interval_ms: u64,
+    /// Memory that the process may use, bytes; what is kept in memory is lowered to fit. By default what its container, its resource
+    /// limits or the machine leave it. At least 64 MiB.
+    pub memory_bytes: Option<usize>,
     /// Largest request message, bytes. 1,024 to 67,108,864.
     pub message_bytes_max: usize,
+    /// Bytes of requests in memory at the same time on each port, of which one credential gets half; further calls are refused with
+    /// RESOURCE_EXHAUSTED. 1 MiB to 64 GiB.
+    pub requests_bytes_max: usize,
     /// Largest header list of a request, bytes. 1,024 to 1,048,576.
     pub header_list_bytes_max: u32,
     /// Headers of a request. 16 to 10,000.
@@ -96,6 +102,8 @@ impl Default for Config {
             internal_tls: InternalTls::default(),
             certificates_interval_ms: 10_000,
             message_bytes_max: 4 * 1024 * 1024,
+            memory_bytes: None,
+            requests_bytes_max: 256 * 1024 * 1024,
             header_list_bytes_max: 96 * 1024,
             header_count_max: 128,
             streams_per_connection: 1_000,
@@ -121,6 +129,8 @@ impl Config {
             if (from..=to).contains(&value) { Ok(()) } else { Err((key, format!("must be {from} to {to}"))) }
         };
         within("message_bytes_max", self.message_bytes_max as u64, 1_024, 64 * 1024 * 1024)?;
+        within("memory_bytes", self.memory_bytes.map_or(u64::MAX, |bytes| bytes as u64), 64 << 20, u64::MAX)?;
+        within("requests_bytes_max", self.requests_bytes_max as u64, 1 << 20, 1 << 36)?;
         within("header_list_bytes_max", self.header_list_bytes_max.into(), 1_024, 1024 * 1024)?;
         within("streams_per_connection", self.streams_per_connection.into(), 1, 100_000)?;
         within("header_count_max", self.header_count_max as u64, 16, 10_000)?;

@@ -1,16 +1,28 @@
-//! How many calls of one credential are open at the same time: a bound that no number of connections gets around.
+//! How many calls of one credential are open at the same time, and how many bytes their requests take: bounds that no number of
+//! connections gets around.
 //!
 //! Calls that need no credential count for the address they come from.
 
 use super::status::ApiError;
 use crate::domain::ids::{ApiKeyId, PublisherIdentityId};
+use bytes::Bytes;
 use dashmap::DashMap;
+use http_body::{Frame, SizeHint};
 use std::net::IpAddr;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
+use tonic::Status;
+use tonic::body::Body;
 
 /// When it makes sense to try again: calls end all the time.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
+/// Messages up to this size are not counted: the number of calls bounds them.
+const SMALL_BYTES: usize = 4 * 1024;
+/// What stands before a gRPC message: a flag and its length, four bytes.
+const PREFIX_BYTES: usize = 5;
 
 /// Who calls.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -28,58 +40,160 @@ pub enum Credential {
 /// The open calls of a port, counted by credential. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct InFlight {
-    open: Arc<DashMap<Credential, u32>>,
-    max: u32,
+    open: Arc<Open>,
+}
+
+#[derive(Debug)]
+struct Open {
+    held: DashMap<Credential, Held>,
+    bytes: AtomicUsize,
+    calls_max: u32,
+    bytes_max: usize,
+}
+
+/// What one credential has open.
+#[derive(Debug, Default)]
+struct Held {
+    calls: u32,
+    bytes: usize,
 }
 
 /// An open call's place; given back when dropped.
 #[derive(Debug)]
 pub struct Place {
-    open: Arc<DashMap<Credential, u32>>,
+    open: Arc<Open>,
     credential: Credential,
+    bytes: AtomicUsize,
 }
 
 impl InFlight {
-    /// Takes the bound of each credential.
-    pub fn new(max: u32) -> Self {
-        Self { open: Arc::default(), max }
+    /// Takes the bound of each credential's calls, and that of the bytes of all requests together.
+    pub fn new(calls_max: u32, bytes_max: usize) -> Self {
+        Self { open: Arc::new(Open { held: DashMap::new(), bytes: AtomicUsize::new(0), calls_max, bytes_max }) }
     }
 
     /// A place for one more call.
     ///
     /// Errors: QUOTA_EXCEEDED at the bound.
     pub fn admit(&self, credential: Credential) -> Result<Place, ApiError> {
-        let mut count = self.open.entry(credential.clone()).or_insert(0);
-        if *count >= self.max {
-            return Err(ApiError::QuotaExceeded {
-                quota: "server.calls_per_credential_max".to_owned(),
-                limit: self.max.into(),
-                retry_delay: Some(RETRY_DELAY),
-            });
+        let mut held = self.open.held.entry(credential.clone()).or_default();
+        if held.calls >= self.open.calls_max {
+            return Err(full("server.calls_per_credential_max", self.open.calls_max.into()));
         }
-        *count += 1;
-        Ok(Place { open: Arc::clone(&self.open), credential })
+        held.calls += 1;
+        drop(held);
+        Ok(Place { open: Arc::clone(&self.open), credential, bytes: AtomicUsize::new(0) })
+    }
+}
+
+impl Place {
+    /// Room for so many bytes of the call's request. One credential gets half of the room at most, so that no caller keeps all
+    /// others out.
+    ///
+    /// Errors: QUOTA_EXCEEDED where there is none.
+    fn make_room(&self, bytes: usize) -> Result<(), ApiError> {
+        let Open { held, bytes: all, bytes_max, .. } = &*self.open;
+        let Some(mut own) = held.get_mut(&self.credential) else { return Ok(()) };
+        // A request that is larger than all of the room goes alone.
+        let alone = own.bytes == 0 && all.load(Ordering::Relaxed) == 0;
+        let fits = own.bytes + bytes <= bytes_max / 2 && all.load(Ordering::Relaxed) + bytes <= *bytes_max;
+        if !(fits || alone) {
+            return Err(full("server.requests_bytes_max", u64::try_from(*bytes_max).unwrap_or(u64::MAX)));
+        }
+        own.bytes += bytes;
+        all.fetch_add(bytes, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        Ok(())
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
+        let bytes = *self.bytes.get_mut();
+        self.open.bytes.fetch_sub(bytes, Ordering::Relaxed);
         // Counted down and removed under one lock, so that a place taken meanwhile is not lost.
-        self.open.remove_if_mut(&self.credential, |_, count| {
-            *count -= 1;
-            *count == 0
+        self.open.held.remove_if_mut(&self.credential, |_, held| {
+            held.calls -= 1;
+            held.bytes -= bytes;
+            held.calls == 0
         });
+    }
+}
+
+fn full(quota: &str, limit: u64) -> ApiError {
+    ApiError::QuotaExceeded { quota: quota.to_owned(), limit, retry_delay: Some(RETRY_DELAY) }
+}
+
+/// A request's body that has room for its message before it is read: as much as its prefix announces.
+pub struct Counted {
+    body: Body,
+    place: Arc<Place>,
+    prefix: [u8; PREFIX_BYTES],
+    prefix_bytes: usize,
+    message_bytes_max: usize,
+}
+
+impl Counted {
+    /// Counts a body for a place. A message of more than `message_bytes_max` is refused elsewhere before it is read.
+    pub fn new(body: Body, place: Arc<Place>, message_bytes_max: usize) -> Self {
+        Self { body, place, prefix: [0; PREFIX_BYTES], prefix_bytes: 0, message_bytes_max }
+    }
+
+    /// Makes room once the prefix is whole.
+    fn look_at(&mut self, data: &[u8]) -> Result<(), ApiError> {
+        let missing = &mut self.prefix[self.prefix_bytes..];
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let found = missing.len().min(data.len());
+        missing[..found].copy_from_slice(&data[..found]);
+        self.prefix_bytes += found;
+        let [_, length @ ..] = self.prefix;
+        let announced = usize::try_from(u32::from_be_bytes(length)).unwrap_or(usize::MAX);
+        if self.prefix_bytes < PREFIX_BYTES || announced <= SMALL_BYTES || announced > self.message_bytes_max {
+            return Ok(());
+        }
+        self.place.make_room(announced)
+    }
+}
+
+impl http_body::Body for Counted {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let polled = Pin::new(&mut self.body).poll_frame(cx);
+        if let Poll::Ready(Some(Ok(frame))) = &polled
+            && let Some(data) = frame.data_ref()
+            && let Err(error) = self.look_at(data)
+        {
+            return Poll::Ready(Some(Err(error.into())));
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use http_body_util::{BodyExt as _, Full};
+
+    fn operator(name: &str) -> Credential {
+        Credential::Operator(name.to_owned())
+    }
 
     #[test]
     fn each_credential_has_its_own_places_and_gets_them_back() {
-        let calls = InFlight::new(2);
-        let one = || calls.admit(Credential::Operator("uri:one".to_owned()));
+        let calls = InFlight::new(2, 1 << 20);
+        let one = || calls.admit(operator("uri:one"));
         let (first, second) = (one().unwrap(), one().unwrap());
         assert_eq!(one().unwrap_err().reason_name(), "QUOTA_EXCEEDED");
         let other = calls.admit(Credential::Anonymous(None)).unwrap();
@@ -87,6 +201,49 @@ mod tests {
         let third = one().unwrap();
         assert!(one().is_err());
         drop((second, third, other));
-        assert!(calls.open.is_empty());
+        assert!(calls.open.held.is_empty());
+    }
+
+    #[test]
+    fn requests_share_the_room_and_none_takes_more_than_half() {
+        let calls = InFlight::new(9, 100_000);
+        let place = |name| calls.admit(operator(name)).unwrap();
+        let (one, more, other, third) = (place("uri:one"), place("uri:one"), place("uri:other"), place("uri:third"));
+        one.make_room(40_000).unwrap();
+        let refused = more.make_room(20_000).unwrap_err();
+        assert_eq!(refused.reason_name(), "QUOTA_EXCEEDED");
+        more.make_room(10_000).unwrap();
+        other.make_room(50_000).unwrap();
+        assert!(third.make_room(1).is_err(), "no room is left");
+        drop(one);
+        third.make_room(40_000).unwrap();
+        drop((more, other, third));
+        assert_eq!(calls.open.bytes.load(Ordering::Relaxed), 0);
+        place("uri:one").make_room(1 << 20).expect("alone there is room for any");
+    }
+
+    #[tokio::test]
+    async fn a_message_has_room_before_it_is_read() {
+        let calls = InFlight::new(9, 20_000);
+        let message = |bytes: usize| {
+            let mut text = vec![0];
+            text.extend(u32::try_from(bytes).unwrap().to_be_bytes());
+            text.resize(PREFIX_BYTES + bytes, b'x');
+            text
+        };
+        let read = async |place: &Arc<Place>, bytes| {
+            let body = Body::new(Full::new(Bytes::from(message(bytes))));
+            Counted::new(body, place.clone(), 1 << 20).collect().await.map(|read| read.to_bytes().len())
+        };
+        let (one, other) =
+            (Arc::new(calls.admit(operator("uri:one")).unwrap()), calls.admit(operator("uri:other")).unwrap());
+        let other = Arc::new(other);
+        assert_eq!(read(&one, 9_000).await.unwrap(), 9_005);
+        assert_eq!(read(&other, SMALL_BYTES).await.unwrap(), SMALL_BYTES + PREFIX_BYTES, "a small one needs none");
+        let status = read(&one, 9_000).await.unwrap_err();
+        assert_eq!(status.code(), tonic::Code::ResourceExhausted);
+        assert_eq!(read(&other, 9_000).await.unwrap(), 9_005);
+        drop(one);
+        assert_eq!(calls.open.bytes.load(Ordering::Relaxed), 9_000);
     }
 }

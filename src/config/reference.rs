@@ -40,7 +40,17 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
         "revocation lists of these authorities, PEM; a file, or a folder of files; an authority without a list revokes nothing",
     ),
     ("server.certificates_interval_ms", "how often certificate files are looked at, milliseconds; 100 to 600,000"),
+    (
+        "server.memory_bytes",
+        "memory that the process may use, bytes; what is kept in memory is lowered to fit; by default what its container, its \
+         resource limits or the machine leave it; at least 64 MiB",
+    ),
     ("server.message_bytes_max", "largest request message, bytes; 1,024 to 67,108,864"),
+    (
+        "server.requests_bytes_max",
+        "bytes of requests in memory at the same time on each port, of which one credential gets half; further calls are refused \
+         with RESOURCE_EXHAUSTED; 1 MiB to 64 GiB",
+    ),
     ("server.header_list_bytes_max", "largest header list of a request, bytes; 1,024 to 1,048,576"),
     ("server.header_count_max", "headers of a request; 16 to 10,000"),
     ("server.streams_per_connection", "concurrent calls on one connection; 1 to 100,000"),
@@ -193,6 +203,10 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
     ("executor.user_agent", "the user-agent header of every request; 1 to 256 visible ASCII characters or spaces"),
     ("watch.ring_entries_max", "events that a watched tenant's ring keeps in memory at most; 16 to 1,000,000"),
     ("watch.ring_bytes_max", "bytes that a watched tenant's ring keeps in memory at most (always at least one event)"),
+    (
+        "watch.rings_bytes_max",
+        "bytes that the rings of all watched tenants keep in memory at most, together (always at least one event of each)",
+    ),
     ("watch.shared_bytes_max", "bytes of ready-made messages that a watched tenant shares between its streams at most"),
     ("watch.message_events_max", "events in one message at most; 1 to 10,000"),
     ("watch.message_bytes_max", "bytes of events in one message at most (always at least one event)"),

@@ -417,8 +417,9 @@ impl Engine {
             held.armed = Some(at);
             self.timers.push(Reverse((at, id)));
         }
-        self.memory_bytes = self.memory_bytes + held.tenant.memory_bytes - held.memory_seen;
-        held.memory_seen = held.tenant.memory_bytes;
+        let memory = held.tenant.memory_bytes();
+        self.memory_bytes = self.memory_bytes + memory - held.memory_seen;
+        held.memory_seen = memory;
     }
 
     fn start_attempts(&mut self, now: DateTime<Utc>) {

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 /// Event data that one load brings, bytes; the last batch of it may exceed that.
-const PAGE_BYTES: u64 = 8 * 1024 * 1024;
+const PAGE_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Events of deferred rows that are read by one statement.
 const EVENTS_AT_A_TIME: usize = 64;
 /// Deferred rows that are loaded at a time while memory is full.
@@ -75,13 +75,17 @@ async fn complete(
     Ok(claimed)
 }
 
+fn page_bytes(shared: &Shared) -> u64 {
+    PAGE_BYTES_MAX.min(shared.config.memory_bytes_max / 16) as u64
+}
+
 /// Reads a page of the log with what is settled of it.
 pub(super) fn page(shared: &Arc<Shared>, life: Life, place: LogPlace, up_to: Position, room: Room) {
     let shared = shared.clone();
     tokio::spawn(async move {
         let _turn = shared.loads.acquire().await;
         // Small where memory is full: most of it goes aside, but a tenant that waits must not wait for another one's listener.
-        let data_bytes = if room.memory_full { PAGE_BYTES / 16 } else { PAGE_BYTES };
+        let data_bytes = page_bytes(&shared) / if room.memory_full { 16 } else { 1 };
         let bound = PageBound { entries: shared.config.page_max, data_bytes };
         let read = async {
             let store = &shared.parts.store;
@@ -169,7 +173,7 @@ pub(super) fn due(shared: &Arc<Shared>, life: Life, wanted: WantedDue, registry_
                 let due = found.rows.len();
                 let rest = Some(Rest { due_at: found.next_due, left: found.left });
                 let page = DuePage { more: due >= limit as usize, rows: found.rows, events: HashMap::new(), at, rest };
-                return with_events(store, life.tenant, page, due).await;
+                return with_events(&shared, life.tenant, page, due).await;
             }
             let mut rows = store.deferred(life.tenant, subscription_no, &held, limit).await?;
             if !is_active {
@@ -180,7 +184,7 @@ pub(super) fn due(shared: &Arc<Shared>, life: Life, wanted: WantedDue, registry_
             }
             let due = rows.partition_point(|row| row.due_at <= at);
             let more = rows.len() >= limit as usize;
-            with_events(store, life.tenant, DuePage { rows, events: HashMap::new(), at, more, rest: None }, due).await
+            with_events(&shared, life.tenant, DuePage { rows, events: HashMap::new(), at, more, rest: None }, due).await
         };
         let result = read.await;
         shared.tell(Input::Due { life, subscription_no, result });
@@ -188,10 +192,11 @@ pub(super) fn due(shared: &Arc<Shared>, life: Life, wanted: WantedDue, registry_
 }
 
 /// Reads the events of the first `due` rows, in small batches, and leaves the rest of the rows where those are large.
-async fn with_events(store: &Store, tenant: TenantId, mut page: DuePage, due: usize) -> Result<DuePage, StoreError> {
+async fn with_events(shared: &Shared, tenant: TenantId, mut page: DuePage, due: usize) -> Result<DuePage, StoreError> {
+    let (store, bytes_max) = (&shared.parts.store, page_bytes(shared));
     let (mut bytes, mut read) = (0, 0);
     for batch in page.rows[..due].chunks(EVENTS_AT_A_TIME) {
-        if bytes >= PAGE_BYTES {
+        if bytes >= bytes_max {
             break;
         }
         let days = batch.iter().map(|row| row.day);

@@ -15,6 +15,7 @@
 mod aside;
 #[cfg(test)]
 pub(super) mod fixture;
+mod heard;
 mod intake;
 #[cfg(test)]
 mod ordered;
@@ -25,6 +26,7 @@ mod waiting;
 pub(super) use aside::WantedDue;
 pub(super) use intake::WantedPage;
 
+use self::heard::Heard;
 use super::Config;
 use super::queue::{Job, Queue};
 use super::turns;
@@ -170,7 +172,7 @@ pub(super) struct Tenant {
     /// Rows in `deferred_invocations`, as far as this owner can tell; counted anew now and then where it matters.
     pub rows: i64,
     /// Entries that were committed here while a page was being read.
-    heard: VecDeque<Arc<LogEntry>>,
+    heard: Heard,
     reading: bool,
     /// True where a subscription has an ordering key, or where that is not known: entries come in by [`Self::page`] only.
     pub ordered: bool,
@@ -191,8 +193,8 @@ pub(super) struct Tenant {
     saved: Position,
     /// No deferred row that is not in memory is due before this time; none where there is no such row.
     pub next_due: Option<DateTime<Utc>>,
-    /// Bytes of event data that wait or run.
-    pub memory_bytes: usize,
+    /// Bytes of event data that wait for a listener or are with one.
+    memory_bytes: usize,
     /// Subscriptions to disable, because they only fail.
     pub failing: Vec<Failing>,
     /// How receivers do, where that has changed.
@@ -217,7 +219,7 @@ impl Tenant {
             window: VecDeque::new(),
             open: 0,
             rows: 0,
-            heard: VecDeque::new(),
+            heard: Heard::default(),
             reading: false,
             ordered: true,
             cancelled_ahead: HashSet::new(),

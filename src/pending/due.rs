@@ -10,7 +10,6 @@ use crate::domain::event::LogEntry;
 use crate::domain::ids::TenantId;
 use crate::domain::pre::{AbortReason, Aborted, Verdict, VerdictKind};
 use crate::domain::subscription::State;
-use crate::feed::News;
 use crate::publish::PublishError;
 use crate::publish::prepare::prepare;
 use crate::store::StoreError;
@@ -196,7 +195,7 @@ impl Core {
         let PendingCommit { event, matched, refused, .. } = commit;
         let (position, committed_at) = (place.position, place.committed_at);
         let entry = Arc::new(LogEntry { position, committed_at, event, matched, refused });
-        self.feed.send(&News::Committed { tenant, entries: Arc::new([entry]) });
+        self.feed.send_committed(tenant, vec![entry]);
         Ok(true)
     }
 

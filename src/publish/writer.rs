@@ -21,7 +21,7 @@ use crate::clock;
 use crate::domain::event::{Data, Event, Lineage, LogEntry};
 use crate::domain::event_type::EventTypeName;
 use crate::domain::ids::{EventId, TenantId};
-use crate::feed::{Feed, News};
+use crate::feed::Feed;
 use crate::store::publish::{CommitConnection, IDEMPOTENCY_CONSTRAINT, NewKey, OnLocked, TenantBatch};
 use crate::store::{Store, StoreError};
 use crate::telemetry::{measured, traces};
@@ -484,7 +484,7 @@ impl Core {
             answers.push((call.answer, published));
         }
         // Dispatch and watch hear of it first: their work is on the way while the answers travel.
-        self.feed.send(&News::Committed { tenant, entries: entries.into() });
+        self.feed.send_committed(tenant, entries);
         for (answer, published) in answers {
             // A caller that went away has lost only its answer.
             let _ = answer.send(Ok(published));

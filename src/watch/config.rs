@@ -11,6 +11,8 @@ pub struct Config {
     pub ring_entries_max: usize,
     /// Bytes that a watched tenant's ring keeps in memory at most (always at least one event).
     pub ring_bytes_max: usize,
+    /// Bytes that the rings of all watched tenants keep in memory at most, together (always at least one event of each).
+    pub rings_bytes_max: usize,
     /// Bytes of ready-made messages that a watched tenant shares between its streams at most.
     pub shared_bytes_max: usize,
     /// Events in one message at most. 1 to 10,000.
@@ -62,6 +64,7 @@ impl Default for Config {
         Self {
             ring_entries_max: 16_384,
             ring_bytes_max: 32 * 1024 * 1024,
+            rings_bytes_max: 512 * 1024 * 1024,
             shared_bytes_max: 8 * 1024 * 1024,
             message_events_max: 1_000,
             message_bytes_max: 256 * 1024,

@@ -44,6 +44,7 @@ use crate::store::events::LogPlace;
 use crate::store::{Store, StoreError};
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
+use ring::Rings;
 use slot::Slot;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -83,6 +84,7 @@ struct Shared {
     tail_reads: Arc<Semaphore>,
     /// Reads by streams that are behind: apart, so that they never hold up those that are not.
     catch_up_reads: Arc<Semaphore>,
+    rings: Rings,
     state: Mutex<State>,
     draining: AtomicBool,
     stop: CancellationToken,
@@ -118,6 +120,7 @@ impl Watches {
         let shared = Arc::new(Shared {
             tail_reads: Arc::new(Semaphore::new(config.catch_up_reads_max)),
             catch_up_reads: Arc::new(Semaphore::new(config.catch_up_reads_max)),
+            rings: Rings::new(config.rings_bytes_max),
             config: Arc::new(config),
             replica,
             feed: feed.clone(),
@@ -232,8 +235,8 @@ impl Shared {
                 item = news.recv() => {
                     let Some(item) = item else { return };
                     self.pass_on(&item);
-                    // News is lost only while the channel is full, and only this task empties it: a channel that is all but full
-                    // right after an item was taken may have lost something.
+                    // Only this task empties the channel: one that is all but full right after an item was taken may have lost
+                    // something. What the feed itself drops, the next pulse tells.
                     if news.len() + 1 >= news.max_capacity() {
                         heads.reset_immediately();
                     }

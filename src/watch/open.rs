@@ -189,12 +189,12 @@ impl Shared {
         let is_new = !tails.contains_key(&tenant);
         let handle = tails.entry(tenant).or_insert_with(|| {
             let sealer = self.sealer.clone();
-            let (end, config) = (place::end(head), Arc::clone(&self.config));
+            let (end, config, rings) = (place::end(head), Arc::clone(&self.config), self.rings.clone());
             let reads = Reads {
                 fill: self.read_page(tenant, &self.tail_reads),
                 catch_up: self.read_page(tenant, &self.catch_up_reads),
             };
-            let tail = Arc::new(Tail::new(tenant, head.log_epoch, end, sealer, config, reads));
+            let tail = Arc::new(Tail::new(tenant, head.log_epoch, end, sealer, config, rings, reads));
             let stop = self.stop.child_token();
             let (running, until) = (Arc::clone(&tail), stop.clone());
             self.tasks.spawn(async move { running.run(until).await });

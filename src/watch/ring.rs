@@ -11,6 +11,7 @@ use crate::wire::event::entry_to_proto;
 use bytes::Bytes;
 use prost::Message as _;
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 /// An entry of the log, encoded at most once per view.
@@ -64,6 +65,24 @@ pub enum Reading {
     Entries(Vec<Arc<RingEntry>>),
 }
 
+/// What the rings of all tenants cost together, and may cost.
+#[derive(Debug, Clone)]
+pub struct Rings {
+    bytes: Arc<AtomicUsize>,
+    bytes_max: usize,
+}
+
+impl Rings {
+    /// No rings yet.
+    pub fn new(bytes_max: usize) -> Self {
+        Self { bytes: Arc::default(), bytes_max }
+    }
+
+    fn are_full(&self) -> bool {
+        self.bytes.load(Ordering::Relaxed) > self.bytes_max
+    }
+}
+
 /// The newest entries of a log.
 #[derive(Debug)]
 pub struct Ring {
@@ -73,12 +92,13 @@ pub struct Ring {
     bytes: usize,
     entries_max: usize,
     bytes_max: usize,
+    rings: Rings,
 }
 
 impl Ring {
     /// An empty ring that goes on after `end`.
-    pub fn new(end: LogPlace, entries_max: usize, bytes_max: usize) -> Self {
-        Self { entries: VecDeque::new(), end, bytes: 0, entries_max: entries_max.max(1), bytes_max }
+    pub fn new(end: LogPlace, entries_max: usize, bytes_max: usize, rings: Rings) -> Self {
+        Self { entries: VecDeque::new(), end, bytes: 0, entries_max: entries_max.max(1), bytes_max, rings }
     }
 
     /// The place of the last entry.
@@ -99,10 +119,11 @@ impl Ring {
         self.end = LogPlace { after: entry.position, day: entry.day() };
         let entry = Arc::new(RingEntry::new(entry));
         self.bytes += entry.bytes();
+        self.rings.bytes.fetch_add(entry.bytes(), Ordering::Relaxed);
         self.entries.push_back(entry);
-        while self.entries.len() > self.entries_max || (self.bytes > self.bytes_max && self.entries.len() > 1) {
+        while self.entries.len() > 1 && self.is_over() {
             if let Some(oldest) = self.entries.pop_front() {
-                self.bytes -= oldest.bytes();
+                self.give_back(oldest.bytes());
             }
         }
         true
@@ -119,7 +140,16 @@ impl Ring {
     /// Forgets the entries but not the place: readers go to the store.
     pub fn clear(&mut self) {
         self.entries.clear();
-        self.bytes = 0;
+        self.give_back(self.bytes);
+    }
+
+    fn is_over(&self) -> bool {
+        self.entries.len() > self.entries_max || self.bytes > self.bytes_max || self.rings.are_full()
+    }
+
+    fn give_back(&mut self, bytes: usize) {
+        self.bytes -= bytes;
+        self.rings.bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
 
     /// The entries after a position, at most `limit`.
@@ -133,6 +163,12 @@ impl Ring {
             Some(offset) => Reading::Entries(self.entries.range(offset..).take(limit).cloned().collect()),
             None => Reading::Behind { up_to: self.end.after },
         }
+    }
+}
+
+impl Drop for Ring {
+    fn drop(&mut self) {
+        self.give_back(self.bytes);
     }
 }
 

@@ -8,12 +8,13 @@ use super::codec;
 use super::config::Config;
 use super::filter_set::FilterSet;
 use super::place;
-use super::ring::{Reading, Ring, RingEntry, Segment, Segments};
+use super::ring::{Reading, Ring, RingEntry, Rings, Segment, Segments};
 use super::select::{Group, select};
 use super::slot::Slot;
 use crate::domain::cursor::CursorSealer;
 use crate::domain::event::LogEntry;
 use crate::domain::ids::{Position, TenantId, WatchId};
+use crate::feed::Batch;
 use crate::proto::public::EventView;
 use crate::store::StoreError;
 use crate::store::events::LogPlace;
@@ -53,8 +54,6 @@ pub(super) struct Reads {
     pub(super) catch_up: Arc<ReadPage>,
 }
 
-type Batch = Arc<[Arc<LogEntry>]>;
-
 /// The tail of one tenant's log.
 pub(super) struct Tail {
     tenant: TenantId,
@@ -68,7 +67,7 @@ pub(super) struct Tail {
     end: AtomicI64,
     /// The furthest position that is known to be committed.
     known: AtomicI64,
-    inbox: Mutex<Vec<Batch>>,
+    inbox: Mutex<Vec<Arc<Batch>>>,
     news: Notify,
     slots: Mutex<HashMap<WatchId, Arc<Slot>>>,
     groups: Mutex<Groups>,
@@ -91,6 +90,7 @@ impl Tail {
         end: LogPlace,
         sealer: CursorSealer,
         config: Arc<Config>,
+        rings: Rings,
         reads: Reads,
     ) -> Self {
         Self {
@@ -98,7 +98,7 @@ impl Tail {
             epoch,
             sealer,
             reads,
-            ring: Mutex::new(Ring::new(end, config.ring_entries_max, config.ring_bytes_max)),
+            ring: Mutex::new(Ring::new(end, config.ring_entries_max, config.ring_bytes_max, rings)),
             segments: Mutex::new(Segments::new(config.shared_bytes_max)),
             end: AtomicI64::new(end.after),
             known: AtomicI64::new(end.after),
@@ -191,7 +191,7 @@ impl Tail {
     }
 
     /// Takes entries that were committed in this process. Never waits.
-    pub(super) fn offer(&self, entries: Batch) {
+    pub(super) fn offer(&self, entries: Arc<Batch>) {
         let Some(last) = entries.last().map(|entry| entry.position) else { return };
         {
             let mut inbox = self.inbox.lock().expect(NO_PANIC);
@@ -290,7 +290,7 @@ impl Tail {
     }
 
     /// Moves news into the ring as far as it follows without a hole.
-    fn absorb(&self, waiting: &mut BTreeMap<Position, Batch>) {
+    fn absorb(&self, waiting: &mut BTreeMap<Position, Arc<Batch>>) {
         for batch in std::mem::take(&mut *self.inbox.lock().expect(NO_PANIC)) {
             if let Some(first) = batch.first() {
                 waiting.insert(first.position, batch);

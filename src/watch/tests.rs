@@ -143,6 +143,7 @@ impl Bench {
             }),
             tail_reads: Arc::new(Semaphore::new(1)),
             catch_up_reads: Arc::new(Semaphore::new(1)),
+            rings: Rings::new(usize::MAX),
             state: Mutex::default(),
             draining: AtomicBool::new(false),
             stop: CancellationToken::new(),
@@ -150,7 +151,15 @@ impl Bench {
         });
         let end = LogPlace { after: base, day: time(base).date_naive() };
         let reads_of = Reads { fill: Arc::clone(&read), catch_up: read };
-        let tail = Arc::new(Tail::new(TENANT, 1, end, sealer.clone(), Arc::clone(&shared.config), reads_of));
+        let tail = Arc::new(Tail::new(
+            TENANT,
+            1,
+            end,
+            sealer.clone(),
+            Arc::clone(&shared.config),
+            shared.rings.clone(),
+            reads_of,
+        ));
         let (running, stop) = (Arc::clone(&tail), shared.stop.clone());
         tokio::spawn(async move { running.run(stop).await });
         Self { log, reads, revoked, recorded, sealer, shared, tail }

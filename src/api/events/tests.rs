@@ -85,7 +85,7 @@ impl World {
     /// Commits events, and tells whoever listens to news.
     async fn publish(&self, types: &[&str], data: &str) -> Vec<Arc<LogEntry>> {
         let entries = self.commit(types, data).await;
-        self.feed.send(&News::Committed { tenant: self.caller.tenant, entries: entries.clone().into() });
+        self.feed.send_committed(self.caller.tenant, entries.clone());
         entries
     }
 

@@ -15,6 +15,9 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+/// Of the memory that waiting events may have, the part (one in so many) that one tenant's heard entries may have.
+const HEARD_SHARE: usize = 64;
+
 /// What to read of the log.
 #[derive(Debug)]
 pub(in crate::dispatch) enum WantedPage {
@@ -25,6 +28,11 @@ pub(in crate::dispatch) enum WantedPage {
 }
 
 impl Tenant {
+    /// Bytes of event data that it keeps in memory.
+    pub fn memory_bytes(&self) -> usize {
+        self.memory_bytes + self.heard.bytes()
+    }
+
     /// Hears of a head; true where it is newer in any respect.
     pub fn hear_head(&mut self, head: &Head) -> bool {
         let newer = head.position > self.head.position
@@ -46,7 +54,7 @@ impl Tenant {
     pub fn hear_committed(&mut self, entries: &[Arc<LogEntry>], now: DateTime<Utc>, room: Room, config: &Config) {
         let Some(last) = entries.last() else { return };
         self.head.position = self.head.position.max(last.position);
-        if !self.ordered && !self.reading && self.heard.is_empty() && !self.is_full(config) {
+        if !self.ordered && !self.reading && self.heard.first().is_none() && !self.is_full(config) {
             let next = self.next_position();
             let known = entries.partition_point(|entry| entry.position < next);
             for entry in &entries[known..] {
@@ -58,12 +66,8 @@ impl Tenant {
             return;
         }
         // Kept for the moment when the page that is being read ends where these begin.
-        if self.heard.back().is_some_and(|back| back.position + 1 != entries[0].position)
-            || self.heard.len() + entries.len() > config.page_max as usize * 4
-        {
-            self.heard.clear();
-        }
-        self.heard.extend(entries.iter().cloned());
+        let bytes_max = if room.memory_full { 0 } else { config.memory_bytes_max / HEARD_SHARE };
+        self.heard.hear(entries, config.page_max as usize * 4, bytes_max);
     }
 
     /// What to read of the log, if it is to be read now. The answer comes by [`Self::page`] or [`Self::page_failed`].
@@ -73,12 +77,10 @@ impl Tenant {
         }
         if self.ordered {
             let next = self.next_position();
-            let known = self.heard.partition_point(|entry| entry.position < next);
-            self.heard.drain(..known);
-            if self.heard.front().is_some_and(|entry| entry.position == next) {
+            self.heard.forget_before(next);
+            if self.heard.first() == Some(next) {
                 self.reading = true;
-                let count = self.heard.len().min(config.page_max as usize);
-                return Some(WantedPage::Keys(self.heard.drain(..count).collect()));
+                return Some(WantedPage::Keys(self.heard.take(config.page_max as usize)));
             }
         } else {
             self.take_heard(now, room, config);
@@ -116,13 +118,9 @@ impl Tenant {
     }
 
     fn take_heard(&mut self, now: DateTime<Utc>, room: Room, config: &Config) {
-        while let Some(entry) = self.heard.front() {
-            let (position, next) = (entry.position, self.next_position());
-            if position > next || self.is_full(config) {
-                return;
-            }
-            let Some(entry) = self.heard.pop_front() else { return };
-            if position == next {
+        self.heard.forget_before(self.next_position());
+        while self.heard.first() == Some(self.next_position()) && !self.is_full(config) {
+            for entry in self.heard.take(1) {
                 self.take(&entry, None, now, room, config);
             }
         }

@@ -8,11 +8,28 @@ fn place(after: Position) -> LogPlace {
 }
 
 fn ring(entries_max: usize, bytes_max: usize, upto: Position) -> Ring {
-    let mut ring = Ring::new(place(0), entries_max, bytes_max);
+    let mut ring = Ring::new(place(0), entries_max, bytes_max, Rings::new(usize::MAX));
     for position in 1..=upto {
         assert!(ring.push(entry(position, "A")));
     }
     ring
+}
+
+#[test]
+fn the_rings_of_all_tenants_are_bounded_together() {
+    let rings = Rings::new(10_000);
+    let of_tenant = || Ring::new(place(0), 1_000, 1 << 20, rings.clone());
+    let (mut busy, mut other) = (of_tenant(), of_tenant());
+    for position in 1..=100 {
+        assert!(busy.push(entry(position, "A")));
+    }
+    let (many, bytes) = busy.size();
+    assert!(many > 1 && bytes <= 10_000, "{many} entries of {bytes} bytes");
+    assert!(other.push(entry(1, "A")) && other.push(entry(2, "A")));
+    assert_eq!(other.size().0, 1, "always at least one");
+    drop(busy);
+    assert!(other.push(entry(3, "A")));
+    assert_eq!(other.size().0, 2, "what an ended ring held is free again");
 }
 
 #[test]

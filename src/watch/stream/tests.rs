@@ -1,7 +1,7 @@
 //! The state machine of a watch over a log in memory, on a paused clock.
 
 use super::*;
-use crate::domain::event::LogEntry;
+use crate::feed::Batch;
 use crate::proto::public::WatchResponse;
 use crate::watch::Config;
 use crate::watch::codec::Delivery;
@@ -323,14 +323,14 @@ proptest! {
             ];
             let mut seen = [Vec::new(), Vec::new(), Vec::new()];
             let mut wanted = BTreeSet::new();
-            let mut committed: Vec<Arc<[Arc<LogEntry>]>> = Vec::new();
+            let mut committed: Vec<Arc<Batch>> = Vec::new();
             for step in steps {
                 match step {
                     Step::Append { events, is_user } => {
                         let name = if is_user { "USER_CREATE" } else { "FILE_FINALIZED" };
                         let batch: Vec<_> = (0..events).map(|_| bench.append(name)).collect();
                         wanted.extend(batch.iter().filter(|_| is_user).map(|entry| entry.position));
-                        committed.push(batch.into());
+                        committed.push(Arc::new(Batch::new(batch, &Arc::default())));
                     }
                     Step::News(kind) => match kind {
                         0 => committed.drain(..).for_each(|batch| bench.tail.offer(batch)),

@@ -4,6 +4,7 @@ use std::process::Output;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use carillon::proto::internal::PublishRequest;
 use carillon::proto::internal::publish_service_client::PublishServiceClient;
 use carillon::proto::public::event_service_client::EventServiceClient;
 use carillon::proto::public::event_type_service_client::EventTypeServiceClient;
@@ -15,11 +16,14 @@ use rustix::process::Signal;
 use serde_json::json;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
+use tonic::Code;
+use tonic::transport::Channel;
+use tonic_types::StatusExt as _;
 
 use crate::harness::connect::{Bearer, mutual, plain};
 use crate::harness::database::{Cluster, owner_url};
 use crate::harness::process::Process;
-use crate::harness::tenant::publish_request;
+use crate::harness::tenant::{Public, publish_request};
 use crate::harness::world::Addresses;
 use crate::harness::{Answer, Receiver, World, eventually, within};
 
@@ -328,51 +332,72 @@ async fn limited(world: &World, limit: &str) -> (Process, String) {
     (process, ready)
 }
 
-#[tokio::test]
-async fn l2_a_replica_with_little_memory_serves_under_load() {
-    const PUBLISHERS: usize = 3;
-    const EACH: usize = 40;
-    let world = World::start(1).await;
-    let tenant = world.tenant().await;
-    tenant.declare("CUSTOM_LARGE").await;
-    // What may be written to: the stacks and the heap, 128 MiB in all.
-    let (mut process, ready) = limited(&world, "-d 131072").await;
-    let addresses: Addresses = serde_json::from_str(&ready).expect("it is JSON");
-    let data = json!({"text": "x".repeat(40_000)});
-    let mut publishing = JoinSet::new();
-    for _ in 0..PUBLISHERS {
-        let mut publisher = PublishServiceClient::new(mutual(&addresses.internal, &tenant.identity));
-        let request = publish_request("CUSTOM_LARGE", &data);
-        publishing.spawn(async move {
-            for _ in 0..EACH {
-                publisher.publish(request.clone()).await.expect("it is accepted");
-            }
-        });
-    }
-    let bearer = Bearer::new(&tenant.key);
-    let mut events =
-        EventServiceClient::with_interceptor(plain(&addresses.public), bearer).max_decoding_message_size(256 << 20);
-    let (mut most, mut published) = (0, 0);
-    while published < PUBLISHERS {
-        tokio::select! {
-            ended = publishing.join_next() => {
-                ended.expect("one is left").expect("no panic");
-                published += 1;
-            }
-            page = events.list_events(ListEventsRequest::default()) => drop(page.expect("it reads")),
+/// Publishes the same request a number of times, again wherever the replica says that it has no room. How often it said so.
+async fn publish_all(mut publisher: PublishServiceClient<Channel>, request: PublishRequest, times: usize) -> usize {
+    let mut refused = 0;
+    for _ in 0..times {
+        while let Err(status) = publisher.publish(request.clone()).await {
+            assert_eq!(status.code(), Code::ResourceExhausted, "{status}");
+            let info = status.get_details_retry_info().and_then(|info| info.retry_delay);
+            // As a client is to do that is told so.
+            tokio::time::sleep(info.unwrap_or_else(|| panic!("it says when: {status:?}"))).await;
+            refused += 1;
         }
-        most = most.max(process.memory_kib());
     }
-    let request = ListEventsRequest {
-        event_types: vec!["CUSTOM_LARGE".to_owned()],
-        view: EventView::Metadata.into(),
-        page_size: 1_000,
-        ..Default::default()
-    };
-    let kept = events.list_events(request).await.expect("a page").into_inner().events.len();
-    assert_eq!(kept, PUBLISHERS * EACH, "every event is kept");
+    refused
+}
+
+/// How many events of a type there are.
+async fn count_of(mut events: EventServiceClient<Public>, event_type: &str) -> usize {
+    let (mut count, mut cursor) = (0, String::new());
+    loop {
+        let request = ListEventsRequest {
+            cursor,
+            event_types: vec![event_type.to_owned()],
+            view: EventView::Metadata.into(),
+            ..Default::default()
+        };
+        let page = events.list_events(request).await.expect("a page").into_inner();
+        count += page.events.len();
+        cursor = page.next_cursor;
+        if page.end_of_log {
+            return count;
+        }
+    }
+}
+
+#[tokio::test]
+async fn l2_a_replica_with_little_memory_serves_under_load_and_refuses_what_it_has_no_room_for() {
+    const LOADS: [(&str, usize, usize, usize); 2] =
+        [("CUSTOM_LARGE", 8, 200_000, 40), ("CUSTOM_BURST", 32, 900_000, 3)];
+    const MEMORY_KIB: u64 = 128 * 1024;
+    let mut world = World::start_with(1, &format!("[server]\nmemory_bytes = {}\n", MEMORY_KIB * 1024)).await;
+    let tenant = world.tenant().await;
+    let internal = world.replicas[0].addresses.internal.clone();
+    let mut events = tenant.events();
+    let mut refused = 0;
+    for (event_type, publishers, bytes, each) in LOADS {
+        tenant.declare(event_type).await;
+        let data = json!({"text": "x".repeat(bytes)});
+        let mut publishing = JoinSet::new();
+        for _ in 0..publishers {
+            let publisher = PublishServiceClient::new(mutual(&internal, &tenant.identity));
+            publishing.spawn(publish_all(publisher, publish_request(event_type, &data), each));
+        }
+        while !publishing.is_empty() {
+            tokio::select! {
+                Some(ended) = publishing.join_next() => refused += ended.expect("no panic"),
+                page = events.list_events(ListEventsRequest::default()) => drop(page.expect("it reads")),
+            }
+        }
+        assert_eq!(count_of(events.clone(), event_type).await, publishers * each, "every event is kept, once");
+    }
+    let process = &mut world.replicas[0].process;
+    let most = process.memory_peak_kib();
+    println!("{most} KiB of memory at most, {refused} calls refused");
+    assert!(most <= MEMORY_KIB, "{most} KiB");
+    assert!(refused > 0, "the burst is larger than the room there is");
     assert!(process.is_running() && !process.log().contains("panicked"), "{}", process.log_tail());
-    println!("{most} KiB of memory at most");
 }
 
 #[tokio::test]

@@ -80,8 +80,18 @@ impl Process {
 
     /// How much memory the child holds, in KiB.
     pub fn memory_kib(&self) -> u64 {
+        self.status_kib("VmRSS:")
+    }
+
+    /// How much memory the child held at most, in KiB, as the kernel has seen it, without the pages of its program file: these the
+    /// kernel takes back from a container that needs the room.
+    pub fn memory_peak_kib(&self) -> u64 {
+        self.status_kib("VmHWM:") - self.status_kib("RssFile:")
+    }
+
+    fn status_kib(&self, name: &str) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("the child runs");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a process has memory");
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("a process has memory");
         line.trim().trim_end_matches(" kB").parse().expect("a number")
     }
 

@@ -26,7 +26,7 @@ use super::receiver::Receiver;
 use super::wait::eventually;
 use super::world::World;
 
-type Public = InterceptedService<Channel, Bearer>;
+pub type Public = InterceptedService<Channel, Bearer>;
 
 /// Clients of one replica with one API key.
 #[derive(Clone)]
