@@ -135,6 +135,7 @@ impl Engine {
                 reviewed: tenant.head.deferred_version,
                 tenant,
                 registry: None,
+                heeded: 0,
                 refreshing: false,
                 unsure: false,
                 reload: None,
