@@ -14,7 +14,6 @@ use super::turns::Turns;
 use super::{Load, announce, load, settle, sweep};
 use crate::clock;
 use crate::domain::ids::{SubscriptionNo, TenantId};
-use crate::domain::subscription::State;
 use crate::feed::News;
 use crate::store::settle::Fenced;
 use chrono::{DateTime, TimeDelta, Utc};
@@ -265,11 +264,7 @@ impl Engine {
                     held.tenant.reloaded(reload);
                 }
                 // What the head promised but the registry has not reached is asked for again by the next pump.
-                let is_active =
-                    |no| registry.subscription(no).is_some_and(|found| found.subscription.state == State::Active);
-                held.tenant.review_inactive(now, is_active);
                 held.registry = Some(registry);
-                held.tenant.review_parked(now);
             }
             Input::Registry { result: Err(error), .. } => {
                 held.refreshing = false;
@@ -281,7 +276,7 @@ impl Engine {
                 match result {
                     Ok(None) => {}
                     Ok(Some(step)) => {
-                        if step.deferred > 0 {
+                        if step.deferred > 0 || step.ended {
                             held.tenant.due_summary(&[(step.subscription_no, now)]);
                             held.tenant.rows += i64::try_from(step.deferred).unwrap_or_default();
                         }
@@ -292,6 +287,8 @@ impl Engine {
                         tracing::warn!(tenant = %life.tenant, %error, "a replay could not go on; it is tried again");
                         held.tenant.replay = true;
                         held.replay_at = now + LOAD_AGAIN;
+                        // It may have been written all the same: a review finds what is due by it.
+                        held.reviewed = -1;
                     }
                 }
                 let replay_at = held.replay_at;

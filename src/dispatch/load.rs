@@ -1,9 +1,9 @@
 //! Reads for the engine: claims, log pages, deferred work, callers' changes, registries. Each load reports once.
 
 use super::run::{ClaimedShard, DuePage, Input, Life, Rest, Review, Shared};
-use super::tenant::{LogPage, Room, WantedDue};
+use super::tenant::{InOrder, LogPage, Room, WantedDue};
 use crate::domain::event::LogEntry;
-use crate::domain::filter::{FilterContext, OrderingKey};
+use crate::domain::filter::FilterContext;
 use crate::domain::ids::{Position, TenantId};
 use crate::domain::subscription::State;
 use crate::publish::registry::TenantRegistry;
@@ -129,7 +129,7 @@ pub(super) fn keys(shared: &Arc<Shared>, life: Life, entries: Vec<Arc<LogEntry>>
 }
 
 /// The ordering keys of entries' invocations. A key that cannot be evaluated is none: the event is in no order.
-async fn ordering_keys(registry: &TenantRegistry, entries: &[Arc<LogEntry>]) -> HashMap<Place, OrderingKey> {
+async fn ordering_keys(registry: &TenantRegistry, entries: &[Arc<LogEntry>]) -> HashMap<Place, InOrder> {
     let mut keys = HashMap::new();
     if !registry.has_ordering() {
         return keys;
@@ -141,7 +141,8 @@ async fn ordering_keys(registry: &TenantRegistry, entries: &[Arc<LogEntry>]) -> 
                 let Some(found) = registry.subscription(*no) else { continue };
                 let Some(ordering) = found.subscription.policy.ordering() else { continue };
                 if let Ok(Some(key)) = ordering.key.ordering_key(&context) {
-                    keys.insert(Place { position: entry.position, subscription_no: *no }, key);
+                    let place = Place { position: entry.position, subscription_no: *no };
+                    keys.insert(place, InOrder { key, version: found.subscription.registry_version });
                 }
             }
         }
@@ -171,7 +172,7 @@ pub(super) fn due(shared: &Arc<Shared>, life: Life, wanted: WantedDue, registry_
                 let page = OrderedPage { at, held: &held, full: &full, blocks, limit };
                 let found = store.deferred_in_order(life.tenant, subscription_no, page).await?;
                 let due = found.rows.len();
-                let rest = Some(Rest { due_at: found.next_due, left: found.left });
+                let rest = Some(Rest { due_at: found.next_due, left: found.left, replayed: found.replayed });
                 let page = DuePage { more: due >= limit as usize, rows: found.rows, events: HashMap::new(), at, rest };
                 return with_events(&shared, life.tenant, page, due).await;
             }

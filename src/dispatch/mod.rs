@@ -7,8 +7,8 @@
 //!                                '---- settled ---- settle tasks: fence, outcomes, cursor in one statement
 //! ```
 //!
-//! - **Ownership.** Tenants are hashed over 64 shards; a replica leases shards, takes its fair share and gives the surplus
-//!   away. A new owner raises the tenant's fencing token: whatever the former one still writes affects no row (G6).
+//! - **Ownership.** Tenants are hashed over 64 shards; a replica leases shards, takes its fair share, and more only where nobody else
+//!   takes them, and gives the surplus away. A new owner raises the tenant's fencing token: whatever the former one still writes affects no row (G6).
 //! - **Pending is derived.** The event row lists what it matched; outcomes are appended. An owner reads on from the tenant's
 //!   cursor, or takes what this process committed straight from memory where it follows on.
 //! - **Aside.** What waits long (a retry, a full queue, a listener that hangs) gets a row in `deferred_invocations`, so that it

@@ -46,6 +46,10 @@ pub(super) struct Queue {
     pub unwritten: usize,
     /// True where rows with an ordering key are in the database that no due time leads to: they wait for another one.
     pub parked: bool,
+    /// How far a replay had come as of the last load of rows: what is in order beyond it waits in the database.
+    replayed: Option<Position>,
+    /// The registry version of the subscription for which replays were last looked for.
+    version: i64,
     /// Reloads of the registry that had begun when the last job arrived.
     pub arrived: u64,
     /// Attempts that run.
@@ -141,6 +145,19 @@ impl Queue {
         self.parked || self.loading || self.unwritten > 0 || self.next_due.is_some()
     }
 
+    /// True once for every version of the subscription that is newer than those before.
+    pub fn changed_to(&mut self, version: i64) -> bool {
+        let newer = version > self.version;
+        self.version = self.version.max(version);
+        newer
+    }
+
+    /// True where a replay must come further before what is in order at this position may run.
+    pub fn is_beyond_replay(&self, position: Position) -> bool {
+        // A load under way may find that the replay has ended, and not see what is written now.
+        !self.loading && self.replayed.is_some_and(|replayed| replayed < position)
+    }
+
     /// A key leaves memory: until its rows are loaded again, nothing of it is.
     pub fn leaves(&mut self, key: OrderingKey) {
         self.parked = true;
@@ -181,9 +198,10 @@ impl Queue {
         self.next_due = None;
     }
 
-    /// What happened during the load.
-    pub fn stop_loading(&mut self) -> Meanwhile {
+    /// A load has ended, having found how far a replay is. What happened meanwhile.
+    pub fn stop_loading(&mut self, replayed: Option<Position>) -> Meanwhile {
         self.loading = false;
+        self.replayed = replayed;
         Meanwhile {
             ended: std::mem::take(&mut self.ended_meanwhile),
             left: std::mem::take(&mut self.left_meanwhile),

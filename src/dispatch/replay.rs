@@ -2,6 +2,9 @@
 //!
 //! One step of one replay of a tenant at a time, that which is furthest behind. A step reads a page, asks the present filter, and
 //! defers what fires, and refuses on the record what the subscription itself has led to; from there on it is work like any other. The engine decides when the next step is due, which bounds the rate.
+//!
+//! Where the subscription has an ordering key, what is new of it waits in the database, beyond what the replay has reached, until that
+//! is everything: an earlier event of its key may be among what is not read yet.
 
 use super::run::{Input, Life, Shared};
 use crate::domain::filter::FilterContext;
@@ -27,6 +30,8 @@ pub(super) struct Step {
     pub subscription_no: SubscriptionNo,
     /// Invocations that it deferred.
     pub deferred: usize,
+    /// True where it was the last one: what waited for the replay may go on.
+    pub ended: bool,
 }
 
 impl Step {
@@ -54,13 +59,13 @@ async fn step(shared: &Shared, life: Life) -> Result<Option<Step>, StoreError> {
     let version = store.head_now(life.tenant).await?.map_or(0, |head| head.registry_version);
     let registry = shared.parts.registry.refresh(life.tenant, version).await?;
     let found = registry.subscription(replay.subscription_no);
-    let idle = Step { subscription_no: replay.subscription_no, deferred: 0 };
+    let idle = Step { subscription_no: replay.subscription_no, deferred: 0, ended: false };
     // A change that has made it inactive meanwhile has ended the replay too: the next step finds that.
     let Some(found) = found.filter(|found| found.subscription.state == State::Active) else { return Ok(Some(idle)) };
     let (reached, missed) = look(shared, life, replay, &found.subscription).await?;
     let deferred = missed.iter().filter(|missed| !missed.looped).count();
     let fenced = store.continue_replay(life.tenant, life.token, replay, reached, &missed).await?;
-    Ok((fenced == Fenced::No).then_some(Step { deferred, ..idle }))
+    Ok((fenced == Fenced::No).then_some(Step { deferred, ended: reached.after >= replay.up_to, ..idle }))
 }
 
 /// How far a page reaches, and what of it fires.

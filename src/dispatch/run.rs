@@ -71,8 +71,10 @@ pub(super) struct DuePage {
 pub(super) struct Rest {
     /// When the first of it is due that is not due yet.
     pub due_at: Option<DateTime<Utc>>,
-    /// True where there is any, or where new work may have to wait for a dead letter.
+    /// True where there is any, or where new work may have to wait for a dead letter or a replay.
     pub left: bool,
+    /// How far a replay under way has come.
+    pub replayed: Option<Position>,
 }
 
 /// A look at what callers have changed.

@@ -24,9 +24,16 @@ pub(super) struct Shards {
     /// Until when attempts may be started.
     lease_until: Option<DateTime<Utc>>,
     taking: bool,
+    /// Since when there have been shards that nobody takes.
+    free_since: Option<DateTime<Utc>>,
+    /// Until when what was taken beyond the share is kept.
+    keeps_until: Option<DateTime<Utc>>,
     /// When a shard was last given back: what a pulse asked before that says of ownership is old.
     removed_at: Option<DateTime<Utc>>,
 }
+
+/// Pulses for which a shard may be free before it is taken by whoever has its share already: those that miss some come first.
+const PATIENCE_PULSES: u64 = 3;
 
 /// What a pulse that renewed leases says beyond what is known.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -58,13 +65,20 @@ impl Shards {
     }
 
     /// How many shards to take now, if any. [`Self::taken`] answers.
-    pub fn wanted(&mut self, replicas: i32, free: i32) -> Option<i32> {
+    pub fn wanted(&mut self, replicas: i32, free: i32, now: DateTime<Utc>, config: &Config) -> Option<i32> {
+        self.free_since = if free == 0 { None } else { self.free_since.or(Some(now)) };
+        let since = self.free_since.filter(|_| !self.taking)?;
         let missing = fair_share(replicas) - i32::try_from(self.owned.len()).unwrap_or(i32::MAX);
-        if self.taking || free == 0 || missing <= 0 {
-            return None;
+        if missing <= 0 {
+            if now - since < milliseconds(config.poll_ms * PATIENCE_PULSES) {
+                return None;
+            }
+            // A replica that died has its part of the count for as long as its lease, and takes nothing. What is taken in its stead is
+            // kept until the count is right: given back at once, it would be taken again.
+            self.keeps_until = Some(now + milliseconds(config.lease_ms));
         }
         self.taking = true;
-        Some(missing)
+        Some(if missing > 0 { missing } else { free })
     }
 
     /// Takes note of shards that were taken, asked for at `asked_at`.
@@ -82,6 +96,9 @@ impl Shards {
 
     /// Starts to give the surplus away, the highest shards first.
     pub fn shed(&mut self, replicas: i32, now: DateTime<Utc>, config: &Config) {
+        if self.keeps_until.is_some_and(|until| now < until) {
+            return;
+        }
         let staying = self.owned.values().filter(|owned| owned.leaving_until.is_none()).count();
         let surplus = staying.saturating_sub(usize::try_from(fair_share(replicas)).unwrap_or(0));
         let mut candidates: Vec<i32> =
@@ -99,7 +116,7 @@ impl Shards {
     }
 
     fn leave(&mut self, shards: &[i32], now: DateTime<Utc>, config: &Config) {
-        let wait = TimeDelta::milliseconds(i64::try_from(config.drain_ms).unwrap_or(i64::MAX));
+        let wait = milliseconds(config.drain_ms);
         for shard in shards {
             if let Some(owned) = self.owned.get_mut(shard) {
                 owned.leaving_until = Some(now + wait);
@@ -151,7 +168,11 @@ impl Shards {
     }
 }
 
-/// Shards that one of so many replicas owns at most.
+fn milliseconds(count: u64) -> TimeDelta {
+    TimeDelta::milliseconds(i64::try_from(count).unwrap_or(i64::MAX))
+}
+
+/// Shards that one of so many replicas owns, more only where nobody else takes them.
 fn fair_share(replicas: i32) -> i32 {
     let replicas = replicas.max(1);
     (SHARDS + replicas - 1) / replicas
@@ -169,17 +190,40 @@ mod tests {
         shards.map(|shard| ShardLease { shard, token: 1 }).collect()
     }
 
+    fn wanted(shards: &mut Shards, replicas: i32, free: i32, second: i64) -> Option<i32> {
+        shards.wanted(replicas, free, at(second), &Config::default())
+    }
+
     #[test]
     fn a_lone_replica_takes_everything_and_shares_with_the_next() {
         let mut shards = Shards::default();
-        assert_eq!(shards.wanted(1, 64), Some(64));
-        assert_eq!(shards.wanted(1, 64), None, "one taking at a time");
+        assert_eq!(wanted(&mut shards, 1, 64, 0), Some(64));
+        assert_eq!(wanted(&mut shards, 1, 64, 0), None, "one taking at a time");
         shards.taken(&leases(0..64), at(0), TimeDelta::seconds(15));
-        assert_eq!(shards.wanted(1, 0), None);
+        assert_eq!(wanted(&mut shards, 1, 0, 0), None);
         shards.shed(2, at(1), &Config::default());
         assert_eq!(shards.leaving().count(), 32);
         shards.shed(2, at(2), &Config::default());
         assert_eq!(shards.leaving().count(), 32, "what leaves already counts");
+    }
+
+    #[test]
+    fn what_nobody_takes_is_taken_beyond_the_share_and_kept_until_the_dead_are_not_counted() {
+        let mut shards = Shards::default();
+        assert_eq!(wanted(&mut shards, 2, 64, 0), Some(32));
+        shards.taken(&leases(0..32), at(0), TimeDelta::seconds(15));
+        assert_eq!(wanted(&mut shards, 2, 10, 1), None, "the other one comes first");
+        assert_eq!(wanted(&mut shards, 2, 0, 2), None, "and took them");
+        assert_eq!(wanted(&mut shards, 2, 10, 3), None);
+        assert_eq!(wanted(&mut shards, 2, 10, 5), None);
+        assert_eq!(wanted(&mut shards, 2, 10, 6), Some(10), "nobody did");
+        shards.taken(&leases(32..42), at(6), TimeDelta::seconds(15));
+        shards.shed(2, at(7), &Config::default());
+        assert_eq!(shards.leaving().count(), 0, "given back now it would lie about again");
+        shards.shed(1, at(21), &Config::default());
+        assert_eq!(shards.leaving().count(), 0, "the other one was dead");
+        shards.shed(2, at(22), &Config::default());
+        assert_eq!(shards.leaving().count(), 10, "a live one gets its share");
     }
 
     #[test]
@@ -199,7 +243,7 @@ mod tests {
     #[test]
     fn a_shard_whose_taking_was_not_answered_is_found_by_a_later_pulse() {
         let mut shards = Shards::default();
-        assert_eq!(shards.wanted(64, 64), Some(1));
+        assert_eq!(wanted(&mut shards, 64, 64, 0), Some(1));
         assert_eq!(shards.renewed(&[(7, 3)], at(0), at(15)), Renewed::default(), "the answer may still come");
         shards.taken(&[], at(1), TimeDelta::zero());
         let found = shards.renewed(&[(7, 3)], at(5), at(20)).found;

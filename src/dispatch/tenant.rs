@@ -24,7 +24,7 @@ mod tests;
 mod waiting;
 
 pub(super) use aside::WantedDue;
-pub(super) use intake::WantedPage;
+pub(super) use intake::{InOrder, LogPage, WantedPage};
 
 use self::heard::Heard;
 use super::Config;
@@ -121,19 +121,6 @@ pub(super) struct Room {
     pub free: usize,
 }
 
-/// What the log says beyond the cursor.
-#[derive(Debug)]
-pub(super) struct LogPage {
-    /// In order.
-    pub entries: Vec<Arc<LogEntry>>,
-    /// Of these entries, the invocations that are not pending.
-    pub not_pending: HashSet<Place>,
-    /// Ordering keys of these entries' invocations; what is left out is in no order.
-    pub keys: HashMap<Place, OrderingKey>,
-    /// The head as it was after the entries were read: its registry is at least the one that matched them.
-    pub head: Option<Head>,
-}
-
 /// Changes to write together, with the cursor that is right once they are.
 #[derive(Debug)]
 pub(super) struct Batch {
@@ -159,6 +146,8 @@ pub(super) struct Tenant {
     pub token: i64,
     /// The head as last heard.
     pub head: Head,
+    /// The registry's version at the claim: replays that changes up to it began were looked for then.
+    claimed_version: i64,
     /// For each former owner that may have started an attempt that nothing is recorded of, numbers are one higher: those of events
     /// and deferrals before its end.
     unclean_ends: Arc<[DateTime<Utc>]>,
@@ -213,6 +202,7 @@ impl Tenant {
             id: claimed.head.tenant,
             token: claimed.token,
             head: claimed.head,
+            claimed_version: claimed.head.registry_version,
             unclean_ends: claimed.unclean_ends.clone(),
             first: claimed.cursor.after + 1,
             day: claimed.cursor.day,

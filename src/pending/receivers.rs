@@ -2,15 +2,16 @@
 //! themselves beyond the event that they were asked about.
 //!
 //! Any replica may ask, so this is each replica's own knowledge. A circuit that opens or closes is written and told, and the others read it
-//! before they ask; the bounds of questions at a time and of their rate are those of one replica.
+//! before they ask. The tokens of a rate limit are taken in the database, so that it is one of all replicas together; the bound of
+//! questions at a time is that of one replica.
 
 use super::Core;
 use super::ask::Listener;
 use crate::domain::announcement::Announcement;
-use crate::domain::bucket::Bucket;
 use crate::domain::health::{Gate, Health, HealthRow};
 use crate::domain::ids::{SubscriptionNo, TenantId};
 use crate::domain::invocation::{Outcome, OutcomeClass};
+use crate::domain::retry::{DeliveryPolicy, RateLimit};
 use crate::feed::{Head, News};
 use crate::store::StoreError;
 use crate::store::heads::RegistryChange;
@@ -35,13 +36,7 @@ pub(super) struct Receivers {
 /// One, as of one version of its subscription.
 struct Receiver {
     places: Arc<Semaphore>,
-    state: Mutex<State>,
-}
-
-#[derive(Default)]
-struct State {
-    health: Health,
-    bucket: Bucket,
+    health: Mutex<Health>,
 }
 
 /// Leave to ask once. Dropped without an end, it says nothing of the receiver.
@@ -61,45 +56,36 @@ impl Default for Receivers {
     }
 }
 
-/// Whether a receiver may be asked now.
-enum Turn {
-    /// It may, perhaps to find out whether it is well again; and what is to be written of that.
-    Now { probe: bool, changed: Option<HealthRow> },
-    /// Its rate allows it then.
-    At(DateTime<Utc>),
-}
-
 impl Receiver {
+    /// Begins a question. Answers whether it is a probe, and what is to be written of that.
+    ///
     /// Errors: why it is not to be asked at all.
-    fn gate(&self, listener: &Listener, now: DateTime<Utc>) -> Result<Turn, &'static str> {
+    fn begin(&self, listener: &Listener, now: DateTime<Utc>) -> Result<(bool, Option<HealthRow>), &'static str> {
         let subscription = &listener.entry.subscription;
-        let policy = &subscription.policy;
-        let mut state = self.state();
-        let probe = match state.health.gate(policy, now) {
-            Gate::Free => false,
-            Gate::Probe => true,
-            Gate::Wait(_) | Gate::Probing => {
-                return Err("its circuit is open: it has failed too often to be asked now");
-            }
-        };
-        if let Some(limit) = policy.rate_limit()
-            && let Err(at) = state.bucket.take(limit, now)
-        {
-            return Ok(Turn::At(at));
-        }
-        let changed = probe && state.health.probe(now);
-        Ok(Turn::Now { probe, changed: changed.then(|| state.health.kept(subscription.no)) })
+        let mut health = self.health();
+        let probe = may_ask(&health, &subscription.policy, now)?;
+        let changed = probe && health.probe(now);
+        Ok((probe, changed.then(|| health.kept(subscription.no))))
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn health(&self) -> MutexGuard<'_, Health> {
+        self.health.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether a question would be a probe. Errors: why there is none.
+fn may_ask(health: &Health, policy: &DeliveryPolicy, now: DateTime<Utc>) -> Result<bool, &'static str> {
+    match health.gate(policy, now) {
+        Gate::Free => Ok(false),
+        Gate::Probe => Ok(true),
+        Gate::Wait(_) | Gate::Probing => Err("its circuit is open: it has failed too often to be asked now"),
     }
 }
 
 impl Drop for Leave {
     fn drop(&mut self) {
         if !self.ended {
-            self.receiver.state().health.abandon(self.probe);
+            self.receiver.health().abandon(self.probe);
         }
     }
 }
@@ -109,10 +95,10 @@ impl Receivers {
         let subscription = &listener.entry.subscription;
         let version = subscription.registry_version;
         self.known.get_with((tenant, subscription.no, version), || {
-            let mut state = State::default();
-            state.health.is_of(version);
+            let mut health = Health::default();
+            health.is_of(version);
             let places = usize::try_from(subscription.policy.max_in_flight()).unwrap_or(1).max(1);
-            Arc::new(Receiver { places: Arc::new(Semaphore::new(places)), state: Mutex::new(state) })
+            Arc::new(Receiver { places: Arc::new(Semaphore::new(places)), health: Mutex::new(health) })
         })
     }
 }
@@ -129,7 +115,7 @@ impl Core {
         for listener in listeners {
             let no = listener.entry.subscription.no;
             if let Some((_, row)) = rows.iter().find(|(_, row)| row.subscription_no == no) {
-                self.receivers.get(tenant, listener).state().health.adopt(row);
+                self.receivers.get(tenant, listener).health().adopt(row);
             }
         }
         Ok(())
@@ -147,22 +133,42 @@ impl Core {
         let receiver = self.receivers.get(tenant, listener);
         // Never closed. The deadline is the whole phase's, which drops this.
         let place = Arc::clone(&receiver.places).acquire_owned().await.map_err(|_| "the server is draining")?;
-        loop {
-            let now = self.store.now();
-            match receiver.gate(listener, now)? {
-                Turn::Now { probe, changed } => {
-                    if let Some(row) = changed {
-                        self.keep(tenant, row, None);
-                    }
-                    return Ok(Leave { receiver, probe, ended: false, _place: place });
-                }
-                Turn::At(at) => {
-                    let wait = (at - now).to_std().unwrap_or_default().max(Duration::from_millis(1));
-                    if Instant::now() + wait >= deadline {
-                        return Err("its rate limit leaves no time to ask it");
-                    }
-                    sleep(wait).await;
-                }
+        let policy = &listener.entry.subscription.policy;
+        // Before a token is taken for nothing, and once more after the wait for it.
+        may_ask(&receiver.health(), policy, self.store.now())?;
+        if let Some(limit) = policy.rate_limit() {
+            self.wait_for_rate(tenant, listener, limit, deadline).await?;
+        }
+        let (probe, changed) = receiver.begin(listener, self.store.now())?;
+        if let Some(row) = changed {
+            self.keep(tenant, row, None);
+        }
+        Ok(Leave { receiver, probe, ended: false, _place: place })
+    }
+
+    /// Takes a token of the rate that all replicas share, and waits until it may be used. A question that is given up meanwhile has
+    /// taken its token all the same.
+    ///
+    /// Errors: why it is not asked.
+    async fn wait_for_rate(
+        &self,
+        tenant: TenantId,
+        listener: &Listener,
+        limit: RateLimit,
+        deadline: Instant,
+    ) -> Result<(), &'static str> {
+        let subscription = &listener.entry.subscription;
+        let until = self.store.now() + deadline.saturating_duration_since(Instant::now());
+        let taken = self.store.take_token(tenant, subscription.no, subscription.registry_version, limit, until).await;
+        match taken {
+            Ok(Some(at)) => {
+                sleep((at - self.store.now()).to_std().unwrap_or_default()).await;
+                Ok(())
+            }
+            Ok(None) => Err("its rate limit leaves no time to ask it"),
+            Err(error) => {
+                tracing::warn!(subscription = %subscription.id, %error, "a listener's rate limit could not be read");
+                Err("its rate limit could not be read")
             }
         }
     }
@@ -173,9 +179,9 @@ impl Core {
         let subscription = &listener.entry.subscription;
         let now = self.store.now();
         let (verdict, row) = {
-            let mut state = leave.receiver.state();
-            let verdict = state.health.ended(outcome, leave.probe, &subscription.policy, now);
-            (verdict, state.health.kept(subscription.no))
+            let mut health = leave.receiver.health();
+            let verdict = health.ended(outcome, leave.probe, &subscription.policy, now);
+            (verdict, health.kept(subscription.no))
         };
         if verdict.keep {
             let told = verdict.told.map(|_| Announcement::circuit_changed(subscription, &row.circuit));

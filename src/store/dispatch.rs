@@ -85,8 +85,10 @@ pub struct OrderedRows {
     pub rows: Vec<DeferredRow>,
     /// When the first is due that is not due yet.
     pub next_due: Option<DateTime<Utc>>,
-    /// True where there are others that are not held, or where new ones may be held up by a dead letter.
+    /// True where there are others that are not held, or where new ones may be held up by a dead letter or a replay.
     pub left: bool,
+    /// How far a replay under way has come: what is in order beyond it waits.
+    pub replayed: Option<Position>,
 }
 
 /// A dead letter whose operator event has not been published.
@@ -210,7 +212,7 @@ impl Store {
         Ok(rows.into_iter().map(|(position, subscription_no)| Place { position, subscription_no }).collect())
     }
 
-    /// The first due time of every subscription of these tenants that has deferred work, or dead letters that hold work up.
+    /// The first due time of every subscription of these tenants that has deferred work, or dead letters or a replay that hold work up.
     pub async fn due_subscriptions(&self, tenants: &[TenantId]) -> Result<Vec<DueSubscription>, StoreError> {
         let ids: Vec<Uuid> = tenants.iter().map(|tenant| tenant.0).collect();
         // One row per subscription; the index (tenant, subscription, due_at) serves the aggregate without the table.
@@ -221,9 +223,15 @@ impl Store {
              SELECT d.tenant_id, d.subscription_no, min(d.dead_at), 0::bigint FROM dead_letters d
                JOIN subscriptions s ON s.tenant_id = d.tenant_id AND s.subscription_no = d.subscription_no
                 AND s.tenant_id = ANY($1) AND s.ordering_on_dead_letter = 2
-              WHERE d.tenant_id = ANY($1) AND d.ordering_key IS NOT NULL GROUP BY d.tenant_id, d.subscription_no",
+              WHERE d.tenant_id = ANY($1) AND d.ordering_key IS NOT NULL GROUP BY d.tenant_id, d.subscription_no
+             UNION ALL
+             SELECT r.tenant_id, r.subscription_no, $2, 0::bigint FROM replays r
+               JOIN subscriptions s ON s.tenant_id = r.tenant_id AND s.subscription_no = r.subscription_no
+                AND s.tenant_id = ANY($1) AND s.ordering_key IS NOT NULL
+              WHERE r.tenant_id = ANY($1)",
         )
         .bind(ids)
+        .bind(self.now())
         .fetch_all(self.engine())
         .await?;
         let parse = |(tenant, subscription_no, due_at, rows)| DueSubscription {
@@ -269,8 +277,8 @@ impl Store {
         .await?)
     }
 
-    /// The deferred invocations of a subscription that nothing of their key holds up: no earlier one that is not due yet, and no
-    /// earlier dead letter where those block.
+    /// The deferred invocations of a subscription that nothing of their key holds up: no earlier one that is not due yet, no
+    /// earlier dead letter where those block, and no replay that may still bring an earlier one.
     pub async fn deferred_in_order(
         &self,
         tenant: TenantId,
@@ -278,12 +286,14 @@ impl Store {
         page: OrderedPage<'_>,
     ) -> Result<OrderedRows, StoreError> {
         // What is left is counted before the page is read: a row that goes in between may only make it look like more.
-        let (next_due, others, held_up): (Option<DateTime<Utc>>, i64, bool) = sqlx::query_as(
+        // So is how far a replay has come: up to there everything that it brings is found by the page.
+        let (next_due, others, held_up, replayed): (Option<DateTime<Utc>>, i64, bool, Option<Position>) = sqlx::query_as(
             "SELECT (SELECT min(due_at) FROM deferred_invocations WHERE tenant_id = $1 AND subscription_no = $2 AND due_at > $3),
                     (SELECT count(*) FROM (SELECT 1 FROM deferred_invocations WHERE tenant_id = $1 AND subscription_no = $2
                                               AND position <> ALL($4) LIMIT $5) AS others),
                     $6 AND EXISTS (SELECT FROM dead_letters WHERE tenant_id = $1 AND subscription_no = $2
-                                      AND ordering_key IS NOT NULL)",
+                                      AND ordering_key IS NOT NULL),
+                    (SELECT position FROM replays WHERE tenant_id = $1 AND subscription_no = $2)",
         )
         .bind(tenant.0)
         .bind(subscription_no)
@@ -297,7 +307,7 @@ impl Store {
         let rows: Vec<DeferredRow> = sqlx::query_as(
             "SELECT d.position, d.day, d.attempt, d.attempt_base, d.due_at, d.ordering_key FROM deferred_invocations d
               WHERE d.tenant_id = $1 AND d.subscription_no = $2 AND d.due_at <= $3 AND d.position <> ALL($4)
-                AND (d.ordering_key IS NULL OR d.ordering_key <> ALL($5)
+                AND (d.ordering_key IS NULL OR d.position <= $8 AND d.ordering_key <> ALL($5)
                      AND NOT EXISTS (SELECT FROM deferred_invocations e
                                       WHERE e.tenant_id = $1 AND e.subscription_no = $2 AND e.ordering_key = d.ordering_key
                                         AND e.position < d.position AND e.due_at > $3)
@@ -313,10 +323,11 @@ impl Store {
         .bind(page.full)
         .bind(page.blocks)
         .bind(i64::from(page.limit))
+        .bind(replayed.unwrap_or(Position::MAX))
         .fetch_all(self.engine())
         .await?;
-        let left = held_up || usize::try_from(others).is_ok_and(|others| others > rows.len());
-        Ok(OrderedRows { rows, next_due, left })
+        let left = held_up || replayed.is_some() || usize::try_from(others).is_ok_and(|others| others > rows.len());
+        Ok(OrderedRows { rows, next_due, left, replayed })
     }
 
     /// Which of the invocations in memory a caller has cancelled: of `held` those without a deferred row any more, and every

@@ -32,6 +32,7 @@ mod pool;
 pub mod publish;
 pub mod publisher_identities;
 pub mod quotas;
+mod rates;
 pub mod replays;
 pub mod request_ids;
 mod restores;

@@ -20,6 +20,7 @@ use std::time::Duration;
 
 mod places;
 mod plans;
+mod rates;
 mod restores;
 mod wall;
 

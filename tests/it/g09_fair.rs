@@ -1,13 +1,16 @@
 //! G9 among tenants: however much one of them has to deliver, to receivers that hang, the others' deliveries go on.
 
+use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Instant;
 
+use carillon::proto::internal::PublishBatchRequest;
 use carillon::proto::public::{DeliveryPolicy, InvocationState};
 use pbjson_types::Duration;
 use serde_json::json;
 use tokio::sync::Semaphore;
 
-use crate::harness::tenant::{Tenant, quick_policy};
+use crate::harness::tenant::{Tenant, publish_request, quick_policy};
 use crate::harness::wait::eventually;
 use crate::harness::{Answer, Receiver, World};
 
@@ -16,6 +19,13 @@ const EVENT: &str = "CUSTOM_FAIR";
 const SETTINGS: &str = "[dispatch]\nin_flight_max = 32\nslow_after_ms = 60000\n";
 const LISTENERS: usize = 4;
 const EVENTS: usize = 50;
+/// Blocks of events that a latency is measured over, with the noisy tenant and without it, and how many events each has.
+const BLOCKS: usize = 16;
+const BLOCK: usize = 50;
+/// Events of the noisy tenant for each of the quiet one.
+const TIMES: usize = 10;
+/// How many times as long the quiet tenant's deliveries may take beside the noisy one.
+const RATIO_MAX: f64 = 2.0;
 
 /// Subscribes a path that answers nothing before the gate lets it.
 async fn subscribe_gated(tenant: &Tenant, receiver: &Receiver, path: &str, gate: &Arc<Semaphore>) {
@@ -24,6 +34,60 @@ async fn subscribe_gated(tenant: &Tenant, receiver: &Receiver, path: &str, gate:
     let timeout = Some(Duration { seconds: 200, nanos: 0 });
     request.delivery_policy = Some(DeliveryPolicy { timeout, max_in_flight: 32, ..quick_policy() });
     tenant.events().subscribe(request).await.expect("a receiver can be subscribed");
+}
+
+/// Publishes a block of events of the quiet tenant, and for each of them the noisy one's share, where there is one; waits for their
+/// receipt. Adds how long each took from the call to its receipt, milliseconds.
+async fn measure(quiet: &Tenant, receiver: &Receiver, noisy: Option<&Tenant>, took_ms: &mut Vec<f64>) {
+    let before = receiver.received("/quiet").len();
+    let mut called = HashMap::new();
+    for n in 0..BLOCK {
+        let noise = async {
+            if let Some(noisy) = noisy {
+                let request = || publish_request(EVENT, &json!({ "n": n }));
+                let batch = PublishBatchRequest { requests: (0..TIMES).map(|_| request()).collect() };
+                noisy.publisher().publish_batch(batch).await.expect("it is not over a quota");
+            }
+        };
+        let (data, at) = (json!({ "n": n }), Instant::now());
+        let (published, ()) = tokio::join!(quiet.publish(EVENT, &data), noise);
+        called.insert(published.invocations[0].invocation_id.clone(), at);
+    }
+    let received = receiver.receives("/quiet", before + BLOCK).await;
+    let took = received[before..].iter().map(|one| one.at - called[one.header("webhook-id")]);
+    took_ms.extend(took.map(|took| took.as_secs_f64() * 1_000.0));
+}
+
+fn p99(mut took_ms: Vec<f64>) -> f64 {
+    took_ms.sort_by(f64::total_cmp);
+    took_ms[took_ms.len() * 99 / 100]
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tenant_at_ten_times_its_share_with_hanging_receivers_leaves_anothers_p99_within_twice() {
+    let world = World::start_with(1, SETTINGS).await;
+    let (noisy, quiet) = (world.tenant().await, world.tenant().await);
+    let receiver = Receiver::start().await;
+    let gate = Arc::new(Semaphore::new(0));
+    noisy.declare(EVENT).await;
+    for listener in 0..LISTENERS {
+        subscribe_gated(&noisy, &receiver, &format!("/noisy/{listener}"), &gate).await;
+    }
+    quiet.declare(EVENT).await;
+    quiet.subscribe(EVENT, &receiver, "/quiet").await;
+    // Connections and statements are warm before anything counts.
+    measure(&quiet, &receiver, None, &mut Vec::new()).await;
+    // In turn, so that whatever else the machine does falls on both.
+    let (mut alone, mut beside) = (Vec::new(), Vec::new());
+    for _ in 0..BLOCKS {
+        measure(&quiet, &receiver, None, &mut alone).await;
+        measure(&quiet, &receiver, Some(&noisy), &mut beside).await;
+    }
+    let stuck: usize = (0..LISTENERS).map(|listener| receiver.received(&format!("/noisy/{listener}")).len()).sum();
+    assert_eq!(stuck, 16, "the noisy tenant has what it may have, and no answer");
+    let (alone, beside) = (p99(alone), p99(beside));
+    let ratio = beside / alone;
+    assert!(ratio <= RATIO_MAX, "p99 {alone:.1} ms alone, {beside:.1} ms beside the noisy tenant: {ratio:.2} times");
 }
 
 #[tokio::test]

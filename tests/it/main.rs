@@ -29,6 +29,7 @@ mod g04_pre_gate;
 mod g05_at_least_once;
 mod g06_fenced;
 mod g07_ordered;
+mod g07_replay;
 mod g08_watch;
 mod g09_fair;
 mod g09_isolated;

@@ -197,3 +197,45 @@ async fn questions_at_a_time_and_over_time_are_bounded_as_deliveries_are() {
     assert!(said(&status).contains("rate limit"), "{status:?}");
     assert_eq!(receiver.received("/slow").len(), 2);
 }
+
+#[tokio::test]
+async fn a_rate_limit_is_one_of_all_replicas_together() {
+    let tenant = World::shared().await.tenant().await;
+    let receiver = Receiver::start().await;
+    declare(&tenant).await;
+    let day = Some(Duration { seconds: 86_400, nanos: 0 });
+    let policy = DeliveryPolicy { rate_limit: Some(RateLimit { count: 4, interval: day }), ..quick_policy() };
+    listen(&tenant, &receiver, "/shared", policy).await;
+    let publish = async |replica: usize| {
+        let mut publisher = tenant.publishers[replica].clone();
+        publisher.publish(publish_request(TYPE, &json!({}))).await
+    };
+    for replica in [0, 1, 0, 1] {
+        publish(replica).await.expect("there are tokens left");
+    }
+    for replica in [0, 1] {
+        let status = assert_refused(publish(replica).await, Code::Unavailable, "PRE_LISTENER_UNAVAILABLE");
+        assert!(said(&status).contains("rate limit"), "{status:?}");
+    }
+    assert_eq!(receiver.received("/shared").len(), 4);
+}
+
+#[tokio::test]
+async fn tokens_that_are_to_come_are_waited_for_at_either_replica_and_each_is_given_once() {
+    let tenant = World::shared().await.tenant().await;
+    let receiver = Receiver::start().await;
+    declare(&tenant).await;
+    let second = Some(Duration { seconds: 1, nanos: 0 });
+    let policy = DeliveryPolicy { rate_limit: Some(RateLimit { count: 2, interval: second }), ..quick_policy() };
+    listen(&tenant, &receiver, "/waits", policy).await;
+    let started = std::time::Instant::now();
+    let publishing = (0..6).map(|n| {
+        let mut publisher = tenant.publishers[n % 2].clone();
+        async move { publisher.publish(publish_request(TYPE, &json!({ "n": n }))).await }
+    });
+    for published in futures::future::join_all(publishing).await {
+        published.expect("it waited for its token");
+    }
+    let took = started.elapsed();
+    assert!(took >= std::time::Duration::from_millis(1_900), "four of six came at two a second: {took:?}");
+}

@@ -7,6 +7,7 @@ use super::backlog::Backlog;
 use crate::dispatch::run::{Life, Shared};
 use crate::dispatch::tenant::{Room, Tenant, WantedPage};
 use crate::dispatch::{announce, load, replay};
+use crate::domain::subscription::State;
 use crate::publish::registry::TenantRegistry;
 use crate::store::StoreError;
 use chrono::{DateTime, Utc};
@@ -20,6 +21,8 @@ use std::sync::Arc;
 pub(super) struct Held {
     pub tenant: Tenant,
     pub registry: Option<Arc<TenantRegistry>>,
+    /// The registry's version for which what waits was last looked at.
+    pub heeded: i64,
     /// True while the registry is being brought up to date: nothing starts meanwhile.
     pub refreshing: bool,
     /// True where work waits for a reload to say that it is to be cancelled.
@@ -68,8 +71,19 @@ impl Held {
         self.tenant.ordered = self.registry.as_ref().is_none_or(|registry| registry.has_ordering());
     }
 
+    /// Looks at what waits where subscriptions may have changed. The registry is shared: whoever else brings it up to date, a publisher
+    /// or the feed, does not say so here.
+    fn heed(&mut self, now: DateTime<Utc>) {
+        let Some(registry) = self.registry.as_ref().filter(|registry| registry.version() > self.heeded) else { return };
+        self.heeded = registry.version();
+        let is_active = |no| registry.subscription(no).is_some_and(|found| found.subscription.state == State::Active);
+        self.tenant.review_inactive(now, is_active);
+        self.tenant.review_parked(now);
+    }
+
     /// Starts the loads that the tenant wants.
     pub fn load(&mut self, shared: &Arc<Shared>, life: Life, now: DateTime<Utc>, room: Room) {
+        self.heed(now);
         // A review sees what is in memory: what a load brings meanwhile may have been cancelled after it was read, and would
         // run. So the two never overlap.
         let changed = self.tenant.head.deferred_version > self.reviewed;

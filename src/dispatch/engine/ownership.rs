@@ -48,7 +48,7 @@ impl Engine {
                     self.hear(&News::Head(head), now);
                 }
                 self.shards.shed(pulse.replicas, now, &self.shared.config);
-                if let Some(limit) = self.shards.wanted(pulse.replicas, pulse.free) {
+                if let Some(limit) = self.shards.wanted(pulse.replicas, pulse.free, now, &self.shared.config) {
                     let shared = self.shared.clone();
                     tokio::spawn(async move {
                         let result = shared.parts.store.take_shards(shared.replica, limit, shared.lease()).await;
@@ -135,6 +135,7 @@ impl Engine {
                 reviewed: tenant.head.deferred_version,
                 tenant,
                 registry: None,
+                heeded: 0,
                 refreshing: false,
                 unsure: false,
                 reload: None,

@@ -59,6 +59,8 @@ impl Tenant {
             match change.fate {
                 // Put aside while it ran, or runs still: the row is not to be loaded.
                 Fate::Deferred { .. } if !change.deferred && queue.held.contains(&position) => continue,
+                // The replay says when it is its turn: until then every look would find the same.
+                Fate::Deferred { .. } if change.key.is_some() && queue.is_beyond_replay(position) => {}
                 Fate::Deferred { due_at, .. } => {
                     queue.now_due(due_at);
                     self.next_due = Some(earlier(self.next_due, due_at));
@@ -174,7 +176,7 @@ impl Tenant {
         let DuePage { rows, events, at, more, rest } = page;
         let now = *at;
         let Some(queue) = self.queues.get_mut(&no) else { return };
-        let meanwhile = queue.stop_loading();
+        let meanwhile = queue.stop_loading(rest.and_then(|rest| rest.replayed));
         let mut next_due = meanwhile.due_at;
         queue.parked = rest.is_some_and(|rest| rest.left);
         if let Some(due_at) = rest.and_then(|rest| rest.due_at) {
@@ -227,7 +229,7 @@ impl Tenant {
     /// The rows could not be loaded; they are wanted again at `retry_at`.
     pub fn due_failed(&mut self, no: SubscriptionNo, retry_at: DateTime<Utc>) {
         let Some(queue) = self.queues.get_mut(&no) else { return };
-        let _ = queue.stop_loading();
+        let _ = queue.stop_loading(None);
         queue.now_due(retry_at);
         self.next_due = Some(earlier(self.next_due, retry_at));
     }

@@ -1,8 +1,9 @@
 //! How events come into memory: what was committed here where it follows on, and pages of the log for everything else.
 
-use super::{Config, LogPage, Room, Slot, Tenant, job_bytes, lost_attempts};
+use super::{Config, Room, Slot, Tenant, earlier, job_bytes, lost_attempts};
 use crate::dispatch::queue::Job;
 use crate::domain::event::LogEntry;
+use crate::domain::filter::OrderingKey;
 use crate::domain::ids::Position;
 use crate::domain::invocation::CancelReason;
 use crate::executor::EncodedEvent;
@@ -11,7 +12,7 @@ use crate::store::dispatch::Place;
 use crate::store::events::LogPlace;
 use crate::store::settle::{Fate, Settled, Tried};
 use chrono::{DateTime, Utc};
-use std::collections::VecDeque;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,6 +26,27 @@ pub(in crate::dispatch) enum WantedPage {
     Log(LogPlace, Position),
     /// These were committed here: only their ordering keys are to be found.
     Keys(Vec<Arc<LogEntry>>),
+}
+
+/// What the log says beyond the cursor.
+#[derive(Debug)]
+pub(in crate::dispatch) struct LogPage {
+    /// In order.
+    pub entries: Vec<Arc<LogEntry>>,
+    /// Of these entries, the invocations that are not pending.
+    pub not_pending: HashSet<Place>,
+    /// What of these entries' invocations is in order; what is left out is in none.
+    pub keys: HashMap<Place, InOrder>,
+    /// The head as it was after the entries were read: its registry is at least the one that matched them.
+    pub head: Option<Head>,
+}
+
+/// What puts an invocation in order.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::dispatch) struct InOrder {
+    pub key: OrderingKey,
+    /// The registry version of its subscription.
+    pub version: i64,
 }
 
 impl Tenant {
@@ -145,8 +167,14 @@ impl Tenant {
             let event = Arc::new(EncodedEvent::new(entry.clone()));
             let bytes = job_bytes(entry);
             for place in entry.matched.iter().filter_map(|no| pending(*no)) {
-                let key = page.and_then(|page| page.keys.get(&place)).copied();
+                let in_order = page.and_then(|page| page.keys.get(&place));
+                let key = in_order.map(|in_order| in_order.key);
                 let queue = self.queues.entry(place.subscription_no).or_default();
+                if in_order.is_some_and(|now| now.version > self.claimed_version && queue.changed_to(now.version)) {
+                    // The change may have begun a replay: whether anything comes before this one is looked for first.
+                    queue.now_due(now);
+                    self.next_due = Some(earlier(self.next_due, now));
+                }
                 let full = queue.waiting() >= config.queue_max || room.memory_full && queue.waiting() > 0;
                 let behind = key.is_some_and(|key| queue.has_rows() || queue.chains.is_full(key));
                 if queue.aside || full || behind {

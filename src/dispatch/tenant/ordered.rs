@@ -18,13 +18,36 @@ struct World {
     deferred: BTreeMap<Position, DeferredRow>,
     dead: BTreeMap<Position, OrderingKey>,
     blocks: bool,
+    /// The registry version of the subscription.
+    version: i64,
+    /// How far a replay has come.
+    replayed: Option<Position>,
 }
 
 impl World {
     fn new(blocks: bool) -> Self {
         let mut tenant = tenant();
         tenant.ordered = true;
-        Self { tenant, keys: BTreeMap::new(), deferred: BTreeMap::new(), dead: BTreeMap::new(), blocks }
+        let (keys, deferred, dead) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        Self { tenant, keys, deferred, dead, blocks, version: 1, replayed: None }
+    }
+
+    /// Events of these keys are committed while the subscription is not active.
+    fn miss(&mut self, keys: &[u128]) {
+        for number in keys {
+            let position = self.tenant.head.position + 1;
+            self.keys.insert(position, key(*number));
+            self.tenant.hear_committed(&[entry(position, &[])], at(0), ROOM, &config());
+        }
+    }
+
+    /// What was missed up to a position is deferred, from behind another; the tenant hears of it.
+    fn replay(&mut self, after: Position, up_to: Position) {
+        for (position, key) in self.keys.range(after + 1..=up_to) {
+            self.deferred.insert(*position, DeferredRow { ordering_key: Some(key.0), ..row(*position, at(0)) });
+        }
+        self.replayed = Some(up_to);
+        self.tenant.due_summary(&[(1, at(0))]);
     }
 
     /// Events of these keys are committed.
@@ -37,7 +60,9 @@ impl World {
         while let Some(wanted) = self.tenant.wants_page(at(now), ROOM, &config()) {
             let WantedPage::Keys(entries) = wanted else { panic!("all of it was heard") };
             let place = |position| Place { position, subscription_no: 1 };
-            let keys = entries.iter().map(|entry| (place(entry.position), self.keys[&entry.position])).collect();
+            let in_order = |position| InOrder { key: self.keys[&position], version: self.version };
+            let matched = entries.iter().filter(|entry| !entry.matched.is_empty());
+            let keys = matched.map(|entry| (place(entry.position), in_order(entry.position))).collect();
             let page = LogPage { entries, not_pending: HashSet::new(), keys, head: None };
             self.tenant.page(&page, at(now), ROOM, &config());
         }
@@ -77,13 +102,14 @@ impl World {
             let waits = self.deferred.values().any(|other| same(other) && other.due_at > now);
             let key = row.ordering_key.map(OrderingKey).expect("everything here has one");
             let blocked = self.blocks && self.dead.iter().any(|(dead, of)| *dead < row.position && *of == key);
-            row.due_at <= now && !waits && !blocked && !wanted.full.contains(&key)
+            let beyond = self.replayed.is_some_and(|replayed| row.position > replayed);
+            row.due_at <= now && !waits && !blocked && !beyond && !wanted.full.contains(&key)
         };
         let rows: Vec<DeferredRow> = others.iter().filter(|row| free(row)).copied().collect();
         let due_at = self.deferred.values().map(|row| row.due_at).filter(|due| *due > now).min();
-        let left = others.len() > rows.len() || self.blocks && !self.dead.is_empty();
+        let left = others.len() > rows.len() || self.blocks && !self.dead.is_empty() || self.replayed.is_some();
         let events = events(rows.iter().map(|row| row.position));
-        DuePage { rows, events, at: now, more: false, rest: Some(Rest { due_at, left }) }
+        DuePage { rows, events, at: now, more: false, rest: Some(Rest { due_at, left, replayed: self.replayed }) }
     }
 
     fn load(&mut self, now: i64) {
@@ -228,6 +254,65 @@ fn g7_what_is_put_aside_takes_its_whole_key_along() {
     end(&mut world.tenant, &hanging, OutcomeClass::Succeeded);
     assert_eq!(world.run(1_000, |_| OutcomeClass::Succeeded), [2]);
     assert!(world.deferred.is_empty());
+}
+
+#[test]
+fn g7_what_is_new_waits_until_a_replay_has_passed_what_was_missed() {
+    let mut world = World::new(false);
+    world.publish(&[1, 2], 0);
+    assert_eq!(world.run(0, |_| OutcomeClass::Succeeded), [1, 2]);
+    world.miss(&[1, 2]);
+    (world.version, world.replayed) = (2, Some(2));
+    world.publish(&[1, 2], 0);
+    assert_eq!(world.run(0, |_| OutcomeClass::Succeeded), [0; 0], "nothing of it is read yet");
+    assert_eq!(world.deferred.keys().copied().collect::<Vec<_>>(), [5, 6], "what is new waits in the database");
+    assert_eq!(world.tenant.cursor().after, 6, "and holds no cursor");
+    world.replay(2, 3);
+    assert_eq!(world.run(0, |_| OutcomeClass::Succeeded), [3]);
+    world.publish(&[1], 0);
+    assert_eq!(world.run(0, |_| OutcomeClass::Succeeded), [0; 0]);
+    assert!(world.tenant.wants_due(at(1_000), ROOM, &config()).is_empty(), "nothing asks again and again");
+    world.replay(3, 4);
+    world.replayed = None;
+    assert_eq!(world.run(0, |_| OutcomeClass::Succeeded), [4, 5, 6, 7]);
+    world.publish(&[1], 0);
+    assert!(world.deferred.is_empty() && world.start().is_some(), "straight from memory again");
+}
+
+#[test]
+fn g7_a_load_that_began_before_a_replay_does_not_say_that_there_is_none() {
+    let mut world = World::new(false);
+    world.publish(&[1], 0);
+    assert_eq!(world.run(0, |_| OutcomeClass::Succeeded), [1]);
+    world.tenant.due_summary(&[(1, at(0))]);
+    let wanted = world.tenant.wants_due(at(0), ROOM, &config()).pop().expect("it is due");
+    let page = world.page(&wanted, at(0));
+    world.miss(&[1]);
+    (world.version, world.replayed) = (2, Some(1));
+    world.publish(&[1], 0);
+    world.tenant.due(1, &page, &config());
+    world.publish(&[1], 0);
+    assert_eq!(world.run(0, |_| OutcomeClass::Succeeded), [0; 0]);
+    // It ends while a load that has found it under way has not answered, and something new is written meanwhile.
+    world.replay(1, 2);
+    let wanted = world.tenant.wants_due(at(0), ROOM, &config()).pop().expect("it is due");
+    let page = world.page(&wanted, at(0));
+    world.replayed = None;
+    world.publish(&[1], 0);
+    world.settle();
+    world.tenant.due_summary(&[(1, at(0))]);
+    world.tenant.due(1, &page, &config());
+    assert_eq!(world.run(0, |_| OutcomeClass::Succeeded), [2, 3, 4, 5]);
+}
+
+#[test]
+fn a_change_that_began_no_replay_costs_one_look() {
+    let mut world = World::new(false);
+    world.version = 2;
+    world.publish(&[1, 2], 0);
+    assert_eq!(world.run(0, |_| OutcomeClass::Succeeded), [1, 2]);
+    world.publish(&[1], 0);
+    assert!(world.deferred.is_empty() && world.start().is_some(), "straight from memory");
 }
 
 #[test]

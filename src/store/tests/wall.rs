@@ -295,6 +295,7 @@ const ENGINE: &[&str] = &[
     "pending/verdicts.rs",
     "publish.rs",
     "quotas.rs",
+    "rates.rs",
     "replays.rs",
     "restores.rs",
     "retention.rs",

@@ -5,6 +5,7 @@ use std::collections::{HashMap, VecDeque};
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response, StatusCode};
@@ -41,6 +42,8 @@ pub struct Received {
     pub body: Bytes,
     /// Whether a signature of a trusted secret was on it; none where the path trusts no secret.
     pub verified: Option<bool>,
+    /// When it had arrived whole.
+    pub at: Instant,
 }
 
 impl Received {
@@ -144,10 +147,11 @@ async fn answer(
     let path = request.uri().path().to_owned();
     let headers = request.headers().clone();
     let body = request.into_body().collect().await.map_err(|_| ResetOnPurpose)?.to_bytes();
+    let at = Instant::now();
     let answer = {
         let mut state = state.lock().expect("no test panics while it holds the lock");
         let verified = state.secrets.get(&path).map(|secrets| secrets.iter().any(|s| verifies(s, &headers, &body)));
-        state.received.push(Received { path: path.clone(), headers, body, verified });
+        state.received.push(Received { path: path.clone(), headers, body, verified, at });
         let answers = state.answers.entry(path).or_default();
         if answers.len() > 1 { answers.pop_front() } else { answers.front().cloned() }
     };
