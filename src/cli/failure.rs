@@ -56,7 +56,15 @@ pub fn usage(error: &clap::Error, arguments: &[OsString]) -> ExitCode {
         return if asked_for { ExitCode::SUCCESS } else { ExitCode::from(USAGE_CODE) };
     }
     let text = error.render().to_string();
-    let message = text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
+    let message = match error.kind() {
+        // Its text is the whole help.
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => "a subcommand or an argument is missing".to_owned(),
+        // The first paragraph: on the lines behind the first one stand the arguments, or the values that there are.
+        _ => {
+            let lines: Vec<_> = text.lines().take_while(|line| !line.is_empty()).map(str::trim).collect();
+            lines.join(" ").trim_start_matches("error: ").to_owned()
+        }
+    };
     print(&json!({ "reason": "USAGE", "message": message, "exitCode": USAGE_CODE, "help": text.trim_end() }));
     ExitCode::from(USAGE_CODE)
 }
