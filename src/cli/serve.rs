@@ -1,6 +1,6 @@
 //! `carillon serve`: runs a replica until it is told to stop.
 
-use super::{Global, Settings, block_on};
+use super::{Settings, block_on};
 use crate::app::App;
 use crate::config::Config;
 use crate::shutdown::Signals;
@@ -29,8 +29,8 @@ pub struct Serve {
 }
 
 impl Serve {
-    pub(super) fn run(self, global: &Global) -> anyhow::Result<()> {
-        let config = self.settings.load(global)?;
+    pub(super) fn run(self) -> anyhow::Result<()> {
+        let config = self.settings.load()?;
         block_on(async {
             let traces = telemetry::start(&config.log, &config.traces)?;
             let served = serve(config, self.migrate, self.ready_file).await;

@@ -201,6 +201,9 @@ async fn bad_values_name_their_option_and_the_forms_it_takes() {
         (&["subscribe", "A", "--webhook", "B", "--rate-limit", "0/1s"], &["--rate-limit", "at least 1", "`none`"]),
         (&["subscriptions", "update", "A", "--max-in-flight", "0"], &["--max-in-flight", "1..=1000"]),
         (&["explain", "--type", "A", "--filter", "true", "--last", "0"], &["--last", "1..=10000"]),
+        // Only commands of the server itself have a configuration.
+        (&["events", "list", "--config", "a.toml"], &["unexpected argument '--config'"]),
+        (&["dev", "--config", "a.toml"], &["unexpected argument '--config'"]),
     ];
     for (args, words) in cases {
         let cli = alone(args).await;
