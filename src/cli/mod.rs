@@ -28,7 +28,7 @@ mod unsubscribe;
 mod values;
 mod watch;
 
-use self::error::CliError;
+use self::error::{CliError, with_causes};
 use self::output::Output;
 
 use crate::config::{Config, ConfigError, Sources};
@@ -173,8 +173,7 @@ impl Cli {
                     failure::report_other(&error);
                     return ExitCode::FAILURE;
                 }
-                // Every cause on one line: `{:#}` joins them by colons.
-                anstream::eprintln!("error: {error:#}");
+                anstream::eprintln!("error: {}", with_causes(error.as_ref()));
                 ExitCode::FAILURE
             }
         }

@@ -1,5 +1,6 @@
 //! `carillon serve`: runs a replica until it is told to stop.
 
+use super::error::CliError;
 use super::{Settings, block_on};
 use crate::app::App;
 use crate::config::Config;
@@ -49,7 +50,8 @@ async fn serve(config: Config, migrate: bool, ready_file: Option<PathBuf>) -> an
         Box::pin(App::start(config)).await
     };
     let app = tokio::select! {
-        started = start => started?,
+        // As the command line's own error, which knows the way out.
+        started = start => started.map_err(CliError::App)?,
         () = signals.next() => return Ok(()),
     };
     if let Some(path) = &ready_file {

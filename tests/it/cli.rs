@@ -4,6 +4,7 @@
 mod failures;
 mod piped;
 mod refusals;
+mod starts;
 
 use std::process::Stdio;
 
