@@ -63,7 +63,7 @@ pub(crate) async fn handle(
             let id = EventId::parse(&request.event_id)
                 .map_err(|error| invalid(FieldError::new("event_id", error.to_string())))?;
             let entry = deps.store.event(caller.tenant, id).await?;
-            let entry = entry.ok_or(ApiError::EventNotFound { event: request.event_id })?;
+            let entry = entry.ok_or(ApiError::EventNotInLog { event: request.event_id })?;
             (Arc::clone(&entry.event), Some(entry))
         }
         Some(event) => {
