@@ -22,6 +22,7 @@ mod places;
 mod plans;
 mod restores;
 mod wall;
+mod watches;
 
 /// The event type that every tenant of a [`Database`] has.
 pub(crate) const NAME: &str = "CUSTOM_TESTED";
