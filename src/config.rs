@@ -165,7 +165,7 @@ impl Secrets {
                 let text = match (&key.key, &key.key_file) {
                     (Some(text), None) => text.clone(),
                     (None, Some(path)) => fs::read_to_string(path).map(SecretString::from).map_err(|error| {
-                        ConfigError::bad(KEY, format!("key {:?}: key_file: {}", key.id, error.kind()))
+                        ConfigError::bad(KEY, format!("key {:?}: key_file cannot be read: {error}", key.id))
                     })?,
                     _ => {
                         return Err(ConfigError::bad(KEY, format!("key {:?}: set one of key_file and key", key.id)));

@@ -7,7 +7,7 @@ use super::status::ApiError;
 use super::subscriptions::trial::Trials;
 use crate::domain::access::{Caller, Role};
 use crate::domain::catalogue::{Catalogue, SystemEventType};
-use crate::domain::event_type::{EventType, EventTypeName};
+use crate::domain::event_type::{CompiledSchema, EventType, EventTypeName};
 use crate::domain::ids::TenantId;
 use crate::domain::quotas::{Limits, Quota};
 use crate::domain::webhook::WebhookUri;
@@ -220,6 +220,30 @@ impl RegistryDeps {
             Some(record) => Ok(Known::Custom(record)),
             None => Err(self.event_type_not_found(tenant, name).await),
         }
+    }
+
+    /// A version of a type's schema; none where the type has no schema at all (version 0).
+    ///
+    /// Errors: SCHEMA_VERSION_NOT_FOUND.
+    pub(super) async fn schema(
+        &self,
+        tenant: TenantId,
+        known: &Known,
+        version: i32,
+    ) -> Result<Option<CompiledSchema>, ApiError> {
+        if version == 0 {
+            return Ok(None);
+        }
+        let name = &known.event_type().name;
+        let compiled = match known {
+            Known::System(system) => {
+                let of_version = system.schema.as_ref().filter(|(schema, _)| schema.version == version);
+                of_version.map(|(_, compiled)| compiled.clone())
+            }
+            Known::Custom(_) => self.registry.compiled(tenant, name, version).await?,
+        };
+        let missing = || ApiError::SchemaVersionNotFound { event_type: name.as_str().to_owned(), version };
+        Ok(Some(compiled.ok_or_else(missing)?))
     }
 
     /// Refuses a change of a system type.

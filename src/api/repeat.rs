@@ -35,6 +35,11 @@ impl Repeat {
         Self { keyring: Some(keyring.clone()), ..self }
     }
 
+    /// The id itself, for a change that keeps its answer by itself.
+    pub fn key(self) -> Option<RequestKey> {
+        self.key
+    }
+
     /// The first answer, where this call is a retry.
     ///
     /// Errors: REQUEST_ID_REUSED.

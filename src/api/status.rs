@@ -145,6 +145,15 @@ pub enum ApiError {
         /// As asked for.
         event: String,
     },
+    /// EVENT_NOT_FOUND, of a call that reads the log: the event may be one that waits, and is told as any other that is not there.
+    #[error(
+        "no event of the log has this id; one that is delayed, or whose PRE listeners are still asked, has no place in the log yet: \
+         WaitEvent waits for it"
+    )]
+    EventNotInLog {
+        /// As asked for.
+        event: String,
+    },
     /// INVOCATION_NOT_FOUND.
     #[error("no such invocation")]
     InvocationNotFound {

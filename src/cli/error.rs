@@ -17,6 +17,7 @@ use tonic_types::StatusExt as _;
 
 use super::client::Identity;
 use super::output::human;
+use crate::app::AppError;
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -92,7 +93,7 @@ pub enum CliError {
     Telemetry(#[from] crate::telemetry::TelemetryError),
     /// The server cannot start.
     #[error(transparent)]
-    App(#[from] crate::app::AppError),
+    App(#[from] AppError),
     /// Signals cannot be listened for.
     #[error("signals cannot be listened for")]
     Signals(#[source] io::Error),
@@ -172,17 +173,7 @@ impl CliError {
             return;
         }
         let red = Style::new().fg_color(Some(AnsiColor::Red.into())).bold();
-        let mut text = self.to_string();
-        let mut source = self.source();
-        while let Some(cause) = source {
-            // Some causes repeat what the error around them says already.
-            let cause_text = cause.to_string();
-            if !text.contains(&cause_text) {
-                text = format!("{text}: {cause_text}");
-            }
-            source = cause.source();
-        }
-        anstream::eprintln!("{red}error:{red:#} {text}");
+        anstream::eprintln!("{red}error:{red:#} {}", with_causes(self));
         for line in self.details() {
             anstream::eprintln!("  {line}");
         }
@@ -243,14 +234,23 @@ impl CliError {
                     None => way_out_without_reason(status.code()),
                 };
             }
-            Self::App(crate::app::AppError::Listen(_)) => {
-                "another program has the port: end it, or choose another one (of `carillon dev` with --port, --internal-port and \
-                 --ops-port; 0 takes a free one)"
+            Self::App(AppError::Listen(error)) if error.source.kind() == io::ErrorKind::AddrInUse => {
+                "another program has the port: end it, or choose another one with the setting named above (of `carillon dev` with \
+                 --port, --internal-port and --ops-port); 0 takes a free one"
             }
             Self::FileContent { .. } => "correct the file, or name another one",
             _ => return None,
         })
     }
+}
+
+/// An error with its causes in one line. Some causes repeat what the error around them says already: these are left out.
+pub fn with_causes(error: &(dyn StdError + 'static)) -> String {
+    chain(error).fold(String::new(), |text, cause| match cause.to_string() {
+        said if text.is_empty() => said,
+        said if text.contains(&said) => text,
+        said => format!("{text}: {said}"),
+    })
 }
 
 /// True where no answer came, because the connection ended: such a status is made here, and has a cause.

@@ -39,8 +39,11 @@ pub struct ExplainArgs {
     /// CEL expression to try on stored events, without saving it
     #[arg(long, value_name = "CEL", requires = "event_type")]
     filter: Option<String>,
-    /// How many of the last stored events a filter is tried on, at most 10,000
-    #[arg(long, value_name = "N", default_value_t = 1_000, requires = "filter")]
+    /// How many of the last stored events a filter is tried on, 1 to 10,000
+    #[arg(
+        long, value_parser = clap::value_parser!(i32).range(1..=10_000), value_name = "N", default_value_t = 1_000,
+        requires = "filter"
+    )]
     last: i32,
     #[command(flatten)]
     public: PublicArgs,

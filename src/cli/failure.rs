@@ -4,7 +4,6 @@
 //! (`code`, `reason`, `message`, `metadata`, `fieldViolations`, `quotaViolations`, `retryDelay`) and the `rpc`; of other failures a reason
 //! of the command line's own. `docs/errors.md` lists them. Nothing here may print a credential.
 
-use std::error::Error as StdError;
 use std::ffi::OsString;
 use std::io;
 use std::process::ExitCode;
@@ -12,8 +11,9 @@ use std::process::ExitCode;
 use clap::error::ErrorKind;
 use serde_json::{Value, json};
 
-use super::error::CliError;
+use super::error::{CliError, with_causes};
 use crate::api::status::to_json;
+use crate::app::AppError;
 
 /// What a wrong command line ends with.
 const USAGE_CODE: u8 = 2;
@@ -44,7 +44,7 @@ pub fn report(error: &CliError) {
 /// As [`report`], for what commands of the server itself fail with.
 pub fn report_other(error: &anyhow::Error) {
     let reason = if error.is::<crate::config::ConfigError>() { "CONFIGURATION" } else { "FAILED" };
-    print(&json!({ "reason": reason, "message": format!("{error:#}"), "exitCode": 1 }));
+    print(&json!({ "reason": reason, "message": with_causes(error.as_ref()), "exitCode": 1 }));
 }
 
 /// Tells of a command line that does not parse, or shows the help that it asks for.
@@ -56,7 +56,15 @@ pub fn usage(error: &clap::Error, arguments: &[OsString]) -> ExitCode {
         return if asked_for { ExitCode::SUCCESS } else { ExitCode::from(USAGE_CODE) };
     }
     let text = error.render().to_string();
-    let message = text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
+    let message = match error.kind() {
+        // Its text is the whole help.
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => "a subcommand or an argument is missing".to_owned(),
+        // The first paragraph: on the lines behind the first one stand the arguments, or the values that there are.
+        _ => {
+            let lines: Vec<_> = text.lines().take_while(|line| !line.is_empty()).map(str::trim).collect();
+            lines.join(" ").trim_start_matches("error: ").to_owned()
+        }
+    };
     print(&json!({ "reason": "USAGE", "message": message, "exitCode": USAGE_CODE, "help": text.trim_end() }));
     ExitCode::from(USAGE_CODE)
 }
@@ -74,24 +82,11 @@ fn reason(error: &CliError) -> &'static str {
         CliError::Call { .. } => "CALL_FAILED",
         CliError::Answer { .. } => "ANSWER",
         CliError::Output(_) => "OUTPUT",
+        CliError::Config(_) | CliError::App(AppError::Config(_)) => "CONFIGURATION",
         CliError::Listen { .. } | CliError::Signals(_) | CliError::App(_) | CliError::Telemetry(_) => "START",
         CliError::Dev(_) => "DEV",
-        CliError::Config(_) => "CONFIGURATION",
         CliError::Result(_) => "RESULT",
         CliError::DeadLettered(_) => "DEAD_LETTERED",
         CliError::StillRunning { .. } => "STILL_RUNNING",
     }
-}
-
-fn with_causes(error: &CliError) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let said = cause.to_string();
-        if !text.contains(&said) {
-            text = format!("{text}: {said}");
-        }
-        source = cause.source();
-    }
-    text
 }

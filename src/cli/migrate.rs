@@ -1,7 +1,7 @@
 //! `carillon migrate`: brings the database's schema to this release's, and lets the server's role use it.
 
 use super::output::Output;
-use super::{Global, Settings, block_on};
+use super::{Settings, block_on};
 use crate::store::connect::{self, Migrated};
 use crate::telemetry;
 use clap::Args;
@@ -26,8 +26,8 @@ pub struct Migrate {
 }
 
 impl Migrate {
-    pub(super) fn run(self, global: &Global) -> anyhow::Result<()> {
-        let config = self.settings.load_for_database(global)?;
+    pub(super) fn run(self, output: Output) -> anyhow::Result<()> {
+        let config = self.settings.load_for_database()?;
         // Nothing here is traced.
         let _no_traces = telemetry::start(&config.log, &telemetry::traces::Config::default())?;
         let (migrated, renewed) = block_on(async {
@@ -35,7 +35,6 @@ impl Migrate {
             let renewed = if self.restored { Some(connect::renew_logs(&config.database).await?) } else { None };
             Ok((migrated, renewed))
         })?;
-        let output = Output::new(global);
         if output.is_json() {
             let Migrated { applied, granted } = migrated;
             output

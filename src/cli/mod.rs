@@ -28,7 +28,7 @@ mod unsubscribe;
 mod values;
 mod watch;
 
-use self::error::CliError;
+use self::error::{CliError, with_causes};
 use self::output::Output;
 
 use crate::config::{Config, ConfigError, Sources};
@@ -51,9 +51,6 @@ pub struct Cli {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Global options")]
 pub struct Global {
-    /// TOML file with the settings.
-    #[arg(long, global = true, env = "CARILLON_CONFIG", value_name = "FILE")]
-    pub config: Option<PathBuf>,
     /// Print results as JSON, for programs; why a command failed is one JSON object on standard error.
     #[arg(long, global = true)]
     pub json: bool,
@@ -87,23 +84,33 @@ enum Command {
     Completions(completions::Completions),
 }
 
-/// Settings given on the command line; they win over the file and the environment.
+/// Where the commands of the server itself take their settings from.
 #[derive(Debug, Clone, Default, Args)]
 pub struct Settings {
-    /// Set any setting by its dotted key, e.g. server.public_listen=127.0.0.1:7070.
+    /// TOML file with the settings.
+    #[arg(long, env = "CARILLON_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    flags: Flags,
+}
+
+/// Settings given on the command line; they win over the file and the environment.
+#[derive(Debug, Clone, Default, Args)]
+pub struct Flags {
+    /// Set any setting by its dotted key, e.g. server.public_listen=127.0.0.1:7070; a list as a,b or in TOML.
     #[arg(long = "set", value_name = "KEY=VALUE", value_parser = parse_setting)]
-    pub set: Vec<(String, String)>,
+    set: Vec<(String, String)>,
 }
 
 impl Settings {
-    /// The configuration with these settings on top, for a command that needs the database and no port.
-    pub fn load_for_database(self, global: &Global) -> Result<Config, ConfigError> {
-        Config::load_for_database(&Sources::of_process(global.config.clone(), self.set))
+    /// The configuration of all sources, for a command that needs the database and no port.
+    pub fn load_for_database(self) -> Result<Config, ConfigError> {
+        Config::load_for_database(&Sources::of_process(self.config, self.flags.set))
     }
 
-    /// The configuration with these settings on top.
-    pub fn load(self, global: &Global) -> Result<Config, ConfigError> {
-        Config::load(&Sources::of_process(global.config.clone(), self.set))
+    /// The configuration of all sources.
+    pub fn load(self) -> Result<Config, ConfigError> {
+        Config::load(&Sources::of_process(self.config, self.flags.set))
     }
 }
 
@@ -130,7 +137,7 @@ impl Cli {
         }
         let output = Output::new(&global);
         let done = match self.command {
-            Command::Serve(command) => command.run(&global),
+            Command::Serve(command) => command.run(),
             Command::Dev(args) => run_client(dev::run(args, output)),
             Command::Publish(args) => run_client(publish::run(args, output)),
             Command::Subscribe(args) => run_client(subscribe::run(*args, output)),
@@ -147,8 +154,8 @@ impl Cli {
             Command::Demo(args) => run_client(demo::run(args, output)),
             Command::Bench(args) => run_client(bench::run(args, output)),
             Command::BenchEcho(args) => run_client(bench::echo::run(args)),
-            Command::Migrate(command) => command.run(&global),
-            Command::Reseal(command) => command.run(&global),
+            Command::Migrate(command) => command.run(output),
+            Command::Reseal(command) => command.run(output),
             Command::Completions(command) => command.run(output).map_err(Into::into),
         };
         match done {
@@ -166,8 +173,7 @@ impl Cli {
                     failure::report_other(&error);
                     return ExitCode::FAILURE;
                 }
-                // Every cause on one line: `{:#}` joins them by colons.
-                anstream::eprintln!("error: {error:#}");
+                anstream::eprintln!("error: {}", with_causes(error.as_ref()));
                 ExitCode::FAILURE
             }
         }

@@ -46,6 +46,9 @@ pub struct PublishArgs {
     /// The data: JSON text, @file, or - for standard input [default: standard input where it is not a terminal]
     #[arg(long, short, value_name = "DATA")]
     data: Option<String>,
+    /// Publish an event without data; standard input is not read
+    #[arg(long, conflicts_with = "data")]
+    no_data: bool,
     /// CloudEvents source: a URI reference that says where the event comes from
     #[arg(long, default_value = "/carillon/cli", value_name = "URI")]
     source: String,
@@ -90,10 +93,10 @@ fn parse_future(text: &str) -> Result<DateTime<Utc>, String> {
 
 /// Publishes the event.
 pub async fn run(args: PublishArgs, output: Output) -> Result<(), CliError> {
-    let data = match &args.data {
+    let data = match args.data.as_deref() {
+        None if args.no_data || std::io::stdin().is_terminal() => None,
+        None | Some("-") => Some(piped_data()?),
         Some(data) => Some(read_input(data)?),
-        None if std::io::stdin().is_terminal() => None,
-        None => Some(read_input("-")?).filter(|data| !data.is_empty()),
     };
     let mut attributes = BTreeMap::new();
     for (name, value) in args.extension {
@@ -143,6 +146,16 @@ pub async fn run(args: PublishArgs, output: Output) -> Result<(), CliError> {
             Err(error)
         }
     }
+}
+
+/// What standard input holds. Nothing at all is mostly a program before the pipe that has failed, so it is no event.
+fn piped_data() -> Result<Vec<u8>, CliError> {
+    let data = read_input("-")?;
+    if data.is_empty() {
+        let why = "standard input is empty: give the data with --data, such as --data '{}', or publish without any with --no-data";
+        return Err(CliError::Usage(why.to_owned()));
+    }
+    Ok(data)
 }
 
 /// Text where it is text, so that proto JSON stays readable; else bytes.

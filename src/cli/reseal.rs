@@ -1,7 +1,7 @@
 //! `carillon reseal`: seals every stored secret with the first configured key, so that an older key can be taken away.
 
 use super::output::Output;
-use super::{Global, Settings, block_on};
+use super::{Settings, block_on};
 use crate::store::connect;
 use crate::store::secrets::Keyring;
 use crate::telemetry;
@@ -17,8 +17,8 @@ pub struct Reseal {
 }
 
 impl Reseal {
-    pub(super) fn run(self, global: &Global) -> anyhow::Result<()> {
-        let config = self.settings.load(global)?;
+    pub(super) fn run(self, output: Output) -> anyhow::Result<()> {
+        let config = self.settings.load()?;
         // Nothing here is traced.
         let _no_traces = telemetry::start(&config.log, &telemetry::traces::Config::default())?;
         let keyring = Keyring::new(config.secrets.read()?)?;
@@ -28,7 +28,6 @@ impl Reseal {
             store.close().await;
             Ok(resealed)
         })?;
-        let output = Output::new(global);
         if output.is_json() {
             output.document(&serde_json::json!({ "resealed": resealed }))?;
         } else {

@@ -1,6 +1,7 @@
 //! `carillon serve`: runs a replica until it is told to stop.
 
-use super::{Global, Settings, block_on};
+use super::error::CliError;
+use super::{Settings, block_on};
 use crate::app::App;
 use crate::config::Config;
 use crate::shutdown::Signals;
@@ -29,8 +30,8 @@ pub struct Serve {
 }
 
 impl Serve {
-    pub(super) fn run(self, global: &Global) -> anyhow::Result<()> {
-        let config = self.settings.load(global)?;
+    pub(super) fn run(self) -> anyhow::Result<()> {
+        let config = self.settings.load()?;
         block_on(async {
             let traces = telemetry::start(&config.log, &config.traces)?;
             let served = serve(config, self.migrate, self.ready_file).await;
@@ -49,7 +50,8 @@ async fn serve(config: Config, migrate: bool, ready_file: Option<PathBuf>) -> an
         Box::pin(App::start(config)).await
     };
     let app = tokio::select! {
-        started = start => started?,
+        // As the command line's own error, which knows the way out.
+        started = start => started.map_err(CliError::App)?,
         () = signals.next() => return Ok(()),
     };
     if let Some(path) = &ready_file {

@@ -89,8 +89,8 @@ impl Mode {
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Delivery")]
 pub struct PolicyArgs {
-    /// Attempts before an invocation is a dead letter [default: 8]
-    #[arg(long, value_name = "N")]
+    /// Attempts before an invocation is a dead letter, 1 to 50 [default: 8]
+    #[arg(long, value_parser = clap::value_parser!(i32).range(1..=50), value_name = "N")]
     max_attempts: Option<i32>,
     /// Wait after the first failure; each further one doubles [default: 1s]
     #[arg(long, value_parser = parse_duration, value_name = "DURATION")]
@@ -101,8 +101,8 @@ pub struct PolicyArgs {
     /// Time for one attempt [default: 30s]
     #[arg(long, value_parser = parse_duration, value_name = "DURATION")]
     timeout: Option<Duration>,
-    /// Attempts that may run at the same time [default: 32]
-    #[arg(long, value_name = "N")]
+    /// Attempts that may run at the same time, 1 to 1,000 [default: 32]
+    #[arg(long, value_parser = clap::value_parser!(i32).range(1..=1_000), value_name = "N")]
     max_in_flight: Option<i32>,
     /// Attempts per interval, such as 100/1s; `none` takes the limit away
     #[arg(long, value_parser = parse_rate, value_name = "COUNT/DURATION")]
@@ -187,6 +187,9 @@ fn parse_rate(text: &str) -> Result<Rate, String> {
     }
     let (count, interval) = text.split_once('/').ok_or("is not COUNT/DURATION, such as 100/1s")?;
     let count = count.parse().map_err(|_| "the count is not a number".to_owned())?;
+    if count < 1 {
+        return Err("the count must be at least 1; `none` takes the limit away".to_owned());
+    }
     Ok(Rate(Some((count, parse_duration(interval)?))))
 }
 
@@ -288,7 +291,7 @@ mod tests {
     fn a_rate_is_a_count_per_time_or_none() {
         assert_eq!(parse_rate("100/1s"), Ok(Rate(Some((100, Duration::from_secs(1))))));
         assert_eq!(parse_rate("none"), Ok(Rate(None)));
-        for bad in ["", "100", "x/1s", "1/", "1/x"] {
+        for bad in ["", "100", "x/1s", "1/", "1/x", "0/1s", "-1/1s"] {
             assert!(parse_rate(bad).is_err(), "{bad}");
         }
     }

@@ -35,12 +35,12 @@ impl Sources {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file cannot be read.
-    #[error("the configuration file {} cannot be read: {reason}", path.display())]
+    #[error("the configuration file {} cannot be read: {reason}; --config or CARILLON_CONFIG names it", path.display())]
     FileUnreadable {
         /// Which file.
         path: PathBuf,
         /// Why.
-        reason: std::io::ErrorKind,
+        reason: std::io::Error,
     },
     /// The file is not TOML, or names a key twice.
     #[error("the configuration file {} is not valid TOML: line {line}: {message}", path.display())]
@@ -133,7 +133,7 @@ pub(super) fn merge(sources: &Sources) -> Result<Config, ConfigError> {
     }
     for (key, text) in &sources.flags {
         let path = key.split('.').map(str::to_owned).collect();
-        leaves.push(Leaf { path, value: Value::String(text.clone()), origin: "flag".to_owned() });
+        leaves.push(Leaf { path, value: Value::String(text.clone()), origin: "--set".to_owned() });
     }
 
     let mut merged = Table::new();
@@ -166,8 +166,7 @@ fn is_of_an_orchestrator(rest: &str, value: &str) -> bool {
 }
 
 fn read(path: &PathBuf) -> Result<Table, ConfigError> {
-    let text = fs::read_to_string(path)
-        .map_err(|error| ConfigError::FileUnreadable { path: path.clone(), reason: error.kind() })?;
+    let text = fs::read_to_string(path).map_err(|reason| ConfigError::FileUnreadable { path: path.clone(), reason })?;
     text.parse().map_err(|error: toml::de::Error| {
         let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
         ConfigError::Syntax {
@@ -230,15 +229,32 @@ fn typed(leaf: &Leaf) -> Result<Value, ConfigError> {
         let key = inner.map_or_else(|| leaf.key(), |name| format!("{}.{name}", leaf.key()));
         return Err(ConfigError::Unknown { key, origin: leaf.origin.clone(), near });
     }
+    let described = || {
+        let setting = reference().into_iter().find(|setting| setting.key == leaf.key());
+        setting.map_or_else(|| "does not fit".to_owned(), |setting| format!("does not fit: {}", setting.description))
+    };
     // Only what is expected may be told: the rest of the message quotes the value.
     let reason = match message.rsplit_once(", expected ") {
-        Some((_, expected)) => format!("expected {expected}"),
-        None => reference()
-            .into_iter()
-            .find(|setting| setting.key == leaf.key())
-            .map_or_else(|| "does not fit".to_owned(), |setting| format!("does not fit: {}", setting.description)),
+        // It was read as a list, too: one of its parts does not fit.
+        Some((_, "a sequence")) if from_text => {
+            format!("{}; a list is written a,b or in TOML, such as [\"a\", \"b\"]", described())
+        }
+        Some((_, expected)) => format!("expected {}", in_words(expected)),
+        None => described(),
     };
     Err(ConfigError::Value { key: leaf.key(), origin: leaf.origin.clone(), reason })
+}
+
+/// What the parser expects, as people say it.
+fn in_words(expected: &str) -> &str {
+    match expected {
+        "a sequence" => "a list",
+        "a boolean" => "true or false",
+        "usize" | "u16" | "u32" | "u64" => "a whole number, 0 or more",
+        "f64" => "a number",
+        other if other.starts_with("struct ") => "a section of settings",
+        other => other,
+    }
 }
 
 /// The known key that is most like an unknown one, where any is.
@@ -317,6 +333,11 @@ mod tests {
         assert_eq!(config.operators.subjects, ["uri:spiffe://a/b", "dns:c"]);
         assert!(config.server.plaintext_behind_proxy);
         assert_eq!(config.server.cors_origins, ["https://a.example"]);
+        let flags =
+            [("executor.allow_private_ranges", "10.0.0.0/8, ::1/128"), ("operators.subjects", r#"["dns:a", "dns:b"]"#)];
+        let config = load("", &[], &flags).unwrap();
+        assert_eq!(config.executor.allow_private_ranges.len(), 2);
+        assert_eq!(config.operators.subjects, ["dns:a", "dns:b"]);
     }
 
     #[test]

@@ -18,9 +18,9 @@ pub struct Setting {
 
 /// Keys and what they mean. Defaults come from the code itself; a test holds this list to the settings that exist.
 const DESCRIPTIONS: &[(&str, &str)] = &[
-    ("server.public_listen", "address of the public port: gRPC and gRPC-Web"),
-    ("server.internal_listen", "address of the internal port: Publish and Admin over mutual TLS"),
-    ("server.ops_listen", "address of the ops port: /livez, /readyz and /metrics over plain HTTP"),
+    ("server.public_listen", "IP address and port, such as 127.0.0.1:7070, of the public port: gRPC and gRPC-Web"),
+    ("server.internal_listen", "IP address and port of the internal port: Publish and Admin over mutual TLS"),
+    ("server.ops_listen", "IP address and port of the ops port: /livez, /readyz and /metrics over plain HTTP"),
     (
         "server.plaintext_behind_proxy",
         "true where a proxy in front of the public port ends TLS; otherwise plain text is served on loopback only",

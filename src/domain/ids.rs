@@ -10,10 +10,34 @@ const ALPHABET: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
 
 /// A text that is not an identifier of the expected kind.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("is not an id of the form {prefix}_{form}")]
+#[error("is not an id of the form {prefix}_{form}{fault}")]
 pub struct IdError {
     prefix: &'static str,
     form: &'static str,
+    fault: Fault,
+}
+
+/// What is wrong with an identifier.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fault {
+    /// Prefix or length.
+    Shape,
+    /// A character behind the prefix, 1-based, that is none of the alphabet.
+    Character(usize),
+    /// The last character of 26 holds two bits that no id uses.
+    Last,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Shape => Ok(()),
+            Self::Character(place) => {
+                write!(f, ": character {place} of them is no digit and no lower-case letter other than i, l, o and u")
+            }
+            Self::Last => f.write_str(": the last of them is 0, 4, 8, c, g, m, r or w"),
+        }
+    }
 }
 
 fn encode(bytes: &[u8], out: &mut String) {
@@ -33,30 +57,27 @@ fn encode(bytes: &[u8], out: &mut String) {
     }
 }
 
-/// Decodes exactly `N` bytes; only the one canonical spelling is accepted.
-fn decode<const N: usize>(text: &str) -> Option<[u8; N]> {
+/// Decodes what follows a prefix to exactly `N` bytes; only the one canonical spelling is accepted.
+fn decode<const N: usize>(text: &str) -> Result<[u8; N], Fault> {
     if text.len() != (N * 8).div_ceil(5) {
-        return None;
+        return Err(Fault::Shape);
     }
     let mut out = [0_u8; N];
     let mut filled = 0;
     let mut accumulator: u32 = 0;
     let mut bits = 0;
-    for character in text.bytes() {
-        let value = ALPHABET.iter().position(|c| *c == character)?;
-        accumulator = (accumulator << 5) | u32::try_from(value).ok()?;
+    for (place, character) in (1..).zip(text.chars()) {
+        let value = (0_u32..).zip(ALPHABET).find(|(_, known)| char::from(**known) == character);
+        accumulator = (accumulator << 5) | value.ok_or(Fault::Character(place))?.0;
         bits += 5;
         if bits >= 8 {
             bits -= 8;
-            if filled == N {
-                return None;
-            }
-            out[filled] = u8::try_from(accumulator >> bits & 0xff).ok()?;
+            out[filled] = (accumulator >> bits & 0xff) as u8;
             filled += 1;
             accumulator &= (1 << bits) - 1;
         }
     }
-    (filled == N && accumulator == 0).then_some(out)
+    if accumulator == 0 { Ok(out) } else { Err(Fault::Last) }
 }
 
 macro_rules! id {
@@ -74,9 +95,10 @@ macro_rules! id {
             /// Errors: anything but the prefix, an underscore and 26 canonical characters.
             pub fn parse(text: &str) -> Result<Self, IdError> {
                 text.strip_prefix(concat!($prefix, "_"))
+                    .ok_or(Fault::Shape)
                     .and_then(decode::<16>)
                     .map(|bytes| Self(Uuid::from_bytes(bytes)))
-                    .ok_or(IdError { prefix: $prefix, form: "<26 characters>" })
+                    .map_err(|fault| IdError { prefix: $prefix, form: "<26 characters>", fault })
             }
         }
 
@@ -142,12 +164,16 @@ pub struct InvocationId {
 impl InvocationId {
     /// Parses `inv_` and 32 canonical characters.
     pub fn parse(text: &str) -> Result<Self, IdError> {
-        let wrong = IdError { prefix: "inv", form: "<32 characters>" };
-        let bytes = text.strip_prefix("inv_").and_then(decode::<20>).ok_or(wrong.clone())?;
-        let (event, number) = bytes.split_at(16);
-        let event = Uuid::from_slice(event).map_err(|_| wrong.clone())?;
-        let number: [u8; 4] = number.try_into().map_err(|_| wrong)?;
-        Ok(Self { event: EventId(event), subscription_no: SubscriptionNo::from_be_bytes(number) })
+        let bytes: [u8; 20] = text
+            .strip_prefix("inv_")
+            .ok_or(Fault::Shape)
+            .and_then(decode)
+            .map_err(|fault| IdError { prefix: "inv", form: "<32 characters>", fault })?;
+        let (mut event, mut number) = ([0; 16], [0; 4]);
+        event.copy_from_slice(&bytes[..16]);
+        number.copy_from_slice(&bytes[16..]);
+        let subscription_no = SubscriptionNo::from_be_bytes(number);
+        Ok(Self { event: EventId(Uuid::from_bytes(event)), subscription_no })
     }
 }
 
@@ -182,6 +208,31 @@ mod tests {
         for hostile in ["", "evt_", "evt_\0", "../x", "evt_ууууууууууууу"] {
             assert!(EventId::parse(hostile).is_err(), "{hostile:?}");
         }
+    }
+
+    #[test]
+    fn what_is_wrong_with_an_id_is_told() {
+        let zeros = "0".repeat(25);
+        let cases = [
+            ("evt_".to_owned(), ""),
+            (format!("sub_{zeros}0"), ""),
+            (format!("evt_{zeros}"), ""),
+            (format!("evt_{zeros}00"), ""),
+            (format!("evt_{zeros}1"), ": the last of them is 0, 4, 8, c, g, m, r or w"),
+            (
+                format!("evt_00U{}", &zeros[2..]),
+                ": character 3 of them is no digit and no lower-case letter other than i, l, o and u",
+            ),
+        ];
+        for (text, fault) in cases {
+            let said = EventId::parse(&text).unwrap_err().to_string();
+            assert_eq!(said, format!("is not an id of the form evt_<26 characters>{fault}"), "{text}");
+        }
+        for last in "048cgmrw".chars() {
+            assert!(EventId::parse(&format!("evt_{zeros}{last}")).is_ok(), "{last}");
+        }
+        let said = InvocationId::parse(&format!("inv_{}-", "0".repeat(31))).unwrap_err().to_string();
+        assert!(said.contains("inv_<32 characters>: character 32 "), "{said}");
     }
 
     #[test]

@@ -4,7 +4,7 @@ use super::PublishError;
 use super::registry::{Registry, TenantRegistry};
 use crate::domain::catalogue::Catalogue;
 use crate::domain::event::{Data, Event};
-use crate::domain::event_type::{EventTypeName, Phase};
+use crate::domain::event_type::{CompiledSchema, EventTypeName, Phase};
 use crate::domain::filter::FilterContext;
 use crate::domain::ids::SubscriptionNo;
 use crate::domain::json::check_json;
@@ -160,8 +160,13 @@ async fn check_data(
     event: &Event,
     requested: i32,
 ) -> Result<i32, PublishError> {
-    let json = event.has_json_data();
     let compiled = registry.schema(tenant, &event.event_type, requested).await?;
+    check_against(event, compiled.as_ref())
+}
+
+/// Checks the data against a version of its type's schema, where it has any, and says which that is (0 for none).
+pub fn check_against(event: &Event, compiled: Option<&CompiledSchema>) -> Result<i32, PublishError> {
+    let json = event.has_json_data();
     let Some(compiled) = compiled else {
         if json {
             readable_json(event)?;

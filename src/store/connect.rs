@@ -2,8 +2,13 @@
 //!
 //! Every check names what is wrong and the way out; none of them changes the database, only [`migrate`] does.
 
+mod error;
+
+pub use error::ConnectError;
+
+use self::error::{is_soon, migrating, refusal};
 use super::pool::{Doubt, Pool};
-use super::role::{self, RoleError};
+use super::role;
 use super::wall::ENGINE;
 use super::{MIGRATIONS, Store, StoreError};
 use crate::planted::{self, Defect};
@@ -25,9 +30,6 @@ pub(in crate::store) const IDLE_TRUSTED: Duration = Duration::from_secs(5);
 
 /// How long the first connection may take: who waits for the start wants to hear soon what is wrong.
 const FIRST_CONNECTION: Duration = Duration::from_secs(1);
-
-/// SQLSTATEs of a server that starts, or is full, and may take a connection soon.
-const SOON: [&str; 2] = ["57P03", "53300"];
 
 /// Settings that make Postgres forget what it has acknowledged, when they are off.
 const DURABILITY: [&str; 3] = ["fsync", "full_page_writes", "synchronous_commit"];
@@ -100,13 +102,16 @@ impl Config {
         Ok(parse("url", url)?.options([("statement_timeout", self.statement_timeout_ms)]).options(self.session()))
     }
 
+    /// The setting that names where the tables' owner connects.
+    fn owner_key(&self) -> &'static str {
+        if self.migrate_url.is_some() { "migrate_url" } else { "url" }
+    }
+
     /// How the tables' owner connects: its statements may take longer than any of the server's.
     fn owner_options(&self) -> Result<PgConnectOptions, (&'static str, String)> {
-        let Some(url) = &self.migrate_url else {
-            let url = self.url.as_ref().ok_or_else(|| ("url", format!("is required, {HINT}")))?;
-            return Ok(parse("url", url)?.options([("statement_timeout", 0)]).options(self.session()));
-        };
-        Ok(parse("migrate_url", url)?.options([("statement_timeout", 0)]).options(self.session()))
+        let url = self.migrate_url.as_ref().or(self.url.as_ref());
+        let url = url.ok_or_else(|| ("url", format!("is required, {HINT}")))?;
+        Ok(parse(self.owner_key(), url)?.options([("statement_timeout", 0)]).options(self.session()))
     }
 
     /// What every connection starts with. Nothing is ever set for a session by a statement: behind a transaction pooler it would
@@ -138,76 +143,11 @@ fn parse(key: &'static str, url: &SecretString) -> Result<PgConnectOptions, (&'s
     Ok(options.application_name(ENGINE).disable_statement_logging())
 }
 
-/// Why a database cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum ConnectError {
-    /// The configuration.
-    #[error("setting database.{key}: {reason}")]
-    Config {
-        /// The key.
-        key: &'static str,
-        /// The rule it breaks.
-        reason: String,
-    },
-    /// No connection.
-    #[error("no connection to the postgres that database.url names; check the address, and that the server runs")]
-    Unreachable(#[source] sqlx::Error),
-    /// No answer to the first connection.
-    #[error(
-        "the postgres that database.url names has not answered within {} s; check host and port, and that the server runs",
-        FIRST_CONNECTION.as_secs()
-    )]
-    Silent,
-    /// Postgres would lose acknowledged events in a crash.
-    #[error(
-        "postgres runs with {setting} = off, so it may lose events that were acknowledged; set {setting} = on (for throw-away use: database.unsafe_allow_lossy_postgres = true)"
-    )]
-    Lossy {
-        /// Which setting.
-        setting: &'static str,
-    },
-    /// The database lacks schema steps.
-    #[error(
-        "the database's schema is older than this release ({missing} step(s) missing); run `carillon migrate` first"
-    )]
-    SchemaOlder {
-        /// How many.
-        missing: usize,
-    },
-    /// The database has schema steps that this release does not know.
-    #[error("the database's schema is newer than this release (step {version} is unknown here); use a newer release")]
-    SchemaNewer {
-        /// The first one.
-        version: i64,
-    },
-    /// A schema step that was applied differs from this release's.
-    #[error("schema step {version} in the database differs from this release's; use the release that made it")]
-    SchemaDiffers {
-        /// Which one.
-        version: i64,
-    },
-    /// The server's role is not one that the wall between tenants holds back.
-    #[error(transparent)]
-    Role(#[from] RoleError),
-    /// A schema step failed.
-    #[error("migrating the database failed")]
-    Migrate(#[source] sqlx::migrate::MigrateError),
-    /// A statement failed.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-}
-
-impl From<sqlx::Error> for ConnectError {
-    fn from(error: sqlx::Error) -> Self {
-        Self::Store(error.into())
-    }
-}
-
-/// Connects and checks that the database keeps what it acknowledges; does not look at the schema.
-async fn connect(config: &Config, options: PgConnectOptions) -> Result<Pool, ConnectError> {
+/// Connects to the address of a setting, and checks that the database keeps what it acknowledges; does not look at the schema.
+async fn connect(config: &Config, key: &'static str, options: PgConnectOptions) -> Result<Pool, ConnectError> {
     let doubt = Doubt::default();
     let doubted = doubt.clone();
-    let not_yet = first_connection(&options).await?;
+    let not_yet = first_connection(key, &options).await?;
     let pool = PgPoolOptions::new()
         .max_connections(config.connections_max)
         .acquire_timeout(Duration::from_millis(config.acquire_timeout_ms))
@@ -227,7 +167,7 @@ async fn connect(config: &Config, options: PgConnectOptions) -> Result<Pool, Con
         })
         .connect_with(options)
         .await
-        .map_err(|error| ConnectError::Unreachable(not_yet.unwrap_or(error)))?;
+        .map_err(|error| refusal(key, not_yet.unwrap_or(error)))?;
     let pool = Pool::new(pool, Duration::from_millis(config.answer_timeout_ms), doubt);
     check_durability(&pool, config.unsafe_allow_lossy_postgres).await?;
     Ok(pool)
@@ -235,25 +175,23 @@ async fn connect(config: &Config, options: PgConnectOptions) -> Result<Pool, Con
 
 /// Connects once, because a pool tries until its time is over and then hides why. Answers the refusal of a server that may take
 /// a connection soon: the pool waits for that one.
-async fn first_connection(options: &PgConnectOptions) -> Result<Option<sqlx::Error>, ConnectError> {
+async fn first_connection(key: &'static str, options: &PgConnectOptions) -> Result<Option<sqlx::Error>, ConnectError> {
     match tokio::time::timeout(FIRST_CONNECTION, options.connect()).await {
         Ok(Ok(connection)) => {
             // A server that does not take the farewell has lost nothing.
             drop(connection.close().await);
             Ok(None)
         }
-        Ok(Err(sqlx::Error::Database(refusal))) if refusal.code().is_some_and(|code| SOON.contains(&&*code)) => {
-            Ok(Some(sqlx::Error::Database(refusal)))
-        }
-        Ok(Err(error)) => Err(ConnectError::Unreachable(error)),
-        Err(_) => Err(ConnectError::Silent),
+        Ok(Err(error)) if is_soon(&error) => Ok(Some(error)),
+        Ok(Err(error)) => Err(refusal(key, error)),
+        Err(_) => Err(ConnectError::Silent { key }),
     }
 }
 
 /// Opens the store of a database whose schema fits this release, and makes the partitions of the next days.
 pub async fn open(config: &Config) -> Result<Store, ConnectError> {
     let options = config.options().map_err(|(key, reason)| ConnectError::Config { key, reason })?;
-    let pool = connect(config, options).await?;
+    let pool = connect(config, "url", options).await?;
     role::check(&pool).await?;
     check_schema(&pool).await?;
     role::check_wall(&pool).await?;
@@ -281,16 +219,16 @@ pub async fn migrate(config: &Config, grant_to: &[String]) -> Result<Migrated, C
         grant_to.push(config.options().map_err(refused)?.get_username().to_owned());
     }
     let options = config.owner_options().map_err(refused)?;
-    let pool = connect(config, options.clone()).await?;
+    let pool = connect(config, config.owner_key(), options.clone()).await?;
     let mut connection = options.connect().await?;
     // Counted under the lock, which ends with the connection: what another migrator applies meanwhile is its own.
-    connection.lock().await.map_err(ConnectError::Migrate)?;
+    connection.lock().await.map_err(migrating)?;
     let applied = match check_schema(&pool).await {
         Ok(()) => 0,
         Err(ConnectError::SchemaOlder { missing }) => missing,
         Err(other) => return Err(other),
     };
-    MIGRATIONS.run(&mut connection).await.map_err(ConnectError::Migrate)?;
+    MIGRATIONS.run(&mut connection).await.map_err(migrating)?;
     let granted = role::grant(&mut connection, grant_to).await?;
     let store = Store::of(pool);
     prepare(&store).await?;
@@ -304,7 +242,7 @@ pub async fn migrate(config: &Config, grant_to: &[String]) -> Result<Migrated, C
 /// tenants' cursors that ended.
 pub async fn renew_logs(config: &Config) -> Result<u64, ConnectError> {
     let options = config.owner_options().map_err(|(key, reason)| ConnectError::Config { key, reason })?;
-    let store = Store::of(connect(config, options).await?);
+    let store = Store::of(connect(config, config.owner_key(), options).await?);
     let renewed = store.renew_logs().await?;
     store.close().await;
     Ok(renewed)

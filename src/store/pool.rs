@@ -304,19 +304,14 @@ impl<'p> Executor<'p> for Within {
     where
         'p: 'e,
     {
-        Box::pin(async move {
-            let mut lease = self.pool.acquire().await?;
-            self.pool.within(async { lease.prepare_with(sql, parameters).await }).await
-        })
+        // Reads no row, so it needs no tenant.
+        self.pool.prepare_with(sql, parameters)
     }
 
     fn describe<'e>(self, sql: SqlStr) -> BoxFuture<'e, Result<Describe<Postgres>, sqlx::Error>>
     where
         'p: 'e,
     {
-        Box::pin(async move {
-            let mut lease = self.pool.acquire().await?;
-            self.pool.within(async { lease.describe(sql).await }).await
-        })
+        self.pool.describe(sql)
     }
 }

@@ -165,6 +165,24 @@ impl Store {
     }
 }
 
+/// Frees an id whose change was taken back, in the transaction that does it.
+pub(in crate::store) async fn forget(
+    connection: &mut PgConnection,
+    tenant: TenantId,
+    key: &RequestKey,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "DELETE FROM request_ids WHERE tenant_id = $1 AND method = $2 AND request_id = $3 AND request_hash = $4",
+    )
+    .bind(tenant.0)
+    .bind(key.method)
+    .bind(&key.id)
+    .bind(key.body_hash.as_slice())
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
 /// The first answer of an id.
 async fn earlier(
     connection: &mut PgConnection,

@@ -23,6 +23,7 @@ mod plans;
 mod rates;
 mod restores;
 mod wall;
+mod watches;
 
 /// The event type that every tenant of a [`Database`] has.
 pub(crate) const NAME: &str = "CUSTOM_TESTED";

@@ -4,6 +4,7 @@
 //! may withdraw it until then. Both are guarded by `position IS NULL`, so a change is either in effect or gone, on every replica.
 
 use super::events::LogPlace;
+use super::request_ids::{self, Once, Repeatable, RequestKey};
 use super::{Store, StoreError};
 use crate::domain::ids::{Position, ReplicaId, TenantId, WatchId};
 use chrono::{DateTime, NaiveDate, Utc};
@@ -172,47 +173,72 @@ impl Store {
         }))
     }
 
-    /// Asks for a change that makes version `base + 1`. False where `base` is not the newest version, or not in effect.
+    /// Asks for a change that makes version `base + 1`, which it answers. None where `base` is not the newest version, or not in
+    /// effect.
     pub async fn propose_watch_filters(
         &self,
         tenant: TenantId,
         watch: WatchId,
         base: i64,
         filters: &[u8],
-    ) -> Result<bool, StoreError> {
-        // Of two that ask at once, the primary key lets one.
-        let done = sqlx::query(
-            "INSERT INTO watches (tenant_id, watch_id, filter_version, replica_id, filters, expires_at)
-             SELECT tenant_id, watch_id, filter_version + 1, replica_id, $4, expires_at
-               FROM watches WHERE tenant_id = $1 AND watch_id = $2 AND filter_version = $3 AND position IS NOT NULL
-                 ON CONFLICT DO NOTHING",
-        )
-        .bind(tenant.0)
-        .bind(watch.0)
-        .bind(base)
-        .bind(filters)
-        .execute(self.as_tenant(tenant))
-        .await?;
-        Ok(done.rows_affected() == 1)
+        request: Repeatable<i64>,
+    ) -> Result<Option<Once<i64>>, StoreError> {
+        self.within(async {
+            let mut tx = self.begin_as(tenant).await?;
+            if let Some(before) = request.begin(&mut tx, tenant, self.now()).await? {
+                return Ok(Some(Once::Before(before)));
+            }
+            // Of two that ask at once, the primary key lets one.
+            let done = sqlx::query(
+                "INSERT INTO watches (tenant_id, watch_id, filter_version, replica_id, filters, expires_at)
+                 SELECT tenant_id, watch_id, filter_version + 1, replica_id, $4, expires_at
+                   FROM watches WHERE tenant_id = $1 AND watch_id = $2 AND filter_version = $3 AND position IS NOT NULL
+                     ON CONFLICT DO NOTHING",
+            )
+            .bind(tenant.0)
+            .bind(watch.0)
+            .bind(base)
+            .bind(filters)
+            .execute(&mut *tx)
+            .await?;
+            if done.rows_affected() == 0 {
+                return Ok(None);
+            }
+            let version = base + 1;
+            request.keep(&mut tx, tenant, &version, self.now()).await?;
+            tx.commit().await?;
+            Ok(Some(Once::Made(version)))
+        })
+        .await
     }
 
-    /// Takes a change back. False where it is in effect already, or gone.
+    /// Takes a change back, and frees the request id that it was asked for with. False where it is in effect already, or gone.
     pub async fn withdraw_watch_filters(
         &self,
         tenant: TenantId,
         watch: WatchId,
         version: i64,
+        request: Option<&RequestKey>,
     ) -> Result<bool, StoreError> {
-        let done = sqlx::query(
-            "DELETE FROM watches
-              WHERE tenant_id = $1 AND watch_id = $2 AND filter_version = $3 AND position IS NULL",
-        )
-        .bind(tenant.0)
-        .bind(watch.0)
-        .bind(version)
-        .execute(self.as_tenant(tenant))
-        .await?;
-        Ok(done.rows_affected() == 1)
+        self.within(async {
+            let mut tx = self.begin_as(tenant).await?;
+            let done = sqlx::query(
+                "DELETE FROM watches
+                  WHERE tenant_id = $1 AND watch_id = $2 AND filter_version = $3 AND position IS NULL",
+            )
+            .bind(tenant.0)
+            .bind(watch.0)
+            .bind(version)
+            .execute(&mut *tx)
+            .await?;
+            let withdrawn = done.rows_affected() == 1;
+            if withdrawn && let Some(key) = request {
+                request_ids::forget(&mut tx, tenant, key).await?;
+            }
+            tx.commit().await?;
+            Ok(withdrawn)
+        })
+        .await
     }
 
     /// Puts a change into effect at a place. False where it was withdrawn; may be repeated where an answer was lost.

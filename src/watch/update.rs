@@ -13,11 +13,13 @@ use super::place;
 use super::{RecordChange, Shared, Watches};
 use crate::domain::ids::{TenantId, WatchId};
 use crate::feed::{Feed, WatchNews};
-use crate::proto::public::WatchFilter;
+use crate::proto::public::{UpdateWatchResponse, WatchFilter};
 use crate::store::events::LogPlace;
+use crate::store::request_ids::{Once, Repeatable, RequestKey};
 use crate::store::watches::{NewestVersion, VersionState};
 use crate::store::{Store, StoreError};
 use futures::FutureExt as _;
+use prost::Message as _;
 use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
@@ -44,6 +46,8 @@ pub struct WatchUpdate {
     pub remove: Vec<String>,
     /// The version that the caller knows; none does not compare.
     pub known_version: Option<i64>,
+    /// The id by which a retry gets the first answer.
+    pub request: Option<RequestKey>,
 }
 
 /// A change in effect.
@@ -95,7 +99,18 @@ impl Shared {
     async fn update(&self, update: WatchUpdate) -> Result<Updated, UpdateError> {
         let (tenant, watch) = (update.tenant, update.watch);
         let mut news = self.feed.watch_news();
-        let version = self.propose(&update).await?;
+        let version = match self.propose_once(&update).await? {
+            Once::Made(version) => version,
+            Once::Before(kept) => {
+                let kept = UpdateWatchResponse::decode(kept.as_slice());
+                let kept = kept.map_err(|_| StoreError::Corrupt { what: "answer of UpdateWatch" })?;
+                if !kept.cursor.is_empty() {
+                    return Ok(Updated { version: kept.filter_version, cursor: kept.cursor });
+                }
+                // Its first call still waits, or was lost: what it waits for is waited for here, too.
+                kept.filter_version
+            }
+        };
         let deadline = Instant::now() + self.config.update_timeout();
         if self.slot(watch).is_some() {
             self.feed.send_watch(WatchNews::Asked(watch));
@@ -112,15 +127,15 @@ impl Shared {
             };
             look_at = Instant::now() + LOOK_EVERY;
             let given_up = match self.store.watch_version(tenant, watch, version).await? {
-                None => return Err(UpdateError::NotFound),
-                Some(VersionState::InEffect(place)) => return self.updated(tenant, version, place).await,
+                None => return Err(self.gone(&update).await?),
+                Some(VersionState::InEffect(place)) => return self.updated(&update, version, place).await,
                 Some(VersionState::Waiting { holder_lives: false }) if self.slot(watch).is_none() => {
                     UpdateError::NotFound
                 }
                 Some(VersionState::Waiting { .. }) if stopping || Instant::now() >= deadline => UpdateError::Stalled,
                 Some(VersionState::Waiting { .. }) => continue,
             };
-            if self.store.withdraw_watch_filters(tenant, watch, version).await? {
+            if self.store.withdraw_watch_filters(tenant, watch, version, update.request.as_ref()).await? {
                 return Err(given_up);
             }
             // It came into effect, or was refused, in this very moment: the next look says which.
@@ -128,8 +143,20 @@ impl Shared {
         }
     }
 
-    /// Leaves the change for the holder of the stream; the version it makes.
-    async fn propose(&self, update: &WatchUpdate) -> Result<i64, UpdateError> {
+    /// As [`Shared::propose`]. What is refused may have been made before, under the same request id, and be refused for that.
+    async fn propose_once(&self, update: &WatchUpdate) -> Result<Once<i64>, UpdateError> {
+        let refused = match self.propose(update).await {
+            Ok(proposed) => return Ok(proposed),
+            Err(refused) => refused,
+        };
+        let Some(key) = &update.request else { return Err(refused) };
+        let kept = self.store.earlier_answer(update.tenant, key).await?;
+        kept.map(Once::Before).ok_or(refused)
+    }
+
+    /// Leaves the change for the holder of the stream; the version it makes. Its request id is taken with it, and the answer to a
+    /// retry has no cursor until the change is in effect.
+    async fn propose(&self, update: &WatchUpdate) -> Result<Once<i64>, UpdateError> {
         let (tenant, watch) = (update.tenant, update.watch);
         for _ in 0..RACES_MAX {
             let newest = self.store.newest_watch_version(tenant, watch).await?.ok_or(UpdateError::NotFound)?;
@@ -146,8 +173,12 @@ impl Shared {
             let present =
                 FilterSet::decode(&newest.filters).ok_or(UpdateError::Store(StoreError::Corrupt { what: "watch" }))?;
             let filters = present.changed(update.add.clone(), &update.remove)?.encode();
-            if self.store.propose_watch_filters(tenant, watch, newest.version, &filters).await? {
-                return Ok(newest.version + 1);
+            let request = update.request.clone().map_or_else(Repeatable::default, |key| {
+                Repeatable::new(key, |version| Ok(answer(*version, String::new()).encode_to_vec()))
+            });
+            let proposed = self.store.propose_watch_filters(tenant, watch, newest.version, &filters, request).await?;
+            if let Some(proposed) = proposed {
+                return Ok(proposed);
             }
         }
         Err(UpdateError::Conflict)
@@ -158,9 +189,22 @@ impl Shared {
         if newest.holder == self.replica { self.slot(watch).is_some() } else { newest.holder_lives }
     }
 
-    async fn updated(&self, tenant: TenantId, version: i64, at: LogPlace) -> Result<Updated, UpdateError> {
+    async fn updated(&self, update: &WatchUpdate, version: i64, at: LogPlace) -> Result<Updated, UpdateError> {
+        let tenant = update.tenant;
         let head = self.store.head(tenant).await?.ok_or(StoreError::Corrupt { what: "head" })?;
-        Ok(Updated { version, cursor: place::to_cursor(&self.sealer, tenant, head.log_epoch, at) })
+        let cursor = place::to_cursor(&self.sealer, tenant, head.log_epoch, at);
+        if let Some(key) = &update.request {
+            self.store.keep_answer(tenant, key, &answer(version, cursor.clone()).encode_to_vec()).await?;
+        }
+        Ok(Updated { version, cursor })
+    }
+
+    /// Why a change is gone: the holder has refused it, because the stream has ended; or another call with the same request id has
+    /// taken it back, and the id with it.
+    async fn gone(&self, update: &WatchUpdate) -> Result<UpdateError, StoreError> {
+        let Some(key) = &update.request else { return Ok(UpdateError::NotFound) };
+        let kept = self.store.earlier_answer(update.tenant, key).await?;
+        Ok(if kept.is_some() { UpdateError::NotFound } else { UpdateError::Stalled })
     }
 
     /// Brings the change that waits for a stream of this replica to it; refuses it where the stream has ended.
@@ -188,6 +232,10 @@ impl Shared {
             );
         }
     }
+}
+
+fn answer(filter_version: i64, cursor: String) -> UpdateWatchResponse {
+    UpdateWatchResponse { filter_version, cursor }
 }
 
 /// Waits for a hint that the watch's filters have changed.

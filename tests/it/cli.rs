@@ -2,7 +2,9 @@
 //! when something is wrong, and what it exits with.
 
 mod failures;
+mod piped;
 mod refusals;
+mod starts;
 
 use std::process::Stdio;
 
@@ -62,6 +64,11 @@ impl Done {
 
 async fn run(mut command: std::process::Command) -> Done {
     command.stdin(Stdio::null());
+    run_with_stdin(command).await
+}
+
+/// Runs a command with the standard input that was set.
+async fn run_with_stdin(command: std::process::Command) -> Done {
     let output = tokio::process::Command::from(command).kill_on_drop(true).output();
     let output = within("carillon ends", output).await.expect("carillon runs");
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("text");
@@ -178,7 +185,7 @@ async fn every_command_explains_itself_with_examples_and_refuses_what_it_does_no
 
 #[tokio::test]
 async fn bad_values_name_their_option_and_the_forms_it_takes() {
-    let cases: [(&[&str], &[&str]); 10] = [
+    let cases: &[(&[&str], &[&str])] = &[
         (&["watch", "--from", "bogus"], &["'bogus'", "--from", "earliest, now, a time", "15m", "cursor"]),
         (&["events", "list", "--from", "bogus"], &["--from", "earliest"]),
         (&["events", "list", "--from", "now"], &["carillon watch"]),
@@ -189,6 +196,15 @@ async fn bad_values_name_their_option_and_the_forms_it_takes() {
         (&["invocations", "list", "--state", "odd"], &["--state", "dead-lettered"]),
         (&["serve", "--set", "x"], &["--set", "KEY=VALUE"]),
         (&["receiver", "--listen", "here"], &["--listen", "here"]),
+        // To the API a 0 means the default: whoever writes it here means something else.
+        (&["subscribe", "A", "--webhook", "B", "--max-attempts", "0"], &["--max-attempts", "1..=50"]),
+        (&["subscribe", "A", "--webhook", "B", "--max-in-flight", "0"], &["--max-in-flight", "1..=1000"]),
+        (&["subscribe", "A", "--webhook", "B", "--rate-limit", "0/1s"], &["--rate-limit", "at least 1", "`none`"]),
+        (&["subscriptions", "update", "A", "--max-in-flight", "0"], &["--max-in-flight", "1..=1000"]),
+        (&["explain", "--type", "A", "--filter", "true", "--last", "0"], &["--last", "1..=10000"]),
+        // Only commands of the server itself have a configuration.
+        (&["events", "list", "--config", "a.toml"], &["unexpected argument '--config'"]),
+        (&["dev", "--config", "a.toml"], &["unexpected argument '--config'"]),
     ];
     for (args, words) in cases {
         let cli = alone(args).await;

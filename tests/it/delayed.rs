@@ -43,7 +43,12 @@ async fn a_delayed_event_is_matched_and_committed_at_its_time() {
     let due = answer.deliver_time.expect("it says when");
     assert_eq!((due.seconds, due.nanos / 1_000), (at.seconds, at.nanos / 1_000));
     let get = GetEventRequest { event_id: answer.event_id.clone() };
-    assert_refused(tenant.events().get_event(get).await, Code::NotFound, "EVENT_NOT_FOUND");
+    let waiting = assert_refused(tenant.events().get_event(get).await, Code::NotFound, "EVENT_NOT_FOUND");
+    assert!(waiting.message().contains("WaitEvent waits for it"), "{waiting:?}");
+    // As one that there never was, or another tenant's.
+    let get = GetEventRequest { event_id: "evt_00000000000000000000000000".to_owned() };
+    let absent = assert_refused(tenant.events().get_event(get).await, Code::NotFound, "EVENT_NOT_FOUND");
+    assert_eq!(absent.message(), waiting.message());
     let wait = WaitEventRequest { event_id: answer.event_id.clone(), timeout: Some(millis(50)) };
     let early = tenant.publisher().wait_event(wait).await.expect("a timeout is an answer").into_inner();
     assert!(!early.done && early.event.is_none());

@@ -14,15 +14,31 @@ fn read(name: &str) -> String {
         .unwrap_or_else(|error| panic!("{name}: {error}"))
 }
 
+/// The comments become the documentation of SDKs.
 #[test]
-fn the_page_of_errors_lists_every_reason() {
+fn the_page_of_errors_says_of_every_reason_what_the_proto_file_says() {
     let page = read("docs/errors.md");
-    let listed = page.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next()).collect::<Vec<_>>();
-    let reasons = (0..1_000).filter_map(|number| ErrorReason::try_from(number).ok());
-    let expected: Vec<_> = reasons
-        .filter(|reason| *reason != ErrorReason::Unspecified)
-        .map(|reason| reason.as_str_name().trim_start_matches("ERROR_REASON_").to_owned())
-        .collect();
+    let listed = page.lines().filter_map(|line| {
+        let (reason, rest) = line.strip_prefix("| `")?.split_once("` | ")?;
+        Some((reason.to_owned(), rest.split_once(" | ")?.1.trim_end_matches(" |").to_owned()))
+    });
+    let listed: Vec<_> = listed.collect();
+
+    let mut comment = String::new();
+    let mut expected = Vec::new();
+    for line in read("proto/carillon/v1/errors.proto").lines().map(str::trim) {
+        if let Some(more) = line.strip_prefix("//") {
+            comment.push_str(more);
+        } else if let Some((reason, _)) = line.strip_prefix("ERROR_REASON_").and_then(|rest| rest.split_once(" = ")) {
+            expected.push((reason.to_owned(), comment.trim().to_owned()));
+            comment.clear();
+        } else {
+            comment.clear();
+        }
+    }
+    expected.retain(|(reason, _)| reason != "UNSPECIFIED");
+    let reasons = (1..1_000).filter_map(|number| ErrorReason::try_from(number).ok());
+    assert_eq!(reasons.count(), expected.len(), "the enum is read whole");
     assert_eq!(listed, expected);
 }
 

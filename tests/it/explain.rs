@@ -100,6 +100,16 @@ async fn a_pinned_version_and_a_later_change_are_told() {
     assert_eq!((one.reason(), one.record()), (MatchReason::SchemaVersion, MatchRecord::NotFired));
     let old = explain(&tenant, ExplainMatchRequest { schema_version: 1, ..written(&json!({})) }).await;
     assert!(of(&old, &pinned).fires, "{old:?}");
+    // The second version takes objects only, the first one whatever there is; as for a publish.
+    for (schema_version, accepted) in [(0, false), (1, true), (2, false)] {
+        let request = ExplainMatchRequest { schema_version, ..written(&json!([1])) };
+        let answer = tenant.events().explain_match(request).await;
+        if accepted {
+            answer.expect("it fits");
+        } else {
+            assert_refused(answer, Code::InvalidArgument, "SCHEMA_VIOLATION");
+        }
+    }
     let missing = ExplainMatchRequest { schema_version: 3, ..written(&json!({})) };
     assert_refused(tenant.events().explain_match(missing).await, Code::NotFound, "SCHEMA_VERSION_NOT_FOUND");
 

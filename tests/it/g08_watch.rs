@@ -107,6 +107,7 @@ async fn filters_that_change_under_load_split_the_stream_at_exact_positions_and_
                 add: vec![kind(coming)],
                 remove: vec![present.to_owned()],
                 filter_version: i64::try_from(round).expect("small"),
+                ..Default::default()
             };
             let mut other = tenant.at[round % 2].events.clone();
             let asked = other.update_watch(request);

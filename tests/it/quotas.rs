@@ -136,20 +136,19 @@ async fn an_operator_sets_a_tenants_quotas_and_every_replica_follows() {
             let mut publisher = tenant.publishers[replica].clone();
             async move { publisher.publish(request).await }
         };
-        eventually("the replica knows the largest event", || async {
-            match publish(keyed("", 2_000)).await {
-                Err(status) if status.message().contains("1024 bytes") => Ok(()),
-                other => Err(other.map(drop)),
-            }
-        })
-        .await;
-        eventually("the replica knows the rate", || async {
+        // The first commit by what the replica knew tells it otherwise.
+        let large = assert_refused(publish(keyed("", 2_000)).await, Code::InvalidArgument, "EVENT_TOO_LARGE");
+        assert!(large.message().contains("1024 bytes"), "{large:?}");
+        // Two at once, and one more for every second that the calls take.
+        let mut taken = 0;
+        let refused = loop {
             match publish(keyed("", 10)).await {
-                Err(status) if status.code() == Code::ResourceExhausted => Ok(()),
-                other => Err(other.map(drop)),
+                Ok(_) => taken += 1,
+                Err(status) => break status,
             }
-        })
-        .await;
+            assert!(taken < 20, "the replica does not know the rate");
+        };
+        assert!(at_quota(Err::<(), _>(refused), "limits.publish_events_per_second", 1));
     }
     let subscribe = |path: &str| tenant.subscribe_request(EVENT, &format!("http://127.0.0.1:9/{path}"));
     tenant.events().subscribe(subscribe("a")).await.expect("the first one");

@@ -5,13 +5,14 @@ use std::sync::Arc;
 use bytes::Bytes;
 use carillon::proto::internal::Role;
 use carillon::proto::public::{
-    Attempt, CreateEventTypeRequest, DeliveryPolicy, DisableSubscriptionRequest, EventPhase, ListEventsRequest,
-    ListInvocationsRequest, MatchReason, OutcomeClass, PrePolicy, TestSubscriptionRequest, TestSubscriptionResponse,
-    UnsubscribeRequest,
+    AddEventTypeSchemaRequest, Attempt, CreateEventTypeRequest, DeliveryPolicy, DisableSubscriptionRequest, EventPhase,
+    ListEventsRequest, ListInvocationsRequest, MatchReason, OutcomeClass, PrePolicy, TestSubscriptionRequest,
+    TestSubscriptionResponse, UnsubscribeRequest,
 };
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 use tonic::Code;
+use tonic_types::StatusExt as _;
 
 use crate::harness::tenant::{Clients, assert_refused, cloud_event, create_key, publish_request, quick_policy, reason};
 use crate::harness::{Answer, Receiver, Tenant, World};
@@ -168,6 +169,42 @@ async fn one_test_of_a_subscription_runs_at_a_time() {
     running.await.expect("it ends").expect("an answer");
     let third = tenant.events().test_subscription(request(&id, &json!({}))).await.expect("its place is free again");
     assert_eq!(third.into_inner().attempt.expect("it is set").outcome(), OutcomeClass::Succeeded);
+}
+
+#[tokio::test]
+async fn data_that_no_publish_would_take_reaches_no_listener() {
+    let tenant = World::shared().await.tenant().await;
+    let receiver = Receiver::start().await;
+    tenant.declare_with_schema(NAME, r#"{"properties": {"n": {"type": "integer"}}}"#).await;
+    let schema = r#"{"properties": {"n": {"type": "string"}}, "required": ["n"]}"#.to_owned();
+    let second = AddEventTypeSchemaRequest { event_type: NAME.to_owned(), schema, ..Default::default() };
+    tenant.types().add_event_type_schema(second).await.expect("valid");
+    let latest = tenant.subscribe(NAME, &receiver, "/latest").await.subscription.expect("it is set").id;
+    let mut pinned = tenant.subscribe_request(NAME, &receiver.url("/pinned"));
+    pinned.schema_version = 1;
+    let pinned = tenant.events().subscribe(pinned).await.expect("valid").into_inner();
+    let pinned = pinned.subscription.expect("it is set").id;
+
+    let (text, number) = (json!({"n": "x"}), json!({"n": 1}));
+    for (id, good, bad) in [(&latest, &text, &number), (&pinned, &number, &text)] {
+        run(&tenant, request(id, good)).await;
+        let whole = TestSubscriptionRequest {
+            event: Some(cloud_event(NAME, bad)),
+            data: Bytes::new(),
+            subscription_id: id.clone(),
+        };
+        for (request, field) in [(request(id, bad), "data/n"), (whole, "event.data/n")] {
+            let refused = tenant.events().test_subscription(request).await;
+            let refused = assert_refused(refused, Code::InvalidArgument, "SCHEMA_VIOLATION");
+            let fields = refused.get_details_bad_request().expect("it names the place").field_violations;
+            assert_eq!(fields[0].field, field, "{refused:?}");
+        }
+    }
+    let published = tenant.try_publish(publish_request(NAME, &number)).await;
+    assert_refused(published, Code::InvalidArgument, "SCHEMA_VIOLATION");
+    for path in ["/latest", "/pinned"] {
+        assert_eq!(receiver.received(path).len(), 1, "{path}: of what was refused there is no call");
+    }
 }
 
 #[tokio::test]

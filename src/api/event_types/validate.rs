@@ -1,8 +1,9 @@
 //! ValidateEvent: checks data against a schema version without publishing anything.
 
-use crate::api::registry::{Known, RegistryDeps, authorised, invalid};
+use crate::api::registry::{RegistryDeps, authorised, invalid};
 use crate::api::status::ApiError;
 use crate::domain::access::Role;
+use crate::domain::event_type::CompiledSchema;
 use crate::proto::public::{ValidateEventRequest, ValidateEventResponse};
 use crate::wire::FieldError;
 use crate::wire::event_type::{parse_name, violation_to_proto};
@@ -23,19 +24,10 @@ pub(super) async fn handle(
     let known = deps.event_type(caller.tenant, &name).await?;
     let latest = known.event_type().latest_schema;
     let version = if request.schema_version == 0 { latest } else { request.schema_version };
-    if version == 0 {
+    let Some(CompiledSchema { schema, .. }) = deps.schema(caller.tenant, &known, version).await? else {
         // No schema is registered, so any data may be published.
         return Ok(ValidateEventResponse { valid: true, ..Default::default() });
-    }
-    let missing = || ApiError::SchemaVersionNotFound { event_type: name.as_str().to_owned(), version };
-    let compiled = match &known {
-        Known::System(system) => {
-            let of_version = system.schema.as_ref().filter(|(schema, _)| schema.version == version);
-            of_version.map(|(_, compiled)| compiled.clone())
-        }
-        Known::Custom(_) => deps.registry.compiled(caller.tenant, &name, version).await?,
     };
-    let schema = compiled.ok_or_else(missing)?.schema;
     // Away from the reactor: a large payload takes a while.
     let data = request.data;
     let checked = tokio::task::spawn_blocking(move || schema.validate(&data)).await;

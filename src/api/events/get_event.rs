@@ -14,6 +14,6 @@ pub async fn handle(deps: &EventsDeps, request: Request<GetEventRequest>) -> Res
     let tenant = caller(&request)?.require(Role::Viewer)?.tenant;
     let text = request.into_inner().event_id;
     let id = EventId::parse(&text).map_err(|error| ApiError::field("event_id", error.to_string()))?;
-    let entry = deps.store.event(tenant, id).await?.ok_or(ApiError::EventNotFound { event: text })?;
+    let entry = deps.store.event(tenant, id).await?.ok_or(ApiError::EventNotInLog { event: text })?;
     Ok(GetEventResponse { event: Some(entry_to_proto(&entry, EventView::Full)) })
 }

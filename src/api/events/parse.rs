@@ -1,5 +1,6 @@
 //! Fields that ListEvents, Watch and UpdateWatch share.
 
+use crate::api::repeat::Repeat;
 use crate::api::status::ApiError;
 use crate::domain::ids::{TenantId, WatchId};
 use crate::proto::public::{EventView, UpdateWatchRequest};
@@ -16,13 +17,19 @@ pub(super) fn filter_error(error: FilterSetError) -> ApiError {
 }
 
 /// Parses a change of a watch's filters, the id apart.
-pub(super) fn change(tenant: TenantId, watch: WatchId, request: UpdateWatchRequest) -> Result<WatchUpdate, ApiError> {
-    let known_version = match request.filter_version {
+pub(super) fn change(
+    tenant: TenantId,
+    watch: WatchId,
+    mut message: UpdateWatchRequest,
+) -> Result<WatchUpdate, ApiError> {
+    let request_id = std::mem::take(&mut message.request_id);
+    let request = Repeat::of(tenant, "UpdateWatch", &request_id, &message)?.key();
+    let known_version = match message.filter_version {
         0 => None,
         version if version > 0 => Some(version),
         _ => return Err(ApiError::field("filter_version", "must not be negative")),
     };
-    Ok(WatchUpdate { tenant, watch, add: request.add, remove: request.remove, known_version })
+    Ok(WatchUpdate { tenant, watch, add: message.add, remove: message.remove, known_version, request })
 }
 
 /// Parses a view.

@@ -1,30 +1,25 @@
 //! Publish failures as API errors, with the path of the event they concern.
 
-use crate::api::status::{ApiError, FieldViolation, PreVerdict};
+use crate::api::status::{ApiError, PreVerdict};
 use crate::domain::pre::{AbortReason, Aborted, Verdict, VerdictKind};
 use crate::pending::PendingError;
 use crate::publish::PublishError;
 use std::time::Duration;
 
-/// `path` leads to the event: `event`, or `requests[3].event`.
-pub(super) fn to_api_error(error: PublishError, path: &str) -> ApiError {
+/// `path` leads to the event: `event`, or `requests[3].event`; it is empty where the request holds nothing of an event but its data.
+pub(in crate::api) fn to_api_error(error: PublishError, path: &str) -> ApiError {
     match error {
         PublishError::EventTypeNotFound { name, near } => ApiError::EventTypeNotFound { name, near },
         PublishError::SchemaVersionNotFound { event_type, version } => {
             ApiError::SchemaVersionNotFound { event_type: event_type.to_string(), version }
         }
-        PublishError::SchemaViolation { event_type, version, violations } => ApiError::SchemaViolation {
-            event_type: event_type.to_string(),
-            version,
-            field: format!("{path}.data"),
-            violations,
-        },
-        PublishError::DataNotJson { offset, message } => ApiError::FieldInvalid {
-            violations: vec![FieldViolation {
-                field: format!("{path}.data"),
-                description: format!("is not JSON, but its datacontenttype says so: {message} at byte {offset}"),
-            }],
-        },
+        PublishError::SchemaViolation { event_type, version, violations } => {
+            ApiError::SchemaViolation { event_type: event_type.to_string(), version, field: data_of(path), violations }
+        }
+        PublishError::DataNotJson { offset, message } => ApiError::field(
+            data_of(path),
+            format!("is not JSON, but its datacontenttype says so: {message} at byte {offset}"),
+        ),
         PublishError::TooLarge { limit } => ApiError::EventTooLarge { field: path.to_owned(), limit_bytes: limit },
         PublishError::KeyReused => ApiError::RequestIdReused { field: "idempotency_key" },
         PublishError::Contended | PublishError::Gated => ApiError::QuotaExceeded {
@@ -43,6 +38,10 @@ pub(super) fn to_api_error(error: PublishError, path: &str) -> ApiError {
         PublishError::Draining => ApiError::ServerDraining,
         PublishError::Store(error) => ApiError::Store(error),
     }
+}
+
+fn data_of(path: &str) -> String {
+    if path.is_empty() { "data".to_owned() } else { format!("{path}.data") }
 }
 
 /// Why an event that waited does not come to be.

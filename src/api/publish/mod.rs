@@ -2,7 +2,7 @@
 
 mod accept;
 mod cancel_event;
-mod errors;
+pub(super) mod errors;
 mod parse;
 mod publish_batch;
 mod publish_one;

@@ -67,7 +67,7 @@ impl ApiError {
                 Entry::new(Code::NotFound, ErrorReason::SubscriptionNotFound)
                     .resource("carillon.dev/Subscription", subscription)
             }
-            Self::EventNotFound { event } => {
+            Self::EventNotFound { event } | Self::EventNotInLog { event } => {
                 Entry::new(Code::NotFound, ErrorReason::EventNotFound).resource("carillon.dev/Event", event)
             }
             Self::InvocationNotFound { invocation } => Entry::new(Code::NotFound, ErrorReason::InvocationNotFound)

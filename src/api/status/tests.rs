@@ -62,6 +62,7 @@ fn one_of_each() -> Vec<(&'static str, ApiError)> {
         ("SCHEMA_VERSION_NOT_FOUND", ApiError::SchemaVersionNotFound { event_type: text(), version: 1 }),
         ("SUBSCRIPTION_NOT_FOUND", ApiError::SubscriptionNotFound { subscription: text() }),
         ("EVENT_NOT_FOUND", ApiError::EventNotFound { event: text() }),
+        ("EVENT_NOT_FOUND", ApiError::EventNotInLog { event: text() }),
         ("INVOCATION_NOT_FOUND", ApiError::InvocationNotFound { invocation: text() }),
         ("TENANT_NOT_FOUND", ApiError::TenantNotFound { tenant: text() }),
         ("APP_NOT_FOUND", ApiError::AppNotFound { app: text() }),

@@ -3,7 +3,7 @@
 //!
 //! Filters are evaluated away from the reactor, and over a bounded number of events and subscriptions.
 
-use super::trial::hand_written;
+use super::hand_written::{check, hand_written};
 use crate::api::registry::{RegistryDeps, authorised, invalid, refused, wrong_page};
 use crate::api::status::ApiError;
 use crate::domain::access::{Caller, Role};
@@ -63,7 +63,7 @@ pub(crate) async fn handle(
             let id = EventId::parse(&request.event_id)
                 .map_err(|error| invalid(FieldError::new("event_id", error.to_string())))?;
             let entry = deps.store.event(caller.tenant, id).await?;
-            let entry = entry.ok_or(ApiError::EventNotFound { event: request.event_id })?;
+            let entry = entry.ok_or(ApiError::EventNotInLog { event: request.event_id })?;
             (Arc::clone(&entry.event), Some(entry))
         }
         Some(event) => {
@@ -71,11 +71,7 @@ pub(crate) async fn handle(
             let known = deps.event_type(caller.tenant, &event.event_type).await?;
             let latest = known.event_type().latest_schema;
             event.schema_version = if request.schema_version == 0 { latest } else { request.schema_version };
-            if event.schema_version > latest {
-                let event_type = event.event_type.as_str().to_owned();
-                return Err(ApiError::SchemaVersionNotFound { event_type, version: event.schema_version });
-            }
-            (Arc::new(event), None)
+            (check(deps, caller.tenant, &known, event, "event").await?, None)
         }
     };
     explain_page(deps, &caller, event, entry, (after, size), &scope).await

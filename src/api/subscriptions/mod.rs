@@ -4,6 +4,7 @@ pub(super) mod disable;
 pub(super) mod enable;
 pub(super) mod explain;
 pub(super) mod get;
+mod hand_written;
 pub(super) mod list;
 pub(super) mod rotate_secret;
 pub(super) mod subscribe;

@@ -3,20 +3,19 @@
 //! The call is real and marked as a test. Nothing is recorded: the event gets no place in the log, the run is no invocation. The
 //! dispatcher does not know of it, so what runs at the same time is bounded here.
 
+use super::hand_written::{check, hand_written};
 use super::refused;
 use crate::api::registry::{RegistryDeps, authorised, invalid};
 use crate::api::status::ApiError;
 use crate::clock;
 use crate::domain::access::Role;
-use crate::domain::event::{Attribute, Event, Lineage, LogEntry};
-use crate::domain::event_type::EventTypeName;
+use crate::domain::event::LogEntry;
 use crate::domain::explain::explain;
 use crate::domain::filter::FilterContext;
-use crate::domain::ids::{EventId, SubscriptionId};
+use crate::domain::ids::SubscriptionId;
 use crate::domain::invocation::Attempt;
-use crate::domain::json::check_json;
 use crate::domain::subscription::State;
-use crate::domain::trial::{TEST_ATTRIBUTE, Trial};
+use crate::domain::trial::Trial;
 use crate::domain::webhook::WebhookCall;
 use crate::proto::cloudevents::CloudEvent;
 use crate::proto::cloudevents::cloud_event::Data as ProtoData;
@@ -25,7 +24,6 @@ use crate::publish::registry::{Entry, TenantRegistry};
 use crate::store::StoreError;
 use crate::store::subscriptions::SubscriptionRefusal;
 use crate::wire::FieldError;
-use crate::wire::event::cloud_event_to_domain;
 use crate::wire::explain::{explanation_to_proto, trial_to_proto};
 use crate::wire::invocation::attempt_to_proto;
 use crate::wire::subscription::parse_id;
@@ -42,8 +40,6 @@ pub type RunTrial = Arc<
 
 /// Test runs at the same time on one replica; of one subscription it is one.
 const RUNNING_MAX: usize = 16;
-/// Where a hand-written event comes from where it does not say so.
-const SOURCE: &str = "/carillon/test";
 
 /// The test runs of this replica. Cheap to clone.
 #[derive(Clone)]
@@ -101,27 +97,22 @@ pub(crate) async fn handle(
     if found.state == State::Deleted {
         return Err(refused(deps, &caller, &named, SubscriptionRefusal::State(State::Deleted)).await);
     }
-    let (field, event) = match request.event {
-        Some(event) => ("event.data", event),
+    let (path, event) = match request.event {
+        Some(event) => ("event", event),
         None => {
             let data = String::from_utf8(request.data.to_vec());
             let data = data.map_err(|_| invalid(FieldError::new("data", "is not UTF-8")))?;
-            ("data", CloudEvent { data: Some(ProtoData::TextData(data)), ..CloudEvent::default() })
+            ("", CloudEvent { data: Some(ProtoData::TextData(data)), ..CloudEvent::default() })
         }
     };
     let mut event = hand_written(event, Some(&found.event_type))?;
     if event.event_type != found.event_type {
         return Err(invalid(FieldError::new("event.type", "is not the subscription's event type")));
     }
-    if event.has_json_data()
-        && let Err(error) = check_json(event.data.as_bytes())
-    {
-        return Err(invalid(FieldError::new(field, format!("is not JSON: {error}"))));
-    }
-    event.schema_version = match found.schema_version {
-        0 => deps.event_type(caller.tenant, &found.event_type).await?.event_type().latest_schema,
-        pinned => pinned,
-    };
+    let known = deps.event_type(caller.tenant, &found.event_type).await?;
+    event.schema_version =
+        if found.schema_version == 0 { known.event_type().latest_schema } else { found.schema_version };
+    let event = check(deps, caller.tenant, &known, event, path).await?;
     let reason = explain(&found, &event, &FilterContext::new(&event));
 
     // The registry holds the opened secrets; it may be behind what was just read.
@@ -130,13 +121,7 @@ pub(crate) async fn handle(
     let call = listener.webhook_call(deps.store.now()).ok_or(StoreError::Corrupt { what: "signing secret" })?;
     let _running = deps.trials.begin(found.id)?;
     let (started_at, begin) = (clock::now(), std::time::Instant::now());
-    let entry = LogEntry {
-        position: 0,
-        committed_at: started_at,
-        event: Arc::new(event),
-        matched: Arc::new([]),
-        refused: Arc::new([]),
-    };
+    let entry = LogEntry { position: 0, committed_at: started_at, event, matched: Arc::new([]), refused: Arc::new([]) };
     let trial = (deps.trials.run)(registry, listener, call, Arc::new(entry)).await;
     let attempt = Attempt { number: 1, started_at, duration: begin.elapsed(), outcome: trial.outcome.clone() };
     let mut answer = TestSubscriptionResponse {
@@ -146,34 +131,4 @@ pub(crate) async fn handle(
     };
     trial_to_proto(trial, &mut answer);
     Ok(answer)
-}
-
-/// An event that nobody publishes, marked as a test. What it leaves out has a default.
-pub(super) fn hand_written(mut event: CloudEvent, event_type: Option<&EventTypeName>) -> Result<Event, ApiError> {
-    if let (true, Some(name)) = (event.r#type.is_empty(), event_type) {
-        name.as_str().clone_into(&mut event.r#type);
-    }
-    if event.source.is_empty() {
-        SOURCE.clone_into(&mut event.source);
-    }
-    let parsed = cloud_event_to_domain(event, "event").map_err(invalid)?;
-    let id = EventId(clock::new_uuid());
-    let mut extensions = parsed.extensions;
-    if event_type.is_some() {
-        extensions.retain(|(name, _)| name != TEST_ATTRIBUTE);
-        extensions.push((TEST_ATTRIBUTE.to_owned(), Attribute::Boolean(true)));
-        extensions.sort_by(|a, b| a.0.cmp(&b.0));
-    }
-    Ok(Event {
-        id,
-        event_type: parsed.event_type,
-        schema_version: 0,
-        source: parsed.source,
-        subject: parsed.subject,
-        time: parsed.time.unwrap_or_else(clock::now),
-        content_type: parsed.content_type,
-        extensions,
-        data: parsed.data,
-        lineage: Lineage::root(id),
-    })
 }

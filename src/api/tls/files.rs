@@ -76,10 +76,10 @@ impl Files {
     pub(super) fn look(&self) -> Result<Seen, TlsError> {
         let mut seen = Vec::new();
         for (key, path) in self.list()? {
-            let files = files_of(path).map_err(|error| broken(key, path, error.kind().to_string()))?;
+            let files = files_of(path).map_err(|error| broken(key, path, error.to_string()))?;
             for file in files {
                 // Follows links: a swapped link is another inode.
-                let meta = fs::metadata(&file).map_err(|error| broken(key, &file, error.kind().to_string()))?;
+                let meta = fs::metadata(&file).map_err(|error| broken(key, &file, error.to_string()))?;
                 let [device, inode, size] = [meta.dev(), meta.ino(), meta.size()].map(u64::cast_signed);
                 let looks = [device, inode, size, meta.mtime(), meta.mtime_nsec(), meta.ctime(), meta.ctime_nsec()];
                 seen.push((file, looks));
@@ -91,7 +91,7 @@ impl Files {
     /// The contents for each entry of the list.
     pub(super) fn read(&self) -> Result<Vec<Vec<u8>>, TlsError> {
         let read = |(key, path): (&'static str, &Path)| {
-            let failed = |error: io::Error| broken(key, path, error.kind().to_string());
+            let failed = |error: io::Error| broken(key, path, error.to_string());
             let mut contents = Vec::new();
             for file in files_of(path).map_err(failed)? {
                 contents.extend(fs::read(file).map_err(failed)?);
@@ -112,7 +112,12 @@ impl Files {
             .map_err(|_| broken(list[1].0, list[1].1, "holds no private key in PEM".to_owned()))?;
         let provider = Arc::new(aws_lc_rs::default_provider());
         let builder = ServerConfig::builder_with_provider(Arc::clone(&provider));
-        let unusable = |source| TlsError::Certificate { port, source };
+        let unusable = |source| match source {
+            rustls::Error::InconsistentKeys(_) => {
+                broken(list[1].0, list[1].1, format!("is not the key of the certificate in server.{}", list[0].0))
+            }
+            source => TlsError::Certificate { port, source },
+        };
         let (mut config, verifier) = match self {
             Self::Public(_) => {
                 let builder = builder.with_safe_default_protocol_versions().map_err(unusable)?;

@@ -13,7 +13,7 @@ use anstyle::{AnsiColor, Style};
 use serde_json::json;
 
 pub use self::server::{DevOptions, DevServer, Place, Ports};
-use super::Settings;
+use super::Flags;
 use super::client::ClientFile;
 use super::error::CliError;
 use super::output::{Output, note, spinner};
@@ -46,7 +46,7 @@ pub struct DevArgs {
     #[arg(long, value_name = "FILE")]
     ready_file: Option<PathBuf>,
     #[command(flatten)]
-    settings: Settings,
+    flags: Flags,
     #[command(flatten)]
     postgres: PostgresArgs,
 }
@@ -101,7 +101,7 @@ pub async fn run(args: DevArgs, output: Output) -> Result<(), CliError> {
         place: Place::Folder(args.dir.clone()),
         ports: Ports { public: args.port, internal: args.internal_port, ops: args.ops_port },
         search: args.postgres.search(),
-        settings: args.settings.set,
+        settings: args.flags.set,
     };
     let starting = spinner("starting");
     let started = tokio::select! {

@@ -68,6 +68,18 @@ async fn failures_before_any_call_have_reasons_too() {
     assert_eq!(error["reason"], "USAGE");
     let error = told(&alone(&["admin", "tenants", "update", "acme", "--quota", "other=1", "--json"]).await, 2);
     assert!(error["message"].as_str().is_some_and(|message| message.contains("backlog_max")), "{error}");
+    let usage: [(&[&str], &str); 5] = [
+        (&["publish", "--json"], "<TYPE>"),
+        (&["subscribe", "A", "--json"], "--webhook <URL>"),
+        (&["subscriptions", "list", "--state", "odd", "--json"], "active, disabled, deleted"),
+        (&["--json", "admin", "tenants", "nothing"], "'nothing'"),
+        (&["--json", "events"], "a subcommand or an argument is missing"),
+    ];
+    for (args, words) in usage {
+        let error = told(&alone(args).await, 2);
+        let message = error["message"].as_str().unwrap_or_default();
+        assert!(message.contains(words) && !message.contains("Usage:"), "{args:?}: {error}");
+    }
     for command in ["serve", "migrate", "reseal"] {
         let mut process = Process::carillon();
         process.args([command, "--json"]).env("CARILLON_DATABASE__URL", "mysql://u:hunter2@127.0.0.1/x");

@@ -2,9 +2,8 @@
 
 use carillon::dev::{Ca, CertRequest};
 
-use super::{Cli, run};
+use super::Cli;
 use crate::harness::World;
-use crate::harness::process::Process;
 
 #[tokio::test]
 async fn a_client_certificate_that_the_server_refuses_is_told_with_the_cause_and_the_file() {
@@ -42,23 +41,4 @@ async fn a_client_certificate_that_the_server_refuses_is_told_with_the_cause_and
     let url = format!("https://{}", world.replicas[0].addresses.public);
     let wrong = cli.run(&["admin", "tenants", "list", "--internal-url", &url]).await;
     wrong.fails(1, &["cannot connect", "the port does not speak TLS"]);
-}
-
-#[tokio::test]
-async fn a_database_that_takes_no_connection_is_told_with_the_cause() {
-    let url = &World::shared().await.database_url;
-    let (address, options) = url.split_once('?').expect("it has options");
-    let absent = format!("{}/absent_database?{options}", address.rsplit_once('/').expect("it names a database").0);
-    let cases = [
-        ("postgres://u:hunter2@127.0.0.1:1/x", ["database.url", "refused"]),
-        ("mysql://u:hunter2@127.0.0.1:1/x", ["database.url", "must begin with postgres://"]),
-        (absent.as_str(), ["database.url", "database \"absent_database\" does not exist"]),
-    ];
-    for (url, words) in cases {
-        let mut command = Process::carillon();
-        command.arg("migrate").env("CARILLON_DATABASE__URL", url);
-        let refused = run(command).await;
-        assert!(!refused.err.contains("hunter2") && !refused.err.contains("127.0.0.1"), "{refused:?}");
-        refused.fails(1, &words);
-    }
 }
