@@ -109,7 +109,7 @@ impl App {
         let executor = Executor::new(&config.executor)?;
         let (public_tls, internal_tls) = tls(&config)?;
         let store = connect::open(&config.database).await?;
-        let cursor_key = store.setting_or_create(CURSOR_KEY).await?;
+        let cursor_key = store.setting_or_create(CURSOR_KEY, &keyring).await?;
         let (page_tokens, sealer) = (PageTokens::new(&cursor_key), CursorSealer::new(&cursor_key));
 
         // Opened before anything takes part in the work, and accepted from when everything can answer: a replica that cannot have its

@@ -8,6 +8,7 @@ use crate::executor::ExecutorError;
 use crate::store::StoreError;
 use crate::store::connect::ConnectError;
 use crate::store::secrets::KeyringError;
+use crate::store::settings::SettingError;
 
 /// Why the server cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -24,6 +25,9 @@ pub enum AppError {
     /// The keys of secrets at rest.
     #[error("secrets.keys: {0}")]
     Keyring(#[from] KeyringError),
+    /// A value that all replicas share.
+    #[error("the key that seals cursors: {0}")]
+    Setting(#[from] SettingError),
     /// The operator's catalogue file cannot be read.
     #[error("catalogue.file cannot be read")]
     CatalogueFile(#[source] std::io::Error),

@@ -4,6 +4,7 @@ use super::output::Output;
 use super::{Settings, block_on};
 use crate::store::connect;
 use crate::store::secrets::Keyring;
+use crate::store::settings::CURSOR_KEY;
 use crate::telemetry;
 use clap::Args;
 
@@ -24,7 +25,8 @@ impl Reseal {
         let keyring = Keyring::new(config.secrets.read()?)?;
         let resealed = block_on(async {
             let store = connect::open(&config.database).await?;
-            let resealed = store.reseal_secrets(&keyring).await?;
+            let setting = store.reseal_setting(CURSOR_KEY, &keyring).await?;
+            let resealed = store.reseal_secrets(&keyring).await? + u64::from(setting);
             store.close().await;
             Ok(resealed)
         })?;

@@ -142,10 +142,13 @@ impl Keyring {
 
     /// Opens what [`Keyring::seal_bytes`] made for the same `aad`.
     pub fn open_bytes(&self, sealed: &[u8], aad: &[u8]) -> Result<Vec<u8>, KeyringError> {
-        let (length, rest) = sealed.split_first().ok_or(KeyringError::Broken)?;
-        let (key_id, ciphertext) = rest.split_at_checked(usize::from(*length)).ok_or(KeyringError::Broken)?;
-        let key_id = std::str::from_utf8(key_id).map_err(|_| KeyringError::Broken)?;
+        let (key_id, ciphertext) = parts(sealed)?;
         self.open(key_id, ciphertext, aad)
+    }
+
+    /// Id of the key that sealed what [`Keyring::seal_bytes`] made.
+    pub fn key_id_of(sealed: &[u8]) -> Result<&str, KeyringError> {
+        Ok(parts(sealed)?.0)
     }
 }
 
@@ -153,6 +156,13 @@ impl fmt::Debug for Keyring {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_list().entries(self.keys.iter().map(|key| &key.id)).finish()
     }
+}
+
+/// The key's id and the ciphertext of what [`Keyring::seal_bytes`] made.
+fn parts(sealed: &[u8]) -> Result<(&str, &[u8]), KeyringError> {
+    let (length, rest) = sealed.split_first().ok_or(KeyringError::Broken)?;
+    let (key_id, ciphertext) = rest.split_at_checked(usize::from(*length)).ok_or(KeyringError::Broken)?;
+    Ok((std::str::from_utf8(key_id).map_err(|_| KeyringError::Broken)?, ciphertext))
 }
 
 fn secret_aad(tenant: TenantId, subscription: SubscriptionId, secret: Uuid) -> [u8; 48] {

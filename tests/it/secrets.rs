@@ -5,7 +5,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use carillon::proto::public::{
-    InvocationState, RotateSubscriptionSecretRequest, SubscribeRequest, WebhookMode, target,
+    InvocationState, ListEventsRequest, RotateSubscriptionSecretRequest, SubscribeRequest, WebhookMode, target,
 };
 use serde_json::json;
 use tonic::Status;
@@ -38,6 +38,8 @@ async fn the_key_that_seals_can_be_replaced_and_the_old_one_taken_away() {
     let receiver = Receiver::start().await;
     tenant.declare("CUSTOM_SEALED").await;
     tenant.subscribe("CUSTOM_SEALED", &receiver, "/old").await;
+    let list = |cursor| ListEventsRequest { cursor, ..Default::default() };
+    let page = tenant.events().list_events(list(String::new())).await.expect("a page").into_inner();
     // A second key in front seals from now on; what the first one sealed still opens.
     world.settings = format!("[secrets]\nkeys = [{NEW}, {OLD}]");
     world.replace(0).await;
@@ -47,8 +49,9 @@ async fn the_key_that_seals_can_be_replaced_and_the_old_one_taken_away() {
     for path in ["/old", "/new"] {
         assert_eq!(receiver.receives(path, 1).await[0].verified, Some(true), "{path}");
     }
+    // The subscription's and the key of cursors.
     let said = reseal(&world, 2).await;
-    assert!(said.contains("Sealed 1 secret"), "{said}");
+    assert!(said.contains("Sealed 2 secrets"), "{said}");
     let said = reseal(&world, 2).await;
     assert!(said.contains("Sealed 0 secret"), "{said}");
     world.settings = format!("[secrets]\nkeys = [{NEW}]");
@@ -58,6 +61,8 @@ async fn the_key_that_seals_can_be_replaced_and_the_old_one_taken_away() {
     for path in ["/old", "/new"] {
         assert_eq!(receiver.receives(path, 2).await[1].verified, Some(true), "{path}");
     }
+    // Cursors are sealed by a key of their own, which the first key kept and the new one keeps.
+    tenant.events().list_events(list(page.next_cursor)).await.expect("a cursor from before still reads");
 }
 
 /// Bytes as a dump of the database shows them.
