@@ -174,7 +174,7 @@ impl Engine {
     /// A tenant that memory does not hold: a new one, where its shard is ours.
     fn claim_new(&mut self, tenant: TenantId) {
         let Some((shard, owned)) = self.shards.of(tenant) else { return };
-        if owned.leaving_until.is_none() && self.claiming.insert(tenant) {
+        if !owned.is_closed() && self.claiming.insert(tenant) {
             load::claim_tenant(&self.shared, tenant, shard, owned.token);
         }
     }
@@ -356,6 +356,7 @@ impl Engine {
             }
         }
         self.look_at_backlogs(now);
+        self.hold_open(now);
         self.give_back(now);
         if self.shards.get(0).is_some() && !self.sweeping && self.swept_at.is_none_or(|at| now - at > SWEEP_EVERY) {
             self.swept_at = Some(now);
@@ -381,7 +382,7 @@ impl Engine {
         let room = self.room();
         let shared = &self.shared;
         let config = &shared.config;
-        let leaving = self.stopping || self.shards.of(id).is_none_or(|(_, owned)| owned.leaving_until.is_some());
+        let leaving = self.is_leaving(id);
         let Some(held) = self.tenants.get_mut(&id) else { return };
         let life = Life { tenant: id, token: held.tenant.token };
         let mut wake = None;
@@ -420,13 +421,13 @@ impl Engine {
     }
 
     fn start_attempts(&mut self, now: DateTime<Utc>) {
-        if self.stopping || !self.shards.is_leased(now) {
+        if !self.shards.is_leased(now) {
             return;
         }
         while self.running.saturating_sub(self.slow) < self.shared.config.in_flight_max {
             let Some((id, budget)) = self.turns.next() else { return };
             let bounds = self.room();
-            let leaving = self.shards.of(id).is_none_or(|(_, owned)| owned.leaving_until.is_some());
+            let leaving = self.is_leaving(id);
             let Some(held) = self.tenants.get_mut(&id) else { continue };
             held.in_turn = false;
             let Some(registry) = held.registry.clone().filter(|_| held.is_current() && !leaving) else { continue };

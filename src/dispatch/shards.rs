@@ -4,7 +4,7 @@ use super::Config;
 use crate::domain::ids::TenantId;
 use crate::store::leases::{SHARDS, ShardLease, shard_of};
 use chrono::{DateTime, TimeDelta, Utc};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// A shard that this replica owns.
 #[derive(Debug, Clone, Copy)]
@@ -15,6 +15,19 @@ pub(super) struct Owned {
     pub left_unclean: bool,
     /// Set while the shard is given away: until when running attempts are waited for.
     pub leaving_until: Option<DateTime<Utc>>,
+    /// True while what it waits for is slow: the tenants that are not waited for go on meanwhile.
+    held_open: bool,
+}
+
+impl Owned {
+    fn new(token: i64, taken_at: DateTime<Utc>) -> Self {
+        Self { token, taken_at, left_unclean: false, leaving_until: None, held_open: false }
+    }
+
+    /// True where nothing of the shard may start any more.
+    pub fn is_closed(&self) -> bool {
+        self.leaving_until.is_some() && !self.held_open
+    }
 }
 
 /// The shards of this replica.
@@ -34,6 +47,8 @@ pub(super) struct Shards {
 
 /// Pulses for which a shard may be free before it is taken by whoever has its share already: those that miss some come first.
 const PATIENCE_PULSES: u64 = 3;
+/// How long before a leaving shard's time is up nothing new of it starts.
+const LAST_CALL: TimeDelta = TimeDelta::seconds(3);
 
 /// What a pulse that renewed leases says beyond what is known.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -89,7 +104,7 @@ impl Shards {
         }
         for taken in leases {
             let ShardLease { shard, token } = *taken;
-            let owned = Owned { token, taken_at: now, left_unclean: false, leaving_until: None };
+            let owned = Owned::new(token, now);
             self.owned.insert(shard, owned);
         }
     }
@@ -129,6 +144,20 @@ impl Shards {
         self.owned.iter().filter(|(_, owned)| owned.leaving_until.is_some()).map(|(shard, owned)| (*shard, owned))
     }
 
+    /// Holds the leaving shards open that have slow attempts, and closes the others, as well as those whose time is almost up, so that
+    /// little is cut off. Those that have changed.
+    pub fn hold_open(&mut self, slow: &HashSet<i32>, now: DateTime<Utc>) -> HashSet<i32> {
+        let mut changed = HashSet::new();
+        for (shard, owned) in &mut self.owned {
+            let open = owned.leaving_until.is_some_and(|until| now + LAST_CALL < until) && slow.contains(shard);
+            if owned.held_open != open {
+                owned.held_open = open;
+                changed.insert(*shard);
+            }
+        }
+        changed
+    }
+
     /// Takes note of a pulse that renewed leases.
     pub fn renewed(&mut self, renewed: &[(i32, i64)], asked_at: DateTime<Utc>, until: DateTime<Utc>) -> Renewed {
         self.lease_until = Some(until);
@@ -148,7 +177,7 @@ impl Shards {
             self.owned.remove(shard);
         }
         for ShardLease { shard, token } in found.iter().copied() {
-            let owned = Owned { token, taken_at: asked_at, left_unclean: false, leaving_until: None };
+            let owned = Owned::new(token, asked_at);
             self.owned.insert(shard, owned);
         }
         Renewed { lost, found }
@@ -224,6 +253,24 @@ mod tests {
         assert_eq!(shards.leaving().count(), 0, "the other one was dead");
         shards.shed(2, at(22), &Config::default());
         assert_eq!(shards.leaving().count(), 10, "a live one gets its share");
+    }
+
+    #[test]
+    fn a_leaving_shard_that_waits_for_slow_attempts_is_open_until_its_last_call() {
+        let mut shards = Shards::default();
+        shards.taken(&leases(0..2), at(0), TimeDelta::seconds(15));
+        let slow = HashSet::from([0]);
+        assert_eq!(shards.hold_open(&slow, at(0)), HashSet::new(), "nothing leaves");
+        shards.leave_all(at(1), &Config { drain_ms: 20_000, ..Config::default() });
+        let closed = |shards: &Shards| [0, 1].map(|shard| shards.get(shard).is_some_and(Owned::is_closed));
+        assert_eq!(closed(&shards), [true, true]);
+        assert_eq!(shards.hold_open(&slow, at(2)), HashSet::from([0]));
+        assert_eq!(closed(&shards), [false, true]);
+        assert_eq!(shards.hold_open(&slow, at(18)), HashSet::from([0]), "its time is almost up");
+        assert_eq!(closed(&shards), [true, true]);
+        shards.hold_open(&slow, at(3));
+        assert_eq!(shards.hold_open(&HashSet::new(), at(4)), HashSet::from([0]), "nothing slow is left");
+        assert_eq!(closed(&shards), [true, true]);
     }
 
     #[test]

@@ -40,12 +40,12 @@ impl Engine {
                         load::claim_shards(&self.shared, renewed.found);
                     }
                 }
-                if self.stopping {
-                    return;
-                }
                 // Not only through the feed: that one may lose them.
                 for head in pulse.heads {
                     self.hear(&News::Head(head), now);
+                }
+                if self.stopping {
+                    return;
                 }
                 self.shards.shed(pulse.replicas, now, &self.shared.config);
                 if let Some(limit) = self.shards.wanted(pulse.replicas, pulse.free, now, &self.shared.config) {
@@ -182,6 +182,19 @@ impl Engine {
         self.touched.extend(self.tenants.keys().copied());
         // Look at once whether something is quiet already.
         self.ticked_at = DateTime::UNIX_EPOCH;
+    }
+
+    /// True where nothing of a tenant may start: its shard is closed, or leaves and waits for this tenant's slow attempts.
+    pub(super) fn is_leaving(&self, tenant: TenantId) -> bool {
+        let slow = || self.tenants.get(&tenant).is_some_and(|held| held.tenant.slow() > 0);
+        self.shards.of(tenant).is_none_or(|(_, owned)| owned.is_closed() || owned.leaving_until.is_some() && slow())
+    }
+
+    /// Lets the other tenants of a leaving shard go on while it waits for a slow attempt, and gathers them in once that has ended.
+    pub(super) fn hold_open(&mut self, now: DateTime<Utc>) {
+        let slow = self.tenants.iter().filter(|(_, held)| held.tenant.slow() > 0).map(|(id, _)| shard_of(*id)).collect();
+        let changed = self.shards.hold_open(&slow, now);
+        self.touched.extend(self.tenants.keys().filter(|id| changed.contains(&shard_of(**id))));
     }
 
     /// Gives back the shards that are leaving: cleanly where they are quiet, and anyway where their time is up.

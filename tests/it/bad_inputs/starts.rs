@@ -2,6 +2,7 @@
 
 use std::process::Output;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use carillon::proto::internal::PublishRequest;
@@ -333,18 +334,19 @@ async fn limited(world: &World, limit: &str) -> (Process, String) {
 }
 
 /// Publishes the same request a number of times, again wherever the replica says that it has no room. How often it said so.
-async fn publish_all(mut publisher: PublishServiceClient<Channel>, request: PublishRequest, times: usize) -> usize {
-    let mut refused = 0;
+async fn publish_all(publisher: PublishServiceClient<Channel>, request: PublishRequest, times: usize) -> usize {
+    let refused = AtomicUsize::new(0);
     for _ in 0..times {
-        while let Err(status) = publisher.publish(request.clone()).await {
+        eventually("there is room for the event", || async {
+            let Err(status) = publisher.clone().publish(request.clone()).await else { return Ok(()) };
             assert_eq!(status.code(), Code::ResourceExhausted, "{status}");
-            let info = status.get_details_retry_info().and_then(|info| info.retry_delay);
-            // As a client is to do that is told so.
-            tokio::time::sleep(info.unwrap_or_else(|| panic!("it says when: {status:?}"))).await;
-            refused += 1;
-        }
+            assert!(status.get_details_retry_info().is_some(), "it says when: {status:?}");
+            refused.fetch_add(1, Ordering::Relaxed);
+            Err(status)
+        })
+        .await;
     }
-    refused
+    refused.into_inner()
 }
 
 /// How many events of a type there are.
