@@ -192,7 +192,8 @@ impl Engine {
 
     /// Lets the other tenants of a leaving shard go on while it waits for a slow attempt, and gathers them in once that has ended.
     pub(super) fn hold_open(&mut self, now: DateTime<Utc>) {
-        let slow = self.tenants.iter().filter(|(_, held)| held.tenant.slow() > 0).map(|(id, _)| shard_of(*id)).collect();
+        let slow =
+            self.tenants.iter().filter(|(_, held)| held.tenant.slow() > 0).map(|(id, _)| shard_of(*id)).collect();
         let changed = self.shards.hold_open(&slow, now);
         self.touched.extend(self.tenants.keys().filter(|id| changed.contains(&shard_of(**id))));
     }
