@@ -9,9 +9,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use aws_lc_rs::hmac;
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Empty, Limited};
@@ -26,9 +23,9 @@ use tokio_util::task::TaskTracker;
 
 use super::error::CliError;
 use super::output::{Output, excerpt, note};
-use super::values::read_secret;
+use super::values::read_verification_key;
 use crate::clock;
-use crate::domain::webhook::SigningSecret;
+use crate::domain::webhook::VerificationKey;
 
 const EXAMPLES: &str = "Examples:
   carillon receiver --secret whsec_...
@@ -54,7 +51,7 @@ pub struct ReceiverArgs {
     /// Address to listen on; port 0 takes a free one
     #[arg(long, default_value = "127.0.0.1:9000", value_name = "ADDRESS")]
     listen: SocketAddr,
-    /// Signing secret, `whsec_...` or @file; may be given several times [default: signatures are not checked]
+    /// Signing secret `whsec_...`, public key `whpk_...`, or @file; may be given several times [default: signatures are not checked]
     #[arg(long, env = "CARILLON_SIGNING_SECRET", hide_env_values = true, value_name = "SECRET")]
     secret: Vec<String>,
     /// HTTP status to answer verified deliveries with, to see what the server does then
@@ -67,8 +64,8 @@ pub struct ReceiverArgs {
 
 /// Receives until the count is reached or the process is told to end.
 pub async fn run(args: ReceiverArgs, output: Output) -> Result<(), CliError> {
-    let secrets: Result<Vec<_>, CliError> = args.secret.iter().map(|text| read_secret(text)).collect();
-    let keys = Keys { by_path: HashMap::new(), others: secrets? };
+    let others = args.secret.iter().map(|text| read_verification_key(text)).collect::<Result<_, _>>()?;
+    let keys = Keys { by_path: HashMap::new(), others };
     let unchecked = keys.others.is_empty();
     let status = StatusCode::from_u16(args.status).map_err(|_| CliError::Usage("no such HTTP status".to_owned()))?;
     let (receiver, mut deliveries) = Receiver::start(args.listen, keys, status).await?;
@@ -96,13 +93,13 @@ pub async fn run(args: ReceiverArgs, output: Output) -> Result<(), CliError> {
     shown
 }
 
-/// The secrets that deliveries must be signed with.
+/// What deliveries are verified with.
 #[derive(Debug, Clone, Default)]
 pub struct Keys {
     /// By the path that is called.
-    pub by_path: HashMap<String, SigningSecret>,
+    pub by_path: HashMap<String, VerificationKey>,
     /// For every other path, any of these; none means that signatures are not checked there.
-    pub others: Vec<SigningSecret>,
+    pub others: Vec<VerificationKey>,
 }
 
 /// One request that arrived.
@@ -232,11 +229,11 @@ async fn receive(door: &Door, request: Request<Incoming>) -> Response<Empty<Byte
     };
     let (body, received) = (body.to_bytes(), Instant::now());
     let path = head.uri.path_and_query().map_or_else(String::new, ToString::to_string);
-    let secrets = match door.keys.by_path.get(&path) {
-        Some(secret) => std::slice::from_ref(secret),
+    let keys = match door.keys.by_path.get(&path) {
+        Some(key) => std::slice::from_ref(key),
         None => door.keys.others.as_slice(),
     };
-    let signature = (!secrets.is_empty()).then(|| verify(secrets, &head.headers, &body, clock::now().timestamp()));
+    let signature = (!keys.is_empty()).then(|| verify(keys, &head.headers, &body, clock::now().timestamp()));
     let good = signature.is_none_or(|signature| signature.is_ok());
     let delivery = Delivery { path, headers: head.headers, body, signature, received };
     if door.sender.send(delivery).await.is_err() {
@@ -249,7 +246,7 @@ async fn receive(door: &Door, request: Request<Incoming>) -> Response<Empty<Byte
 ///
 /// *Units*: `now` in seconds since 1970.
 /// *Source*: Standard Webhooks 1.0.0, "Verifying webhook authenticity".
-pub fn verify(secrets: &[SigningSecret], headers: &HeaderMap, body: &[u8], now: i64) -> Result<(), SignatureError> {
+pub fn verify(keys: &[VerificationKey], headers: &HeaderMap, body: &[u8], now: i64) -> Result<(), SignatureError> {
     let header = |name: &'static str| {
         headers.get(name).and_then(|value| value.to_str().ok()).ok_or(SignatureError::Header(name))
     };
@@ -260,17 +257,7 @@ pub fn verify(secrets: &[SigningSecret], headers: &HeaderMap, body: &[u8], now: 
         return Err(SignatureError::TooOld);
     }
     let signed = [id.as_bytes(), b".", timestamp.as_bytes(), b".", body].concat();
-    let candidates: Vec<Vec<u8>> = signatures
-        .split(' ')
-        .filter_map(|signature| signature.strip_prefix("v1,"))
-        .filter_map(|signature| STANDARD.decode(signature).ok())
-        .collect();
-    // The comparison takes the same time wherever the first wrong byte is.
-    let fits = |secret: &SigningSecret| {
-        let key = hmac::Key::new(hmac::HMAC_SHA256, secret.as_bytes());
-        candidates.iter().any(|candidate| hmac::verify(&key, &signed, candidate).is_ok())
-    };
-    if secrets.iter().any(fits) { Ok(()) } else { Err(SignatureError::Mismatch) }
+    if keys.iter().any(|key| key.fits(signatures, &signed)) { Ok(()) } else { Err(SignatureError::Mismatch) }
 }
 
 impl Delivery {
@@ -329,8 +316,8 @@ mod tests {
     use super::*;
 
     /// The example of the specification's reference libraries.
-    fn example() -> (Vec<SigningSecret>, HeaderMap, &'static [u8], i64) {
-        let secret = SigningSecret::parse("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw").expect("a secret");
+    fn example() -> (Vec<VerificationKey>, HeaderMap, &'static [u8], i64) {
+        let secret = VerificationKey::parse("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw").expect("a secret");
         let mut headers = HeaderMap::new();
         let id = "msg_p5jXN8AQM9LWM0D4loKWxJek";
         headers.insert("webhook-id", id.parse().expect("a value"));

@@ -12,7 +12,7 @@ use super::values::{parse_duration, parse_pair, read_secret};
 use crate::proto::public::target::Kind;
 use crate::proto::public::{
     CircuitBreaker, DeliveryPolicy, OnDeadLetter, OrderingPolicy, PreFailurePolicy, PrePolicy, RateLimit,
-    SubscribeRequest, Target, WebhookMode, WebhookTarget,
+    SignatureScheme, SubscribeRequest, Target, WebhookMode, WebhookTarget,
 };
 
 const EXAMPLES: &str = r"Examples:
@@ -53,14 +53,38 @@ pub struct SubscribeArgs {
     policy: PolicyArgs,
     #[command(flatten)]
     pre: PreArgs,
-    /// Signing secret, `whsec_...` or @file [default: the server makes one]
+    /// Signing secret, `whsec_...`, `whsk_...` or @file [default: the server makes one]
     #[arg(long, env = "CARILLON_SIGNING_SECRET", hide_env_values = true, value_name = "SECRET")]
     secret: Option<String>,
+    /// How deliveries are signed where the server makes the secret [default: v1]
+    #[arg(long, value_enum, value_name = "SCHEME", conflicts_with = "secret")]
+    signature: Option<Scheme>,
     /// Makes a retry of this command safe
     #[arg(long, value_name = "KEY", default_value = "", hide_default_value = true)]
     request_id: String,
     #[command(flatten)]
     public: PublicArgs,
+}
+
+/// How deliveries are signed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Scheme {
+    /// HMAC-SHA256: the receiver shares the secret
+    V1,
+    /// Ed25519: the receiver knows the public key alone
+    V1a,
+}
+
+impl Scheme {
+    /// As the API takes it; unset where none is given.
+    pub fn to_proto(scheme: Option<Self>) -> i32 {
+        match scheme {
+            None => SignatureScheme::Unspecified,
+            Some(Self::V1) => SignatureScheme::V1,
+            Some(Self::V1a) => SignatureScheme::V1a,
+        }
+        .into()
+    }
 }
 
 /// How an event becomes a request.
@@ -269,6 +293,7 @@ pub async fn run(args: SubscribeArgs, output: Output) -> Result<(), CliError> {
         request_id: args.request_id,
         schema_version: args.schema_version,
         pre_policy: args.pre.to_proto(),
+        signature_scheme: Scheme::to_proto(args.signature),
     };
     let client = args.public.connect().await?;
     let answer = call("Subscribe", client.events().subscribe(client.request(request))).await?;
@@ -277,10 +302,19 @@ pub async fn run(args: SubscribeArgs, output: Output) -> Result<(), CliError> {
     }
     let subscription = answer.subscription.ok_or(CliError::Answer { rpc: "Subscribe", what: "subscription" })?;
     let mut fields = fields(&subscription);
-    fields.push(("signing secret", answer.signing_secret));
+    fields.extend(secret_fields(answer.signing_secret, answer.public_key));
     output.fields(&fields)?;
-    note("the signing secret is shown only now: the receiver verifies with it");
+    note(SHOWN_ONCE);
     Ok(())
+}
+
+/// What is said where a secret is shown.
+pub const SHOWN_ONCE: &str =
+    "the signing secret is shown only now; the receiver verifies with it, or with the public key where there is one";
+
+/// A new secret for people.
+pub fn secret_fields(secret: String, public_key: String) -> impl Iterator<Item = (&'static str, String)> {
+    [("signing secret", secret), ("public key", public_key)].into_iter().filter(|(_, text)| !text.is_empty())
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use comfy_table::Cell;
 use super::client::{PublicArgs, PublicClient, call};
 use super::error::CliError;
 use super::output::{Output, counted, duration, excerpt, note, short, state_cell, time};
-use super::subscribe::{Mode, PolicyArgs, PreArgs, secret_text};
+use super::subscribe::{Mode, PolicyArgs, PreArgs, SHOWN_ONCE, Scheme, secret_fields, secret_text};
 use super::values::{parse_duration, parse_pair};
 use crate::proto::public::target::Kind;
 use crate::proto::public::{
@@ -89,9 +89,12 @@ enum Command {
         /// How long the present secrets keep signing [default: 24h]
         #[arg(long, value_parser = parse_duration, value_name = "DURATION")]
         overlap: Option<Duration>,
-        /// The new secret, `whsec_...` or @file [default: the server makes one]
+        /// The new secret, `whsec_...`, `whsk_...` or @file [default: the server makes one]
         #[arg(long, env = "CARILLON_SIGNING_SECRET", hide_env_values = true, value_name = "SECRET")]
         secret: Option<String>,
+        /// How deliveries are signed where the server makes the secret [default: as the newest secret signs]
+        #[arg(long, value_enum, value_name = "SCHEME", conflicts_with = "secret")]
+        signature: Option<Scheme>,
     },
 }
 
@@ -185,12 +188,13 @@ pub async fn run(args: SubscriptionsArgs, output: Output) -> Result<(), CliError
             let request = client.request(update_request(*update)?);
             call("UpdateSubscription", events.update_subscription(request)).await?.subscription
         }
-        Command::RotateSecret { id, overlap, secret } => {
+        Command::RotateSecret { id, overlap, secret, signature } => {
             let overlap = overlap.map(Into::into);
             let request = RotateSubscriptionSecretRequest {
                 subscription_id: id,
                 signing_secret: secret_text(secret.as_deref())?,
                 overlap,
+                signature_scheme: Scheme::to_proto(signature),
                 ..Default::default()
             };
             let answer =
@@ -199,8 +203,9 @@ pub async fn run(args: SubscriptionsArgs, output: Output) -> Result<(), CliError
                 return output.document(&answer);
             }
             let until = time(answer.previous_expire_time.as_ref());
-            output.fields(&[("signing secret", answer.signing_secret), ("previous until", until)])?;
-            note("the signing secret is shown only now: the receiver verifies with it");
+            let fields: Vec<_> = secret_fields(answer.signing_secret, answer.public_key).collect();
+            output.fields(&[fields, vec![("previous until", until)]].concat())?;
+            note(SHOWN_ONCE);
             return Ok(());
         }
     };

@@ -10,7 +10,7 @@ use chrono::{DateTime, Utc};
 
 use super::error::CliError;
 use crate::clock;
-use crate::domain::webhook::SigningSecret;
+use crate::domain::webhook::{SigningSecret, VerificationKey};
 
 /// Shorter texts are no cursors but mistyped words.
 const CURSOR_BYTES_MIN: usize = 32;
@@ -110,11 +110,22 @@ pub fn read_text(argument: &str) -> Result<String, CliError> {
     String::from_utf8(bytes).map_err(|_| CliError::Usage(format!("{argument}: the text is not UTF-8")))
 }
 
-/// Reads a webhook signing secret: `whsec_...`, or `@file` that holds one.
+/// Reads a webhook signing secret: `whsec_...` or `whsk_...`, or `@file` that holds one.
 pub fn read_secret(argument: &str) -> Result<SigningSecret, CliError> {
-    let text = if argument.starts_with('@') { read_text(argument)? } else { argument.to_owned() };
-    let shape = "a signing secret is `whsec_` and base64 of 24 to 64 bytes; @file reads it from a file";
-    SigningSecret::parse(text.trim()).ok_or_else(|| CliError::Usage(shape.to_owned()))
+    let shape = "a signing secret is `whsec_` and base64 of 24 to 64 bytes, or `whsk_` and base64 of an Ed25519 private key; @file \
+                 reads it from a file";
+    SigningSecret::parse(secret_argument(argument)?.trim()).ok_or_else(|| CliError::Usage(shape.to_owned()))
+}
+
+/// Reads what deliveries are verified with: a signing secret, or the public key `whpk_...`, or `@file` that holds one.
+pub fn read_verification_key(argument: &str) -> Result<VerificationKey, CliError> {
+    let shape = "deliveries are verified with the signing secret `whsec_...`, or with the public key `whpk_...` of a signing key; @file \
+                 reads it from a file";
+    VerificationKey::parse(secret_argument(argument)?.trim()).ok_or_else(|| CliError::Usage(shape.to_owned()))
+}
+
+fn secret_argument(argument: &str) -> Result<String, CliError> {
+    if argument.starts_with('@') { read_text(argument) } else { Ok(argument.to_owned()) }
 }
 
 #[cfg(test)]

@@ -19,6 +19,7 @@ pub mod pre;
 pub mod quotas;
 pub mod retry;
 pub mod schema;
+pub mod signing;
 pub mod subscription;
 pub mod trial;
 pub mod webhook;

@@ -1,6 +1,7 @@
 //! Webhook targets: what may be called, and how.
 
 use super::ids::SubscriptionId;
+pub use super::signing::{SigningSecret, VerificationKey};
 use std::fmt;
 use std::sync::Arc;
 
@@ -153,41 +154,6 @@ pub fn parse_headers(
     parsed.sort();
     parsed.dedup_by(|a, b| a.0 == b.0);
     if parsed.len() > 16 { Err(WebhookError::TooManyHeaders) } else { Ok(parsed) }
-}
-
-/// A webhook signing secret, 24 to 64 bytes. Never printed.
-#[derive(Clone, PartialEq, Eq)]
-pub struct SigningSecret(Vec<u8>);
-
-impl SigningSecret {
-    /// Parses `whsec_` and standard base64 of 24 to 64 bytes.
-    pub fn parse(text: &str) -> Option<Self> {
-        use base64::Engine as _;
-        let encoded = text.strip_prefix("whsec_")?;
-        Self::from_bytes(base64::engine::general_purpose::STANDARD.decode(encoded).ok()?)
-    }
-
-    /// Takes raw bytes, 24 to 64 of them.
-    pub fn from_bytes(bytes: Vec<u8>) -> Option<Self> {
-        (24..=64).contains(&bytes.len()).then_some(Self(bytes))
-    }
-
-    /// The raw bytes.
-    pub fn as_bytes(&self) -> &[u8] {
-        &self.0
-    }
-
-    /// The text form, for the one answer that shows it.
-    pub fn reveal(&self) -> String {
-        use base64::Engine as _;
-        format!("whsec_{}", base64::engine::general_purpose::STANDARD.encode(&self.0))
-    }
-}
-
-impl fmt::Debug for SigningSecret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("SigningSecret(..)")
-    }
 }
 
 /// What an attempt needs beside the event: where to, and signed how.

@@ -10,6 +10,7 @@ use crate::domain::event_type::{CompiledSchema, EventType, EventTypeName};
 use crate::domain::ids::{SubscriptionNo, TenantId};
 use crate::domain::quotas::{Limits, Quota};
 use crate::domain::schema::Schema;
+use crate::domain::signing::Scheme;
 use crate::domain::subscription::{State, Subscription, Target};
 use crate::domain::webhook::{SigningSecret, WebhookCall};
 use crate::feed::News;
@@ -75,6 +76,11 @@ impl Entry {
     /// What an attempt at `now` needs; none where no signing secret can be opened, since nothing is sent unsigned.
     pub fn webhook_call(&self, now: DateTime<Utc>) -> Option<Arc<WebhookCall>> {
         self.call.clone().or_else(|| self.build_call(now).map(Arc::new))
+    }
+
+    /// How its newest secret signs.
+    pub fn scheme(&self) -> Option<Scheme> {
+        self.secrets.first().map(|(secret, _)| secret.scheme())
     }
 
     fn build_call(&self, now: DateTime<Utc>) -> Option<WebhookCall> {

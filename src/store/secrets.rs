@@ -114,7 +114,7 @@ impl Keyring {
         id: Uuid,
         secret: &SigningSecret,
     ) -> Result<StoredSecret, KeyringError> {
-        let Sealed { key_id, ciphertext } = self.seal(secret.as_bytes(), &secret_aad(tenant, subscription, id))?;
+        let Sealed { key_id, ciphertext } = self.seal(&secret.to_kept(), &secret_aad(tenant, subscription, id))?;
         Ok(StoredSecret { id, key_id, ciphertext, expires_at: None })
     }
 
@@ -127,7 +127,7 @@ impl Keyring {
     ) -> Result<SigningSecret, KeyringError> {
         let aad = secret_aad(tenant, subscription, stored.id);
         let plain = self.open(&stored.key_id, &stored.ciphertext, &aad)?;
-        SigningSecret::from_bytes(plain).ok_or(KeyringError::Broken)
+        SigningSecret::from_kept(plain).ok_or(KeyringError::Broken)
     }
 
     /// Seals into one run of bytes that names its key, for columns of any content.

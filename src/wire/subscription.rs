@@ -11,6 +11,7 @@ use crate::domain::filter::{Filter, FilterError};
 use crate::domain::ids::SubscriptionId;
 use crate::domain::pre::PrePolicy;
 use crate::domain::retry::DeliveryPolicy;
+use crate::domain::signing::Scheme;
 use crate::domain::subscription::{State, Subscription, Target};
 use crate::domain::webhook::{SigningSecret, WebhookMode, WebhookTarget, WebhookUri, parse_headers};
 use crate::proto::public as proto;
@@ -58,6 +59,8 @@ pub struct ParsedSubscribe {
     pub pre_policy: Option<PrePolicy>,
     /// The signing secret the caller brings.
     pub secret: Option<SigningSecret>,
+    /// What a new one is to be made for; none where the caller does not say.
+    pub scheme: Option<Scheme>,
 }
 
 /// Which subscription an Unsubscribe request names.
@@ -120,8 +123,10 @@ pub fn parse_subscribe(request: proto::SubscribeRequest) -> Result<ParsedSubscri
         signing_secret,
         schema_version,
         pre_policy,
+        signature_scheme,
         ..
     } = request;
+    let secret = parse_secret("signing_secret", &signing_secret)?;
     Ok(ParsedSubscribe {
         app: slug("app", app)?,
         event_type: parse_name("event_type", &event_type)?,
@@ -131,7 +136,8 @@ pub fn parse_subscribe(request: proto::SubscribeRequest) -> Result<ParsedSubscri
         schema_version: parse_version("schema_version", schema_version)?,
         policy: parse_policy("delivery_policy", delivery_policy.as_ref())?,
         pre_policy: pre_policy.map(|policy| pre::parse("pre_policy", &policy)).transpose()?,
-        secret: parse_secret("signing_secret", &signing_secret)?,
+        scheme: parse_scheme("signature_scheme", signature_scheme, secret.as_ref())?,
+        secret,
     })
 }
 
@@ -174,7 +180,22 @@ pub fn parse_secret(field: &str, secret: &str) -> Result<Option<SigningSecret>, 
         return Ok(None);
     }
     let parsed = SigningSecret::parse(secret);
-    parsed.map(Some).ok_or_else(|| FieldError::new(field, "must be whsec_ and standard base64 of 24 to 64 bytes"))
+    let rule = "must be whsec_ and standard base64 of 24 to 64 bytes, or whsk_ and that of an Ed25519 private key";
+    parsed.map(Some).ok_or_else(|| FieldError::new(field, rule))
+}
+
+/// Checks what a signing secret is to be made for; none where it is not set. A secret that is given must be of that scheme.
+pub fn parse_scheme(field: &str, scheme: i32, given: Option<&SigningSecret>) -> Result<Option<Scheme>, FieldError> {
+    let scheme = match proto::SignatureScheme::try_from(scheme) {
+        Ok(proto::SignatureScheme::Unspecified) => return Ok(None),
+        Ok(proto::SignatureScheme::V1) => Scheme::V1,
+        Ok(proto::SignatureScheme::V1a) => Scheme::V1a,
+        Err(_) => return Err(FieldError::new(field, "is not a known value")),
+    };
+    if given.is_some_and(|secret| secret.scheme() != scheme) {
+        return Err(FieldError::new(field, "is not that of signing_secret: leave it unset, or the secret empty"));
+    }
+    Ok(Some(scheme))
 }
 
 /// Checks the states of a list; none means ACTIVE and DISABLED.

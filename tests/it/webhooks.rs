@@ -1,8 +1,15 @@
 //! What a webhook receiver sees.
 
-use carillon::proto::public::WebhookMode;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use carillon::domain::webhook::{SigningSecret, VerificationKey};
+use carillon::proto::public::{RotateSubscriptionSecretRequest, SignatureScheme, SubscribeRequest, WebhookMode};
 use serde_json::json;
+use tonic::Code;
+use tonic_types::StatusExt as _;
 
+use crate::harness::receiver::Received;
+use crate::harness::tenant::assert_refused;
 use crate::harness::tenant::webhook;
 use crate::harness::{Receiver, Tenant, World};
 
@@ -41,5 +48,65 @@ async fn each_mode_carries_the_event_its_own_way_and_is_signed() {
                 assert!(received.headers.keys().all(|name| !name.as_str().starts_with("ce-")));
             }
         }
+    }
+}
+
+/// Whether a delivery's signatures verify with a key, by their prefix.
+fn verifies(received: &Received, key: &str) -> bool {
+    let key = VerificationKey::parse(key).expect("a key");
+    let message =
+        [received.header("webhook-id").as_bytes(), received.header("webhook-timestamp").as_bytes(), &received.body];
+    key.fits(received.header("webhook-signature"), &message.join(&b"."[..]))
+}
+
+#[tokio::test]
+async fn a_v1a_delivery_verifies_with_the_public_key_and_a_rotation_keeps_the_scheme() {
+    let tenant = World::shared().await.tenant().await;
+    let receiver = Receiver::start().await;
+    tenant.declare("CUSTOM_HOOKED").await;
+    let mut request = tenant.subscribe_request("CUSTOM_HOOKED", &receiver.url("/public"));
+    request.signature_scheme = SignatureScheme::V1a.into();
+    let made = tenant.events().subscribe(request).await.expect("valid").into_inner();
+    assert!(made.signing_secret.starts_with("whsk_") && made.public_key.starts_with("whpk_"), "{made:?}");
+    tenant.publish("CUSTOM_HOOKED", &json!({})).await;
+    let first = &receiver.receives("/public", 1).await[0];
+    assert!(first.header("webhook-signature").starts_with("v1a,") && verifies(first, &made.public_key));
+    assert!(!verifies(&Received { body: "other".into(), ..first.clone() }, &made.public_key));
+
+    let id = made.subscription.expect("it is set").id;
+    let rotate = RotateSubscriptionSecretRequest { subscription_id: id, ..Default::default() };
+    let rotated = tenant.events().rotate_subscription_secret(rotate.clone()).await.expect("valid").into_inner();
+    let to_shared = RotateSubscriptionSecretRequest { signature_scheme: SignatureScheme::V1.into(), ..rotate };
+    let shared = tenant.events().rotate_subscription_secret(to_shared).await.expect("valid").into_inner();
+    assert!(shared.public_key.is_empty(), "{shared:?}");
+    tenant.publish("CUSTOM_HOOKED", &json!({})).await;
+    let second = &receiver.receives("/public", 2).await[1];
+    for key in [made.public_key, rotated.public_key, shared.signing_secret] {
+        assert!(verifies(second, &key), "{key} does not verify {}", second.header("webhook-signature"));
+    }
+}
+
+#[tokio::test]
+async fn a_scheme_that_the_secret_is_not_of_is_refused() {
+    let tenant = World::shared().await.tenant().await;
+    tenant.declare("CUSTOM_HOOKED").await;
+    let shared = format!("whsec_{}", STANDARD.encode([1; 32]));
+    let private = SigningSecret::from_seed([1; 32]).expect("a seed").reveal();
+    let cases = [
+        (shared, SignatureScheme::V1a as i32, "signature_scheme"),
+        (private, SignatureScheme::V1 as i32, "signature_scheme"),
+        (String::new(), 99, "signature_scheme"),
+        (format!("whsk_{}", STANDARD.encode([1; 33])), 0, "signing_secret"),
+    ];
+    for (signing_secret, signature_scheme, field) in cases {
+        let request = SubscribeRequest {
+            signing_secret,
+            signature_scheme,
+            ..tenant.subscribe_request("CUSTOM_HOOKED", "https://hooks.example.com/")
+        };
+        let refused = tenant.events().subscribe(request).await;
+        let status = assert_refused(refused, Code::InvalidArgument, "FIELD_INVALID");
+        let violations = status.get_details_bad_request().expect("it names the field").field_violations;
+        assert_eq!(violations[0].field, field, "{status:?}");
     }
 }

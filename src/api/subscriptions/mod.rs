@@ -20,6 +20,7 @@ use crate::domain::access::Caller;
 use crate::domain::event_type::EventType;
 use crate::domain::ids::SubscriptionId;
 use crate::domain::quotas::Quota;
+use crate::domain::signing::Scheme;
 use crate::domain::subscription::{State, Subscription};
 use crate::domain::webhook::{SigningSecret, WebhookUri};
 use crate::store::request_ids::{Once, Repeatable};
@@ -40,11 +41,9 @@ fn check_version(event_type: &EventType, version: i32) -> Result<(), ApiError> {
     Err(ApiError::SchemaVersionNotFound { event_type: event_type.name.as_str().to_owned(), version })
 }
 
-/// The secret that the caller brings, or a new one of 32 random bytes.
-fn secret_or_new(brought: Option<SigningSecret>) -> SigningSecret {
-    brought.unwrap_or_else(|| {
-        SigningSecret::from_bytes(clock::random_bytes::<32>().to_vec()).expect("32 bytes are within the bounds")
-    })
+/// The secret that the caller brings, or a new one of a scheme.
+fn secret_or_new(brought: Option<SigningSecret>, scheme: Scheme) -> SigningSecret {
+    brought.unwrap_or_else(|| SigningSecret::of(scheme, clock::random_bytes()).expect("any 32 bytes make one"))
 }
 
 /// Changes the state of one subscription, and tells this process.

@@ -10,7 +10,9 @@ use crate::clock;
 use crate::domain::access::Role;
 use crate::domain::event_type::Phase;
 use crate::domain::ids::SubscriptionId;
+use crate::domain::signing::Scheme;
 use crate::domain::subscription::{Subscription, Target};
+use crate::domain::webhook::SigningSecret;
 use crate::proto::public::{SubscribeRequest, SubscribeResponse};
 use crate::store::subscriptions::NewSubscription;
 use crate::wire::pre::ONLY_PRE;
@@ -46,7 +48,7 @@ pub(crate) async fn handle(
     };
 
     let id = SubscriptionId(clock::new_uuid());
-    let secret = secret_or_new(parsed.secret);
+    let secret = secret_or_new(parsed.secret, parsed.scheme.unwrap_or(Scheme::V1));
     let stored_secret = deps.keyring.seal_secret(tenant, id, clock::new_uuid(), &secret).map_err(unsealed)?;
     let new = NewSubscription {
         id,
@@ -60,18 +62,22 @@ pub(crate) async fn handle(
         pre_policy,
         secret: stored_secret,
     };
-    let revealed = secret.reveal();
-    let kept = repeat.keeping(move |made| response(made, revealed));
+    let kept = secret.clone();
+    let kept = repeat.keeping(move |made| response(made, &kept));
     let max = subscriptions_max(deps, &caller).await?;
     match deps.store.subscribe(principal(&caller), new, max, kept).await {
         Ok(made) => {
             deps.announce(tenant).await;
-            repeat.answer(made, |made| response(made, secret.reveal()))
+            repeat.answer(made, |made| response(made, &secret))
         }
         Err(refusal) => Err(refused(deps, &caller, &parsed.app, refusal).await),
     }
 }
 
-fn response(made: &Subscription, signing_secret: String) -> SubscribeResponse {
-    SubscribeResponse { subscription: Some(to_proto(made)), signing_secret }
+fn response(made: &Subscription, secret: &SigningSecret) -> SubscribeResponse {
+    SubscribeResponse {
+        subscription: Some(to_proto(made)),
+        signing_secret: secret.reveal(),
+        public_key: secret.public_key().unwrap_or_default(),
+    }
 }

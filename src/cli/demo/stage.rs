@@ -16,7 +16,7 @@ use crate::cli::output::progress;
 use crate::cli::receiver::{Delivery, Keys, Receiver};
 use crate::cli::subscribe::webhook;
 use crate::clock;
-use crate::domain::webhook::SigningSecret;
+use crate::domain::webhook::{SigningSecret, VerificationKey};
 use crate::proto::public::{
     AddEventTypeSchemaRequest, CreateEventTypeRequest, ListSubscriptionsRequest, SubscribeRequest,
     UndeleteEventTypeRequest, UnsubscribeRequest, WebhookMode,
@@ -78,7 +78,9 @@ impl Stage {
         let listeners = listeners(kinds);
         let secrets: HashMap<String, SigningSecret> =
             listeners.iter().filter_map(|listener| Some((listener.path.clone(), new_secret()?))).collect();
-        let keys = Keys { by_path: secrets.clone(), others: Vec::new() };
+        let by_path =
+            secrets.iter().filter_map(|(path, secret)| Some((path.clone(), VerificationKey::of(secret)?))).collect();
+        let keys = Keys { by_path, others: Vec::new() };
         let anywhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let (receiver, deliveries) = Receiver::start(anywhere, keys, StatusCode::NO_CONTENT).await?;
         let mut stage = Self {

@@ -4,6 +4,7 @@
 // Environment: CARILLON_PUBLIC, CARILLON_INTERNAL (host:port), CARILLON_KEY, CARILLON_APP, CARILLON_CA, CARILLON_CERT,
 // CARILLON_CERT_KEY (PEM files).
 
+import { createPublicKey, verify } from "node:crypto";
 import { readFileSync } from "node:fs";
 import { createServer } from "node:http";
 import { once } from "node:events";
@@ -78,15 +79,17 @@ const expectAt = (path) => {
 
 const name = "CUSTOM_FOREIGN_NODE";
 await call(types, "createEventType", { name, schema: JSON.stringify({ type: "object", required: ["n"] }) });
-const subscribe = (path, mode) =>
+const subscribe = (path, mode, signatureScheme) =>
   call(events, "subscribe", {
-    app: env("CARILLON_APP"), eventType: name,
+    app: env("CARILLON_APP"), eventType: name, signatureScheme,
     target: { webhook: { uri: `http://127.0.0.1:${receiver.address().port}${path}`, mode } },
   });
 const structuredArrives = expectAt("/structured");
 const binaryArrives = expectAt("/binary");
+const publicArrives = expectAt("/public");
 const structured = await subscribe("/structured", "WEBHOOK_MODE_STRUCTURED");
 const binary = await subscribe("/binary", "WEBHOOK_MODE_BINARY");
+const publicKey = (await subscribe("/public", "WEBHOOK_MODE_RAW", "SIGNATURE_SCHEME_V1A")).publicKey;
 
 const watch = events.watch({ filters: [{ name: "mine", eventTypes: [name] }], earliest: true }, metadata);
 const watched = new Promise((resolve, reject) => {
@@ -105,6 +108,14 @@ const check = ({ headers, body }, secret) => {
   const event = HTTP.toEvent({ headers, body });
   return { id: event.id, type: event.type, data: event.data, webhookId: headers["webhook-id"] };
 };
+// Scheme v1a by nothing but what Node brings: the key is wrapped as SubjectPublicKeyInfo of RFC 8410.
+const checkPublic = ({ headers, body }) => {
+  const spki = Buffer.concat([Buffer.from("302a300506032b6570032100", "hex"), Buffer.from(publicKey.slice("whpk_".length), "base64")]);
+  const key = createPublicKey({ key: spki, format: "der", type: "spki" });
+  const [version, signature] = headers["webhook-signature"].split(",");
+  const message = `${headers["webhook-id"]}.${headers["webhook-timestamp"]}.${body}`;
+  return version === "v1a" && verify(null, Buffer.from(message), key, Buffer.from(signature, "base64"));
+};
 const seen = await watched;
 watch.on("error", () => {});
 watch.cancel();
@@ -119,6 +130,7 @@ console.log(JSON.stringify({
   invocations: published.invocations.length,
   structured: check(await structuredArrives, structured.signingSecret),
   binary: check(await binaryArrives, binary.signingSecret),
+  public: checkPublic(await publicArrives),
   watched: { id: seen.event.id, filters: seen.filters },
   listed: listed.events.map((event) => event.id),
   refused: failure.reason,
