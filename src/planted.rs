@@ -23,13 +23,15 @@ pub enum Defect {
     IgnoreFence,
     /// G7: commit times do not follow positions.
     MisdateCommits,
+    /// G7: ordering keys are not heeded.
+    IgnoreOrder,
     /// G8: a watch that resumes begins one event too far on.
     ResumeLate,
 }
 
 impl Defect {
     /// Each with the guarantee that it breaks and its name.
-    pub const ALL: [(Self, &str, &str); 9] = [
+    pub const ALL: [(Self, &str, &str); 10] = [
         (Self::AcknowledgeEarly, "G1", "acknowledge-early"),
         (Self::LoseFanOut, "G2", "lose-fan-out"),
         (Self::ForgetKeys, "G3", "forget-keys"),
@@ -38,6 +40,7 @@ impl Defect {
         (Self::AttemptTwice, "G5", "attempt-twice"),
         (Self::IgnoreFence, "G6", "ignore-fence"),
         (Self::MisdateCommits, "G7", "misdate-commits"),
+        (Self::IgnoreOrder, "G7", "ignore-order"),
         (Self::ResumeLate, "G8", "resume-late"),
     ];
 }

@@ -36,7 +36,8 @@ pub fn all() -> Vec<Planted> {
         | Defect::OpenGate
         | Defect::SkipAttempts
         | Defect::AttemptTwice
-        | Defect::MisdateCommits => Vec::new(),
+        | Defect::MisdateCommits
+        | Defect::IgnoreOrder => Vec::new(),
     };
     Defect::ALL
         .into_iter()

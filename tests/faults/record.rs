@@ -90,6 +90,8 @@ pub enum Record {
     Reused { at: Micros, key: String, reason: String },
     /// A subscription is so from after this position on.
     Subscribed { at: Micros, subscription: String, event_type: String, share: Share, active: bool, after: i64 },
+    /// A subscription has an ordering key: the remainder of `n` divided by this.
+    Ordered { subscription: String, keys: i64 },
     /// A subscription decides on PRE events of this type; a lenient one may fail.
     Gate { subscription: String, event_type: String, lenient: bool },
     /// A delivery arrived.

@@ -125,10 +125,14 @@ pub fn executed(history: &History, report: &mut Report) {
     }
 }
 
-/// Whether there was reason to run an invocation again.
+/// Whether there was reason to run an invocation again. What a receiver does is none by itself: it shows in the answers and attempts.
 fn explained(history: &History, id: &str, first: &Receipt, second: &Receipt) -> bool {
     let failed = history.attempts.get(id).is_some_and(|attempts| attempts.iter().any(|(_, succeeded)| !succeeded));
-    let touches = |fault: &Fault| fault.from <= second.at && fault.to + history.lease + AFTERMATH >= first.at;
+    let touches = |fault: &Fault| {
+        !fault.kind.starts_with("receiver_")
+            && fault.from <= second.at
+            && fault.to + history.lease + AFTERMATH >= first.at
+    };
     !first.answer.may_succeed() || failed || history.faults.iter().any(touches)
 }
 

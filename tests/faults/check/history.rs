@@ -111,6 +111,8 @@ pub struct History {
     pub reused: Vec<(String, String)>,
     /// Changes per subscription, in the order in which they took effect.
     pub subscriptions: BTreeMap<String, Vec<Change>>,
+    /// Subscriptions with an ordering key, and how many keys each has.
+    pub ordered: HashMap<String, i64>,
     /// Per invocation, in order of arrival.
     pub receipts: HashMap<String, Vec<Receipt>>,
     pub readers: Vec<Reader>,
@@ -153,6 +155,9 @@ impl History {
             Record::Gate { subscription, event_type, lenient } => {
                 self.gates.insert(subscription, lenient);
                 self.gate_types.insert(event_type);
+            }
+            Record::Ordered { subscription, keys } => {
+                self.ordered.insert(subscription, keys);
             }
             Record::Reused { key, reason, .. } => self.reused.push((key, reason)),
             Record::Subscribed { subscription, event_type, share, active, after, .. } => {

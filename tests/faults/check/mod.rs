@@ -8,6 +8,7 @@ mod deliveries;
 mod gates;
 mod history;
 mod log;
+mod order;
 mod readers;
 
 use std::collections::BTreeMap;
@@ -105,6 +106,7 @@ pub fn judge(history: &History) -> Report {
     log::durable(history, &mut report);
     log::idempotent(history, &mut report);
     log::ordered(history, &mut report);
+    order::in_order(history, &mut report);
     gates::gated(history, &mut report);
     deliveries::fanned_out(history, &mut report);
     deliveries::ended(history, &mut report);

@@ -179,7 +179,7 @@ impl State {
             "/turn" => *self.turn.lock().expect("nobody panics"),
             "/poison" => Answer::Error,
             // Every fifth invocation fails at first.
-            "/flaky" => {
+            "/flaky" | "/ordered" => {
                 let chosen = invocation.bytes().map(usize::from).sum::<usize>() % 5 == 0;
                 let first = self.failed_once.lock().expect("nobody panics").insert(invocation.to_owned());
                 if chosen && first { Answer::Error } else { Answer::Ok }

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use carillon::proto::public::{
     CreateEventTypeRequest, DeliveryPolicy, DisableSubscriptionRequest, EnableSubscriptionRequest,
-    GetSubscriptionRequest, SubscribeRequest, Subscription, SubscriptionState, Target, UnsubscribeRequest,
-    UpdateSubscriptionRequest, WebhookTarget, target,
+    GetSubscriptionRequest, OrderingPolicy, SubscribeRequest, Subscription, SubscriptionState, Target,
+    UnsubscribeRequest, UpdateSubscriptionRequest, WebhookTarget, target,
 };
 use pbjson_types::{Duration as ProtoDuration, FieldMask};
 
@@ -20,6 +20,9 @@ use crate::stage::APP;
 /// Between two changes.
 const PACE: Duration = Duration::from_millis(700);
 const AGAIN: Duration = Duration::from_millis(100);
+/// The path of the subscription with an ordering key, and how many keys it has.
+const ORDERED: &str = "/ordered";
+const ORDERED_KEYS: i64 = 7;
 
 /// A subscription as its subscriber knows it.
 struct Held {
@@ -61,6 +64,14 @@ pub async fn prepare(link: &mut Link, log: &Log, receiver: &Receiver) -> anyhow:
         let made = answered(link.events().subscribe(request)).await?.subscription.unwrap_or_default();
         write(log, &made, event_type, share);
     }
+    let mut request = request(&receiver.url(ORDERED), green, Share::ALL, 50, ORDERED);
+    if let Some(policy) = &mut request.delivery_policy {
+        let key = format!("data.n % {ORDERED_KEYS}");
+        policy.ordering = Some(OrderingPolicy { key, ..Default::default() });
+    }
+    let made = answered(link.events().subscribe(request)).await?.subscription.unwrap_or_default();
+    write(log, &made, green, Share::ALL);
+    log.write(&Record::Ordered { subscription: made.id, keys: ORDERED_KEYS });
     Ok(())
 }
 
