@@ -5,9 +5,9 @@
 
 use crate::domain::event::LogEntry;
 use crate::domain::ids::{Position, TenantId, WatchId};
+use crate::domain::memory::{Kept, Memory};
 use chrono::{DateTime, Utc};
 use std::ops::Deref;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, RwLock};
 use tokio::sync::{broadcast, mpsc, watch};
 
@@ -42,16 +42,14 @@ pub enum News {
 #[derive(Debug)]
 pub struct Batch {
     entries: Vec<Arc<LogEntry>>,
-    bytes: usize,
-    under_way: Arc<AtomicUsize>,
+    _kept: Kept,
 }
 
 impl Batch {
     /// Counts the entries among the bytes that are under way, until the last reader lets go of them.
-    pub(crate) fn new(entries: Vec<Arc<LogEntry>>, under_way: &Arc<AtomicUsize>) -> Self {
-        let bytes = entries.iter().map(|entry| entry.event.data.as_bytes().len()).sum();
-        under_way.fetch_add(bytes, Ordering::Relaxed);
-        Self { entries, bytes, under_way: under_way.clone() }
+    pub(crate) fn new(entries: Vec<Arc<LogEntry>>, under_way: &Memory) -> Self {
+        let bytes = entries.iter().map(|entry| entry.memory_bytes()).sum();
+        Self { entries, _kept: under_way.keep(bytes) }
     }
 }
 
@@ -60,12 +58,6 @@ impl Deref for Batch {
 
     fn deref(&self) -> &Self::Target {
         &self.entries
-    }
-}
-
-impl Drop for Batch {
-    fn drop(&mut self) {
-        self.under_way.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 
@@ -82,15 +74,14 @@ pub enum WatchNews {
 
 /// Hints about watches that a reader may be behind.
 const WATCH_NEWS_MAX: usize = 1_024;
-/// Bytes of event data that may be on their way to readers, where nothing else is said.
+/// Bytes of events that may be on their way to readers, where nothing else is said.
 const UNDER_WAY_MAX: usize = 64 * 1024 * 1024;
 
 /// Spreads news to every reader in this process. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Feed {
     readers: Arc<RwLock<Vec<mpsc::Sender<News>>>>,
-    under_way: Arc<AtomicUsize>,
-    under_way_max: usize,
+    under_way: Memory,
     watches: broadcast::Sender<WatchNews>,
     /// Counts the batches of outcomes that this process has recorded.
     settled: Arc<watch::Sender<u64>>,
@@ -102,8 +93,7 @@ impl Default for Feed {
     fn default() -> Self {
         Self {
             readers: Arc::default(),
-            under_way: Arc::default(),
-            under_way_max: UNDER_WAY_MAX,
+            under_way: Memory::new(UNDER_WAY_MAX),
             watches: broadcast::Sender::new(WATCH_NEWS_MAX),
             settled: Arc::default(),
             pending_due: Arc::default(),
@@ -119,17 +109,16 @@ impl Feed {
         receiver
     }
 
-    /// Keeps at most that many bytes of event data on their way to readers; news of entries beyond it is dropped.
+    /// Keeps at most that many bytes of events on their way to readers; news of entries beyond it is dropped.
     #[must_use]
-    pub fn bounded(mut self, bytes: usize) -> Self {
-        self.under_way_max = self.under_way_max.min(bytes);
-        self
+    pub fn bounded(self, bytes: usize) -> Self {
+        Self { under_way: Memory::new(self.under_way.bytes_max().min(bytes)), ..self }
     }
 
     /// Tells every reader what was committed here: one tenant's, adjacent positions, in order. Never waits.
     pub fn send_committed(&self, tenant: TenantId, entries: Vec<Arc<LogEntry>>) {
         // Readers that are this far behind go by the store.
-        if self.under_way.load(Ordering::Relaxed) < self.under_way_max {
+        if !self.under_way.is_full() {
             self.send(&News::Committed { tenant, entries: Arc::new(Batch::new(entries, &self.under_way)) });
         }
     }

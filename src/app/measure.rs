@@ -25,7 +25,7 @@ impl Engine {
         metrics.level("dispatch_in_flight", "Attempts under way", load(Load::running));
         metrics.level("dispatch_shards", "Shards that this replica owns", load(Load::shards));
         metrics.level("dispatch_tenants", "Tenants that this replica dispatches", load(Load::tenants));
-        metrics.level("dispatch_memory_bytes", "Event data that waits or runs", load(Load::memory_bytes));
+        metrics.level("dispatch_memory_bytes", "Bytes of events that wait or run", load(Load::memory_bytes));
         metrics.level("dispatch_backlog", "Invocations of these tenants that are not finished", load(Load::backlog));
         metrics.level(
             "dispatch_lag_events",

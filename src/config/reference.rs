@@ -111,7 +111,7 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
     ("catalogue.file", "TOML file with the operator's own SYSTEM event types"),
     ("publish.event_bytes_max", "largest event, attributes and data together, bytes; 1,024 to 4,194,304"),
     ("publish.commit_events_max", "events in one commit at most; 1 to 10,000"),
-    ("publish.commit_bytes_max", "bytes of event data in one commit at most"),
+    ("publish.commit_bytes_max", "bytes of events in one commit at most, attributes and data"),
     (
         "publish.commits_in_flight",
         "commits that may run at the same time; 1 to 16; more than one pays only where many tenants publish",
@@ -167,7 +167,7 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
     ),
     (
         "dispatch.memory_bytes_max",
-        "event data that waits in memory, all tenants together, bytes; at the bound a subscription that has work waiting gets further work from the database; at least 1 MiB",
+        "bytes of events that wait for a listener or are with one in memory, all tenants together, attributes and data; from three quarters of it on a subscription that has work waiting gets further work from the database, and at the bound one that has anything running too, so that no more than one event of each other one goes beyond it; at least 1 MiB",
     ),
     (
         "dispatch.window_max",

@@ -23,8 +23,9 @@ pub struct Config {
     pub slow_in_flight_max: usize,
     /// Invocations of one subscription that wait in memory; further ones wait in the database. 4 to 1,000,000.
     pub queue_max: usize,
-    /// Event data that waits in memory, all tenants together, bytes; at the bound a subscription that has work waiting gets
-    /// further work from the database. At least 1 MiB.
+    /// Bytes of events that wait for a listener or are with one in memory, all tenants together. From three quarters of it on, a
+    /// subscription that has work waiting gets further work from the database; at the bound, one that has anything running too. So no
+    /// more than one event of each other subscription goes beyond it. At least 1 MiB.
     pub memory_bytes_max: usize,
     /// Events between a tenant's cursor and the newest one in memory; at the bound the older half of what is unfinished is
     /// noted in the database one by one, so that the cursor moves on. 16 to 10,000,000.

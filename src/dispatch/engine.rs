@@ -46,7 +46,6 @@ pub(super) struct Engine {
     slow: usize,
     /// As of the last tick: attempts that end in between may have made room without a look at what it held back.
     slow_was_full: bool,
-    memory_bytes: usize,
     ticked_at: DateTime<Utc>,
     swept_at: Option<DateTime<Utc>>,
     sweeping: bool,
@@ -69,7 +68,6 @@ impl Engine {
             running: 0,
             slow: 0,
             slow_was_full: false,
-            memory_bytes: 0,
             ticked_at: DateTime::UNIX_EPOCH,
             swept_at: None,
             sweeping: false,
@@ -129,7 +127,6 @@ impl Engine {
 
     fn room(&self) -> Room {
         Room {
-            memory_full: self.memory_bytes >= self.shared.config.memory_bytes_max,
             slow_full: self.slow >= self.shared.config.slow_in_flight_max,
             free: self.shared.config.in_flight_max.saturating_sub(self.running.saturating_sub(self.slow)),
         }
@@ -151,7 +148,6 @@ impl Engine {
             News::Committed { tenant, .. } => *tenant,
             News::Head(head) => head.tenant,
         };
-        let room = self.room();
         let Some(held) = self.tenants.get_mut(&tenant) else {
             self.claim_new(tenant);
             return;
@@ -159,7 +155,7 @@ impl Engine {
         match news {
             News::Committed { entries, .. } => {
                 held.look_at_ordering();
-                held.tenant.hear_committed(entries, now, room, &self.shared.config);
+                held.tenant.hear_committed(entries, now, &self.shared.config);
             }
             // Repeated once a second while it is recent: not worth a look where it says nothing new.
             News::Head(head) => {
@@ -184,7 +180,6 @@ impl Engine {
     }
 
     fn take(&mut self, input: Input, now: DateTime<Utc>) {
-        let room = self.room();
         let shared = self.shared.clone();
         let config = &shared.config;
         let life = match &input {
@@ -228,7 +223,7 @@ impl Engine {
                 // Without this look, what was committed here would need one for every batch.
                 held.registry = held.registry.take().or(registry);
                 held.look_at_ordering();
-                let reached = held.tenant.page(&page, now, room, config);
+                let reached = held.tenant.page(&page, now, config);
                 if !reached {
                     tracing::debug!(tenant = %life.tenant, "the log ends before its head as heard; it is read again");
                     held.not_before = now + LOAD_AGAIN;
@@ -366,7 +361,7 @@ impl Engine {
         self.load.shards.store(self.shards.len(), Ordering::Relaxed);
         self.load.tenants.store(self.tenants.len(), Ordering::Relaxed);
         self.load.running.store(self.running, Ordering::Relaxed);
-        self.load.memory_bytes.store(self.memory_bytes, Ordering::Relaxed);
+        self.load.memory_bytes.store(self.shared.memory.bytes(), Ordering::Relaxed);
         self.load.lag.store(self.tenants.values().map(|held| held.tenant.lag()).sum(), Ordering::Relaxed);
     }
 
@@ -379,7 +374,6 @@ impl Engine {
     }
 
     fn pump_tenant(&mut self, id: TenantId, now: DateTime<Utc>) {
-        let room = self.room();
         let shared = &self.shared;
         let config = &shared.config;
         let leaving = self.is_leaving(id);
@@ -392,7 +386,7 @@ impl Engine {
             if now < held.not_before {
                 wake = Some(held.not_before);
             } else {
-                held.load(shared, life, now, room);
+                held.load(shared, life, now);
                 wake = held.tenant.next_due.filter(|due| *due > now);
             }
             wake = [wake, held.tenant.next_resume()].into_iter().flatten().min();
@@ -415,9 +409,6 @@ impl Engine {
             held.armed = Some(at);
             self.timers.push(Reverse((at, id)));
         }
-        let memory = held.tenant.memory_bytes();
-        self.memory_bytes = self.memory_bytes + memory - held.memory_seen;
-        held.memory_seen = memory;
     }
 
     fn start_attempts(&mut self, now: DateTime<Utc>) {

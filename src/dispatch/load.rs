@@ -1,7 +1,7 @@
 //! Reads for the engine: claims, log pages, deferred work, callers' changes, registries. Each load reports once.
 
 use super::run::{ClaimedShard, DuePage, Input, Life, Rest, Review, Shared};
-use super::tenant::{InOrder, LogPage, Room, WantedDue};
+use super::tenant::{InOrder, LogPage, WantedDue};
 use crate::domain::event::LogEntry;
 use crate::domain::filter::FilterContext;
 use crate::domain::ids::{Position, TenantId};
@@ -18,12 +18,12 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use uuid::Uuid;
 
-/// Event data that one load brings, bytes; the last batch of it may exceed that.
+/// Bytes of events that one load brings; the last event of it may exceed that.
 const PAGE_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Events of deferred rows that are read by one statement.
 const EVENTS_AT_A_TIME: usize = 64;
-/// Deferred rows that are loaded at a time while memory is full.
-const DUE_WHEN_FULL: u32 = 16;
+/// Deferred rows that are loaded at a time while memory is scarce.
+const DUE_WHEN_SCARCE: u32 = 16;
 
 /// Becomes the writer of every tenant of a leased shard.
 pub(super) fn claim_shards(shared: &Arc<Shared>, leases: Vec<ShardLease>) {
@@ -76,18 +76,18 @@ async fn complete(
     Ok(claimed)
 }
 
+/// Small where memory is scarce: most of it goes aside, but a tenant that waits must not wait for another one's listener.
 fn page_bytes(shared: &Shared) -> u64 {
-    PAGE_BYTES_MAX.min(shared.config.memory_bytes_max / 16) as u64
+    let most = PAGE_BYTES_MAX.min(shared.config.memory_bytes_max / 16) as u64;
+    if shared.memory.is_scarce() { most / 16 } else { most }
 }
 
 /// Reads a page of the log with what is settled of it.
-pub(super) fn page(shared: &Arc<Shared>, life: Life, place: LogPlace, up_to: Position, room: Room) {
+pub(super) fn page(shared: &Arc<Shared>, life: Life, place: LogPlace, up_to: Position) {
     let shared = shared.clone();
     tokio::spawn(async move {
         let _turn = shared.loads.acquire().await;
-        // Small where memory is full: most of it goes aside, but a tenant that waits must not wait for another one's listener.
-        let data_bytes = page_bytes(&shared) / if room.memory_full { 16 } else { 1 };
-        let bound = PageBound { entries: shared.config.page_max, data_bytes };
+        let bound = PageBound { entries: shared.config.page_max, bytes: page_bytes(&shared) };
         let read = async {
             let store = &shared.parts.store;
             let entries = store.next_entries(life.tenant, place, up_to, bound).await?;
@@ -153,13 +153,13 @@ async fn ordering_keys(registry: &TenantRegistry, entries: &[Arc<LogEntry>]) -> 
 }
 
 /// Reads deferred rows of one subscription with their events.
-pub(super) fn due(shared: &Arc<Shared>, life: Life, wanted: WantedDue, registry_version: i64, room: Room) {
+pub(super) fn due(shared: &Arc<Shared>, life: Life, wanted: WantedDue, registry_version: i64) {
     let shared = shared.clone();
     let WantedDue { subscription_no, held, full } = wanted;
     tokio::spawn(async move {
         let _turn = shared.loads.acquire().await;
         let page_max = shared.config.page_max;
-        let limit = if room.memory_full { page_max.min(DUE_WHEN_FULL) } else { page_max };
+        let limit = if shared.memory.is_scarce() { page_max.min(DUE_WHEN_SCARCE) } else { page_max };
         let read = async {
             let store = &shared.parts.store;
             let registry = shared.parts.registry.refresh(life.tenant, registry_version).await?;
@@ -195,24 +195,31 @@ pub(super) fn due(shared: &Arc<Shared>, life: Life, wanted: WantedDue, registry_
 
 /// Reads the events of the first `due` rows, in small batches, and leaves the rest of the rows where those are large.
 async fn with_events(shared: &Shared, tenant: TenantId, mut page: DuePage, due: usize) -> Result<DuePage, StoreError> {
-    let (store, bytes_max) = (&shared.parts.store, page_bytes(shared));
-    let (mut bytes, mut read) = (0, 0);
+    let mut bytes_left = page_bytes(shared);
+    let (mut read, mut left) = (0, HashSet::new());
     for batch in page.rows[..due].chunks(EVENTS_AT_A_TIME) {
-        if bytes >= bytes_max {
-            break;
-        }
         let days = batch.iter().map(|row| row.day);
-        if let (Some(from), Some(to)) = (days.clone().min(), days.max()) {
-            let positions: Vec<Position> = batch.iter().map(|row| row.position).collect();
-            for entry in store.events_at(tenant, &positions, from, to).await? {
-                bytes += u64::try_from(entry.event.data.as_bytes().len()).unwrap_or(u64::MAX);
+        let Some((from, to)) = days.clone().min().zip(days.max()) else { break };
+        let mut positions: Vec<Position> = batch.iter().map(|row| row.position).collect();
+        // The events of a batch come in their order. Where none comes, retention has taken those that are left.
+        while !positions.is_empty() && bytes_left > 0 {
+            let entries = shared.parts.store.events_at(tenant, &positions, from, to, bytes_left).await?;
+            let last = entries.last().map_or(Position::MAX, |last| last.position);
+            positions.retain(|position| *position > last);
+            for entry in entries {
+                bytes_left = bytes_left.saturating_sub(u64::try_from(entry.memory_bytes()).unwrap_or(u64::MAX));
                 page.events.insert(entry.position, entry);
             }
         }
         read += batch.len();
+        left.extend(positions);
+        if bytes_left == 0 {
+            break;
+        }
     }
-    if read < due {
+    if read < due || !left.is_empty() {
         page.rows.truncate(read);
+        page.rows.retain(|row| !left.contains(&row.position));
         page.more = true;
     }
     Ok(page)

@@ -43,6 +43,7 @@ pub use config::{Config, ConfigError};
 
 use crate::clock;
 use crate::domain::ids::ReplicaId;
+use crate::domain::memory::Memory;
 use crate::executor::Executor;
 use crate::feed::Feed;
 use crate::publish::registry::Registry;
@@ -98,7 +99,7 @@ impl Load {
         self.running.load(Ordering::Relaxed)
     }
 
-    /// Event data that waits or runs.
+    /// Bytes of events that wait or run.
     pub fn memory_bytes(&self) -> usize {
         self.memory_bytes.load(Ordering::Relaxed)
     }
@@ -135,7 +136,8 @@ impl Dispatch {
         let news = parts.feed.subscribe(NEWS_MAX);
         let stop_max = Duration::from_millis(config.drain_ms) + STOP_GRACE;
         let loads = Semaphore::new(run::LOADS_MAX);
-        let shared = Arc::new(run::Shared { parts, config, replica, inputs, stop: stop.clone(), loads });
+        let memory = Memory::new(config.memory_bytes_max);
+        let shared = Arc::new(run::Shared { parts, config, replica, inputs, stop: stop.clone(), memory, loads });
         let pulse = tokio::spawn(pulse::beat(shared.clone()));
         let engine = tokio::spawn(engine::Engine::new(shared, load.clone()).run(news, received));
         Self { replica, load, stop, stop_max, engine, pulse }

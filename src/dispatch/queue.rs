@@ -8,6 +8,7 @@ use crate::domain::bucket::Bucket;
 use crate::domain::filter::OrderingKey;
 use crate::domain::health::{Gate, Health};
 use crate::domain::ids::{Position, SubscriptionNo};
+use crate::domain::memory::{Kept, Memory};
 use crate::domain::retry::DeliveryPolicy;
 use crate::executor::EncodedEvent;
 use crate::store::dispatch::Place;
@@ -17,6 +18,9 @@ use std::sync::Arc;
 
 /// Shortest wait of a subscription that must wait: tokens gather meanwhile.
 const RESUME_AFTER: TimeDelta = TimeDelta::milliseconds(5);
+
+/// What an invocation costs in memory beside its event, bytes.
+pub(super) const JOB_BYTES: usize = 256;
 
 /// An invocation that waits or runs.
 #[derive(Debug)]
@@ -30,8 +34,9 @@ pub(super) struct Job {
     pub attempt: i32,
     /// Number of the last attempt that does not count towards the limit.
     pub base: i32,
-    /// Its share of the memory bound.
-    pub bytes: usize,
+    /// What it costs in memory itself; its event counts once, however many invocations share it.
+    #[expect(dead_code, reason = "it counts until the job is dropped")]
+    pub kept: Kept,
     /// What it is in order with.
     pub key: Option<OrderingKey>,
 }
@@ -186,6 +191,12 @@ impl Queue {
         if self.loading {
             self.ended_meanwhile.insert(position);
         }
+    }
+
+    /// True where a further one must wait in the database, because memory is at its bound: at three quarters of it, with anything that
+    /// waits here; at the whole, also with anything that runs.
+    pub fn is_held_back(&self, memory: &Memory) -> bool {
+        memory.is_scarce() && self.waiting() > 0 || memory.is_full() && self.waiting() + self.running as usize > 0
     }
 
     /// When the next row is due, where the queue has drained far enough to load it.

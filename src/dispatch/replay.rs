@@ -21,7 +21,7 @@ use std::sync::Arc;
 
 /// Steps that the work of a second is spread over.
 const STEPS_PER_SECOND: u32 = 4;
-/// Event data that one step reads, bytes; the last event may exceed that.
+/// Bytes of events that one step reads; the last event may exceed that.
 const STEP_BYTES: u64 = 1024 * 1024;
 
 /// What a step did.
@@ -77,7 +77,7 @@ async fn look(
 ) -> Result<(LogPlace, Vec<Missed>), StoreError> {
     let most = (shared.config.replay_per_second / STEPS_PER_SECOND).clamp(1, shared.config.page_max);
     // A few times as many events, since most may be of another type.
-    let bound = PageBound { entries: most.saturating_mul(8).min(shared.config.page_max), data_bytes: STEP_BYTES };
+    let bound = PageBound { entries: most.saturating_mul(8).min(shared.config.page_max), bytes: STEP_BYTES };
     let entries = shared.parts.store.next_entries(life.tenant, replay.done, replay.up_to, bound).await?;
     let mut missed = Vec::new();
     let mut reached = LogPlace { after: replay.up_to, day: replay.done.day };

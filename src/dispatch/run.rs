@@ -11,6 +11,7 @@ use crate::domain::event::LogEntry;
 use crate::domain::health::HealthRow;
 use crate::domain::ids::{Position, ReplicaId, SubscriptionNo, TenantId};
 use crate::domain::invocation::{Outcome, OutcomeClass};
+use crate::domain::memory::Memory;
 use crate::planted::{self, Defect};
 use crate::publish::registry::TenantRegistry;
 use crate::store::StoreError;
@@ -36,6 +37,8 @@ pub(super) struct Shared {
     /// To the engine. Unbounded in type only: attempts, loads and settles under way are bounded, and each reports once.
     pub inputs: mpsc::UnboundedSender<Input>,
     pub stop: CancellationToken,
+    /// What is kept of events that wait or run, all tenants together.
+    pub memory: Memory,
     /// Loads that may run at the same time: a storm of them must leave connections to the writer, the pulse and the settles.
     pub loads: Semaphore,
 }

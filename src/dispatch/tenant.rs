@@ -30,11 +30,11 @@ use self::heard::Heard;
 use super::Config;
 use super::queue::{Job, Queue};
 use super::turns;
-use crate::domain::event::LogEntry;
 use crate::domain::filter::OrderingKey;
 use crate::domain::health::{Gate, HealthRow};
 use crate::domain::ids::{Position, SubscriptionNo, TenantId};
 use crate::domain::invocation::{CancelReason, Outcome, OutcomeClass};
+use crate::domain::memory::Memory;
 use crate::domain::retry::DeliveryPolicy;
 use crate::domain::subscription::{CircuitState, State};
 use crate::domain::webhook::WebhookCall;
@@ -112,8 +112,6 @@ pub(super) struct Ended {
 /// Limits that change from moment to moment.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Room {
-    /// True where event data in memory is at its bound.
-    pub memory_full: bool,
     /// True where slow attempts are at their bound.
     pub slow_full: bool,
     /// Attempts that may still start, those of all tenants together. A tenant has no more than that in flight: however many of them
@@ -182,8 +180,8 @@ pub(super) struct Tenant {
     saved: Position,
     /// No deferred row that is not in memory is due before this time; none where there is no such row.
     pub next_due: Option<DateTime<Utc>>,
-    /// Bytes of event data that wait for a listener or are with one.
-    memory_bytes: usize,
+    /// Where the events that wait for a listener or are with one are counted, those of all tenants together.
+    pub memory: Memory,
     /// Subscriptions to disable, because they only fail.
     pub failing: Vec<Failing>,
     /// How receivers do, where that has changed.
@@ -197,7 +195,7 @@ pub(super) struct Tenant {
 }
 
 impl Tenant {
-    pub fn new(claimed: &ClaimedTenant) -> Self {
+    pub fn new(claimed: &ClaimedTenant, memory: Memory) -> Self {
         Self {
             id: claimed.head.tenant,
             token: claimed.token,
@@ -209,7 +207,6 @@ impl Tenant {
             window: VecDeque::new(),
             open: 0,
             rows: 0,
-            heard: Heard::default(),
             reading: false,
             ordered: true,
             cancelled_ahead: HashSet::new(),
@@ -225,7 +222,8 @@ impl Tenant {
             settling: false,
             saved: claimed.cursor.after,
             next_due: None,
-            memory_bytes: 0,
+            heard: Heard::new(memory.clone()),
+            memory,
             failing: Vec::new(),
             notes: Vec::new(),
             resumes: BinaryHeap::new(),
@@ -328,7 +326,9 @@ impl Tenant {
                 replay: !job.in_window && !job.event.entry().matched.contains(&no),
                 event: job.event.clone(),
             };
-            let cost = turns::cost(job.bytes);
+            // An event's data is shared by the invocations it causes.
+            let shared_by = job.event.entry().matched.len().max(1);
+            let cost = turns::cost(job.event.entry().event.bytes() / shared_by);
             let running = Running { job, started_at: now, slow: false, probe };
             let key = if let Some(key) = self.free.pop() {
                 self.running[key as usize] = Some(running);
@@ -405,6 +405,10 @@ impl Tenant {
         if queue.can_start() {
             queue.offer(no, &mut self.ready);
         }
+        // What runs may have held it back.
+        if let Some(due) = queue.wants_more(0) {
+            self.next_due = Some(earlier(self.next_due, due));
+        }
         let Ended { started_at, duration, outcome } = ended;
         self.conclude(&job, Some(Tried { attempt, started_at, duration, outcome: Some(outcome) }), fate);
         self.advance();
@@ -430,7 +434,6 @@ impl Tenant {
     }
 
     fn conclude(&mut self, job: &Job, tried: Option<Tried>, fate: Fate) {
-        self.memory_bytes -= job.bytes;
         if job.in_window {
             self.close(job.place.position);
         }
@@ -477,11 +480,6 @@ impl Tenant {
 /// How many owners may have started an attempt of what there is since then, and have recorded nothing of it.
 fn lost_attempts(unclean_ends: &[DateTime<Utc>], since: DateTime<Utc>) -> i32 {
     i32::try_from(unclean_ends.iter().filter(|end| since < **end).count()).unwrap_or(i32::MAX / 2)
-}
-
-/// An event's data is shared by the invocations it causes.
-fn job_bytes(entry: &LogEntry) -> usize {
-    entry.event.data.as_bytes().len() / entry.matched.len().max(1) + 256
 }
 
 fn earlier(known: Option<DateTime<Utc>>, other: DateTime<Utc>) -> DateTime<Utc> {

@@ -40,6 +40,39 @@ impl Event {
         })
     }
 
+    /// The size that counts towards the limit of an event: attributes and data.
+    pub fn bytes(&self) -> usize {
+        self.attribute_bytes() + self.data.as_bytes().len()
+    }
+
+    /// Names and values of its attributes, and the type of protobuf data.
+    pub fn attribute_bytes(&self) -> usize {
+        let value = |attribute: &Attribute| match attribute {
+            Attribute::String(text) | Attribute::Uri(text) | Attribute::UriRef(text) => text.len(),
+            Attribute::Bytes(bytes) => bytes.len(),
+            Attribute::Boolean(_) | Attribute::Integer(_) | Attribute::Timestamp(_) => 8,
+        };
+        let type_url = if let Data::Proto { type_url, .. } = &self.data { type_url.len() } else { 0 };
+        type_url
+            + self.event_type.as_str().len()
+            + self.source.len()
+            + self.subject.as_ref().map_or(0, String::len)
+            + self.content_type.as_ref().map_or(0, String::len)
+            + self.extensions.iter().map(|(name, attribute)| name.len() + value(attribute)).sum::<usize>()
+    }
+
+    /// What it costs to keep in memory, bytes: every bound on memory counts an event so.
+    pub fn memory_bytes(&self) -> usize {
+        /// A value of its own on the heap has a header, and is rounded up.
+        const ALLOCATION: usize = 16;
+        const ATTRIBUTE: usize = size_of::<(String, Attribute)>() + 2 * ALLOCATION;
+        size_of::<Self>()
+            + 6 * ALLOCATION
+            + self.bytes()
+            + ATTRIBUTE * self.extensions.len()
+            + size_of_val(self.lineage.subscriptions.as_slice())
+    }
+
     /// True where the data is JSON by its content type (absent counts as JSON, as CloudEvents says).
     pub fn has_json_data(&self) -> bool {
         !matches!(self.data, Data::None | Data::Proto { .. }) && self.content_type.as_deref().is_none_or(is_json)
@@ -143,6 +176,11 @@ pub struct LogEntry {
 }
 
 impl LogEntry {
+    /// What it costs to keep in memory, bytes, with its event.
+    pub fn memory_bytes(&self) -> usize {
+        size_of::<Self>() + size_of_val(&*self.matched) + size_of_val(&*self.refused) + self.event.memory_bytes()
+    }
+
     /// The invocation of one subscription for this event.
     pub fn invocation(&self, subscription_no: SubscriptionNo) -> InvocationId {
         InvocationId { event: self.event.id, subscription_no }

@@ -12,6 +12,7 @@ pub use config::{Cidr, CidrError, Config};
 use crate::domain::event::LogEntry;
 use crate::domain::ids::InvocationId;
 use crate::domain::invocation::{Outcome, OutcomeClass};
+use crate::domain::memory::{Kept, Memory};
 use crate::domain::pre::Answer;
 use crate::domain::trial::Trial;
 use crate::domain::webhook::WebhookCall;
@@ -121,13 +122,21 @@ impl Delivery {
 #[derive(Debug)]
 pub struct EncodedEvent {
     entry: Arc<LogEntry>,
-    structured: OnceLock<Bytes>,
+    structured: OnceLock<(Bytes, Option<Kept>)>,
+    kept: Option<(Kept, Memory)>,
 }
 
 impl EncodedEvent {
     /// Wraps an event; encodes nothing yet.
     pub fn new(entry: Arc<LogEntry>) -> Self {
-        Self { entry, structured: OnceLock::new() }
+        Self { entry, structured: OnceLock::new(), kept: None }
+    }
+
+    /// As [`Self::new`]; the event counts among what is kept in `memory`, and its encoding from when it is made, until the last listener
+    /// lets go of it.
+    pub fn kept(entry: Arc<LogEntry>, memory: &Memory) -> Self {
+        let kept = memory.keep(entry.memory_bytes());
+        Self { kept: Some((kept, memory.clone())), ..Self::new(entry) }
     }
 
     /// The event with its place in the log.
@@ -137,6 +146,11 @@ impl EncodedEvent {
 
     /// The event as one CloudEvents JSON document.
     pub fn structured(&self) -> &Bytes {
-        self.structured.get_or_init(|| webhook::cloudevent::structured(&self.entry.event).into())
+        let encode = || {
+            let encoded = Bytes::from(webhook::cloudevent::structured(&self.entry.event));
+            let kept = self.kept.as_ref().map(|(_, memory)| memory.keep(encoded.len()));
+            (encoded, kept)
+        };
+        &self.structured.get_or_init(encode).0
     }
 }

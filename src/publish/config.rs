@@ -10,7 +10,7 @@ pub struct Config {
     pub event_bytes_max: usize,
     /// Events in one commit at most. 1 to 10,000.
     pub commit_events_max: usize,
-    /// Bytes of event data in one commit at most.
+    /// Bytes of events in one commit at most, attributes and data.
     pub commit_bytes_max: usize,
     /// Commits that may run at the same time. 1 to 16. A tenant's commits wait for each other, so a second one under way only
     /// splits what would have been one commit: more than one pays only where many tenants publish.

@@ -48,7 +48,7 @@ pub async fn prepare(
     key: Option<NewKey>,
     event_bytes_max: usize,
 ) -> Result<Prepared, PublishError> {
-    if event_bytes(&event) > event_bytes_max {
+    if event.bytes() > event_bytes_max {
         return Err(PublishError::TooLarge { limit: event_bytes_max });
     }
     let decided = match decide(registry, tenant, &event, requested_schema).await {
@@ -147,7 +147,7 @@ pub async fn check_again(
     event: &Event,
     event_bytes_max: usize,
 ) -> Result<(), PublishError> {
-    if event_bytes(event) > event_bytes_max {
+    if event.bytes() > event_bytes_max {
         return Err(PublishError::TooLarge { limit: event_bytes_max });
     }
     check_data(registry, tenant, event, event.schema_version).await.map(drop)
@@ -204,22 +204,4 @@ pub fn check_against(event: &Event, compiled: Option<&CompiledSchema>) -> Result
 fn readable_json(event: &Event) -> Result<(), PublishError> {
     check_json(event.data.as_bytes())
         .map_err(|error| PublishError::DataNotJson { offset: error.offset, message: error.message })
-}
-
-/// The size that counts towards the limit: attributes and data.
-pub fn event_bytes(event: &Event) -> usize {
-    use crate::domain::event::Attribute;
-    let value = |attribute: &Attribute| match attribute {
-        Attribute::String(text) | Attribute::Uri(text) | Attribute::UriRef(text) => text.len(),
-        Attribute::Bytes(bytes) => bytes.len(),
-        Attribute::Boolean(_) | Attribute::Integer(_) | Attribute::Timestamp(_) => 8,
-    };
-    let type_url = if let Data::Proto { type_url, .. } = &event.data { type_url.len() } else { 0 };
-    event.data.as_bytes().len()
-        + type_url
-        + event.event_type.as_str().len()
-        + event.source.len()
-        + event.subject.as_ref().map_or(0, String::len)
-        + event.content_type.as_ref().map_or(0, String::len)
-        + event.extensions.iter().map(|(name, attribute)| name.len() + value(attribute)).sum::<usize>()
 }

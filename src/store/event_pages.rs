@@ -12,9 +12,16 @@ use std::sync::Arc;
 pub struct PageBound {
     /// Entries at most.
     pub entries: u32,
-    /// Bytes of data at most, but always at least one entry.
-    pub data_bytes: u64,
+    /// Bytes of events at most, attributes and what they fire included, but always at least one entry.
+    pub bytes: u64,
 }
+
+/// What a row brings into memory beyond what every row does: as `LogEntry::memory_bytes` counts
+/// it, or more. octet_length and pg_column_size read the size of a value that is stored out of line without reading the value, so what a
+/// running sum cuts off costs nothing.
+pub(in crate::store) const ROW_BYTES: &str = "(octet_length(data) + octet_length(extensions) + octet_length(source) \
+     + coalesce(octet_length(subject), 0) + coalesce(octet_length(content_type), 0) \
+     + pg_column_size(matched) + pg_column_size(refused) + pg_column_size(lineage))";
 
 impl Store {
     /// Reads the next entries of a log in order, no entry beyond `up_to`, as many as the bound allows.
@@ -31,11 +38,10 @@ impl Store {
 
 /// The statement of a page.
 pub(in crate::store) fn statement() -> String {
-    // octet_length reads the size of a value that is stored out of line without reading the value, so what the running sum
-    // cuts off costs nothing. The inner LIMIT is served in order by the primary key (tenant, day, position).
+    // The inner LIMIT is served in order by the primary key (tenant, day, position).
     format!(
         "SELECT {COLUMNS} FROM (
-            SELECT page.*, sum(octet_length(data)) OVER (ORDER BY day, position) - octet_length(data) AS bytes_before FROM (
+            SELECT page.*, sum({ROW_BYTES}) OVER (ORDER BY day, position) - {ROW_BYTES} AS bytes_before FROM (
                 SELECT day, {COLUMNS} FROM events
                  WHERE tenant_id = $1 AND day >= $2 AND position > $3 AND position <= $4
                  ORDER BY day, position LIMIT $5) AS page) AS bounded
@@ -57,7 +63,7 @@ pub(in crate::store) async fn read(
         .bind(place.after)
         .bind(up_to)
         .bind(i64::from(bound.entries))
-        .bind(i64::try_from(bound.data_bytes).unwrap_or(i64::MAX))
+        .bind(i64::try_from(bound.bytes).unwrap_or(i64::MAX))
         .fetch_all(executor)
         .await?;
     rows.into_iter().map(|row| row.parse().map(Arc::new)).collect()

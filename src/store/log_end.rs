@@ -1,6 +1,6 @@
 //! Reading a log from its end: for what looks at the last events only.
 
-use super::event_pages::PageBound;
+use super::event_pages::{PageBound, ROW_BYTES};
 use super::events::{COLUMNS, EventRow};
 use super::{Store, StoreError};
 use crate::domain::event::LogEntry;
@@ -20,7 +20,7 @@ impl Store {
         // running sum cuts off is not read.
         let sql = format!(
             "SELECT {COLUMNS} FROM (
-                SELECT page.*, sum(octet_length(data)) OVER (ORDER BY day DESC, position DESC) - octet_length(data) AS bytes_before
+                SELECT page.*, sum({ROW_BYTES}) OVER (ORDER BY day DESC, position DESC) - {ROW_BYTES} AS bytes_before
                   FROM (
                     SELECT day, {COLUMNS} FROM events
                      WHERE tenant_id = $1 AND day <= $2 AND position < $3
@@ -32,7 +32,7 @@ impl Store {
             .bind(day)
             .bind(before)
             .bind(i64::from(bound.entries))
-            .bind(i64::try_from(bound.data_bytes).unwrap_or(i64::MAX))
+            .bind(i64::try_from(bound.bytes).unwrap_or(i64::MAX))
             .fetch_all(self.as_tenant(tenant))
             .await?;
         rows.into_iter().map(EventRow::parse).collect()

@@ -1,7 +1,7 @@
 //! What the engine reads of a log: the next entries of a tenant, entries by position, and heads. Nothing of it goes to a caller as it
 //! is: it is delivered, or kept for the tenant's own watches.
 
-use super::event_pages::{self, PageBound};
+use super::event_pages::{self, PageBound, ROW_BYTES};
 use super::events::{COLUMNS, EventRow, LogPlace};
 use super::{Store, StoreError, heads};
 use crate::domain::event::LogEntry;
@@ -28,17 +28,21 @@ impl Store {
         Ok(heads::read(self.engine(), tenant).await?.map(|row| row.head()))
     }
 
-    /// Reads entries by position: those of `positions` that exist, in order. `from` and `to` bound their days.
+    /// Reads entries by position: those of `positions` that exist, in order, at most `bytes` of them, but always at least one. `from` and
+    /// `to` bound their days.
     pub async fn events_at(
         &self,
         tenant: TenantId,
         positions: &[Position],
         from: NaiveDate,
         to: NaiveDate,
+        bytes: u64,
     ) -> Result<Vec<Arc<LogEntry>>, StoreError> {
         let sql = format!(
-            "SELECT {COLUMNS} FROM events WHERE tenant_id = $1 AND day BETWEEN $2 AND $3 AND position = ANY($4)
-              ORDER BY day, position LIMIT $5"
+            "SELECT {COLUMNS} FROM (
+                SELECT {COLUMNS}, day, sum({ROW_BYTES}) OVER (ORDER BY day, position) - {ROW_BYTES} AS bytes_before FROM events
+                 WHERE tenant_id = $1 AND day BETWEEN $2 AND $3 AND position = ANY($4)) AS bounded
+              WHERE bytes_before < $6 ORDER BY day, position LIMIT $5"
         );
         let rows: Vec<EventRow> = sqlx::query_as(sqlx::AssertSqlSafe(sql))
             .bind(tenant.0)
@@ -46,6 +50,7 @@ impl Store {
             .bind(to)
             .bind(positions)
             .bind(i64::try_from(positions.len()).unwrap_or(i64::MAX))
+            .bind(i64::try_from(bytes).unwrap_or(i64::MAX))
             .fetch_all(self.engine())
             .await?;
         rows.into_iter().map(|row| row.parse().map(Arc::new)).collect()

@@ -324,7 +324,7 @@ impl Shared {
         let (store, read_slots) = (self.store.clone(), Arc::clone(read_slots));
         let bound = PageBound {
             entries: u32::try_from(self.config.message_events_max).unwrap_or(u32::MAX),
-            data_bytes: self.config.message_bytes_max as u64,
+            bytes: self.config.message_bytes_max as u64,
         };
         Arc::new(move |place: LogPlace, up_to: Position| {
             let (store, read_slots) = (store.clone(), Arc::clone(&read_slots));

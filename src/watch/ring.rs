@@ -44,10 +44,11 @@ impl RingEntry {
         slot.get_or_init(|| entry_to_proto(&self.entry, view).encode_to_vec().into())
     }
 
-    /// What it costs to keep, with the encoded form that it has or will have.
+    /// What it costs to keep, with the encoded forms that it has or will have.
     fn bytes(&self) -> usize {
-        const OVERHEAD: usize = 768;
-        OVERHEAD + 2 * (self.entry.event.data.as_bytes().len() + self.entry.event.source.len())
+        const OVERHEAD: usize = 512;
+        let event = &self.entry.event;
+        OVERHEAD + self.entry.memory_bytes() + event.bytes() + event.attribute_bytes()
     }
 }
 

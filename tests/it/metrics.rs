@@ -11,14 +11,14 @@ use crate::harness::{Answer, Receiver, World, eventually};
 use crate::operations::get;
 use carillon::proto::public::InvocationState;
 
-async fn scrape(world: &World) -> String {
+pub async fn scrape(world: &World) -> String {
     let (status, text) = get(&format!("http://{}/metrics", world.replicas[0].addresses.ops)).await;
     assert_eq!(status, 200);
     text
 }
 
 /// The value of a series, given as it is written; 0 where it is not there.
-fn value(text: &str, series: &str) -> f64 {
+pub fn value(text: &str, series: &str) -> f64 {
     let line = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
     line.map_or(0.0, |value| value.parse().expect("a number"))
 }

@@ -53,7 +53,7 @@ pub async fn handle(deps: &EventsDeps, request: Request<ListEventsRequest>) -> R
         // Without a filter every event read is one of the page; with one, larger reads save round trips.
         let wanted = if selection.is_everything() { page_size - page.events.len() } else { PAGE_SIZE_MAX };
         let entries = u32::try_from(wanted).unwrap_or(u32::MAX).min(scan_left);
-        let bound = PageBound { entries, data_bytes: config.list_bytes_max as u64 };
+        let bound = PageBound { entries, bytes: config.list_bytes_max as u64 };
         let entries = deps.store.read_log_page(tenant, page.at, head.position, bound).await?;
         if entries.first().is_none_or(|first| first.position > page.at.after + 1) {
             return Err(missing(deps, tenant, page.at).await);

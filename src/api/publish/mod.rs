@@ -18,7 +18,6 @@ use crate::proto::internal::{
     PublishResponse, WaitEventRequest, WaitEventResponse,
 };
 use crate::publish::PublishError;
-use crate::publish::prepare::event_bytes;
 use crate::publish::registry::TenantRegistry;
 use crate::publish::writer::{Published, Writer};
 use crate::store::Store;
@@ -72,7 +71,7 @@ impl PublishService for PublishApi {
 
 /// Asks the tenant's quotas for all events of a call: it is taken whole, or has no effect.
 async fn admit(api: &PublishApi, registry: &TenantRegistry, events: &[Parsed]) -> Result<(), PublishError> {
-    api.writer.registry().admit(registry, events.iter().map(|one| event_bytes(&one.event))).await
+    api.writer.registry().admit(registry, events.iter().map(|one| one.event.bytes())).await
 }
 
 /// The answer for one event.

@@ -33,9 +33,9 @@ use tonic::Request;
 /// Events that a draft filter looks at.
 const LAST_EVENTS_DEFAULT: i32 = 1_000;
 const LAST_EVENTS_MAX: i32 = 10_000;
-/// Bytes of data that it reads, in all and at a time.
+/// Bytes of events that it reads, in all and at a time.
 const DRAFT_BYTES_MAX: usize = 64 * 1024 * 1024;
-const DRAFT_PAGE: PageBound = PageBound { entries: 500, data_bytes: 8 * 1024 * 1024 };
+const DRAFT_PAGE: PageBound = PageBound { entries: 500, bytes: 8 * 1024 * 1024 };
 /// Calls at the same time on one replica, of which one tenant alone gets half.
 const RUNNING_MAX: usize = 8;
 /// When one that found no place may try again.
@@ -165,7 +165,7 @@ async fn try_draft(deps: &RegistryDeps, tenant: TenantId, draft: DraftFilter) ->
         let page = deps.store.read_log_before(tenant, day, before, bound).await?;
         let Some(oldest) = page.last() else { break };
         (day, before) = (oldest.day(), oldest.position);
-        bytes += page.iter().map(|entry| entry.event.data.as_bytes().len()).sum::<usize>();
+        bytes += page.iter().map(|entry| entry.event.bytes()).sum::<usize>();
         let (filter, name) = (filter.clone(), name.clone());
         let look = move || {
             for entry in &page {

@@ -5,7 +5,7 @@
 use super::LOAD_AGAIN;
 use super::backlog::Backlog;
 use crate::dispatch::run::{Life, Shared};
-use crate::dispatch::tenant::{Room, Tenant, WantedPage};
+use crate::dispatch::tenant::{Tenant, WantedPage};
 use crate::dispatch::{announce, load, replay};
 use crate::domain::subscription::State;
 use crate::publish::registry::TenantRegistry;
@@ -56,7 +56,6 @@ pub(super) struct Held {
     pub cursor_too: bool,
     /// The timer that is set.
     pub armed: Option<DateTime<Utc>>,
-    pub memory_seen: usize,
 }
 
 impl Held {
@@ -82,7 +81,7 @@ impl Held {
     }
 
     /// Starts the loads that the tenant wants.
-    pub fn load(&mut self, shared: &Arc<Shared>, life: Life, now: DateTime<Utc>, room: Room) {
+    pub fn load(&mut self, shared: &Arc<Shared>, life: Life, now: DateTime<Utc>) {
         self.heed(now);
         // A review sees what is in memory: what a load brings meanwhile may have been cancelled after it was read, and would
         // run. So the two never overlap.
@@ -90,13 +89,13 @@ impl Held {
         if !self.reviewing && (!changed || self.loads_first) {
             self.loads_first = false;
             self.look_at_ordering();
-            match self.tenant.wants_page(now, room, &shared.config) {
-                Some(WantedPage::Log(place, up_to)) => load::page(shared, life, place, up_to, room),
+            match self.tenant.wants_page(now, &shared.config) {
+                Some(WantedPage::Log(place, up_to)) => load::page(shared, life, place, up_to),
                 Some(WantedPage::Keys(entries)) => load::keys(shared, life, entries),
                 None => {}
             }
-            for wanted in self.tenant.wants_due(now, room, &shared.config) {
-                load::due(shared, life, wanted, self.tenant.head.registry_version, room);
+            for wanted in self.tenant.wants_due(now, &shared.config) {
+                load::due(shared, life, wanted, self.tenant.head.registry_version);
             }
         }
         if changed && !self.reviewing && !self.tenant.is_loading() {

@@ -125,7 +125,7 @@ impl Engine {
                 }
                 continue;
             }
-            let mut tenant = Tenant::new(found);
+            let mut tenant = Tenant::new(found, self.shared.memory.clone());
             tenant.due_summary(&claimed.due.remove(&id).unwrap_or_default());
             tenant.rows = claimed.rows.remove(&id).unwrap_or_default();
             tenant.announce = claimed.unannounced.contains(&id);
@@ -153,7 +153,6 @@ impl Engine {
                 settle_at: now,
                 cursor_too: false,
                 armed: None,
-                memory_seen: 0,
             };
             self.tenants.insert(id, held);
             self.touch(id);
@@ -162,9 +161,7 @@ impl Engine {
 
     /// Drops a tenant from memory. Attempts that run go on; their results are dropped.
     pub(super) fn forget(&mut self, tenant: TenantId) {
-        if let Some(held) = self.tenants.remove(&tenant) {
-            self.memory_bytes -= held.memory_seen;
-        }
+        self.tenants.remove(&tenant);
     }
 
     fn forget_shard(&mut self, shard: i32) {

@@ -1,7 +1,7 @@
 //! What leaves memory and what comes back: settling, deferred work, callers' changes.
 
-use super::{Batch, Config, OrderingKey, Room, Settled, Tenant, earlier, job_bytes, lost_attempts};
-use crate::dispatch::queue::Job;
+use super::{Batch, Config, OrderingKey, Settled, Tenant, earlier, lost_attempts};
+use crate::dispatch::queue::{JOB_BYTES, Job};
 use crate::dispatch::run::DuePage;
 use crate::domain::ids::{Position, SubscriptionNo};
 use crate::executor::EncodedEvent;
@@ -104,7 +104,6 @@ impl Tenant {
 
     /// Takes an invocation that waits out of memory: into the database where it has no row there.
     pub(super) fn put_back(&mut self, job: &Job, now: DateTime<Utc>) {
-        self.memory_bytes -= job.bytes;
         let (place, day) = (job.place, job.day);
         if job.in_window {
             let fate = Fate::Deferred { attempt: job.attempt, base: job.base, due_at: now };
@@ -148,7 +147,7 @@ impl Tenant {
     /// Subscriptions whose deferred rows are to be loaded, with what to leave out. Each answers by [`Self::due`].
     ///
     /// While memory is full, only a subscription that has nothing else to do gets any.
-    pub fn wants_due(&mut self, now: DateTime<Utc>, room: Room, config: &Config) -> Vec<WantedDue> {
+    pub fn wants_due(&mut self, now: DateTime<Utc>, config: &Config) -> Vec<WantedDue> {
         if self.next_due.is_none_or(|due| due > now) {
             return Vec::new();
         }
@@ -161,7 +160,7 @@ impl Tenant {
             } else if queue.unwritten > 0 {
                 // What is being written may come before what a load would find.
                 self.next_due = Some(earlier(self.next_due, due));
-            } else if !queue.loading && queue.waiting() <= if room.memory_full { 0 } else { config.queue_max / 4 } {
+            } else if !queue.loading && queue.waiting() <= config.queue_max / 4 && !queue.is_held_back(&self.memory) {
                 queue.start_loading();
                 let held = queue.held.iter().copied().collect();
                 wanted.push(WantedDue { subscription_no: *no, held, full: queue.chains.full() });
@@ -201,17 +200,15 @@ impl Tenant {
             // An event that retention has taken cannot run; its row stays held and is never asked for again.
             let Some(entry) = events.get(&row.position) else { continue };
             let lost = lost_attempts(&self.unclean_ends, row.due_at);
-            let bytes = job_bytes(entry);
-            self.memory_bytes += bytes;
             queue.arrived = self.reload_begun;
             queue.push(Job {
-                event: Arc::new(EncodedEvent::new(entry.clone())),
+                event: Arc::new(EncodedEvent::kept(entry.clone(), &self.memory)),
                 place: Place { position: row.position, subscription_no: no },
                 day: row.day,
                 in_window: false,
                 attempt: row.attempt + lost,
                 base: row.attempt_base + lost,
-                bytes,
+                kept: self.memory.keep(JOB_BYTES),
                 key,
             });
         }
@@ -251,12 +248,10 @@ impl Tenant {
         let mut closed = Vec::new();
         for queue in self.queues.values_mut() {
             let held = &mut queue.held;
-            let memory_bytes = &mut self.memory_bytes;
             let mut keep = |job: &Job| {
                 if !revoked.contains(&job.place) {
                     return true;
                 }
-                *memory_bytes -= job.bytes;
                 if job.in_window {
                     closed.push(job.place.position);
                 } else {

@@ -2,13 +2,13 @@
 
 use super::*;
 use crate::dispatch::run::DuePage;
-use crate::domain::event::{Data, Event, Lineage};
+use crate::domain::event::{Data, Event, Lineage, LogEntry};
 use crate::domain::event_type::EventTypeName;
 use crate::domain::ids::EventId;
 use crate::store::dispatch::DeferredRow;
 use uuid::Uuid;
 
-pub const ROOM: Room = Room { memory_full: false, slow_full: false, free: 1_000 };
+pub const ROOM: Room = Room { slow_full: false, free: 1_000 };
 
 pub fn at(millis: i64) -> DateTime<Utc> {
     DateTime::from_timestamp_millis(1_800_000_000_000 + millis).expect("a time")
@@ -25,7 +25,10 @@ pub fn tenant() -> Tenant {
 pub fn tenant_after(unclean_ends: &[DateTime<Utc>]) -> Tenant {
     let head = Head { tenant: TenantId(Uuid::from_u128(1)), position: 0, registry_version: 1, deferred_version: 0 };
     let cursor = LogPlace { after: 0, day: NaiveDate::default() };
-    let mut tenant = Tenant::new(&ClaimedTenant { head, cursor, token: 7, unclean_ends: unclean_ends.into() });
+    let mut tenant = Tenant::new(
+        &ClaimedTenant { head, cursor, token: 7, unclean_ends: unclean_ends.into() },
+        Memory::new(usize::MAX),
+    );
     // As where the registry knows of no ordering key.
     tenant.ordered = false;
     tenant
@@ -66,7 +69,7 @@ pub fn active(_: SubscriptionNo) -> Option<Listener> {
 }
 
 pub fn hear(tenant: &mut Tenant, entries: &[Arc<LogEntry>]) {
-    tenant.hear_committed(entries, at(1_000), ROOM, &config());
+    tenant.hear_committed(entries, at(1_000), &config());
 }
 
 pub fn start(tenant: &mut Tenant) -> Option<Start> {
@@ -131,7 +134,7 @@ pub fn job(position: Position) -> Job {
         in_window: true,
         attempt: 0,
         base: 0,
-        bytes: 0,
+        kept: Memory::new(usize::MAX).keep(0),
         key: None,
     }
 }

@@ -1,7 +1,7 @@
 //! How events come into memory: what was committed here where it follows on, and pages of the log for everything else.
 
-use super::{Config, Room, Slot, Tenant, earlier, job_bytes, lost_attempts};
-use crate::dispatch::queue::Job;
+use super::{Config, Slot, Tenant, earlier, lost_attempts};
+use crate::dispatch::queue::{JOB_BYTES, Job};
 use crate::domain::event::LogEntry;
 use crate::domain::filter::OrderingKey;
 use crate::domain::ids::Position;
@@ -50,11 +50,6 @@ pub(in crate::dispatch) struct InOrder {
 }
 
 impl Tenant {
-    /// Bytes of event data that it keeps in memory.
-    pub fn memory_bytes(&self) -> usize {
-        self.memory_bytes + self.heard.bytes()
-    }
-
     /// Hears of a head; true where it is newer in any respect.
     pub fn hear_head(&mut self, head: &Head) -> bool {
         let newer = head.position > self.head.position
@@ -73,7 +68,7 @@ impl Tenant {
     }
 
     /// Takes entries that this process committed where they follow on; others are read from the log.
-    pub fn hear_committed(&mut self, entries: &[Arc<LogEntry>], now: DateTime<Utc>, room: Room, config: &Config) {
+    pub fn hear_committed(&mut self, entries: &[Arc<LogEntry>], now: DateTime<Utc>, config: &Config) {
         let Some(last) = entries.last() else { return };
         self.head.position = self.head.position.max(last.position);
         if !self.ordered && !self.reading && self.heard.first().is_none() && !self.is_full(config) {
@@ -83,17 +78,17 @@ impl Tenant {
                 if entry.position != self.next_position() || self.is_full(config) {
                     return;
                 }
-                self.take(entry, None, now, room, config);
+                self.take(entry, None, now, config);
             }
             return;
         }
         // Kept for the moment when the page that is being read ends where these begin.
-        let bytes_max = if room.memory_full { 0 } else { config.memory_bytes_max / HEARD_SHARE };
+        let bytes_max = if self.memory.is_scarce() { 0 } else { config.memory_bytes_max / HEARD_SHARE };
         self.heard.hear(entries, config.page_max as usize * 4, bytes_max);
     }
 
     /// What to read of the log, if it is to be read now. The answer comes by [`Self::page`] or [`Self::page_failed`].
-    pub fn wants_page(&mut self, now: DateTime<Utc>, room: Room, config: &Config) -> Option<WantedPage> {
+    pub fn wants_page(&mut self, now: DateTime<Utc>, config: &Config) -> Option<WantedPage> {
         if self.reading || self.is_full(config) {
             return None;
         }
@@ -105,7 +100,7 @@ impl Tenant {
                 return Some(WantedPage::Keys(self.heard.take(config.page_max as usize)));
             }
         } else {
-            self.take_heard(now, room, config);
+            self.take_heard(now, config);
         }
         if self.is_full(config) || self.next_position() > self.head.position {
             return None;
@@ -117,7 +112,7 @@ impl Tenant {
 
     /// Takes a page of the log. False where it brought nothing though the head says that there is more: to be asked again
     /// later, since asking at once would find the same.
-    pub fn page(&mut self, page: &LogPage, now: DateTime<Utc>, room: Room, config: &Config) -> bool {
+    pub fn page(&mut self, page: &LogPage, now: DateTime<Utc>, config: &Config) -> bool {
         self.reading = false;
         let next = self.next_position();
         if let Some(head) = &page.head {
@@ -125,11 +120,11 @@ impl Tenant {
         }
         for entry in &page.entries {
             if entry.position == self.next_position() {
-                self.take(entry, Some(page), now, room, config);
+                self.take(entry, Some(page), now, config);
             }
         }
         if !self.ordered {
-            self.take_heard(now, room, config);
+            self.take_heard(now, config);
         }
         self.next_position() > next || next > self.head.position
     }
@@ -139,11 +134,11 @@ impl Tenant {
         self.reading = false;
     }
 
-    fn take_heard(&mut self, now: DateTime<Utc>, room: Room, config: &Config) {
+    fn take_heard(&mut self, now: DateTime<Utc>, config: &Config) {
         self.heard.forget_before(self.next_position());
         while self.heard.first() == Some(self.next_position()) && !self.is_full(config) {
             for entry in self.heard.take(1) {
-                self.take(&entry, None, now, room, config);
+                self.take(&entry, None, now, config);
             }
         }
     }
@@ -153,7 +148,7 @@ impl Tenant {
         self.window.len() >= config.window_max || self.changes.len() >= config.settle_rows_max
     }
 
-    fn take(&mut self, entry: &Arc<LogEntry>, page: Option<&LogPage>, now: DateTime<Utc>, room: Room, config: &Config) {
+    fn take(&mut self, entry: &Arc<LogEntry>, page: Option<&LogPage>, now: DateTime<Utc>, config: &Config) {
         let day = entry.day();
         let mut cancelled_ahead = std::mem::take(&mut self.cancelled_ahead);
         let pending = |subscription_no| {
@@ -164,8 +159,7 @@ impl Tenant {
         let lost = lost_attempts(&self.unclean_ends, entry.committed_at);
         let mut open = 0;
         if !entry.matched.is_empty() {
-            let event = Arc::new(EncodedEvent::new(entry.clone()));
-            let bytes = job_bytes(entry);
+            let event = Arc::new(EncodedEvent::kept(entry.clone(), &self.memory));
             for place in entry.matched.iter().filter_map(|no| pending(*no)) {
                 let in_order = page.and_then(|page| page.keys.get(&place));
                 let key = in_order.map(|in_order| in_order.key);
@@ -175,7 +169,7 @@ impl Tenant {
                     queue.now_due(now);
                     self.next_due = Some(earlier(self.next_due, now));
                 }
-                let full = queue.waiting() >= config.queue_max || room.memory_full && queue.waiting() > 0;
+                let full = queue.waiting() >= config.queue_max || queue.is_held_back(&self.memory);
                 let behind = key.is_some_and(|key| queue.has_rows() || queue.chains.is_full(key));
                 if queue.aside || full || behind {
                     // Behind what is aside already, so that nothing overtakes it for ever.
@@ -192,10 +186,9 @@ impl Tenant {
                     in_window: true,
                     attempt: lost,
                     base: lost,
-                    bytes,
+                    kept: self.memory.keep(JOB_BYTES),
                     key,
                 });
-                self.memory_bytes += bytes;
                 open += 1;
                 queue.offer(place.subscription_no, &mut self.ready);
             }
@@ -234,7 +227,6 @@ impl Tenant {
             for job in queue.jobs.drain(..) {
                 if job.in_window && job.place.position < position {
                     queue.aside = true;
-                    self.memory_bytes -= job.bytes;
                     aside.push((
                         Place { position: job.place.position, subscription_no: *no },
                         job.day,

@@ -37,7 +37,7 @@ impl World {
         for number in keys {
             let position = self.tenant.head.position + 1;
             self.keys.insert(position, key(*number));
-            self.tenant.hear_committed(&[entry(position, &[])], at(0), ROOM, &config());
+            self.tenant.hear_committed(&[entry(position, &[])], at(0), &config());
         }
     }
 
@@ -55,16 +55,16 @@ impl World {
         for number in keys {
             let position = self.tenant.head.position + 1;
             self.keys.insert(position, key(*number));
-            self.tenant.hear_committed(&[entry(position, &[1])], at(now), ROOM, &config());
+            self.tenant.hear_committed(&[entry(position, &[1])], at(now), &config());
         }
-        while let Some(wanted) = self.tenant.wants_page(at(now), ROOM, &config()) {
+        while let Some(wanted) = self.tenant.wants_page(at(now), &config()) {
             let WantedPage::Keys(entries) = wanted else { panic!("all of it was heard") };
             let place = |position| Place { position, subscription_no: 1 };
             let in_order = |position| InOrder { key: self.keys[&position], version: self.version };
             let matched = entries.iter().filter(|entry| !entry.matched.is_empty());
             let keys = matched.map(|entry| (place(entry.position), in_order(entry.position))).collect();
             let page = LogPage { entries, not_pending: HashSet::new(), keys, head: None };
-            self.tenant.page(&page, at(now), ROOM, &config());
+            self.tenant.page(&page, at(now), &config());
         }
     }
 
@@ -113,7 +113,7 @@ impl World {
     }
 
     fn load(&mut self, now: i64) {
-        for wanted in self.tenant.wants_due(at(now), ROOM, &config()) {
+        for wanted in self.tenant.wants_due(at(now), &config()) {
             let page = self.page(&wanted, at(now));
             self.tenant.due(1, &page, &config());
         }
@@ -184,7 +184,7 @@ fn g7_a_dead_letter_is_skipped_or_holds_its_key_until_it_is_gone() {
         assert_eq!(world.deferred.keys().copied().collect::<Vec<_>>(), [2, 4], "they wait, and can be seen");
         world.publish(&[1, 2], 0);
         assert_eq!(world.run(2_000, refused), [6]);
-        assert!(world.tenant.wants_due(at(3_000), ROOM, &config()).is_empty(), "nothing asks again and again");
+        assert!(world.tenant.wants_due(at(3_000), &config()).is_empty(), "nothing asks again and again");
         // A caller redrives it: the review says that there is something due.
         world.dead.clear();
         world.deferred.insert(1, DeferredRow { ordering_key: Some(key(1).0), ..row(1, at(0)) });
@@ -226,7 +226,7 @@ fn g7_a_load_that_began_before_a_failure_brings_nothing_that_overtakes_it() {
     // The second one goes to the database while the first one runs, as where the queue is full.
     world.deferred.insert(2, DeferredRow { ordering_key: Some(key(1).0), ..row(2, at(0)) });
     world.tenant.due_summary(&[(1, at(0))]);
-    let wanted = world.tenant.wants_due(at(1_000), ROOM, &config()).pop().expect("it is due");
+    let wanted = world.tenant.wants_due(at(1_000), &config()).pop().expect("it is due");
     let page = world.page(&wanted, at(1_000));
     assert_eq!(page.rows.len(), 1, "the load sees nothing before it");
     end(&mut world.tenant, &head, OutcomeClass::Failed);
@@ -271,7 +271,7 @@ fn g7_what_is_new_waits_until_a_replay_has_passed_what_was_missed() {
     assert_eq!(world.run(0, |_| OutcomeClass::Succeeded), [3]);
     world.publish(&[1], 0);
     assert_eq!(world.run(0, |_| OutcomeClass::Succeeded), [0; 0]);
-    assert!(world.tenant.wants_due(at(1_000), ROOM, &config()).is_empty(), "nothing asks again and again");
+    assert!(world.tenant.wants_due(at(1_000), &config()).is_empty(), "nothing asks again and again");
     world.replay(3, 4);
     world.replayed = None;
     assert_eq!(world.run(0, |_| OutcomeClass::Succeeded), [4, 5, 6, 7]);
@@ -285,7 +285,7 @@ fn g7_a_load_that_began_before_a_replay_does_not_say_that_there_is_none() {
     world.publish(&[1], 0);
     assert_eq!(world.run(0, |_| OutcomeClass::Succeeded), [1]);
     world.tenant.due_summary(&[(1, at(0))]);
-    let wanted = world.tenant.wants_due(at(0), ROOM, &config()).pop().expect("it is due");
+    let wanted = world.tenant.wants_due(at(0), &config()).pop().expect("it is due");
     let page = world.page(&wanted, at(0));
     world.miss(&[1]);
     (world.version, world.replayed) = (2, Some(1));
@@ -295,7 +295,7 @@ fn g7_a_load_that_began_before_a_replay_does_not_say_that_there_is_none() {
     assert_eq!(world.run(0, |_| OutcomeClass::Succeeded), [0; 0]);
     // It ends while a load that has found it under way has not answered, and something new is written meanwhile.
     world.replay(1, 2);
-    let wanted = world.tenant.wants_due(at(0), ROOM, &config()).pop().expect("it is due");
+    let wanted = world.tenant.wants_due(at(0), &config()).pop().expect("it is due");
     let page = world.page(&wanted, at(0));
     world.replayed = None;
     world.publish(&[1], 0);

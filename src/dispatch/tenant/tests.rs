@@ -2,7 +2,10 @@
 
 use super::fixture::*;
 use super::*;
+use crate::dispatch::queue::JOB_BYTES;
 use crate::dispatch::run::DuePage;
+use crate::domain::event::LogEntry;
+use crate::domain::memory::Kept;
 use crate::store::dispatch::DeferredRow;
 use std::cell::Cell;
 
@@ -19,7 +22,8 @@ fn the_cursor_stands_before_the_lowest_unfinished_event() {
     let changes = settle(&mut tenant);
     assert!(changes.iter().all(|change| change.fate == Fate::Succeeded && !change.deferred), "{changes:?}");
     assert_eq!(changes.len(), 2);
-    assert_eq!(tenant.memory_bytes, 0);
+    drop((first, second));
+    assert_eq!(tenant.memory.bytes(), 0);
     assert!(tenant.is_quiet() && tenant.cut().is_none(), "nothing is written twice");
 }
 
@@ -36,10 +40,10 @@ fn an_event_without_listeners_moves_the_cursor_and_writes_no_change() {
 fn news_with_a_gap_waits_for_the_page_of_the_log_and_joins_it() {
     let mut tenant = tenant();
     hear(&mut tenant, &[entry(3, &[1])]);
-    let wanted = tenant.wants_page(at(0), ROOM, &config());
+    let wanted = tenant.wants_page(at(0), &config());
     let Some(WantedPage::Log(from, up_to)) = wanted else { panic!("1 and 2 are missing: {wanted:?}") };
     assert_eq!((from.after, up_to), (0, 3));
-    assert!(tenant.wants_page(at(0), ROOM, &config()).is_none(), "one page at a time");
+    assert!(tenant.wants_page(at(0), &config()).is_none(), "one page at a time");
     hear(&mut tenant, &[entry(4, &[1])]);
     hear(&mut tenant, &[entry(5, &[1])]);
     let page = LogPage {
@@ -48,8 +52,8 @@ fn news_with_a_gap_waits_for_the_page_of_the_log_and_joins_it() {
         keys: HashMap::new(),
         head: None,
     };
-    tenant.page(&page, at(0), ROOM, &config());
-    assert!(tenant.wants_page(at(0), ROOM, &config()).is_none(), "4 and 5 were heard");
+    tenant.page(&page, at(0), &config());
+    assert!(tenant.wants_page(at(0), &config()).is_none(), "4 and 5 were heard");
     let mut started = Vec::new();
     while let Some(attempt) = start(&mut tenant) {
         started.push(place(&attempt));
@@ -97,14 +101,14 @@ fn g15_a_full_queue_goes_aside_and_comes_back_in_order() {
     let aside: Vec<Position> = changes.iter().map(|change| change.place.position).collect();
     assert_eq!(aside, [9, 10, 11, 12], "what does not fit into a queue of 8");
     assert!(changes.iter().all(|change| matches!(change.fate, Fate::Deferred { attempt: 0, base: 0, .. })));
-    assert!(tenant.wants_due(at(1_000), ROOM, &config()).is_empty(), "not while the queue is full");
+    assert!(tenant.wants_due(at(1_000), &config()).is_empty(), "not while the queue is full");
     for _ in 0..6 {
         let attempt = start(&mut tenant).expect("queued");
         end(&mut tenant, &attempt, OutcomeClass::Succeeded);
     }
     hear(&mut tenant, &[entry(13, &[1])]);
     assert_eq!(settle(&mut tenant).last().map(|change| change.place.position), Some(13), "behind what is aside");
-    let wanted = tenant.wants_due(at(1_000), ROOM, &config());
+    let wanted = tenant.wants_due(at(1_000), &config());
     assert_eq!(wanted, [wants(1, &[])]);
     let rows: Vec<DeferredRow> = (9..=13).map(|position| row(position, at(1_000))).collect();
     take_rows(&mut tenant, 1, &rows, events(9..=13), at(1_000));
@@ -137,7 +141,7 @@ fn an_attempt_that_outlives_the_window_is_put_aside_and_ends_well() {
     let aside = settle(&mut tenant).into_iter().find(|change| change.place.position == 1).expect("put aside");
     assert!(matches!(aside.fate, Fate::Deferred { .. }) && !aside.deferred);
     tenant.due_summary(&[(1, at(0))]);
-    assert_eq!(tenant.wants_due(at(1_000), ROOM, &config()), [wants(1, &[1])], "its row is left out while it runs");
+    assert_eq!(tenant.wants_due(at(1_000), &config()), [wants(1, &[1])], "its row is left out while it runs");
     take_rows(&mut tenant, 1, &[], HashMap::new(), at(1_000));
     end(&mut tenant, &hanging, OutcomeClass::Succeeded);
     let ended = settle(&mut tenant);
@@ -164,11 +168,8 @@ fn failures_are_retried_until_the_attempts_are_used_up() {
             fate => panic!("attempt {number}: {fate:?}"),
         }
         if number < 3 {
-            assert!(
-                tenant.wants_due(due - TimeDelta::milliseconds(1), ROOM, &config()).is_empty(),
-                "not before its time"
-            );
-            assert_eq!(tenant.wants_due(due, ROOM, &config()).len(), 1);
+            assert!(tenant.wants_due(due - TimeDelta::milliseconds(1), &config()).is_empty(), "not before its time");
+            assert_eq!(tenant.wants_due(due, &config()).len(), 1);
             let row = DeferredRow { attempt: number, ..row(1, due) };
             take_rows(&mut tenant, 1, &[row], events([1]), due);
         }
@@ -199,8 +200,8 @@ fn g5_what_a_dead_owner_may_have_started_runs_under_a_higher_number_that_costs_n
         head: None,
     };
     tenant.hear_head(&Head { position: 2, ..tenant.head });
-    assert!(tenant.wants_page(at(1_000), ROOM, &config()).is_some());
-    tenant.page(&page, at(1_000), ROOM, &config());
+    assert!(tenant.wants_page(at(1_000), &config()).is_some());
+    tenant.page(&page, at(1_000), &config());
     let (before, after) = (start(&mut tenant).expect("one"), start(&mut tenant).expect("two"));
     assert_eq!((before.delivery.attempt, after.delivery.attempt), (2, 1), "committed before and after the lease's end");
     end(&mut tenant, &before, OutcomeClass::Failed);
@@ -213,14 +214,14 @@ fn g5_every_owner_that_may_have_started_an_attempt_raises_its_number() {
     let mut tenant = tenant_after(&[at(30), at(20)]);
     let page = LogPage { entries: vec![entry(1, &[1])], not_pending: HashSet::new(), keys: HashMap::new(), head: None };
     tenant.hear_head(&Head { position: 1, ..tenant.head });
-    assert!(tenant.wants_page(at(1_000), ROOM, &config()).is_some());
-    tenant.page(&page, at(1_000), ROOM, &config());
+    assert!(tenant.wants_page(at(1_000), &config()).is_some());
+    tenant.page(&page, at(1_000), &config());
     assert_eq!(start(&mut tenant).expect("it").delivery.attempt, 3, "neither of two owners recorded anything");
 
     for (due, attempt) in [(10, 4), (25, 3), (35, 2)] {
         let mut tenant = tenant_after(&[at(30), at(20)]);
         tenant.due_summary(&[(1, at(due))]);
-        assert_eq!(tenant.wants_due(at(1_000), ROOM, &config()), [wants(1, &[])]);
+        assert_eq!(tenant.wants_due(at(1_000), &config()), [wants(1, &[])]);
         let row = DeferredRow { attempt: 1, ..row(1, at(due)) };
         take_rows(&mut tenant, 1, &[row], events([1]), at(1_000));
         assert_eq!(start(&mut tenant).expect("it").delivery.attempt, attempt, "due at {due}, attempted once before");
@@ -277,13 +278,13 @@ fn a_page_raises_the_registry_to_what_matched_it_and_an_empty_one_waits() {
     let mut tenant = tenant();
     let head = Head { position: 2, registry_version: 4, ..tenant.head };
     tenant.hear_head(&Head { position: 2, ..tenant.head });
-    assert!(tenant.wants_page(at(0), ROOM, &config()).is_some());
+    assert!(tenant.wants_page(at(0), &config()).is_some());
     let empty = LogPage { entries: Vec::new(), not_pending: HashSet::new(), keys: HashMap::new(), head: None };
-    assert!(!tenant.page(&empty, at(0), ROOM, &config()), "asking at once would find the same");
-    assert!(tenant.wants_page(at(0), ROOM, &config()).is_some());
+    assert!(!tenant.page(&empty, at(0), &config()), "asking at once would find the same");
+    assert!(tenant.wants_page(at(0), &config()).is_some());
     let page =
         LogPage { entries: vec![entry(1, &[1])], not_pending: HashSet::new(), keys: HashMap::new(), head: Some(head) };
-    assert!(tenant.page(&page, at(0), ROOM, &config()));
+    assert!(tenant.page(&page, at(0), &config()));
     assert_eq!(tenant.head.registry_version, 4);
 }
 
@@ -302,11 +303,11 @@ fn g11_a_refused_subscription_is_recorded_as_a_cycle() {
 fn a_row_that_ends_while_rows_are_loaded_does_not_run_twice() {
     let mut tenant = tenant();
     tenant.due_summary(&[(1, at(0))]);
-    assert_eq!(tenant.wants_due(at(1_000), ROOM, &config()).len(), 1);
+    assert_eq!(tenant.wants_due(at(1_000), &config()).len(), 1);
     take_rows(&mut tenant, 1, &[row(5, at(0))], events([5]), at(1_000));
     let attempt = start(&mut tenant).expect("due");
     tenant.due_summary(&[(1, at(1))]);
-    assert_eq!(tenant.wants_due(at(1_000), ROOM, &config()), [wants(1, &[5])]);
+    assert_eq!(tenant.wants_due(at(1_000), &config()), [wants(1, &[5])]);
     end(&mut tenant, &attempt, OutcomeClass::Succeeded);
     settle(&mut tenant);
     // The load has read the row before the settle deleted it, and reports after it.
@@ -320,11 +321,11 @@ fn a_retry_that_falls_due_while_rows_are_loaded_is_not_forgotten() {
     hear(&mut tenant, &[entry(1, &[1])]);
     let attempt = start(&mut tenant).expect("runs");
     tenant.due_summary(&[(1, at(0))]);
-    assert_eq!(tenant.wants_due(at(1_000), ROOM, &config()).len(), 1);
+    assert_eq!(tenant.wants_due(at(1_000), &config()).len(), 1);
     end(&mut tenant, &attempt, OutcomeClass::Failed);
     settle(&mut tenant);
     take_rows(&mut tenant, 1, &[], HashMap::new(), at(1_000));
-    assert_eq!(tenant.wants_due(at(5_000), ROOM, &config()).len(), 1);
+    assert_eq!(tenant.wants_due(at(5_000), &config()).len(), 1);
 }
 
 #[test]
@@ -332,7 +333,7 @@ fn what_a_caller_cancels_before_its_start_does_not_start() {
     let mut tenant = tenant();
     hear(&mut tenant, &[entry(1, &[1]), entry(2, &[1])]);
     tenant.due_summary(&[(2, at(0))]);
-    assert_eq!(tenant.wants_due(at(1_000), ROOM, &config()).len(), 1);
+    assert_eq!(tenant.wants_due(at(1_000), &config()).len(), 1);
     take_rows(&mut tenant, 2, &[row(1, at(0))], events([1]), at(1_000));
     assert_eq!(tenant.waiting_rows(), [Place { position: 1, subscription_no: 2 }]);
     let revoked = [(1, 1), (1, 2)].map(|(position, subscription_no)| Place { position, subscription_no });
@@ -347,13 +348,13 @@ fn what_a_caller_cancels_before_its_start_does_not_start() {
 fn what_a_caller_cancels_before_it_is_taken_does_not_start_either() {
     let mut tenant = tenant();
     tenant.hear_head(&Head { position: 1, ..tenant.head });
-    assert!(tenant.wants_page(at(1_000), ROOM, &config()).is_some());
+    assert!(tenant.wants_page(at(1_000), &config()).is_some());
     // Heard while a page is read, and cancelled before that has come; the last one is heard only after the cancellation.
     hear(&mut tenant, &[entry(2, &[1]), entry(3, &[1])]);
     let revoked = [2, 4].map(|position| Place { position, subscription_no: 1 });
     tenant.revoke(&HashSet::from(revoked));
     let page = LogPage { entries: vec![entry(1, &[1])], not_pending: HashSet::new(), keys: HashMap::new(), head: None };
-    tenant.page(&page, at(1_000), ROOM, &config());
+    tenant.page(&page, at(1_000), &config());
     hear(&mut tenant, &[entry(4, &[1]), entry(5, &[1])]);
     let mut started = Vec::new();
     while let Some(attempt) = start(&mut tenant) {
@@ -388,30 +389,68 @@ fn slow_attempts_hold_back_their_own_subscription_only_when_they_are_too_many() 
     assert!(start_with(&mut tenant, one_each).is_some(), "offered again when the slow one ended");
 }
 
+/// A tenant that finds three quarters of the memory taken.
+fn short_of_memory() -> (Tenant, Kept) {
+    let mut tenant = tenant();
+    tenant.memory = Memory::new(1 << 20);
+    let kept = tenant.memory.keep(3 << 18);
+    (tenant, kept)
+}
+
+#[test]
+fn a_full_memory_leaves_nothing_more_to_a_subscription_that_runs_something() {
+    let (mut tenant, _kept) = short_of_memory();
+    hear(&mut tenant, &[entry(1, &[1])]);
+    let running = start(&mut tenant).expect("there is room for it");
+    let rest = tenant.memory.keep(1 << 18);
+    assert!(tenant.memory.is_full());
+    hear(&mut tenant, &[entry(2, &[1, 2])]);
+    assert_eq!(settle(&mut tenant).iter().map(|change| change.place.subscription_no).collect::<Vec<_>>(), [1]);
+    assert!(tenant.wants_due(at(2_000), &config()).is_empty(), "not while it runs");
+    end(&mut tenant, &running, OutcomeClass::Succeeded);
+    settle(&mut tenant);
+    assert_eq!(tenant.wants_due(at(2_000), &config()), [wants(1, &[])], "when that has ended");
+    drop((rest, running));
+}
+
+#[test]
+fn an_event_counts_once_for_all_its_listeners_until_the_last_one_ends() {
+    let mut tenant = tenant();
+    let event = entry(1, &[1, 2, 3]);
+    hear(&mut tenant, std::slice::from_ref(&event));
+    let whole = tenant.memory.bytes();
+    assert_eq!(whole, event.memory_bytes() + 3 * JOB_BYTES);
+    for running in [1, 2, 3] {
+        let start = start(&mut tenant).expect("each has one");
+        end(&mut tenant, &start, OutcomeClass::Succeeded);
+        drop(start);
+        let left = if running < 3 { whole - running * JOB_BYTES } else { 0 };
+        assert_eq!(tenant.memory.bytes(), left);
+    }
+}
+
 #[test]
 fn memory_at_its_bound_leaves_every_subscription_one_waiting_event() {
-    let mut tenant = tenant();
-    let full = Room { memory_full: true, ..ROOM };
-    tenant.hear_committed(&[entry(1, &[1, 2]), entry(2, &[1, 2])], at(1_000), full, &config());
+    let (mut tenant, _kept) = short_of_memory();
+    tenant.hear_committed(&[entry(1, &[1, 2]), entry(2, &[1, 2])], at(1_000), &config());
     let aside: Vec<_> = settle(&mut tenant).iter().map(|change| change.place.position).collect();
     assert_eq!(aside, [2, 2]);
 }
 
 #[test]
 fn while_memory_is_full_rows_are_loaded_where_nothing_else_waits_and_a_cut_page_has_more_behind_it() {
-    let full = Room { memory_full: true, ..ROOM };
-    let mut tenant = tenant();
+    let (mut tenant, _kept) = short_of_memory();
     hear(&mut tenant, &[entry(1, &[1])]);
     tenant.due_summary(&[(1, at(0)), (2, at(0))]);
     assert!(!tenant.is_loading());
-    assert_eq!(tenant.wants_due(at(1_000), full, &config()), [wants(2, &[])]);
+    assert_eq!(tenant.wants_due(at(1_000), &config()), [wants(2, &[])]);
     assert!(tenant.is_loading(), "a review waits for it");
     let cut = DuePage { rows: vec![row(2, at(0))], events: events([2]), at: at(1_000), more: true, rest: None };
     tenant.due(2, &cut, &config());
     assert!(!tenant.is_loading());
     assert!(start(&mut tenant).is_some() && start(&mut tenant).is_some(), "both have one");
     let mut wanted: Vec<_> =
-        tenant.wants_due(at(1_000), full, &config()).into_iter().map(|wanted| wanted.subscription_no).collect();
+        tenant.wants_due(at(1_000), &config()).into_iter().map(|wanted| wanted.subscription_no).collect();
     wanted.sort_unstable();
     assert_eq!(wanted, [1, 2], "both have drained, and the page was cut");
 }

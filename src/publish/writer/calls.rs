@@ -35,7 +35,7 @@ pub(super) fn weight(call: &Call) -> (usize, usize) {
 
 /// Bytes of events, as they count towards the bounds.
 pub(super) fn bytes_of(events: &[Prepared]) -> usize {
-    events.iter().map(|e| e.event.data.as_bytes().len() + 512).sum()
+    events.iter().map(|one| one.event.memory_bytes() + size_of_val(&*one.matched) + size_of_val(&*one.refused)).sum()
 }
 
 /// Answers all of them with one error; what is left is nothing.

@@ -229,7 +229,7 @@ async fn every_hot_statement_is_served_by_its_index_and_looks_at_no_more_days_th
     let [one, two] = [1, 2].map(tenant);
     let (now, today) = (store.now(), store.now().date_naive());
     let place = LogPlace { after: 1, day: old };
-    let bound = PageBound { entries: 10, data_bytes: 1_000 };
+    let bound = PageBound { entries: 10, bytes: 1_000 };
     let replica = ReplicaId(crate::clock::new_uuid());
     let by = Principal::server(one);
     let ordered = OrderedPage { at: now, held: &[], full: &[], blocks: true, limit: 10 };
@@ -272,7 +272,7 @@ async fn every_hot_statement_is_served_by_its_index_and_looks_at_no_more_days_th
     look!("tail read", ["events_pk"], scans [], prunes true, store.next_entries(one, place, 100, bound));
     look!("what is settled of a page", ["outcomes_pk", "deferred_invocations_pk", "dead_letters_pk"], scans [], prunes true,
         store.not_pending(one, place, 100));
-    look!("entries by position", ["events_pk"], scans [], prunes true, store.events_at(one, &[1, 2], old, today));
+    look!("entries by position", ["events_pk"], scans [], prunes true, store.events_at(one, &[1, 2], old, today, 1_000));
     look!("head", ["tenant_heads_pk"], scans [], prunes false, store.head(one), store.head_now(one));
     look!("GetEvent", ["events_by_id"], scans [], prunes true, store.event(one, known_event));
     look!("place at a time", ["events_pk"], scans [], prunes true,

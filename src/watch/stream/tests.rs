@@ -1,6 +1,7 @@
 //! The state machine of a watch over a log in memory, on a paused clock.
 
 use super::*;
+use crate::domain::memory::Memory;
 use crate::feed::Batch;
 use crate::proto::public::WatchResponse;
 use crate::watch::Config;
@@ -330,7 +331,7 @@ proptest! {
                         let name = if is_user { "USER_CREATE" } else { "FILE_FINALIZED" };
                         let batch: Vec<_> = (0..events).map(|_| bench.append(name)).collect();
                         wanted.extend(batch.iter().filter(|_| is_user).map(|entry| entry.position));
-                        committed.push(Arc::new(Batch::new(batch, &Arc::default())));
+                        committed.push(Arc::new(Batch::new(batch, &Memory::new(usize::MAX))));
                     }
                     Step::News(kind) => match kind {
                         0 => committed.drain(..).for_each(|batch| bench.tail.offer(batch)),
