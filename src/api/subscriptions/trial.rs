@@ -68,20 +68,20 @@ impl Trials {
         if !running.insert(subscription) {
             return Err(full(1));
         }
-        Ok(Running { running: Arc::clone(&self.running), subscription, _place: place })
+        Ok(Running { all: Arc::clone(&self.running), subscription, _place: place })
     }
 }
 
 /// Gives its place back when it ends, however it ends.
 struct Running {
-    running: Arc<Mutex<HashSet<SubscriptionId>>>,
+    all: Arc<Mutex<HashSet<SubscriptionId>>>,
     subscription: SubscriptionId,
     _place: Place,
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.subscription);
+        self.all.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.subscription);
     }
 }
 
