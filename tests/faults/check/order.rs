@@ -6,11 +6,14 @@ use super::history::History;
 use super::{Guarantee, Report};
 use crate::record::Micros;
 
+/// Position in the log, time of the first success, and invocation.
+type Success<'a> = (i64, Micros, &'a str);
+
 /// Compares, per subscription and key, when each event first succeeded with where it stands in the log.
 pub fn in_order(history: &History, report: &mut Report) {
     let events: HashMap<&str, (i64, i64)> =
         history.log.iter().map(|event| (event.id.as_str(), (event.position, event.n))).collect();
-    let mut successes: BTreeMap<(&str, i64), Vec<(i64, Micros, &str)>> = BTreeMap::new();
+    let mut successes: BTreeMap<(&str, i64), Vec<Success<'_>>> = BTreeMap::new();
     for (id, invocation) in &history.invocations {
         let Some(keys) = history.ordered.get(&invocation.subscription) else { continue };
         let Some((position, n)) = events.get(invocation.event_id.as_str()) else { continue };
