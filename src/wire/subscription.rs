@@ -6,6 +6,7 @@ use super::event_type::{mask_error, parse_name};
 use super::pre::{self, PrePart};
 use super::time::timestamp_to_proto;
 use super::{FieldError, slug, text};
+use crate::domain::access::Role;
 use crate::domain::event_type::EventTypeName;
 use crate::domain::filter::{Filter, FilterError};
 use crate::domain::ids::SubscriptionId;
@@ -429,6 +430,20 @@ pub fn to_proto(subscription: &Subscription) -> proto::Subscription {
         schema_version: subscription.schema_version,
         circuit: Some(circuit_to_proto(&subscription.circuit)),
     }
+}
+
+/// A subscription as a caller of a role sees it: to one who may not change it, what may hold credentials is withheld, which is the query
+/// of the target's URI and the values of its headers.
+pub fn to_proto_for(role: Role, subscription: &Subscription) -> proto::Subscription {
+    let mut shown = to_proto(subscription);
+    if role < Role::Subscriber
+        && let Some(proto::target::Kind::Webhook(webhook)) =
+            shown.target.as_mut().and_then(|target| target.kind.as_mut())
+    {
+        webhook.headers.values_mut().for_each(String::clear);
+        webhook.uri.truncate(webhook.uri.find('?').unwrap_or(webhook.uri.len()));
+    }
+    shown
 }
 
 /// A state's name as the API spells it.

@@ -4,7 +4,8 @@ use carillon::dev::{Ca, CertRequest};
 use carillon::proto::internal::publish_service_client::PublishServiceClient;
 use carillon::proto::internal::{CreateAppRequest, Role};
 use carillon::proto::public::{
-    CreateEventTypeRequest, GetSubscriptionRequest, ListEventTypesRequest, ListSubscriptionsRequest, UnsubscribeRequest,
+    CreateEventTypeRequest, GetSubscriptionRequest, ListEventTypesRequest, ListSubscriptionsRequest,
+    UnsubscribeRequest, target,
 };
 use chrono::TimeDelta;
 use serde_json::json;
@@ -67,6 +68,33 @@ async fn a_key_of_an_app_sees_only_that_apps_subscriptions() {
     assert_refused(clients.events.clone().subscribe(request.clone()).await, Code::NotFound, "APP_NOT_FOUND");
     let own = carillon::proto::public::SubscribeRequest { app: "limited".to_owned(), ..request };
     clients.events.clone().subscribe(own).await.expect("its own app");
+}
+
+#[tokio::test]
+async fn a_viewer_sees_no_credentials_of_a_target() {
+    let world = World::shared().await;
+    let tenant = world.tenant().await;
+    tenant.declare("CUSTOM_VIEWED").await;
+    let uri = "http://127.0.0.1:9/hook?token=planted";
+    let mut request = tenant.subscribe_request("CUSTOM_VIEWED", uri);
+    if let Some(target::Kind::Webhook(webhook)) = request.target.as_mut().and_then(|target| target.kind.as_mut()) {
+        webhook.headers.insert("authorization".to_owned(), "planted".to_owned());
+    }
+    let made = tenant.events().subscribe(request).await.expect("valid").into_inner().subscription.expect("it is set");
+    for (role, shown) in [(Role::Viewer, false), (Role::Subscriber, true)] {
+        let events = Clients::new(world, 0, &create_key(world, &tenant.slug, "", role).await).events;
+        let request = GetSubscriptionRequest { subscription_id: made.id.clone() };
+        let found = events.clone().get_subscription(request).await.expect("it is there").into_inner();
+        let listed = events.clone().list_subscriptions(ListSubscriptionsRequest::default()).await.expect("a page");
+        for seen in listed.into_inner().subscriptions.into_iter().chain(found.subscription) {
+            let Some(target::Kind::Webhook(webhook)) = seen.target.and_then(|target| target.kind) else {
+                panic!("{role:?}")
+            };
+            let header = &webhook.headers["authorization"];
+            assert_eq!((header == "planted", webhook.uri == uri), (shown, shown), "{role:?}: {webhook:?}");
+            assert!(webhook.uri.starts_with("http://127.0.0.1:9/hook"), "{webhook:?}");
+        }
+    }
 }
 
 #[tokio::test]

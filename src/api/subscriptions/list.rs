@@ -8,7 +8,7 @@ use crate::store::subscriptions::SubscriptionQuery;
 use crate::wire::event_type::parse_name;
 use crate::wire::page::{PageScope, cut, page_size};
 use crate::wire::slug;
-use crate::wire::subscription::{parse_states, state_name, to_proto};
+use crate::wire::subscription::{parse_states, state_name, to_proto_for};
 use tonic::Request;
 
 pub(crate) async fn handle(
@@ -45,6 +45,6 @@ pub(crate) async fn handle(
         let last = page.last().map(|subscription| i64::from(subscription.no)).unwrap_or_default();
         response.next_page_token = deps.page_tokens.seal_number(&scope, last);
     }
-    response.subscriptions = page.iter().map(to_proto).collect();
+    response.subscriptions = page.iter().map(|found| to_proto_for(caller.role, found)).collect();
     Ok(response)
 }
