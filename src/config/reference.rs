@@ -134,7 +134,7 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
     ("publish.schemas_max", "compiled schemas kept in memory"),
     (
         "pending.phases_max",
-        "PRE events whose listeners are asked at the same time by this process, and of one tenant by all; 1 to 100,000",
+        "PRE events whose listeners are asked at the same time by this process, of which one tenant alone gets half, and of one tenant by all; 1 to 100,000",
     ),
     ("pending.pre_timeout_ms", "time that listeners have where the publisher names none, milliseconds; 10 to 300,000"),
     ("pending.pre_timeout_max_ms", "longest time that a publisher may name, milliseconds; 10 to 300,000"),

@@ -15,6 +15,7 @@ pub mod health;
 pub mod ids;
 pub mod invocation;
 pub mod json;
+pub mod places;
 pub mod pre;
 pub mod quotas;
 pub mod retry;

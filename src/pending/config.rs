@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// PRE events whose listeners are asked at the same time by this process, and by all for one tenant. 1 to 100,000.
+    /// PRE events whose listeners are asked at the same time by this process, and by all for one tenant; one tenant alone gets half of
+    /// them here. 1 to 100,000.
     pub phases_max: u32,
     /// Time that listeners have where the publisher names none, milliseconds. 10 to 300,000.
     pub pre_timeout_ms: u64,

@@ -18,6 +18,7 @@ mod due;
 mod error;
 mod phase;
 mod receivers;
+mod running;
 mod trial;
 
 pub use config::Config;
@@ -27,6 +28,7 @@ use crate::domain::event::LogEntry;
 use crate::domain::event_type::Phase as TypePhase;
 use crate::domain::ids::{EventId, SubscriptionNo, TenantId};
 use crate::domain::invocation::State;
+use crate::domain::places::Places;
 use crate::domain::pre::{Aborted, Verdict, VerdictKind};
 use crate::executor::Executor;
 use crate::feed::Feed;
@@ -77,6 +79,8 @@ struct Core {
     /// How long an answer is kept.
     kept: TimeDelta,
     phases: DashMap<(TenantId, EventId), Arc<Handle>>,
+    /// Of the phases that publishers begin here.
+    places: Places,
     receivers: Receivers,
     tasks: TaskTracker,
     stop: CancellationToken,
@@ -149,6 +153,7 @@ impl Pending {
             registry,
             executor,
             feed,
+            places: Places::new(config.phases_max as usize),
             config,
             event_bytes_max: publish.event_bytes_max,
             kept: TimeDelta::hours(i64::from(publish.idempotency_hours)),
@@ -378,9 +383,8 @@ impl Core {
         timeout: Duration,
     ) -> Result<Attachment, PendingError> {
         let limit = self.config.phases_max;
-        if self.phases.len() >= limit as usize {
-            return Err(PendingError::Full { quota: "pending.phases_max", limit });
-        }
+        let full = PendingError::Full { quota: "pending.phases_max", limit };
+        let place = self.places.take(tenant).ok_or(full)?;
         let registry = self.registry.tenant(tenant).await?;
         let listeners = listeners(&registry, &prepared.matched);
         let accepted_at = self.store.now();
@@ -415,25 +419,8 @@ impl Core {
         };
         let handle = Handle::new();
         let attachment = handle.attach();
-        self.spawn(phase, handle);
+        self.spawn_in(phase, handle, Some(place));
         Ok(attachment)
-    }
-
-    /// Runs a phase in a task of its own.
-    fn spawn(self: &Arc<Self>, phase: Phase, handle: Arc<Handle>) {
-        let core = self.clone();
-        let place = (phase.tenant, phase.entry.event.id);
-        self.phases.insert(place, handle.clone());
-        self.tasks.spawn(async move {
-            // Removed also where the phase panics; those who wait then look at the row.
-            let _registered = Registered { core: &core, place, handle: &handle };
-            let ended = phase.run(&core, &handle).await;
-            handle.end(ended);
-        });
-    }
-
-    fn attach(&self, tenant: TenantId, event: EventId) -> Option<Attachment> {
-        self.phases.get(&(tenant, event)).map(|handle| handle.attach())
     }
 
     /// What the listeners of a committed PRE event said.
@@ -475,17 +462,4 @@ fn listeners(registry: &TenantRegistry, matched: &[SubscriptionNo]) -> Vec<Liste
         key(one).cmp(&key(other))
     });
     listeners
-}
-
-struct Registered<'a> {
-    core: &'a Core,
-    place: (TenantId, EventId),
-    handle: &'a Handle,
-}
-
-impl Drop for Registered<'_> {
-    fn drop(&mut self) {
-        self.core.phases.remove(&self.place);
-        self.handle.end_if_open();
-    }
 }

@@ -430,7 +430,7 @@ async fn each_pre_event_of_a_batch_has_its_own_gate() {
 
 #[tokio::test]
 async fn the_number_of_phases_is_bounded() {
-    let world = World::start_with(1, "[pending]\nphases_max = 2\n").await;
+    let world = World::start_with(1, "[pending]\nphases_max = 4\n").await;
     let (tenant, receiver) = gated(&world).await;
     listen(&tenant, &receiver, "/pre", None).await;
     let gate = Arc::new(Semaphore::new(0));
