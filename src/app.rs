@@ -24,6 +24,7 @@ use crate::api::publish::PublishApi;
 use crate::api::registry::RegistryDeps;
 use crate::api::server::{Port, Server, Speaks, listen};
 use crate::api::services::Services;
+use crate::api::subscriptions::explain::Explains;
 use crate::api::subscriptions::trial::Trials;
 use crate::api::tls::{Tls, TlsError, TlsWatch};
 use crate::api::{ops, web};
@@ -158,6 +159,7 @@ impl App {
                     async move { pending.trial(&registry, listener, &call, entry).await }.boxed()
                 }))
             },
+            explains: Explains::default(),
             uri_check: {
                 let guard = executor.guard().clone();
                 Arc::new(move |uri| guard.check_uri(uri).map_err(|blocked| blocked.to_string()))

@@ -4,6 +4,7 @@
 
 use super::auth;
 use super::status::ApiError;
+use super::subscriptions::explain::Explains;
 use super::subscriptions::trial::Trials;
 use crate::domain::access::{Caller, Role};
 use crate::domain::catalogue::{Catalogue, SystemEventType};
@@ -113,6 +114,8 @@ pub struct RegistryDeps {
     pub registry: Registry,
     /// Test runs of listeners.
     pub trials: Trials,
+    /// Calls of ExplainMatch.
+    pub explains: Explains,
     /// The egress guard.
     pub uri_check: UriCheck,
     /// The bounds.

@@ -172,6 +172,37 @@ async fn one_test_of_a_subscription_runs_at_a_time() {
 }
 
 #[tokio::test]
+async fn tests_that_hang_leave_another_tenant_room_for_its_own() {
+    let world = World::start(1).await;
+    let (busy, other, receiver) = (world.tenant().await, world.tenant().await, Receiver::start().await);
+    let gate = Arc::new(Semaphore::new(0));
+    let mut running = tokio::task::JoinSet::new();
+    busy.declare(NAME).await;
+    // As many as there are places at all.
+    for n in 0..16 {
+        let path = format!("/hangs-{n}");
+        receiver.answers(&path, [Answer::Gated(gate.clone())]);
+        let subscribed = busy.events().subscribe(busy.subscribe_request(NAME, &receiver.url(&path))).await;
+        let id = subscribed.expect("valid").into_inner().subscription.expect("it is set").id;
+        let mut events = busy.events();
+        running.spawn(async move { events.test_subscription(request(&id, &json!({}))).await });
+    }
+    for _ in 0..8 {
+        let refused = running.join_next().await.expect("one of sixteen").expect("no panic");
+        let status = assert_refused(refused, Code::ResourceExhausted, "QUOTA_EXCEEDED");
+        assert_eq!(status.get_details_error_info().expect("it is set").metadata["quota"], "test_runs");
+        assert!(status.get_details_retry_info().is_some_and(|retry| retry.retry_delay.is_some()), "they end");
+    }
+    other.declare(NAME).await;
+    let id = other.subscribe(NAME, &receiver, "/well").await.subscription.expect("it is set").id;
+    other.events().test_subscription(request(&id, &json!({}))).await.expect("another tenant finds a place");
+    gate.add_permits(100);
+    while let Some(done) = running.join_next().await {
+        done.expect("no panic").expect("an answer");
+    }
+}
+
+#[tokio::test]
 async fn data_that_no_publish_would_take_reaches_no_listener() {
     let tenant = World::shared().await.tenant().await;
     let receiver = Receiver::start().await;

@@ -1,7 +1,8 @@
 //! ExplainMatch: which subscriptions an event fires, and why the others do not; or what a filter that is not saved yet makes of the last
 //! stored events.
 //!
-//! Filters are evaluated away from the reactor, and over a bounded number of events and subscriptions.
+//! Filters are evaluated away from the reactor, over a bounded number of events and subscriptions, and a bounded number of calls at the
+//! same time: what reads much must not take the processors and the connections from those who publish.
 
 use super::hand_written::{check, hand_written};
 use crate::api::registry::{RegistryDeps, authorised, invalid, refused, wrong_page};
@@ -11,6 +12,7 @@ use crate::domain::event::{Event, LogEntry};
 use crate::domain::explain::{Reason, explain};
 use crate::domain::filter::FilterContext;
 use crate::domain::ids::{EventId, TenantId};
+use crate::domain::places::{Place, Places};
 use crate::domain::subscription::State;
 use crate::proto::public::{DraftFailure, DraftFilter, DraftMatch, ExplainMatchRequest, ExplainMatchResponse};
 use crate::store::StoreError;
@@ -25,6 +27,7 @@ use chrono::Days;
 use prost::Message as _;
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 use tonic::Request;
 
 /// Events that a draft filter looks at.
@@ -33,8 +36,33 @@ const LAST_EVENTS_MAX: i32 = 10_000;
 /// Bytes of data that it reads, in all and at a time.
 const DRAFT_BYTES_MAX: usize = 64 * 1024 * 1024;
 const DRAFT_PAGE: PageBound = PageBound { entries: 500, data_bytes: 8 * 1024 * 1024 };
+/// Calls at the same time on one replica, of which one tenant alone gets half.
+const RUNNING_MAX: usize = 8;
+/// When one that found no place may try again.
+const RETRY_DELAY: Duration = Duration::from_secs(1);
 /// How many ids and reasons a draft's answer names.
 const SAMPLES_MAX: usize = 10;
+
+/// The calls that run on this replica. Cheap to clone.
+#[derive(Clone)]
+pub struct Explains(Places);
+
+impl Default for Explains {
+    fn default() -> Self {
+        Self(Places::new(RUNNING_MAX))
+    }
+}
+
+impl Explains {
+    /// A place for one call. Errors: QUOTA_EXCEEDED.
+    fn begin(&self, tenant: TenantId) -> Result<Place, ApiError> {
+        self.0.take(tenant).ok_or_else(|| ApiError::QuotaExceeded {
+            quota: "explain_runs".to_owned(),
+            limit: self.0.max() as u64,
+            retry_delay: Some(RETRY_DELAY),
+        })
+    }
+}
 
 pub(crate) async fn handle(
     deps: &RegistryDeps,
@@ -46,6 +74,7 @@ pub(crate) async fn handle(
         let message = "exactly one of event_id, event and draft must be given";
         return Err(invalid(FieldError::new("event_id", message)));
     }
+    let _place = deps.explains.begin(caller.tenant)?;
     if let Some(draft) = request.draft.take() {
         let draft = Some(try_draft(deps, caller.tenant, draft).await?);
         return Ok(ExplainMatchResponse { draft, ..Default::default() });
@@ -178,5 +207,27 @@ impl Tried {
                 self.failures.entry(error.0).or_insert_with(id).0 += 1;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tonic::Status;
+    use tonic_types::StatusExt as _;
+    use uuid::Uuid;
+
+    #[test]
+    fn a_tenant_that_asks_for_much_leaves_places_for_others() {
+        let (explains, tenant) = (Explains::default(), |n| TenantId(Uuid::from_u128(n)));
+        let held: Vec<Place> = (0..RUNNING_MAX / 2).map(|_| explains.begin(tenant(1)).expect("half of them")).collect();
+        let refused = Status::from(explains.begin(tenant(1)).expect_err("no more than that"));
+        let details = refused.get_error_details();
+        assert_eq!(details.error_info().expect("it is set").reason, "QUOTA_EXCEEDED");
+        assert_eq!(details.quota_failure().expect("it is set").violations[0].subject, "explain_runs");
+        assert_eq!(details.retry_info().expect("it is set").retry_delay, Some(RETRY_DELAY));
+        explains.begin(tenant(2)).expect("another tenant finds some");
+        drop(held);
+        explains.begin(tenant(1)).expect("there is room again");
     }
 }

@@ -2,7 +2,7 @@
 
 pub(super) mod disable;
 pub(super) mod enable;
-pub(super) mod explain;
+pub mod explain;
 pub(super) mod get;
 mod hand_written;
 pub(super) mod list;

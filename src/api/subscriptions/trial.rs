@@ -12,8 +12,9 @@ use crate::domain::access::Role;
 use crate::domain::event::LogEntry;
 use crate::domain::explain::explain;
 use crate::domain::filter::FilterContext;
-use crate::domain::ids::SubscriptionId;
+use crate::domain::ids::{SubscriptionId, TenantId};
 use crate::domain::invocation::Attempt;
+use crate::domain::places::{Place, Places};
 use crate::domain::subscription::State;
 use crate::domain::trial::Trial;
 use crate::domain::webhook::WebhookCall;
@@ -38,47 +39,49 @@ pub type RunTrial = Arc<
     dyn Fn(Arc<TenantRegistry>, Arc<Entry>, Arc<WebhookCall>, Arc<LogEntry>) -> BoxFuture<'static, Trial> + Send + Sync,
 >;
 
-/// Test runs at the same time on one replica; of one subscription it is one.
+/// Test runs at the same time on one replica, of which one tenant alone gets half; of one subscription it is one.
 const RUNNING_MAX: usize = 16;
 
 /// The test runs of this replica. Cheap to clone.
 #[derive(Clone)]
 pub struct Trials {
     run: RunTrial,
+    places: Places,
     running: Arc<Mutex<HashSet<SubscriptionId>>>,
 }
 
 impl Trials {
     /// Takes what runs them.
     pub fn new(run: RunTrial) -> Self {
-        Self { run, running: Arc::default() }
+        Self { run, places: Places::new(RUNNING_MAX), running: Arc::default() }
     }
 
     /// A place for one run. Errors: QUOTA_EXCEEDED.
-    fn begin(&self, subscription: SubscriptionId) -> Result<Running, ApiError> {
+    fn begin(&self, tenant: TenantId, subscription: SubscriptionId) -> Result<Running, ApiError> {
+        let full = |limit: usize| ApiError::QuotaExceeded {
+            quota: "test_runs".to_owned(),
+            limit: limit as u64,
+            retry_delay: Some(Duration::from_secs(1)),
+        };
+        let place = self.places.take(tenant).ok_or_else(|| full(RUNNING_MAX))?;
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        let limit = if running.contains(&subscription) { 1 } else { RUNNING_MAX };
-        if running.len() >= RUNNING_MAX || limit == 1 {
-            return Err(ApiError::QuotaExceeded {
-                quota: "test_runs".to_owned(),
-                limit: limit as u64,
-                retry_delay: Some(Duration::from_secs(1)),
-            });
+        if !running.insert(subscription) {
+            return Err(full(1));
         }
-        running.insert(subscription);
-        Ok(Running { running: Arc::clone(&self.running), subscription })
+        Ok(Running { under_way: Arc::clone(&self.running), subscription, _place: place })
     }
 }
 
 /// Gives its place back when it ends, however it ends.
 struct Running {
-    running: Arc<Mutex<HashSet<SubscriptionId>>>,
+    under_way: Arc<Mutex<HashSet<SubscriptionId>>>,
     subscription: SubscriptionId,
+    _place: Place,
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.subscription);
+        self.under_way.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.subscription);
     }
 }
 
@@ -119,7 +122,7 @@ pub(crate) async fn handle(
     let registry = deps.registry.refresh(caller.tenant, found.registry_version).await?;
     let listener = registry.subscription(found.no).ok_or(StoreError::Corrupt { what: "subscription" })?;
     let call = listener.webhook_call(deps.store.now()).ok_or(StoreError::Corrupt { what: "signing secret" })?;
-    let _running = deps.trials.begin(found.id)?;
+    let _running = deps.trials.begin(caller.tenant, found.id)?;
     let (started_at, begin) = (clock::now(), std::time::Instant::now());
     let entry = LogEntry { position: 0, committed_at: started_at, event, matched: Arc::new([]), refused: Arc::new([]) };
     let trial = (deps.trials.run)(registry, listener, call, Arc::new(entry)).await;
