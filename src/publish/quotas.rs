@@ -9,9 +9,6 @@ use crate::domain::ids::TenantId;
 use crate::domain::quotas::{Limits, Overrides, Quota};
 use crate::store::StoreError;
 use crate::telemetry::measured;
-use governor::clock::{Clock as _, DefaultClock};
-use governor::{DefaultDirectRateLimiter, Quota as Rate, RateLimiter};
-use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -19,8 +16,8 @@ use std::time::{Duration, Instant};
 const BACKLOG_RETRY: Duration = Duration::from_secs(1);
 /// Between two looks at whether a quota that refuses is still what it was.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
-/// A bucket's finest measure is a second's worth divided by this: its clock counts nanoseconds.
-const UNITS_PER_SECOND_MAX: u64 = 10_000_000;
+/// A token in the measure of the buckets: what comes in a nanosecond at one a second is a whole number.
+const TOKEN: u128 = 1_000_000_000;
 
 /// What the database says of a tenant's quotas.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -39,27 +36,32 @@ pub(super) struct Allowance {
     looked_at: Mutex<Instant>,
 }
 
+/// The buckets of both rates. They are drawn from together.
 struct Buckets {
-    events: Bucket,
-    bytes: Bucket,
+    events: Rate,
+    bytes: Rate,
+    levels: Mutex<Levels>,
 }
 
-/// Tokens of one rate.
-struct Bucket {
+/// How fast tokens come, and how many a bucket holds.
+struct Rate {
     quota: Quota,
     burst: Quota,
-    unit: u64,
-    tokens: DefaultDirectRateLimiter,
+    per_second: u128,
+    tokens_max: u128,
+}
+
+/// What the buckets hold, in the measure of [`TOKEN`].
+struct Levels {
+    events: u128,
+    bytes: u128,
+    at: Instant,
 }
 
 impl Allowance {
     pub fn new(limits: Limits, standing: Standing) -> Self {
         let limits = limits.with(&standing.overrides);
-        let bucket = |quota, burst| Bucket::new(quota, burst, &limits);
-        let buckets = Buckets {
-            events: bucket(Quota::PublishEventsPerSecond, Quota::PublishEventsBurst),
-            bytes: bucket(Quota::PublishBytesPerSecond, Quota::PublishBytesBurst),
-        };
+        let buckets = Buckets::full(&limits);
         let looked_at = Mutex::new(Instant::now());
         Self { limits, backlog_full: standing.backlog_full, buckets: Arc::new(buckets), looked_at }
     }
@@ -80,8 +82,11 @@ impl Allowance {
             let (quota, retry) = (Quota::Backlog, Some(BACKLOG_RETRY));
             return Err(PublishError::Quota { quota, limit: self.limits.get(quota), retry });
         }
-        self.buckets.events.take(events, &self.limits)?;
-        self.buckets.bytes.take(bytes, &self.limits)
+        let (quota, retry) = match self.buckets.take(events, bytes, Instant::now()) {
+            Ok(()) => return Ok(()),
+            Err(refusal) => refusal,
+        };
+        Err(PublishError::Quota { quota, limit: self.limits.get(quota), retry })
     }
 
     /// True once in a while.
@@ -95,29 +100,54 @@ impl Allowance {
     }
 }
 
-impl Bucket {
-    fn new(quota: Quota, burst: Quota, limits: &Limits) -> Self {
-        let unit = limits.get(quota).div_ceil(UNITS_PER_SECOND_MAX).max(1);
-        let rate = Rate::per_second(units(limits.get(quota), unit)).allow_burst(units(limits.get(burst), unit));
-        Self { quota, burst, unit, tokens: RateLimiter::direct(rate) }
+impl Buckets {
+    fn full(limits: &Limits) -> Self {
+        let rate = |quota, burst| Rate {
+            quota,
+            burst,
+            per_second: limits.get(quota).max(1).into(),
+            tokens_max: u128::from(limits.get(burst)) * TOKEN,
+        };
+        let events = rate(Quota::PublishEventsPerSecond, Quota::PublishEventsBurst);
+        let bytes = rate(Quota::PublishBytesPerSecond, Quota::PublishBytesBurst);
+        let full = Levels { events: events.tokens_max, bytes: bytes.tokens_max, at: Instant::now() };
+        Self { events, bytes, levels: Mutex::new(full) }
     }
 
-    fn take(&self, count: usize, limits: &Limits) -> Result<(), PublishError> {
-        let count = u64::try_from(count).unwrap_or(u64::MAX);
-        let refused = |quota, retry| Err(PublishError::Quota { quota, limit: limits.get(quota), retry });
-        match self.tokens.check_n(units(count, self.unit)) {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(not_until)) => refused(self.quota, Some(not_until.wait_time_from(DefaultClock::default().now()))),
-            // More than comes at once ever: waiting does not help.
-            Err(_) => refused(self.burst, None),
-        }
+    /// Takes the tokens of both, or of neither. Errors: the quota, and after what time there are enough; none where there never are.
+    fn take(&self, events: usize, bytes: usize, now: Instant) -> Result<(), (Quota, Option<Duration>)> {
+        let mut levels = self.levels.lock().unwrap_or_else(PoisonError::into_inner);
+        let passed = now.saturating_duration_since(levels.at).as_nanos();
+        levels.at = levels.at.max(now);
+        levels.events = self.events.filled(levels.events, passed);
+        levels.bytes = self.bytes.filled(levels.bytes, passed);
+        let (events, bytes) = (events as u128 * TOKEN, bytes as u128 * TOKEN);
+        // What never fits is told first: waiting for the other would be in vain.
+        self.events.fits(events)?;
+        self.bytes.fits(bytes)?;
+        let left = (self.events.left(levels.events, events)?, self.bytes.left(levels.bytes, bytes)?);
+        (levels.events, levels.bytes) = left;
+        Ok(())
     }
 }
 
-/// Tokens that stand for so much.
-fn units(amount: u64, unit: u64) -> NonZeroU32 {
-    let tokens = u32::try_from(amount.div_ceil(unit)).unwrap_or(u32::MAX);
-    NonZeroU32::new(tokens).unwrap_or(NonZeroU32::MIN)
+impl Rate {
+    /// A level after so many nanoseconds.
+    fn filled(&self, level: u128, passed: u128) -> u128 {
+        passed.saturating_mul(self.per_second).saturating_add(level).min(self.tokens_max)
+    }
+
+    fn fits(&self, wanted: u128) -> Result<(), (Quota, Option<Duration>)> {
+        if wanted > self.tokens_max { Err((self.burst, None)) } else { Ok(()) }
+    }
+
+    /// What is left of a level.
+    fn left(&self, level: u128, wanted: u128) -> Result<u128, (Quota, Option<Duration>)> {
+        level.checked_sub(wanted).ok_or_else(|| {
+            let nanos = (wanted - level).div_ceil(self.per_second);
+            (self.quota, Some(Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))))
+        })
+    }
 }
 
 impl Registry {
@@ -187,6 +217,33 @@ mod tests {
         assert_eq!(quota, Quota::PublishEventsPerSecond);
         assert!(retry.is_some_and(|retry| retry <= Duration::from_secs(1) && retry > Duration::from_millis(100)));
         assert_eq!(refusal(allowance.take(4, 10)), (Quota::PublishEventsBurst, None));
+    }
+
+    #[test]
+    fn a_call_that_one_rate_refuses_takes_nothing_of_the_other() {
+        let quotas = |quota| match quota {
+            Quota::PublishEventsPerSecond | Quota::PublishBytesPerSecond => 1,
+            Quota::PublishEventsBurst => 2,
+            _ => 1_000,
+        };
+        let allowance = Allowance::new(Limits::new(quotas), Standing::default());
+        assert!(allowance.take(1, 900).is_ok());
+        for _ in 0..10 {
+            assert_eq!(refusal(allowance.take(1, 900)).0, Quota::PublishBytesPerSecond);
+            assert_eq!(refusal(allowance.take(1, 1_001)), (Quota::PublishBytesBurst, None));
+        }
+        assert!(allowance.take(1, 50).is_ok(), "the second event's token is there");
+    }
+
+    #[test]
+    fn tokens_come_at_the_rate_and_never_more_than_the_burst() {
+        let (start, buckets) = (Instant::now(), Buckets::full(&limits(1_000, 10)));
+        let after = |millis| start + Duration::from_secs(1) + Duration::from_millis(millis);
+        let taken = |now| (0..100).take_while(|_| buckets.take(1, 0, now).is_ok()).count();
+        assert_eq!((taken(after(0)), taken(after(0)), taken(after(3)), taken(after(9_000))), (10, 0, 3, 10));
+        let refused = buckets.take(4, 0, after(9_000)).expect_err("they are taken");
+        assert_eq!(refused, (Quota::PublishEventsPerSecond, Some(Duration::from_millis(4))));
+        assert_eq!(buckets.take(1, 0, after(0)).expect_err("a clock that goes back gives none").0, refused.0);
     }
 
     #[test]

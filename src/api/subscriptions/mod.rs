@@ -26,6 +26,7 @@ use crate::store::request_ids::{Once, Repeatable};
 use crate::store::subscriptions::{Missed, Selector, StateChange, SubscriptionRefusal};
 use crate::wire;
 use crate::wire::subscription::state_name;
+use std::time::Duration;
 
 /// Asks the egress guard. Errors: ADDRESS_BLOCKED.
 fn check_uri(deps: &RegistryDeps, field: &str, uri: &WebhookUri) -> Result<(), ApiError> {
@@ -77,6 +78,9 @@ async fn subscriptions_max(deps: &RegistryDeps, caller: &Caller) -> Result<i64, 
     Ok(i64::try_from(limits.get(Quota::Subscriptions)).unwrap_or(i64::MAX))
 }
 
+/// When to ask again for a subscription beyond the quota: there is room once others have gone, which takes people, not moments.
+const ROOM_RETRY: Duration = Duration::from_secs(60);
+
 /// What becomes of what a subscription missed.
 fn missed(replay: bool) -> Missed {
     if replay { Missed::Replayed } else { Missed::Left }
@@ -84,7 +88,8 @@ fn missed(replay: bool) -> Missed {
 
 /// A refused change of a subscription as an error; `named` is how the request names it.
 async fn refused(deps: &RegistryDeps, caller: &Caller, named: &str, refusal: SubscriptionRefusal) -> ApiError {
-    let quota = |quota: &str, limit: u64| ApiError::QuotaExceeded { quota: quota.to_owned(), limit, retry_delay: None };
+    let quota =
+        |quota: &str, limit: u64, retry_delay| ApiError::QuotaExceeded { quota: quota.to_owned(), limit, retry_delay };
     match refusal {
         SubscriptionRefusal::NotFound => ApiError::SubscriptionNotFound { subscription: named.to_owned() },
         SubscriptionRefusal::NotSubscribed(name) => ApiError::NotSubscribed { event_type: name.as_str().to_owned() },
@@ -100,8 +105,10 @@ async fn refused(deps: &RegistryDeps, caller: &Caller, named: &str, refusal: Sub
             ApiError::SubscriptionState { subscription: named.to_owned(), message }
         }
         SubscriptionRefusal::Etag => ApiError::EtagMismatch { resource: named.to_owned() },
-        SubscriptionRefusal::TooMany(max) => quota("limits.subscriptions_max", u64::try_from(max).unwrap_or_default()),
-        SubscriptionRefusal::TooManySecrets(limit) => quota("signing_secrets", limit as u64),
+        SubscriptionRefusal::TooMany(max) => {
+            quota("limits.subscriptions_max", u64::try_from(max).unwrap_or_default(), Some(ROOM_RETRY))
+        }
+        SubscriptionRefusal::TooManySecrets(limit) => quota("signing_secrets", limit as u64, None),
         SubscriptionRefusal::Store(error) => error.into(),
     }
 }
