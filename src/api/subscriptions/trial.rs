@@ -68,20 +68,20 @@ impl Trials {
         if !running.insert(subscription) {
             return Err(full(1));
         }
-        Ok(Running { all: Arc::clone(&self.running), subscription, _place: place })
+        Ok(Running { under_way: Arc::clone(&self.running), subscription, _place: place })
     }
 }
 
 /// Gives its place back when it ends, however it ends.
 struct Running {
-    all: Arc<Mutex<HashSet<SubscriptionId>>>,
+    under_way: Arc<Mutex<HashSet<SubscriptionId>>>,
     subscription: SubscriptionId,
     _place: Place,
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.all.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.subscription);
+        self.under_way.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.subscription);
     }
 }
 
