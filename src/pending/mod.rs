@@ -288,7 +288,7 @@ impl Pending {
                     (PendingState::Cancelled, _) => return Err(PendingError::Cancelled),
                     (PendingState::Aborted, Some((reason, message))) => {
                         let verdicts = core.store.pending_verdicts(tenant, event).await?;
-                        return Err(PendingError::Aborted(Arc::new(Aborted { reason, message, verdicts })));
+                        return Err(PendingError::Aborted(Arc::new(Aborted { event, reason, message, verdicts })));
                     }
                     (PendingState::Aborted, None) => {
                         return Err(StoreError::Corrupt { what: "aborted event" }.into());
@@ -408,7 +408,8 @@ impl Core {
             tenant,
             entry: Arc::new(entry),
             token: Store::first_pending_token(),
-            deadline_at,
+            attempted: None,
+            deadline: self.instant_of(deadline_at),
             listeners,
             verdicts: Vec::new(),
             abandonable: true,

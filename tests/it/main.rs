@@ -45,6 +45,7 @@ mod invocations;
 mod metrics;
 mod operations;
 mod pre_receivers;
+mod pre_takeovers;
 mod publish;
 mod publish_batch;
 mod quotas;
