@@ -247,15 +247,18 @@ impl Pending {
         tenant: TenantId,
         key: Option<&NewKey>,
     ) -> Result<Answer, PendingError> {
-        let used = matches!(
-            &error,
+        let error = match error {
             PendingError::Publish(PublishError::Store(StoreError::Conflict { constraint }))
-                if constraint.starts_with(IDEMPOTENCY_CONSTRAINT)
-        );
-        match key {
-            Some(key) if used => self.first_answer(tenant, key).await?.ok_or(PublishError::Contended.into()),
-            _ => Err(error),
-        }
+                if constraint.starts_with(IDEMPOTENCY_CONSTRAINT) =>
+            {
+                PublishError::Contended.into()
+            }
+            // A retry of what has its place already takes no other.
+            full @ PendingError::Full { .. } => full,
+            other => return Err(other),
+        };
+        let Some(key) = key else { return Err(error) };
+        self.first_answer(tenant, key).await?.ok_or(error)
     }
 
     /// Waits for what becomes of an event, pending or not.

@@ -136,3 +136,14 @@ async fn a_refused_pre_event_names_its_listeners_to_people_and_to_programs() {
     assert_eq!(listed.len(), 20);
     cli.run(&publish).await.fails(1, &[&format!("{}: REJECTED: no reason given", listeners[7]), "event: evt_"]);
 }
+
+#[tokio::test]
+async fn a_delayed_publish_is_made_once_however_often_its_command_line_is_repeated() {
+    let cli = Cli::new().await;
+    cli.tenant.declare("CUSTOM_CLI_LATER").await;
+    let publish = ["publish", "CUSTOM_CLI_LATER", "--data", "{}", "--delay", "1h", "--key", "once", "--json"];
+    let first = cli.run(&publish).await.document();
+    let again = cli.run(&publish).await.document();
+    assert_eq!((&again["eventId"], &again["deliverTime"]), (&first["eventId"], &first["deliverTime"]));
+    assert_eq!(again["duplicate"], true);
+}
