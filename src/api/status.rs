@@ -277,6 +277,8 @@ pub enum ApiError {
     PreRejected {
         /// Why, in one sentence.
         message: String,
+        /// Id of the event that will not be.
+        event: String,
         /// One per listener, those that decided first.
         verdicts: Vec<PreVerdict>,
     },
@@ -342,6 +344,8 @@ pub enum ApiError {
     PreListenerUnavailable {
         /// Why, in one sentence.
         message: String,
+        /// Id of the event that will not be.
+        event: String,
         /// One per listener, those that decided first.
         verdicts: Vec<PreVerdict>,
     },
@@ -350,6 +354,8 @@ pub enum ApiError {
     PreDeadline {
         /// Why, in one sentence.
         message: String,
+        /// Id of the event that will not be.
+        event: String,
         /// One per listener, those that decided first.
         verdicts: Vec<PreVerdict>,
     },

@@ -13,7 +13,7 @@ use std::time::Duration;
 use anstyle::{AnsiColor, Style};
 use rustls::AlertDescription;
 use tonic::{Code, Status};
-use tonic_types::StatusExt as _;
+use tonic_types::{PreconditionViolation, StatusExt as _};
 
 use super::client::Identity;
 use super::output::human;
@@ -207,7 +207,13 @@ impl CliError {
         lines.extend(quotas.iter().map(|quota| format!("{}: {}", quota.subject, quota.description)));
         let conditions =
             details.precondition_failure().map(|failure| failure.violations.as_slice()).unwrap_or_default();
-        lines.extend(conditions.iter().map(|condition| format!("{}: {}", condition.subject, condition.description)));
+        lines.extend(conditions.iter().map(|PreconditionViolation { r#type: kind, subject, description }| {
+            // Of a PRE event's listener the kind is its verdict; of other failures it repeats the reason.
+            let repeats = details.error_info().is_some_and(|info| info.reason == *kind);
+            let said = [Some(subject), Some(kind).filter(|_| !repeats), Some(description)];
+            let said: Vec<_> = said.into_iter().flatten().filter(|one| !one.is_empty()).map(String::as_str).collect();
+            said.join(": ")
+        }));
         if let Some(delay) = details.retry_info().and_then(|retry| retry.retry_delay) {
             lines.push(format!("try again in {} ms", delay.as_millis()));
         }

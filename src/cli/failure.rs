@@ -1,8 +1,8 @@
 //! How a command that failed says so to a program: with `--json`, one JSON object on standard error, and nothing else there.
 //!
 //! *Shape*: `{"error": {"reason", "message", "exitCode", ...}}`. Of a call that the server has refused it holds what the status says
-//! (`code`, `reason`, `message`, `metadata`, `fieldViolations`, `quotaViolations`, `retryDelay`) and the `rpc`; of other failures a reason
-//! of the command line's own. `docs/errors.md` lists them. Nothing here may print a credential.
+//! (`code`, `reason`, `message`, `metadata`, `fieldViolations`, `preconditionViolations`, `quotaViolations`, `retryDelay`) and the `rpc`; of
+//! other failures a reason of the command line's own. `docs/errors.md` lists them. Nothing here may print a credential.
 
 use std::ffi::OsString;
 use std::io;

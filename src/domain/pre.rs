@@ -3,7 +3,7 @@
 //! An enrichment is a JSON merge patch (RFC 7386). It is applied to the text of the data: what no patch touches stays byte for byte as
 //! published, in its place.
 
-use super::ids::{SubscriptionId, SubscriptionNo};
+use super::ids::{EventId, SubscriptionId, SubscriptionNo};
 use super::invocation::{Attempt, Outcome};
 use super::json::check_json;
 use chrono::{DateTime, Utc};
@@ -174,6 +174,8 @@ pub enum AbortReason {
 /// A PRE event that will never be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Aborted {
+    /// Its id.
+    pub event: EventId,
     /// Why.
     pub reason: AbortReason,
     /// One sentence for people.
@@ -191,6 +193,8 @@ pub enum Answer {
     Rejected(String),
     /// There is no usable answer; the outcome says why.
     Failed,
+    /// There is no way to it, now or in a moment; the outcome says why.
+    Unreached,
 }
 
 /// Why an enrichment is not applied.

@@ -5,14 +5,18 @@
 use super::Core;
 use crate::clock;
 use crate::domain::event::LogEntry;
-use crate::domain::ids::TenantId;
+use crate::domain::ids::{EventId, TenantId};
 use crate::domain::invocation::{Attempt, Outcome, OutcomeClass};
 use crate::domain::pre::{Answer, EnrichError, PrePolicy, Verdict, VerdictKind, enrich};
 use crate::executor::{Delivery, EncodedEvent};
 use crate::publish::registry::Entry;
 use crate::telemetry::measured;
 use std::sync::Arc;
-use tokio::time::{Instant, sleep};
+use std::sync::atomic::{AtomicI32, Ordering};
+use tokio::time::{Instant, sleep, timeout_at};
+
+/// Why a listener is not asked whose turn does not come by the deadline.
+pub(super) const NO_TIME: &str = "the time was up before it could be asked";
 
 /// A listener that is asked.
 #[derive(Debug, Clone)]
@@ -44,62 +48,96 @@ impl Listener {
     }
 }
 
-/// Asks until the listener has decided or failed. `attempt_base` counts the owners that may have asked before.
+/// The numbers that one owner of an event gives to the attempts that it makes. None is given twice, whoever owns the event: a number is
+/// written down before it is given, but for the first one of the first owner, which every other one takes for given.
+#[derive(Debug)]
+pub(super) struct Numbers {
+    /// What is written down under.
+    pub token: i64,
+    /// The highest that former owners may have given; 0 where there were none.
+    pub base: i32,
+    /// The highest that is written down.
+    pub written: AtomicI32,
+}
+
+impl Numbers {
+    /// Those of an owner. `former` is the highest number that its predecessors have written down; none where there were none.
+    pub fn after(former: Option<i32>, token: i64) -> Self {
+        let base = former.map_or(0, |written| written.max(1));
+        Self { token, base, written: AtomicI32::new(base) }
+    }
+
+    /// Writes a number down, so that nobody gives it again. Errors: why it must not be given.
+    async fn write_down(&self, core: &Core, tenant: TenantId, event: EventId, number: i32) -> Result<(), &'static str> {
+        if number == 1 || number <= self.written.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        match core.write(|| core.store.note_attempt(tenant, event, self.token, number)).await {
+            Ok(true) => {
+                self.written.fetch_max(number, Ordering::Relaxed);
+                Ok(())
+            }
+            Ok(false) => Err("the event is not asked about here any more"),
+            Err(error) => {
+                tracing::warn!(%event, %error, "the number of an attempt could not be written down");
+                Err("another attempt could not be recorded")
+            }
+        }
+    }
+}
+
+/// Asks until the listener has decided or failed, by the deadline at the latest.
 pub(super) async fn ask(
     core: Arc<Core>,
     tenant: TenantId,
     listener: Listener,
     event: Arc<EncodedEvent>,
     deadline: Instant,
-    attempt_base: i32,
+    numbers: Arc<Numbers>,
 ) -> Verdict {
     let subscription = &listener.entry.subscription;
+    let invocation = event.entry().invocation(subscription.no);
     let mut verdict = listener.verdict(VerdictKind::Failed, "");
     for made in 1..=subscription.policy.max_attempts() {
         let Some(call) = listener.entry.webhook_call(clock::now()) else {
-            "no signing secret of the subscription can be opened".clone_into(&mut verdict.message);
-            return verdict;
+            return unasked(verdict, "no signing secret of the subscription can be opened");
         };
-        let leave = match core.leave_to_ask(tenant, &listener, deadline).await {
+        let number = numbers.base + made;
+        let turn = async {
+            numbers.write_down(&core, tenant, invocation.event, number).await?;
+            core.leave_to_ask(tenant, &listener, deadline).await
+        };
+        // Where it is not to be asked, the publisher is told at once.
+        let leave = match timeout_at(deadline, turn).await.unwrap_or(Err(NO_TIME)) {
             Ok(leave) => leave,
-            // The publisher is waiting: it is told at once, and what was answered before stands.
-            Err(why) => {
-                why.clone_into(&mut verdict.message);
-                return verdict;
-            }
+            Err(why) => return unasked(verdict, why),
         };
-        verdict.attempt = attempt_base + made;
+        verdict.attempt = number;
         verdict.started_at = clock::now();
-        let delivery = Delivery {
-            invocation: event.entry().invocation(subscription.no),
-            attempt: verdict.attempt,
-            replay: false,
-            event: event.clone(),
-        };
+        let delivery = Delivery { invocation, attempt: number, replay: false, event: event.clone() };
         let until = (Instant::now() + subscription.policy.timeout()).min(deadline);
         let (outcome, answer) = core.executor.ask(&call, &delivery, until).await;
         core.asked(tenant, &listener, leave, &outcome);
         verdict.duration = (clock::now() - verdict.started_at).to_std().unwrap_or_default();
         measured().dispatch.attempted(outcome.class.name(), verdict.duration);
-        if answer != Answer::Failed {
-            return judged(verdict, &listener.policy, event.entry(), outcome, answer);
-        }
         let wait = subscription.policy.backoff(made, clock::jitter(), outcome.retry_after);
-        let hopeless = !outcome.class.is_retryable() || is_away(&outcome);
         let last = made == subscription.policy.max_attempts() || Instant::now() + wait >= deadline;
-        if hopeless || last {
+        // Nothing to wait for within a publisher's patience where there is no way to it at all.
+        if answer != Answer::Failed || !outcome.class.is_retryable() || last {
             return judged(verdict, &listener.policy, event.entry(), outcome, answer);
         }
-        let (number, started_at, duration) = (verdict.attempt, verdict.started_at, verdict.duration);
+        let (started_at, duration) = (verdict.started_at, verdict.duration);
         verdict.failed.push(Attempt { number, started_at, duration, outcome });
         sleep(wait).await;
     }
     verdict
 }
 
-/// No connection at all: nothing to wait for within a publisher's patience.
-fn is_away(outcome: &Outcome) -> bool {
-    outcome.class == OutcomeClass::Unreachable && outcome.status_code == 0
+/// The failure of a listener that is not asked, or not again: how its last attempt ended stands.
+fn unasked(mut verdict: Verdict, why: &str) -> Verdict {
+    why.clone_into(&mut verdict.message);
+    verdict.outcome = verdict.failed.pop().map(|last| last.outcome);
+    verdict
 }
 
 /// What the last attempt's answer makes of a listener.
@@ -118,7 +156,7 @@ pub(super) fn judged(
             verdict.kind = VerdictKind::Rejected;
             verdict.message = reason;
         }
-        Answer::Failed => {}
+        Answer::Failed | Answer::Unreached => {}
     }
     verdict
 }

@@ -104,11 +104,19 @@ impl Core {
         let verdicts = self.store.pending_verdicts(row.tenant, row.entry.event.id).await?;
         let registry = self.registry.reload(row.tenant).await?;
         let listeners = listeners(&registry, &row.entry.matched);
-        self.phase(row, listeners, verdicts);
+        let attempted = Some(row.attempted);
+        self.phase(row, listeners, verdicts, attempted);
         Ok(())
     }
 
-    fn phase(self: &Arc<Self>, row: PendingEvent, listeners: Vec<Listener>, mut verdicts: Vec<Verdict>) {
+    /// Asks listeners. `attempted` is what former owners that asked before have written down, where there were any.
+    fn phase(
+        self: &Arc<Self>,
+        row: PendingEvent,
+        listeners: Vec<Listener>,
+        mut verdicts: Vec<Verdict>,
+        attempted: Option<i32>,
+    ) {
         // One that was disabled or unsubscribed meanwhile does not execute, so it has no say either.
         for listener in listeners.iter().filter(|listener| listener.entry.subscription.state != State::Active) {
             if !verdicts.iter().any(|verdict| verdict.subscription_no == listener.entry.subscription.no) {
@@ -117,9 +125,10 @@ impl Core {
         }
         let phase = Phase {
             tenant: row.tenant,
-            deadline_at: row.deadline_at.unwrap_or(row.entry.committed_at),
+            deadline: self.instant_of(row.deadline_at.unwrap_or(row.entry.committed_at)),
             entry: row.entry,
             token: row.token,
+            attempted,
             listeners,
             verdicts,
             abandonable: false,
@@ -158,7 +167,7 @@ impl Core {
                     let NewPending { event, matched, refused, .. } = new;
                     let entry = LogEntry { event, matched, refused, ..LogEntry::clone(&row.entry) };
                     let row = PendingEvent { entry: Arc::new(entry), deadline_at: Some(deadline_at), ..row };
-                    self.phase(row, listeners, Vec::new());
+                    self.phase(row, listeners, Vec::new(), None);
                     return Ok(());
                 }
                 gated
@@ -201,9 +210,9 @@ impl Core {
 
     async fn give_up(&self, row: &PendingEvent, error: &PublishError) -> Result<(), StoreError> {
         tracing::warn!(event = %row.entry.event.id, tenant = %row.tenant, %error, "a delayed event cannot be published any more");
-        let aborted = Aborted { reason: AbortReason::Unpublishable, message: error.to_string(), verdicts: Vec::new() };
-        let id = row.entry.event.id;
-        self.store.abort_pending(row.tenant, id, row.token, &aborted, self.final_until()).await?;
+        let (event, reason) = (row.entry.event.id, AbortReason::Unpublishable);
+        let aborted = Aborted { event, reason, message: error.to_string(), verdicts: Vec::new() };
+        self.store.abort_pending(row.tenant, row.token, &aborted, self.final_until()).await?;
         Ok(())
     }
 }

@@ -252,15 +252,18 @@ impl Pending {
         tenant: TenantId,
         key: Option<&NewKey>,
     ) -> Result<Answer, PendingError> {
-        let used = matches!(
-            &error,
+        let error = match error {
             PendingError::Publish(PublishError::Store(StoreError::Conflict { constraint }))
-                if constraint.starts_with(IDEMPOTENCY_CONSTRAINT)
-        );
-        match key {
-            Some(key) if used => self.first_answer(tenant, key).await?.ok_or(PublishError::Contended.into()),
-            _ => Err(error),
-        }
+                if constraint.starts_with(IDEMPOTENCY_CONSTRAINT) =>
+            {
+                PublishError::Contended.into()
+            }
+            // A retry of what has its place already takes no other.
+            full @ PendingError::Full { .. } => full,
+            other => return Err(other),
+        };
+        let Some(key) = key else { return Err(error) };
+        self.first_answer(tenant, key).await?.ok_or(error)
     }
 
     /// Waits for what becomes of an event, pending or not.
@@ -293,7 +296,7 @@ impl Pending {
                     (PendingState::Cancelled, _) => return Err(PendingError::Cancelled),
                     (PendingState::Aborted, Some((reason, message))) => {
                         let verdicts = core.store.pending_verdicts(tenant, event).await?;
-                        return Err(PendingError::Aborted(Arc::new(Aborted { reason, message, verdicts })));
+                        return Err(PendingError::Aborted(Arc::new(Aborted { event, reason, message, verdicts })));
                     }
                     (PendingState::Aborted, None) => {
                         return Err(StoreError::Corrupt { what: "aborted event" }.into());
@@ -412,7 +415,8 @@ impl Core {
             tenant,
             entry: Arc::new(entry),
             token: Store::first_pending_token(),
-            deadline_at,
+            attempted: None,
+            deadline: self.instant_of(deadline_at),
             listeners,
             verdicts: Vec::new(),
             abandonable: true,

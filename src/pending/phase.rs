@@ -9,12 +9,12 @@
 //! No transaction is open while a listener runs. Every write names the row's token: a phase that another replica has taken over ends
 //! here without effect. A listener whose success is noted is never asked again.
 
-use super::ask::{Listener, ask, spoil};
+use super::ask::{Listener, NO_TIME, Numbers, ask, spoil};
 use super::{Core, PendingError};
 use crate::clock;
 use crate::domain::event::{Data, Event, LogEntry};
 use crate::domain::ids::TenantId;
-use crate::domain::invocation::{Outcome, OutcomeClass};
+use crate::domain::invocation::OutcomeClass;
 use crate::domain::pre::{AbortReason, Aborted, FailurePolicy, Verdict, VerdictKind, enrich};
 use crate::executor::EncodedEvent;
 use crate::feed::{Head, News};
@@ -31,7 +31,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
-use tokio::time::{Instant, interval_at, sleep, sleep_until};
+use tokio::time::{Instant, interval_at, sleep};
 use tokio_util::sync::CancellationToken;
 
 /// Between two tries to write a decision that the database did not take.
@@ -45,7 +45,9 @@ pub(super) struct Phase {
     pub tenant: TenantId,
     pub entry: Arc<LogEntry>,
     pub token: i64,
-    pub deadline_at: DateTime<Utc>,
+    /// The highest attempt number that former owners have written down; none where there were none.
+    pub attempted: Option<i32>,
+    pub deadline: Instant,
     /// In the order in which enrichments are applied.
     pub listeners: Vec<Listener>,
     /// What is known already.
@@ -162,21 +164,24 @@ impl Phase {
     }
 
     async fn decide(&mut self, core: &Arc<Core>, handle: &Handle) -> Decision {
-        let left = (self.deadline_at - core.store.now()).to_std().unwrap_or_default();
-        let deadline = Instant::now() + left;
         if let Err(error) = core.look_at_circuits(self.tenant, &self.listeners).await {
             tracing::warn!(%error, "how listeners do at other replicas could not be read");
         }
         let event = Arc::new(EncodedEvent::new(self.entry.clone()));
-        let attempt_base = i32::try_from(self.token - 1).unwrap_or(i32::MAX / 2);
+        let numbers = Arc::new(Numbers::after(self.attempted, self.token));
         let known: Vec<i32> = self.verdicts.iter().map(|verdict| verdict.subscription_no).collect();
+        let in_time = Instant::now() < self.deadline;
+        // Each question ends by the deadline itself, so that what it came to is counted: no timer of the phase's own races it.
+        let question = |listener: &Listener| {
+            ask(core.clone(), self.tenant, listener.clone(), event.clone(), self.deadline, numbers.clone())
+        };
         let mut asking: FuturesUnordered<_> = self
             .listeners
             .iter()
-            .filter(|listener| !known.contains(&listener.entry.subscription.no) && !left.is_zero())
-            .map(|listener| ask(core.clone(), self.tenant, listener.clone(), event.clone(), deadline, attempt_base))
+            .filter(|listener| in_time && !known.contains(&listener.entry.subscription.no))
+            .map(question)
             .collect();
-        if let Some(reason) = self.verdicts.iter().find_map(|verdict| self.blocks(verdict)) {
+        if let Some(reason) = self.aborts() {
             return Decision::Abort(reason);
         }
         let lease = Duration::from_millis(core.config.lease_ms);
@@ -188,15 +193,15 @@ impl Phase {
                 Some(verdict) = asking.next() => {
                     let blocks = self.blocks(&verdict);
                     self.verdicts.push(verdict);
-                    if let Some(reason) = blocks {
-                        return Decision::Abort(reason);
-                    }
-                    // The last one is written with the decision itself.
-                    if !asking.is_empty() && !self.note_last(core).await {
-                        return Decision::Left;
+                    match blocks {
+                        // The time is up for all: each of the others has its own end now.
+                        Some(AbortReason::Deadline) if Instant::now() >= self.deadline => {}
+                        Some(reason) => return Decision::Abort(reason),
+                        // The last one is written with the decision itself.
+                        None if !asking.is_empty() && !self.note_last(core).await => return Decision::Left,
+                        None => {}
                     }
                 }
-                () = sleep_until(deadline) => break,
                 _ = renewal.tick() => {
                     let until = core.lease_until();
                     match core.store.renew_pending(self.tenant, self.entry.event.id, self.token, until).await {
@@ -222,10 +227,13 @@ impl Phase {
         }
         drop(asking);
         self.time_is_up();
-        match self.verdicts.iter().find_map(|verdict| self.blocks(verdict)) {
-            Some(reason) => Decision::Abort(reason),
-            None => Decision::Commit,
-        }
+        self.aborts().map_or(Decision::Commit, Decision::Abort)
+    }
+
+    /// Why the event is aborted, if it is: a refusal says more than a failure.
+    fn aborts(&self) -> Option<AbortReason> {
+        let reasons = || self.verdicts.iter().filter_map(|verdict| self.blocks(verdict));
+        reasons().find(|reason| *reason == AbortReason::Rejected).or_else(|| reasons().next())
     }
 
     /// Why a verdict aborts the event, if it does.
@@ -236,7 +244,10 @@ impl Phase {
             VerdictKind::Rejected if planted::has(Defect::OpenGate) => None,
             VerdictKind::Rejected => Some(AbortReason::Rejected),
             VerdictKind::Failed if policy.unwrap_or_default() == FailurePolicy::Fail => {
-                let late = verdict.outcome.as_ref().is_some_and(|outcome| outcome.class == OutcomeClass::Timeout);
+                let late = match &verdict.outcome {
+                    Some(outcome) => outcome.class == OutcomeClass::Timeout,
+                    None => Instant::now() >= self.deadline,
+                };
                 Some(if late { AbortReason::Deadline } else { AbortReason::ListenerFailed })
             }
             _ => None,
@@ -263,23 +274,13 @@ impl Phase {
         seen.is_ok_and(|seen| seen.flatten().is_some_and(|at| at > recent))
     }
 
-    /// Whoever has not answered has failed.
+    /// Whoever was left no time to be asked has failed.
     fn time_is_up(&mut self) {
         for listener in &self.listeners {
             let no = listener.entry.subscription.no;
-            if self.verdicts.iter().any(|verdict| verdict.subscription_no == no) {
-                continue;
+            if !self.verdicts.iter().any(|verdict| verdict.subscription_no == no) {
+                self.verdicts.push(listener.verdict(VerdictKind::Failed, NO_TIME));
             }
-            let mut verdict = listener.verdict(VerdictKind::Failed, "it did not answer in time");
-            verdict.attempt = 1;
-            verdict.outcome = Some(Outcome {
-                class: OutcomeClass::Timeout,
-                status_code: 0,
-                retry_after: None,
-                excerpt: None,
-                error: Some(verdict.message.clone()),
-            });
-            self.verdicts.push(verdict);
         }
     }
 
@@ -294,7 +295,7 @@ impl Phase {
             if let Some(event) = self.fitted(core, &registry).await {
                 return Ok(Arc::new(event));
             }
-            if let Some(reason) = self.verdicts.iter().find_map(|verdict| self.blocks(verdict)) {
+            if let Some(reason) = self.aborts() {
                 return Err(reason);
             }
         }
@@ -394,10 +395,10 @@ impl Phase {
             AbortReason::Abandoned => "nobody waited for the answer any more",
             AbortReason::Unpublishable => "the event cannot be published any more",
         };
-        let aborted = Aborted { reason, message: message.to_owned(), verdicts: self.verdicts };
+        let event = self.entry.event.id;
+        let aborted = Aborted { event, reason, message: message.to_owned(), verdicts: self.verdicts };
         let expires_at = core.final_until();
-        let id = self.entry.event.id;
-        let write = || core.store.abort_pending(self.tenant, id, self.token, &aborted, expires_at);
+        let write = || core.store.abort_pending(self.tenant, self.token, &aborted, expires_at);
         match core.write(write).await {
             Ok(true) => Ended::Not(PendingError::Aborted(Arc::new(aborted))),
             Ok(false) => Ended::Elsewhere,
@@ -407,6 +408,11 @@ impl Phase {
 }
 
 impl Core {
+    /// When a time of the database's clock comes, by this process's own.
+    pub(super) fn instant_of(&self, at: DateTime<Utc>) -> Instant {
+        Instant::now() + (at - self.store.now()).to_std().unwrap_or_default()
+    }
+
     /// Writes a decision, again where the database was away: the token makes a repetition harmless.
     pub(super) async fn write<T, F: Future<Output = Result<T, StoreError>>>(
         &self,

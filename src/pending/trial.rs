@@ -3,7 +3,6 @@
 use super::ask::{Listener, judged};
 use super::phase::Phase;
 use super::{Pending, TypePhase};
-use crate::clock;
 use crate::domain::event::LogEntry;
 use crate::domain::pre::VerdictKind;
 use crate::domain::trial::Trial;
@@ -43,7 +42,8 @@ impl Pending {
             tenant: registry.tenant(),
             entry,
             token: 0,
-            deadline_at: clock::now(),
+            attempted: None,
+            deadline,
             listeners: vec![listener],
             verdicts: vec![verdict],
             abandonable: false,

@@ -55,6 +55,8 @@ pub struct PendingEvent {
     pub deadline_at: Option<DateTime<Utc>>,
     /// How long the listeners have.
     pub pre_timeout: Duration,
+    /// The highest number of an attempt that is written down; 0 where none was needed.
+    pub attempted: i32,
     /// Why it was aborted, in a word and a sentence.
     pub abort: Option<(AbortReason, String)>,
 }
@@ -118,7 +120,7 @@ fn columns() -> String {
     let event = EVENT_COLUMNS.replace("position, ", "").replace("committed_at, ", "");
     format!(
         "tenant_id, 0::bigint AS position, created_at AS committed_at, {event}, state, token, due_at, deadline_at, pre_timeout_ms, \
-         abort_reason, abort_message"
+         attempted, abort_reason, abort_message"
     )
 }
 
@@ -323,6 +325,7 @@ fn parse(row: &sqlx::postgres::PgRow) -> Result<PendingEvent, StoreError> {
         due_at: row.try_get("due_at")?,
         deadline_at: row.try_get("deadline_at")?,
         pre_timeout: Duration::from_millis(u64::try_from(row.try_get::<i32, _>("pre_timeout_ms")?).unwrap_or_default()),
+        attempted: row.try_get("attempted")?,
         abort,
     })
 }

@@ -106,6 +106,30 @@ async fn a_delayed_event_is_cancelled_by_exactly_one_of_many_callers() {
 }
 
 #[tokio::test]
+async fn a_retry_that_counts_its_delay_anew_gets_the_first_answer() {
+    let world = World::start_with(1, "[pending]\nscheduled_max = 1\n").await;
+    let tenant = world.tenant().await;
+    tenant.declare(TYPE).await;
+    let keyed = |delay| PublishRequest { idempotency_key: "later-1".to_owned(), ..later(delay) };
+    let first = tenant.try_publish(keyed(TimeDelta::hours(1))).await.expect("it is accepted");
+    // There is no room for another one: none is needed.
+    for retry in
+        [keyed(TimeDelta::hours(2)), PublishRequest { pre_timeout: Some(millis(50)), ..keyed(TimeDelta::hours(1)) }]
+    {
+        let again = tenant.try_publish(retry).await.expect("the first answer");
+        assert!(again.duplicate, "{again:?}");
+        assert_eq!((again.event_id, again.deliver_time), (first.event_id.clone(), first.deliver_time));
+    }
+    let at_once = PublishRequest { deliver_at: None, ..keyed(TimeDelta::hours(1)) };
+    let again = tenant.try_publish(at_once).await.expect("the first answer");
+    assert_eq!((again.duplicate, again.event_id), (true, first.event_id.clone()));
+    let mut other = keyed(TimeDelta::hours(1));
+    other.event = publish_request(TYPE, &json!({"n": 2})).event;
+    assert_refused(tenant.try_publish(other).await, Code::FailedPrecondition, "REQUEST_ID_REUSED");
+    assert_eq!(count(&tenant).await, 0, "it waits for its time");
+}
+
+#[tokio::test]
 async fn another_tenants_delayed_event_cannot_be_cancelled() {
     let world = World::shared().await;
     let (tenant, other) = (world.tenant().await, world.tenant().await);

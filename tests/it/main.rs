@@ -47,6 +47,7 @@ mod metrics;
 mod operations;
 mod pre_receivers;
 mod pre_shared;
+mod pre_takeovers;
 mod publish;
 mod publish_batch;
 mod quotas;

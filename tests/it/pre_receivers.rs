@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use carillon::proto::internal::{CreateAppRequest, PreVerdictKind, Role};
+use carillon::proto::internal::{CreateAppRequest, PreVerdictKind, PublishRequest, Role};
 use carillon::proto::public::{
     CircuitBreaker, CircuitState, CreateEventTypeRequest, DeliveryPolicy, EventPhase, GetSubscriptionRequest,
     PreFailurePolicy, PrePolicy, RateLimit, SubscribeRequest, Subscription, SubscriptionState,
@@ -13,7 +13,7 @@ use tokio::sync::Semaphore;
 use tonic::Code;
 use tonic_types::StatusExt as _;
 
-use crate::harness::tenant::{Clients, admin, assert_refused, create_key, publish_request, quick_policy};
+use crate::harness::tenant::{Clients, admin, assert_refused, create_key, millis, publish_request, quick_policy};
 use crate::harness::{Answer, Receiver, Tenant, World, eventually};
 
 const TYPE: &str = "CUSTOM_PRE_ASKED";
@@ -144,11 +144,8 @@ async fn a_listener_that_may_fail_and_whose_circuit_is_open_is_left_out() {
     let receiver = Receiver::start().await;
     declare(&tenant).await;
     let breaker = CircuitBreaker { failure_threshold: 1, open_duration: Some(Duration { seconds: 3_600, nanos: 0 }) };
-    let mut request = tenant.subscribe_request(TYPE, &receiver.url("/ill"));
-    request.delivery_policy =
-        Some(DeliveryPolicy { max_attempts: 1, circuit_breaker: Some(breaker), ..quick_policy() });
-    request.pre_policy = Some(PrePolicy { failure_policy: PreFailurePolicy::Ignore.into(), ..Default::default() });
-    tenant.events().subscribe(request).await.expect("subscribed");
+    let policy = DeliveryPolicy { max_attempts: 1, circuit_breaker: Some(breaker), ..quick_policy() };
+    ignored(&tenant, &receiver, "/ill", policy).await;
     receiver.answers("/ill", [Answer::Status(500)]);
     for _ in 0..3 {
         let published = tenant.publish(TYPE, &json!({})).await;
@@ -238,4 +235,97 @@ async fn tokens_that_are_to_come_are_waited_for_at_either_replica_and_each_is_gi
     }
     let took = started.elapsed();
     assert!(took >= std::time::Duration::from_millis(1_900), "four of six came at two a second: {took:?}");
+}
+
+#[tokio::test]
+async fn a_refusal_aborts_however_long_its_body_is() {
+    let tenant = World::shared().await.tenant().await;
+    let receiver = Receiver::start().await;
+    declare(&tenant).await;
+    ignored(&tenant, &receiver, "/long", quick_policy()).await;
+    receiver.answers("/long", [Answer::Full(409, Vec::new(), b"no ".repeat(40_000))]);
+    let refused = tenant.try_publish(publish_request(TYPE, &json!({}))).await;
+    assert_refused(refused, Code::FailedPrecondition, "PRE_REJECTED");
+}
+
+#[tokio::test]
+async fn a_connection_that_breaks_is_tried_again() {
+    let tenant = World::shared().await.tenant().await;
+    let receiver = Receiver::start().await;
+    declare(&tenant).await;
+    listen(&tenant, &receiver, "/breaks", quick_policy()).await;
+    receiver.answers("/breaks", [Answer::Reset, Answer::Reset, Answer::Status(200)]);
+    let published = tenant.publish(TYPE, &json!({})).await;
+    let verdict = &published.pre_verdicts[0];
+    assert_eq!((verdict.verdict(), verdict.attempt_count), (PreVerdictKind::Succeeded, 3));
+    assert_eq!(receiver.received("/breaks").len(), 3);
+}
+
+#[tokio::test]
+async fn each_listener_that_lets_the_time_pass_has_that_counted() {
+    let tenant = World::shared().await.tenant().await;
+    let receiver = Receiver::start().await;
+    declare(&tenant).await;
+    let breaker = CircuitBreaker { failure_threshold: 1, open_duration: Some(Duration { seconds: 3_600, nanos: 0 }) };
+    let policy = DeliveryPolicy { circuit_breaker: Some(breaker), ..quick_policy() };
+    let mut listeners = Vec::new();
+    for n in 0..8 {
+        let path = format!("/silent{n}");
+        // The first one answers once before it falls silent.
+        let busy = (n == 0).then_some(Answer::Full(503, Vec::new(), b"busy".to_vec()));
+        receiver.answers(&path, busy.into_iter().chain([Answer::Hang]));
+        let policy = if n == 0 { quick_policy() } else { policy.clone() };
+        listeners.push(match n % 2 {
+            0 => ignored(&tenant, &receiver, &path, policy).await,
+            _ => listen(&tenant, &receiver, &path, policy).await,
+        });
+    }
+    let request = PublishRequest { pre_timeout: Some(millis(600)), ..publish_request(TYPE, &json!({})) };
+    let status = assert_refused(tenant.try_publish(request).await, Code::DeadlineExceeded, "PRE_DEADLINE");
+    let violations = status.get_details_precondition_failure().expect("a violation per listener").violations;
+    assert_eq!(violations.len(), 8);
+    assert!(violations.iter().all(|violation| violation.r#type == "FAILED"), "{violations:?}");
+    for id in &listeners[1..] {
+        eventually("its circuit is open", || async {
+            let circuit = shown(&tenant, id).await.circuit.expect("it is shown");
+            if circuit.state() == CircuitState::Open { Ok(()) } else { Err(circuit) }
+        })
+        .await;
+    }
+    let event = receiver.received("/silent0")[0].json()["id"].as_str().expect("an id").to_owned();
+    let invocations = tenant.invocations_of(&event).await;
+    let first = invocations.iter().find(|one| one.subscription_id == listeners[0]).expect("it is recorded");
+    assert_eq!(first.attempt_count, 2, "the one that was answered counts: {first:?}");
+}
+
+#[tokio::test]
+async fn a_listener_whose_turn_never_comes_was_never_called() {
+    let tenant = World::shared().await.tenant().await;
+    let receiver = Receiver::start().await;
+    declare(&tenant).await;
+    let narrow = DeliveryPolicy { max_in_flight: 1, ..quick_policy() };
+    let id = listen(&tenant, &receiver, "/narrow", narrow).await;
+    receiver.answers("/narrow", [Answer::Hang]);
+    let timed = |timeout| PublishRequest { pre_timeout: Some(timeout), ..publish_request(TYPE, &json!({})) };
+    let (mut publisher, long) = (tenant.publisher(), timed(Duration { seconds: 20, nanos: 0 }));
+    let first = tokio::spawn(async move { publisher.publish(long).await });
+    receiver.receives("/narrow", 1).await;
+    let refused = tenant.try_publish(timed(millis(300))).await;
+    first.abort();
+    let status = assert_refused(refused, Code::DeadlineExceeded, "PRE_DEADLINE");
+    assert_eq!(said(&status), "the time was up before it could be asked");
+    assert_eq!(receiver.received("/narrow").len(), 1, "it was not called");
+    let event = status.get_details_error_info().expect("it is set").metadata["event"].clone();
+    let invocation = tenant.invocations_of(&event).await.remove(0);
+    assert_eq!((invocation.subscription_id, invocation.attempt_count), (id, 0));
+    assert_eq!(invocation.last_attempt, None);
+}
+
+/// A listener whose failure is left out.
+async fn ignored(tenant: &Tenant, receiver: &Receiver, path: &str, policy: DeliveryPolicy) -> String {
+    let mut request = tenant.subscribe_request(TYPE, &receiver.url(path));
+    request.delivery_policy = Some(policy);
+    request.pre_policy = Some(PrePolicy { failure_policy: PreFailurePolicy::Ignore.into(), ..Default::default() });
+    let answer = tenant.events().subscribe(request).await.expect("a listener can be subscribed").into_inner();
+    answer.subscription.expect("it is set").id
 }

@@ -83,13 +83,11 @@ fn aborted_to_api_error(aborted: &Aborted) -> ApiError {
         verdict: verdict.kind.as_str(),
         description: verdict.message.clone(),
     });
-    let (message, verdicts) = (aborted.message.clone(), verdicts.collect());
+    let (message, event, verdicts) = (aborted.message.clone(), aborted.event.to_string(), verdicts.collect());
     match aborted.reason {
-        AbortReason::Rejected => ApiError::PreRejected { message, verdicts },
-        AbortReason::ListenerFailed => ApiError::PreListenerUnavailable { message, verdicts },
-        AbortReason::Deadline | AbortReason::Abandoned => ApiError::PreDeadline { message, verdicts },
-        AbortReason::Unpublishable => {
-            ApiError::ResourceState { kind: "carillon.dev/Event", name: String::new(), message }
-        }
+        AbortReason::Rejected => ApiError::PreRejected { message, event, verdicts },
+        AbortReason::ListenerFailed => ApiError::PreListenerUnavailable { message, event, verdicts },
+        AbortReason::Deadline | AbortReason::Abandoned => ApiError::PreDeadline { message, event, verdicts },
+        AbortReason::Unpublishable => ApiError::ResourceState { kind: "carillon.dev/Event", name: event, message },
     }
 }

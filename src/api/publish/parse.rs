@@ -51,7 +51,9 @@ pub(super) fn parse(request: PublishRequest, publisher: &Publisher, prefix: &str
     }
     let mut request = request;
     let given_key = std::mem::take(&mut request.idempotency_key);
-    // What the key stands for is the whole request but the key. Without a key there is nothing to compare, and most have none.
+    // What the key stands for is the event and its schema version: a retry may count its delay anew, and have less patience.
+    (request.deliver_at, request.pre_timeout) = (None, None);
+    // Without a key there is nothing to compare, and most have none.
     let has_key = !given_key.is_empty() || request.event.as_ref().is_some_and(|event| !event.id.is_empty());
     let hash = if has_key { request_hash(&request.encode_to_vec()) } else { [0; 32] };
     let event = request.event.ok_or_else(|| invalid("event", "is required"))?;

@@ -5,7 +5,7 @@ use tonic::Status;
 use tonic_types::StatusExt as _;
 
 /// The status as a JSON object: `code`, `reason`, `message`, `metadata`, and where they are set `fieldViolations`,
-/// `quotaViolations` and `retryDelay`.
+/// `preconditionViolations` (of an aborted PRE event one per listener), `quotaViolations` and `retryDelay`.
 pub fn to_json(status: &Status) -> Value {
     let details = status.get_error_details();
     let mut object = json!({ "code": i32::from(status.code()), "message": status.message() });
@@ -16,6 +16,10 @@ pub fn to_json(status: &Status) -> Value {
     if let Some(bad) = details.bad_request() {
         let violation = |v: &tonic_types::FieldViolation| json!({ "field": v.field, "description": v.description });
         object["fieldViolations"] = bad.field_violations.iter().map(violation).collect();
+    }
+    if let Some(failure) = details.precondition_failure() {
+        let violation = |v: &tonic_types::PreconditionViolation| json!({ "type": v.r#type, "subject": v.subject, "description": v.description });
+        object["preconditionViolations"] = failure.violations.iter().map(violation).collect();
     }
     if let Some(quota) = details.quota_failure() {
         let violation = |v: &tonic_types::QuotaViolation| json!({ "subject": v.subject, "description": v.description });

@@ -19,6 +19,8 @@ const TEXT_BYTES_MAX: usize = 240;
 const METADATA_BYTES_MAX: usize = 480;
 /// More violations than this help nobody.
 const VIOLATIONS_MAX: usize = 16;
+/// Listeners of a PRE event that a status names: as many as fit without a text of theirs. Those with more are read by the event's id.
+const LISTENERS_MAX: usize = 50;
 
 impl ApiError {
     /// The table.
@@ -140,8 +142,8 @@ impl ApiError {
                 ErrorReason::SubscriptionState,
             )
             .precondition("SUBSCRIPTION_STATE", subscription, message),
-            Self::PreRejected { verdicts, .. } => {
-                Entry::new(Code::FailedPrecondition, ErrorReason::PreRejected).verdicts(verdicts)
+            Self::PreRejected { event, verdicts, .. } => {
+                Entry::new(Code::FailedPrecondition, ErrorReason::PreRejected).verdicts(event, verdicts)
             }
             Self::SchemaIncompatible { event_type, version, breaks } => {
                 let entry = Entry::new(Code::FailedPrecondition, ErrorReason::SchemaIncompatible)
@@ -191,12 +193,12 @@ impl ApiError {
             Self::StreamAge { resume_cursor } => Entry::new(Code::Unavailable, ErrorReason::StreamAge)
                 .metadata("resume_cursor", resume_cursor)
                 .retry(Some(jittered(0, 1_000))),
-            Self::PreListenerUnavailable { verdicts, .. } => {
+            Self::PreListenerUnavailable { event, verdicts, .. } => {
                 // No RetryInfo: the same key gets the same answer.
-                Entry::new(Code::Unavailable, ErrorReason::PreListenerUnavailable).verdicts(verdicts)
+                Entry::new(Code::Unavailable, ErrorReason::PreListenerUnavailable).verdicts(event, verdicts)
             }
-            Self::PreDeadline { verdicts, .. } => {
-                Entry::new(Code::DeadlineExceeded, ErrorReason::PreDeadline).verdicts(verdicts)
+            Self::PreDeadline { event, verdicts, .. } => {
+                Entry::new(Code::DeadlineExceeded, ErrorReason::PreDeadline).verdicts(event, verdicts)
             }
             Self::Deadline => Entry::new(Code::DeadlineExceeded, ErrorReason::Deadline),
 
@@ -239,6 +241,8 @@ pub(super) struct Entry {
     metadata: HashMap<String, String>,
     fields: Vec<BadField>,
     preconditions: Vec<PreconditionViolation>,
+    /// Whether texts of preconditions go before any of these is left out where there is no room for all.
+    texts_first: bool,
     quotas: Vec<QuotaViolation>,
     resource: Option<(&'static str, String)>,
     retry: Option<Duration>,
@@ -252,6 +256,7 @@ impl Entry {
             metadata: HashMap::new(),
             fields: Vec::new(),
             preconditions: Vec::new(),
+            texts_first: false,
             quotas: Vec::new(),
             resource: None,
             retry: None,
@@ -278,16 +283,17 @@ impl Entry {
 
     fn precondition(mut self, kind: &'static str, subject: &str, description: &str) -> Self {
         if self.preconditions.len() < VIOLATIONS_MAX {
-            let (subject, description) = (truncated(subject, TEXT_BYTES_MAX), truncated(description, TEXT_BYTES_MAX));
-            self.preconditions.push(PreconditionViolation::new(kind, subject, description));
+            self.preconditions.push(violation(kind, subject, description));
         }
         self
     }
 
-    fn verdicts(self, verdicts: &[PreVerdict]) -> Self {
-        verdicts.iter().fold(self.metadata("listeners", verdicts.len().to_string()), |entry, verdict| {
-            entry.precondition(verdict.verdict, &verdict.subscription, &verdict.description)
-        })
+    fn verdicts(self, event: &str, verdicts: &[PreVerdict]) -> Self {
+        let mut entry = self.metadata("event", event).metadata("listeners", verdicts.len().to_string());
+        let named = verdicts.iter().take(LISTENERS_MAX);
+        entry.preconditions = named.map(|one| violation(one.verdict, &one.subscription, &one.description)).collect();
+        entry.texts_first = true;
+        entry
     }
 
     fn quota(mut self, subject: &str, description: &str) -> Self {
@@ -306,7 +312,7 @@ impl Entry {
         self
     }
 
-    /// Builds the status; lists get shorter until the whole is small enough.
+    /// Builds the status; texts and lists get shorter, from their ends, until the whole is small enough.
     pub(super) fn into_status(mut self, message: &str) -> Status {
         let message = truncated(message, MESSAGE_BYTES_MAX);
         loop {
@@ -317,6 +323,11 @@ impl Entry {
             let list = self.fields.len().max(self.preconditions.len());
             if status.details().len().div_ceil(3) * 4 + escaped <= STATUS_BYTES_MAX || list <= 1 {
                 return status;
+            }
+            let last_text = self.preconditions.iter_mut().skip(1).rfind(|one| !one.description.is_empty());
+            if let Some(one) = last_text.filter(|_| self.texts_first) {
+                one.description.clear();
+                continue;
             }
             self.fields.truncate(list - 1);
             self.preconditions.truncate(list - 1);
@@ -342,6 +353,10 @@ impl Entry {
         }
         Status::with_error_details(self.code, message, details)
     }
+}
+
+fn violation(kind: &'static str, subject: &str, description: &str) -> PreconditionViolation {
+    PreconditionViolation::new(kind, truncated(subject, TEXT_BYTES_MAX), truncated(description, TEXT_BYTES_MAX))
 }
 
 /// A delay between the two, so that clients that were cut together do not come back together.

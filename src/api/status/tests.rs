@@ -82,7 +82,7 @@ fn one_of_each() -> Vec<(&'static str, ApiError)> {
         ("INVOCATION_STATE", ApiError::InvocationState { invocation: text(), state: text() }),
         ("EVENT_TYPE_STATE", ApiError::EventTypeState { name: text(), message: text() }),
         ("SUBSCRIPTION_STATE", ApiError::SubscriptionState { subscription: text(), message: text() }),
-        ("PRE_REJECTED", ApiError::PreRejected { message: text(), verdicts: verdicts.clone() }),
+        ("PRE_REJECTED", ApiError::PreRejected { message: text(), event: text(), verdicts: verdicts.clone() }),
         ("RESOURCE_STATE", ApiError::ResourceState { kind: "carillon.dev/App", name: text(), message: text() }),
         ("CURSOR_MALFORMED", ApiError::CursorMalformed),
         ("CURSOR_EXPIRED", ApiError::CursorExpired { earliest: text() }),
@@ -96,8 +96,11 @@ fn one_of_each() -> Vec<(&'static str, ApiError)> {
         ("STORE_UNAVAILABLE", ApiError::Store(StoreError::PartitionMissing)),
         ("STORE_UNAVAILABLE", ApiError::Store(StoreError::Locked)),
         ("STORAGE_FULL", ApiError::Store(StoreError::full_example())),
-        ("PRE_LISTENER_UNAVAILABLE", ApiError::PreListenerUnavailable { message: text(), verdicts: verdicts.clone() }),
-        ("PRE_DEADLINE", ApiError::PreDeadline { message: text(), verdicts }),
+        (
+            "PRE_LISTENER_UNAVAILABLE",
+            ApiError::PreListenerUnavailable { message: text(), event: text(), verdicts: verdicts.clone() },
+        ),
+        ("PRE_DEADLINE", ApiError::PreDeadline { message: text(), event: text(), verdicts }),
         ("DEADLINE", ApiError::Deadline),
         ("CREDENTIAL_INVALID", ApiError::CredentialInvalid),
         ("ROLE_INSUFFICIENT", ApiError::RoleInsufficient { required: Role::Admin }),
@@ -158,4 +161,24 @@ fn details_name_fields_resources_and_delays() {
 
     let status = Status::from(ApiError::ServerDraining);
     assert!(status.get_error_details().retry_info().is_some_and(|retry| retry.retry_delay.is_some()));
+}
+
+#[test]
+fn fifty_listeners_are_named_whatever_they_said_and_the_first_one_with_its_words() {
+    let event = crate::domain::ids::EventId(uuid::Uuid::max()).to_string();
+    let listener = |n: u128| PreVerdict {
+        subscription: crate::domain::ids::SubscriptionId(uuid::Uuid::from_u128(n)).to_string(),
+        verdict: "SUCCEEDED",
+        description: "x".repeat(256),
+    };
+    let verdicts: Vec<_> = (1..=60).map(listener).collect();
+    let message = "a listener that must agree failed or could not be reached".to_owned();
+    let error = ApiError::PreListenerUnavailable { message, event: event.clone(), verdicts: verdicts.clone() };
+    let details = Status::from(error).get_error_details();
+    let info = details.error_info().expect("it is set");
+    assert_eq!((info.metadata["event"].as_str(), info.metadata["listeners"].as_str()), (event.as_str(), "60"));
+    let named = &details.precondition_failure().expect("they are named").violations;
+    let ids = |all: usize| verdicts.iter().take(all).map(|one| one.subscription.as_str()).collect::<Vec<_>>();
+    assert_eq!(named.iter().map(|one| one.subject.as_str()).collect::<Vec<_>>(), ids(50));
+    assert!(named[0].description.len() > 200 && named[49].description.is_empty(), "{named:?}");
 }

@@ -57,21 +57,34 @@ pub fn cut_off(status: StatusCode) -> Outcome {
 
 /// The outcome of a request that got no answer.
 pub fn unanswered(error: &legacy::Error) -> Outcome {
-    let mut cause: Option<&(dyn Error + 'static)> = Some(error);
-    while let Some(current) = cause {
-        if let Some(connect) = current.downcast_ref::<ConnectError>() {
-            return unconnected(connect);
-        }
-        if current.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_parse) {
-            return failed(
-                OutcomeClass::Failed,
-                0,
-                "The receiver's answer is not valid HTTP, or its headers are too large.",
-            );
-        }
-        cause = current.source();
+    if let Some(connect) = connect_error(error) {
+        return unconnected(connect);
+    }
+    let parses =
+        |cause: &(dyn Error + 'static)| cause.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_parse);
+    if causes(error).any(parses) {
+        return failed(
+            OutcomeClass::Failed,
+            0,
+            "The receiver's answer is not valid HTTP, or its headers are too large.",
+        );
     }
     failed(OutcomeClass::Unreachable, 0, "The connection broke before an answer arrived.")
+}
+
+/// True where there is no way to the receiver: its name or its port is not there, or its certificate is not to be trusted. A connection
+/// that was made and broke is none of that.
+pub fn is_unreached(error: &legacy::Error) -> bool {
+    connect_error(error).is_some_and(ConnectError::is_lasting)
+}
+
+fn connect_error(error: &legacy::Error) -> Option<&ConnectError> {
+    causes(error).find_map(|cause| cause.downcast_ref())
+}
+
+fn causes<'e>(error: &'e legacy::Error) -> impl Iterator<Item = &'e (dyn Error + 'static)> {
+    let first: &'e (dyn Error + 'static) = error;
+    std::iter::successors(Some(first), |cause: &&'e (dyn Error + 'static)| (*cause).source())
 }
 
 fn unconnected(error: &ConnectError) -> Outcome {

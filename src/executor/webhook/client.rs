@@ -88,15 +88,15 @@ impl WebhookClient {
 
     /// One attempt. Returns at the deadline at the latest.
     pub async fn call(&self, call: &WebhookCall, delivery: &Delivery, deadline: Instant) -> Outcome {
-        let mut reply = Reply { status: 0, keep: answer::EXCERPT_SOURCE_BYTES, json: false, body: None, seen: None };
+        let mut reply = Reply::keeping(answer::EXCERPT_SOURCE_BYTES);
         self.bounded(call, delivery, deadline, &mut reply).await
     }
 
     /// One attempt whose answer decides. Returns at the deadline at the latest.
     pub async fn ask(&self, call: &WebhookCall, delivery: &Delivery, deadline: Instant) -> (Outcome, pre::Answer) {
-        let mut reply = Reply { status: 0, keep: self.response_bytes_max, json: false, body: None, seen: None };
+        let mut reply = Reply::keeping(self.response_bytes_max);
         let outcome = self.bounded(call, delivery, deadline, &mut reply).await;
-        decide::decide(outcome, reply.json, reply.body.as_deref())
+        reply.decides(outcome)
     }
 
     /// One attempt that is marked as a test, with what it sent and got. Returns at the deadline at the latest.
@@ -107,14 +107,14 @@ impl WebhookClient {
     /// As [`Self::trial`], for a call whose answer decides, as [`Self::ask`] reads it.
     pub async fn ask_trial(&self, call: &WebhookCall, delivery: &Delivery, deadline: Instant) -> (Trial, pre::Answer) {
         let (mut trial, reply) = self.tried(call, delivery, deadline, self.response_bytes_max).await;
-        let (outcome, answer) = decide::decide(trial.outcome, reply.json, reply.body.as_deref());
+        let (outcome, answer) = reply.decides(trial.outcome);
         trial.outcome = outcome;
         (trial, answer)
     }
 
     async fn tried(&self, call: &WebhookCall, delivery: &Delivery, deadline: Instant, keep: usize) -> (Trial, Reply) {
         let seen = Some(Seen { begin: Instant::now(), request: None, answer: None });
-        let mut reply = Reply { status: 0, keep, json: false, body: None, seen };
+        let mut reply = Reply { seen, ..Reply::keeping(keep) };
         let outcome = self.bounded(call, delivery, deadline, &mut reply).await;
         let (request, answer) = reply.seen.take().map(|seen| (seen.request, seen.answer)).unwrap_or_default();
         (Trial { outcome, request, answer }, reply)
@@ -139,7 +139,10 @@ impl WebhookClient {
         }
         let mut response = match self.http.request(request).await {
             Ok(response) => response,
-            Err(error) => return answer::unanswered(&error),
+            Err(error) => {
+                reply.unreached = answer::is_unreached(&error);
+                return answer::unanswered(&error);
+            }
         };
         let answered = response.status();
         reply.status = answered.as_u16();
@@ -225,8 +228,25 @@ struct Reply {
     json: bool,
     /// The whole body, where it is not longer than `keep`.
     body: Option<Vec<u8>>,
+    /// Whether there is no way to the receiver.
+    unreached: bool,
     /// What a test run saw; none for any other attempt.
     seen: Option<Seen>,
+}
+
+impl Reply {
+    /// None yet, of whose body so many bytes are to be kept.
+    fn keeping(keep: usize) -> Self {
+        Self { status: 0, keep, json: false, body: None, unreached: false, seen: None }
+    }
+
+    /// What an attempt that ended so says of a PRE event.
+    fn decides(&self, outcome: Outcome) -> (Outcome, pre::Answer) {
+        if self.unreached {
+            return (outcome, pre::Answer::Unreached);
+        }
+        decide::decide(outcome, self.json, self.body.as_deref())
+    }
 }
 
 /// What a test run saw.

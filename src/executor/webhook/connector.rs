@@ -57,6 +57,17 @@ pub enum ConnectError {
     Tls(&'static str, #[source] io::Error),
 }
 
+impl ConnectError {
+    /// True where another try a moment later would find the same: a connection that breaks may not break again.
+    pub fn is_lasting(&self) -> bool {
+        match self {
+            Self::Blocked(_) | Self::NotFound | Self::Refused(_) => true,
+            Self::Tls(_, error) => rustls_fault(error).is_some(),
+            Self::Timeout(_) => false,
+        }
+    }
+}
+
 impl Connector {
     /// Loads the trusted roots: the system's, and those of the settings.
     pub fn new(config: &Config, guard: Arc<EgressGuard>) -> Result<Self, ExecutorError> {
@@ -141,10 +152,15 @@ async fn connect_first(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
     }
 }
 
+/// What TLS itself found wrong; none where the connection broke under it.
+fn rustls_fault(error: &io::Error) -> Option<&rustls::Error> {
+    error.get_ref().and_then(|inner| inner.downcast_ref())
+}
+
 /// What went wrong in the words of one who runs a receiver.
 fn tls_fault(error: &io::Error) -> &'static str {
     use CertificateError as Fault;
-    match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+    match rustls_fault(error) {
         Some(rustls::Error::InvalidCertificate(fault)) => match fault {
             Fault::UnknownIssuer => "the receiver's certificate is not signed by a trusted authority",
             Fault::Expired | Fault::ExpiredContext { .. } => "the receiver's certificate has expired",

@@ -1,8 +1,8 @@
 //! What a webhook's answer to a PRE event says: agreement, perhaps with an enrichment, or a refusal with its reason.
 //!
 //! Shape (`docs/pre-events.md`): 2xx agrees, unless its JSON body says `{"decision": "reject", "reason": "..."}`; it may carry
-//! `{"patch": {...}}`, a JSON merge patch. 409 and 422 refuse. Everything else is a failure. Must never take an answer that it does not
-//! understand for agreement.
+//! `{"patch": {...}}`, a JSON merge patch. 409 and 422 refuse, whatever becomes of their body. Everything else is a failure. Must never
+//! take an answer that it does not understand for agreement, nor a refusal for a failure, which may be ignored.
 
 use crate::domain::invocation::{Outcome, OutcomeClass};
 use crate::domain::json::check_json;
@@ -24,20 +24,20 @@ struct Body<'a> {
     patch: Option<&'a RawValue>,
 }
 
-/// Judges an answer. `body` is the whole body, none where there is none or it is too long.
+/// Judges an answer. `body` is the whole body, none where it is too long, was cut off or did not arrive in time.
 pub fn decide(outcome: Outcome, json: bool, body: Option<&[u8]>) -> (Outcome, Answer) {
-    let refuses = matches!(outcome.status_code, 409 | 422);
-    if outcome.class != OutcomeClass::Succeeded && !(refuses && body.is_some()) {
-        return (outcome, Answer::Failed);
-    }
-    let Some(bytes) = body else { return failed(outcome, "The receiver's answer is too long to be read.") };
-    let parsed = if json && !bytes.is_empty() { parse(bytes) } else { Ok(None) };
-    if refuses {
-        let reason = parsed.ok().flatten().and_then(|body| body.reason);
+    let members = |bytes| if json { parse(bytes) } else { Ok(None) };
+    if matches!(outcome.status_code, 409 | 422) {
+        // The status alone refuses; the body is only its reason.
+        let reason = body.and_then(|bytes| members(bytes).ok().flatten()).and_then(|body| body.reason);
         let reason = reason.or_else(|| outcome.excerpt.clone().filter(|_| !json));
         return rejected(outcome, reason);
     }
-    let body = match parsed {
+    if outcome.class != OutcomeClass::Succeeded {
+        return (outcome, Answer::Failed);
+    }
+    let Some(bytes) = body else { return failed(outcome, "The receiver's answer is too long to be read.") };
+    let body = match members(bytes) {
         Ok(Some(body)) => body,
         Ok(None) => return (outcome, Answer::Agreed(None)),
         Err(message) => return failed(outcome, message),
@@ -54,8 +54,11 @@ pub fn decide(outcome: Outcome, json: bool, body: Option<&[u8]>) -> (Outcome, An
     }
 }
 
-/// The body's members; none where it is JSON, but no object.
+/// The members of a JSON body; none where it is empty, or no object.
 fn parse(bytes: &[u8]) -> Result<Option<Body<'_>>, &'static str> {
+    if bytes.is_empty() {
+        return Ok(None);
+    }
     check_json(bytes).map_err(|_| "The receiver's answer is not the JSON that its content type says.")?;
     if !bytes.trim_ascii_start().starts_with(b"{") {
         return Ok(None);
@@ -120,6 +123,20 @@ mod tests {
         assert_eq!(answered(409, false, ""), rejected("no reason given"));
         let long = format!(r#"{{"decision":"reject","reason":"{}"}}"#, "\u{20ac}".repeat(1_000));
         assert_eq!(answered(200, true, &long), rejected(&"\u{20ac}".repeat(REASON_CHARS_MAX)));
+    }
+
+    #[test]
+    fn a_refusal_is_one_whatever_becomes_of_its_body() {
+        use OutcomeClass::{Failed, Timeout, Unreachable};
+        for (class, status_code) in [(Failed, 409), (Failed, 422), (Timeout, 409), (Unreachable, 422)] {
+            let outcome = Outcome { class, status_code, retry_after: None, excerpt: None, error: None };
+            let (outcome, answer) = decide(outcome, true, None);
+            assert_eq!(answer, Answer::Rejected("no reason given".to_owned()), "{class:?} {status_code}");
+            assert_eq!(outcome.class, OutcomeClass::Rejected);
+        }
+        let (class, excerpt) = (Failed, Some("x".repeat(1_000)));
+        let long = Outcome { class, status_code: 409, retry_after: None, excerpt, error: None };
+        assert_eq!(decide(long, false, None).1, Answer::Rejected("x".repeat(REASON_CHARS_MAX)));
     }
 
     #[test]

@@ -7,6 +7,7 @@ use crate::domain::event::{Data, Event, Lineage, LogEntry};
 use crate::domain::event_type::EventTypeName;
 use crate::domain::ids::{EventId, SubscriptionId};
 use crate::domain::invocation::{Outcome, OutcomeClass};
+use crate::domain::pre::Answer;
 use crate::domain::webhook::{SigningSecret, WebhookCall, WebhookMode, WebhookTarget, WebhookUri};
 use crate::executor::{Config, Delivery, EncodedEvent, Executor};
 use bytes::Bytes;
@@ -400,6 +401,56 @@ async fn connections_that_break_or_are_not_made_are_unreachable() {
     drop(gone);
     let outcome = attempt(&format!("http://{address}/hook")).await;
     assert_eq!(outcome.class, OutcomeClass::Unreachable);
+}
+
+#[tokio::test]
+async fn a_refusal_whose_body_is_too_long_or_never_whole_is_a_refusal_all_the_same() {
+    let long = format!("HTTP/1.1 409 Conflict\r\ncontent-length: 100000\r\n\r\n{}", "x".repeat(100_000));
+    let cut = "HTTP/1.1 422 No\r\ncontent-length: 100\r\n\r\nabc";
+    let stalled = Receiver::start(|mut stream| async move {
+        read_request(&mut stream).await;
+        let _ = stream.write_all(b"HTTP/1.1 409 Conflict\r\ncontent-length: 100\r\n\r\nabc").await;
+        until_closed(&mut stream).await;
+    })
+    .await;
+    let receivers = [
+        (Receiver::answering(long).await, LONG, "x".repeat(256)),
+        (Receiver::answering(cut).await, LONG, "no reason given".to_owned()),
+        (stalled, SHORT, "no reason given".to_owned()),
+    ];
+    for (receiver, patience, reason) in receivers {
+        let deadline = Instant::now() + patience;
+        let (outcome, answer) = executor(&loopback()).ask(&call(&receiver.uri()), &delivery(), deadline).await;
+        assert_eq!(answer, Answer::Rejected(reason));
+        assert_eq!(outcome.class, OutcomeClass::Rejected, "{outcome:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_breaks_is_told_apart_from_one_that_cannot_be_made() {
+    let reset = Receiver::start(|mut stream| async move {
+        read_request(&mut stream).await;
+        stream.set_zero_linger().expect("an option");
+    })
+    .await;
+    let greeted = Receiver::start(|stream| async move { drop(stream) }).await;
+    let gone = TcpListener::bind("127.0.0.1:0").await.expect("a free port").local_addr().expect("an address");
+    let https = format!("https://{}/hook", greeted.address);
+    let no_tls = Receiver::start(|mut stream| async move {
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await;
+        until_closed(&mut stream).await;
+    })
+    .await;
+    let cases = [
+        (reset.uri(), Answer::Failed),
+        (https, Answer::Failed),
+        (format!("https://{}/hook", no_tls.address), Answer::Unreached),
+        (format!("http://{gone}/hook"), Answer::Unreached),
+    ];
+    for (uri, expected) in cases {
+        let (outcome, answer) = executor(&loopback()).ask(&call(&uri), &delivery(), Instant::now() + LONG).await;
+        assert_eq!((outcome.class, answer), (OutcomeClass::Unreachable, expected), "{uri} {outcome:?}");
+    }
 }
 
 #[tokio::test]

@@ -130,11 +130,32 @@ impl Store {
         Ok(noted > 0)
     }
 
+    /// Writes the number of an attempt down before it is made, so that no later owner gives it again. False where the event is not the
+    /// caller's any more.
+    pub async fn note_attempt(
+        &self,
+        tenant: TenantId,
+        event: EventId,
+        token: i64,
+        number: i32,
+    ) -> Result<bool, StoreError> {
+        let done = sqlx::query(
+            "UPDATE pending_events SET attempted = GREATEST(attempted, $4)
+              WHERE tenant_id = $1 AND event_id = $2 AND token = $3 AND state = 2",
+        )
+        .bind(tenant.0)
+        .bind(event.0)
+        .bind(token)
+        .bind(number)
+        .execute(self.engine())
+        .await?;
+        Ok(done.rows_affected() > 0)
+    }
+
     /// Aborts an event: its data goes, what its listeners answered stays until `expires_at`. False where it is not the caller's.
     pub async fn abort_pending(
         &self,
         tenant: TenantId,
-        event: EventId,
         token: i64,
         aborted: &Aborted,
         expires_at: DateTime<Utc>,
@@ -159,7 +180,7 @@ impl Store {
              SELECT count(*) FROM ended",
         )
         .bind(tenant.0)
-        .bind(event.0)
+        .bind(aborted.event.0)
         .bind(token)
         .bind(columns.subscription_no)
         .bind(columns.verdict)

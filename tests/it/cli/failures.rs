@@ -113,3 +113,37 @@ async fn a_waiting_publish_prints_one_document_and_its_exit_code_tells_how_it_en
     assert_eq!(told(&done, 4)["reason"], "STILL_RUNNING");
     assert_eq!(done.out.lines().count(), 1, "{done:?}");
 }
+
+#[tokio::test]
+async fn a_refused_pre_event_names_its_listeners_to_people_and_to_programs() {
+    let cli = Cli::new().await;
+    let receiver = Receiver::start().await;
+    cli.run(&["event-types", "create", "CUSTOM_PRE_CLI", "--phase", "pre"]).await.ok();
+    let mut listeners = Vec::new();
+    for n in 0..20 {
+        receiver.answers(&format!("/{n}"), [Answer::Status(if n == 7 { 409 } else { 200 })]);
+        let subscribed = cli.tenant.subscribe("CUSTOM_PRE_CLI", &receiver, &format!("/{n}")).await;
+        listeners.push(subscribed.subscription.expect("it is set").id);
+    }
+    let publish = ["publish", "CUSTOM_PRE_CLI", "--data", "{}"];
+    let error = told(&cli.run(&[&publish[..], &["--json"]].concat()).await, 1);
+    assert_eq!((error["reason"].as_str(), error["metadata"]["listeners"].as_str()), (Some("PRE_REJECTED"), Some("20")));
+    let violations = error["preconditionViolations"].as_array().expect("one for each listener").clone();
+    assert_eq!((violations.len(), &violations[0]["type"]), (20, &"REJECTED".into()));
+    assert_eq!(violations[0]["subject"], listeners[7]);
+    let event = error["metadata"]["event"].as_str().expect("the event is named").to_owned();
+    let listed = cli.run(&["invocations", "list", "--event", &event, "--json"]).await.documents();
+    assert_eq!(listed.len(), 20);
+    cli.run(&publish).await.fails(1, &[&format!("{}: REJECTED: no reason given", listeners[7]), "event: evt_"]);
+}
+
+#[tokio::test]
+async fn a_delayed_publish_is_made_once_however_often_its_command_line_is_repeated() {
+    let cli = Cli::new().await;
+    cli.tenant.declare("CUSTOM_CLI_LATER").await;
+    let publish = ["publish", "CUSTOM_CLI_LATER", "--data", "{}", "--delay", "1h", "--key", "once", "--json"];
+    let first = cli.run(&publish).await.document();
+    let again = cli.run(&publish).await.document();
+    assert_eq!((&again["eventId"], &again["deliverTime"]), (&first["eventId"], &first["deliverTime"]));
+    assert_eq!(again["duplicate"], true);
+}

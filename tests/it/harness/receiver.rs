@@ -32,6 +32,8 @@ pub enum Answer {
     Gated(Arc<Semaphore>),
     /// No answer for as long as the receiver lives.
     Hang,
+    /// No answer: the connection ends.
+    Reset,
 }
 
 /// One recorded request.
@@ -163,6 +165,7 @@ async fn answer(
             Ok(response(200, Vec::new(), Vec::new()))
         }
         Answer::Hang => std::future::pending().await,
+        Answer::Reset => Err(ResetOnPurpose),
     }
 }
 
