@@ -101,6 +101,9 @@ async fn refused(deps: &RegistryDeps, caller: &Caller, named: &str, refusal: Sub
         }
         SubscriptionRefusal::Etag => ApiError::EtagMismatch { resource: named.to_owned() },
         SubscriptionRefusal::TooMany(max) => quota("limits.subscriptions_max", u64::try_from(max).unwrap_or_default()),
+        SubscriptionRefusal::TooManyDeleted(max) => {
+            quota("limits.deleted_subscriptions_max", u64::try_from(max).unwrap_or_default())
+        }
         SubscriptionRefusal::TooManySecrets(limit) => quota("signing_secrets", limit as u64),
         SubscriptionRefusal::Store(error) => error.into(),
     }

@@ -12,7 +12,7 @@ use crate::domain::event_type::Phase;
 use crate::domain::ids::SubscriptionId;
 use crate::domain::subscription::{Subscription, Target};
 use crate::proto::public::{SubscribeRequest, SubscribeResponse};
-use crate::store::subscriptions::NewSubscription;
+use crate::store::subscriptions::{NewSubscription, SubscriptionQuota};
 use crate::wire::pre::ONLY_PRE;
 use crate::wire::subscription::{parse_subscribe, to_proto};
 use tonic::Request;
@@ -62,8 +62,9 @@ pub(crate) async fn handle(
     };
     let revealed = secret.reveal();
     let kept = repeat.keeping(move |made| response(made, revealed));
-    let max = subscriptions_max(deps, &caller).await?;
-    match deps.store.subscribe(principal(&caller), new, max, kept).await {
+    let live = subscriptions_max(deps, &caller).await?;
+    let quota = SubscriptionQuota { live, deleted: i64::from(deps.config.deleted_subscriptions_max) };
+    match deps.store.subscribe(principal(&caller), new, quota, kept).await {
         Ok(made) => {
             deps.announce(tenant).await;
             repeat.answer(made, |made| response(made, secret.reveal()))
