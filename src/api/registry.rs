@@ -41,8 +41,12 @@ const NEAR_MAX: usize = 5;
 pub struct Config {
     /// Subscriptions of a tenant that are not deleted; default 100,000.
     pub subscriptions_max: u32,
+    /// Deleted subscriptions of a tenant that are not purged yet; default 100,000.
+    pub deleted_subscriptions_max: u32,
     /// Event types of a tenant that are not retired; default 10,000.
     pub event_types_max: u32,
+    /// Retired event types of a tenant that are not purged yet; default 10,000.
+    pub deleted_event_types_max: u32,
     /// Schema versions of one event type; default 1,000.
     pub schema_versions_max: u16,
     /// Events that a tenant may publish a second on each replica.
@@ -61,7 +65,9 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             subscriptions_max: 100_000,
+            deleted_subscriptions_max: 100_000,
             event_types_max: 10_000,
+            deleted_event_types_max: 10_000,
             schema_versions_max: 1_000,
             publish_events_per_second: 1_000_000,
             publish_events_burst: 1_000_000,
@@ -193,6 +199,7 @@ impl RegistryDeps {
     pub(super) fn event_type_quota(&self) -> EventTypeQuota {
         EventTypeQuota {
             event_types: i64::from(self.config.event_types_max),
+            deleted_event_types: i64::from(self.config.deleted_event_types_max),
             schema_versions: i32::from(self.config.schema_versions_max),
         }
     }
@@ -243,7 +250,10 @@ impl RegistryDeps {
                 let of_version = system.schema.as_ref().filter(|(schema, _)| schema.version == version);
                 of_version.map(|(_, compiled)| compiled.clone())
             }
-            Known::Custom(_) => self.registry.compiled(tenant, name, version).await?,
+            Known::Custom(record) => {
+                let created_at = Some(record.event_type.created_at);
+                self.registry.compiled(tenant, name, created_at, version).await?
+            }
         };
         let missing = || ApiError::SchemaVersionNotFound { event_type: name.as_str().to_owned(), version };
         Ok(Some(compiled.ok_or_else(missing)?))
@@ -292,6 +302,9 @@ impl RegistryDeps {
             // A schema that lost every race is told the same: somebody else changed the type.
             EventTypeRefusal::Etag | EventTypeRefusal::SchemasChanged => ApiError::EtagMismatch { resource: text },
             EventTypeRefusal::TooMany(_) => quota("event_types_max", self.config.event_types_max.into()),
+            EventTypeRefusal::TooManyDeleted(_) => {
+                quota("limits.deleted_event_types_max", self.config.deleted_event_types_max.into())
+            }
             EventTypeRefusal::TooManyVersions(_) => {
                 quota("schema_versions_max", self.config.schema_versions_max.into())
             }

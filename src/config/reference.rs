@@ -186,6 +186,10 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
         "dispatch.retention_days",
         "how long events are kept, with what is recorded of their invocations, days; 1 to 3,650",
     ),
+    (
+        "dispatch.undelete_days",
+        "how long deleted subscriptions and retired event types can be undeleted, days; they are purged after that, and not before the log has forgotten them; 1 to 3,650",
+    ),
     ("dispatch.sweep_rows_max", "rows that one cleaning statement deletes at most; 1 to 100,000"),
     ("executor.allow_http", "whether plain http receivers are allowed"),
     (
@@ -248,7 +252,15 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
     ("watch.list_scan_max", "events that one filtered ListEvents call looks at, at most"),
     ("watch.list_bytes_max", "bytes of one ListEvents page at most"),
     ("limits.subscriptions_max", "subscriptions of a tenant that are not deleted"),
+    (
+        "limits.deleted_subscriptions_max",
+        "deleted subscriptions of a tenant that are not purged yet: at the bound Subscribe is refused",
+    ),
     ("limits.event_types_max", "event types of a tenant that are not retired"),
+    (
+        "limits.deleted_event_types_max",
+        "retired event types of a tenant that are not purged yet: at the bound CreateEventType is refused",
+    ),
     ("limits.schema_versions_max", "schema versions of one event type"),
     (
         "limits.publish_events_per_second",

@@ -44,6 +44,9 @@ pub struct Config {
     pub partitions_ahead_days: u64,
     /// How long events are kept, with what is recorded of their invocations, days. 1 to 3,650.
     pub retention_days: u32,
+    /// How long deleted subscriptions and retired event types can be undeleted, days. 1 to 3,650. They are purged after that, and not
+    /// before the log has forgotten them.
+    pub undelete_days: u32,
     /// Rows that one cleaning statement deletes at most. 1 to 100,000.
     pub sweep_rows_max: u32,
 }
@@ -68,6 +71,7 @@ impl Default for Config {
             drain_ms: 10_000,
             partitions_ahead_days: 3,
             retention_days: 30,
+            undelete_days: 30,
             sweep_rows_max: 5_000,
         }
     }
@@ -104,6 +108,7 @@ impl Config {
             (self.drain_ms <= 600_000, "drain_ms", "0 to 600,000"),
             ((1..=30).contains(&self.partitions_ahead_days), "partitions_ahead_days", "1 to 30"),
             ((1..=3_650).contains(&self.retention_days), "retention_days", "1 to 3,650"),
+            ((1..=3_650).contains(&self.undelete_days), "undelete_days", "1 to 3,650"),
             ((1..=100_000).contains(&self.sweep_rows_max), "sweep_rows_max", "1 to 100,000"),
         ];
         let broken = checks.into_iter().find(|(holds, _, _)| !holds);

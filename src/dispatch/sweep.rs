@@ -1,4 +1,5 @@
-//! Housekeeping of the whole database: partitions ahead of time, retention, expired keys and watches, forgotten replicas.
+//! Housekeeping of the whole database: partitions ahead of time, retention, expired keys and watches, what was deleted long ago, forgotten
+//! replicas.
 //!
 //! Run by the owner of shard 0, so by one replica at a time; two at once do no harm. Retention is a duty besides, which only its
 //! holder does.
@@ -14,6 +15,9 @@ use std::sync::Arc;
 const RETENTION: &str = "retention";
 /// How long a round may take before another replica believes that its holder has died.
 const RETENTION_LEASE: TimeDelta = TimeDelta::minutes(30);
+
+/// Subscriptions or event types that one statement purges at most: an event type has schemas by the hundred.
+const PURGED_AT_A_TIME: u32 = 500;
 
 /// One round. Deletes in batches, each its own short statement.
 pub async fn run_once(store: &Store, config: &Config) -> Result<(), StoreError> {
@@ -48,6 +52,18 @@ pub async fn retain_once(store: &Store, config: &Config, replica: ReplicaId) -> 
     Ok(())
 }
 
+/// Removes for good what was deleted long ago. After retention: a subscription stays while the log holds an event from before its end.
+pub async fn purge_once(store: &Store, config: &Config) -> Result<(), StoreError> {
+    let now = store.now();
+    let most = config.sweep_rows_max.min(PURGED_AT_A_TIME);
+    let undelete = TimeDelta::days(config.undelete_days.into());
+    while store.purge_subscriptions(now - undelete, most).await? >= u64::from(most) {}
+    // A new type of the same name must not meet events of the old one: its day goes after the retention and is not over before.
+    let logged = TimeDelta::days(i64::from(config.retention_days) + 1);
+    while store.purge_event_types(now - undelete.max(logged), most).await? >= u64::from(most) {}
+    Ok(())
+}
+
 pub(super) fn spawn(shared: &Arc<Shared>) {
     let shared = shared.clone();
     tokio::spawn(async move {
@@ -57,6 +73,9 @@ pub(super) fn spawn(shared: &Arc<Shared>) {
         }
         if let Err(error) = retain_once(store, &shared.config, shared.replica).await {
             tracing::warn!(%error, "retention failed; it is tried again in an hour");
+        }
+        if let Err(error) = purge_once(store, &shared.config).await {
+            tracing::warn!(%error, "purging what was deleted failed; it is tried again in an hour");
         }
         shared.tell(Input::Swept);
     });

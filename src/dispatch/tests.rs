@@ -28,7 +28,7 @@ use crate::store::notify::Hint;
 use crate::store::request_ids::{Once, Repeatable};
 use crate::store::secrets::Keyring;
 use crate::store::settle::{Fate, Fenced, Settled, Tried};
-use crate::store::subscriptions::NewSubscription;
+use crate::store::subscriptions::{NewSubscription, SubscriptionQuota};
 use crate::store::{Store, connect};
 use crate::{clock, executor, publish};
 use axum::extract::State as Shared;
@@ -116,7 +116,7 @@ impl World {
             schema: None,
             compatibility: crate::domain::schema::compatibility::Compatibility::None,
         };
-        let quota = EventTypeQuota { event_types: 10, schema_versions: 10 };
+        let quota = EventTypeQuota { event_types: 10, deleted_event_types: 10, schema_versions: 10 };
         store.create_event_type(by, new, quota, Repeatable::default()).await.expect("an event type");
 
         let keyring = Arc::new(Keyring::new(vec![("k1".to_owned(), [7; 32])]).expect("a keyring"));
@@ -166,7 +166,11 @@ impl World {
             secret: self.keyring.seal_secret(self.tenant, id, secret_id, &secret).expect("sealed"),
         };
         let by = Principal::server(self.tenant);
-        let made = self.store.subscribe(by, new, 100, Repeatable::default()).await.expect("subscribed");
+        let made = self
+            .store
+            .subscribe(by, new, SubscriptionQuota { live: 100, deleted: 100 }, Repeatable::default())
+            .await
+            .expect("subscribed");
         let Once::Made(made) = made else { panic!("made now") };
         self.parts.registry.reload(self.tenant).await.expect("readable");
         (id, made.no)

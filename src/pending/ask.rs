@@ -5,7 +5,7 @@
 use super::Core;
 use crate::clock;
 use crate::domain::event::LogEntry;
-use crate::domain::ids::{EventId, TenantId};
+use crate::domain::ids::{EventId, SubscriptionId, SubscriptionNo, TenantId};
 use crate::domain::invocation::{Attempt, Outcome, OutcomeClass};
 use crate::domain::pre::{Answer, EnrichError, PrePolicy, Verdict, VerdictKind, enrich};
 use crate::executor::{Delivery, EncodedEvent};
@@ -33,18 +33,23 @@ impl Listener {
 
     /// A verdict without an attempt.
     pub fn verdict(&self, kind: VerdictKind, message: &str) -> Verdict {
-        Verdict {
-            subscription_no: self.entry.subscription.no,
-            subscription: self.entry.subscription.id,
-            kind,
-            attempt: 0,
-            started_at: clock::now(),
-            duration: std::time::Duration::ZERO,
-            outcome: None,
-            message: message.to_owned(),
-            patch: None,
-            failed: Vec::new(),
-        }
+        undecided(self.entry.subscription.no, self.entry.subscription.id, kind, message)
+    }
+}
+
+/// A verdict of a subscription without an attempt.
+pub(super) fn undecided(no: SubscriptionNo, id: SubscriptionId, kind: VerdictKind, message: &str) -> Verdict {
+    Verdict {
+        subscription_no: no,
+        subscription: id,
+        kind,
+        attempt: 0,
+        started_at: clock::now(),
+        duration: std::time::Duration::ZERO,
+        outcome: None,
+        message: message.to_owned(),
+        patch: None,
+        failed: Vec::new(),
     }
 }
 

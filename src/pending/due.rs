@@ -3,11 +3,11 @@
 //! One timer per replica, set by the pulse to the first time of all and by what is scheduled here. Whoever claims an event owns it
 //! until the lease ends; an event is born by a statement that names the claim's token, so it is born once.
 
-use super::ask::Listener;
+use super::ask::{Listener, undecided};
 use super::phase::{Handle, Phase};
 use super::{Core, listeners};
 use crate::domain::event::LogEntry;
-use crate::domain::ids::TenantId;
+use crate::domain::ids::{SubscriptionNo, TenantId};
 use crate::domain::pre::{AbortReason, Aborted, Verdict, VerdictKind};
 use crate::domain::subscription::State;
 use crate::publish::PublishError;
@@ -28,6 +28,8 @@ const LOOK_MAX: u32 = 256;
 const AT_ONCE: usize = 8;
 /// After a look that failed.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// Why a listener is not asked.
+const NOT_ACTIVE: &str = "the subscription is not active any more";
 /// How often an event is matched again because the registry moved on.
 const ROUNDS_MAX: u32 = 20;
 
@@ -101,9 +103,21 @@ impl Core {
 
     /// Goes on with a phase whose owner has gone silent: what is decided stays, who has not answered is asked again.
     async fn take_over(self: &Arc<Self>, row: PendingEvent) -> Result<(), StoreError> {
-        let verdicts = self.store.pending_verdicts(row.tenant, row.entry.event.id).await?;
+        let mut verdicts = self.store.pending_verdicts(row.tenant, row.entry.event.id).await?;
         let registry = self.registry.reload(row.tenant).await?;
         let listeners = listeners(&registry, &row.entry.matched);
+        let decided = |no: &SubscriptionNo| verdicts.iter().any(|verdict| verdict.subscription_no == *no);
+        let gone: Vec<SubscriptionNo> = row
+            .entry
+            .matched
+            .iter()
+            .filter(|no| registry.subscription(**no).is_none() && !decided(no))
+            .copied()
+            .collect();
+        if !gone.is_empty() {
+            let ids = self.store.subscription_ids(row.tenant, &gone).await?;
+            verdicts.extend(ids.into_iter().map(|(no, id)| undecided(no, id, VerdictKind::Skipped, NOT_ACTIVE)));
+        }
         let attempted = Some(row.attempted);
         self.phase(row, listeners, verdicts, attempted);
         Ok(())
@@ -120,7 +134,7 @@ impl Core {
         // One that was disabled or unsubscribed meanwhile does not execute, so it has no say either.
         for listener in listeners.iter().filter(|listener| listener.entry.subscription.state != State::Active) {
             if !verdicts.iter().any(|verdict| verdict.subscription_no == listener.entry.subscription.no) {
-                verdicts.push(listener.verdict(VerdictKind::Skipped, "the subscription is not active any more"));
+                verdicts.push(listener.verdict(VerdictKind::Skipped, NOT_ACTIVE));
             }
         }
         let phase = Phase {
@@ -161,9 +175,10 @@ impl Core {
                     pre_timeout: row.pre_timeout,
                     max: i64::MAX,
                 };
+                // Before the gate, which says whether they are those of the match.
+                let listeners = listeners(&registry, &new.matched);
                 let gated = self.store.gate_pending(row.token, &new).await?;
                 if gated {
-                    let listeners = listeners(&registry, &new.matched);
                     let NewPending { event, matched, refused, .. } = new;
                     let entry = LogEntry { event, matched, refused, ..LogEntry::clone(&row.entry) };
                     let row = PendingEvent { entry: Arc::new(entry), deadline_at: Some(deadline_at), ..row };

@@ -127,8 +127,8 @@ pub fn phase_of(registry: &Registry, tenant: &TenantRegistry, name: &EventTypeNa
         return Ok(system.event_type.phase);
     }
     match tenant.custom_type(name) {
-        Some(custom) if custom.deleted_at.is_none() => Ok(custom.phase),
-        _ => Err(unknown_type(registry, tenant, name.as_str())),
+        Some(custom) => Ok(custom.phase),
+        None => Err(unknown_type(registry, tenant, name.as_str())),
     }
 }
 

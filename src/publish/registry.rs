@@ -30,8 +30,11 @@ pub struct Registry {
     /// The quotas of a tenant of which nothing else is set.
     limits: Limits,
     tenants: moka::future::Cache<TenantId, Arc<TenantRegistry>>,
-    schemas: moka::future::Cache<(TenantId, EventTypeName, i32), CompiledSchema>,
+    schemas: moka::future::Cache<SchemaKey, CompiledSchema>,
 }
+
+/// Whose type, its name, when it was declared, and the version of its schema.
+type SchemaKey = (TenantId, EventTypeName, Option<DateTime<Utc>>, i32);
 
 /// One tenant's registry.
 pub struct TenantRegistry {
@@ -46,10 +49,11 @@ struct Registered {
     version: i64,
     /// ACTIVE subscriptions by what they listen to.
     active: HashMap<EventTypeName, Arc<Vec<Arc<Entry>>>>,
-    /// Every subscription, in any state.
+    /// Every subscription that is not deleted.
     by_no: HashMap<SubscriptionNo, Arc<Entry>>,
+    /// Without those that are retired.
     custom_types: HashMap<EventTypeName, Arc<EventType>>,
-    /// The subscriptions, in any state, that have an ordering key.
+    /// The subscriptions that are not deleted and have an ordering key.
     ordered: HashSet<SubscriptionNo>,
 }
 
@@ -228,25 +232,30 @@ impl Registry {
                 _ => Err(missing()),
             };
         }
-        let latest = registry.custom_type(name).map_or(0, |event_type| event_type.latest_schema);
-        let version = if requested == 0 { latest } else { requested };
+        let known = registry.custom_type(name);
+        let latest = known.as_ref().map(|event_type| event_type.latest_schema);
+        let version = if requested == 0 { latest.unwrap_or_default() } else { requested };
         if version == 0 {
             return Ok(None);
         }
-        if version < 0 || version > latest {
+        // Of a type that was retired meanwhile, the store still has what an event was checked against.
+        if version < 0 || latest.is_some_and(|latest| version > latest) {
             return Err(missing());
         }
-        Ok(Some(self.compiled(registry.tenant, name, version).await?.ok_or_else(missing)?))
+        let created_at = known.map(|event_type| event_type.created_at);
+        Ok(Some(self.compiled(registry.tenant, name, created_at, version).await?.ok_or_else(missing)?))
     }
 
     /// A compiled version of the schema of a tenant's own type, from the cache where it is there; none where it does not exist.
+    /// `created_at` tells a type from a purged one of the same name; none for one that is retired.
     pub async fn compiled(
         &self,
         tenant: TenantId,
         name: &EventTypeName,
+        created_at: Option<DateTime<Utc>>,
         version: i32,
     ) -> Result<Option<CompiledSchema>, StoreError> {
-        let key = (tenant, name.clone(), version);
+        let key = (tenant, name.clone(), created_at, version);
         if let Some(compiled) = self.schemas.get(&key).await {
             return Ok(Some(compiled));
         }
@@ -274,7 +283,7 @@ impl TenantRegistry {
         self.read().version
     }
 
-    /// A subscription in any state, by its number.
+    /// A subscription that is not deleted, by its number.
     pub fn subscription(&self, no: SubscriptionNo) -> Option<Arc<Entry>> {
         self.read().by_no.get(&no).cloned()
     }
@@ -290,7 +299,7 @@ impl TenantRegistry {
         !self.read().ordered.is_empty()
     }
 
-    /// A type that the tenant declared, retired ones included.
+    /// A type that the tenant declared and has not retired.
     pub fn custom_type(&self, name: &EventTypeName) -> Option<Arc<EventType>> {
         self.read().custom_types.get(name).cloned()
     }
@@ -298,7 +307,7 @@ impl TenantRegistry {
     /// Names of the tenant's own types that can be published.
     pub fn custom_names(&self) -> Vec<EventTypeName> {
         let state = self.read();
-        state.custom_types.values().filter(|t| t.deleted_at.is_none()).map(|t| t.name.clone()).collect()
+        state.custom_types.keys().cloned().collect()
     }
 
     /// The quotas of the tenant.
@@ -333,15 +342,25 @@ impl TenantRegistry {
             if listeners.is_empty() {
                 state.active.remove(&name);
             }
-            if entry.subscription.policy.ordering().is_some() {
+            let is_deleted = entry.subscription.state == State::Deleted;
+            if entry.subscription.policy.ordering().is_some() && !is_deleted {
                 state.ordered.insert(no);
             } else {
                 state.ordered.remove(&no);
             }
-            state.by_no.insert(no, entry);
+            // What is deleted costs no memory: whoever unsubscribes as often as he subscribes would fill it.
+            if is_deleted {
+                state.by_no.remove(&no);
+            } else {
+                state.by_no.insert(no, entry);
+            }
         }
         for event_type in types {
-            state.custom_types.insert(event_type.name.clone(), Arc::new(event_type));
+            if event_type.deleted_at.is_some() {
+                state.custom_types.remove(&event_type.name);
+            } else {
+                state.custom_types.insert(event_type.name.clone(), Arc::new(event_type));
+            }
         }
         state.version = version;
     }

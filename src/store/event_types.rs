@@ -61,6 +61,8 @@ pub enum EventTypeChange {
 pub struct EventTypeQuota {
     /// Event types that are not retired.
     pub event_types: i64,
+    /// Retired event types that are not purged yet.
+    pub deleted_event_types: i64,
     /// Schema versions of one type.
     pub schema_versions: i32,
 }
@@ -89,6 +91,9 @@ pub enum EventTypeRefusal {
     /// The tenant has as many event types as it may.
     #[error("the tenant has {0} event types")]
     TooMany(i64),
+    /// As many of the tenant's event types are retired and not purged as may be.
+    #[error("{0} retired event types are not purged yet")]
+    TooManyDeleted(i64),
     /// The type has as many schema versions as it may.
     #[error("the event type has {0} schema versions")]
     TooManyVersions(i32),
@@ -182,7 +187,7 @@ impl Store {
     ) -> Result<Vec<EventType>, StoreError> {
         // Every change has a registry version of its own, so pages that go by it lose nothing.
         let sql = format!(
-            "SELECT {COLUMNS} FROM event_types WHERE tenant_id = $1 AND registry_version > $2
+            "SELECT {COLUMNS} FROM event_types WHERE tenant_id = $1 AND registry_version > $2 AND ($4 OR deleted_at IS NULL)
               ORDER BY registry_version LIMIT $3"
         );
         let mut changed = Vec::new();
@@ -192,6 +197,7 @@ impl Store {
                 .bind(tenant.0)
                 .bind(after)
                 .bind(CHANGES_PER_PAGE)
+                .bind(version > 0)
                 .fetch_all(self.as_tenant(tenant))
                 .await?;
             let full = i64::try_from(rows.len()).is_ok_and(|rows| rows == CHANGES_PER_PAGE);

@@ -31,6 +31,7 @@ pub mod pending;
 mod pool;
 pub mod publish;
 pub mod publisher_identities;
+pub mod purge;
 pub mod quotas;
 mod rates;
 pub mod replays;

@@ -25,6 +25,7 @@ use crate::domain::subscription::{State, Subscription, Target};
 use row::{COLUMNS, FROM, SubscriptionRow, read, state_code};
 pub(in crate::store) use row::{circuit_code, circuit_from_code};
 use sqlx::AssertSqlSafe;
+use std::collections::HashMap;
 use uuid::Uuid;
 
 /// A subscription with its signing secrets, as the registry loads it.
@@ -59,6 +60,15 @@ pub struct NewSubscription {
     pub pre_policy: Option<PrePolicy>,
     /// Its signing secret.
     pub secret: StoredSecret,
+}
+
+/// How many subscriptions a tenant may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SubscriptionQuota {
+    /// Of those that are not deleted.
+    pub live: i64,
+    /// Of those that are deleted and not purged.
+    pub deleted: i64,
 }
 
 /// Names one subscription.
@@ -151,6 +161,9 @@ pub enum SubscriptionRefusal {
     /// The tenant has as many subscriptions as it may.
     #[error("the tenant has {0} subscriptions")]
     TooMany(i64),
+    /// As many of the tenant's subscriptions are deleted and not purged as may be.
+    #[error("{0} deleted subscriptions are not purged yet")]
+    TooManyDeleted(i64),
     /// As many secrets sign as may.
     #[error("{0} secrets sign at once")]
     TooManySecrets(usize),
@@ -169,7 +182,8 @@ impl From<sqlx::Error> for SubscriptionRefusal {
 const CHANGES_PER_PAGE: i64 = 2_000;
 
 impl Store {
-    /// Every subscription changed after a registry version, in all states, in the order of their changes.
+    /// Every subscription changed after a registry version, in the order of their changes, and in all states; without those that are
+    /// deleted where everything is asked for (version 0).
     ///
     /// Reads in pages: one that changes meanwhile may come twice, the later state later.
     pub async fn subscriptions_changed_since(
@@ -179,7 +193,7 @@ impl Store {
     ) -> Result<Vec<SubscriptionRecord>, StoreError> {
         // Every change has a registry version of its own, so pages that go by it lose nothing.
         let sql = format!(
-            "SELECT {COLUMNS} FROM {FROM} WHERE s.tenant_id = $1 AND s.registry_version > $2
+            "SELECT {COLUMNS} FROM {FROM} WHERE s.tenant_id = $1 AND s.registry_version > $2 AND ($4 OR s.state <> 3)
               ORDER BY s.registry_version LIMIT $3"
         );
         let mut changed = Vec::new();
@@ -189,6 +203,7 @@ impl Store {
                 .bind(tenant.0)
                 .bind(after)
                 .bind(CHANGES_PER_PAGE)
+                .bind(version > 0)
                 .fetch_all(self.as_tenant(tenant))
                 .await?;
             let full = i64::try_from(rows.len()).is_ok_and(|rows| rows == CHANGES_PER_PAGE);
@@ -204,6 +219,24 @@ impl Store {
                 return Ok(changed);
             }
         }
+    }
+
+    /// The ids of subscriptions in any state, by number; unknown ones are left out.
+    pub async fn subscription_ids(
+        &self,
+        tenant: TenantId,
+        numbers: &[SubscriptionNo],
+    ) -> Result<HashMap<SubscriptionNo, SubscriptionId>, StoreError> {
+        let rows: Vec<(SubscriptionNo, Uuid)> = sqlx::query_as(
+            "SELECT subscription_no, subscription_id FROM subscriptions WHERE tenant_id = $1 AND subscription_no = ANY($2)
+              ORDER BY subscription_no LIMIT $3",
+        )
+        .bind(tenant.0)
+        .bind(numbers)
+        .bind(i64::try_from(numbers.len()).unwrap_or(i64::MAX))
+        .fetch_all(self.as_tenant(tenant))
+        .await?;
+        Ok(rows.into_iter().map(|(no, id)| (no, SubscriptionId(id))).collect())
     }
 
     /// Reads a subscription in any state; none also where the caller does not see it.

@@ -21,6 +21,7 @@ use std::time::Duration;
 mod pages;
 mod places;
 mod plans;
+mod purge;
 mod rates;
 mod restores;
 mod wall;
@@ -62,7 +63,7 @@ impl Database {
             schema: None,
             compatibility: crate::domain::schema::compatibility::Compatibility::None,
         };
-        let quota = EventTypeQuota { event_types: 10, schema_versions: 10 };
+        let quota = EventTypeQuota { event_types: 10, deleted_event_types: 10, schema_versions: 10 };
         let by = Principal::server(tenant);
         self.store.create_event_type(by, new, quota, Repeatable::default()).await.expect("an event type");
         tenant

@@ -15,7 +15,7 @@ const SETTINGS: &str = "[limits]\nsubscriptions_max = 1\nevent_types_max = 1\nsc
     [publish]\nevent_bytes_max = 1024\n[server]\nmessage_bytes_max = 8192";
 
 /// Fails unless a call was refused at a bound that it names, with the number.
-fn at_bound<T: std::fmt::Debug>(result: Result<T, Status>, named: &str, limit: &str) {
+pub fn at_bound<T: std::fmt::Debug>(result: Result<T, Status>, named: &str, limit: &str) {
     let status = assert_refused(result, Code::ResourceExhausted, "QUOTA_EXCEEDED");
     let info = status.get_details_error_info().expect("it is set");
     assert!(info.metadata["quota"].contains(named), "{named}: {info:?}");

@@ -40,6 +40,7 @@ mod g11_loops;
 mod g12_no_silent_loss;
 mod g13_slow_readers;
 mod g15_bounded;
+mod g15_deleted;
 mod g15_memory;
 mod hostile;
 mod invocations;

@@ -2,14 +2,13 @@
 
 use super::errors::{pending_to_api_error, to_api_error};
 use super::parse::Parsed;
-use super::{PublishApi, answer, scheduled};
+use super::{Answers, PublishApi};
 use crate::api::status::ApiError;
 use crate::domain::ids::TenantId;
 use crate::pending::{Answer, PendingError};
 use crate::proto::internal::PublishResponse;
 use crate::publish::PublishError;
 use crate::publish::prepare::prepare;
-use crate::publish::registry::TenantRegistry;
 use crate::store::publish::NewKey;
 use tokio::time::Instant;
 
@@ -18,13 +17,13 @@ const ROUNDS_MAX: u32 = 100;
 
 /// Publishes one event that is not part of a commit of several. `until` is when the caller stops waiting, `path` leads to the event.
 pub(super) async fn accept(
-    api: &PublishApi,
-    tenant: TenantId,
-    registry: &TenantRegistry,
+    answers: &Answers<'_>,
     parsed: Parsed,
     until: Option<Instant>,
     path: &str,
 ) -> Result<PublishResponse, ApiError> {
+    let Answers { api, registry, .. } = answers;
+    let tenant = registry.tenant();
     let Parsed { mut event, schema_version, key, deliver_at, pre_timeout } = parsed;
     let limit = registry.event_bytes_max();
     let delayed = deliver_at.filter(|at| *at > api.store.now());
@@ -35,7 +34,7 @@ pub(super) async fn accept(
             Err(refusal) => {
                 // The catalogue may have changed since the first call, whose answer stands.
                 return match first_answer(api, tenant, key.as_ref(), path).await? {
-                    Some(answer) => Ok(response(registry, &answer)),
+                    Some(answer) => Ok(answers.decided(&answer).await),
                     None => Err(to_api_error(refusal, path)),
                 };
             }
@@ -50,13 +49,13 @@ pub(super) async fn accept(
         } else {
             match api.writer.write(tenant, vec![prepared]).await {
                 Ok(published) => {
-                    let first = published.first().ok_or(ApiError::ServerDraining)?;
-                    return Ok(answer(registry, first));
+                    let mut first = answers.published(&published).await;
+                    return first.pop().ok_or(ApiError::ServerDraining);
                 }
                 // The first event of the key may be one that never came to be, or not yet.
                 Err(PublishError::KeyReused) => {
                     return match first_answer(api, tenant, key.as_ref(), path).await? {
-                        Some(answer) => Ok(response(registry, &answer)),
+                        Some(answer) => Ok(answers.decided(&answer).await),
                         None => Err(to_api_error(PublishError::KeyReused, path)),
                     };
                 }
@@ -64,7 +63,7 @@ pub(super) async fn accept(
             }
         };
         match outcome {
-            Ok(answer) => return Ok(response(registry, &answer)),
+            Ok(answer) => return Ok(answers.decided(&answer).await),
             // It has got its first listener, or lost its last, or the match is old.
             Err(PendingError::Publish(PublishError::Gated | PublishError::Contended)) => {}
             Err(error) => return Err(pending_to_api_error(error, path)),
@@ -82,15 +81,4 @@ pub(super) async fn first_answer(
 ) -> Result<Option<Answer>, ApiError> {
     let Some(key) = key else { return Ok(None) };
     api.pending.first_answer(tenant, key).await.map_err(|error| pending_to_api_error(error, path))
-}
-
-pub(super) fn response(registry: &TenantRegistry, answer_of: &Answer) -> PublishResponse {
-    match answer_of {
-        Answer::Committed { entry, verdicts, duplicate } => {
-            let published = crate::publish::writer::Published { entry: entry.clone(), duplicate: *duplicate };
-            let pre_verdicts = verdicts.iter().map(crate::wire::pre::verdict_to_proto).collect();
-            PublishResponse { pre_verdicts, ..answer(registry, &published) }
-        }
-        Answer::Scheduled { event, at, duplicate } => scheduled(*event, *at, *duplicate),
-    }
 }

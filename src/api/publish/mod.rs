@@ -1,6 +1,7 @@
 //! PublishService, on the internal port: parse, check the publisher, hand over to the writer, answer.
 
 mod accept;
+mod answers;
 mod cancel_event;
 pub(super) mod errors;
 mod parse;
@@ -9,22 +10,19 @@ mod publish_one;
 mod wait_event;
 
 use super::status::ApiError;
-use crate::domain::ids::{EventId, TenantId};
 use crate::feed::Feed;
 use crate::pending::Pending;
 use crate::proto::internal::publish_service_server::PublishService;
 use crate::proto::internal::{
-    CancelEventRequest, CancelEventResponse, InvocationRef, PublishBatchRequest, PublishBatchResponse, PublishRequest,
+    CancelEventRequest, CancelEventResponse, PublishBatchRequest, PublishBatchResponse, PublishRequest,
     PublishResponse, WaitEventRequest, WaitEventResponse,
 };
 use crate::publish::PublishError;
 use crate::publish::registry::TenantRegistry;
-use crate::publish::writer::{Published, Writer};
+use crate::publish::writer::Writer;
 use crate::store::Store;
 use crate::store::publish::NewKey;
-use crate::telemetry::measured;
-use crate::wire::time::timestamp_to_proto;
-use chrono::{DateTime, Utc};
+use answers::Answers;
 use parse::Parsed;
 use tonic::{Request, Response, Status};
 
@@ -74,46 +72,14 @@ async fn admit(api: &PublishApi, registry: &TenantRegistry, events: &[Parsed]) -
     api.writer.registry().admit(registry, events.iter().map(|one| one.event.bytes())).await
 }
 
-/// The answer for one event.
-fn answer(registry: &TenantRegistry, published: &Published) -> PublishResponse {
-    let entry = &published.entry;
-    if published.duplicate {
-        measured().publish.duplicates.inc();
-    }
-    let invocation = |no: &i32| InvocationRef {
-        invocation_id: entry.invocation(*no).to_string(),
-        subscription_id: registry.subscription(*no).map_or_else(String::new, |e| e.subscription.id.to_string()),
-    };
-    PublishResponse {
-        event_id: entry.event.id.to_string(),
-        position: entry.position,
-        commit_time: Some(timestamp_to_proto(entry.committed_at)),
-        invocations: entry.matched.iter().map(invocation).collect(),
-        duplicate: published.duplicate,
-        ..PublishResponse::default()
-    }
-}
-
-/// The answer for an event that waits for its time.
-fn scheduled(event: EventId, at: DateTime<Utc>, duplicate: bool) -> PublishResponse {
-    PublishResponse {
-        event_id: event.to_string(),
-        duplicate,
-        deliver_time: Some(timestamp_to_proto(at)),
-        ..PublishResponse::default()
-    }
-}
-
 /// The first answers of a call that the catalogue would refuse by now, where all its keys were used before; none otherwise.
-async fn repeated(
-    api: &PublishApi,
-    tenant: TenantId,
-    keys: &[NewKey],
-    registry: &TenantRegistry,
-) -> Result<Option<Vec<PublishResponse>>, ApiError> {
+async fn repeated(answers: &Answers<'_>, keys: &[NewKey]) -> Result<Option<Vec<PublishResponse>>, ApiError> {
     if keys.is_empty() {
         return Ok(None);
     }
-    let first = api.writer.first_answers(tenant, keys).await.map_err(|error| errors::to_api_error(error, "event"))?;
-    Ok(first.map(|published| published.iter().map(|published| answer(registry, published)).collect()))
+    let first = answers.api.writer.first_answers(answers.registry.tenant(), keys).await;
+    match first.map_err(|error| errors::to_api_error(error, "event"))? {
+        Some(published) => Ok(Some(answers.published(&published).await)),
+        None => Ok(None),
+    }
 }

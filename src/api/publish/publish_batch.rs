@@ -3,14 +3,12 @@
 use super::accept::accept;
 use super::errors::to_api_error;
 use super::parse::Parsed;
-use super::{PublishApi, admit, answer, parse, repeated};
+use super::{Answers, PublishApi, admit, parse, repeated};
 use crate::api::status::{ApiError, FieldViolation};
 use crate::api::{auth, deadline};
-use crate::domain::ids::TenantId;
 use crate::proto::internal::{PublishBatchRequest, PublishBatchResponse, PublishResponse};
 use crate::publish::PublishError;
 use crate::publish::prepare::{Prepared, prepare};
-use crate::publish::registry::TenantRegistry;
 use futures::StreamExt as _;
 use std::collections::HashSet;
 use tonic::{Request, Response, Status};
@@ -48,8 +46,9 @@ pub(super) async fn handle(
         parsed.push(one);
     }
     admit(api, &registry, &parsed).await.map_err(|error| to_api_error(error, "requests"))?;
+    let answers = Answers { api, registry: &registry };
     for _ in 0..ROUNDS_MAX {
-        let (together, alone) = match divide(api, publisher.tenant, &registry, &parsed).await? {
+        let (together, alone) = match divide(&answers, &parsed).await? {
             Divided::Repeated(responses) => return Ok(Response::new(PublishBatchResponse { responses })),
             Divided::New { together, alone } => (together, alone),
         };
@@ -58,8 +57,7 @@ pub(super) async fn handle(
             let (indices, prepared): (Vec<usize>, Vec<Prepared>) = together.into_iter().unzip();
             match api.writer.write(publisher.tenant, prepared).await {
                 Ok(published) => {
-                    let answers = published.iter().map(|published| answer(&registry, published));
-                    responses.extend(indices.into_iter().zip(answers));
+                    responses.extend(indices.into_iter().zip(answers.published(&published).await));
                 }
                 // One of them has got listeners that must agree.
                 Err(PublishError::Gated) => continue,
@@ -67,10 +65,10 @@ pub(super) async fn handle(
             }
         }
         let gates = alone.into_iter().map(|index| {
-            let (one, registry) = (parsed[index].clone(), &registry);
+            let (one, answers) = (parsed[index].clone(), &answers);
             async move {
                 let path = format!("requests[{index}].event");
-                (index, accept(api, publisher.tenant, registry, one, until, &path).await)
+                (index, accept(answers, one, until, &path).await)
             }
         });
         let mut gates: Vec<_> = futures::stream::iter(gates).buffer_unordered(GATES_AT_ONCE).collect().await;
@@ -98,12 +96,8 @@ enum Divided {
     },
 }
 
-async fn divide(
-    api: &PublishApi,
-    tenant: TenantId,
-    registry: &TenantRegistry,
-    parsed: &[Parsed],
-) -> Result<Divided, ApiError> {
+async fn divide(answers: &Answers<'_>, parsed: &[Parsed]) -> Result<Divided, ApiError> {
+    let Answers { api, registry, .. } = answers;
     let limit = registry.event_bytes_max();
     let (mut together, mut alone, mut refusal) = (Vec::with_capacity(parsed.len()), Vec::new(), None);
     for (index, one) in parsed.iter().enumerate() {
@@ -120,5 +114,5 @@ async fn divide(
     let Some(refusal) = refusal else { return Ok(Divided::New { together, alone }) };
     let keys: Vec<_> = parsed.iter().filter_map(|one| one.key.clone()).collect();
     let keys = if keys.len() == parsed.len() { keys } else { Vec::new() };
-    repeated(api, tenant, &keys, registry).await?.map(Divided::Repeated).ok_or(refusal)
+    repeated(answers, &keys).await?.map(Divided::Repeated).ok_or(refusal)
 }

@@ -2,7 +2,7 @@
 
 use super::accept::accept;
 use super::errors::to_api_error;
-use super::{PublishApi, admit, parse};
+use super::{Answers, PublishApi, admit, parse};
 use crate::api::status::ApiError;
 use crate::api::{auth, deadline};
 use crate::proto::internal::{PublishRequest, PublishResponse};
@@ -18,6 +18,7 @@ pub(super) async fn handle(
     let registry = api.writer.registry().tenant(publisher.tenant).await.map_err(ApiError::from)?;
     let one = std::slice::from_ref(&parsed);
     admit(api, &registry, one).await.map_err(|error| to_api_error(error, "event"))?;
-    let answer = accept(api, publisher.tenant, &registry, parsed, until, "event").await?;
+    let answers = Answers { api, registry: &registry };
+    let answer = accept(&answers, parsed, until, "event").await?;
     Ok(Response::new(answer))
 }

@@ -107,6 +107,9 @@ async fn refused(deps: &RegistryDeps, caller: &Caller, named: &str, refusal: Sub
         SubscriptionRefusal::TooMany(max) => {
             quota("limits.subscriptions_max", u64::try_from(max).unwrap_or_default(), Some(ROOM_RETRY))
         }
+        SubscriptionRefusal::TooManyDeleted(max) => {
+            quota("limits.deleted_subscriptions_max", u64::try_from(max).unwrap_or_default(), Some(ROOM_RETRY))
+        }
         SubscriptionRefusal::TooManySecrets(limit) => quota("signing_secrets", limit as u64, None),
         SubscriptionRefusal::Store(error) => error.into(),
     }

@@ -14,7 +14,7 @@ use crate::domain::signing::Scheme;
 use crate::domain::subscription::{Subscription, Target};
 use crate::domain::webhook::SigningSecret;
 use crate::proto::public::{SubscribeRequest, SubscribeResponse};
-use crate::store::subscriptions::NewSubscription;
+use crate::store::subscriptions::{NewSubscription, SubscriptionQuota};
 use crate::wire::pre::ONLY_PRE;
 use crate::wire::subscription::{parse_subscribe, to_proto};
 use tonic::Request;
@@ -64,8 +64,9 @@ pub(crate) async fn handle(
     };
     let kept = secret.clone();
     let kept = repeat.keeping(move |made| response(made, &kept));
-    let max = subscriptions_max(deps, &caller).await?;
-    match deps.store.subscribe(principal(&caller), new, max, kept).await {
+    let live = subscriptions_max(deps, &caller).await?;
+    let quota = SubscriptionQuota { live, deleted: i64::from(deps.config.deleted_subscriptions_max) };
+    match deps.store.subscribe(principal(&caller), new, quota, kept).await {
         Ok(made) => {
             deps.announce(tenant).await;
             repeat.answer(made, |made| response(made, &secret))

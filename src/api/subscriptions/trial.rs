@@ -120,7 +120,9 @@ pub(crate) async fn handle(
 
     // The registry holds the opened secrets; it may be behind what was just read.
     let registry = deps.registry.refresh(caller.tenant, found.registry_version).await?;
-    let listener = registry.subscription(found.no).ok_or(StoreError::Corrupt { what: "subscription" })?;
+    let Some(listener) = registry.subscription(found.no) else {
+        return Err(refused(deps, &caller, &named, SubscriptionRefusal::State(State::Deleted)).await);
+    };
     let call = listener.webhook_call(deps.store.now()).ok_or(StoreError::Corrupt { what: "signing secret" })?;
     let _running = deps.trials.begin(caller.tenant, found.id)?;
     let (started_at, begin) = (clock::now(), std::time::Instant::now());

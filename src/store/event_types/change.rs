@@ -223,6 +223,7 @@ async fn apply(
         }
         EventTypeChange::Undelete if !deleted => return Err(EventTypeRefusal::NotDeleted),
         EventTypeChange::Undelete => {
+            let quota = EventTypeQuota { deleted_event_types: i64::MAX, ..quota };
             check_quota(tx, by.tenant, quota).await?;
             event_type.deleted_at = None;
             "UndeleteEventType"
@@ -250,14 +251,22 @@ async fn apply(
     Ok(EventTypeRecord { event_type, registry_version })
 }
 
-/// Refuses one more active type than the tenant may have.
+/// Refuses one more active type than the tenant may have, and any where as many are retired and not purged as may be.
 async fn check_quota(tx: &mut PgConnection, tenant: TenantId, quota: EventTypeQuota) -> Result<(), EventTypeRefusal> {
-    let active: i64 =
-        sqlx::query_scalar("SELECT count(*) FROM event_types WHERE tenant_id = $1 AND deleted_at IS NULL")
-            .bind(tenant.0)
-            .fetch_one(tx)
-            .await?;
-    if active >= quota.event_types { Err(EventTypeRefusal::TooMany(quota.event_types)) } else { Ok(()) }
+    let (active, deleted): (i64, i64) = sqlx::query_as(
+        "SELECT count(*) FILTER (WHERE deleted_at IS NULL), count(*) FILTER (WHERE deleted_at IS NOT NULL)
+           FROM event_types WHERE tenant_id = $1",
+    )
+    .bind(tenant.0)
+    .fetch_one(tx)
+    .await?;
+    if active >= quota.event_types {
+        return Err(EventTypeRefusal::TooMany(quota.event_types));
+    }
+    if deleted >= quota.deleted_event_types {
+        return Err(EventTypeRefusal::TooManyDeleted(quota.deleted_event_types));
+    }
+    Ok(())
 }
 
 async fn insert_schema(

@@ -9,7 +9,7 @@ use super::row::{
     target_key, target_kind,
 };
 use super::signing::{insert_secret, retire_secrets};
-use super::{NewSubscription, Selector, StateChange, SubscriptionRefusal};
+use super::{NewSubscription, Selector, StateChange, SubscriptionQuota, SubscriptionRefusal};
 use crate::domain::announcement::Announcement;
 use crate::domain::event_type::EventTypeName;
 use crate::domain::filter::Filter;
@@ -30,12 +30,12 @@ use uuid::Uuid;
 const REASON_CALLER: &str = "CALLER";
 
 impl Store {
-    /// Adds a subscription, at most `max` per tenant that are not deleted.
+    /// Adds a subscription, within the tenant's quota.
     pub async fn subscribe(
         &self,
         by: Principal,
         new: NewSubscription,
-        max: i64,
+        quota: SubscriptionQuota,
         request: Repeatable<Subscription>,
     ) -> Result<Once<Subscription>, SubscriptionRefusal> {
         let store = self.clone();
@@ -47,7 +47,7 @@ impl Store {
                 if let Some(answer) = request.begin(&mut tx, by.tenant, now).await? {
                     return Ok(Once::Before(answer));
                 }
-                let made = insert(&mut tx, &by, new, max, change, now).await?;
+                let made = insert(&mut tx, &by, new, quota, change, now).await?;
                 let told = Announcement::subscribed(&made, &by.name);
                 announcements::record(&mut tx, by.tenant, change.registry_version, &told, now).await?;
                 request.keep(&mut tx, by.tenant, &made, now).await?;
@@ -108,7 +108,8 @@ impl Store {
                     }
                 };
                 if matches!(change, StateChange::Undelete(_)) {
-                    check_room(&mut tx, by.tenant, max).await?;
+                    let quota = SubscriptionQuota { live: max, deleted: i64::MAX };
+                    check_room(&mut tx, by.tenant, quota).await?;
                     check_place(&mut tx, by.tenant, before.app, &before.event_type, &before.target, before.id).await?;
                 }
                 if state == State::Active {
@@ -287,32 +288,42 @@ async fn check_place(
     }
 }
 
-/// Refuses one more live subscription than the tenant may have.
-async fn check_room(tx: &mut PgConnection, tenant: TenantId, max: i64) -> Result<(), SubscriptionRefusal> {
+/// Refuses one more live subscription than the tenant may have, and any where as many are deleted and not purged as may be: whoever
+/// subscribes and unsubscribes in turn would fill the store otherwise.
+async fn check_room(
+    tx: &mut PgConnection,
+    tenant: TenantId,
+    quota: SubscriptionQuota,
+) -> Result<(), SubscriptionRefusal> {
     // Numbers are never reused, so while fewer were given than are allowed nothing needs to be counted under the lock.
     let given: i32 = sqlx::query_scalar("SELECT last_subscription_no FROM tenant_heads WHERE tenant_id = $1")
         .bind(tenant.0)
         .fetch_one(&mut *tx)
         .await?;
-    if i64::from(given) < max {
+    if i64::from(given) < quota.live.min(quota.deleted) {
         return Ok(());
     }
-    let live: i64 = sqlx::query_scalar("SELECT count(*) FROM subscriptions WHERE tenant_id = $1 AND state <> 3")
-        .bind(tenant.0)
-        .fetch_one(tx)
-        .await?;
-    if live >= max { Err(SubscriptionRefusal::TooMany(max)) } else { Ok(()) }
+    let (live, deleted): (i64, i64) = sqlx::query_as(
+        "SELECT count(*) FILTER (WHERE state <> 3), count(*) FILTER (WHERE state = 3) FROM subscriptions WHERE tenant_id = $1",
+    )
+    .bind(tenant.0)
+    .fetch_one(tx)
+    .await?;
+    if live >= quota.live {
+        return Err(SubscriptionRefusal::TooMany(quota.live));
+    }
+    if deleted >= quota.deleted { Err(SubscriptionRefusal::TooManyDeleted(quota.deleted)) } else { Ok(()) }
 }
 
 async fn insert(
     tx: &mut PgConnection,
     by: &Principal,
     new: NewSubscription,
-    max: i64,
+    quota: SubscriptionQuota,
     registry: RegistryChange,
     now: DateTime<Utc>,
 ) -> Result<Subscription, SubscriptionRefusal> {
-    check_room(tx, by.tenant, max).await?;
+    check_room(tx, by.tenant, quota).await?;
     let app_slug = check_place(tx, by.tenant, new.app, &new.event_type, &new.target, new.id).await?;
     enrich::check(tx, by, &new.event_type, new.pre_policy.as_ref(), new.id).await?;
     let (failure_policy, priority, enrich_paths) = pre_columns(new.pre_policy.as_ref());

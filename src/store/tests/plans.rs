@@ -303,6 +303,8 @@ async fn every_hot_statement_is_served_by_its_index_and_looks_at_no_more_days_th
         store.tenants_with_due(now, 10), store.next_pending_due());
     look!("sweep", ["idempotency_keys_by_expiry", "request_ids_by_end", "pending_events_by_expiry", "watches_by_expiry"], scans [],
         prunes false, store.delete_expired(now, 100), store.delete_expired_watches(now, 100));
+    look!("purge", ["subscriptions_deleted", "event_types_deleted"], scans [], prunes false,
+        store.purge_subscriptions(now, 100), store.purge_event_types(now, 100));
     look!("unannounced", ["dead_letters_unannounced", "announcements_pk"], scans [], prunes false,
         store.unannounced_tenants(&[one, two]), store.announcements(one, 10));
     look!("registry", ["subscriptions_by_registry_version", "event_types_by_registry_version"], scans [], prunes false,

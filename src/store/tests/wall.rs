@@ -294,6 +294,7 @@ const ENGINE: &[&str] = &[
     "pending/commit.rs",
     "pending/verdicts.rs",
     "publish.rs",
+    "purge.rs",
     "quotas.rs",
     "rates.rs",
     "replays.rs",

@@ -1,0 +1,57 @@
+//! What was deleted long ago is purged in batches, with what hangs on it; what lives, or what the log still knows, is not.
+
+use super::Database;
+use chrono::TimeDelta;
+use sqlx::{AssertSqlSafe, Executor as _};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_what_was_deleted_long_ago_and_is_forgotten_by_the_log_is_purged() {
+    let database = Database::new().await;
+    let tenant = database.tenant("a").await;
+    let mut owner = database.connection().await;
+    // 1 lives; 2 to 4 were deleted long ago, 4 when the log had events that are there still; 5 was deleted just now.
+    owner
+        .execute(AssertSqlSafe(format!(
+            "UPDATE tenant_heads SET position = 9, earliest_position = 7 WHERE tenant_id = '{0}';
+             INSERT INTO subscriptions (tenant_id, subscription_id, subscription_no, app_id, event_type, display_name, filter, target_kind,
+                    target_key, max_attempts, initial_backoff_ms, max_backoff_ms, timeout_ms, max_in_flight, state, deleted_at,
+                    effective_position, registry_version, created_at, updated_at)
+             SELECT '{0}', ('00000000-0000-7000-8000-00000000000' || n)::uuid, n, '{0}', 'CUSTOM_TESTED', '', '', 1, '', 3, 10, 10, 10, 1,
+                    CASE n WHEN 1 THEN 1 ELSE 3 END,
+                    CASE n WHEN 1 THEN NULL WHEN 5 THEN now() ELSE now() - interval '31 days' END,
+                    CASE n WHEN 4 THEN 7 ELSE 6 END, n, now(), now()
+               FROM generate_series(1, 5) AS n;
+             INSERT INTO webhook_secrets SELECT tenant_id, subscription_id, subscription_id, 'k', '', now() FROM subscriptions;
+             INSERT INTO subscription_health SELECT tenant_id, subscription_no, 1, 1, NULL, 0 FROM subscriptions;
+             INSERT INTO subscription_rates SELECT tenant_id, subscription_no, 1, now() FROM subscriptions;
+             INSERT INTO event_types (tenant_id, name, phase, display_name, description, registry_version, created_at, updated_at, deleted_at)
+             SELECT '{0}', 'CUSTOM_' || n, 2, '', '', n, now(), now(), CASE n WHEN 3 THEN now() ELSE now() - interval '31 days' END
+               FROM generate_series(1, 3) AS n;
+             INSERT INTO event_type_schemas SELECT tenant_id, name, 1, '{{}}', now() FROM event_types",
+            tenant.0
+        )))
+        .await
+        .expect("made");
+    let store = &database.store;
+    let before = store.now() - TimeDelta::days(30);
+    let mut purged = Vec::new();
+    for _ in 0..3 {
+        let subscriptions = store.purge_subscriptions(before, 1).await.expect("purged");
+        purged.push((subscriptions, store.purge_event_types(before, 1).await.expect("purged")));
+    }
+    assert_eq!(purged, [(1, 1), (1, 1), (0, 0)]);
+    for table in ["subscriptions", "subscription_health", "subscription_rates"] {
+        let left = format!("SELECT array_agg(subscription_no ORDER BY subscription_no) FROM {table}");
+        let left: Vec<i32> = sqlx::query_scalar(AssertSqlSafe(left)).fetch_one(&mut owner).await.expect("readable");
+        assert_eq!(left, [1, 4, 5], "{table}");
+    }
+    let secrets: i64 =
+        sqlx::query_scalar("SELECT count(*) FROM webhook_secrets").fetch_one(&mut owner).await.expect("readable");
+    assert_eq!(secrets, 3);
+    for column in ["name FROM event_types", "event_type FROM event_type_schemas"] {
+        let sql = AssertSqlSafe(format!("SELECT {column} ORDER BY 1"));
+        let left: Vec<String> = sqlx::query_scalar(sql).fetch_all(&mut owner).await.expect("readable");
+        assert_eq!(left, ["CUSTOM_3", "CUSTOM_TESTED"], "{column}");
+    }
+    database.end().await;
+}
