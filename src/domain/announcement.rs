@@ -3,6 +3,7 @@
 //! Pure values: the store writes one in the transaction of the change it tells of, the dispatcher publishes it. What a subscription
 //! holds back from its listener (header values, secrets, the query of an address) is never part of one.
 
+use super::event::Lineage;
 use super::event_type::{EventType, Phase};
 use super::ids::Position;
 use super::subscription::{Circuit, CircuitState, State, Subscription, Target};
@@ -19,6 +20,8 @@ pub struct Announcement {
     pub subject: String,
     /// The event's data.
     pub data: Value,
+    /// What it follows from; none where no event led to it.
+    pub lineage: Option<Lineage>,
 }
 
 /// Invocations of one subscription that retention ended.
@@ -36,7 +39,13 @@ pub struct Expired {
 
 impl Announcement {
     fn new(event_type: &str, subject: String, data: Value) -> Self {
-        Self { event_type: event_type.to_owned(), subject, data }
+        Self { event_type: event_type.to_owned(), subject, data, lineage: None }
+    }
+
+    /// The same as what an event has led to: no subscription on the way there hears of it again.
+    #[must_use]
+    pub fn following(self, lineage: Lineage) -> Self {
+        Self { lineage: Some(lineage), ..self }
     }
 
     /// A subscription was made.
