@@ -2,13 +2,15 @@
 //!
 //! Dead letters are announced from their rows, changes of the registry from the outbox that their transactions write, so that a
 //! crash loses none; the idempotency key makes a repetition harmless. The event of a dead letter is caused by the invocation it
-//! tells about: a subscription that fails on its own failures is in its own lineage, and does not fire again. A circuit is announced
-//! before its row is written; one that changes while its owner crashes is found by the failures that follow.
+//! tells about, and that of a circuit by the one whose attempt opened or closed it: a subscription that fails on its own failures is in
+//! its own lineage, and does not fire again. A circuit is announced before its row is written; one that changes while its owner crashes is
+//! found by the failures that follow.
 
 use super::run::{Input, Life, Shared};
 use super::tenant::{Failing, HealthNote};
 use crate::domain::announcement::Announcement;
 use crate::domain::catalogue::Catalogue;
+use crate::domain::event::Lineage;
 use crate::domain::event_type::EventTypeName;
 use crate::domain::health::HealthRow;
 use crate::domain::ids::{SubscriptionNo, TenantId};
@@ -90,10 +92,10 @@ async fn publish_changes(shared: &Shared, tenant: TenantId) -> Result<(), Announ
         let last = waiting.len() < PAGE as usize;
         let (mut ids, mut events) = (Vec::with_capacity(waiting.len()), Vec::with_capacity(waiting.len()));
         for Waiting { id, announcement } in waiting {
-            let Announcement { event_type, subject, data } = announcement;
+            let Announcement { event_type, subject, data, lineage } = announcement;
             let name = system_type(shared.parts.registry.catalogue(), &event_type)?;
             let key = format!("announcement/{id}");
-            match shared.parts.writer.prepare_system(tenant, name, subject, &data, None, &key).await {
+            match shared.parts.writer.prepare_system(tenant, name, subject, &data, lineage, &key).await {
                 Ok(prepared) => events.push(prepared),
                 Err(error) if error.may_pass() => return Err(error.into()),
                 // Only a bound below what the event needs does this: it must not hold up the announcements behind it.
@@ -198,8 +200,8 @@ pub(super) fn health(shared: &Arc<Shared>, life: Life, notes: Vec<HealthNote>) {
 
 async fn tell_and_keep(shared: &Shared, life: Life, notes: &[HealthNote]) -> Result<(), AnnounceError> {
     for note in notes {
-        if let Some(state) = note.told {
-            match publish_circuit(shared, life.tenant, &note.row, state).await {
+        if let Some((state, lineage)) = &note.told {
+            match publish_circuit(shared, life.tenant, &note.row, *state, lineage).await {
                 // What never passes must not keep the row from being written.
                 Err(AnnounceError::Publish(error)) if !error.may_pass() => {
                     tracing::error!(tenant = %life.tenant, %error, "a circuit cannot be announced; it is left out");
@@ -221,6 +223,7 @@ async fn publish_circuit(
     tenant: TenantId,
     row: &HealthRow,
     state: CircuitState,
+    lineage: &Lineage,
 ) -> Result<(), AnnounceError> {
     let registry = shared.parts.registry.tenant(tenant).await?;
     let Some(entry) = registry.subscription(row.subscription_no) else { return Ok(()) };
@@ -228,10 +231,10 @@ async fn publish_circuit(
     let since = row.circuit.since.unwrap_or_default();
     let verb = if state == CircuitState::Closed { "closed" } else { "opened" };
     let circuit = Circuit { state, ..row.circuit };
-    let Announcement { event_type, subject, data } = Announcement::circuit_changed(subscription, &circuit);
+    let Announcement { event_type, subject, data, .. } = Announcement::circuit_changed(subscription, &circuit);
     let key = format!("circuit-{verb}/{}/{}", subscription.id, since.timestamp_micros());
     let name = system_type(shared.parts.registry.catalogue(), &event_type)?;
-    shared.parts.writer.publish_system(tenant, name, subject, &data, None, &key).await?;
+    shared.parts.writer.publish_system(tenant, name, subject, &data, Some(lineage.clone()), &key).await?;
     Ok(())
 }
 

@@ -30,6 +30,7 @@ use self::heard::Heard;
 use super::Config;
 use super::queue::{Job, Queue};
 use super::turns;
+use crate::domain::event::Lineage;
 use crate::domain::filter::OrderingKey;
 use crate::domain::health::{Gate, HealthRow};
 use crate::domain::ids::{Position, SubscriptionNo, TenantId};
@@ -83,11 +84,11 @@ pub(super) struct Failing {
     pub class: OutcomeClass,
 }
 
-/// How a receiver does, to be written, and whether operators are to hear of it.
-#[derive(Debug, Clone, Copy)]
+/// How a receiver does, to be written, and whether operators are to hear of it: what its circuit has become, and by which invocation.
+#[derive(Debug, Clone)]
 pub(super) struct HealthNote {
     pub row: HealthRow,
-    pub told: Option<CircuitState>,
+    pub told: Option<(CircuitState, Lineage)>,
 }
 
 /// What [`Tenant::next`] found.
@@ -384,7 +385,9 @@ impl Tenant {
         let class = ended.outcome.class;
         let verdict = queue.health.ended(&ended.outcome, probe, &queue.policy, now);
         if verdict.keep {
-            self.notes.push(HealthNote { row: queue.health.kept(no), told: verdict.told });
+            let entry = job.event.entry();
+            let by = |state| (state, entry.event.lineage.caused_by(entry.invocation(no)));
+            self.notes.push(HealthNote { row: queue.health.kept(no), told: verdict.told.map(by) });
         }
         let fate = if class == OutcomeClass::Succeeded {
             Fate::Succeeded

@@ -3,8 +3,10 @@
 //! Pure values: the store writes one in the transaction of the change it tells of, the dispatcher publishes it. What a subscription
 //! holds back from its listener (header values, secrets, the query of an address) is never part of one.
 
+use super::event::{Event, Lineage};
 use super::event_type::{EventType, Phase};
 use super::ids::Position;
+use super::pre::Aborted;
 use super::subscription::{Circuit, CircuitState, State, Subscription, Target};
 use super::webhook::WebhookMode;
 use chrono::{DateTime, NaiveDate, Utc};
@@ -19,6 +21,8 @@ pub struct Announcement {
     pub subject: String,
     /// The event's data.
     pub data: Value,
+    /// What it follows from; none where no event led to it.
+    pub lineage: Option<Lineage>,
 }
 
 /// Invocations of one subscription that retention ended.
@@ -36,7 +40,13 @@ pub struct Expired {
 
 impl Announcement {
     fn new(event_type: &str, subject: String, data: Value) -> Self {
-        Self { event_type: event_type.to_owned(), subject, data }
+        Self { event_type: event_type.to_owned(), subject, data, lineage: None }
+    }
+
+    /// The same as what an event has led to: no subscription on the way there hears of it again.
+    #[must_use]
+    pub fn following(self, lineage: Lineage) -> Self {
+        Self { lineage: Some(lineage), ..self }
     }
 
     /// A subscription was made.
@@ -61,6 +71,28 @@ impl Announcement {
             "at": circuit.since.unwrap_or_default().to_rfc3339(),
         });
         Self::new(name, subscription.id.to_string(), data)
+    }
+
+    /// A delayed event that was accepted at `accepted_at` was not published when it was due, at `deliver_at`. Nothing of its data is told.
+    pub fn delayed_event_aborted(
+        event: &Event,
+        accepted_at: DateTime<Utc>,
+        deliver_at: DateTime<Utc>,
+        aborted: &Aborted,
+        at: DateTime<Utc>,
+    ) -> Self {
+        let data = json!({
+            "event": event.id.to_string(),
+            "event_type": event.event_type.as_str(),
+            "reason": aborted.reason.code(),
+            "message": aborted.message,
+            "accepted_at": time(accepted_at),
+            "deliver_at": time(deliver_at),
+            "aborted_at": time(at),
+        });
+        let told = Self::new("DELAYED_EVENT_ABORTED", event.id.to_string(), data);
+        // It stands in the event's own place of the chain; a root that never was is none.
+        if event.lineage.depth == 0 { told } else { told.following(event.lineage.clone()) }
     }
 
     /// A subscription was changed, by a caller or by the server.
@@ -262,6 +294,8 @@ mod tests {
     use super::*;
     use crate::domain::catalogue::Catalogue;
     use crate::domain::event_type::{EventTypeName, Origin};
+    use crate::domain::ids::EventId;
+    use crate::domain::pre::AbortReason;
 
     fn event_type() -> EventType {
         EventType {
@@ -278,6 +312,22 @@ mod tests {
         }
     }
 
+    fn delayed() -> Event {
+        let id = EventId(uuid::Uuid::from_u128(7));
+        Event {
+            id,
+            event_type: EventTypeName::parse("CUSTOM_LATER").expect("a name"),
+            schema_version: 0,
+            source: "/tests".to_owned(),
+            subject: None,
+            time: DateTime::UNIX_EPOCH,
+            content_type: None,
+            extensions: Vec::new(),
+            data: crate::domain::event::Data::Text("\"secret\"".into()),
+            lineage: Lineage::root(id),
+        }
+    }
+
     #[test]
     fn what_is_told_fits_the_schema_of_its_type() {
         let before = event_type();
@@ -285,6 +335,11 @@ mod tests {
         let grown = EventType { latest_schema: 1, ..before.clone() };
         let expired = Expired { waiting: 1, dead_letters: 0, first: 1, last: 2 };
         let day = NaiveDate::default();
+        let (event, reason) = (delayed(), AbortReason::Unpublishable);
+        let aborted = Aborted { event: event.id, reason, message: "gone".to_owned(), verdicts: Vec::new() };
+        let epoch = DateTime::UNIX_EPOCH;
+        let late = Announcement::delayed_event_aborted(&event, epoch, epoch, &aborted, epoch);
+        assert_eq!(late.lineage, None, "a root that never was");
         let told = [
             ("EVENT_TYPE_CREATED", Announcement::event_type_created(&before, "key_1")),
             ("EVENT_TYPE_UPDATED", Announcement::event_type_changed(&before, &grown, "key_1")),
@@ -294,6 +349,7 @@ mod tests {
                 "INVOCATIONS_EXPIRED",
                 Announcement::invocations_expired(("sub_1", "shop"), &expired, day, DateTime::UNIX_EPOCH),
             ),
+            ("DELAYED_EVENT_ABORTED", late),
         ];
         let catalogue = Catalogue::builtin();
         for (name, told) in told {

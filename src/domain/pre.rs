@@ -171,6 +171,18 @@ pub enum AbortReason {
     Unpublishable,
 }
 
+impl AbortReason {
+    /// Its name in events: the reason of the error that a publisher who waits gets, where there is one of its own.
+    pub fn code(self) -> &'static str {
+        match self {
+            Self::Rejected => "PRE_REJECTED",
+            Self::ListenerFailed => "PRE_LISTENER_UNAVAILABLE",
+            Self::Deadline | Self::Abandoned => "PRE_DEADLINE",
+            Self::Unpublishable => "UNPUBLISHABLE",
+        }
+    }
+}
+
 /// A PRE event that will never be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Aborted {

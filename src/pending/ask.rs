@@ -122,7 +122,7 @@ pub(super) async fn ask(
         let delivery = Delivery { invocation, attempt: number, replay: false, event: event.clone() };
         let until = (Instant::now() + subscription.policy.timeout()).min(deadline);
         let (outcome, answer) = core.executor.ask(&call, &delivery, until).await;
-        core.asked(tenant, &listener, leave, &outcome);
+        core.asked(tenant, &listener, leave, &outcome, || event.entry().event.lineage.caused_by(invocation));
         verdict.duration = (clock::now() - verdict.started_at).to_std().unwrap_or_default();
         measured().dispatch.attempted(outcome.class.name(), verdict.duration);
         let wait = subscription.policy.backoff(made, clock::jitter(), outcome.retry_after);

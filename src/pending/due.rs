@@ -142,6 +142,7 @@ impl Core {
             deadline: self.instant_of(row.deadline_at.unwrap_or(row.entry.committed_at)),
             entry: row.entry,
             token: row.token,
+            deliver_at: row.deliver_at,
             attempted,
             listeners,
             verdicts,
@@ -227,7 +228,6 @@ impl Core {
         tracing::warn!(event = %row.entry.event.id, tenant = %row.tenant, %error, "a delayed event cannot be published any more");
         let (event, reason) = (row.entry.event.id, AbortReason::Unpublishable);
         let aborted = Aborted { event, reason, message: error.to_string(), verdicts: Vec::new() };
-        self.store.abort_pending(row.tenant, row.token, &aborted, self.final_until()).await?;
-        Ok(())
+        self.abort((row.tenant, row.token), &row.entry, row.deliver_at, &aborted).await.map(drop)
     }
 }

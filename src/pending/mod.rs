@@ -416,6 +416,7 @@ impl Core {
             entry: Arc::new(entry),
             token: Store::first_pending_token(),
             attempted: None,
+            deliver_at: None,
             deadline: self.instant_of(deadline_at),
             listeners,
             verdicts: Vec::new(),

@@ -12,6 +12,7 @@
 use super::ask::{Listener, NO_TIME, Numbers, ask, spoil};
 use super::{Core, PendingError};
 use crate::clock;
+use crate::domain::announcement::Announcement;
 use crate::domain::event::{Data, Event, LogEntry};
 use crate::domain::ids::TenantId;
 use crate::domain::invocation::OutcomeClass;
@@ -22,6 +23,7 @@ use crate::planted::{self, Defect};
 use crate::publish::prepare::check_again;
 use crate::publish::registry::TenantRegistry;
 use crate::store::StoreError;
+use crate::store::heads::RegistryChange;
 use crate::store::pending::PendingCommit;
 use crate::telemetry::measured;
 use chrono::{DateTime, Utc};
@@ -48,6 +50,8 @@ pub(super) struct Phase {
     /// The highest attempt number that former owners have written down; none where there were none.
     pub attempted: Option<i32>,
     pub deadline: Instant,
+    /// Where it was delayed: until when.
+    pub deliver_at: Option<DateTime<Utc>>,
     /// In the order in which enrichments are applied.
     pub listeners: Vec<Listener>,
     /// What is known already.
@@ -397,9 +401,7 @@ impl Phase {
         };
         let event = self.entry.event.id;
         let aborted = Aborted { event, reason, message: message.to_owned(), verdicts: self.verdicts };
-        let expires_at = core.final_until();
-        let write = || core.store.abort_pending(self.tenant, self.token, &aborted, expires_at);
-        match core.write(write).await {
+        match core.abort((self.tenant, self.token), &self.entry, self.deliver_at, &aborted).await {
             Ok(true) => Ended::Not(PendingError::Aborted(Arc::new(aborted))),
             Ok(false) => Ended::Elsewhere,
             Err(error) => Ended::Not(error.into()),
@@ -411,6 +413,28 @@ impl Core {
     /// When a time of the database's clock comes, by this process's own.
     pub(super) fn instant_of(&self, at: DateTime<Utc>) -> Instant {
         Instant::now() + (at - self.store.now()).to_std().unwrap_or_default()
+    }
+
+    /// Writes that the owner's event, by tenant and token, is aborted. Of one that was delayed operators hear: its publisher has had its
+    /// answer. False where it is not the owner's any more.
+    pub(super) async fn abort(
+        &self,
+        (tenant, token): (TenantId, i64),
+        entry: &LogEntry,
+        deliver_at: Option<DateTime<Utc>>,
+        aborted: &Aborted,
+    ) -> Result<bool, StoreError> {
+        let expires_at = self.final_until();
+        let Some(deliver_at) = deliver_at else {
+            return self.write(|| self.store.abort_pending(tenant, token, aborted, expires_at)).await;
+        };
+        let (accepted_at, now) = (entry.committed_at, self.store.now());
+        let told = Announcement::delayed_event_aborted(&entry.event, accepted_at, deliver_at, aborted, now);
+        let write = || self.store.abort_delayed(tenant, token, aborted.clone(), expires_at, told.clone());
+        let Some(change) = self.write(write).await? else { return Ok(false) };
+        let RegistryChange { position, registry_version } = change;
+        self.feed.send(&News::Head(Head { tenant, position, registry_version, deferred_version: 0 }));
+        Ok(true)
     }
 
     /// Writes a decision, again where the database was away: the token makes a repetition harmless.

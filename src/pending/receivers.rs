@@ -8,6 +8,7 @@
 use super::Core;
 use super::ask::Listener;
 use crate::domain::announcement::Announcement;
+use crate::domain::event::Lineage;
 use crate::domain::health::{Gate, Health, HealthRow};
 use crate::domain::ids::{SubscriptionNo, TenantId};
 use crate::domain::invocation::{Outcome, OutcomeClass};
@@ -173,8 +174,15 @@ impl Core {
         }
     }
 
-    /// Takes note of how a receiver has answered.
-    pub(super) fn asked(self: &Arc<Self>, tenant: TenantId, listener: &Listener, mut leave: Leave, outcome: &Outcome) {
+    /// Takes note of how a receiver has answered. `lineage` is of what follows from the question.
+    pub(super) fn asked(
+        self: &Arc<Self>,
+        tenant: TenantId,
+        listener: &Listener,
+        mut leave: Leave,
+        outcome: &Outcome,
+        lineage: impl FnOnce() -> Lineage,
+    ) {
         leave.ended = true;
         let subscription = &listener.entry.subscription;
         let now = self.store.now();
@@ -184,7 +192,8 @@ impl Core {
             (verdict, health.kept(subscription.no))
         };
         if verdict.keep {
-            let told = verdict.told.map(|_| Announcement::circuit_changed(subscription, &row.circuit));
+            let told =
+                verdict.told.map(|_| Announcement::circuit_changed(subscription, &row.circuit).following(lineage()));
             self.keep(tenant, row, told);
         }
         let no = subscription.no;

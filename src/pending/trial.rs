@@ -43,6 +43,7 @@ impl Pending {
             entry,
             token: 0,
             attempted: None,
+            deliver_at: None,
             deadline,
             listeners: vec![listener],
             verdicts: vec![verdict],

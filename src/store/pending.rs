@@ -55,6 +55,8 @@ pub struct PendingEvent {
     pub deadline_at: Option<DateTime<Utc>>,
     /// How long the listeners have.
     pub pre_timeout: Duration,
+    /// Of a delayed event that has been due: the time that it was delayed to.
+    pub deliver_at: Option<DateTime<Utc>>,
     /// The highest number of an attempt that is written down; 0 where none was needed.
     pub attempted: i32,
     /// Why it was aborted, in a word and a sentence.
@@ -120,7 +122,7 @@ fn columns() -> String {
     let event = EVENT_COLUMNS.replace("position, ", "").replace("committed_at, ", "");
     format!(
         "tenant_id, 0::bigint AS position, created_at AS committed_at, {event}, state, token, due_at, deadline_at, pre_timeout_ms, \
-         attempted, abort_reason, abort_message"
+         attempted, deliver_at, abort_reason, abort_message"
     )
 }
 
@@ -230,7 +232,8 @@ impl Store {
             "WITH due AS (
                  SELECT event_id AS id FROM pending_events WHERE tenant_id = $1 AND due_at <= $2
                   ORDER BY due_at, event_id LIMIT $4 FOR UPDATE SKIP LOCKED)
-             UPDATE pending_events SET token = token + 1, due_at = $3
+             UPDATE pending_events
+                SET token = token + 1, due_at = $3, deliver_at = COALESCE(deliver_at, CASE WHEN state = {SCHEDULED} THEN due_at END)
                FROM due d WHERE tenant_id = $1 AND event_id = d.id RETURNING {}",
             columns()
         );
@@ -325,6 +328,7 @@ fn parse(row: &sqlx::postgres::PgRow) -> Result<PendingEvent, StoreError> {
         due_at: row.try_get("due_at")?,
         deadline_at: row.try_get("deadline_at")?,
         pre_timeout: Duration::from_millis(u64::try_from(row.try_get::<i32, _>("pre_timeout_ms")?).unwrap_or_default()),
+        deliver_at: row.try_get("deliver_at")?,
         attempted: row.try_get("attempted")?,
         abort,
     })

@@ -1,9 +1,10 @@
 //! `deliver_at` and `CancelEvent`: an event that is accepted now is born once, at its time, unless it is taken back first.
 
 use carillon::clock;
+use carillon::proto::cloudevents::cloud_event::Data;
 use carillon::proto::internal::{CancelEventRequest, PublishRequest, WaitEventRequest};
 use carillon::proto::public::{
-    CreateEventTypeRequest, EventPhase, GetEventRequest, InvocationState, ListEventsRequest,
+    CreateEventTypeRequest, DeleteEventTypeRequest, EventPhase, GetEventRequest, InvocationState, ListEventsRequest,
 };
 use chrono::TimeDelta;
 use serde_json::json;
@@ -177,6 +178,70 @@ async fn a_delayed_pre_event_asks_its_listeners_when_it_is_due() {
     let wait = WaitEventRequest { event_id: refused, timeout: None };
     assert_refused(tenant.publisher().wait_event(wait).await, Code::FailedPrecondition, "PRE_REJECTED");
     assert_eq!(count(&tenant).await, 1);
+}
+
+/// What operators are told of a delayed event that was not published.
+async fn aborted(tenant: &Tenant, event_id: &str) -> serde_json::Value {
+    tenant.told("DELAYED_EVENT_ABORTED", event_id).await;
+    let request = ListEventsRequest {
+        event_types: vec!["DELAYED_EVENT_ABORTED".to_owned()],
+        filter: format!("event.subject == '{event_id}'"),
+        ..Default::default()
+    };
+    let mut events = tenant.events().list_events(request).await.expect("a page").into_inner().events;
+    assert_eq!(events.len(), 1, "it is told once");
+    match events.remove(0).event.and_then(|event| event.data) {
+        Some(Data::TextData(text)) => serde_json::from_str(&text).expect("JSON"),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_delayed_event_that_cannot_be_published_any_more_is_told_to_operators_and_to_who_asks() {
+    let tenant = World::shared().await.tenant().await;
+    tenant.declare(TYPE).await;
+    let request = PublishRequest { idempotency_key: "gone".to_owned(), ..later(TimeDelta::seconds(2)) };
+    let id = tenant.try_publish(request.clone()).await.expect("it is accepted").event_id;
+    let delete = DeleteEventTypeRequest { name: TYPE.to_owned(), ..Default::default() };
+    tenant.types().delete_event_type(delete).await.expect("it is there");
+    let told = aborted(&tenant, &id).await;
+    assert_eq!(
+        (&told["event"], &told["event_type"], &told["reason"]),
+        (&json!(id), &json!(TYPE), &json!("UNPUBLISHABLE"))
+    );
+    assert!(told["message"].as_str().is_some_and(|message| message.contains(TYPE)), "{told}");
+    let at = |name: &str| told[name].as_str().and_then(|text| text.parse::<chrono::DateTime<chrono::Utc>>().ok());
+    let deliver_at = request.deliver_at.as_ref().expect("it is set");
+    assert_eq!(at("deliver_at").map(|at| at.timestamp()), Some(deliver_at.seconds), "{told}");
+    assert!(at("accepted_at") < at("deliver_at") && at("deliver_at") <= at("aborted_at"), "{told}");
+    let wait = WaitEventRequest { event_id: id.clone(), timeout: None };
+    let waited = tenant.publisher().wait_event(wait).await;
+    for answer in [waited.map(drop), tenant.try_publish(request).await.map(drop)] {
+        let status = assert_refused(answer, Code::FailedPrecondition, "RESOURCE_STATE");
+        let violation = status.get_details_precondition_failure().expect("it is named").violations.remove(0);
+        assert_eq!(violation.subject, id);
+    }
+}
+
+#[tokio::test]
+async fn a_delayed_pre_event_that_is_refused_is_told_to_operators() {
+    let tenant = World::shared().await.tenant().await;
+    let receiver = Receiver::start().await;
+    let pre = CreateEventTypeRequest { name: TYPE.to_owned(), phase: EventPhase::Pre.into(), ..Default::default() };
+    tenant.types().create_event_type(pre).await.expect("a PRE type can be declared");
+    let subscribed = tenant.subscribe(TYPE, &receiver, "/pre").await.subscription.expect("it is set");
+    receiver.answers("/pre", [Answer::Status(409)]);
+    // Of one whose publisher waits the answer is enough.
+    tenant.try_publish(publish_request(TYPE, &json!({}))).await.expect_err("it is refused");
+    let id = tenant.try_publish(later(TimeDelta::milliseconds(500))).await.expect("it is accepted").event_id;
+    assert_eq!(aborted(&tenant, &id).await["reason"], "PRE_REJECTED");
+    let said = tenant.invocations_of(&id).await.remove(0);
+    assert_eq!(
+        (said.subscription_id, said.cancel_reason.as_str(), said.attempt_count),
+        (subscribed.id, "PRE_REJECTED", 1)
+    );
+    let request = ListEventsRequest { event_types: vec!["DELAYED_EVENT_ABORTED".to_owned()], ..Default::default() };
+    assert_eq!(tenant.events().list_events(request).await.expect("a page").into_inner().events.len(), 1);
 }
 
 #[tokio::test]

@@ -1,16 +1,17 @@
-//! G11: loops end. A listener of dead letters that fails itself makes another dead letter of its own; it is refused visibly
-//! instead of going round.
+//! G11: loops end. A listener of dead letters that fails itself makes another dead letter of its own, and one of circuits has a circuit of
+//! its own; it is refused visibly instead of going round.
 
 use std::collections::BTreeSet;
 
 use carillon::proto::public::{
-    DeliveryPolicy, DisableSubscriptionRequest, EnableSubscriptionRequest, InvocationState, ListEventsRequest,
+    CircuitBreaker, CreateEventTypeRequest, DeliveryPolicy, DisableSubscriptionRequest, EnableSubscriptionRequest,
+    Event, EventPhase, InvocationState, ListEventsRequest,
 };
 use pbjson_types::Duration;
 use serde_json::json;
 
-use crate::harness::tenant::quick_policy;
-use crate::harness::{Answer, Receiver, World, eventually};
+use crate::harness::tenant::{publish_request, quick_policy};
+use crate::harness::{Answer, Receiver, Tenant, World, eventually};
 
 #[tokio::test]
 async fn a_listener_of_dead_letters_that_fails_does_not_go_round() {
@@ -90,4 +91,69 @@ async fn a_replay_refuses_on_the_record_what_the_subscription_itself_has_led_to(
     assert_eq!((refused.cancel_reason.as_str(), refused.subscription_id), ("CHAIN_CYCLE", subscription_id));
     assert!(refused.replay && refused.attempt_count == 0, "{:?}", (refused.replay, refused.attempt_count));
     assert_eq!(receiver.received("/dead").len(), 1, "what is refused does not run");
+}
+
+/// Carillon's events of a type, oldest first.
+async fn told(tenant: &Tenant, event_type: &str) -> Vec<Event> {
+    let request =
+        ListEventsRequest { event_types: vec![event_type.to_owned()], page_size: 1_000, ..Default::default() };
+    tenant.events().list_events(request).await.expect("a page").into_inner().events
+}
+
+fn breaking(open: i64) -> DeliveryPolicy {
+    let open_duration = Some(Duration { seconds: open, nanos: 0 });
+    let circuit_breaker = Some(CircuitBreaker { failure_threshold: 1, open_duration });
+    DeliveryPolicy { circuit_breaker, ..quick_policy() }
+}
+
+#[tokio::test]
+async fn a_listener_of_circuits_whose_own_circuit_opens_and_closes_does_not_go_round() {
+    let tenant = World::shared().await.tenant().await;
+    let receiver = Receiver::start().await;
+    tenant.declare("CUSTOM_LOOPED").await;
+    let fails_once = || [Answer::Status(500), Answer::Status(200), Answer::Status(500), Answer::Status(200)];
+    receiver.answers("/first", fails_once());
+    receiver.answers("/closed", fails_once());
+    let mut listener = String::new();
+    for (event_type, path) in [("CUSTOM_LOOPED", "/first"), ("SUBSCRIPTION_CIRCUIT_CLOSED", "/closed")] {
+        let mut request = tenant.subscribe_request(event_type, &receiver.url(path));
+        request.delivery_policy = Some(breaking(1));
+        let subscribed = tenant.events().subscribe(request).await.expect("subscribed").into_inner();
+        listener = subscribed.subscription.expect("it is set").id;
+    }
+    let root = tenant.publish("CUSTOM_LOOPED", &json!({})).await.event_id;
+    let closed = eventually("both circuits are told to have closed", || async {
+        let closed = told(&tenant, "SUBSCRIPTION_CIRCUIT_CLOSED").await;
+        if closed.len() >= 2 { Ok(closed) } else { Err(closed.len()) }
+    })
+    .await;
+    for (event, depth) in closed.iter().zip([1, 2]) {
+        assert_eq!((event.root_event_id.as_str(), event.depth), (root.as_str(), depth), "{event:?}");
+    }
+    let own = &closed[1].event.as_ref().expect("it is set").id;
+    let refused = tenant.all_invocations_become(own, InvocationState::Cancelled).await.remove(0);
+    assert_eq!((refused.cancel_reason.as_str(), &refused.subscription_id), ("CHAIN_CYCLE", &listener));
+    assert_eq!(receiver.received("/closed").len(), 2, "it hears of the first circuit only, by an attempt and a probe");
+}
+
+#[tokio::test]
+async fn what_a_pre_listeners_circuit_tells_follows_from_the_question() {
+    let tenant = World::shared().await.tenant().await;
+    let receiver = Receiver::start().await;
+    let pre = CreateEventTypeRequest {
+        name: "CUSTOM_PRE_LOOPED".to_owned(),
+        phase: EventPhase::Pre.into(),
+        ..Default::default()
+    };
+    tenant.types().create_event_type(pre).await.expect("a PRE type can be declared");
+    receiver.answers("/pre", [Answer::Status(500)]);
+    let mut request = tenant.subscribe_request("CUSTOM_PRE_LOOPED", &receiver.url("/pre"));
+    request.delivery_policy = Some(DeliveryPolicy { max_attempts: 1, ..breaking(3_600) });
+    let id = tenant.events().subscribe(request).await.expect("subscribed").into_inner().subscription.expect("set").id;
+    tenant.try_publish(publish_request("CUSTOM_PRE_LOOPED", &json!({}))).await.expect_err("it must agree");
+    tenant.told("SUBSCRIPTION_CIRCUIT_OPENED", &id).await;
+    let opened = told(&tenant, "SUBSCRIPTION_CIRCUIT_OPENED").await.remove(0);
+    let asked = receiver.received("/pre").remove(0);
+    assert_eq!((opened.depth, opened.cause_invocation_id.as_str()), (1, asked.header("webhook-id")));
+    assert_eq!(opened.root_event_id, asked.json()["id"].as_str().expect("an id"));
 }

@@ -37,7 +37,7 @@ async fn every_change_is_announced_once_and_in_order_though_an_announcer_dies() 
     // Published and not yet deleted: so it is where an owner dies between the two.
     let waiting = world.store.announcements(world.tenant, 100).await.expect("readable");
     assert_eq!(waiting.len(), 3, "written with the changes");
-    let Announcement { event_type, subject, data } = waiting[0].announcement.clone();
+    let Announcement { event_type, subject, data, .. } = waiting[0].announcement.clone();
     let (name, key) = (EventTypeName::parse(&event_type).expect("a name"), format!("announcement/{}", waiting[0].id));
     world.parts.writer.publish_system(world.tenant, name, subject, &data, None, &key).await.expect("published");
 

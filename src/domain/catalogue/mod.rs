@@ -84,6 +84,7 @@ impl Catalogue {
                 | "INVOCATION_DEAD_LETTERED"
                 | "CHAIN_BUDGET_EXHAUSTED"
                 | "INVOCATIONS_EXPIRED"
+                | "DELAYED_EVENT_ABORTED"
                 | "EVENT_TYPE_CREATED"
                 | "EVENT_TYPE_UPDATED"
                 | "EVENT_TYPE_DELETED"
@@ -132,7 +133,7 @@ mod tests {
     #[test]
     fn the_builtin_types_are_complete() {
         let catalogue = Catalogue::builtin();
-        assert_eq!(catalogue.iter().count(), 40);
+        assert_eq!(catalogue.iter().count(), 41);
         for declared in catalogue.iter() {
             let event_type = &declared.event_type;
             let name = event_type.name.as_str();
@@ -156,7 +157,7 @@ mod tests {
         let catalogue = Catalogue::builtin();
         let own: Vec<_> =
             catalogue.iter().filter(|system| Catalogue::is_carillons_own(system.event_type.name.as_str())).collect();
-        assert_eq!(own.len(), 12);
+        assert_eq!(own.len(), 13);
         assert!(own.iter().all(|system| system.event_type.phase == crate::domain::event_type::Phase::Post));
         let again = "[[event_type]]\nname = \"SUBSCRIPTION_DISABLED\"\nphase = \"PRE\"\ndisplay_name = \"x\"\ndescription = \"x\"\n";
         assert!(Catalogue::with_operator_file(again).is_err(), "an operator cannot declare one anew");
@@ -169,7 +170,7 @@ mod tests {
         let catalogue = Catalogue::with_operator_file(text).expect("the example is right");
         assert_eq!(catalogue.get("PRE_ORDER_PLACED").expect("declared").event_type.phase, Phase::Pre);
         assert!(catalogue.get("ORDER_PLACED").is_some() && catalogue.get("FILE_DELETED").is_some());
-        assert_eq!(Catalogue::with_operator_file("").expect("nothing is fine").iter().count(), 40);
+        assert_eq!(Catalogue::with_operator_file("").expect("nothing is fine").iter().count(), 41);
     }
 
     #[test]

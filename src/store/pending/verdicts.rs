@@ -1,11 +1,15 @@
 //! What the listeners of pending events answered, and events that are aborted for it.
 
 use super::{Store, StoreError};
+use crate::domain::announcement::Announcement;
 use crate::domain::ids::{EventId, SubscriptionId, TenantId};
 use crate::domain::invocation::{Outcome, State};
 use crate::domain::pre::{AbortReason, Aborted, Verdict, VerdictKind};
+use crate::store::announcements;
 use crate::store::dispatch::{class_number, parse_class, state_number};
+use crate::store::heads::{self, RegistryChange};
 use chrono::{DateTime, Utc};
+use sqlx::PgExecutor;
 use std::time::Duration;
 use uuid::Uuid;
 
@@ -160,45 +164,80 @@ impl Store {
         aborted: &Aborted,
         expires_at: DateTime<Utc>,
     ) -> Result<bool, StoreError> {
-        let columns = VerdictColumns::of(&aborted.verdicts);
-        // What was noted before stays, but a success whose enrichment turned out not to fit is a failure after all.
-        let ended: i64 = sqlx::query_scalar(
-            "WITH ended AS (
-                 UPDATE pending_events
-                    SET state = 3, due_at = NULL, data = '', extensions = '', data_kind = 0, abort_reason = $14, abort_message = $15,
-                        expires_at = $16
-                  WHERE tenant_id = $1 AND event_id = $2 AND token = $3 AND state IN (1, 2)
-                 RETURNING tenant_id, event_id),
-             said AS (
-                 INSERT INTO pending_verdicts (tenant_id, event_id, subscription_no, verdict, attempt, outcome_class, status_code,
-                        duration_us, started_at, excerpt, message, patch)
-                 SELECT e.tenant_id, e.event_id, v.*
-                   FROM ended e CROSS JOIN unnest($4::integer[], $5::smallint[], $6::integer[], $7::smallint[], $8::smallint[],
-                        $9::integer[], $10::timestamptz[], $11::text[], $12::text[], $13::text[]) AS v
-                 ON CONFLICT ON CONSTRAINT pending_verdicts_pk
-                 DO UPDATE SET verdict = EXCLUDED.verdict, message = EXCLUDED.message, patch = NULL)
-             SELECT count(*) FROM ended",
-        )
-        .bind(tenant.0)
-        .bind(aborted.event.0)
-        .bind(token)
-        .bind(columns.subscription_no)
-        .bind(columns.verdict)
-        .bind(columns.attempt)
-        .bind(columns.outcome_class)
-        .bind(columns.status_code)
-        .bind(columns.duration_us)
-        .bind(columns.started_at)
-        .bind(columns.excerpt)
-        .bind(columns.message)
-        .bind(columns.patch)
-        .bind(reason_code(aborted.reason))
-        .bind(&aborted.message)
-        .bind(expires_at)
-        .fetch_one(self.engine())
-        .await?;
-        Ok(ended > 0)
+        abort(self.engine(), tenant, token, aborted, expires_at).await
     }
+
+    /// Aborts an event as [`Self::abort_pending`] does, and tells of it. None where it is not the caller's.
+    pub async fn abort_delayed(
+        &self,
+        tenant: TenantId,
+        token: i64,
+        aborted: Aborted,
+        expires_at: DateTime<Utc>,
+        told: Announcement,
+    ) -> Result<Option<RegistryChange>, StoreError> {
+        let store = self.clone();
+        self.run(async move {
+            let now = store.now();
+            let mut tx = store.begin_as(tenant).await?;
+            // The head's lock first, as a commit takes them. Every change of the registry's version has its announcements looked for.
+            let change = heads::bump_registry(&mut tx, tenant, now).await?;
+            if !abort(&mut *tx, tenant, token, &aborted, expires_at).await? {
+                return Ok(None);
+            }
+            announcements::record(&mut tx, tenant, change.registry_version, &told, now).await?;
+            tx.commit().await?;
+            Ok(Some(change))
+        })
+        .await
+    }
+}
+
+async fn abort(
+    executor: impl PgExecutor<'_>,
+    tenant: TenantId,
+    token: i64,
+    aborted: &Aborted,
+    expires_at: DateTime<Utc>,
+) -> Result<bool, StoreError> {
+    let columns = VerdictColumns::of(&aborted.verdicts);
+    // What was noted before stays, but a success whose enrichment turned out not to fit is a failure after all.
+    let ended: i64 = sqlx::query_scalar(
+        "WITH ended AS (
+             UPDATE pending_events
+                SET state = 3, due_at = NULL, data = '', extensions = '', data_kind = 0, abort_reason = $14, abort_message = $15,
+                    expires_at = $16
+              WHERE tenant_id = $1 AND event_id = $2 AND token = $3 AND state IN (1, 2)
+             RETURNING tenant_id, event_id),
+         said AS (
+             INSERT INTO pending_verdicts (tenant_id, event_id, subscription_no, verdict, attempt, outcome_class, status_code,
+                    duration_us, started_at, excerpt, message, patch)
+             SELECT e.tenant_id, e.event_id, v.*
+               FROM ended e CROSS JOIN unnest($4::integer[], $5::smallint[], $6::integer[], $7::smallint[], $8::smallint[],
+                    $9::integer[], $10::timestamptz[], $11::text[], $12::text[], $13::text[]) AS v
+             ON CONFLICT ON CONSTRAINT pending_verdicts_pk
+             DO UPDATE SET verdict = EXCLUDED.verdict, message = EXCLUDED.message, patch = NULL)
+         SELECT count(*) FROM ended",
+    )
+    .bind(tenant.0)
+    .bind(aborted.event.0)
+    .bind(token)
+    .bind(columns.subscription_no)
+    .bind(columns.verdict)
+    .bind(columns.attempt)
+    .bind(columns.outcome_class)
+    .bind(columns.status_code)
+    .bind(columns.duration_us)
+    .bind(columns.started_at)
+    .bind(columns.excerpt)
+    .bind(columns.message)
+    .bind(columns.patch)
+    .bind(reason_code(aborted.reason))
+    .bind(&aborted.message)
+    .bind(expires_at)
+    .fetch_one(executor)
+    .await?;
+    Ok(ended > 0)
 }
 
 pub(super) fn parse(row: Row) -> Result<Verdict, StoreError> {
