@@ -1,8 +1,9 @@
 //! How a subscription's receiver does: its circuit, the pause it asked for, and since when nothing but failures came.
 //!
-//! Pure. Who calls the receiver keeps it in memory: the owner of the tenant, which is exact about it, and of PRE events every replica
-//! that asks. What must outlive them, and what readers see, is a row that is written when the circuit changes, and once a minute at most
-//! for a receiver that only fails.
+//! Pure. Of POST event types the owner of the tenant calls the receiver, keeps this in memory and is exact about it: what must outlive
+//! it, and what readers see, is a row that is written when the circuit changes, and once a minute at most for a receiver that only fails.
+//! Of PRE event types every replica calls it: the row is the truth, each replica knows it as it was read last, and [`merge`] says what an
+//! answer makes of it.
 
 use super::ids::SubscriptionNo;
 use super::invocation::{Outcome, OutcomeClass};
@@ -29,6 +30,12 @@ pub struct HealthRow {
     pub circuit: Circuit,
     /// Since when nothing but failures came; none for one of which something else came, or that is not known for long.
     pub failing_since: Option<DateTime<Utc>>,
+    /// Until when the receiver wants no calls; of PRE event types alone.
+    pub paused_until: Option<DateTime<Utc>>,
+    /// Until when the probe of a half-open circuit may take; of PRE event types alone.
+    pub probe_until: Option<DateTime<Utc>>,
+    /// Grows with every change that replicas share.
+    pub revision: i64,
 }
 
 /// How a receiver does.
@@ -41,6 +48,10 @@ pub struct Health {
     probing: bool,
     failing_since: Option<DateTime<Utc>>,
     paused_until: Option<DateTime<Utc>>,
+    /// Until when the probe that some replica has claimed may take.
+    probe_until: Option<DateTime<Utc>>,
+    /// Of the row that this was read from.
+    revision: i64,
     /// True where the row says that it is failing.
     noted: bool,
     /// When it was last asked for that the subscription is disabled.
@@ -74,15 +85,27 @@ pub struct Verdict {
 impl Health {
     /// As the former owner left it.
     pub fn restore(kept: &HealthRow) -> Self {
-        let HealthRow { registry_version, circuit, failing_since, .. } = *kept;
+        let HealthRow {
+            registry_version: version, circuit, failing_since, paused_until, probe_until, revision, ..
+        } = *kept;
         let noted = failing_since.is_some();
-        Self { version: registry_version, circuit, failing_since, noted, ..Self::default() }
+        Self { version, circuit, failing_since, paused_until, probe_until, revision, noted, ..Self::default() }
     }
 
     /// What is to be kept.
     pub fn kept(&self, subscription_no: SubscriptionNo) -> HealthRow {
-        let failing_since = self.failing_since.filter(|_| self.noted);
-        HealthRow { subscription_no, registry_version: self.version, circuit: self.circuit, failing_since }
+        HealthRow { failing_since: self.failing_since.filter(|_| self.noted), ..self.shared(subscription_no) }
+    }
+
+    /// What replicas share: all of it at once, as none of them knows what the others hear.
+    pub fn shared(&self, subscription_no: SubscriptionNo) -> HealthRow {
+        let Self { version: registry_version, circuit, failing_since, paused_until, probe_until, revision, .. } = *self;
+        HealthRow { subscription_no, registry_version, circuit, failing_since, paused_until, probe_until, revision }
+    }
+
+    /// Until when the receiver wants no calls, where that is ahead.
+    pub fn paused(&self, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
+        self.paused_until.filter(|until| *until > now)
     }
 
     /// The registry version of the subscription that this is about.
@@ -101,13 +124,15 @@ impl Health {
 
     /// Whether an attempt may start.
     pub fn gate(&self, policy: &DeliveryPolicy, now: DateTime<Utc>) -> Gate {
-        if let Some(until) = self.paused_until.filter(|until| *until > now) {
+        if let Some(until) = self.paused(now) {
             return Gate::Wait(until);
         }
         let Some(breaker) = policy.circuit_breaker() else { return Gate::Free };
         match self.circuit.state {
             CircuitState::Closed => Gate::Free,
-            CircuitState::HalfOpen if self.probing => Gate::Probing,
+            CircuitState::HalfOpen if self.probing || self.probe_until.is_some_and(|until| until > now) => {
+                Gate::Probing
+            }
             CircuitState::HalfOpen => Gate::Probe,
             CircuitState::Open => {
                 let until = self.circuit.since.map_or(now, |since| {
@@ -128,11 +153,16 @@ impl Health {
         changed
     }
 
-    /// What another replica has kept, where it is newer than what is known here.
-    pub fn adopt(&mut self, kept: &HealthRow) {
-        if kept.registry_version == self.version && kept.circuit.since > self.circuit.since && !self.probing {
-            self.circuit = kept.circuit;
+    /// Knows what replicas share, where it is newer than what is known here.
+    pub fn adopt(&mut self, row: &HealthRow) {
+        if row.registry_version == self.version && row.revision > self.revision {
+            self.replace(row);
         }
+    }
+
+    /// Knows nothing but what replicas share.
+    pub fn replace(&mut self, row: &HealthRow) {
+        *self = Self { sentenced_at: self.sentenced_at, ..Self::restore(row) };
     }
 
     /// The probe was not waited for: it says nothing.
@@ -146,6 +176,7 @@ impl Health {
     pub fn ended(&mut self, outcome: &Outcome, probe: bool, policy: &DeliveryPolicy, now: DateTime<Utc>) -> Verdict {
         if probe {
             self.probing = false;
+            self.probe_until = None;
         }
         // One that is refused for good was answered by a receiver that is well.
         if matches!(outcome.class, OutcomeClass::Succeeded | OutcomeClass::Rejected) {
@@ -207,6 +238,37 @@ impl Health {
         }
         verdict
     }
+}
+
+/// How a question to a receiver has ended that any replica may ask.
+#[derive(Debug, Clone)]
+pub struct Ended {
+    /// What came of it.
+    pub outcome: Outcome,
+    /// The probe that it was, by the time that it was claimed until.
+    pub probe: Option<DateTime<Utc>>,
+    /// When.
+    pub at: DateTime<Utc>,
+}
+
+/// What the ends of questions make of the row that replicas share. None where the subscription was changed since they were asked; a row
+/// that is about an earlier one begins anew.
+pub fn merge(row: &HealthRow, version: i64, policy: &DeliveryPolicy, ended: &[Ended]) -> Option<(HealthRow, Verdict)> {
+    if row.registry_version > version {
+        return None;
+    }
+    let mut health = Health::restore(row);
+    health.is_of(version);
+    health.revision = row.revision;
+    let mut all = Verdict { keep: true, ..Verdict::default() };
+    for Ended { outcome, probe, at } in ended {
+        // One that took longer than it was claimed for may have a successor, which decides.
+        let probe = probe.is_some() && *probe == health.probe_until;
+        let verdict = health.ended(outcome, probe, policy, *at);
+        all.told = verdict.told.or(all.told);
+        all.disable = health.failing_since.is_some() && (all.disable || verdict.disable);
+    }
+    Some((health.shared(row.subscription_no), all))
 }
 
 #[cfg(test)]
@@ -297,22 +359,84 @@ mod tests {
         assert!(!end(&mut health, OutcomeClass::Failed, false, 601).disable);
     }
 
+    /// The row after the ends of questions at some seconds, each a probe or not.
+    fn merged(row: &HealthRow, ends: &[(OutcomeClass, i64)]) -> (HealthRow, Verdict) {
+        let ended = |(class, second): &(OutcomeClass, i64)| Ended {
+            outcome: outcome(*class),
+            probe: row.probe_until,
+            at: at(*second),
+        };
+        let ended: Vec<Ended> = ends.iter().map(ended).collect();
+        merge(row, row.registry_version, &policy(), &ended).expect("the subscription is the same")
+    }
+
     #[test]
-    fn what_another_replica_knows_counts_where_it_is_newer_and_about_the_same_subscription() {
-        let mut other = Health::default();
-        for _ in 0..3 {
-            end(&mut other, OutcomeClass::Failed, false, 10);
+    fn failures_that_different_replicas_hear_are_counted_together() {
+        let mut row = HealthRow::default();
+        for _ in 0..2 {
+            let (next, verdict) = merged(&row, &[(OutcomeClass::Failed, 10)]);
+            assert_eq!((next.circuit.state, verdict.told), (CircuitState::Closed, None));
+            row = next;
         }
+        let (open, verdict) = merged(&row, &[(OutcomeClass::Timeout, 11), (OutcomeClass::Failed, 12)]);
+        assert_eq!(open.circuit, Circuit { state: CircuitState::Open, since: Some(at(11)), failures: 4 });
+        assert_eq!((open.failing_since, verdict.told), (Some(at(10)), Some(CircuitState::Open)));
+        let (cleared, _) = merged(&row, &[(OutcomeClass::Succeeded, 11)]);
+        assert_eq!(cleared, HealthRow::default(), "one success anywhere, and nothing but failures is over");
+    }
+
+    #[test]
+    fn a_probe_decides_where_its_claim_still_holds() {
+        let circuit = Circuit { state: CircuitState::HalfOpen, since: Some(at(30)), failures: 3 };
+        let row = HealthRow { circuit, probe_until: Some(at(40)), failing_since: Some(at(0)), ..HealthRow::default() };
+        let (closed, verdict) = merged(&row, &[(OutcomeClass::Succeeded, 31)]);
+        assert_eq!((closed.circuit.state, closed.probe_until), (CircuitState::Closed, None));
+        assert_eq!(verdict.told, Some(CircuitState::Closed));
+        assert_eq!(merged(&row, &[(OutcomeClass::Failed, 31)]).0.circuit.state, CircuitState::Open);
+        let late = Ended { outcome: outcome(OutcomeClass::Succeeded), probe: Some(at(35)), at: at(36) };
+        let (row, verdict) = merge(&row, 0, &policy(), &[late]).expect("the subscription is the same");
+        assert_eq!((row.circuit.state, row.probe_until), (CircuitState::HalfOpen, Some(at(40))), "another one decides");
+        assert_eq!(verdict.told, None);
+    }
+
+    #[test]
+    fn only_failures_at_all_replicas_disable_and_the_time_counts_over_restarts() {
+        let row = HealthRow { failing_since: Some(at(0)), ..HealthRow::default() };
+        assert!(merged(&row, &[(OutcomeClass::Failed, 600)]).1.disable);
+        assert!(!merged(&row, &[(OutcomeClass::Failed, 599)]).1.disable);
+        assert!(!merged(&row, &[(OutcomeClass::Failed, 600), (OutcomeClass::Succeeded, 601)]).1.disable);
+        assert!(!merged(&row, &[(OutcomeClass::Succeeded, 300), (OutcomeClass::Failed, 600)]).1.disable);
+    }
+
+    #[test]
+    fn what_was_asked_of_an_earlier_subscription_counts_for_nothing_and_a_later_one_begins_anew() {
+        let row = HealthRow { registry_version: 5, failing_since: Some(at(0)), revision: 7, ..HealthRow::default() };
+        let failed = [Ended { outcome: outcome(OutcomeClass::Failed), probe: None, at: at(900) }];
+        assert_eq!(merge(&row, 4, &policy(), &failed), None);
+        let (anew, verdict) = merge(&row, 6, &policy(), &failed).expect("it is the later one");
+        assert_eq!((anew.registry_version, anew.failing_since, verdict.disable), (6, Some(at(900)), false));
+        assert_eq!(anew.revision, 7, "changes of the row are counted on");
+    }
+
+    #[test]
+    fn a_replica_takes_over_what_is_newer_and_about_the_same_subscription() {
         let mut health = Health::default();
-        health.adopt(&HealthRow { registry_version: 7, ..other.kept(1) });
+        let row = |version, revision| HealthRow {
+            registry_version: version,
+            paused_until: Some(at(20 + revision)),
+            revision,
+            ..HealthRow::default()
+        };
+        health.adopt(&row(7, 3));
         assert_eq!(health.gate(&policy(), at(11)), Gate::Free, "it was another subscription then");
-        health.adopt(&other.kept(1));
-        assert_eq!(health.gate(&policy(), at(11)), Gate::Wait(at(40)));
-        assert_eq!(health.gate(&policy(), at(40)), Gate::Probe);
-        health.probe(at(40));
-        health.adopt(&other.kept(1));
-        health.abandon(true);
-        assert_eq!(health.gate(&policy(), at(40)), Gate::Probe, "nobody waited for the probe: the next one asks");
+        for (revision, until) in [(2, 22), (1, 22), (3, 23)] {
+            health.adopt(&row(0, revision));
+            assert_eq!(health.gate(&policy(), at(11)), Gate::Wait(at(until)));
+        }
+        let circuit = Circuit { state: CircuitState::HalfOpen, since: Some(at(30)), failures: 3 };
+        health.adopt(&HealthRow { circuit, probe_until: Some(at(40)), revision: 4, ..HealthRow::default() });
+        assert_eq!(health.gate(&policy(), at(39)), Gate::Probing, "another replica asks");
+        assert_eq!(health.gate(&policy(), at(40)), Gate::Probe, "it does not answer: the next one asks");
     }
 
     #[test]

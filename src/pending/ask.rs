@@ -109,20 +109,20 @@ pub(super) async fn ask(
         };
         let number = numbers.base + made;
         let turn = async {
-            numbers.write_down(&core, tenant, invocation.event, number).await?;
+            numbers.write_down(&core, tenant, invocation.event, number).await.map_err(str::to_owned)?;
             core.leave_to_ask(tenant, &listener, deadline).await
         };
         // Where it is not to be asked, the publisher is told at once.
-        let leave = match timeout_at(deadline, turn).await.unwrap_or(Err(NO_TIME)) {
+        let leave = match timeout_at(deadline, turn).await.unwrap_or_else(|_| Err(NO_TIME.to_owned())) {
             Ok(leave) => leave,
-            Err(why) => return unasked(verdict, why),
+            Err(why) => return unasked(verdict, &why),
         };
         verdict.attempt = number;
         verdict.started_at = clock::now();
         let delivery = Delivery { invocation, attempt: number, replay: false, event: event.clone() };
         let until = (Instant::now() + subscription.policy.timeout()).min(deadline);
         let (outcome, answer) = core.executor.ask(&call, &delivery, until).await;
-        core.asked(tenant, &listener, leave, &outcome, || event.entry().event.lineage.caused_by(invocation));
+        core.asked(tenant, &listener, leave, &outcome, || event.entry().event.lineage.caused_by(invocation)).await;
         verdict.duration = (clock::now() - verdict.started_at).to_std().unwrap_or_default();
         measured().dispatch.attempted(outcome.class.name(), verdict.duration);
         let wait = subscription.policy.backoff(made, clock::jitter(), outcome.retry_after);

@@ -16,6 +16,7 @@ mod ask;
 mod config;
 mod due;
 mod error;
+mod health;
 mod phase;
 mod receivers;
 mod running;
@@ -26,6 +27,7 @@ pub use error::PendingError;
 
 use crate::domain::event::LogEntry;
 use crate::domain::event_type::Phase as TypePhase;
+use crate::domain::health::HealthRow;
 use crate::domain::ids::{EventId, SubscriptionNo, TenantId};
 use crate::domain::invocation::State;
 use crate::domain::places::Places;
@@ -368,9 +370,10 @@ impl Core {
         self.store.now() + self.kept
     }
 
-    async fn accept(&self, new: &NewPending, quota: &'static str, limit: u32) -> Result<(), PendingError> {
+    /// Answers how the receivers that the event fires do.
+    async fn accept(&self, new: &NewPending, quota: &'static str, limit: u32) -> Result<Vec<HealthRow>, PendingError> {
         match self.store.accept_pending(new).await? {
-            Accepted::Yes => Ok(()),
+            Accepted::Yes { health } => Ok(health),
             Accepted::Full => Err(PendingError::Full { quota, limit }),
             Accepted::Stale => {
                 self.registry.reload(new.tenant).await?;
@@ -403,7 +406,8 @@ impl Core {
             pre_timeout: timeout,
             max: i64::from(limit),
         };
-        self.accept(&new, "pending.phases_max", limit).await?;
+        let health = self.accept(&new, "pending.phases_max", limit).await?;
+        self.receivers.know(tenant, &listeners, &health);
         let entry = LogEntry {
             position: 0,
             committed_at: accepted_at,

@@ -14,8 +14,9 @@ use super::events::{
     COLUMNS as EVENT_COLUMNS, DATA_BINARY, DATA_NONE, DATA_PROTO, DATA_TEXT, EventRow, encode_extensions, encode_proto,
 };
 use super::publish::NewKey;
-use super::{Store, StoreError};
+use super::{Store, StoreError, health};
 use crate::domain::event::{Data, Event, LogEntry};
+use crate::domain::health::HealthRow;
 use crate::domain::ids::{EventId, SubscriptionNo, TenantId};
 use crate::domain::pre::AbortReason;
 use chrono::{DateTime, Utc};
@@ -101,10 +102,13 @@ pub struct NewPending {
 }
 
 /// Whether an event was accepted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Accepted {
     /// It is on disk.
-    Yes,
+    Yes {
+        /// How the receivers that it fires do, as far as that is kept.
+        health: Vec<HealthRow>,
+    },
     /// The registry moved on: match again.
     Stale,
     /// The tenant has as many as it may.
@@ -137,8 +141,8 @@ impl Store {
         let (kind, data) = data_columns(&event.data);
         let key = new.key.as_ref();
         // Reading the registry version in the same statement makes the match exact: a change that was answered before this call is
-        // seen, and one that runs beside it comes after.
-        let (fresh, accepted): (i64, i64) = sqlx::query_as(
+        // seen, and one that runs beside it comes after. Reading how the receivers do costs a listener that is well nothing: it has no row.
+        let sql = format!(
             "WITH head AS (SELECT tenant_id FROM tenant_heads WHERE tenant_id = $1 AND registry_version = $2),
              room AS (
                  SELECT count(*) AS n FROM (
@@ -154,43 +158,55 @@ impl Store {
              keyed AS (
                  INSERT INTO idempotency_keys (tenant_id, key, request_hash, event_id, expires_at)
                  SELECT a.tenant_id, $27, $28, a.event_id, $29 FROM accepted a WHERE $27::text IS NOT NULL)
-             SELECT (SELECT count(*) FROM head), (SELECT count(*) FROM accepted)",
-        )
-        .bind(new.tenant.0)
-        .bind(new.registry_version)
-        .bind(state)
-        .bind(new.max)
-        .bind(event.id.0)
-        .bind(TOKEN_FIRST)
-        .bind(due_at)
-        .bind(deadline_at)
-        .bind(milliseconds(new.pre_timeout))
-        .bind(self.now())
-        .bind(event.event_type.as_str())
-        .bind(event.schema_version)
-        .bind(&event.source)
-        .bind(event.subject.as_deref())
-        .bind(event.time)
-        .bind(event.content_type.as_deref())
-        .bind(encode_extensions(&event.extensions))
-        .bind(kind)
-        .bind(data.as_ref())
-        .bind(&*new.matched)
-        .bind(&*new.refused)
-        .bind(event.lineage.root.0)
-        .bind(event.lineage.cause.map(|cause| cause.event.0))
-        .bind(event.lineage.cause.map(|cause| cause.subscription_no))
-        .bind(event.lineage.depth)
-        .bind(&event.lineage.subscriptions)
-        .bind(key.map(|(key, _)| key.key.as_str()))
-        .bind(key.map(|(key, _)| key.request_hash.as_slice()))
-        .bind(key.map(|(_, expires_at)| *expires_at))
-        .fetch_one(self.engine())
-        .await?;
-        Ok(match (fresh, accepted) {
+             SELECT (SELECT count(*) FROM head) AS fresh, (SELECT count(*) FROM accepted) AS accepted, {}
+               FROM (SELECT 1) AS one LEFT JOIN subscription_health ON tenant_id = $1 AND subscription_no = ANY($20)",
+            health::COLUMNS
+        );
+        let rows = sqlx::query(sqlx::AssertSqlSafe(sql))
+            .bind(new.tenant.0)
+            .bind(new.registry_version)
+            .bind(state)
+            .bind(new.max)
+            .bind(event.id.0)
+            .bind(TOKEN_FIRST)
+            .bind(due_at)
+            .bind(deadline_at)
+            .bind(milliseconds(new.pre_timeout))
+            .bind(self.now())
+            .bind(event.event_type.as_str())
+            .bind(event.schema_version)
+            .bind(&event.source)
+            .bind(event.subject.as_deref())
+            .bind(event.time)
+            .bind(event.content_type.as_deref())
+            .bind(encode_extensions(&event.extensions))
+            .bind(kind)
+            .bind(data.as_ref())
+            .bind(&*new.matched)
+            .bind(&*new.refused)
+            .bind(event.lineage.root.0)
+            .bind(event.lineage.cause.map(|cause| cause.event.0))
+            .bind(event.lineage.cause.map(|cause| cause.subscription_no))
+            .bind(event.lineage.depth)
+            .bind(&event.lineage.subscriptions)
+            .bind(key.map(|(key, _)| key.key.as_str()))
+            .bind(key.map(|(key, _)| key.request_hash.as_slice()))
+            .bind(key.map(|(_, expires_at)| *expires_at))
+            .fetch_all(self.engine())
+            .await?;
+        let first = rows.first().ok_or(StoreError::Corrupt { what: "accepted event" })?;
+        Ok(match (first.try_get::<i64, _>("fresh")?, first.try_get::<i64, _>("accepted")?) {
             (0, _) => Accepted::Stale,
             (_, 0) => Accepted::Full,
-            _ => Accepted::Yes,
+            _ => {
+                let mut health = Vec::new();
+                for row in &rows {
+                    if row.try_get::<Option<SubscriptionNo>, _>("subscription_no")?.is_some() {
+                        health.push(health::parse(row)?);
+                    }
+                }
+                Accepted::Yes { health }
+            }
         })
     }
 

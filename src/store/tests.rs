@@ -18,6 +18,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+mod health;
 mod pages;
 mod places;
 mod plans;

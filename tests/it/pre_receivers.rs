@@ -84,7 +84,7 @@ async fn a_key_of_another_app_learns_that_a_place_is_taken_but_not_by_whom() {
 }
 
 /// What a refused publish says of its one listener.
-fn said(status: &tonic::Status) -> String {
+pub fn said(status: &tonic::Status) -> String {
     status.get_details_precondition_failure().expect("a violation per listener").violations.remove(0).description
 }
 

@@ -1,16 +1,22 @@
 //! PRE events where several tenants, or several replicas, share something.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use carillon::proto::internal::PublishResponse;
-use carillon::proto::public::{CreateEventTypeRequest, DeliveryPolicy, EventPhase};
+use carillon::proto::public::{
+    CircuitBreaker, CircuitState, CreateEventTypeRequest, DeliveryPolicy, EventPhase, GetSubscriptionRequest,
+    Subscription, SubscriptionState,
+};
+use pbjson_types::Duration;
 use serde_json::json;
 use tokio::sync::Semaphore;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
 use crate::harness::tenant::{assert_refused, publish_request, quick_policy};
-use crate::harness::{Answer, Receiver, Tenant, World};
+use crate::harness::{Answer, Receiver, Tenant, World, eventually};
+use crate::pre_receivers::said;
 
 const TYPE: &str = "CUSTOM_PRE_SHARED";
 
@@ -61,4 +67,179 @@ async fn listeners_that_hang_leave_other_tenants_room_to_publish() {
         published.expect("no panic").expect("its listener agreed");
     }
     publish(&busy, 0).await.expect("there is room again");
+}
+
+fn asked_once(extra: DeliveryPolicy) -> DeliveryPolicy {
+    DeliveryPolicy { max_attempts: 1, ..extra }
+}
+
+fn seconds(seconds: i64) -> Duration {
+    Duration { seconds, nanos: 0 }
+}
+
+fn breaker(failure_threshold: i32, open: i64) -> DeliveryPolicy {
+    let circuit_breaker = Some(CircuitBreaker { failure_threshold, open_duration: Some(seconds(open)) });
+    asked_once(DeliveryPolicy { circuit_breaker, ..quick_policy() })
+}
+
+fn only_failures(after: i64) -> DeliveryPolicy {
+    asked_once(DeliveryPolicy { auto_disable_after: Some(seconds(after)), ..quick_policy() })
+}
+
+/// Fails unless a publish was refused because its listener was not to be had; what is said of that.
+fn unavailable(refused: Result<PublishResponse, Status>) -> String {
+    said(&assert_refused(refused, Code::Unavailable, "PRE_LISTENER_UNAVAILABLE"))
+}
+
+async fn shown(tenant: &Tenant, id: &str) -> Subscription {
+    let request = GetSubscriptionRequest { subscription_id: id.to_owned() };
+    tenant.events().get_subscription(request).await.expect("it exists").into_inner().subscription.expect("it is shown")
+}
+
+async fn is_disabled_as_failing(tenant: &Tenant, id: &str) {
+    eventually("its subscription is disabled", || async {
+        let subscription = shown(tenant, id).await;
+        let failing = subscription.state() == SubscriptionState::Disabled && subscription.state_reason == "FAILING";
+        if failing { Ok(()) } else { Err(subscription) }
+    })
+    .await;
+}
+
+/// Waits until it was that long ago.
+async fn passed(since: Instant, seconds: u64) {
+    eventually("time passes", || async {
+        let passed = since.elapsed();
+        if passed > std::time::Duration::from_secs(seconds) { Ok(()) } else { Err(passed) }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn one_success_at_any_replica_ends_the_time_of_only_failures() {
+    let (world, receiver) = (World::shared().await, Receiver::start().await);
+    let (tenant, id) = listened(world, &receiver, "/mixed", only_failures(1)).await;
+    for _ in 0..2 {
+        receiver.answers("/mixed", [Answer::Status(500)]);
+        unavailable(publish(&tenant, 0).await);
+        let failed = Instant::now();
+        receiver.answers("/mixed", [Answer::Status(200)]);
+        publish(&tenant, 1).await.expect("it is well");
+        passed(failed, 1).await;
+        receiver.answers("/mixed", [Answer::Status(500)]);
+        unavailable(publish(&tenant, 0).await);
+        receiver.answers("/mixed", [Answer::Status(200)]);
+        let published = publish(&tenant, 0).await.expect("it is well");
+        assert_eq!(published.pre_verdicts.len(), 1, "it still has its say");
+        assert_eq!(shown(&tenant, &id).await.state(), SubscriptionState::Active);
+    }
+    // Nothing but failures, wherever they are heard, is another matter.
+    receiver.answers("/mixed", [Answer::Status(500)]);
+    unavailable(publish(&tenant, 0).await);
+    passed(Instant::now(), 1).await;
+    unavailable(publish(&tenant, 1).await);
+    is_disabled_as_failing(&tenant, &id).await;
+}
+
+#[tokio::test]
+async fn how_a_receiver_does_is_remembered_over_a_restart() {
+    let mut world = World::start(1).await;
+    let receiver = Receiver::start().await;
+    let (mut failing, id) = listened(&world, &receiver, "/fails", only_failures(1)).await;
+    let (mut pausing, _) = listened(&world, &receiver, "/pauses", asked_once(quick_policy())).await;
+    let (mut broken, _) = listened(&world, &receiver, "/broken", breaker(1, 3_600)).await;
+    receiver.answers("/fails", [Answer::Status(500)]);
+    receiver.answers("/broken", [Answer::Status(500)]);
+    receiver.answers("/pauses", [wants_pause(600)]);
+    for tenant in [&failing, &pausing, &broken] {
+        unavailable(publish(tenant, 0).await);
+    }
+    let failed = Instant::now();
+    world.replace(0).await;
+    for tenant in [&mut failing, &mut pausing, &mut broken] {
+        tenant.reconnect(&world);
+    }
+    let refused = unavailable(publish(&pausing, 0).await);
+    assert!(refused.contains("Retry-After"), "{refused}");
+    let refused = unavailable(publish(&broken, 0).await);
+    assert!(refused.contains("circuit is open"), "{refused}");
+    assert_eq!((receiver.received("/pauses").len(), receiver.received("/broken").len()), (1, 1));
+    passed(failed, 1).await;
+    unavailable(publish(&failing, 0).await);
+    is_disabled_as_failing(&failing, &id).await;
+}
+
+#[tokio::test]
+async fn failures_at_all_replicas_are_counted_together() {
+    let (world, receiver) = (World::shared().await, Receiver::start().await);
+    let (tenant, id) = listened(world, &receiver, "/ill", breaker(4, 3_600)).await;
+    receiver.answers("/ill", [Answer::Status(500)]);
+    for replica in [0, 1, 0, 1] {
+        let failed = unavailable(publish(&tenant, replica).await);
+        assert!(!failed.contains("circuit"), "{failed}");
+    }
+    for replica in [0, 1] {
+        let refused = unavailable(publish(&tenant, replica).await);
+        assert!(refused.contains("circuit is open"), "replica {replica}: {refused}");
+    }
+    assert_eq!(receiver.received("/ill").len(), 4, "as many as the policy says");
+    let circuit = shown(&tenant, &id).await.circuit.expect("it is shown");
+    assert_eq!((circuit.state(), circuit.failures), (CircuitState::Open, 4));
+    tenant.told("SUBSCRIPTION_CIRCUIT_OPENED", &id).await;
+}
+
+#[tokio::test]
+async fn one_probe_at_a_time_finds_out_for_all_replicas() {
+    let (world, receiver) = (World::shared().await, Receiver::start().await);
+    let (tenant, id) = listened(world, &receiver, "/probed", breaker(1, 1)).await;
+    receiver.answers("/probed", [Answer::Status(500)]);
+    unavailable(publish(&tenant, 0).await);
+    let gate = Arc::new(Semaphore::new(0));
+    receiver.answers("/probed", [Answer::Gated(gate.clone())]);
+    let probe = loop {
+        let mut publisher = tenant.publisher();
+        let mut task = tokio::spawn(async move { publisher.publish(publish_request(TYPE, &json!({}))).await });
+        tokio::select! {
+            refused = &mut task => drop(refused.expect("no panic").expect_err("its circuit is open")),
+            _ = receiver.receives("/probed", 2) => break task,
+        }
+    };
+    for replica in [1, 0, 1] {
+        let refused = unavailable(publish(&tenant, replica).await);
+        assert!(refused.contains("half open"), "replica {replica}: {refused}");
+    }
+    assert_eq!(receiver.received("/probed").len(), 2, "one asks for all");
+    gate.add_permits(100);
+    probe.await.expect("no panic").expect("it is well again");
+    for replica in [1, 0] {
+        publish(&tenant, replica).await.expect("every replica knows");
+    }
+    tenant.told("SUBSCRIPTION_CIRCUIT_CLOSED", &id).await;
+}
+
+/// An answer of a receiver that wants no calls for so many seconds.
+fn wants_pause(seconds: u32) -> Answer {
+    Answer::Full(503, vec![("retry-after", seconds.to_string())], Vec::new())
+}
+
+#[tokio::test]
+async fn a_pause_that_a_receiver_asks_for_is_told_as_such_and_kept_by_every_replica() {
+    let (world, receiver) = (World::shared().await, Receiver::start().await);
+    let (tenant, id) = listened(world, &receiver, "/busy", asked_once(quick_policy())).await;
+    receiver.answers("/busy", [wants_pause(600)]);
+    unavailable(publish(&tenant, 0).await);
+    for replica in [0, 1] {
+        let refused = unavailable(publish(&tenant, replica).await);
+        assert!(refused.contains("Retry-After") && !refused.contains("circuit"), "replica {replica}: {refused}");
+    }
+    assert_eq!(receiver.received("/busy").len(), 1, "it is left alone");
+    assert_eq!(shown(&tenant, &id).await.circuit.map(|circuit| circuit.state()), Some(CircuitState::Closed));
+
+    // One that ends within the publisher's time is waited for.
+    let (tenant, _) = listened(world, &receiver, "/soon", asked_once(quick_policy())).await;
+    receiver.answers("/soon", [wants_pause(1), Answer::Status(200)]);
+    unavailable(publish(&tenant, 0).await);
+    let asked = Instant::now();
+    publish(&tenant, 1).await.expect("it is asked after its pause");
+    assert!(asked.elapsed() > std::time::Duration::from_millis(800), "{:?}", asked.elapsed());
+    assert_eq!(receiver.received("/soon").len(), 2);
 }

@@ -13,6 +13,7 @@ use crate::store::event_pages::PageBound;
 use crate::store::events::LogPlace;
 use crate::store::invocations::InvocationFilter;
 use crate::store::leases::Renewal;
+use crate::store::pending::{NewPending, WaitsFor};
 use crate::store::publish::{NewEvent, NewKey, OnLocked, TenantBatch};
 use crate::store::settle::{Fate, Settled, Tried};
 use crate::store::{Store, connect};
@@ -63,6 +64,8 @@ const POPULATION: &str = "
              '', 0, '', '{}', '{}', id, 0, '{}' FROM e;
     INSERT INTO pending_verdicts (tenant_id, event_id, subscription_no, verdict, attempt, outcome_class, status_code, duration_us, started_at, message)
       SELECT id, md5(p::text)::uuid, 1, 1, 1, 1, 200, 1, now(), '' FROM e;
+    INSERT INTO subscription_health (tenant_id, subscription_no, registry_version, circuit, failures)
+      SELECT id, s, 1, 1, 1 FROM t CROSS JOIN generate_series(1, 200) AS s;
     INSERT INTO announcements SELECT id, p, md5(p::text)::uuid, 'X', '', '{}', now() FROM e";
 
 /// What a plan does.
@@ -297,6 +300,19 @@ async fn every_hot_statement_is_served_by_its_index_and_looks_at_no_more_days_th
     look!("revoked invocations", ["deferred_invocations_pk"], scans [], prunes true,
         store.revoked(one, &[Place { position: 1, subscription_no: 1 }], place));
     look!("used keys", ["idempotency_keys_pk"], scans [], prunes false, store.used_keys(&[(one, "k1"), (two, "k2")]));
+    let gated = NewPending {
+        tenant: one,
+        event: event(),
+        matched: [1, 2].into(),
+        refused: [].into(),
+        registry_version: 0,
+        key: None,
+        waits_for: WaitsFor::Listeners { deadline_at: now, lease_until: now },
+        pre_timeout: Duration::from_secs(1),
+        max: 100,
+    };
+    look!("accepting a PRE event", ["tenant_heads_pk", "pending_events_by_tenant_due", "subscription_health_pk"], scans [],
+        prunes false, store.accept_pending(&gated));
     look!("claim of what is due", [], scans [], prunes false,
         store.claim_pending(one, now, now, 10));
     look!("who has something due", ["pending_events_by_due"], scans [], prunes false,
