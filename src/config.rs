@@ -13,6 +13,7 @@ use crate::api;
 use crate::domain::quotas::{Limits, Quota};
 use crate::store::connect;
 use crate::telemetry;
+use crate::wire::admin::parse_subject;
 use crate::{dispatch, executor, pending, publish, watch};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -139,9 +140,8 @@ impl Config {
             error => ConfigError::bad("executor", error.to_string()),
         })?;
         for subject in &self.operators.subjects {
-            if !(subject.starts_with("uri:") || subject.starts_with("dns:")) {
-                return Err(ConfigError::bad("operators.subjects", "each must start with uri: or dns:"));
-            }
+            parse_subject("operators.subjects", subject.clone())
+                .map_err(|error| ConfigError::bad("operators.subjects", format!("each {}", error.description)))?;
         }
         Ok(())
     }

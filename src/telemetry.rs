@@ -45,11 +45,24 @@ impl Default for Config {
 #[derive(Debug, thiserror::Error)]
 pub enum TelemetryError {
     /// The level does not parse.
-    #[error("setting log.level: is not a level or a list of directives")]
+    #[error(
+        "setting log.level: each part must be off, error, warn, info, debug or trace, or a module with one of them, as in info,carillon=debug"
+    )]
     Level,
     /// The exporter of traces.
     #[error("setting traces.endpoint")]
     Exporter(#[source] opentelemetry_otlp::ExporterBuildError),
+}
+
+/// Reads a level or a list of directives; none where any of them says no level. `EnvFilter` would take a misspelt level for a module's
+/// name, and be silent about everything else.
+fn parse_level(text: &str) -> Option<EnvFilter> {
+    let says_level = |directive: &str| {
+        let level = directive.rsplit_once('=').map_or(directive, |(_, level)| level);
+        let level = level.trim();
+        !level.is_empty() && level.parse::<LevelFilter>().is_ok()
+    };
+    text.split(',').all(says_level).then(|| EnvFilter::try_new(text).ok())?
 }
 
 /// Starts logging, and traces where they are wanted, for the process; a second call changes nothing.
@@ -59,7 +72,7 @@ pub fn start(config: &Config, traces: &traces::Config) -> Result<Traces, Telemet
     // Spans are for the exporter alone: without one nobody wants them, and they are not even made.
     let no_spans = Directive::from(LevelFilter::OFF);
     let no_spans = format!("{}={no_spans}", traces::TARGET).parse().map_err(|_| TelemetryError::Level)?;
-    let filter = EnvFilter::try_new(&config.level).map_err(|_| TelemetryError::Level)?.add_directive(no_spans);
+    let filter = parse_level(&config.level).ok_or(TelemetryError::Level)?.add_directive(no_spans);
     let lines = fmt::layer().with_writer(std::io::stderr).with_target(false);
     let lines = match config.format {
         Format::Text => lines.with_ansi(std::io::stderr().is_terminal()).boxed(),
@@ -84,4 +97,23 @@ pub fn start(config: &Config, traces: &traces::Config) -> Result<Traces, Telemet
         }));
     }
     Ok(exported)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parse_level;
+
+    #[test]
+    fn every_part_of_a_level_says_how_much_is_logged() {
+        for good in
+            ["info", "WARN", "off", "info,carillon=debug", "warn, carillon::dispatch=trace", "carillon[commit]=debug"]
+        {
+            assert!(parse_level(good).is_some(), "{good}");
+        }
+        for bad in
+            ["", "inof", "warning", "blah", "info,", "info,carillon", "carillon=loud", "info,=", "carillon[commit"]
+        {
+            assert!(parse_level(bad).is_none(), "{bad:?}");
+        }
+    }
 }

@@ -16,6 +16,9 @@ use serde::Serialize;
 use super::Global;
 use super::error::CliError;
 
+/// Columns of a terminal that does not say how many it has.
+const WIDTH_UNKNOWN: u16 = 80;
+
 /// Where results go, and in which form.
 #[derive(Debug, Clone, Copy)]
 pub struct Output {
@@ -67,9 +70,9 @@ impl Output {
         let mut table = Table::new();
         table.load_preset(presets::NOTHING).set_header(header.to_vec());
         // A pipe has no width: rows stay on one line there.
-        let arrangement =
-            if std::io::stdout().is_terminal() { ContentArrangement::Dynamic } else { ContentArrangement::Disabled };
-        table.set_content_arrangement(arrangement);
+        if std::io::stdout().is_terminal() {
+            arrange(&mut table);
+        }
         for row in rows {
             table.add_row(row);
         }
@@ -77,6 +80,14 @@ impl Output {
             column.set_padding((0, 2));
         }
         self.line(&table.trim_fmt())
+    }
+}
+
+/// Fits a table to the terminal. One that does not know its width says 0: a column would get a letter.
+fn arrange(table: &mut Table) {
+    table.set_content_arrangement(ContentArrangement::Dynamic);
+    if table.width().is_none_or(|width| width == 0) {
+        table.set_width(WIDTH_UNKNOWN);
     }
 }
 
@@ -188,6 +199,22 @@ mod tests {
         assert_eq!(excerpt("aaaaa", 5), "aaaaa");
         assert_eq!(excerpt("ää öö üü", 5), "ää ö…");
         assert_eq!(excerpt("", 5), "");
+    }
+
+    #[test]
+    fn a_table_on_a_terminal_of_unknown_width_is_as_wide_as_terminals_are() {
+        for unknown in [None, Some(0)] {
+            let mut table = Table::new();
+            if let Some(width) = unknown {
+                table.set_width(width);
+            }
+            arrange(&mut table);
+            assert_eq!(table.width(), Some(WIDTH_UNKNOWN), "{unknown:?}");
+        }
+        let mut table = Table::new();
+        table.set_width(200);
+        arrange(&mut table);
+        assert_eq!(table.width(), Some(200));
     }
 
     #[test]

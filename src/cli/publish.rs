@@ -14,7 +14,7 @@ use serde::Serialize;
 use super::client::{InternalArgs, Purpose, call};
 use super::error::CliError;
 use super::invocations::{INVOCATION_HEADER, invocation_row};
-use super::output::{Output, excerpt, short, spinner, state_cell, time, warn};
+use super::output::{Output, excerpt, note, short, spinner, state_cell, time, warn};
 use super::values::{parse_duration, parse_pair, read_input};
 use crate::clock;
 use crate::proto::Timestamp;
@@ -184,6 +184,10 @@ fn show_published(output: Output, published: &PublishResponse) -> Result<(), Cli
     };
     output.line("")?;
     output.table(&["INVOCATION", "SUBSCRIPTION"], published.invocations.iter().map(row).collect())?;
+    if usize::try_from(published.total_invocations).is_ok_and(|total| total > published.invocations.len()) {
+        let id = &published.event_id;
+        note(&format!("these are the first ones; `carillon invocations list --event {id}` lists all of them"));
+    }
     if published.pre_verdicts.is_empty() {
         return Ok(());
     }
@@ -213,7 +217,7 @@ fn show_place(output: Output, published: &PublishResponse) -> Result<(), CliErro
         ("event", published.event_id.clone()),
         ("position", published.position.to_string()),
         ("committed", time(published.commit_time.as_ref())),
-        ("invocations", published.invocations.len().to_string()),
+        ("invocations", published.total_invocations.to_string()),
     ])
 }
 
@@ -229,6 +233,8 @@ struct Waited<'a> {
     #[serde(skip_serializing_if = "<[PreVerdict]>::is_empty")]
     pre_verdicts: &'a [PreVerdict],
     done: bool,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    more: bool,
 }
 
 fn show_waited(
@@ -247,10 +253,18 @@ fn show_waited(
             invocations: &waited.invocations,
             pre_verdicts: &published.pre_verdicts,
             done: waited.done,
+            more: waited.more,
         })?;
     } else if !waited.invocations.is_empty() {
         output.line("")?;
         output.table(&INVOCATION_HEADER, waited.invocations.iter().map(invocation_row).collect())?;
+    }
+    if waited.more {
+        let id = &published.event_id;
+        warn(&format!(
+            "there are more invocations than an answer holds; `carillon invocations list --event {id} --state dead-lettered` \
+             shows whether others have failed"
+        ));
     }
     let dead = waited.invocations.iter().filter(|one| one.state() == InvocationState::DeadLettered).count();
     match (dead, waited.done) {

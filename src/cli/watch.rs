@@ -129,15 +129,17 @@ pub struct ResumingWatch {
     request: WatchRequest,
     stream: Option<tonic::Streaming<WatchResponse>>,
     backoff: Duration,
+    /// True where it was told that there is no connection.
+    lost: bool,
 }
 
 impl ResumingWatch {
     /// A watch that is opened by the first [`ResumingWatch::next`].
     pub fn new(client: PublicClient, request: WatchRequest) -> Self {
-        Self { client, request, stream: None, backoff: BACKOFF_FIRST }
+        Self { client, request, stream: None, backoff: BACKOFF_FIRST, lost: false }
     }
 
-    /// The next message; waits as long as it takes.
+    /// The next message; waits as long as it takes, and says on standard error where that is for a connection.
     ///
     /// *Errors*: whatever a resume cannot mend, such as a cursor that has expired.
     pub async fn next(&mut self) -> Result<WatchResponse, CliError> {
@@ -156,6 +158,9 @@ impl ResumingWatch {
             match ended {
                 Ok(Some(message)) => {
                     self.backoff = BACKOFF_FIRST;
+                    if std::mem::take(&mut self.lost) {
+                        note("connected again; nothing was missed");
+                    }
                     if !message.cursor.is_empty() {
                         self.request.start = Some(Start::Cursor(message.cursor.clone()));
                     }
@@ -166,14 +171,21 @@ impl ResumingWatch {
                     }
                     return Ok(message);
                 }
-                Ok(None) => {}
-                Err(status) if can_resume(&status) => {}
+                Ok(None) => self.tell_lost("the stream has ended"),
+                Err(status) if can_resume(&status) => self.tell_lost(status.message()),
                 Err(status) => return Err(CliError::call("Watch")(status)),
             }
             self.stream = None;
             // Full jitter, so that the clients of a replica that went away do not come back all at once.
             sleep(self.backoff.mul_f64(clock::jitter())).await;
             self.backoff = (self.backoff * 2).min(BACKOFF_MAX);
+        }
+    }
+
+    /// Says once that there is no connection: it may last, and who waits for events would take it for silence.
+    fn tell_lost(&mut self, why: &str) {
+        if !std::mem::replace(&mut self.lost, true) {
+            warn(&format!("no connection ({why}); trying again until there is one"));
         }
     }
 }

@@ -338,6 +338,12 @@ mod tests {
         let config = load("", &[], &flags).unwrap();
         assert_eq!(config.executor.allow_private_ranges.len(), 2);
         assert_eq!(config.operators.subjects, ["dns:a", "dns:b"]);
+        for wrong in ["uri:", "dns:", "uri:orders", "dns:*.example", "cn:x"] {
+            let mut config = config.clone();
+            config.operators.subjects.push(wrong.to_owned());
+            let said = config.check().unwrap_err().to_string();
+            assert!(said.contains("operators.subjects") && !said.contains(wrong), "{said}");
+        }
     }
 
     #[test]

@@ -239,7 +239,7 @@ async fn every_matching_subscription_gets_every_event_and_every_run_is_recorded(
     assert_eq!((invocation.state, invocation.attempt_count), (State::Succeeded, 2));
     let classes: Vec<_> = attempts.iter().map(|attempt| (attempt.number, attempt.outcome.status_code)).collect();
     assert_eq!(classes, [(1, 500), (2, 200)]);
-    let of_event = world.store.event_invocations(world.tenant, &entries[0]).await.expect("readable");
+    let of_event = world.store.event_invocations(world.tenant, &entries[0], 100).await.expect("readable");
     assert_eq!(
         of_event.iter().map(|invocation| invocation.id.subscription_no).collect::<Vec<_>>(),
         [fine_no, flaky_no]

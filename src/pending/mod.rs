@@ -438,7 +438,7 @@ impl Core {
         if !matches!(phase_of(&self.registry, &registry, &entry.event.event_type), Ok(TypePhase::Pre)) {
             return Ok(Arc::new([]));
         }
-        let invocations = self.store.event_invocations(tenant, entry).await?;
+        let invocations = self.store.event_invocations(tenant, entry, u32::MAX).await?;
         let verdict = |invocation: crate::domain::invocation::Invocation| Verdict {
             subscription_no: invocation.id.subscription_no,
             subscription: invocation.subscription,

@@ -8,6 +8,9 @@ pub enum StoreError {
     /// No connection, a broken one, or none free in time; the outcome of the statement may be unknown.
     #[error("postgres cannot be reached")]
     Unavailable(#[source] Arc<sqlx::Error>),
+    /// A statement took longer than `database.statement_timeout_ms`, and Postgres has ended it.
+    #[error("a statement took longer than database.statement_timeout_ms")]
+    TooSlow(#[source] Arc<sqlx::Error>),
     /// Postgres is out of disk, or read-only.
     #[error("postgres is full or read-only")]
     Full(#[source] Arc<sqlx::Error>),
@@ -61,9 +64,11 @@ impl From<sqlx::Error> for StoreError {
             "55P03" => Self::Locked,
             // disk_full, read_only_sql_transaction
             "53100" | "25006" => Self::Full(error.into()),
+            // query_canceled: by the time that a statement may take.
+            "57014" => Self::TooSlow(error.into()),
             // Connection exceptions, too many connections, administrator's shutdown, crash, not yet ready, serialization and
-            // deadlock, cancelled statement, idle transaction ended.
-            "53300" | "57P01" | "57P02" | "57P03" | "57P05" | "40001" | "40P01" | "57014" | "25P03" => {
+            // deadlock, idle transaction ended.
+            "53300" | "57P01" | "57P02" | "57P03" | "57P05" | "40001" | "40P01" | "25P03" => {
                 Self::Unavailable(error.into())
             }
             code if code.starts_with("08") => Self::Unavailable(error.into()),

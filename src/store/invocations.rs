@@ -131,13 +131,23 @@ impl Store {
         Ok(Some((invocation, attempts)))
     }
 
-    /// The invocations of one event, by subscription number.
-    pub async fn event_invocations(&self, tenant: TenantId, entry: &LogEntry) -> Result<Vec<Invocation>, StoreError> {
-        // No limit: at most one of each subscription, which may be more than it matched where some missed it.
-        let rows = self.rows(&Principal::server(tenant), Range::of(entry), None, &[], None, u32::MAX).await?;
+    /// The invocations of one event, by subscription number; where there are more than `limit`, those of the highest numbers.
+    pub async fn event_invocations(
+        &self,
+        tenant: TenantId,
+        entry: &LogEntry,
+        limit: u32,
+    ) -> Result<Vec<Invocation>, StoreError> {
+        let rows = self.rows(&Principal::server(tenant), Range::of(entry), None, &[], None, limit).await?;
         let mut invocations = self.with_last_attempts(tenant, rows).await?;
         invocations.sort_by_key(|invocation| invocation.id);
         Ok(invocations)
+    }
+
+    /// True where every invocation of an event is SUCCEEDED, DEAD_LETTERED or CANCELLED.
+    pub async fn is_settled(&self, tenant: TenantId, entry: &LogEntry) -> Result<bool, StoreError> {
+        let open = [State::Pending, State::Waiting];
+        Ok(self.rows(&Principal::server(tenant), Range::of(entry), None, &open, None, 1).await?.is_empty())
     }
 
     /// The number of a subscription that the caller may see.

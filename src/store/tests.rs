@@ -169,6 +169,17 @@ impl Wire {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_statement_that_takes_too_long_is_not_taken_for_a_database_that_is_away() {
+    let database = Database::new().await;
+    let config = connect::Config { statement_timeout_ms: 100, ..Database::config(&database.postgres.server_url()) };
+    let hurried = connect::open(&config).await.expect("Postgres answers");
+    let slow = sqlx::query("SELECT pg_sleep(20)").execute(hurried.engine()).await.map_err(super::StoreError::from);
+    assert!(matches!(slow, Err(super::StoreError::TooSlow(_))), "{slow:?}");
+    hurried.close().await;
+    database.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_postgres_that_vanishes_holds_nothing_up_for_ever_and_the_pool_recovers() {
     let mut database = Database::new().await;
     let tenant = database.tenant("a").await;

@@ -80,9 +80,14 @@ pub fn parse_tenant_patch(tenant: &proto::Tenant, mask: Option<&FieldMask>) -> R
         match path.as_str() {
             "display_name" => patch.display_name = Some(tenant.display_name.clone()),
             "quotas" => chosen.extend(Quota::ALL),
+            // The whole of it, as AIP-134 has it.
+            "*" => {
+                patch.display_name = Some(tenant.display_name.clone());
+                chosen.extend(Quota::ALL);
+            }
             other => match other.strip_prefix("quotas.").and_then(Quota::of_name) {
                 Some(quota) => chosen.push(quota),
-                None => return Err(mask_error(other, "display_name, quotas and its fields")),
+                None => return Err(mask_error(other, "display_name, quotas and its fields, or * for all of them")),
             },
         }
     }
@@ -186,6 +191,8 @@ mod tests {
         assert_eq!(patch(&["quotas.backlog_max"]).unwrap().quotas, only);
         assert_eq!(patch(&["quotas.watches_max"]).unwrap().quotas, [(Quota::Watches, None)]);
         assert_eq!(patch(&["quotas"]).unwrap().quotas.len(), Quota::ALL.len());
+        let whole = patch(&["*"]).unwrap();
+        assert_eq!((whole.display_name.as_deref(), whole.quotas.len()), (Some(""), Quota::ALL.len()));
         for wrong in ["slug", "quotas.", "quotas.other", "effective_quotas"] {
             assert_eq!(patch(&[wrong]).unwrap_err().field, "update_mask", "{wrong}");
         }

@@ -93,7 +93,9 @@ pub fn parse_patch(event_type: proto::EventType, mask: Option<&FieldMask>) -> Re
             "display_name" => name_chosen = true,
             "description" => description_chosen = true,
             "compatibility" => mode_chosen = true,
-            other => return Err(mask_error(other, "display_name, description, compatibility")),
+            // The whole of it, as AIP-134 has it.
+            "*" => (name_chosen, description_chosen, mode_chosen) = (true, true, true),
+            other => return Err(mask_error(other, "display_name, description, compatibility, or * for all of them")),
         }
     }
     if paths.is_empty() {
@@ -253,7 +255,13 @@ mod tests {
         assert_eq!(patch(&["description"]), Ok(cleared));
         let undemanding = EventTypePatch { compatibility: Some(Compatibility::None), ..EventTypePatch::default() };
         assert_eq!(patch(&["compatibility"]), Ok(undemanding));
-        for path in ["name", "phase", "*", "displayName", "", "description.x"] {
+        let whole = EventTypePatch {
+            display_name: Some("New".to_owned()),
+            description: Some(String::new()),
+            compatibility: Some(Compatibility::None),
+        };
+        assert_eq!(patch(&["*"]), Ok(whole));
+        for path in ["name", "phase", "**", "displayName", "", "description.x"] {
             assert_eq!(patch(&[path]).expect_err("not updatable").field, "update_mask", "{path}");
         }
     }

@@ -97,6 +97,8 @@ enum Change {
     Headers(Vec<(String, String)>),
     Policy(PolicyChange),
     Pre(PrePart, PrePolicy),
+    /// All of it; none for the default one, where the subscription has any.
+    Veto(Option<PrePolicy>),
 }
 
 /// A part of a subscription that can be updated.
@@ -110,6 +112,14 @@ enum Part {
     Headers,
     Policy(PolicyPart),
     Pre(PrePart),
+}
+
+impl Part {
+    /// Everything but the veto, which only subscriptions to PRE types have.
+    fn all() -> Vec<Self> {
+        let own = [Self::DisplayName, Self::Filter, Self::SchemaVersion, Self::Uri, Self::Mode, Self::Headers];
+        own.into_iter().chain(PolicyPart::ALL.map(Self::Policy)).collect()
+    }
 }
 
 /// Checks the fields of a Subscribe request.
@@ -283,14 +293,18 @@ fn parse_webhook_headers(target: &str, headers: BTreeMap<String, String>) -> Res
     }
 }
 
+/// The path of a mask that replaces all that can be updated.
+const EVERYTHING: &str = "*";
 const UPDATABLE: &str = "display_name, filter, schema_version, target.webhook.uri, target.webhook.mode, \
-     target.webhook.headers, delivery_policy and its fields, pre_policy and its fields";
+     target.webhook.headers, delivery_policy and its fields, pre_policy and its fields, or * for all of them";
 
 /// The parts that a mask names, each once.
 fn parts_of_mask(paths: &[String]) -> Result<Vec<Part>, FieldError> {
     let mut parts = Vec::new();
     for path in paths {
         let named = match path.as_str() {
+            // The whole of it, as AIP-134 has it: what is left out is its default.
+            EVERYTHING => Part::all(),
             "display_name" => vec![Part::DisplayName],
             "filter" => vec![Part::Filter],
             "schema_version" => vec![Part::SchemaVersion],
@@ -326,6 +340,7 @@ pub fn parse_patch(
     let webhook = target.and_then(|target| target.kind).map(|proto::target::Kind::Webhook(webhook)| webhook);
     let webhook = webhook.unwrap_or_default();
     let policy = delivery_policy.unwrap_or_default();
+    let veto_given = pre_policy.is_some();
     let veto = pre_policy.unwrap_or_default();
     let paths = mask.map(|mask| mask.paths.as_slice()).unwrap_or_default();
     let parts: Vec<Part> = if paths.is_empty() {
@@ -357,6 +372,10 @@ pub fn parse_patch(
             Part::Policy(part) => Change::Policy(part.read("subscription.delivery_policy", &policy)?),
             Part::Pre(part) => Change::Pre(part, pre::parse("subscription.pre_policy", &veto)?),
         });
+    }
+    if paths.iter().any(|path| path == EVERYTHING) {
+        let veto = veto_given.then(|| pre::parse("subscription.pre_policy", &veto)).transpose()?;
+        changes.push(Change::Veto(veto));
     }
     Ok(SubscriptionPatch { changes })
 }
@@ -393,6 +412,11 @@ impl SubscriptionPatch {
                 Change::Mode(mode) => webhook.mode = mode,
                 Change::Headers(headers) => webhook.headers = headers,
                 Change::Policy(change) => policy.push(change),
+                Change::Veto(whole) => match (&mut subscription.pre_policy, whole) {
+                    (Some(veto), whole) => *veto = whole.unwrap_or_default(),
+                    (None, None) => {}
+                    (None, Some(_)) => return Err(FieldError::new("subscription.pre_policy", pre::ONLY_PRE)),
+                },
                 Change::Pre(part, changed) => match &mut subscription.pre_policy {
                     Some(veto) => part.copy(&changed, veto),
                     None => return Err(FieldError::new("subscription.pre_policy", pre::ONLY_PRE)),

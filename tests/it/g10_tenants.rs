@@ -100,7 +100,7 @@ fn calls() -> Vec<(&'static str, &'static str, Call)> {
         call!("EventService.GetSubscription" "subscription_id" "SUBSCRIPTION_NOT_FOUND", events.get_subscription, |ids| {
             GetSubscriptionRequest { subscription_id: ids.subscription.clone() }
         }),
-        call!("EventService.ListSubscriptions" "app" "", events.list_subscriptions, |ids| {
+        call!("EventService.ListSubscriptions" "app" "APP_NOT_FOUND", events.list_subscriptions, |ids| {
             ListSubscriptionsRequest { app: ids.app.clone(), ..Default::default() }
         }),
         call!("EventService.ListSubscriptions" "event_type" "", events.list_subscriptions, |ids| {
@@ -180,7 +180,7 @@ fn calls() -> Vec<(&'static str, &'static str, Call)> {
         call!("EventTypeService.GetEventType" "name" "EVENT_TYPE_NOT_FOUND", types.get_event_type, |ids| {
             GetEventTypeRequest { name: ids.event_type.clone(), ..Default::default() }
         }),
-        call!("EventTypeService.GetEventType" "app" "", types.get_event_type, |ids| {
+        call!("EventTypeService.GetEventType" "app" "APP_NOT_FOUND", types.get_event_type, |ids| {
             GetEventTypeRequest { name: "USER_CREATE".to_owned(), app: ids.app.clone(), ..Default::default() }
         }),
         call!("EventTypeService.UpdateEventType" "event_type.name" "EVENT_TYPE_NOT_FOUND", types.update_event_type, |ids| {

@@ -48,3 +48,26 @@ async fn the_size_of_a_batch_is_bounded() {
     let answer = tenant.publisher().publish_batch(PublishBatchRequest { requests }).await.expect("the largest batch");
     assert_eq!(answer.into_inner().responses.last().map(|response| response.position), Some(1_001));
 }
+
+#[tokio::test]
+async fn an_answer_that_would_not_fit_names_a_share_of_the_invocations_and_how_many_there_are() {
+    let tenant = World::shared().await.tenant().await;
+    let receiver = Receiver::start().await;
+    tenant.declare("CUSTOM_BATCHED").await;
+    for n in 0..60 {
+        let request = tenant.subscribe_request("CUSTOM_BATCHED", &receiver.url(&format!("/{n}")));
+        tenant.events().subscribe(request).await.expect("valid");
+    }
+    let requests: Vec<_> = (0..1_000).map(|n| publish_request("CUSTOM_BATCHED", &json!({"n": n}))).collect();
+    let one = tenant.try_publish(requests[0].clone()).await.expect("valid");
+    assert_eq!((one.invocations.len(), one.total_invocations), (60, 60));
+    let answer = tenant.publisher().publish_batch(PublishBatchRequest { requests }).await.expect("it arrives");
+    let responses = answer.into_inner().responses;
+    let size: usize = responses.iter().map(prost::Message::encoded_len).sum();
+    assert!(size < 2 << 20, "{size} bytes");
+    for response in &responses {
+        assert_eq!((response.invocations.len(), response.total_invocations), (20, 60));
+        assert!(response.invocations.iter().all(|one| one.subscription_id.starts_with("sub_")));
+    }
+    assert_eq!(tenant.invocations_of(&responses[999].event_id).await.len(), 60);
+}

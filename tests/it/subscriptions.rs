@@ -213,3 +213,29 @@ async fn after_a_rotation_both_secrets_verify() {
     assert_eq!(received[2].verified, Some(true));
     assert_eq!(received[2].header("webhook-signature").split(' ').count(), 1);
 }
+
+#[tokio::test]
+async fn updates_that_race_without_an_etag_are_all_made_and_none_undoes_another() {
+    let tenant = World::shared().await.tenant().await;
+    let receiver = Receiver::start().await;
+    tenant.declare("CUSTOM_RACED").await;
+    let subscription = tenant.subscribe("CUSTOM_RACED", &receiver, "/hook").await.subscription.expect("it is set");
+    let update = |n: usize| {
+        let mut changed = Subscription { id: subscription.id.clone(), ..Default::default() };
+        if n.is_multiple_of(2) {
+            changed.display_name = format!("name {n}");
+        } else {
+            changed.filter = format!("data.n > {n}");
+        }
+        let request = UpdateSubscriptionRequest { subscription: Some(changed), ..Default::default() };
+        let mut events = tenant.at[n % 2].events.clone();
+        async move { events.update_subscription(request).await.map(tonic::Response::into_inner) }
+    };
+    for made in futures::future::join_all((0..40).map(update)).await {
+        made.expect("nobody else's change is in the way");
+    }
+    let request = GetSubscriptionRequest { subscription_id: subscription.id.clone() };
+    let now = tenant.events().get_subscription(request).await.expect("it is there").into_inner();
+    let now = now.subscription.expect("it is set");
+    assert!(now.display_name.starts_with("name ") && now.filter.starts_with("data.n > "), "{now:?}");
+}

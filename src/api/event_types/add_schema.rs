@@ -15,9 +15,6 @@ use crate::wire::FieldError;
 use crate::wire::event_type::{parse_name, schema_to_proto};
 use tonic::Request;
 
-/// How often a schema is compared again because another version was added meanwhile.
-const TRIES_MAX: u32 = 5;
-
 pub(super) async fn handle(
     deps: &RegistryDeps,
     request: Request<AddEventTypeSchemaRequest>,
@@ -35,7 +32,8 @@ pub(super) async fn handle(
     }
     check_schema("schema", &request.schema).await?;
     let quota = deps.event_type_quota();
-    let mut tries = 1;
+    // Whoever is overtaken compares again, for as long as the call has time: each time somebody else has added one of the versions that the
+    // type may have.
     let made = loop {
         let compared = deps.event_type(caller.tenant, &name).await?.event_type().clone();
         // A retired type is refused by the store, in its order of checks.
@@ -48,7 +46,7 @@ pub(super) async fn handle(
         }
         let (by, document) = (principal(&caller), request.schema.clone());
         match deps.store.add_schema(by, compared, document, quota, repeat.keeping(response)).await {
-            Err(EventTypeRefusal::SchemasChanged) if tries < TRIES_MAX => tries += 1,
+            Err(EventTypeRefusal::SchemasChanged) => {}
             made => break made,
         }
     };

@@ -29,11 +29,8 @@ pub(super) async fn handle(
     let mut query = SubscriptionQuery { app: caller.app, event_type: Some(name), states: vec![State::Active] };
     if !request.app.is_empty() {
         let app = slug("app", request.app).map_err(invalid)?;
-        match deps.visible_app(&caller, &app).await? {
-            Some(app) => query.app = Some(app.id),
-            // An app that does not exist, or that the caller does not see, has no subscribers.
-            None => return Ok(response),
-        }
+        let found = deps.visible_app(&caller, &app).await?;
+        query.app = Some(found.ok_or(ApiError::AppNotFound { app })?.id);
     }
     let mut page = deps.store.subscriptions(caller.tenant, &query, after, size + 1).await?;
     if cut(&mut page, size) {

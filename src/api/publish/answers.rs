@@ -1,27 +1,40 @@
 //! What a publish answers: the event, its place, and what it caused.
+//!
+//! However much that is, the answer stays below 4 MiB, which is the most that many gRPC clients take: it is made when the events are on
+//! disk already, and one that does not arrive would be retried for ever.
 
 use super::PublishApi;
 use crate::domain::ids::{EventId, SubscriptionId, SubscriptionNo};
 use crate::pending::Answer;
-use crate::proto::internal::{InvocationRef, PublishResponse};
+use crate::proto::internal::{InvocationRef, PreVerdict, PublishResponse};
 use crate::publish::registry::TenantRegistry;
 use crate::publish::writer::Published;
 use crate::telemetry::measured;
 use crate::wire::pre::verdict_to_proto;
 use crate::wire::time::timestamp_to_proto;
 use chrono::{DateTime, Utc};
+use prost::Message as _;
 use std::collections::HashMap;
+
+/// Invocations that the answer of one call lists, of all its events; each has the same share. About 80 bytes each.
+const INVOCATIONS_MAX: usize = 20_000;
+/// Bytes of verdicts that it lists likewise.
+const VERDICT_BYTES_MAX: usize = 1024 * 1024;
 
 /// Makes the answers of one call.
 pub(super) struct Answers<'a> {
     pub api: &'a PublishApi,
     pub registry: &'a TenantRegistry,
+    /// Events of the call, 1 to 1,000.
+    pub events: usize,
 }
 
 impl Answers<'_> {
     /// The answers for events that are in the log.
     pub async fn published(&self, published: &[Published]) -> Vec<PublishResponse> {
-        let shown: Vec<&[SubscriptionNo]> = published.iter().map(|one| &*one.entry.matched).collect();
+        let most = INVOCATIONS_MAX / self.events.max(1);
+        let shown = published.iter().map(|one| &one.entry.matched[..one.entry.matched.len().min(most)]);
+        let shown: Vec<&[SubscriptionNo]> = shown.collect();
         let deleted = self.deleted(&shown).await;
         published.iter().zip(shown).map(|(published, shown)| self.one(published, shown, &deleted)).collect()
     }
@@ -32,7 +45,16 @@ impl Answers<'_> {
             Answer::Committed { entry, verdicts, duplicate } => {
                 let published = [Published { entry: entry.clone(), duplicate: *duplicate }];
                 let answer = self.published(&published).await.pop().unwrap_or_default();
-                PublishResponse { pre_verdicts: verdicts.iter().map(verdict_to_proto).collect(), ..answer }
+                let mut bytes_left = VERDICT_BYTES_MAX / self.events.max(1);
+                let fits = |verdict: &PreVerdict| match bytes_left.checked_sub(verdict.encoded_len()) {
+                    Some(left) => {
+                        bytes_left = left;
+                        true
+                    }
+                    None => false,
+                };
+                let pre_verdicts = verdicts.iter().map(verdict_to_proto).take_while(fits).collect();
+                PublishResponse { pre_verdicts, total_pre_verdicts: count(verdicts.len()), ..answer }
             }
             Answer::Scheduled { event, at, duplicate } => scheduled(*event, *at, *duplicate),
         }
@@ -61,6 +83,7 @@ impl Answers<'_> {
             position: entry.position,
             commit_time: Some(timestamp_to_proto(entry.committed_at)),
             invocations: shown.iter().map(invocation).collect(),
+            total_invocations: count(entry.matched.len()),
             duplicate: published.duplicate,
             ..PublishResponse::default()
         }
@@ -79,6 +102,10 @@ impl Answers<'_> {
         // The event is on disk, and the call must not say otherwise: the invocation's id leads to the subscription as well.
         found.inspect_err(|error| tracing::debug!(%error, "a publish names a deleted subscription")).unwrap_or_default()
     }
+}
+
+fn count(many: usize) -> i32 {
+    i32::try_from(many).unwrap_or(i32::MAX)
 }
 
 /// The answer for an event that waits for its time.

@@ -46,7 +46,7 @@ pub(super) async fn handle(
         parsed.push(one);
     }
     admit(api, &registry, &parsed).await.map_err(|error| to_api_error(error, "requests"))?;
-    let answers = Answers { api, registry: &registry };
+    let answers = Answers { api, registry: &registry, events: parsed.len() };
     for _ in 0..ROUNDS_MAX {
         let (together, alone) = match divide(&answers, &parsed).await? {
             Divided::Repeated(responses) => return Ok(Response::new(PublishBatchResponse { responses })),

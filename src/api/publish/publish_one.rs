@@ -18,7 +18,7 @@ pub(super) async fn handle(
     let registry = api.writer.registry().tenant(publisher.tenant).await.map_err(ApiError::from)?;
     let one = std::slice::from_ref(&parsed);
     admit(api, &registry, one).await.map_err(|error| to_api_error(error, "event"))?;
-    let answers = Answers { api, registry: &registry };
+    let answers = Answers { api, registry: &registry, events: 1 };
     let answer = accept(&answers, parsed, until, "event").await?;
     Ok(Response::new(answer))
 }

@@ -4,8 +4,9 @@ use super::PublishApi;
 use super::errors::pending_to_api_error;
 use crate::api::status::ApiError;
 use crate::api::{auth, deadline};
+use crate::domain::event::LogEntry;
 use crate::domain::ids::EventId;
-use crate::domain::invocation::State;
+use crate::domain::invocation::{Invocation, State};
 use crate::pending::{Answer, PendingError, Until};
 use crate::proto::internal::{WaitEventRequest, WaitEventResponse};
 use crate::proto::public::EventView;
@@ -13,10 +14,14 @@ use crate::wire::FieldError;
 use crate::wire::event::entry_to_proto;
 use crate::wire::invocation;
 use crate::wire::time::parse_duration;
+use prost::Message as _;
 use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 use tonic::{Request, Response, Status};
 
+/// Invocations that an answer lists, and bytes that it has with the event: many gRPC clients take no more than 4 MiB.
+const INVOCATIONS_MAX: u32 = 1_000;
+const ANSWER_BYTES_MAX: usize = 3 * 1024 * 1024;
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
 const TIMEOUT_MAX: Duration = Duration::from_mins(5);
 /// Shortest and longest pause between two looks. The settle count wakes the wait in between, a look at the longest pause is
@@ -52,7 +57,7 @@ pub(super) async fn handle(
         None => match timeout_at(end, api.pending.wait(publisher.tenant, id, Until::Final, false)).await {
             Ok(Ok(Answer::Committed { entry, .. })) => entry,
             Ok(Ok(Answer::Scheduled { .. })) | Err(_) => {
-                return Ok(Response::new(WaitEventResponse { event: None, invocations: Vec::new(), done: false }));
+                return Ok(Response::new(WaitEventResponse::default()));
             }
             Ok(Err(PendingError::NotFound)) => return Err(missing().into()),
             Ok(Err(error)) => return Err(pending_to_api_error(error, "event").into()),
@@ -62,15 +67,15 @@ pub(super) async fn handle(
     let mut pause = PAUSE_MIN;
     loop {
         settled.mark_unchanged();
-        let records = api.store.event_invocations(publisher.tenant, &entry).await.map_err(ApiError::from)?;
+        let records = api.store.event_invocations(publisher.tenant, &entry, INVOCATIONS_MAX + 1).await;
+        let records = records.map_err(ApiError::from)?;
         let is_final = |state| matches!(state, State::Succeeded | State::DeadLettered | State::Cancelled);
-        let done = records.iter().all(|record| is_final(record.state));
+        let mut done = records.iter().all(|record| is_final(record.state));
+        if done && records.len() > INVOCATIONS_MAX as usize {
+            done = api.store.is_settled(publisher.tenant, &entry).await.map_err(ApiError::from)?;
+        }
         if done || Instant::now() >= end {
-            return Ok(Response::new(WaitEventResponse {
-                event: Some(entry_to_proto(&entry, EventView::Full)),
-                invocations: records.iter().map(invocation::to_proto).collect(),
-                done,
-            }));
+            return Ok(Response::new(answer(&entry, &records, done)));
         }
         // At least `pause` between two looks, so that a busy server is not asked for every batch that settles.
         let soonest = (Instant::now() + pause).min(end);
@@ -80,4 +85,21 @@ pub(super) async fn handle(
         // Elapsed means: look now all the same.
         let _ = timeout_at(latest, settled.changed()).await;
     }
+}
+
+/// As many invocations as an answer holds.
+fn answer(entry: &LogEntry, records: &[Invocation], done: bool) -> WaitEventResponse {
+    let event = entry_to_proto(entry, EventView::Full);
+    let mut bytes = event.encoded_len();
+    let mut invocations = Vec::new();
+    for record in &records[..records.len().min(INVOCATIONS_MAX as usize)] {
+        let invocation = invocation::to_proto(record);
+        bytes += invocation.encoded_len();
+        if bytes > ANSWER_BYTES_MAX {
+            break;
+        }
+        invocations.push(invocation);
+    }
+    let more = invocations.len() < records.len();
+    WaitEventResponse { event: Some(event), invocations, done, more }
 }

@@ -216,7 +216,10 @@ impl ApiError {
                 Entry::new(Code::Unimplemented, ErrorReason::NotImplemented).metadata("feature", feature)
             }
             Self::Store(error) => match error {
-                StoreError::Unavailable(_) | StoreError::Locked | StoreError::PartitionMissing => {
+                StoreError::Unavailable(_)
+                | StoreError::TooSlow(_)
+                | StoreError::Locked
+                | StoreError::PartitionMissing => {
                     Entry::new(Code::Unavailable, ErrorReason::StoreUnavailable).retry(Some(jittered(500, 2_000)))
                 }
                 StoreError::Full(_) => {

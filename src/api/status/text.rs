@@ -21,6 +21,7 @@ fn describe_field(FieldViolation { field, description }: &FieldViolation) -> Str
 pub(super) fn store_message(error: &StoreError) -> &'static str {
     match error {
         StoreError::Unavailable(_) | StoreError::PartitionMissing => "the database cannot be reached; try again",
+        StoreError::TooSlow(_) => "the database has not answered in time; try again",
         StoreError::Locked => "what the call needs is locked by other work; try again",
         StoreError::Full(_) => "the database is full or read-only",
         StoreError::RequestIdReused => "request_id was used before with another body",

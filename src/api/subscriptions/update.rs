@@ -12,9 +12,6 @@ use crate::wire::subscription::{parse_id, parse_patch, to_proto};
 use crate::wire::{FieldError, etag};
 use tonic::Request;
 
-/// How often a patch is applied again to what somebody else changed meanwhile.
-const TRIES_MAX: u32 = 5;
-
 pub(crate) async fn handle(
     deps: &RegistryDeps,
     request: Request<UpdateSubscriptionRequest>,
@@ -34,33 +31,30 @@ pub(crate) async fn handle(
     }
     let answer = |changed: &Subscription| UpdateSubscriptionResponse { subscription: Some(to_proto(changed)) };
     let named = id.to_string();
-    let mut tries = 1;
-    loop {
-        let found = deps.store.subscription(caller.tenant, caller.app, id).await?;
-        let found = found.ok_or_else(|| ApiError::SubscriptionNotFound { subscription: named.clone() })?;
-        if etag.is_some_and(|etag| etag != found.registry_version) {
-            return Err(ApiError::EtagMismatch { resource: named });
+    let found = deps.store.subscription(caller.tenant, caller.app, id).await?;
+    let found = found.ok_or_else(|| ApiError::SubscriptionNotFound { subscription: named.clone() })?;
+    if etag.is_some_and(|etag| etag != found.registry_version) {
+        return Err(ApiError::EtagMismatch { resource: named });
+    }
+    if found.state == State::Deleted {
+        return Err(refused(deps, &caller, &named, SubscriptionRefusal::State(State::Deleted)).await);
+    }
+    if patch.is_empty() {
+        let unchanged = answer(&found);
+        repeat.keep(&deps.store, &unchanged).await?;
+        return Ok(unchanged);
+    }
+    if let Some(version) = patch.schema_version() {
+        check_version(deps.event_type(caller.tenant, &found.event_type).await?.event_type(), version)?;
+    }
+    // On top of what is stored by then: what somebody else changes meanwhile stays.
+    let change = move |present: Subscription| patch.apply(present);
+    match deps.store.update_subscription(principal(&caller), id, etag, change, repeat.keeping(answer)).await {
+        Ok(changed) => {
+            let changed = changed.map_err(invalid)?;
+            deps.announce(caller.tenant).await;
+            repeat.answer(changed, answer)
         }
-        if found.state == State::Deleted {
-            return Err(refused(deps, &caller, &named, SubscriptionRefusal::State(State::Deleted)).await);
-        }
-        if patch.is_empty() {
-            let unchanged = answer(&found);
-            repeat.keep(&deps.store, &unchanged).await?;
-            return Ok(unchanged);
-        }
-        if let Some(version) = patch.schema_version() {
-            check_version(deps.event_type(caller.tenant, &found.event_type).await?.event_type(), version)?;
-        }
-        let changed = patch.apply(found).map_err(invalid)?;
-        match deps.store.update_subscription(principal(&caller), changed, repeat.keeping(answer)).await {
-            Ok(changed) => {
-                deps.announce(caller.tenant).await;
-                return repeat.answer(changed, answer);
-            }
-            // Somebody changed it between the read and the lock. Without an etag the caller's patch goes on top of that.
-            Err(SubscriptionRefusal::Etag) if etag.is_none() && tries < TRIES_MAX => tries += 1,
-            Err(refusal) => return Err(refused(deps, &caller, &named, refusal).await),
-        }
+        Err(refusal) => Err(refused(deps, &caller, &named, refusal).await),
     }
 }

@@ -138,15 +138,18 @@ impl Store {
 
     /// Replaces what a caller may change of a subscription: name, filter, pinned schema version, target, policy.
     ///
-    /// `changed` is what was read with [`Store::subscription`], changed; its registry version must still be the stored one.
+    /// `change` makes it of what is stored, under the lock, so that of two changes at once neither is lost and none is made in vain.
     ///
-    /// Errors: [`SubscriptionRefusal::Etag`] where it is not, [`SubscriptionRefusal::AlreadySubscribed`], and as for state changes.
-    pub async fn update_subscription(
+    /// Errors: [`SubscriptionRefusal::Etag`], [`SubscriptionRefusal::AlreadySubscribed`], and as for state changes; within, what `change`
+    /// refuses.
+    pub async fn update_subscription<E: Send + 'static>(
         &self,
         by: Principal,
-        changed: Subscription,
+        id: SubscriptionId,
+        etag: Option<i64>,
+        change: impl FnOnce(Subscription) -> Result<Subscription, E> + Send + 'static,
         request: Repeatable<Subscription>,
-    ) -> Result<Once<Subscription>, SubscriptionRefusal> {
+    ) -> Result<Result<Once<Subscription>, E>, SubscriptionRefusal> {
         let store = self.clone();
         self.run(async move {
             let now = store.now();
@@ -154,15 +157,19 @@ impl Store {
                 let mut tx = store.begin_as(by.tenant).await?;
                 let registry = heads::bump_registry(&mut tx, by.tenant, now).await?;
                 if let Some(answer) = request.begin(&mut tx, by.tenant, now).await? {
-                    return Ok(Once::Before(answer));
+                    return Ok(Ok(Once::Before(answer)));
                 }
-                let before = select(&mut tx, &by, &Selector::Id(changed.id)).await?;
-                if before.registry_version != changed.registry_version {
+                let before = select(&mut tx, &by, &Selector::Id(id)).await?;
+                if etag.is_some_and(|etag| etag != before.registry_version) {
                     return Err(SubscriptionRefusal::Etag);
                 }
                 if before.state == State::Deleted {
                     return Err(SubscriptionRefusal::State(before.state));
                 }
+                let changed = match change(before.clone()) {
+                    Ok(changed) => changed,
+                    Err(refused) => return Ok(Err(refused)),
+                };
                 check_place(&mut tx, by.tenant, before.app, &before.event_type, &changed.target, before.id).await?;
                 let same_matches = before.filter == changed.filter && before.schema_version == changed.schema_version;
                 let effective = if same_matches { before.effective_position } else { registry.position };
@@ -178,7 +185,7 @@ impl Store {
                 announcements::record(&mut tx, by.tenant, registry.registry_version, &told, now).await?;
                 request.keep(&mut tx, by.tenant, &after, now).await?;
                 tx.commit().await?;
-                Ok(Once::Made(after))
+                Ok(Ok(Once::Made(after)))
             };
             Ok(work.await)
         })

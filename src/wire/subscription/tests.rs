@@ -232,14 +232,53 @@ fn a_patch_changes_what_its_mask_names_and_nothing_else() {
     assert_eq!((set.policy.max_attempts(), set.display_name.as_str()), (3, "Name"));
     assert!(set.filter.is_some());
     assert!(parse_patch(proto::Subscription::default(), None).expect("nothing").is_empty());
-    for path in
-        ["id", "app", "event_type", "state", "target", "target.webhook", "*", "", "delivery_policy.x", "deliveryPolicy"]
-    {
+    for path in [
+        "id",
+        "app",
+        "event_type",
+        "state",
+        "target",
+        "target.webhook",
+        "**",
+        "",
+        "delivery_policy.x",
+        "deliveryPolicy",
+    ] {
         match parse_patch(sent.clone(), Some(&mask(&[path]))) {
             Err(SubscriptionError::Field(error)) => assert_eq!(error.field, "update_mask", "{path}"),
             other => panic!("{path}: {other:?}"),
         }
     }
+}
+
+#[test]
+fn a_star_replaces_everything_and_takes_the_default_of_what_is_left_out() {
+    let target = |uri: &str| {
+        let webhook = proto::WebhookTarget { uri: uri.to_owned(), ..Default::default() };
+        Some(proto::Target { kind: Some(proto::target::Kind::Webhook(webhook)) })
+    };
+    let sent = proto::Subscription { target: target("https://example.com/new"), ..Default::default() };
+    let star = |sent: &proto::Subscription| parse_patch(sent.clone(), Some(&FieldMask { paths: vec!["*".to_owned()] }));
+    let before = Subscription { schema_version: 3, pre_policy: None, ..stored() };
+    let after = star(&sent).expect("valid").apply(before.clone()).expect("within bounds");
+    assert_eq!((after.display_name.as_str(), after.filter.is_none(), after.schema_version), ("", true, 0));
+    assert_eq!(after.policy, DeliveryPolicy::default());
+    assert_eq!((after.id, after.app_slug.as_str(), after.pre_policy), (before.id, "shop", None));
+    let Target::Webhook(webhook) = after.target;
+    assert!(webhook.uri.to_string().ends_with("/new") && webhook.headers.is_empty());
+    // A veto goes back to its default where there is one, and cannot be given to another.
+    let vetoing =
+        Subscription { pre_policy: Some(PrePolicy { priority: 7, ..PrePolicy::default() }), ..before.clone() };
+    let after = star(&sent).expect("valid").apply(vetoing).expect("within bounds");
+    assert_eq!(after.pre_policy, Some(PrePolicy::default()));
+    let given = proto::Subscription { pre_policy: Some(proto::PrePolicy::default()), ..sent };
+    let refused = star(&given).expect("valid").apply(before).expect_err("no PRE type");
+    assert_eq!(refused.field, "subscription.pre_policy");
+    let without = star(&proto::Subscription::default());
+    assert!(
+        matches!(without, Err(SubscriptionError::Field(error)) if error.field.contains("webhook")),
+        "a URI is required"
+    );
 }
 
 #[test]

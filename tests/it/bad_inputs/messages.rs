@@ -172,7 +172,7 @@ async fn b3_masks_over_what_cannot_change_are_refused() {
         "effective_position",
         "nonsense",
         "",
-        "*",
+        "**",
         "target",
         "display_name.x",
         "target.webhook.nonsense",

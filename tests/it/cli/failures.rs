@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::{Cli, Done, alone, run};
 use crate::harness::process::Process;
-use crate::harness::{Answer, Receiver};
+use crate::harness::{Answer, Receiver, World, eventually};
 
 /// The failure that a command tells a program, which is all that it says on standard error.
 #[track_caller]
@@ -146,4 +146,23 @@ async fn a_delayed_publish_is_made_once_however_often_its_command_line_is_repeat
     let again = cli.run(&publish).await.document();
     assert_eq!((&again["eventId"], &again["deliverTime"]), (&first["eventId"], &first["deliverTime"]));
     assert_eq!(again["duplicate"], true);
+}
+
+#[tokio::test]
+async fn a_watch_says_that_its_server_is_gone_and_that_it_goes_on_trying() {
+    let mut world = World::start(1).await;
+    let tenant = world.tenant().await;
+    let mut command = Process::carillon();
+    command.args(["watch", "--url", &format!("http://{}", world.replicas[0].addresses.public)]);
+    command.env("CARILLON_API_KEY", &tenant.key);
+    let mut watch = Process::spawn(command, &world.path("watch.log")).expect("carillon starts");
+    let says = async |words: &str| {
+        eventually(words, || async { if watch.log().contains(words) { Ok(()) } else { Err(watch.log()) } }).await;
+    };
+    says("watching (").await;
+    world.replicas[0].process.kill();
+    says("no connection").await;
+    assert!(watch.is_running());
+    watch.kill();
+    assert_eq!(watch.log().matches("no connection").count(), 1, "{}", watch.log());
 }
