@@ -7,11 +7,12 @@ mod error;
 mod files;
 mod measure;
 mod memory;
+mod tokens;
 
 pub use error::AppError;
 
 use crate::api::admin::{AdminDeps, AdminService};
-use crate::api::auth::{ApiKeys, Certificates};
+use crate::api::auth::{ApiKeys, Certificates, Credentials, Issuers, Tokens};
 use crate::api::call::{CallLimits, CallMetrics, Calls, Door};
 use crate::api::connections::Connections;
 use crate::api::event_service::EventService;
@@ -109,6 +110,7 @@ impl App {
         let catalogue = Arc::new(catalogue(&config)?);
         let executor = Executor::new(&config.executor)?;
         let (public_tls, internal_tls) = tls(&config)?;
+        let issuers = tokens::issuers(&config).await?;
         let store = connect::open(&config.database).await?;
         let cursor_key = store.setting_or_create(CURSOR_KEY, &keyring).await?;
         let (page_tokens, sealer) = (PageTokens::new(&cursor_key), CursorSealer::new(&cursor_key));
@@ -122,7 +124,10 @@ impl App {
         let metrics = Metrics::default();
         let tls_watch = TlsWatch::new(public_tls.iter().chain([&internal_tls]).cloned().collect(), &metrics);
         let server = Server::new(&config.server);
+        issuers.measure(&metrics);
         let api_keys = ApiKeys::new(store.clone());
+        let tokens = Tokens::new(store.clone(), issuers.clone(), config.auth.token_bytes_max);
+        let credentials = Credentials::new(api_keys.clone(), tokens);
         let certificates = Certificates::new(store.clone(), config.operators.subjects.clone());
         let limits = CallLimits {
             timeout_max: Duration::from_millis(config.server.request_timeout_max_ms),
@@ -139,8 +144,8 @@ impl App {
         let feed = Feed::default().bounded(config.publish.queue_bytes_max);
         let heads = feed.subscribe(HEADS_MAX);
         let engine = Engine::start(&config, &store, keyring.clone(), catalogue.clone(), executor.clone(), &feed, {
-            let api_keys = api_keys.clone();
-            CursorParts { sealer: sealer.clone(), api_keys }
+            let credentials = credentials.clone();
+            CursorParts { sealer: sealer.clone(), credentials }
         });
         engine.measure(&metrics, &store);
         let bytes_max = config.server.message_bytes_max;
@@ -189,7 +194,7 @@ impl App {
         let deps = AdminDeps {
             store: store.clone(),
             page_tokens,
-            api_keys: api_keys.clone(),
+            api_keys,
             certificates: certificates.clone(),
             keyring,
             limits: config.quotas(),
@@ -203,9 +208,9 @@ impl App {
         let (internal_health, internal) = Health::add(internal, names, reflection).await;
 
         let keepalive = Duration::from_millis(config.server.keepalive_ms);
-        let (keys, origins) = (api_keys.clone(), &config.server.cors_origins);
-        let public = Calls::new(Door::Public(api_keys), limits.clone(), call_metrics.clone(), public);
-        let socket = WatchSocket::new(events, keys, origins, keepalive, public.in_flight());
+        let origins = &config.server.cors_origins;
+        let public = Calls::new(Door::Public(credentials.clone()), limits.clone(), call_metrics.clone(), public);
+        let socket = WatchSocket::new(events, credentials, origins, keepalive, public.in_flight());
         let internal = Calls::new(Door::Internal(certificates), limits, call_metrics, internal);
 
         let addresses = Addresses {
@@ -236,7 +241,7 @@ impl App {
             listener: ops_listener,
             tls: None,
             speaks: Speaks::Both,
-            routes: ops::routes(store.clone(), metrics, tls_watch.clone(), server.draining()),
+            routes: ops::routes(store.clone(), metrics, tls_watch.clone(), issuers.clone(), server.draining()),
             connections: Connections::new(OPS_CONNECTIONS_MAX, OPS_CONNECTIONS_MAX),
         });
 
@@ -252,6 +257,7 @@ impl App {
         };
         app.keep_dispatching();
         app.keep_certificates(tls_watch, Duration::from_millis(config.server.certificates_interval_ms));
+        app.keep_issuers(&issuers);
         app.keep_store();
         app.keep_registry(heads);
         tracing::info!(
@@ -314,6 +320,13 @@ impl App {
                 let _ = looked.await;
             }
         });
+    }
+
+    /// New keys of token issuers are known without a restart.
+    fn keep_issuers(&self, issuers: &Issuers) {
+        for task in issuers.tasks() {
+            self.tasks.spawn(self.tasks_stop.clone().run_until_cancelled_owned(task));
+        }
     }
 
     /// Partitions exist before their day begins, and the two clocks stay compared.
@@ -386,7 +399,7 @@ struct Engine {
 /// What watches check cursors and credentials with.
 struct CursorParts {
     sealer: CursorSealer,
-    api_keys: ApiKeys,
+    credentials: Credentials,
 }
 
 impl Engine {
@@ -424,11 +437,11 @@ impl Engine {
             feed: feed.clone(),
         };
         let dispatch = Dispatch::start(parts, config.dispatch.clone());
-        let api_keys = cursors.api_keys;
+        let credentials = cursors.credentials;
         let check = move |caller: &crate::domain::access::Caller| {
-            let (api_keys, caller) = (api_keys.clone(), caller.clone());
+            let (credentials, caller) = (credentials.clone(), caller.clone());
             async move {
-                match api_keys.still_valid(&caller).await {
+                match credentials.still_valid(&caller).await {
                     Ok(true) => Standing::Valid,
                     Ok(false) => Standing::Revoked,
                     Err(_) => Standing::Unknown,

@@ -34,6 +34,8 @@ pub struct Config {
     pub secrets: Secrets,
     /// Who may administer.
     pub operators: Operators,
+    /// Whose tokens are credentials of the public port.
+    pub auth: api::auth::config::Config,
     /// The operator's event types.
     pub catalogue: Catalogue,
     /// Group commit, the registry in memory, idempotency.
@@ -125,6 +127,7 @@ impl Config {
     fn check(&self) -> Result<(), ConfigError> {
         self.server.check().map_err(|(key, reason)| ConfigError::bad(&format!("server.{key}"), reason))?;
         self.check_database()?;
+        self.auth.check().map_err(|(key, reason)| ConfigError::bad(&format!("auth.{key}"), reason))?;
         self.publish.check().map_err(|(key, reason)| ConfigError::bad(&format!("publish.{key}"), reason))?;
         self.pending.check().map_err(|(key, reason)| ConfigError::bad(&format!("pending.{key}"), reason))?;
         self.dispatch.check().map_err(|error| {

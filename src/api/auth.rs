@@ -1,12 +1,23 @@
 //! Who calls: checks credentials and tells handlers whom they serve.
 //!
-//! The public port takes API keys and leaves a [`Caller`] in the request's extensions; the internal port takes certificates and
-//! leaves a [`Publisher`] or an [`Operator`]. Tenants come from here and nowhere else: no header names one. Every bad credential
+//! The public port takes API keys and tokens and leaves a [`Caller`] in the request's extensions; the internal port takes certificates
+//! and leaves a [`Publisher`] or an [`Operator`]. Tenants come from here and nowhere else: no header names one. Every bad credential
 //! gets the same answer.
+
+mod claims;
+pub mod config;
+mod issuer;
+mod issuers;
+mod key_set;
+mod tokens;
+
+pub use issuer::FetchDocument;
+pub use issuers::{IssuerError, Issuers};
+pub use tokens::Tokens;
 
 use super::status::ApiError;
 use crate::clock;
-use crate::domain::access::{Caller, PeerIdentity, Publisher, Role};
+use crate::domain::access::{Caller, PeerIdentity, Publisher, Role, Subject};
 use crate::domain::ids::ApiKeyId;
 use crate::store::api_keys::ApiKey;
 use crate::store::{Store, StoreError};
@@ -24,6 +35,8 @@ use tonic::Request;
 /// How long a credential may be believed after it was looked up.
 const CACHE_TTL: Duration = Duration::from_secs(5);
 const CACHE_ENTRIES_MAX: u64 = 10_000;
+/// What every API key begins with.
+const KEY_PREFIX: &str = "car_";
 
 /// An operator's certificate name, which may call AdminService.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,7 +45,7 @@ pub struct Operator {
     pub subject: String,
 }
 
-/// The holder of the API key that the request carries.
+/// Whom the credential stands for that the request carries.
 ///
 /// Errors: CREDENTIAL_INVALID where there is none.
 pub fn caller<T>(request: &Request<T>) -> Result<&Caller, ApiError> {
@@ -85,6 +98,41 @@ impl NewSecret {
 /// A key and the SHA-256 of its secret.
 type KeyAndHash = Arc<(ApiKey, [u8; 32])>;
 
+/// Checks what callers of the public port show: an API key, or a token. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Credentials {
+    keys: ApiKeys,
+    tokens: Tokens,
+}
+
+impl Credentials {
+    /// Puts both kinds together.
+    pub fn new(keys: ApiKeys, tokens: Tokens) -> Self {
+        Self { keys, tokens }
+    }
+
+    /// The caller of a request with these headers.
+    ///
+    /// Errors: CREDENTIAL_INVALID, or the store's.
+    pub async fn authenticate(&self, headers: &HeaderMap) -> Result<Caller, ApiError> {
+        let text = bearer(headers).ok_or(ApiError::CredentialInvalid)?;
+        // A token begins with the base64 of a brace.
+        if text.starts_with(KEY_PREFIX) {
+            self.keys.authenticate(text).await
+        } else {
+            self.tokens.authenticate(text).await
+        }
+    }
+
+    /// Whether a caller's credential still counts: asked once in a while by streams that outlive their first check.
+    pub async fn still_valid(&self, caller: &Caller) -> Result<bool, ApiError> {
+        match &caller.subject {
+            Subject::ApiKey(id) => self.keys.still_valid(*id).await,
+            Subject::Token(token) => self.tokens.still_valid(caller, token).await,
+        }
+    }
+}
+
 /// Checks API keys. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct ApiKeys {
@@ -98,24 +146,30 @@ impl ApiKeys {
         Self { store, cache: Cache::builder().max_capacity(CACHE_ENTRIES_MAX).time_to_live(CACHE_TTL).build() }
     }
 
-    /// The caller of a request with these headers.
+    /// The holder of a key.
     ///
     /// Errors: CREDENTIAL_INVALID, or the store's.
-    pub async fn authenticate(&self, headers: &HeaderMap) -> Result<Caller, ApiError> {
-        let (id, secret) = bearer(headers).ok_or(ApiError::CredentialInvalid)?;
+    async fn authenticate(&self, key: &str) -> Result<Caller, ApiError> {
+        let (id, secret) = key_parts(key).ok_or(ApiError::CredentialInvalid)?;
         let hash = hash_of(secret);
         let found = self.look_up(id).await?;
         let (key, stored) = found.as_deref().ok_or(ApiError::CredentialInvalid)?;
         if bool::from(stored.ct_eq(&hash)) && self.is_live(key) {
-            Ok(Caller { api_key: key.id, tenant: key.tenant, app: key.app, role: key.role })
+            Ok(Caller {
+                subject: Subject::ApiKey(key.id),
+                tenant: key.tenant,
+                app: key.app,
+                role: key.role,
+                expires_at: key.expires_at,
+                grounds: None,
+            })
         } else {
             Err(ApiError::CredentialInvalid)
         }
     }
 
-    /// Whether a caller's key still counts: asked once in a while by streams that outlive their first check.
-    pub async fn still_valid(&self, caller: &Caller) -> Result<bool, ApiError> {
-        let found = self.look_up(caller.api_key).await?;
+    async fn still_valid(&self, id: ApiKeyId) -> Result<bool, ApiError> {
+        let found = self.look_up(id).await?;
         Ok(found.is_some_and(|found| self.is_live(&found.0)))
     }
 
@@ -188,16 +242,21 @@ fn shared(error: &Arc<StoreError>) -> ApiError {
     StoreError::clone(error).into()
 }
 
-/// The id and secret of the one bearer token; none for anything else.
-fn bearer(headers: &HeaderMap) -> Option<(ApiKeyId, &str)> {
+/// The one bearer credential; none for anything else.
+fn bearer(headers: &HeaderMap) -> Option<&str> {
     let mut values = headers.get_all(header::AUTHORIZATION).iter();
     let value = values.next()?.to_str().ok()?;
     if values.next().is_some() {
         return None;
     }
-    let (scheme, token) = value.split_once(' ')?;
-    let (id, secret) = token.strip_prefix("car_")?.split_once('_')?;
-    let fits = scheme.eq_ignore_ascii_case("bearer") && id.len() == 26 && secret.len() == 43;
+    let (scheme, text) = value.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then_some(text)
+}
+
+/// The id and secret of an API key's text.
+fn key_parts(text: &str) -> Option<(ApiKeyId, &str)> {
+    let (id, secret) = text.strip_prefix(KEY_PREFIX)?.split_once('_')?;
+    let fits = id.len() == 26 && secret.len() == 43;
     if fits { Some((ApiKeyId::parse(&format!("key_{id}")).ok()?, secret)) } else { None }
 }
 
@@ -226,9 +285,9 @@ mod tests {
         let token = token.expose_secret();
         let good = format!("Bearer {token}");
         let with_good = headers(&[&good]);
-        let (parsed, text) = bearer(&with_good).unwrap();
+        let (parsed, text) = bearer(&with_good).and_then(key_parts).unwrap();
         assert_eq!((parsed, hash_of(text)), (id, hash));
-        assert!(bearer(&headers(&[&format!("bearer {token}")])).is_some());
+        assert_eq!(bearer(&headers(&[&format!("bearer {token}")])), Some(token));
         let long = format!("Bearer car_{}", "a".repeat(65_536));
         for bad in [
             "",
@@ -244,7 +303,7 @@ mod tests {
             &format!("{good}a"),
             &good.to_uppercase(),
         ] {
-            assert!(bearer(&headers(&[bad])).is_none(), "{bad:?}");
+            assert!(bearer(&headers(&[bad])).and_then(key_parts).is_none(), "{bad:?}");
         }
         assert!(bearer(&HeaderMap::new()).is_none());
         assert!(bearer(&headers(&[&good, &good])).is_none());
@@ -253,10 +312,12 @@ mod tests {
     #[test]
     fn roles_include_those_before_them() {
         let caller = Caller {
-            api_key: ApiKeyId(Uuid::nil()),
+            subject: Subject::ApiKey(ApiKeyId(Uuid::nil())),
             tenant: crate::domain::ids::TenantId(Uuid::nil()),
             app: None,
             role: Role::Subscriber,
+            expires_at: None,
+            grounds: None,
         };
         assert!(caller.require(Role::Viewer).is_ok() && caller.require(Role::Subscriber).is_ok());
         assert_eq!(caller.require(Role::Developer).unwrap_err().reason_name(), "ROLE_INSUFFICIENT");

@@ -5,7 +5,7 @@
 //! request is read here.
 
 use super::answers::Streaming;
-use super::auth::{ApiKeys, Certificates};
+use super::auth::{Certificates, Credentials};
 use super::deadline::{self, Deadline};
 use super::in_flight::{Counted, Credential, InFlight, Place};
 use super::server::PeerAddress;
@@ -57,8 +57,8 @@ static METHODS: LazyLock<HashMap<String, bool>> = LazyLock::new(|| {
 /// Which port a call came in by, and so which credentials count.
 #[derive(Debug, Clone)]
 pub enum Door {
-    /// API keys.
-    Public(ApiKeys),
+    /// API keys and tokens.
+    Public(Credentials),
     /// Certificates.
     Internal(Certificates),
 }
@@ -240,9 +240,9 @@ impl Inner {
     /// Leaves in the request's extensions who calls, and answers whom the call counts for; what needs no credential passes.
     async fn authenticate(&self, path: &str, request: &mut Request<Body>) -> Result<Credential, ApiError> {
         match &self.door {
-            Door::Public(keys) if path.starts_with(PUBLIC_API) => {
-                let caller = keys.authenticate(request.headers()).await?;
-                let credential = Credential::ApiKey(caller.api_key);
+            Door::Public(credentials) if path.starts_with(PUBLIC_API) => {
+                let caller = credentials.authenticate(request.headers()).await?;
+                let credential = Credential::Subject(caller.subject.clone());
                 request.extensions_mut().insert(caller);
                 Ok(credential)
             }

@@ -4,7 +4,8 @@
 //! Calls that need no credential count for the address they come from.
 
 use super::status::ApiError;
-use crate::domain::ids::{ApiKeyId, PublisherIdentityId};
+use crate::domain::access::Subject;
+use crate::domain::ids::PublisherIdentityId;
 use bytes::Bytes;
 use dashmap::DashMap;
 use http_body::{Frame, SizeHint};
@@ -27,8 +28,8 @@ const PREFIX_BYTES: usize = 5;
 /// Who calls.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Credential {
-    /// An API key.
-    ApiKey(ApiKeyId),
+    /// Whom an API key or a token stands for.
+    Subject(Subject),
     /// A publisher's certificate.
     Publisher(PublisherIdentityId),
     /// An operator's certificate, by its name.

@@ -1,5 +1,6 @@
 //! The ops port: `/livez`, `/readyz` and `/metrics` over plain HTTP, for probes and scrapers.
 
+use super::auth::Issuers;
 use super::server::Routes;
 use super::tls::TlsWatch;
 use crate::clock;
@@ -34,14 +35,15 @@ struct Ops {
     store: Store,
     metrics: Metrics,
     tls: TlsWatch,
+    issuers: Issuers,
     draining: CancellationToken,
     /// The last time; none before the first.
     last_ping: Arc<Mutex<Option<Ping>>>,
 }
 
 /// The ops port's answers.
-pub fn routes(store: Store, metrics: Metrics, tls: TlsWatch, draining: CancellationToken) -> Routes {
-    let ops = Ops { store, metrics, tls, draining, last_ping: Arc::default() };
+pub fn routes(store: Store, metrics: Metrics, tls: TlsWatch, issuers: Issuers, draining: CancellationToken) -> Routes {
+    let ops = Ops { store, metrics, tls, issuers, draining, last_ping: Arc::default() };
     let router = Router::new()
         .route("/livez", get(async || "ok\n"))
         .route("/readyz", get(readyz))
@@ -69,8 +71,9 @@ async fn readyz(State(ops): State<Ops>) -> (StatusCode, String) {
         }
     };
     if reachable {
-        // Notices are for people: former certificates still serve.
-        let lines = std::iter::once("ok".to_owned()).chain(ops.tls.notices());
+        // Notices are for people: former certificates and keys still serve.
+        let notices = ops.tls.notices().into_iter().chain(ops.issuers.notices());
+        let lines = std::iter::once("ok".to_owned()).chain(notices);
         (StatusCode::OK, lines.map(|line| line + "\n").collect())
     } else {
         (StatusCode::SERVICE_UNAVAILABLE, "database unreachable\n".to_owned())

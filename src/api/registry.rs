@@ -160,7 +160,7 @@ pub(super) fn authorised<T>(request: Request<T>, role: Role) -> Result<(Caller, 
 
 /// On whose behalf the store works.
 pub(super) fn principal(caller: &Caller) -> Principal {
-    Principal { tenant: caller.tenant, app: caller.app, name: caller.api_key.to_string() }
+    Principal { tenant: caller.tenant, app: caller.app, name: caller.subject.to_string() }
 }
 
 /// A bad field as an error.

@@ -1,5 +1,6 @@
 //! Why a server cannot start.
 
+use crate::api::auth::IssuerError;
 use crate::api::server::ListenError;
 use crate::api::tls::TlsError;
 use crate::config::ConfigError;
@@ -40,6 +41,9 @@ pub enum AppError {
     /// A certificate.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// An issuer of tokens.
+    #[error(transparent)]
+    Issuer(#[from] IssuerError),
     /// A socket.
     #[error(transparent)]
     Listen(#[from] ListenError),

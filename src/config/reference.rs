@@ -108,6 +108,21 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
         "list of {id, key_file or key}: 32 bytes as base64 that encrypt secrets at rest; the first seals, all open",
     ),
     ("operators.subjects", "certificate names (uri:... or dns:...) that may call AdminService"),
+    (
+        "auth.issuers",
+        "list of {issuer, audience} and, where they differ from what docs/access.md says, {jwks_uri or jwks_file, tenant_claim, \
+         role_claim, app_claim, algorithms, leeway_ms}: whose OIDC tokens are credentials of the public port",
+    ),
+    (
+        "auth.keys_interval_ms",
+        "how often the keys of an issuer are fetched again, milliseconds; files of keys are looked at as often as certificates; 1,000 \
+         to 86,400,000",
+    ),
+    (
+        "auth.keys_interval_min_ms",
+        "least time between two fetches of an issuer's keys, whatever unknown keys tokens name, milliseconds; 100 to 600,000",
+    ),
+    ("auth.token_bytes_max", "largest token, bytes; 512 to 65,536"),
     ("catalogue.file", "TOML file with the operator's own SYSTEM event types"),
     ("publish.event_bytes_max", "largest event, attributes and data together, bytes; 1,024 to 4,194,304"),
     ("publish.commit_events_max", "events in one commit at most; 1 to 10,000"),
@@ -205,6 +220,16 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
     ("executor.idle_timeout_ms", "how long an unused connection is kept, milliseconds; 1 to 300,000"),
     ("executor.extra_ca_file", "PEM file of certificates that are trusted as roots beside those of the system"),
     ("executor.user_agent", "the user-agent header of every request; 1 to 256 visible ASCII characters or spaces"),
+    (
+        "executor.issuers.allow_private_ranges",
+        "ranges in which token issuers may be although they are not public, as CIDR; webhooks may not be called there for it",
+    ),
+    (
+        "executor.issuers.extra_ca_file",
+        "PEM file of certificates that are trusted as roots of token issuers beside those of the system",
+    ),
+    ("executor.issuers.timeout_ms", "longest fetch of an issuer's document, milliseconds; 100 to 60,000"),
+    ("executor.issuers.document_bytes_max", "largest document of an issuer, bytes; 1,024 to 16,777,216"),
     ("watch.ring_entries_max", "events that a watched tenant's ring keeps in memory at most; 16 to 1,000,000"),
     ("watch.ring_bytes_max", "bytes that a watched tenant's ring keeps in memory at most (always at least one event)"),
     (

@@ -2,6 +2,8 @@
 
 use super::event_type::{EventTypeName, EventTypePattern};
 use super::ids::{ApiKeyId, AppId, PublisherIdentityId, TenantId};
+use chrono::{DateTime, Utc};
+use std::fmt;
 use std::sync::Arc;
 
 /// What a credential may do; each role includes those before it.
@@ -17,17 +19,73 @@ pub enum Role {
     Admin,
 }
 
-/// The holder of an API key on the public port. The tenant comes from the credential only.
+impl Role {
+    /// The role of that name, in lower case; none for any other text.
+    pub fn parse(text: &str) -> Option<Self> {
+        match text {
+            "viewer" => Some(Self::Viewer),
+            "subscriber" => Some(Self::Subscriber),
+            "developer" => Some(Self::Developer),
+            "admin" => Some(Self::Admin),
+            _ => None,
+        }
+    }
+}
+
+/// Whom a credential of the public port stands for, however often it is renewed: what bounds count by, and the actor of audit
+/// records.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Subject {
+    /// An API key.
+    ApiKey(ApiKeyId),
+    /// Whom an issuer's tokens name.
+    Token(Arc<TokenSubject>),
+}
+
+/// Whom an issuer's tokens name.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct TokenSubject {
+    /// The issuer, as its tokens spell it; without a `#`.
+    pub issuer: Arc<str>,
+    /// The `sub` of the tokens.
+    pub sub: String,
+}
+
+impl fmt::Display for Subject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::ApiKey(id) => id.fmt(f),
+            Self::Token(token) => write!(f, "oidc:{}#{}", token.issuer, token.sub),
+        }
+    }
+}
+
+/// What a token was accepted by. It is asked for again as long as something goes on that the token has opened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenGrounds {
+    /// Thumbprint of the issuer's key that has signed it. Source: RFC 7638.
+    pub key: Arc<str>,
+    /// Slug of the tenant.
+    pub tenant: String,
+    /// Slug of the app that it is limited to.
+    pub app: Option<String>,
+}
+
+/// Who calls on the public port. The tenant comes from the credential only.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Caller {
-    /// The key.
-    pub api_key: ApiKeyId,
+    /// Whom the credential stands for.
+    pub subject: Subject,
     /// Its tenant.
     pub tenant: TenantId,
     /// The app it is limited to; none for the whole tenant.
     pub app: Option<AppId>,
     /// What it may do.
     pub role: Role,
+    /// From then on the credential is refused.
+    pub expires_at: Option<DateTime<Utc>>,
+    /// What a token was accepted by; none for an API key.
+    pub grounds: Option<Arc<TokenGrounds>>,
 }
 
 /// A peer's certificate identity on the internal port: every usable subject alternative name, spelled `uri:...` or `dns:...`.

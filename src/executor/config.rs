@@ -36,6 +36,35 @@ pub struct Config {
     pub extra_ca_file: Option<PathBuf>,
     /// The `user-agent` header of every request. Shape: 1 to 256 visible ASCII characters or spaces.
     pub user_agent: String,
+    /// How the keys of token issuers are fetched.
+    pub issuers: Issuers,
+}
+
+/// How the keys of token issuers are fetched: always by `https`, and apart from webhooks, since an operator names issuers and tenants
+/// name receivers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Issuers {
+    /// Ranges in which issuers may be although they are not public, as in [`Config::allow_private_ranges`]. Default: none.
+    pub allow_private_ranges: Vec<Cidr>,
+    /// A PEM file of certificates that are trusted as roots of issuers beside those of the system. Default: none.
+    pub extra_ca_file: Option<PathBuf>,
+    /// Longest fetch of one document, from resolving its host name to its last byte. Unit: milliseconds. Default: 10,000. Bound: 100
+    /// to 60,000.
+    pub timeout_ms: u64,
+    /// Largest document, bytes. Default: 262,144. Bound: 1,024 to 16,777,216.
+    pub document_bytes_max: usize,
+}
+
+impl Default for Issuers {
+    fn default() -> Self {
+        Self {
+            allow_private_ranges: Vec::new(),
+            extra_ca_file: None,
+            timeout_ms: 10_000,
+            document_bytes_max: 256 * 1024,
+        }
+    }
 }
 
 impl Default for Config {
@@ -52,6 +81,7 @@ impl Default for Config {
             idle_timeout_ms: 4_000,
             extra_ca_file: None,
             user_agent: concat!("carillon/", env!("CARGO_PKG_VERSION")).to_owned(),
+            issuers: Issuers::default(),
         }
     }
 }
@@ -72,6 +102,10 @@ impl Config {
         bound("dns_lookups_max", (1..=400).contains(&self.dns_lookups_max), "1 to 400")?;
         bound("response_bytes_max", self.response_bytes_max <= 1024 * 1024, "0 to 1048576")?;
         bound("idle_connections_per_host", self.idle_connections_per_host <= 4096, "0 to 4096")?;
+        let issuers = &self.issuers;
+        bound("issuers.timeout_ms", (100..=60_000).contains(&issuers.timeout_ms), "100 to 60000")?;
+        let document = 1_024..=16 * 1024 * 1024;
+        bound("issuers.document_bytes_max", document.contains(&issuers.document_bytes_max), "1024 to 16777216")?;
         let agent = &self.user_agent;
         let visible = (1..=256).contains(&agent.len()) && agent.bytes().all(|b| (b' '..=b'~').contains(&b));
         bound("user_agent", visible, "1 to 256 visible ASCII characters")

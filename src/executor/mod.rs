@@ -5,9 +5,10 @@
 //! panic on what a listener answers.
 
 mod config;
+pub mod documents;
 pub mod webhook;
 
-pub use config::{Cidr, CidrError, Config};
+pub use config::{Cidr, CidrError, Config, Issuers};
 
 use crate::domain::event::LogEntry;
 use crate::domain::ids::InvocationId;
@@ -40,12 +41,12 @@ pub enum ExecutorError {
         /// What it must be.
         bound: &'static str,
     },
-    /// The file of additional roots cannot be read.
-    #[error("executor.extra_ca_file cannot be read")]
-    ReadExtraCa(#[source] std::io::Error),
+    /// The file of additional roots, by its key within the executor's section, cannot be read.
+    #[error("executor.{0} cannot be read")]
+    ReadExtraCa(&'static str, #[source] std::io::Error),
     /// The file of additional roots holds no usable certificate, or a broken one.
-    #[error("executor.extra_ca_file must hold PEM certificates")]
-    ParseExtraCa,
+    #[error("executor.{0} must hold PEM certificates")]
+    ParseExtraCa(&'static str),
     /// The TLS library refuses its own defaults.
     #[error("TLS cannot be set up")]
     Tls(#[source] rustls::Error),

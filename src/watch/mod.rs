@@ -36,8 +36,9 @@ pub use stream::WatchStream;
 pub use terms::{CredentialCheck, Ending, OnExpired, Standing};
 pub use update::{UpdateError, Updated, WatchUpdate};
 
+use crate::domain::access::Subject;
 use crate::domain::cursor::CursorSealer;
-use crate::domain::ids::{ApiKeyId, Position, ReplicaId, TenantId, WatchId};
+use crate::domain::ids::{Position, ReplicaId, TenantId, WatchId};
 use crate::feed::{Feed, News, WatchNews};
 use crate::store::event_pages::PageBound;
 use crate::store::events::LogPlace;
@@ -95,7 +96,7 @@ struct Shared {
 struct State {
     tails: HashMap<TenantId, TailHandle>,
     open: HashMap<TenantId, usize>,
-    open_by_key: HashMap<ApiKeyId, usize>,
+    open_by_subject: HashMap<Subject, usize>,
     streams: usize,
 }
 
@@ -193,7 +194,7 @@ impl Shared {
         let mut state = self.state.lock().expect(NO_PANIC);
         state.streams -= 1;
         count_down(&mut state.open, slot.tenant());
-        count_down(&mut state.open_by_key, slot.api_key());
+        count_down(&mut state.open_by_subject, slot.subject().clone());
     }
 
     /// A stream that is open here.

@@ -120,9 +120,11 @@ impl Watches {
         let (start, gap) = shared.start_place(tenant, &head, &request).await?;
         let versions = shared.filter_versions(tenant, start, &request).await?;
         let age = shared.config.stream_age(clock::jitter());
+        let now = shared.store.now();
+        let until_expiry = request.caller.expires_at.map(|expiry| (expiry - now).to_std().unwrap_or_default());
         let slot = Arc::clone(&admission.slot);
         let resumable = age + Duration::from_millis(shared.config.resume_ms);
-        let expires_at = shared.store.now() + TimeDelta::from_std(resumable).unwrap_or(TimeDelta::days(1));
+        let expires_at = now + TimeDelta::from_std(resumable).unwrap_or(TimeDelta::days(1));
         shared.store.create_watch(tenant, slot.id(), shared.replica, expires_at, &versions).await?;
         let mut scheduled = versions.iter().map(parse_version).collect::<Result<VecDeque<_>, _>>()?;
         let (_, first) = scheduled.pop_front().ok_or(StoreError::Corrupt { what: "watch" })?;
@@ -141,6 +143,8 @@ impl Watches {
             start,
             gap,
             ends_at: Instant::now() + age,
+            // One that ends later than the stream needs no end of its own.
+            expires_at: until_expiry.filter(|left| *left <= age).map(|left| Instant::now() + left),
         };
         drop(admission);
         Ok(WatchStream::new(Arc::clone(shared), tail, slot, terms))
@@ -155,7 +159,7 @@ fn parse_version(version: &FilterVersion) -> Result<(LogPlace, FilterChange), St
 impl Shared {
     /// Counts a stream in, within the bounds.
     fn admit(&self, caller: &Caller, tenants_own: Option<u64>) -> Result<Admission<'_>, OpenError> {
-        let slot = Arc::new(Slot::new(WatchId(clock::new_uuid()), caller.tenant, caller.api_key));
+        let slot = Arc::new(Slot::new(WatchId(clock::new_uuid()), caller.tenant, caller.subject.clone()));
         let mut state = self.state.lock().expect(NO_PANIC);
         if state.streams >= self.config.streams_max {
             return Err(OpenError::TooMany { setting: "watch.streams_max", limit: self.config.streams_max });
@@ -166,11 +170,11 @@ impl Shared {
             return Err(OpenError::TooMany { setting: "watch.streams_per_tenant_max", limit });
         }
         let limit = self.config.streams_per_credential_max;
-        if state.open_by_key.get(&caller.api_key).is_some_and(|open| *open >= limit) {
+        if state.open_by_subject.get(&caller.subject).is_some_and(|open| *open >= limit) {
             return Err(OpenError::TooMany { setting: "watch.streams_per_credential_max", limit });
         }
         *state.open.entry(caller.tenant).or_default() += 1;
-        *state.open_by_key.entry(caller.api_key).or_default() += 1;
+        *state.open_by_subject.entry(caller.subject.clone()).or_default() += 1;
         state.streams += 1;
         Ok(Admission { shared: self, slot, kept: false })
     }

@@ -3,7 +3,8 @@
 //! A transport that is blocked does not ask its stream for anything, so a stream cannot notice by itself that it is stalled.
 
 use super::filter_set::FilterChange;
-use crate::domain::ids::{ApiKeyId, TenantId, WatchId};
+use crate::domain::access::Subject;
+use crate::domain::ids::{TenantId, WatchId};
 use futures::task::AtomicWaker;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -20,7 +21,7 @@ const WAITING: u64 = u64::MAX;
 pub(super) struct Slot {
     id: WatchId,
     tenant: TenantId,
-    api_key: ApiKeyId,
+    subject: Subject,
     waker: AtomicWaker,
     born: Instant,
     /// Milliseconds after `born` at which the transport was last handed something that it has not asked beyond; or WAITING.
@@ -34,11 +35,11 @@ pub(super) struct Slot {
 }
 
 impl Slot {
-    pub(super) fn new(id: WatchId, tenant: TenantId, api_key: ApiKeyId) -> Self {
+    pub(super) fn new(id: WatchId, tenant: TenantId, subject: Subject) -> Self {
         Self {
             id,
             tenant,
-            api_key,
+            subject,
             waker: AtomicWaker::new(),
             born: Instant::now(),
             handed_ms: AtomicU64::new(0),
@@ -57,9 +58,9 @@ impl Slot {
         self.tenant
     }
 
-    /// The credential that it counts for.
-    pub(super) fn api_key(&self) -> ApiKeyId {
-        self.api_key
+    /// Whom it counts for.
+    pub(super) fn subject(&self) -> &Subject {
+        &self.subject
     }
 
     /// True for the first call: who gets it gives the stream's place among the open ones back.

@@ -66,6 +66,7 @@ pub struct WatchStream {
     bookmark_interval: Duration,
     last_message: Instant,
     ends_at: Instant,
+    expires_at: Option<Instant>,
     caller: Caller,
     check_at: Instant,
     checking: Option<BoxFuture<'static, Standing>>,
@@ -111,6 +112,7 @@ impl WatchStream {
             bookmark_interval: terms.bookmark_interval,
             last_message: now,
             ends_at: terms.ends_at,
+            expires_at: terms.expires_at,
             caller: terms.caller,
             // Streams that were opened together do not ask together.
             check_at: now + check_every.mul_f64(0.5 + clock::jitter() / 2.0),
@@ -188,7 +190,8 @@ impl WatchStream {
             if has_more && !is_held || self.shared.is_draining() {
                 continue;
             }
-            let deadline = (self.last_message + self.bookmark_interval).min(self.ends_at).min(self.next_check());
+            let end = self.expires_at.map_or(self.ends_at, |expiry| expiry.min(self.ends_at));
+            let deadline = (self.last_message + self.bookmark_interval).min(end).min(self.next_check());
             // Messages move the deadline away all the time; the timer is only ever moved closer, and set again when it fires.
             if deadline < self.timer.deadline() || self.timer.is_elapsed() {
                 self.timer.as_mut().reset(deadline);
@@ -211,6 +214,9 @@ impl WatchStream {
         }
         if self.shared.is_draining() {
             return Some(Ending::Draining);
+        }
+        if self.expires_at.is_some_and(|expiry| now >= expiry) {
+            return Some(Ending::CredentialInvalid);
         }
         if now >= self.ends_at {
             return Some(Ending::Age { resume_cursor: self.tail.cursor(self.at) });

@@ -94,4 +94,6 @@ pub(super) struct Terms {
     pub(super) gap: Option<LogPlace>,
     /// When the stream is old enough.
     pub(super) ends_at: Instant,
+    /// When the credential ends by itself, where it does.
+    pub(super) expires_at: Option<Instant>,
 }

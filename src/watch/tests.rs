@@ -5,7 +5,7 @@ use super::slot::Slot;
 use super::tail::{Page, Reads, Tail};
 use super::terms::Terms;
 use super::*;
-use crate::domain::access::{Caller, Role};
+use crate::domain::access::{Caller, Role, Subject};
 use crate::domain::event::{Data, Event, Lineage, LogEntry};
 use crate::domain::event_type::EventTypeName;
 use crate::domain::ids::{ApiKeyId, EventId};
@@ -57,7 +57,14 @@ pub(super) fn filters(named: &[(&str, &str)]) -> FilterSet {
 }
 
 pub(super) fn caller() -> Caller {
-    Caller { api_key: ApiKeyId(Uuid::from_u128(1)), tenant: TENANT, app: None, role: Role::Viewer }
+    Caller {
+        subject: Subject::ApiKey(ApiKeyId(Uuid::from_u128(1))),
+        tenant: TENANT,
+        app: None,
+        role: Role::Viewer,
+        expires_at: None,
+        grounds: None,
+    }
 }
 
 #[derive(Default)]
@@ -255,11 +262,11 @@ impl Bench {
         changes: Vec<(Position, FilterSet)>,
     ) -> WatchStream {
         let who = caller();
-        let slot = Arc::new(Slot::new(WatchId(crate::clock::new_uuid()), who.tenant, who.api_key));
+        let slot = Arc::new(Slot::new(WatchId(crate::clock::new_uuid()), who.tenant, who.subject.clone()));
         let mut state = self.shared.state.lock().expect("no panic");
         state.streams += 1;
         *state.open.entry(who.tenant).or_default() += 1;
-        *state.open_by_key.entry(who.api_key).or_default() += 1;
+        *state.open_by_subject.entry(who.subject.clone()).or_default() += 1;
         drop(state);
         self.tail.join(Arc::clone(&slot));
         let day = |position: Position| time(position.max(1)).date_naive();
@@ -278,6 +285,7 @@ impl Bench {
             start: LogPlace { after, day: day(after) },
             gap: None,
             ends_at: Instant::now() + self.shared.config.stream_age(crate::clock::jitter()),
+            expires_at: None,
         };
         WatchStream::new(Arc::clone(&self.shared), Arc::clone(&self.tail), slot, terms)
     }

@@ -59,6 +59,7 @@ mod secrets;
 mod subscribe;
 mod subscriptions;
 mod test_subscription;
+mod tokens;
 mod traces;
 mod unsubscribe;
 mod update_watch;

@@ -4,7 +4,7 @@ use super::*;
 use crate::api::status::ApiError;
 use crate::clock;
 use crate::dev::{PrivatePostgres, Search};
-use crate::domain::access::{Caller, Role};
+use crate::domain::access::{Caller, Role, Subject};
 use crate::domain::event::{Data, Event, Lineage, LogEntry};
 use crate::domain::event_type::EventTypeName;
 use crate::domain::ids::{ApiKeyId, EventId, Position, ReplicaId, TenantId};
@@ -66,7 +66,8 @@ impl World {
         let watches = Watches::start(replica, store.clone(), sealer.clone(), &feed, config, valid);
         let deps = EventsDeps::new(store.clone(), sealer.clone(), watches);
         let tenant = TenantId(clock::new_uuid());
-        let caller = Caller { api_key: ApiKeyId(clock::new_uuid()), tenant, app: None, role: Role::Viewer };
+        let subject = Subject::ApiKey(ApiKeyId(clock::new_uuid()));
+        let caller = Caller { subject, tenant, app: None, role: Role::Viewer, expires_at: None, grounds: None };
         let world = Self { _postgres: postgres, pool, store, feed, sealer, deps, caller };
         world.add_tenant(tenant).await;
         world

@@ -10,7 +10,7 @@
 use super::update_watch::update_error;
 use super::watch::{self, ending_error};
 use super::{EventsDeps, parse};
-use crate::api::auth::ApiKeys;
+use crate::api::auth::Credentials;
 use crate::api::in_flight::{Credential, InFlight};
 use crate::api::server::Upgrades;
 use crate::api::status::{ApiError, to_json};
@@ -40,7 +40,7 @@ use tonic::body::Body;
 pub const PATH: &str = "/v1/watch";
 /// The subprotocol; required where the client offers any.
 const PROTOCOL: &str = "carillon.watch.v1";
-/// A subprotocol that carries the API key, for browsers, which cannot set headers here.
+/// A subprotocol that carries the API key or token, for browsers, which cannot set headers here.
 const TOKEN_PROTOCOL: &str = "carillon.bearer.";
 /// Bytes of a client's message at most: 16 filters at their bounds fit.
 const MESSAGE_BYTES_MAX: usize = 256 * 1024;
@@ -57,7 +57,7 @@ type Socket = WebSocketStream<TokioIo<Upgraded>>;
 #[derive(Clone)]
 pub struct WatchSocket {
     deps: EventsDeps,
-    keys: ApiKeys,
+    credentials: Credentials,
     origins: Arc<[String]>,
     keepalive: Duration,
     /// A WebSocket counts as a call of its credential, like any other stream.
@@ -69,8 +69,14 @@ struct Refusal(StatusCode, ApiError);
 
 impl WatchSocket {
     /// Takes the parts; the origins are those of CORS.
-    pub fn new(deps: EventsDeps, keys: ApiKeys, origins: &[String], keepalive: Duration, in_flight: InFlight) -> Self {
-        Self { deps, keys, origins: origins.into(), keepalive, in_flight }
+    pub fn new(
+        deps: EventsDeps,
+        credentials: Credentials,
+        origins: &[String],
+        keepalive: Duration,
+        in_flight: InFlight,
+    ) -> Self {
+        Self { deps, credentials, origins: origins.into(), keepalive, in_flight }
     }
 
     /// Answers the handshake; the stream goes on in a task of the server's.
@@ -107,14 +113,14 @@ impl WatchSocket {
         let credential = credential(headers, &offered);
         let is_protocol = !offered.is_empty();
         let caller = match credential {
-            Some(headers) => self.keys.authenticate(&headers).await,
+            Some(headers) => self.credentials.authenticate(&headers).await,
             None => Err(ApiError::CredentialInvalid),
         };
         let caller = caller.map_err(|error| match error {
             ApiError::CredentialInvalid => Refusal(StatusCode::UNAUTHORIZED, error),
             _ => Refusal(StatusCode::SERVICE_UNAVAILABLE, error),
         })?;
-        let place = self.in_flight.admit(Credential::ApiKey(caller.api_key));
+        let place = self.in_flight.admit(Credential::Subject(caller.subject.clone()));
         let place = place.map_err(|error| Refusal(StatusCode::TOO_MANY_REQUESTS, error))?;
         let upgrades = request.extensions().get::<Upgrades>().cloned();
         let upgrades = upgrades.ok_or_else(|| upgrade_required("this connection cannot become a WebSocket"))?;

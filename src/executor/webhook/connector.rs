@@ -28,6 +28,9 @@ use tokio_rustls::client::TlsStream;
 /// How long one address may take before the next is tried beside it. Source: RFC 8305, "Connection Attempt Delay".
 const NEXT_ADDRESS_AFTER: Duration = Duration::from_millis(250);
 
+/// The setting that names the file of further roots.
+const EXTRA_CA: &str = "extra_ca_file";
+
 /// Opens connections for the pooled client. Cheap to clone.
 #[derive(Clone)]
 pub struct Connector {
@@ -123,13 +126,13 @@ impl Connector {
 }
 
 fn add_roots(roots: &mut RootCertStore, path: &Path) -> Result<(), ExecutorError> {
-    let pem = std::fs::read(path).map_err(ExecutorError::ReadExtraCa)?;
+    let pem = std::fs::read(path).map_err(|error| ExecutorError::ReadExtraCa(EXTRA_CA, error))?;
     let before = roots.len();
     for certificate in CertificateDer::pem_slice_iter(&pem) {
-        let certificate = certificate.map_err(|_| ExecutorError::ParseExtraCa)?;
-        roots.add(certificate).map_err(|_| ExecutorError::ParseExtraCa)?;
+        let certificate = certificate.map_err(|_| ExecutorError::ParseExtraCa(EXTRA_CA))?;
+        roots.add(certificate).map_err(|_| ExecutorError::ParseExtraCa(EXTRA_CA))?;
     }
-    if roots.len() == before { Err(ExecutorError::ParseExtraCa) } else { Ok(()) }
+    if roots.len() == before { Err(ExecutorError::ParseExtraCa(EXTRA_CA)) } else { Ok(()) }
 }
 
 /// Connects to the addresses in their order, each a little after the one before, at once where that one failed.

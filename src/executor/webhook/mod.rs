@@ -12,7 +12,7 @@
 mod answer;
 pub mod client;
 pub mod cloudevent;
-mod connector;
+pub(super) mod connector;
 mod decide;
 pub mod egress;
 pub mod sign;

@@ -236,6 +236,17 @@ async fn a_revoked_credential_ends_it_within_a_minute() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn it_ends_in_the_moment_that_its_credential_does() {
+    let bench = Bench::start(small(), 3);
+    let mut stream = bench.watch_from(3);
+    next(&mut stream).await;
+    let expiry = Instant::now() + Duration::from_secs(90);
+    stream.expires_at = Some(expiry);
+    assert!(matches!(closing(&bench, &mut stream, "CREDENTIAL_INVALID", 3).await, Ending::CredentialInvalid));
+    assert!(Instant::now() - expiry < Duration::from_millis(10));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_reader_that_takes_nothing_is_given_up_and_its_cursor_still_works() {
     let bench = Bench::start(small(), 0);
     let mut stream = bench.watch_from(0);

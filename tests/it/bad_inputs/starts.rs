@@ -90,6 +90,13 @@ async fn l1_a_bad_setting_stops_the_start_and_is_named_without_its_value() {
             section(table, name).insert(key.to_owned(), value.clone());
         }
     };
+    // A good issuer but for one key.
+    let issuer = |key: &str, value: toml::Value| {
+        let good = [("issuer", "https://id.example.com"), ("audience", "carillon")];
+        let mut entry: toml::Table = good.map(|(key, value)| (key.to_owned(), value.into())).into_iter().collect();
+        entry.insert(key.to_owned(), value);
+        entry
+    };
     let cases = [
         (with(&|table| drop(table.insert("surprise".to_owned(), 1.into()))), "surprise"),
         (with(&put("operators", "subjekts", "hunter2".into())), "subjekts"),
@@ -125,6 +132,17 @@ async fn l1_a_bad_setting_stops_the_start_and_is_named_without_its_value() {
             "secrets.keys",
         ),
         (with(&put("executor", "allow_private_ranges", vec!["hunter2"].into())), "executor.allow_private_ranges"),
+        (with(&put("auth", "issuers", vec!["hunter2"].into())), "auth.issuers"),
+        (with(&put("auth", "issuers", vec![issuer("isuer", "hunter2".into())].into())), "auth.issuers.isuer"),
+        (with(&put("auth", "issuers", vec![issuer("issuer", "http://hunter2".into())].into())), "auth.issuers.issuer"),
+        (with(&put("auth", "issuers", vec![issuer("audience", "".into())].into())), "auth.issuers.audience"),
+        (
+            with(&put("auth", "issuers", vec![issuer("algorithms", vec!["HS256"].into())].into())),
+            "auth.issuers.algorithms",
+        ),
+        (with(&put("auth", "issuers", vec![issuer("leeway_ms", 300_001.into())].into())), "auth.issuers.leeway_ms"),
+        (with(&put("auth", "issuers", vec![issuer("jwks_file", "/hunter2".into())].into())), "auth.issuers.jwks_file"),
+        (with(&put("auth", "token_bytes_max", 1.into())), "auth.token_bytes_max"),
         (with(&put("log", "level", "hunter2=loud=".into())), "log.level"),
         (with(&put("dispatch", "lease_ms", 0.into())), "dispatch.lease_ms"),
         (with(&put("watch", "ring_entries_max", 1.into())), "watch.ring_entries_max"),

@@ -7,6 +7,7 @@
 pub mod authority;
 pub mod connect;
 pub mod database;
+pub mod issuer;
 pub mod process;
 pub mod raw;
 pub mod receiver;
