@@ -17,6 +17,8 @@ pub(super) const ALGORITHMS: [(&str, Algorithm); 9] = [
     ("ES384", Algorithm::ES384),
     ("EdDSA", Algorithm::EdDSA),
 ];
+const CLAIM: &str = "must be the name of a claim of its own";
+const KNOWN: &str = "must be some of RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384 and EdDSA";
 /// Bytes of an issuer's name: it is a part of every audit record's actor.
 const ISSUER_BYTES_MAX: usize = 512;
 const ISSUERS_MAX: usize = 100;
@@ -130,13 +132,11 @@ impl IssuerConfig {
             rule("issuers.issuer", discoverable, "must be an https URL, or set jwks_uri or jwks_file")?;
         }
         let named = |claim: &str| !claim.is_empty() && !["iss", "aud", "exp", "nbf", "iat"].contains(&claim);
-        const CLAIM: &str = "must be the name of a claim of its own";
         rule("issuers.tenant_claim", named(&self.tenant_claim), CLAIM)?;
         rule("issuers.role_claim", named(&self.role_claim) && self.role_claim != self.tenant_claim, CLAIM)?;
         let apart = self.app_claim != self.tenant_claim && self.app_claim != self.role_claim;
         rule("issuers.app_claim", named(&self.app_claim) && apart, CLAIM)?;
         let known = !self.algorithms.is_empty() && self.algorithms.iter().all(|name| algorithm(name).is_some());
-        const KNOWN: &str = "must be some of RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384 and EdDSA";
         rule("issuers.algorithms", known, KNOWN)?;
         rule("issuers.leeway_ms", self.leeway_ms <= LEEWAY_MS_MAX, "must be 0 to 300000")
     }

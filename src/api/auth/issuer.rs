@@ -134,8 +134,7 @@ impl Issuer {
         let _place = self.waiting.try_acquire().ok()?;
         self.asked.notify_one();
         timeout(WAIT, changes.changed()).await.ok()?.ok()?;
-        let key = find(&changes.borrow());
-        key
+        find(&changes.borrow())
     }
 
     /// True where a key is still published, as far as is known.

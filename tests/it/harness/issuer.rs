@@ -80,12 +80,12 @@ impl Signer {
 
     /// A token of these claims.
     pub fn sign(&self, claims: &Value) -> String {
-        self.sign_with(Header { kid: Some(self.id.clone()), ..Header::new(self.algorithm) }, claims)
+        self.sign_with(&Header { kid: Some(self.id.clone()), ..Header::new(self.algorithm) }, claims)
     }
 
     /// A token of these claims with a header of one's own.
-    pub fn sign_with(&self, header: Header, claims: &Value) -> String {
-        jsonwebtoken::encode(&header, claims, &self.key).expect("a token")
+    pub fn sign_with(&self, header: &Header, claims: &Value) -> String {
+        jsonwebtoken::encode(header, claims, &self.key).expect("a token")
     }
 }
 
@@ -167,7 +167,7 @@ impl Issuer {
     /// The section that lets its address be called.
     pub fn reachable(&self) -> String {
         let ca = self.dir.path().join("ca.pem");
-        format!("[executor.issuers]\nallow_private_ranges = [\"127.0.0.0/8\"]\nextra_ca_file = {ca:?}\n")
+        format!("[executor.issuers]\nallow_private_ranges = [\"127.0.0.0/8\"]\nextra_ca_file = \"{}\"\n", ca.display())
     }
 
     /// Its entry among the settings, for the audience `carillon` and without leeway, with more of TOML.

@@ -91,7 +91,7 @@ async fn tokens_of_unknown_keys_cause_no_more_fetches_than_their_interval_allows
     for round in 0..20 {
         let unknown = |n: usize| {
             let header = Header { kid: Some(format!("{round}-{n}")), ..Header::new(Algorithm::EdDSA) };
-            let token = key.sign_with(header, &claims);
+            let token = key.sign_with(&header, &claims);
             let world = &world;
             async move { assert_refused(lists(world, &token).await, Code::Unauthenticated, "CREDENTIAL_INVALID") }
         };

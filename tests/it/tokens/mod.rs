@@ -239,9 +239,9 @@ async fn a_watch_ends_in_the_moment_its_token_does() {
     assert_eq!((status.code(), reason(&status).as_str()), (Code::Unauthenticated, "CREDENTIAL_INVALID"));
     assert_eq!(said.as_deref(), Some("CREDENTIAL_INVALID"), "it was said with a cursor");
     let closed = loop {
-        match within("the WebSocket's end", socket.next()).await.expect("a close frame").expect("it lives") {
-            Message::Close(frame) => break frame.expect("a reason"),
-            _ => {}
+        let message = within("the WebSocket's end", socket.next()).await.expect("a close frame").expect("it lives");
+        if let Message::Close(frame) = message {
+            break frame.expect("a reason");
         }
     };
     assert_eq!((u16::from(closed.code), closed.reason.as_str()), (4016, "CREDENTIAL_INVALID"));
