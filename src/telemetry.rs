@@ -62,7 +62,8 @@ fn parse_level(text: &str) -> Option<EnvFilter> {
         let level = level.trim();
         !level.is_empty() && level.parse::<LevelFilter>().is_ok()
     };
-    text.split(',').all(says_level).then(|| EnvFilter::try_new(text).ok())?
+    let directives: Vec<&str> = text.split(',').map(str::trim).collect();
+    directives.iter().all(|directive| says_level(directive)).then(|| EnvFilter::try_new(directives.join(",")).ok())?
 }
 
 /// Starts logging, and traces where they are wanted, for the process; a second call changes nothing.
