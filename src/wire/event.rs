@@ -5,8 +5,9 @@
 
 use super::FieldError;
 use super::time::{parse_timestamp, timestamp_to_proto};
-use crate::domain::event::{Attribute, Data, LogEntry};
+use crate::domain::event::{self, Attribute, Data, Lineage, LogEntry};
 use crate::domain::event_type::EventTypeName;
+use crate::domain::ids::EventId;
 use crate::proto::Timestamp;
 use crate::proto::cloudevents::CloudEvent;
 use crate::proto::cloudevents::cloud_event::CloudEventAttributeValue;
@@ -55,6 +56,24 @@ pub struct ParsedEvent {
     pub data: Data,
     /// The `id` that the publisher gave.
     pub publisher_id: Option<String>,
+}
+
+impl ParsedEvent {
+    /// The event that it becomes, the first of its chain: with an id, and the present time where it says none.
+    pub fn into_event(self, id: EventId, now: DateTime<Utc>) -> event::Event {
+        event::Event {
+            id,
+            event_type: self.event_type,
+            schema_version: 0,
+            source: self.source,
+            subject: self.subject,
+            time: self.time.unwrap_or(now),
+            content_type: self.content_type,
+            extensions: self.extensions,
+            data: self.data,
+            lineage: Lineage::root(id),
+        }
+    }
 }
 
 /// Checks a publisher's CloudEvent. `path` is its place in the request, e.g. `event` or `requests[3].event`.

@@ -4,7 +4,6 @@ use std::collections::HashSet;
 
 use carillon::proto::public::{
     DeliveryPolicy, DisableSubscriptionRequest, InvocationState, OnDeadLetter, OrderingPolicy,
-    UndeleteSubscriptionRequest, UnsubscribeRequest,
 };
 use serde_json::json;
 
@@ -22,16 +21,6 @@ async fn subscribe(tenant: &Tenant, receiver: &Receiver, path: &str) -> String {
     let answer = tenant.events().subscribe(request).await.expect("a policy with an order is accepted").into_inner();
     receiver.trust(path, &answer.signing_secret);
     answer.subscription.expect("the answer shows it").id
-}
-
-async fn unsubscribe(tenant: &Tenant, id: &str) {
-    let request = UnsubscribeRequest { subscription_id: id.to_owned(), ..Default::default() };
-    tenant.events().unsubscribe(request).await.expect("it is subscribed");
-}
-
-async fn undelete(tenant: &Tenant, id: &str, replay_missed: bool) {
-    let request = UndeleteSubscriptionRequest { subscription_id: id.to_owned(), replay_missed, ..Default::default() };
-    tenant.events().undelete_subscription(request).await.expect("it is deleted");
 }
 
 /// Publishes one event of each user for each number; returns the last one's id.
@@ -77,9 +66,9 @@ async fn what_is_new_of_a_key_comes_after_what_was_missed_of_it_whoever_owns_the
     let id = subscribe(&tenant, &receiver, "/hook").await;
     publish(&tenant, 0..5).await;
     arrives_in_order(&receiver, "/hook", 0..5).await;
-    unsubscribe(&tenant, &id).await;
+    tenant.unsubscribe(&id).await;
     publish(&tenant, 5..45).await;
-    undelete(&tenant, &id, true).await;
+    tenant.undelete(&id, true).await;
     for n in 45..75 {
         publish(&tenant, n..n + 1).await;
         if n == 50 || n == 60 {
@@ -102,9 +91,9 @@ async fn what_waits_for_a_replay_ends_with_its_subscription_and_goes_on_without_
     tenant.declare(EVENT).await;
     let receiver = Receiver::start().await;
     let id = subscribe(&tenant, &receiver, "/hook").await;
-    unsubscribe(&tenant, &id).await;
+    tenant.unsubscribe(&id).await;
     publish(&tenant, 0..100).await;
-    undelete(&tenant, &id, true).await;
+    tenant.undelete(&id, true).await;
     receiver.receives("/hook", 1).await;
     let waiting = publish(&tenant, 100..101).await;
     tenant.all_invocations_become(&waiting, InvocationState::Waiting).await;
@@ -113,8 +102,8 @@ async fn what_waits_for_a_replay_ends_with_its_subscription_and_goes_on_without_
     tenant.events().disable_subscription(disable).await.expect("it is active");
     tenant.all_invocations_become(&waiting, InvocationState::Cancelled).await;
     // Active again without a replay: nothing holds up what is new.
-    unsubscribe(&tenant, &id).await;
-    undelete(&tenant, &id, false).await;
+    tenant.unsubscribe(&id).await;
+    tenant.undelete(&id, false).await;
     let free = publish(&tenant, 101..102).await;
     tenant.all_invocations_become(&free, InvocationState::Succeeded).await;
     assert!(firsts(&receiver.received("/hook"), "ada").len() < 50, "the replay has ended early");

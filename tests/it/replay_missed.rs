@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use carillon::proto::public::{
     DisableSubscriptionRequest, EnableSubscriptionRequest, GetInvocationRequest, InvocationState, Subscription,
-    UndeleteSubscriptionRequest, UnsubscribeRequest, UpdateSubscriptionRequest,
+    UpdateSubscriptionRequest,
 };
 use serde_json::json;
 
@@ -14,16 +14,6 @@ use crate::harness::wait::eventually;
 use crate::harness::{Receiver, World};
 
 const EVENT: &str = "CUSTOM_MISSED";
-
-async fn unsubscribe(tenant: &Tenant, id: &str) {
-    let request = UnsubscribeRequest { subscription_id: id.to_owned(), ..Default::default() };
-    tenant.events().unsubscribe(request).await.expect("it is subscribed");
-}
-
-async fn undelete(tenant: &Tenant, id: &str, replay_missed: bool) {
-    let request = UndeleteSubscriptionRequest { subscription_id: id.to_owned(), replay_missed, ..Default::default() };
-    tenant.events().undelete_subscription(request).await.expect("it is deleted");
-}
 
 async fn subscribe(tenant: &Tenant, receiver: &Receiver, path: &str) -> String {
     tenant.subscribe(EVENT, receiver, path).await.subscription.expect("it is set").id
@@ -66,9 +56,9 @@ async fn exactly_what_was_missed_arrives_marked_as_a_replay() {
     let disable = DisableSubscriptionRequest { subscription_id: id.clone(), ..Default::default() };
     tenant.events().disable_subscription(disable).await.expect("it is active");
     let missed = publish(&tenant, 5..20).await;
-    unsubscribe(&tenant, &id).await;
+    tenant.unsubscribe(&id).await;
     publish(&tenant, 20..40).await;
-    undelete(&tenant, &id, true).await;
+    tenant.undelete(&id, true).await;
     publish(&tenant, 40..45).await;
     receives(&receiver, "/hook", true, 5..40).await;
     receives(&receiver, "/hook", false, (0..5).chain(40..45)).await;
@@ -81,12 +71,12 @@ async fn exactly_what_was_missed_arrives_marked_as_a_replay() {
     assert!(alone.invocation.is_some_and(|invocation| invocation.replay));
 
     // What was replayed is not missed again, nor what is left out by a restore without a replay.
-    unsubscribe(&tenant, &id).await;
+    tenant.unsubscribe(&id).await;
     publish(&tenant, 45..50).await;
-    undelete(&tenant, &id, false).await;
-    unsubscribe(&tenant, &id).await;
+    tenant.undelete(&id, false).await;
+    tenant.unsubscribe(&id).await;
     publish(&tenant, 50..55).await;
-    undelete(&tenant, &id, true).await;
+    tenant.undelete(&id, true).await;
     receives(&receiver, "/hook", true, (5..40).chain(50..55)).await;
     assert_eq!(receiver.received("/hook").len(), 50, "each once");
 }
@@ -124,9 +114,9 @@ async fn a_crash_in_the_middle_of_a_replay_leaves_nothing_out_and_adds_nothing()
     tenant.declare(EVENT).await;
     let receiver = Receiver::start().await;
     let id = subscribe(&tenant, &receiver, "/hook").await;
-    unsubscribe(&tenant, &id).await;
+    tenant.unsubscribe(&id).await;
     publish(&tenant, 0..60).await;
-    undelete(&tenant, &id, true).await;
+    tenant.undelete(&id, true).await;
     receiver.receives("/hook", 5).await;
     let before = numbers(&receiver, "/hook", true).len();
     world.replace(0).await;
@@ -145,16 +135,16 @@ async fn deleting_again_ends_a_replay() {
     let receiver = Receiver::start().await;
     let (ended, whole) = (subscribe(&tenant, &receiver, "/ended").await, subscribe(&tenant, &receiver, "/whole").await);
     for id in [&ended, &whole] {
-        unsubscribe(&tenant, id).await;
+        tenant.unsubscribe(id).await;
     }
     publish(&tenant, 0..40).await;
-    undelete(&tenant, &ended, true).await;
+    tenant.undelete(&ended, true).await;
     receiver.receives("/ended", 1).await;
-    unsubscribe(&tenant, &ended).await;
-    undelete(&tenant, &ended, false).await;
+    tenant.unsubscribe(&ended).await;
+    tenant.undelete(&ended, false).await;
     let before = numbers(&receiver, "/ended", true).len();
     // The one that is furthest behind goes on first: were the ended replay still there, it would be through with this one.
-    undelete(&tenant, &whole, true).await;
+    tenant.undelete(&whole, true).await;
     publish(&tenant, 40..41).await;
     receives(&receiver, "/whole", true, 0..40).await;
     receives(&receiver, "/ended", false, 40..41).await;

@@ -4,7 +4,7 @@ use crate::api::status::{ApiError, FieldViolation};
 use crate::clock;
 use crate::domain::access::Publisher;
 use crate::domain::catalogue::Catalogue;
-use crate::domain::event::{Attribute, Event, Lineage};
+use crate::domain::event::{Attribute, Event};
 use crate::domain::ids::EventId;
 use crate::proto::internal::PublishRequest;
 use crate::publish::key::request_hash;
@@ -57,7 +57,7 @@ pub(super) fn parse(request: PublishRequest, publisher: &Publisher, prefix: &str
     let has_key = !given_key.is_empty() || request.event.as_ref().is_some_and(|event| !event.id.is_empty());
     let hash = if has_key { request_hash(&request.encode_to_vec()) } else { [0; 32] };
     let event = request.event.ok_or_else(|| invalid("event", "is required"))?;
-    let parsed = cloud_event_to_domain(event, &format!("{prefix}event"))?;
+    let mut parsed = cloud_event_to_domain(event, &format!("{prefix}event"))?;
     // Permission comes before existence: a type that may not be published is not looked up.
     if !publisher.may_publish(&parsed.event_type) || Catalogue::is_carillons_own(parsed.event_type.as_str()) {
         return Err(ApiError::EventTypeForbidden { event_type: parsed.event_type.to_string() });
@@ -74,7 +74,7 @@ pub(super) fn parse(request: PublishRequest, publisher: &Publisher, prefix: &str
     } else {
         Some(format!("key/{given_key}"))
     };
-    let mut extensions = parsed.extensions;
+    let extensions = &mut parsed.extensions;
     // By CloudEvents' distributed tracing extension: one that the publisher has set says where the event comes from, and stays.
     if !extensions.iter().any(|(name, _)| name == traces::TRACEPARENT)
         && let Some(traceparent) = traces::traceparent()
@@ -82,24 +82,12 @@ pub(super) fn parse(request: PublishRequest, publisher: &Publisher, prefix: &str
         extensions.push((traces::TRACEPARENT.to_owned(), Attribute::String(traceparent)));
         extensions.sort_by(|a, b| a.0.cmp(&b.0));
     }
-    if let Some(id) = parsed.publisher_id {
+    if let Some(id) = parsed.publisher_id.take() {
         extensions.push(("publisherid".to_owned(), Attribute::String(id)));
         extensions.sort_by(|a, b| a.0.cmp(&b.0));
     }
-    let id = EventId(clock::new_uuid());
     Ok(Parsed {
-        event: Arc::new(Event {
-            id,
-            event_type: parsed.event_type,
-            schema_version: 0,
-            source: parsed.source,
-            subject: parsed.subject,
-            time: parsed.time.unwrap_or_else(clock::now),
-            content_type: parsed.content_type,
-            extensions,
-            data: parsed.data,
-            lineage: Lineage::root(id),
-        }),
+        event: Arc::new(parsed.into_event(EventId(clock::new_uuid()), clock::now())),
         schema_version: request.schema_version,
         key: key.map(|key| NewKey { key, request_hash: hash }),
         deliver_at,

@@ -5,7 +5,7 @@ use crate::api::publish::errors::to_api_error;
 use crate::api::registry::{Known, RegistryDeps, invalid};
 use crate::api::status::ApiError;
 use crate::clock;
-use crate::domain::event::{Attribute, Event, Lineage};
+use crate::domain::event::{Attribute, Event};
 use crate::domain::event_type::EventTypeName;
 use crate::domain::ids::{EventId, TenantId};
 use crate::domain::trial::TEST_ATTRIBUTE;
@@ -25,26 +25,13 @@ pub(super) fn hand_written(mut event: CloudEvent, event_type: Option<&EventTypeN
     if event.source.is_empty() {
         SOURCE.clone_into(&mut event.source);
     }
-    let parsed = cloud_event_to_domain(event, "event").map_err(invalid)?;
-    let id = EventId(clock::new_uuid());
-    let mut extensions = parsed.extensions;
+    let mut parsed = cloud_event_to_domain(event, "event").map_err(invalid)?;
     if event_type.is_some() {
-        extensions.retain(|(name, _)| name != TEST_ATTRIBUTE);
-        extensions.push((TEST_ATTRIBUTE.to_owned(), Attribute::Boolean(true)));
-        extensions.sort_by(|a, b| a.0.cmp(&b.0));
+        parsed.extensions.retain(|(name, _)| name != TEST_ATTRIBUTE);
+        parsed.extensions.push((TEST_ATTRIBUTE.to_owned(), Attribute::Boolean(true)));
+        parsed.extensions.sort_by(|a, b| a.0.cmp(&b.0));
     }
-    Ok(Event {
-        id,
-        event_type: parsed.event_type,
-        schema_version: 0,
-        source: parsed.source,
-        subject: parsed.subject,
-        time: parsed.time.unwrap_or_else(clock::now),
-        content_type: parsed.content_type,
-        extensions,
-        data: parsed.data,
-        lineage: Lineage::root(id),
-    })
+    Ok(parsed.into_event(EventId(clock::new_uuid()), clock::now()))
 }
 
 /// Checks the data of an event against the schema version that the event has. `path` leads to the event, and is empty where the request

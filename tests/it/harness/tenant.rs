@@ -13,7 +13,8 @@ use carillon::proto::public::event_type_service_client::EventTypeServiceClient;
 use carillon::proto::public::invocation_service_client::InvocationServiceClient;
 use carillon::proto::public::{
     CreateEventTypeRequest, DeliveryPolicy, EventView, Invocation, InvocationState, ListEventsRequest,
-    ListInvocationsRequest, SubscribeRequest, SubscribeResponse, Target, WebhookMode, WebhookTarget, target,
+    ListInvocationsRequest, SubscribeRequest, SubscribeResponse, Target, UndeleteSubscriptionRequest,
+    UnsubscribeRequest, WebhookMode, WebhookTarget, target,
 };
 use serde_json::Value;
 use tonic::service::interceptor::InterceptedService;
@@ -169,6 +170,19 @@ impl Tenant {
             delivery_policy: Some(quick_policy()),
             ..Default::default()
         }
+    }
+
+    /// Ends a subscription.
+    pub async fn unsubscribe(&self, id: &str) {
+        let request = UnsubscribeRequest { subscription_id: id.to_owned(), ..Default::default() };
+        self.events().unsubscribe(request).await.expect("it is subscribed");
+    }
+
+    /// Brings an ended subscription back.
+    pub async fn undelete(&self, id: &str, replay_missed: bool) {
+        let request =
+            UndeleteSubscriptionRequest { subscription_id: id.to_owned(), replay_missed, ..Default::default() };
+        self.events().undelete_subscription(request).await.expect("it is deleted");
     }
 
     /// Subscribes a receiver's path, which then verifies what it gets.
