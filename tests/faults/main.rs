@@ -249,16 +249,25 @@ fn verdict(plan: &Plan, report: &Report) -> bool {
         eprintln!("faults: VIOLATION {violation}");
     }
     eprintln!(
-        "faults: {} events, {} invocations, {} executions beyond the first",
-        report.events, report.invocations, report.repeated
+        "faults: {} events, {} invocations, {} executions beyond the first, {} changed filters",
+        report.events, report.invocations, report.repeated, report.splits
     );
     for kind in Kind::ALL.into_iter().filter(|kind| plan.faults.contains(kind)) {
         let met = report.met.get(kind.name()).copied().unwrap_or_default();
         eprintln!("faults: {:<18} met {met} publish calls", kind.name());
-        if met == 0 {
-            eprintln!("faults: {} met no traffic: it proves nothing", kind.name());
+        let unmet = report.unmet.get(kind.name()).copied().unwrap_or_default();
+        if met == 0 || unmet > 0 {
+            eprintln!("faults: {} met no traffic ({unmet} times): it proves nothing", kind.name());
             good = false;
         }
+    }
+    if plan.faults.is_empty() {
+        eprintln!("faults: no fault was asked for: the run proves nothing");
+        good = false;
+    }
+    if report.splits == 0 {
+        eprintln!("faults: no filter of a watch was changed");
+        good = false;
     }
     if report.unknown > 0 {
         eprintln!("faults: of {} publish calls the outcome stayed unknown", report.unknown);

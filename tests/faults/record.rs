@@ -108,6 +108,10 @@ pub enum Record {
     Opened { at: Micros, stream: u32, share: Share, event_type: String },
     /// A reader was given an event.
     Seen { stream: u32, position: i64, event_id: String },
+    /// A version of a watch's filter takes this share of every type.
+    Chosen { version: i64, share: Share },
+    /// A version of a watch's filter applies after this position; told by the answer to the change, or else by the stream.
+    Split { version: i64, after: i64, told: bool },
     /// A stream ended.
     Closed { at: Micros, stream: u32, reason: String },
     /// The reader is done: it has read up to this position.

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::faults::{self, Kind};
 use super::parties::reader::Taste;
 use super::parties::receiver::Receiver;
-use super::parties::{Link, Scene, TYPES, auditor, gate, publisher, reader, subscriber};
+use super::parties::{Link, Scene, TYPES, auditor, gate, publisher, reader, subscriber, switcher};
 use super::random::Random;
 use super::record::{Journal, Log, Record, Share};
 use super::stage::{LEASE, Shape, Stage};
@@ -107,6 +107,7 @@ async fn play(plan: &Plan, stage: &mut Stage, journal: &Journal, random: &mut Ra
         let party = journal.open(&format!("watcher-{index}"))?;
         readers.spawn(reader::watch(Link::new(&scene, random.fork()), party, taste));
     }
+    readers.spawn(switcher::run(Link::new(&scene, random.fork()), journal.open("switcher")?));
     readers.spawn(reader::list(Link::new(&scene, random.fork()), journal.open("lister")?));
 
     scene.pause(plan.calm).await;

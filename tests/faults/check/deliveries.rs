@@ -101,9 +101,9 @@ pub fn executed(history: &History, report: &mut Report) {
             }
         }
         report.repeated += receipts.len() - 1;
-        for pair in receipts.windows(2) {
+        for (before, pair) in receipts.windows(2).enumerate() {
             let [first, second] = pair else { continue };
-            if !explained(history, id, first, second) {
+            if !explained(history, id, before, first, second) {
                 report.duplicates_without_fault += 1;
                 let apart = (second.at - first.at) / 1_000;
                 report.breach(
@@ -123,9 +123,11 @@ pub fn executed(history: &History, report: &mut Report) {
     }
 }
 
-/// Whether there was reason to run an invocation again. What a receiver does is none by itself: it shows in the answers and attempts.
-fn explained(history: &History, id: &str, first: &Receipt, second: &Receipt) -> bool {
-    let failed = history.attempts.get(id).is_some_and(|attempts| attempts.iter().any(|(_, succeeded)| !succeeded));
+/// Whether there was reason to run an invocation again, as it had been `before` times. What a receiver does is none by itself: it shows in
+/// the answers and attempts. A failed attempt is reason for one repetition.
+fn explained(history: &History, id: &str, before: usize, first: &Receipt, second: &Receipt) -> bool {
+    let failures = |attempts: &Vec<(i32, bool)>| attempts.iter().filter(|(_, succeeded)| !succeeded).count();
+    let failed = history.attempts.get(id).is_some_and(|attempts| failures(attempts) > before);
     let touches = |fault: &Fault| {
         !fault.kind.starts_with("receiver_")
             && fault.from <= second.at

@@ -185,6 +185,8 @@ impl History {
             Record::Unknown { .. }
             | Record::Opened { .. }
             | Record::Seen { .. }
+            | Record::Chosen { .. }
+            | Record::Split { .. }
             | Record::Closed { .. }
             | Record::Finished { .. } => {}
         }

@@ -58,8 +58,12 @@ pub struct Report {
     pub invocations: usize,
     /// Executions beyond the first of an invocation.
     pub repeated: usize,
+    /// Changes of filters that readers have seen.
+    pub splits: usize,
     /// Per kind of fault, the publish calls that were sent while it lasted.
     pub met: BTreeMap<String, usize>,
+    /// Per kind of fault, how many of it met no publish call at all.
+    pub unmet: BTreeMap<String, usize>,
     /// Per guarantee, how often it was found broken.
     pub broken: BTreeMap<String, usize>,
     /// Each begins with the guarantee.
@@ -102,6 +106,7 @@ pub fn judge(history: &History) -> Report {
     for fault in &history.faults {
         let met = history.sends.iter().filter(|send| (fault.from..=fault.to).contains(&send.at)).count();
         *report.met.entry(fault.kind.clone()).or_default() += met;
+        *report.unmet.entry(fault.kind.clone()).or_default() += usize::from(met == 0);
     }
     log::durable(history, &mut report);
     log::idempotent(history, &mut report);

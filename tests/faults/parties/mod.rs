@@ -9,6 +9,7 @@ pub mod publisher;
 pub mod reader;
 pub mod receiver;
 pub mod subscriber;
+pub mod switcher;
 
 use std::collections::HashMap;
 use std::sync::Arc;

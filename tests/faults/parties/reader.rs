@@ -15,11 +15,11 @@ use super::{Link, answered, reason, rest};
 use crate::record::{Log, Record, Share};
 
 /// Bookmarks come at least this often, so that a silent stream is a dead one.
-const BOOKMARKS: ProtoDuration = ProtoDuration { seconds: 0, nanos: 300_000_000 };
-const SILENCE_MAX: Duration = Duration::from_secs(3);
-const AGAIN: Duration = Duration::from_millis(100);
+pub(super) const BOOKMARKS: ProtoDuration = ProtoDuration { seconds: 0, nanos: 300_000_000 };
+pub(super) const SILENCE_MAX: Duration = Duration::from_secs(3);
+pub(super) const AGAIN: Duration = Duration::from_millis(100);
 /// Other replicas have heard of the log's end by then.
-const SETTLED: Duration = Duration::from_millis(1_500);
+pub(super) const SETTLED: Duration = Duration::from_millis(1_500);
 
 /// Which events a reader reads; an empty type is every type.
 #[derive(Debug, Clone)]
