@@ -111,7 +111,7 @@ impl App {
         let executor = Executor::new(&config.executor)?;
         let (public_tls, internal_tls) = tls(&config)?;
         let issuers = tokens::issuers(&config).await?;
-        let store = connect::open(&config.database).await?;
+        let store = connect::open(&config.database).await?.with_keyring(keyring.clone());
         let cursor_key = store.setting_or_create(CURSOR_KEY, &keyring).await?;
         let (page_tokens, sealer) = (PageTokens::new(&cursor_key), CursorSealer::new(&cursor_key));
 
@@ -200,7 +200,8 @@ impl App {
             limits: config.quotas(),
             feed: feed.clone(),
         };
-        let publish = PublishApi::new(engine.writer.clone(), engine.pending.clone(), store.clone(), feed);
+        let publish =
+            PublishApi::new(engine.writer.clone(), engine.pending.clone(), store.clone(), feed, server.draining());
         let internal = Services::default()
             .with(AdminServiceServer::new(AdminService::new(deps)).max_decoding_message_size(bytes_max))
             .with(PublishServiceServer::new(publish).max_decoding_message_size(bytes_max));
@@ -280,8 +281,9 @@ impl App {
         for health in &self.health {
             health.stop().await;
         }
-        // Watches end themselves with a cursor to resume from; then calls end, then deliveries, then the writer.
+        // Watches end themselves with a cursor to resume from, and deliveries go to other replicas, while calls end; then the writer.
         self.engine.watches.drain();
+        self.engine.dispatch.drain();
         self.server.stop(self.drain_timeout).await;
         self.tasks_stop.cancel();
         self.tasks.close();
@@ -298,9 +300,9 @@ impl App {
     /// A replica whose dispatcher has ended by itself would accept events and never deliver them: it ends instead, so that its
     /// supervisor starts it anew and other replicas take its work.
     fn keep_dispatching(&self) {
-        let tasks = self.engine.dispatch.tasks();
+        let (tasks, draining) = (self.engine.dispatch.tasks(), self.engine.dispatch.draining());
         self.every(DISPATCH_INTERVAL, move || {
-            let ended = tasks.iter().any(tokio::task::AbortHandle::is_finished);
+            let ended = tasks.iter().any(tokio::task::AbortHandle::is_finished) && !draining.is_cancelled();
             async move {
                 if ended {
                     tracing::error!("the dispatcher has ended by itself; the process ends, to be started anew");

@@ -24,6 +24,7 @@ pub mod dispatch;
 pub mod domain;
 pub mod executor;
 pub mod feed;
+pub mod long_work;
 pub mod pending;
 pub mod planted;
 pub mod proto;

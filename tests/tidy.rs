@@ -18,13 +18,17 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("shutdown", &[]),
     ("telemetry", &["shutdown"]),
     ("feed", &["domain"]),
+    ("long_work", &["domain"]),
     ("wire", &["proto", "domain"]),
     ("store", &["domain", "feed", "clock", "planted"]),
-    ("publish", &["domain", "store", "feed", "clock", "shutdown", "telemetry"]),
-    ("watch", &["domain", "store", "wire", "proto", "feed", "clock", "shutdown", "telemetry", "planted"]),
+    ("publish", &["domain", "store", "feed", "long_work", "clock", "shutdown", "telemetry"]),
+    ("watch", &["domain", "store", "wire", "proto", "feed", "long_work", "clock", "shutdown", "telemetry", "planted"]),
     ("executor", &["domain", "clock", "shutdown", "telemetry"]),
     ("dispatch", &["domain", "store", "publish", "executor", "feed", "clock", "shutdown", "telemetry", "planted"]),
-    ("pending", &["domain", "store", "publish", "executor", "feed", "clock", "shutdown", "telemetry", "planted"]),
+    (
+        "pending",
+        &["domain", "store", "publish", "executor", "feed", "long_work", "clock", "shutdown", "telemetry", "planted"],
+    ),
     (
         "api",
         &[
@@ -37,6 +41,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "watch",
             "dispatch",
             "feed",
+            "long_work",
             "clock",
             "shutdown",
             "telemetry",

@@ -242,13 +242,13 @@ impl Inner {
         match &self.door {
             Door::Public(credentials) if path.starts_with(PUBLIC_API) => {
                 let caller = credentials.authenticate(request.headers()).await?;
-                let credential = Credential::Subject(caller.subject.clone());
+                let credential = Credential::Subject(caller.subject.clone(), caller.tenant);
                 request.extensions_mut().insert(caller);
                 Ok(credential)
             }
             Door::Internal(certificates) if path.starts_with(PUBLISH) => {
                 let publisher = certificates.publisher(request.extensions()).await?;
-                let credential = Credential::Publisher(publisher.id);
+                let credential = Credential::Publisher(publisher.id, publisher.tenant);
                 request.extensions_mut().insert(publisher);
                 Ok(credential)
             }

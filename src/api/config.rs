@@ -31,8 +31,8 @@ pub struct Config {
     pub memory_bytes: Option<usize>,
     /// Largest request message, bytes. 1,024 to 67,108,864.
     pub message_bytes_max: usize,
-    /// Bytes of requests in memory at the same time on each port, of which one credential gets half; further calls are refused with
-    /// RESOURCE_EXHAUSTED. 1 MiB to 64 GiB.
+    /// Bytes of requests in memory at the same time on each port; a tenant gets as much as it leaves free, alone half of it; further
+    /// calls are refused with RESOURCE_EXHAUSTED. 1 MiB to 64 GiB.
     pub requests_bytes_max: usize,
     /// Largest header list of a request, bytes. 1,024 to 1,048,576.
     pub header_list_bytes_max: u32,

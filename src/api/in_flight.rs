@@ -1,18 +1,18 @@
-//! How many calls of one credential are open at the same time, and how many bytes their requests take: bounds that no number of
-//! connections gets around.
+//! How many calls of one credential are open at the same time, and how many bytes the requests of a tenant take: bounds that no
+//! number of connections gets around.
 //!
 //! Calls that need no credential count for the address they come from.
 
 use super::status::ApiError;
 use crate::domain::access::Subject;
-use crate::domain::ids::PublisherIdentityId;
+use crate::domain::ids::{PublisherIdentityId, TenantId};
+use crate::domain::places::{self, Places};
 use bytes::Bytes;
 use dashmap::DashMap;
 use http_body::{Frame, SizeHint};
 use std::net::IpAddr;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tonic::Status;
@@ -28,17 +28,25 @@ const PREFIX_BYTES: usize = 5;
 /// Who calls.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Credential {
-    /// Whom an API key or a token stands for.
-    Subject(Subject),
-    /// A publisher's certificate.
-    Publisher(PublisherIdentityId),
+    /// Whom an API key or a token stands for, and the tenant.
+    Subject(Subject, TenantId),
+    /// A publisher's certificate, and the tenant.
+    Publisher(PublisherIdentityId, TenantId),
     /// An operator's certificate, by its name.
     Operator(String),
     /// Nobody in particular, from an address.
     Anonymous(Option<IpAddr>),
 }
 
-/// The open calls of a port, counted by credential. Cheap to clone.
+/// Who shares the room for requests. A tenant is one, however many credentials it has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Sharer {
+    Tenant(TenantId),
+    Operators,
+    Nobody,
+}
+
+/// The open calls of a port. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct InFlight {
     open: Arc<Open>,
@@ -46,17 +54,10 @@ pub struct InFlight {
 
 #[derive(Debug)]
 struct Open {
-    held: DashMap<Credential, Held>,
-    bytes: AtomicUsize,
+    calls: DashMap<Credential, u32>,
     calls_max: u32,
-    bytes_max: usize,
-}
-
-/// What one credential has open.
-#[derive(Debug, Default)]
-struct Held {
-    calls: u32,
-    bytes: usize,
+    /// Bytes of requests.
+    room: Places<Sharer>,
 }
 
 /// An open call's place; given back when dropped.
@@ -64,59 +65,59 @@ struct Held {
 pub struct Place {
     open: Arc<Open>,
     credential: Credential,
-    bytes: AtomicUsize,
+    /// The room that the call's request has.
+    room: Mutex<Option<places::Place<Sharer>>>,
+}
+
+impl Credential {
+    fn sharer(&self) -> Sharer {
+        match self {
+            Self::Subject(_, tenant) | Self::Publisher(_, tenant) => Sharer::Tenant(*tenant),
+            Self::Operator(_) => Sharer::Operators,
+            Self::Anonymous(_) => Sharer::Nobody,
+        }
+    }
 }
 
 impl InFlight {
     /// Takes the bound of each credential's calls, and that of the bytes of all requests together.
     pub fn new(calls_max: u32, bytes_max: usize) -> Self {
-        Self { open: Arc::new(Open { held: DashMap::new(), bytes: AtomicUsize::new(0), calls_max, bytes_max }) }
+        Self { open: Arc::new(Open { calls: DashMap::new(), calls_max, room: Places::new(bytes_max) }) }
     }
 
     /// A place for one more call.
     ///
     /// Errors: QUOTA_EXCEEDED at the bound.
     pub fn admit(&self, credential: Credential) -> Result<Place, ApiError> {
-        let mut held = self.open.held.entry(credential.clone()).or_default();
-        if held.calls >= self.open.calls_max {
+        let mut calls = self.open.calls.entry(credential.clone()).or_default();
+        if *calls >= self.open.calls_max {
             return Err(full("server.calls_per_credential_max", self.open.calls_max.into()));
         }
-        held.calls += 1;
-        drop(held);
-        Ok(Place { open: Arc::clone(&self.open), credential, bytes: AtomicUsize::new(0) })
+        *calls += 1;
+        drop(calls);
+        Ok(Place { open: Arc::clone(&self.open), credential, room: Mutex::default() })
     }
 }
 
 impl Place {
-    /// Room for so many bytes of the call's request. One credential gets half of the room at most, so that no caller keeps all
-    /// others out.
+    /// Room for so many bytes of the call's request; see [`Places`] for how much of it one tenant gets.
     ///
     /// Errors: QUOTA_EXCEEDED where there is none.
     fn make_room(&self, bytes: usize) -> Result<(), ApiError> {
-        let Open { held, bytes: all, bytes_max, .. } = &*self.open;
-        let Some(mut own) = held.get_mut(&self.credential) else { return Ok(()) };
-        // A request that is larger than all of the room goes alone.
-        let alone = own.bytes == 0 && all.load(Ordering::Relaxed) == 0;
-        let fits = own.bytes + bytes <= bytes_max / 2 && all.load(Ordering::Relaxed) + bytes <= *bytes_max;
-        if !(fits || alone) {
-            return Err(full("server.requests_bytes_max", u64::try_from(*bytes_max).unwrap_or(u64::MAX)));
-        }
-        own.bytes += bytes;
-        all.fetch_add(bytes, Ordering::Relaxed);
-        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        let room = self.open.room.take_some(self.credential.sharer(), bytes);
+        let bytes_max = u64::try_from(self.open.room.max()).unwrap_or(u64::MAX);
+        let room = room.ok_or_else(|| full("server.requests_bytes_max", bytes_max))?;
+        *self.room.lock().unwrap_or_else(PoisonError::into_inner) = Some(room);
         Ok(())
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let bytes = *self.bytes.get_mut();
-        self.open.bytes.fetch_sub(bytes, Ordering::Relaxed);
         // Counted down and removed under one lock, so that a place taken meanwhile is not lost.
-        self.open.held.remove_if_mut(&self.credential, |_, held| {
-            held.calls -= 1;
-            held.bytes -= bytes;
-            held.calls == 0
+        self.open.calls.remove_if_mut(&self.credential, |_, calls| {
+            *calls -= 1;
+            *calls == 0
         });
     }
 }
@@ -185,7 +186,9 @@ impl http_body::Body for Counted {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::ids::ApiKeyId;
     use http_body_util::{BodyExt as _, Full};
+    use uuid::Uuid;
 
     fn operator(name: &str) -> Credential {
         Credential::Operator(name.to_owned())
@@ -202,25 +205,31 @@ mod tests {
         let third = one().unwrap();
         assert!(one().is_err());
         drop((second, third, other));
-        assert!(calls.open.held.is_empty());
+        assert!(calls.open.calls.is_empty());
     }
 
     #[test]
-    fn requests_share_the_room_and_none_takes_more_than_half() {
+    fn tenants_share_the_room_and_none_keeps_the_others_out() {
         let calls = InFlight::new(9, 100_000);
-        let place = |name| calls.admit(operator(name)).unwrap();
-        let (one, more, other, third) = (place("uri:one"), place("uri:one"), place("uri:other"), place("uri:third"));
+        let (first, second) = (TenantId(Uuid::from_u128(1)), TenantId(Uuid::from_u128(2)));
+        let key = |tenant| {
+            let subject = Subject::ApiKey(ApiKeyId(Uuid::new_v4()));
+            calls.admit(Credential::Subject(subject, tenant)).unwrap()
+        };
+        let (one, more, other, operator) =
+            (key(first), key(first), key(second), calls.admit(operator("uri:one")).unwrap());
         one.make_room(40_000).unwrap();
         let refused = more.make_room(20_000).unwrap_err();
-        assert_eq!(refused.reason_name(), "QUOTA_EXCEEDED");
+        assert_eq!(refused.reason_name(), "QUOTA_EXCEEDED", "another key of the tenant takes of the same share");
         more.make_room(10_000).unwrap();
-        other.make_room(50_000).unwrap();
-        assert!(third.make_room(1).is_err(), "no room is left");
+        other.make_room(25_000).unwrap();
+        operator.make_room(12_500).unwrap();
+        assert!(key(second).make_room(1).is_err());
         drop(one);
-        third.make_room(40_000).unwrap();
-        drop((more, other, third));
-        assert_eq!(calls.open.bytes.load(Ordering::Relaxed), 0);
-        place("uri:one").make_room(1 << 20).expect("alone there is room for any");
+        let further = key(second);
+        further.make_room(10_000).unwrap();
+        drop((more, other, further, operator));
+        key(first).make_room(1 << 20).expect("alone there is room for any");
     }
 
     #[tokio::test]
@@ -236,15 +245,15 @@ mod tests {
             let body = Body::new(Full::new(Bytes::from(message(bytes))));
             Counted::new(body, place.clone(), 1 << 20).collect().await.map(|read| read.to_bytes().len())
         };
-        let (one, other) =
-            (Arc::new(calls.admit(operator("uri:one")).unwrap()), calls.admit(operator("uri:other")).unwrap());
-        let other = Arc::new(other);
+        let one = Arc::new(calls.admit(operator("uri:one")).unwrap());
+        let other = Arc::new(calls.admit(Credential::Anonymous(None)).unwrap());
         assert_eq!(read(&one, 9_000).await.unwrap(), 9_005);
         assert_eq!(read(&other, SMALL_BYTES).await.unwrap(), SMALL_BYTES + PREFIX_BYTES, "a small one needs none");
         let status = read(&one, 9_000).await.unwrap_err();
         assert_eq!(status.code(), tonic::Code::ResourceExhausted);
-        assert_eq!(read(&other, 9_000).await.unwrap(), 9_005);
+        assert_eq!(read(&other, 5_000).await.unwrap(), 5_005);
         drop(one);
-        assert_eq!(calls.open.bytes.load(Ordering::Relaxed), 9_000);
+        let third = Arc::new(calls.admit(operator("uri:three")).unwrap());
+        assert_eq!(read(&third, 7_500).await.unwrap(), 7_505);
     }
 }

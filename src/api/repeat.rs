@@ -4,6 +4,7 @@
 //! change itself may have made untrue, and hands it to the store, which takes the id in the transaction of the change.
 
 use super::status::ApiError;
+use crate::domain::access::Caller;
 use crate::domain::ids::TenantId;
 use crate::store::request_ids::{Once, Repeatable, RequestKey};
 use crate::store::secrets::Keyring;
@@ -21,7 +22,19 @@ pub(super) struct Repeat {
 }
 
 impl Repeat {
-    /// Of a request whose `request_id` was taken out of it.
+    /// Of a public call's request whose `request_id` was taken out of it. A credential that is limited to an app has ids of its own, as its
+    /// answers may be ones that another app must not see.
+    ///
+    /// Errors: FIELD_INVALID.
+    pub fn by(caller: &Caller, method: &'static str, request_id: &str, body: &impl Message) -> Result<Self, ApiError> {
+        let mut repeat = Self::of(caller.tenant, method, request_id, body)?;
+        if let (Some(key), Some(app)) = (&mut repeat.key, caller.app) {
+            key.id = format!("{app}/{}", key.id);
+        }
+        Ok(repeat)
+    }
+
+    /// Of a request of one who acts for the whole tenant.
     ///
     /// Errors: FIELD_INVALID.
     pub fn of(tenant: TenantId, method: &'static str, request_id: &str, body: &impl Message) -> Result<Self, ApiError> {

@@ -381,6 +381,8 @@ impl Server {
             .http1()
             .timer(TokioTimer::new())
             .header_read_timeout(self.limits.first_request)
+            // What may wait to be parsed, heads included; the library takes no less than 8 KiB.
+            .max_buf_size(usize::try_from(self.limits.header_list_bytes_max).unwrap_or(usize::MAX).max(8 * 1024))
             .max_headers(self.limits.header_count_max);
         builder
             .http2()

@@ -212,7 +212,7 @@ pub enum ApiError {
         subscription: Option<String>,
     },
     /// EVENT_TYPE_EXISTS.
-    #[error("an event type of that name exists")]
+    #[error("an event type of that name exists; one that is retired comes back by UndeleteEventType")]
     EventTypeExists {
         /// The name.
         name: String,
@@ -239,8 +239,8 @@ pub enum ApiError {
     /// REQUEST_ID_REUSED.
     #[error("{field} was used before with another body")]
     RequestIdReused {
-        /// `request_id` or `idempotency_key`.
-        field: &'static str,
+        /// `request_id`, `idempotency_key`, or the latter's path in a batch.
+        field: String,
     },
     /// CURSOR_FOREIGN.
     #[error("the cursor belongs to another log; start again from a time or from the earliest event")]
@@ -367,13 +367,13 @@ pub enum ApiError {
     #[error("no credential, or one that is not valid")]
     CredentialInvalid,
     /// ROLE_INSUFFICIENT.
-    #[error("the credential's role does not allow this; it takes {}", role_name(*required))]
+    #[error("the credential's role does not allow this; it takes {}", required.as_str())]
     RoleInsufficient {
         /// The least role that may.
         required: Role,
     },
     /// EVENT_TYPE_FORBIDDEN.
-    #[error("the publisher identity may not publish events of this type")]
+    #[error("the credential does not cover events of this type")]
     EventTypeForbidden {
         /// The event type.
         event_type: String,
@@ -394,6 +394,14 @@ pub enum ApiError {
     /// STORE_UNAVAILABLE, STORAGE_FULL or INTERNAL, as the store's failure says.
     #[error("{}", store_message(.0))]
     Store(#[from] StoreError),
+    /// The reason of `error`, which concerns one of several things in the request.
+    #[error("{field}: {error}")]
+    At {
+        /// Path in the request, e.g. `requests[3].event`.
+        field: String,
+        /// What is wrong with it.
+        error: Box<ApiError>,
+    },
     /// INTERNAL.
     #[error("a fault of the server")]
     Internal {
@@ -442,7 +450,7 @@ impl ApiError {
 impl From<ApiError> for Status {
     fn from(error: ApiError) -> Self {
         if matches!(error, ApiError::Store(StoreError::RequestIdReused)) {
-            return ApiError::RequestIdReused { field: "request_id" }.into();
+            return ApiError::RequestIdReused { field: "request_id".to_owned() }.into();
         }
         let mut entry = error.entry();
         if entry.code == Code::Internal {
@@ -453,16 +461,6 @@ impl From<ApiError> for Status {
             tracing::warn!(error = cause as &dyn Error, "a call failed on the store");
         }
         entry.into_status(&error.to_string())
-    }
-}
-
-/// A role's name as in the documentation.
-pub fn role_name(role: Role) -> &'static str {
-    match role {
-        Role::Viewer => "viewer",
-        Role::Subscriber => "subscriber",
-        Role::Developer => "developer",
-        Role::Admin => "admin",
     }
 }
 

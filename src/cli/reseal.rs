@@ -24,9 +24,10 @@ impl Reseal {
         let _no_traces = telemetry::start(&config.log, &telemetry::traces::Config::default())?;
         let keyring = Keyring::new(config.secrets.read()?)?;
         let resealed = block_on(async {
-            let store = connect::open(&config.database).await?;
+            let store = connect::open(&config.database).await?.with_keyring(keyring.clone());
             let setting = store.reseal_setting(CURSOR_KEY, &keyring).await?;
-            let resealed = store.reseal_secrets(&keyring).await? + u64::from(setting);
+            let resealed =
+                store.reseal_secrets(&keyring).await? + store.reseal_headers(&keyring).await? + u64::from(setting);
             store.close().await;
             Ok(resealed)
         })?;

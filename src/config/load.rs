@@ -4,6 +4,7 @@ use super::{Config, reference};
 use crate::cli::Cli;
 use clap::CommandFactory as _;
 use std::fs;
+use std::ops::Range;
 use std::path::PathBuf;
 use toml::{Table, Value};
 
@@ -172,9 +173,19 @@ fn read(path: &PathBuf) -> Result<Table, ConfigError> {
         ConfigError::Syntax {
             path: path.clone(),
             line: before.matches('\n').count() + 1,
-            message: error.message().to_owned(),
+            message: match error.span().and_then(|span| key_at(&text, span)) {
+                Some(key) => format!("{}: {key}", error.message()),
+                None => error.message().to_owned(),
+            },
         }
     })
+}
+
+/// The key that stands there; none for anything else, which may be a value.
+fn key_at(text: &str, span: Range<usize>) -> Option<&str> {
+    let (key, rest) = (text.get(span.clone())?, text.get(span.end..)?.trim_start());
+    let is_key = key.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.'));
+    (is_key && !key.is_empty() && rest.starts_with(['=', ']', '.'])).then_some(key)
 }
 
 fn flatten(table: Table, path: &mut Vec<String>, origin: &str, leaves: &mut Vec<Leaf>) {

@@ -48,8 +48,8 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
     ("server.message_bytes_max", "largest request message, bytes; 1,024 to 67,108,864"),
     (
         "server.requests_bytes_max",
-        "bytes of requests in memory at the same time on each port, of which one credential gets half; further calls are refused \
-         with RESOURCE_EXHAUSTED; 1 MiB to 64 GiB",
+        "bytes of requests in memory at the same time on each port; a tenant gets as much as it leaves free, alone half of it; \
+         further calls are refused with RESOURCE_EXHAUSTED; 1 MiB to 64 GiB",
     ),
     ("server.header_list_bytes_max", "largest header list of a request, bytes; 1,024 to 1,048,576"),
     ("server.header_count_max", "headers of a request; 16 to 10,000"),
@@ -150,6 +150,11 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
     (
         "pending.phases_max",
         "PRE events whose listeners are asked at the same time by this process, of which one tenant alone gets half, and of one tenant by all; 1 to 100,000",
+    ),
+    (
+        "pending.phases_bytes_max",
+        "bytes of PRE events whose listeners are asked at the same time by this process; one tenant alone gets half of them; 1 MiB to \
+         64 GiB",
     ),
     ("pending.pre_timeout_ms", "time that listeners have where the publisher names none, milliseconds; 10 to 300,000"),
     ("pending.pre_timeout_max_ms", "longest time that a publisher may name, milliseconds; 10 to 300,000"),

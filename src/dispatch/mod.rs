@@ -158,9 +158,19 @@ impl Dispatch {
         [self.engine.abort_handle(), self.pulse.abort_handle()]
     }
 
+    /// Begins to drain: takes no further shard, starts no further attempt, gives back what is quiet. [`Self::stop`] waits for its end.
+    pub fn drain(&self) {
+        self.stop.cancel();
+    }
+
+    /// Cancelled once it drains.
+    pub fn draining(&self) -> CancellationToken {
+        self.stop.clone()
+    }
+
     /// Drains: starts no further attempt, waits for those that run up to `drain_ms`, settles, gives the shards back.
     pub async fn stop(self) {
-        self.stop.cancel();
+        self.drain();
         let until = Instant::now() + self.stop_max;
         for mut task in [self.engine, self.pulse] {
             match timeout_at(until, &mut task).await {

@@ -152,7 +152,7 @@ pub(super) fn spawn_attempt(shared: &Arc<Shared>, life: Life, start: Start) {
                 Outcome { class: OutcomeClass::Succeeded, error: None, ..failed("") }
             }
             Some(call) => shared.parts.executor.execute(&call, &delivery, deadline).await,
-            None => failed("no signing secret of the subscription can be opened with the configured keys"),
+            None => failed("a secret of the subscription cannot be opened with the configured keys"),
         });
     });
 }

@@ -159,7 +159,7 @@ impl World {
             target: Target::Webhook(WebhookTarget {
                 uri: WebhookUri::parse(&uri).expect("a URI"),
                 mode: WebhookMode::Structured,
-                headers: Vec::new(),
+                headers: Some(Vec::new()),
             }),
             pre_policy: None,
             policy: DeliveryPolicy::new(3, millisecond, millisecond * 2, Duration::from_secs(20), 4).expect("a policy"),

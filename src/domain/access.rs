@@ -20,6 +20,16 @@ pub enum Role {
 }
 
 impl Role {
+    /// The role's name, in lower case.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Viewer => "viewer",
+            Self::Subscriber => "subscriber",
+            Self::Developer => "developer",
+            Self::Admin => "admin",
+        }
+    }
+
     /// The role of that name, in lower case; none for any other text.
     pub fn parse(text: &str) -> Option<Self> {
         match text {

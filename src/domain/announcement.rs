@@ -3,6 +3,7 @@
 //! Pure values: the store writes one in the transaction of the change it tells of, the dispatcher publishes it. What a subscription
 //! holds back from its listener (header values, secrets, the query of an address) is never part of one.
 
+use super::catalogue::Catalogue;
 use super::event::{Event, Lineage};
 use super::event_type::{EventType, Phase};
 use super::ids::Position;
@@ -10,7 +11,9 @@ use super::pre::Aborted;
 use super::subscription::{Circuit, CircuitState, State, Subscription, Target};
 use super::webhook::WebhookMode;
 use chrono::{DateTime, NaiveDate, Utc};
+use serde::Deserialize;
 use serde_json::{Map, Value, json};
+use std::borrow::Cow;
 
 /// A system event to be born.
 #[derive(Debug, Clone, PartialEq)]
@@ -36,6 +39,17 @@ pub struct Expired {
     pub first: Position,
     /// The last event's position.
     pub last: Position,
+}
+
+/// True for an event by which Carillon tells of a subscription of another app than this.
+pub fn tells_of_another_app(event: &Event, app: &str) -> bool {
+    #[derive(Deserialize)]
+    struct Told<'a> {
+        #[serde(borrow, default)]
+        app: Option<Cow<'a, str>>,
+    }
+    let told = || serde_json::from_slice::<Told<'_>>(event.data.as_bytes()).ok()?.app;
+    Catalogue::is_carillons_own(event.event_type.as_str()) && told().is_some_and(|told| told != app)
 }
 
 impl Announcement {
@@ -245,7 +259,7 @@ fn target(target: &Target) -> Value {
         WebhookMode::Binary => "BINARY",
         WebhookMode::Raw => "RAW",
     };
-    let headers: Vec<&str> = webhook.headers.iter().map(|(name, _)| name.as_str()).collect();
+    let headers: Vec<&str> = webhook.headers().iter().map(|(name, _)| name.as_str()).collect();
     json!({ "uri": uri.split('?').next(), "mode": mode, "headers": headers })
 }
 
@@ -292,7 +306,6 @@ fn object(value: Value) -> Map<String, Value> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::catalogue::Catalogue;
     use crate::domain::event_type::{EventTypeName, Origin};
     use crate::domain::ids::EventId;
     use crate::domain::pre::AbortReason;

@@ -1,39 +1,41 @@
-//! Places that tenants share: a bound on how much of a kind runs at the same time in this process, of which no tenant keeps the others
-//! out.
+//! Places that tenants share: a bound on how much of a kind runs at the same time in this process, or on the bytes that are kept for it, of
+//! which no tenant keeps the others out.
 //!
-//! A tenant gets another place while it holds fewer than are free. One alone gets half of them, two get a third each, and whoever comes
+//! A tenant gets another place where it then holds no more than it leaves free. One alone gets half of them, two get a third each, and whoever comes
 //! next always finds some. Those who hold more than the present number of tenants leaves them get no more until they are down to that.
 //!
 //! Source: Choudhury and Hahne, "Dynamic queue length thresholds for shared-memory packet switches" (1998), with a factor of 1.
 
 use super::ids::TenantId;
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// The places of a kind. Cheap to clone.
+/// The places of a kind, and who shares them. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Places {
-    held: Arc<Mutex<Held>>,
+pub struct Places<S = TenantId> {
+    held: Arc<Mutex<Held<S>>>,
     max: usize,
 }
 
-#[derive(Debug, Default)]
-struct Held {
-    all: usize,
-    of: HashMap<TenantId, usize>,
-}
-
-/// One place; given back when dropped.
 #[derive(Debug)]
-pub struct Place {
-    places: Places,
-    tenant: TenantId,
+struct Held<S> {
+    all: usize,
+    of: HashMap<S, usize>,
 }
 
-impl Places {
+/// A place, or several; given back when dropped.
+#[derive(Debug)]
+pub struct Place<S: Copy + Eq + Hash = TenantId> {
+    places: Places<S>,
+    sharer: S,
+    count: usize,
+}
+
+impl<S: Copy + Eq + Hash> Places<S> {
     /// Takes how many there are.
     pub fn new(max: usize) -> Self {
-        Self { held: Arc::default(), max }
+        Self { held: Arc::new(Mutex::new(Held { all: 0, of: HashMap::new() })), max }
     }
 
     /// How many there are.
@@ -42,30 +44,36 @@ impl Places {
     }
 
     /// A place for a tenant; none where it holds its part, or where none is left.
-    pub fn take(&self, tenant: TenantId) -> Option<Place> {
-        let mut held = self.held();
-        let own = held.of.get(&tenant).copied().unwrap_or_default();
-        if own >= self.max.saturating_sub(held.all) {
-            return None;
-        }
-        held.all += 1;
-        held.of.insert(tenant, own + 1);
-        Some(Place { places: self.clone(), tenant })
+    pub fn take(&self, sharer: S) -> Option<Place<S>> {
+        self.take_some(sharer, 1)
     }
 
-    fn held(&self) -> MutexGuard<'_, Held> {
+    /// So many places for a tenant, all or none. More than the part of one are given while nobody holds any.
+    pub fn take_some(&self, sharer: S, count: usize) -> Option<Place<S>> {
+        let mut held = self.held();
+        let own = held.of.get(&sharer).copied().unwrap_or_default() + count;
+        let all = held.all + count;
+        if own > self.max.saturating_sub(all) && held.all > 0 {
+            return None;
+        }
+        held.all = all;
+        held.of.insert(sharer, own);
+        Some(Place { places: self.clone(), sharer, count })
+    }
+
+    fn held(&self) -> MutexGuard<'_, Held<S>> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Drop for Place {
+impl<S: Copy + Eq + Hash> Drop for Place<S> {
     fn drop(&mut self) {
         let mut held = self.places.held();
-        held.all -= 1;
-        if let Some(own) = held.of.get_mut(&self.tenant) {
-            *own -= 1;
+        held.all -= self.count;
+        if let Some(own) = held.of.get_mut(&self.sharer) {
+            *own -= self.count;
             if *own == 0 {
-                held.of.remove(&self.tenant);
+                held.of.remove(&self.sharer);
             }
         }
     }
@@ -106,6 +114,21 @@ mod tests {
         }
         let shares: Vec<usize> = held.iter().map(Vec::len).collect();
         assert!(shares.iter().all(|share| (18..=22).contains(share)), "{shares:?}");
+    }
+
+    #[test]
+    fn many_places_are_taken_at_once_and_more_than_there_are_while_nobody_holds_any() {
+        let places = Places::new(100);
+        let (first, second) = (TenantId(Uuid::from_u128(1)), TenantId(Uuid::from_u128(2)));
+        let whole = places.take_some(first, 1_000).expect("alone there is room for any");
+        assert!(places.take(second).is_none());
+        drop(whole);
+        let held = (places.take_some(first, 40), places.take_some(first, 10), places.take_some(second, 30));
+        assert!(held.0.is_some() && held.1.is_some() && held.2.is_none());
+        assert!(places.take(first).is_none(), "it would hold more than it leaves");
+        assert!(places.take_some(second, 25).is_some());
+        drop(held);
+        assert_eq!(places.held().all, 0);
     }
 
     #[test]

@@ -10,6 +10,7 @@ use chrono::{DateTime, Utc};
 use serde::de::{Deserializer as _, MapAccess, Visitor};
 use serde_json::Value;
 use serde_json::value::RawValue;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::time::Duration;
 
@@ -69,7 +70,7 @@ impl EnrichPath {
     }
 
     /// True for a place at or below this one.
-    fn covers(&self, place: &[&str]) -> bool {
+    fn covers(&self, place: &[String]) -> bool {
         self.0.len() <= place.len() && self.0.iter().zip(place).all(|(one, another)| one == another)
     }
 }
@@ -226,26 +227,26 @@ pub enum EnrichError {
 /// Applies a merge patch to the text of an event's data, within the declared places.
 pub fn enrich(data: &[u8], patch: &str, paths: &[EnrichPath]) -> Result<Vec<u8>, EnrichError> {
     check_json(patch.as_bytes()).map_err(|_| EnrichError::Patch)?;
-    let patch: Value = serde_json::from_str(patch).map_err(|_| EnrichError::Patch)?;
-    if !patch.is_object() {
+    if members(patch).is_none() {
         return Err(EnrichError::Patch);
     }
     let text = std::str::from_utf8(data).map_err(|_| EnrichError::NotAnObject)?;
     if members(text).is_none() {
         return Err(EnrichError::NotAnObject);
     }
-    merge(Some(text), &patch, paths, &mut Vec::new()).map(String::into_bytes)
+    merge(Some(text), patch.trim(), paths, &mut Vec::new()).map(String::into_bytes)
 }
 
-fn merge<'p>(
+fn merge(
     target: Option<&str>,
-    patch: &'p Value,
+    patch: &str,
     paths: &[EnrichPath],
-    place: &mut Vec<&'p str>,
+    place: &mut Vec<String>,
 ) -> Result<String, EnrichError> {
-    let free = paths.iter().any(|path| path.covers(place));
-    let Value::Object(changes) = patch else {
-        return if free { Ok(patch.to_string()) } else { Err(undeclared(place)) };
+    let covers = |place: &[String]| paths.iter().any(|path| path.covers(place));
+    let free = covers(place);
+    let Some(changes) = members(patch) else {
+        return if free { Ok(patch.to_owned()) } else { Err(undeclared(place)) };
     };
     let mut merged = match target.map(members) {
         Some(Some(members)) => members,
@@ -254,16 +255,19 @@ fn merge<'p>(
         Some(None) if free => Vec::new(),
         _ => return Err(undeclared(place)),
     };
-    for (name, change) in changes {
-        place.push(name);
-        if change.is_null() {
-            if !paths.iter().any(|path| path.covers(place)) {
+    // One pass over many members, whatever the number of changes. Of a name that stands there twice the last one counts, as readers
+    // have it.
+    let (last, latest) = (last_of(&merged), last_of(&changes));
+    let mut removed = HashSet::new();
+    for (_, (name, change)) in changes.iter().enumerate().filter(|(index, (name, _))| latest[name] == *index) {
+        place.push(name.clone());
+        if change == "null" {
+            if !covers(place) {
                 return Err(undeclared(place));
             }
-            merged.retain(|(member, _)| member != name);
+            removed.insert(name.as_str());
         } else {
-            // Of a name that stands there twice the last one counts, as readers have it.
-            let last = merged.iter().rposition(|(member, _)| member == name);
+            let last = last.get(name).copied();
             let value = merge(last.map(|index| merged[index].1.as_str()), change, paths, place)?;
             match last {
                 Some(index) => merged[index].1 = value,
@@ -273,8 +277,8 @@ fn merge<'p>(
         place.pop();
     }
     let mut text = String::from("{");
-    for (index, (name, value)) in merged.iter().enumerate() {
-        if index > 0 {
+    for (name, value) in merged.iter().filter(|(name, _)| !removed.contains(name.as_str())) {
+        if text.len() > 1 {
             text.push(',');
         }
         text.push_str(&Value::from(name.as_str()).to_string());
@@ -285,8 +289,13 @@ fn merge<'p>(
     Ok(text)
 }
 
-fn undeclared(place: &[&str]) -> EnrichError {
-    let place = EnrichPath(place.iter().map(|token| (*token).to_owned()).collect()).to_string();
+/// Where each name stands last.
+fn last_of(members: &[(String, String)]) -> HashMap<String, usize> {
+    members.iter().enumerate().map(|(index, (name, _))| (name.clone(), index)).collect()
+}
+
+fn undeclared(place: &[String]) -> EnrichError {
+    let place = EnrichPath(place.to_vec()).to_string();
     EnrichError::Undeclared(if place.is_empty() { "the whole document".to_owned() } else { place })
 }
 
@@ -362,6 +371,12 @@ mod tests {
         let merged = enriched(data, r#"{"user":{"group":"staff"},"a":2}"#, &["/user/group", "/a"]);
         let expected = r#"{"z":9007199254740993,"big":1e400,"user":{"name":"Ada","x":[1, 2],"group":"staff"},"a":2}"#;
         assert_eq!(merged.expect("declared"), expected);
+        let ordered = enriched("{}", r#"{"z":1.50,"a":{"y": [2 ],"b":1e400},"z":2}"#, &[""]);
+        assert_eq!(
+            ordered.expect("declared"),
+            r#"{"a":{"y":[2 ],"b":1e400},"z":2}"#,
+            "a patch keeps its order and its texts"
+        );
     }
 
     #[test]

@@ -12,8 +12,15 @@ pub struct WebhookTarget {
     pub uri: WebhookUri,
     /// How the event becomes a request.
     pub mode: WebhookMode,
-    /// Additional headers, lower-case names, sorted.
-    pub headers: Vec<(String, String)>,
+    /// Additional headers, lower-case names, sorted; none where no configured key opens them: then it cannot be called.
+    pub headers: Option<Vec<(String, String)>>,
+}
+
+impl WebhookTarget {
+    /// The additional headers that are known.
+    pub fn headers(&self) -> &[(String, String)] {
+        self.headers.as_deref().unwrap_or_default()
+    }
 }
 
 /// How an event becomes a request body.
@@ -120,7 +127,7 @@ impl fmt::Display for WebhookUri {
 pub fn parse_headers(
     headers: impl IntoIterator<Item = (String, String)>,
 ) -> Result<Vec<(String, String)>, WebhookError> {
-    const RESERVED: [&str; 14] = [
+    const RESERVED: [&str; 16] = [
         "host",
         "connection",
         "keep-alive",
@@ -135,6 +142,8 @@ pub fn parse_headers(
         "user-agent",
         "date",
         "accept-encoding",
+        "traceparent",
+        "tracestate",
     ];
     let mut parsed: Vec<(String, String)> = Vec::new();
     for (name, value) in headers {
@@ -142,7 +151,7 @@ pub fn parse_headers(
         if name.len() > 64 || http::HeaderName::from_bytes(name.as_bytes()).is_err() {
             return Err(WebhookError::HeaderName);
         }
-        let prefixed = ["webhook-", "ce-", "content-"].iter().any(|prefix| name.starts_with(prefix));
+        let prefixed = ["webhook-", "ce-", "content-", "carillon-"].iter().any(|prefix| name.starts_with(prefix));
         if prefixed || RESERVED.contains(&name.as_str()) {
             return Err(WebhookError::HeaderReserved(name));
         }

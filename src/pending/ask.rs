@@ -9,12 +9,15 @@ use crate::domain::ids::{EventId, SubscriptionId, SubscriptionNo, TenantId};
 use crate::domain::invocation::{Attempt, Outcome, OutcomeClass};
 use crate::domain::pre::{Answer, EnrichError, PrePolicy, Verdict, VerdictKind, enrich};
 use crate::executor::{Delivery, EncodedEvent};
+use crate::long_work;
 use crate::publish::registry::Entry;
 use crate::telemetry::measured;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 use tokio::time::{Instant, sleep, timeout_at};
 
+/// Why an enrichment does not count that was not applied by a fault of the server.
+pub(super) const NOT_APPLIED: &str = "the enrichment could not be applied";
 /// Why a listener is not asked whose turn does not come by the deadline.
 pub(super) const NO_TIME: &str = "the time was up before it could be asked";
 
@@ -129,7 +132,7 @@ pub(super) async fn ask(
         let last = made == subscription.policy.max_attempts() || Instant::now() + wait >= deadline;
         // Nothing to wait for within a publisher's patience where there is no way to it at all.
         if answer != Answer::Failed || !outcome.class.is_retryable() || last {
-            return judged(verdict, &listener.policy, event.entry(), outcome, answer);
+            return judged(tenant, verdict, &listener.policy, event.entry(), outcome, answer).await;
         }
         let (started_at, duration) = (verdict.started_at, verdict.duration);
         verdict.failed.push(Attempt { number, started_at, duration, outcome });
@@ -146,7 +149,8 @@ fn unasked(mut verdict: Verdict, why: &str) -> Verdict {
 }
 
 /// What the last attempt's answer makes of a listener.
-pub(super) fn judged(
+pub(super) async fn judged(
+    tenant: TenantId,
     mut verdict: Verdict,
     policy: &PrePolicy,
     entry: &LogEntry,
@@ -156,7 +160,7 @@ pub(super) fn judged(
     verdict.message = outcome.error.clone().unwrap_or_else(|| "it failed".to_owned());
     verdict.outcome = Some(outcome);
     match answer {
-        Answer::Agreed(patch) => return agreed(verdict, policy, entry, patch),
+        Answer::Agreed(patch) => return agreed(tenant, verdict, policy, entry, patch).await,
         Answer::Rejected(reason) => {
             verdict.kind = VerdictKind::Rejected;
             verdict.message = reason;
@@ -167,11 +171,22 @@ pub(super) fn judged(
 }
 
 /// A listener that agrees, with an enrichment that is checked by itself: the places of all listeners are apart.
-fn agreed(mut verdict: Verdict, policy: &PrePolicy, entry: &LogEntry, patch: Option<String>) -> Verdict {
-    let fits = match &patch {
+async fn agreed(
+    tenant: TenantId,
+    mut verdict: Verdict,
+    policy: &PrePolicy,
+    entry: &LogEntry,
+    patch: Option<String>,
+) -> Verdict {
+    let fits = match patch.clone() {
         None => Ok(()),
-        Some(_) if !entry.event.has_json_data() => Err(EnrichError::NotAnObject),
-        Some(patch) => enrich(entry.event.data.as_bytes(), patch, &policy.enrich_paths).map(drop),
+        Some(_) if !entry.event.has_json_data() => Err(EnrichError::NotAnObject.to_string()),
+        Some(patch) => {
+            let (event, paths) = (entry.event.clone(), policy.enrich_paths.clone());
+            let work =
+                move || enrich(event.data.as_bytes(), &patch, &paths).map(drop).map_err(|error| error.to_string());
+            long_work::on(tenant, entry.event.bytes(), work).await.unwrap_or_else(|| Err(NOT_APPLIED.to_owned()))
+        }
     };
     match fits {
         Ok(()) => {
@@ -179,7 +194,7 @@ fn agreed(mut verdict: Verdict, policy: &PrePolicy, entry: &LogEntry, patch: Opt
             verdict.message = String::new();
             verdict.patch = patch;
         }
-        Err(error) => spoil(&mut verdict, error.to_string()),
+        Err(message) => spoil(&mut verdict, message),
     }
     verdict
 }

@@ -9,6 +9,8 @@ pub struct Config {
     /// PRE events whose listeners are asked at the same time by this process, and by all for one tenant; one tenant alone gets half of
     /// them here. 1 to 100,000.
     pub phases_max: u32,
+    /// Bytes of PRE events whose listeners are asked at the same time by this process; one tenant alone gets half of them. 1 MiB to 64 GiB.
+    pub phases_bytes_max: usize,
     /// Time that listeners have where the publisher names none, milliseconds. 10 to 300,000.
     pub pre_timeout_ms: u64,
     /// Longest time that a publisher may name, milliseconds. 10 to 300,000.
@@ -27,6 +29,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             phases_max: 1_000,
+            phases_bytes_max: 128 * 1024 * 1024,
             pre_timeout_ms: 10_000,
             pre_timeout_max_ms: 30_000,
             abandon_grace_ms: 1_000,
@@ -42,6 +45,11 @@ impl Config {
     pub fn check(&self) -> Result<(), (&'static str, &'static str)> {
         let bounds = [
             ("phases_max", (1..=100_000).contains(&self.phases_max), "must be 1 to 100,000"),
+            (
+                "phases_bytes_max",
+                (1 << 20..=1 << 36).contains(&self.phases_bytes_max),
+                "must be 1,048,576 to 68,719,476,736",
+            ),
             ("pre_timeout_ms", (10..=300_000).contains(&self.pre_timeout_ms), "must be 10 to 300,000"),
             ("pre_timeout_max_ms", (10..=300_000).contains(&self.pre_timeout_max_ms), "must be 10 to 300,000"),
             ("pre_timeout_ms", self.pre_timeout_ms <= self.pre_timeout_max_ms, "must be at most pre_timeout_max_ms"),
@@ -67,6 +75,7 @@ mod tests {
             key(Config { pre_timeout_ms: 20_000, pre_timeout_max_ms: 10_000, ..Config::default() }),
             "pre_timeout_ms"
         );
+        assert_eq!(key(Config { phases_bytes_max: 1_000, ..Config::default() }), "phases_bytes_max");
         assert_eq!(key(Config { lease_ms: 999, ..Config::default() }), "lease_ms");
         assert_eq!(key(Config { schedule_horizon_hours: 0, ..Config::default() }), "schedule_horizon_hours");
         assert_eq!(key(Config { scheduled_max: 0, ..Config::default() }), "scheduled_max");

@@ -1,13 +1,15 @@
 //! What is due: delayed events whose time has come, and PRE events whose owner has gone silent.
 //!
-//! One timer per replica, set by the pulse to the first time of all and by what is scheduled here. Whoever claims an event owns it
-//! until the lease ends; an event is born by a statement that names the claim's token, so it is born once.
+//! One timer per replica, set by the pulse to the first time of all and by what is scheduled here, and a task for each tenant with
+//! something due: one whose log is locked holds up nobody else. Whoever claims an event owns it until the lease ends; an event is born by
+//! a statement that names the claim's token, so it is born once.
 
 use super::ask::{Listener, undecided};
 use super::phase::{Handle, Phase};
 use super::{Core, listeners};
 use crate::domain::event::LogEntry;
-use crate::domain::ids::{SubscriptionNo, TenantId};
+use crate::domain::ids::{EventId, SubscriptionNo, TenantId};
+use crate::domain::places::Place;
 use crate::domain::pre::{AbortReason, Aborted, Verdict, VerdictKind};
 use crate::domain::subscription::State;
 use crate::publish::PublishError;
@@ -17,6 +19,7 @@ use crate::store::pending::{NewPending, PendingCommit, PendingEvent, PendingStat
 use crate::telemetry::measured;
 use futures::StreamExt as _;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::time::{Instant, sleep, sleep_until};
 
@@ -24,9 +27,11 @@ use tokio::time::{Instant, sleep, sleep_until};
 const CLAIM_MAX: u32 = 64;
 /// Due events that are looked at, over all tenants, to choose whose are claimed.
 const LOOK_MAX: u32 = 256;
-/// Claimed events that are published at the same time.
-const AT_ONCE: usize = 8;
-/// After a look that failed.
+/// Tenants whose due events are brought on their way at the same time.
+const TENANTS_MAX: usize = 64;
+/// Claimed events that are published at the same time beyond one of each tenant; one tenant alone gets half of them.
+pub(super) const AT_ONCE: usize = 8;
+/// After a look that failed, or that left something due: its tenant's task tells when it ends.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// Why a listener is not asked.
 const NOT_ACTIVE: &str = "the subscription is not active any more";
@@ -56,12 +61,19 @@ pub(super) async fn run(core: Arc<Core>) {
                 }
             }
             () = due => {
+                let ended = core.due_ended.load(Ordering::Acquire);
                 let look = async {
                     core.run_due().await?;
                     core.store.next_pending_due().await
                 };
                 match look.await {
-                    Ok(due_at) => core.feed.set_pending_due(due_at),
+                    // A task that has ended meanwhile may have left room for what this look had to leave.
+                    Ok(_) if core.due_ended.load(Ordering::Acquire) != ended => {}
+                    Ok(due_at) => {
+                        let now = core.store.now();
+                        let later = |at| if at > now { at } else { now + LOOK_AGAIN };
+                        core.feed.set_pending_due(due_at.map(later));
+                    }
                     Err(error) => {
                         tracing::warn!(%error, "pending events that are due could not be looked at; it is tried again");
                         sleep(LOOK_AGAIN).await;
@@ -72,19 +84,60 @@ pub(super) async fn run(core: Arc<Core>) {
     }
 }
 
+/// A tenant whose events are brought on their way; it ends with the task, also where that panics.
+struct Busy<'a> {
+    core: &'a Core,
+    tenant: TenantId,
+    /// Whether the next look is made at once: after something was done.
+    tell: bool,
+}
+
+impl Drop for Busy<'_> {
+    fn drop(&mut self) {
+        self.core.due_tenants.remove(&self.tenant);
+        self.core.due_ended.fetch_add(1, Ordering::AcqRel);
+        if self.tell {
+            self.core.feed.note_pending_due(self.core.store.now());
+        }
+    }
+}
+
 impl Core {
-    /// Claims what is due and brings each on its way, until nothing is left that this replica may claim.
+    /// Starts a task for each tenant that has something due and none yet, as long as there are places.
     async fn run_due(self: &Arc<Self>) -> Result<(), StoreError> {
-        loop {
-            let mut claimed = Vec::new();
-            for tenant in self.store.tenants_with_due(self.store.now(), LOOK_MAX).await? {
-                claimed
-                    .extend(self.store.claim_pending(tenant, self.store.now(), self.lease_until(), CLAIM_MAX).await?);
+        let busy: Vec<TenantId> = self.due_tenants.iter().map(|tenant| *tenant).collect();
+        for tenant in self.store.tenants_with_due(self.store.now(), &busy, LOOK_MAX).await? {
+            if self.due_tenants.len() >= TENANTS_MAX || self.stop.is_cancelled() {
+                break;
             }
-            if claimed.is_empty() || self.stop.is_cancelled() {
-                return Ok(());
+            // One event at a time, whatever others do, and more where there is room.
+            let places: Vec<Place> = std::iter::from_fn(|| self.due_places.take(tenant)).collect();
+            self.due_tenants.insert(tenant);
+            self.tasks.spawn(self.clone().run_due_of(tenant, places));
+        }
+        Ok(())
+    }
+
+    /// Claims what is due of a tenant and brings each event on its way, until nothing is left that this replica may claim.
+    async fn run_due_of(self: Arc<Self>, tenant: TenantId, places: Vec<Place>) {
+        let mut ending = Busy { core: &self, tenant, tell: false };
+        while !self.stop.is_cancelled() {
+            // A phase that runs here goes on, also where its lease could not be renewed in time: only another replica may take it over.
+            let running: Vec<EventId> =
+                self.phases.iter().map(|phase| *phase.key()).filter(|key| key.0 == tenant).map(|key| key.1).collect();
+            match self.store.claim_pending(tenant, self.store.now(), self.lease_until(), &running, CLAIM_MAX).await {
+                Ok(claimed) if claimed.is_empty() => break,
+                Ok(claimed) => {
+                    ending.tell = true;
+                    let claimed = futures::stream::iter(claimed);
+                    claimed.for_each_concurrent(places.len() + 1, |row| self.bring(row)).await;
+                }
+                Err(error) => {
+                    tracing::warn!(%tenant, %error, "pending events that are due could not be claimed; it is tried again");
+                    ending.tell = false;
+                    break;
+                }
             }
-            futures::stream::iter(claimed).for_each_concurrent(AT_ONCE, |row| self.bring(row)).await;
         }
     }
 

@@ -20,7 +20,7 @@ pub enum PendingError {
         /// The setting.
         quota: &'static str,
         /// The bound.
-        limit: u32,
+        limit: u64,
     },
     /// Further ahead than events may be scheduled.
     #[error("the time is more than {hours} hours ahead")]

@@ -26,7 +26,7 @@ pub use config::Config;
 pub use error::PendingError;
 
 use crate::domain::event::LogEntry;
-use crate::domain::event_type::Phase as TypePhase;
+use crate::domain::event_type::{EventTypeName, Phase as TypePhase};
 use crate::domain::health::HealthRow;
 use crate::domain::ids::{EventId, SubscriptionNo, TenantId};
 use crate::domain::invocation::State;
@@ -44,10 +44,11 @@ use crate::store::request_ids::{Once, Repeatable};
 use crate::store::{Store, StoreError};
 use ask::Listener;
 use chrono::{DateTime, TimeDelta, Utc};
-use dashmap::DashMap;
+use dashmap::{DashMap, DashSet};
 use phase::{Attachment, Ended, Handle, Phase};
 use receivers::Receivers;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
@@ -83,6 +84,12 @@ struct Core {
     phases: DashMap<(TenantId, EventId), Arc<Handle>>,
     /// Of the phases that publishers begin here.
     places: Places,
+    /// Bytes of these events.
+    room: Places,
+    /// Of events that are brought on their way when they are due, and whose tenants have a task for that; how many of these have ended.
+    due_places: Places,
+    due_tenants: DashSet<TenantId>,
+    due_ended: AtomicU64,
     receivers: Receivers,
     tasks: TaskTracker,
     stop: CancellationToken,
@@ -156,10 +163,14 @@ impl Pending {
             executor,
             feed,
             places: Places::new(config.phases_max as usize),
+            room: Places::new(config.phases_bytes_max),
             config,
             event_bytes_max: publish.event_bytes_max,
             kept: TimeDelta::hours(i64::from(publish.idempotency_hours)),
             phases: DashMap::new(),
+            due_places: Places::new(due::AT_ONCE),
+            due_tenants: DashSet::new(),
+            due_ended: AtomicU64::new(0),
             receivers: Receivers::default(),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
@@ -340,6 +351,15 @@ impl Pending {
         }
     }
 
+    /// The type of an event of the tenant, in the log or not yet; none where there is no such event.
+    pub async fn event_type(&self, tenant: TenantId, event: EventId) -> Result<Option<EventTypeName>, StoreError> {
+        let store = &self.core.store;
+        if let Some(row) = store.pending_event(tenant, event).await? {
+            return Ok(Some(row.entry.event.event_type.clone()));
+        }
+        Ok(store.event(tenant, event).await?.map(|entry| entry.event.event_type.clone()))
+    }
+
     /// How many PRE events ask their listeners here, now.
     pub fn phases(&self) -> usize {
         self.core.phases.len()
@@ -374,7 +394,7 @@ impl Core {
     async fn accept(&self, new: &NewPending, quota: &'static str, limit: u32) -> Result<Vec<HealthRow>, PendingError> {
         match self.store.accept_pending(new).await? {
             Accepted::Yes { health } => Ok(health),
-            Accepted::Full => Err(PendingError::Full { quota, limit }),
+            Accepted::Full => Err(PendingError::Full { quota, limit: limit.into() }),
             Accepted::Stale => {
                 self.registry.reload(new.tenant).await?;
                 Err(PublishError::Contended.into())
@@ -389,8 +409,11 @@ impl Core {
         timeout: Duration,
     ) -> Result<Attachment, PendingError> {
         let limit = self.config.phases_max;
-        let full = PendingError::Full { quota: "pending.phases_max", limit };
+        let full = PendingError::Full { quota: "pending.phases_max", limit: limit.into() };
         let place = self.places.take(tenant).ok_or(full)?;
+        let bytes_max = u64::try_from(self.room.max()).unwrap_or(u64::MAX);
+        let full = PendingError::Full { quota: "pending.phases_bytes_max", limit: bytes_max };
+        let room = self.room.take_some(tenant, prepared.event.memory_bytes()).ok_or(full)?;
         let registry = self.registry.tenant(tenant).await?;
         let listeners = listeners(&registry, &prepared.matched);
         let accepted_at = self.store.now();
@@ -428,7 +451,7 @@ impl Core {
         };
         let handle = Handle::new();
         let attachment = handle.attach();
-        self.spawn_in(phase, handle, Some(place));
+        self.spawn_in(phase, handle, Some((place, room)));
         Ok(attachment)
     }
 

@@ -9,16 +9,17 @@
 //! No transaction is open while a listener runs. Every write names the row's token: a phase that another replica has taken over ends
 //! here without effect. A listener whose success is noted is never asked again.
 
-use super::ask::{Listener, NO_TIME, Numbers, ask, spoil};
+use super::ask::{Listener, NO_TIME, NOT_APPLIED, Numbers, ask, spoil};
 use super::{Core, PendingError};
 use crate::clock;
 use crate::domain::announcement::Announcement;
 use crate::domain::event::{Data, Event, LogEntry};
-use crate::domain::ids::TenantId;
+use crate::domain::ids::{SubscriptionNo, TenantId};
 use crate::domain::invocation::OutcomeClass;
-use crate::domain::pre::{AbortReason, Aborted, FailurePolicy, Verdict, VerdictKind, enrich};
+use crate::domain::pre::{AbortReason, Aborted, EnrichPath, FailurePolicy, Verdict, VerdictKind, enrich};
 use crate::executor::EncodedEvent;
 use crate::feed::{Head, News};
+use crate::long_work;
 use crate::planted::{self, Defect};
 use crate::publish::prepare::check_again;
 use crate::publish::registry::TenantRegistry;
@@ -40,6 +41,26 @@ use tokio_util::sync::CancellationToken;
 const WRITE_AGAIN: Duration = Duration::from_millis(250);
 /// How often a decision is tried to be written; then the lease ends, and whoever takes the event over decides again.
 const WRITES_MAX: u32 = 8;
+
+/// A patch, of which listener, and where it may change something.
+type Patch = (SubscriptionNo, String, Vec<EnrichPath>);
+
+/// An event with its patches; names the first that does not fit.
+fn applied(event: &Event, patches: &[Patch]) -> (Event, Option<(SubscriptionNo, String)>) {
+    let mut data = event.data.as_bytes().to_vec();
+    for (no, patch, paths) in patches {
+        match enrich(&data, patch, paths) {
+            Ok(enriched) => data = enriched,
+            Err(error) => return (event.clone(), Some((*no, error.to_string()))),
+        }
+    }
+    let mut event = event.clone();
+    event.data = match event.data {
+        Data::Binary(_) => Data::Binary(data.into()),
+        _ => Data::Text(data.into()),
+    };
+    (event, None)
+}
 
 /// A phase to run.
 #[derive(Debug)]
@@ -297,7 +318,7 @@ impl Phase {
         let registry = core.registry.tenant(self.tenant).await.map_err(|_| AbortReason::ListenerFailed)?;
         loop {
             if let Some(event) = self.fitted(core, &registry).await {
-                return Ok(Arc::new(event));
+                return Ok(event);
             }
             if let Some(reason) = self.aborts() {
                 return Err(reason);
@@ -306,12 +327,13 @@ impl Phase {
     }
 
     /// The event with every enrichment, where they fit; none where some did not, whose verdicts are failures now.
-    pub(super) async fn fitted(&mut self, core: &Core, registry: &TenantRegistry) -> Option<Event> {
-        let (event, broken) = self.apply();
+    pub(super) async fn fitted(&mut self, core: &Core, registry: &TenantRegistry) -> Option<Arc<Event>> {
+        let (event, broken) = self.apply().await;
         if let Some((no, message)) = broken {
             self.verdicts.iter_mut().filter(|v| v.subscription_no == no).for_each(|v| spoil(v, message.clone()));
             return None;
         }
+        let event = Arc::new(event);
         let checked = check_again(&core.registry, registry, &event, core.event_bytes_max).await;
         let Err(error) = checked else { return Some(event) };
         // Those that may fail are left out first; only then does it fall on the others.
@@ -330,23 +352,17 @@ impl Phase {
     }
 
     /// Applies the enrichments in the order of the listeners; names the first that does not fit.
-    fn apply(&self) -> (Event, Option<(i32, String)>) {
-        let mut event = Event::clone(&self.entry.event);
-        let mut data = event.data.as_bytes().to_vec();
-        for listener in &self.listeners {
+    async fn apply(&self) -> (Event, Option<(i32, String)>) {
+        let patch = |listener: &Listener| {
             let no = listener.entry.subscription.no;
-            let verdict = self.verdicts.iter().find(|verdict| verdict.subscription_no == no);
-            let Some(patch) = verdict.and_then(|verdict| verdict.patch.as_deref()) else { continue };
-            match enrich(&data, patch, &listener.policy.enrich_paths) {
-                Ok(enriched) => data = enriched,
-                Err(error) => return (event, Some((no, error.to_string()))),
-            }
-        }
-        event.data = match event.data {
-            Data::Binary(_) => Data::Binary(data.into()),
-            _ => Data::Text(data.into()),
+            let verdict = self.verdicts.iter().find(|verdict| verdict.subscription_no == no)?;
+            Some((no, verdict.patch.clone()?, listener.policy.enrich_paths.clone()))
         };
-        (event, None)
+        let patches: Vec<Patch> = self.listeners.iter().filter_map(patch).collect();
+        let (event, unchanged) = (self.entry.event.clone(), &self.entry.event);
+        let first = patches.first().map_or(0, |(no, ..)| *no);
+        let done = long_work::on(self.tenant, unchanged.bytes(), move || applied(&event, &patches)).await;
+        done.unwrap_or_else(|| (Event::clone(unchanged), Some((first, NOT_APPLIED.to_owned()))))
     }
 
     async fn commit(self, core: &Core, event: Arc<Event>) -> Ended {

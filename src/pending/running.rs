@@ -12,8 +12,8 @@ impl Core {
         self.spawn_in(phase, handle, None);
     }
 
-    /// Runs a phase in a task of its own.
-    pub(super) fn spawn_in(self: &Arc<Self>, phase: Phase, handle: Arc<Handle>, held: Option<Place>) {
+    /// Runs a phase in a task of its own, with its place and its room.
+    pub(super) fn spawn_in(self: &Arc<Self>, phase: Phase, handle: Arc<Handle>, held: Option<(Place, Place)>) {
         let core = self.clone();
         let place = (phase.tenant, phase.entry.event.id);
         self.phases.insert(place, handle.clone());

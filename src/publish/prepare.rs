@@ -1,7 +1,7 @@
 //! Checking an event against the catalogue, and deciding what it fires.
 
 use super::PublishError;
-use super::registry::{Registry, TenantRegistry};
+use super::registry::{Entry, Registry, TenantRegistry};
 use crate::domain::catalogue::Catalogue;
 use crate::domain::event::{Data, Event};
 use crate::domain::event_type::{CompiledSchema, EventTypeName, Phase};
@@ -9,9 +9,13 @@ use crate::domain::filter::FilterContext;
 use crate::domain::ids::SubscriptionNo;
 use crate::domain::json::check_json;
 use crate::domain::subscription::Subscription;
+use crate::long_work::{self, TURN};
+use crate::store::StoreError;
 use crate::store::publish::NewKey;
 use crate::telemetry::{FilterPlace, measured};
 use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// An event that was checked and matched at one version of the registry.
 #[derive(Debug, Clone)]
@@ -51,11 +55,11 @@ pub async fn prepare(
     if event.bytes() > event_bytes_max {
         return Err(PublishError::TooLarge { limit: event_bytes_max });
     }
+    let before = tenant.version();
     let decided = match decide(registry, tenant, &event, requested_schema).await {
         // The registry in memory may be older than the declaration that the publisher knows of: a refusal is judged again by
-        // the database's present version.
+        // the database's present version, whoever has loaded that meanwhile.
         Err(error) if error.is_by_registry() => {
-            let before = tenant.version();
             registry.reload(tenant.tenant()).await?;
             if tenant.version() == before {
                 return Err(error);
@@ -91,7 +95,7 @@ struct Decision {
 async fn decide(
     registry: &Registry,
     tenant: &TenantRegistry,
-    event: &Event,
+    event: &Arc<Event>,
     requested_schema: i32,
 ) -> Result<Decision, PublishError> {
     // The version is read before anything is looked up: if it is still the database's at commit, so was all that follows.
@@ -100,16 +104,48 @@ async fn decide(
     let schema_version = check_data(registry, tenant, event, requested_schema).await?;
     let (mut matched, mut refused) = (Vec::new(), Vec::new());
     if let Some(listeners) = listeners {
-        let context = FilterContext::new(event);
-        for entry in listeners.iter() {
-            let subscription = &entry.subscription;
-            if fires(subscription, &context, schema_version) {
-                let looped = event.lineage.subscriptions.contains(&subscription.no);
-                if looped { &mut refused } else { &mut matched }.push(subscription.no);
-            }
+        let mut matching = Matching { schema_version, begun: 0, matched, refused };
+        if !matching.go_on(event, &listeners, Some(TURN)) {
+            let event = event.clone();
+            let rest = move || {
+                matching.go_on(&event, &listeners, None);
+                matching
+            };
+            matching = long_work::run(tenant.tenant(), rest).await.ok_or(StoreError::Interrupted)?;
         }
+        (matched, refused) = (matching.matched, matching.refused);
     }
     Ok(Decision { registry_version, schema_version, phase, matched, refused })
+}
+
+/// How far the matching of an event is.
+struct Matching {
+    schema_version: i32,
+    /// How many listeners were looked at.
+    begun: usize,
+    matched: Vec<SubscriptionNo>,
+    refused: Vec<SubscriptionNo>,
+}
+
+impl Matching {
+    /// Matches listeners, for no longer than a turn where one is given; true where none is left. Each filter is bounded, and there may be
+    /// many.
+    fn go_on(&mut self, event: &Event, listeners: &[Arc<Entry>], turn: Option<Duration>) -> bool {
+        let context = FilterContext::new(event);
+        let began = Instant::now();
+        for entry in &listeners[self.begun..] {
+            if turn.is_some_and(|turn| entry.subscription.filter.is_some() && began.elapsed() > turn) {
+                return false;
+            }
+            self.begun += 1;
+            let subscription = &entry.subscription;
+            if fires(subscription, &context, self.schema_version) {
+                let looped = event.lineage.subscriptions.contains(&subscription.no);
+                if looped { &mut self.refused } else { &mut self.matched }.push(subscription.no);
+            }
+        }
+        true
+    }
 }
 
 /// Whether a subscription to an event's type fires for it.
@@ -144,7 +180,7 @@ pub fn unknown_type(registry: &Registry, tenant: &TenantRegistry, name: &str) ->
 pub async fn check_again(
     registry: &Registry,
     tenant: &TenantRegistry,
-    event: &Event,
+    event: &Arc<Event>,
     event_bytes_max: usize,
 ) -> Result<(), PublishError> {
     if event.bytes() > event_bytes_max {
@@ -157,11 +193,13 @@ pub async fn check_again(
 async fn check_data(
     registry: &Registry,
     tenant: &TenantRegistry,
-    event: &Event,
+    event: &Arc<Event>,
     requested: i32,
 ) -> Result<i32, PublishError> {
     let compiled = registry.schema(tenant, &event.event_type, requested).await?;
-    check_against(event, compiled.as_ref())
+    let checked = event.clone();
+    let work = move || check_against(&checked, compiled.as_ref());
+    long_work::on(tenant.tenant(), event.bytes(), work).await.ok_or(StoreError::Interrupted)?
 }
 
 /// Checks the data against a version of its type's schema, where it has any, and says which that is (0 for none).

@@ -14,6 +14,7 @@ use crate::domain::signing::Scheme;
 use crate::domain::subscription::{State, Subscription, Target};
 use crate::domain::webhook::{SigningSecret, WebhookCall};
 use crate::feed::News;
+use crate::long_work;
 use crate::store::secrets::Keyring;
 use crate::store::{Store, StoreError};
 use chrono::{DateTime, Utc};
@@ -77,7 +78,8 @@ impl Entry {
         entry
     }
 
-    /// What an attempt at `now` needs; none where no signing secret can be opened, since nothing is sent unsigned.
+    /// What an attempt at `now` needs; none where no signing secret can be opened, since nothing is sent unsigned, or the target's
+    /// headers cannot.
     pub fn webhook_call(&self, now: DateTime<Utc>) -> Option<Arc<WebhookCall>> {
         self.call.clone().or_else(|| self.build_call(now).map(Arc::new))
     }
@@ -92,7 +94,7 @@ impl Entry {
         let valid = self.secrets.iter().filter(|(_, expires_at)| expires_at.is_none_or(|at| at > now));
         let secrets: Arc<[SigningSecret]> = valid.map(|(secret, _)| secret.clone()).collect();
         let call = WebhookCall { subscription: self.subscription.id, target: target.clone(), secrets };
-        (!call.secrets.is_empty()).then_some(call)
+        (!call.secrets.is_empty() && call.target.headers.is_some()).then_some(call)
     }
 }
 
@@ -260,10 +262,8 @@ impl Registry {
             return Ok(Some(compiled));
         }
         let Some(stored) = self.store.schema(tenant, name, version).await? else { return Ok(None) };
-        // Compiling may take a while for a large document: off the reactor.
-        let parsed = tokio::task::spawn_blocking(move || Schema::parse(&stored.document)).await;
-        let schema = match parsed {
-            Ok(Ok(schema)) => Arc::new(schema),
+        let schema = match long_work::run(tenant, move || Schema::parse(&stored.document)).await {
+            Some(Ok(schema)) => Arc::new(schema),
             _ => return Err(StoreError::Corrupt { what: "event type schema" }),
         };
         let compiled = CompiledSchema { version, schema };

@@ -54,6 +54,7 @@ pub use error::StoreError;
 use crate::clock;
 use chrono::{DateTime, TimeDelta, Utc};
 use pool::{Doubt, Pool};
+use secrets::Keyring;
 use sqlx::PgPool;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -72,6 +73,8 @@ pub struct Store {
     statements: Arc<publish::Statements>,
     /// Whether it hears hints of other replicas.
     listens: bool,
+    /// What seals and opens secrets that are columns of other rows.
+    keyring: Option<Keyring>,
 }
 
 impl Store {
@@ -82,7 +85,19 @@ impl Store {
     }
 
     fn of(pool: Pool) -> Self {
-        Self { doors: Doors::new(pool), clock_offset_us: Arc::default(), statements: Arc::default(), listens: true }
+        Self {
+            doors: Doors::new(pool),
+            clock_offset_us: Arc::default(),
+            statements: Arc::default(),
+            listens: true,
+            keyring: None,
+        }
+    }
+
+    /// With the keys for the headers of webhooks: who has none can neither save nor read any.
+    #[must_use]
+    pub fn with_keyring(self, keyring: Keyring) -> Self {
+        Self { keyring: Some(keyring), ..self }
     }
 
     fn statements(&self) -> &publish::Statements {

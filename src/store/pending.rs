@@ -221,32 +221,40 @@ impl Store {
         Ok(sqlx::query_scalar(sql).fetch_one(self.engine()).await?)
     }
 
-    /// Tenants with pending events that are due, those that wait longest first.
-    pub async fn tenants_with_due(&self, now: DateTime<Utc>, limit: u32) -> Result<Vec<TenantId>, StoreError> {
+    /// Tenants with pending events that are due, those that wait longest first, without some.
+    pub async fn tenants_with_due(
+        &self,
+        now: DateTime<Utc>,
+        without: &[TenantId],
+        limit: u32,
+    ) -> Result<Vec<TenantId>, StoreError> {
         // Reads across tenants, as only the owner of a replica's timers does; claims are per tenant.
         let tenants: Vec<Uuid> = sqlx::query_scalar(
-            "SELECT tenant_id FROM (SELECT tenant_id, due_at FROM pending_events WHERE due_at <= $1 ORDER BY due_at LIMIT $2) AS d
+            "SELECT tenant_id FROM (SELECT tenant_id, due_at FROM pending_events
+                                     WHERE due_at <= $1 AND tenant_id <> ALL($3) ORDER BY due_at LIMIT $2) AS d
               GROUP BY tenant_id ORDER BY min(due_at), tenant_id LIMIT $2",
         )
         .bind(now)
         .bind(i64::from(limit))
+        .bind(without.iter().map(|tenant| tenant.0).collect::<Vec<_>>())
         .fetch_all(self.engine())
         .await?;
         Ok(tenants.into_iter().map(TenantId).collect())
     }
 
-    /// Becomes the owner of a tenant's events that are due, until `lease_until`.
+    /// Becomes the owner of a tenant's events that are due, until `lease_until`; without those that the caller works on already.
     pub async fn claim_pending(
         &self,
         tenant: TenantId,
         now: DateTime<Utc>,
         lease_until: DateTime<Utc>,
+        without: &[EventId],
         limit: u32,
     ) -> Result<Vec<PendingEvent>, StoreError> {
         // SKIP LOCKED: what another replica claims at this moment is its.
         let sql = format!(
             "WITH due AS (
-                 SELECT event_id AS id FROM pending_events WHERE tenant_id = $1 AND due_at <= $2
+                 SELECT event_id AS id FROM pending_events WHERE tenant_id = $1 AND due_at <= $2 AND event_id <> ALL($5)
                   ORDER BY due_at, event_id LIMIT $4 FOR UPDATE SKIP LOCKED)
              UPDATE pending_events
                 SET token = token + 1, due_at = $3, deliver_at = COALESCE(deliver_at, CASE WHEN state = {SCHEDULED} THEN due_at END)
@@ -258,6 +266,7 @@ impl Store {
             .bind(now)
             .bind(lease_until)
             .bind(i64::from(limit))
+            .bind(without.iter().map(|event| event.0).collect::<Vec<_>>())
             .fetch_all(self.engine())
             .await?;
         rows.iter().map(parse).collect()

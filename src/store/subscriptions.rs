@@ -207,7 +207,8 @@ impl Store {
                 .fetch_all(self.as_tenant(tenant))
                 .await?;
             let full = i64::try_from(rows.len()).is_ok_and(|rows| rows == CHANGES_PER_PAGE);
-            let page: Vec<Subscription> = rows.into_iter().map(SubscriptionRow::parse).collect::<Result<_, _>>()?;
+            let page: Vec<Subscription> =
+                rows.into_iter().map(|row| row.parse(tenant, self.keyring.as_ref())).collect::<Result<_, _>>()?;
             after = page.last().map_or(after, |last| last.registry_version);
             let ids: Vec<Uuid> = page.iter().map(|subscription| subscription.id.0).collect();
             let mut secrets = self.secrets_of(tenant, &ids).await?;
@@ -248,7 +249,7 @@ impl Store {
     ) -> Result<Option<Subscription>, StoreError> {
         let read = async {
             let mut tx = self.begin_as(tenant).await?;
-            let found = read(&mut tx, tenant, id).await?;
+            let found = read(&mut tx, self.keyring.as_ref(), tenant, id).await?;
             tx.commit().await?;
             Ok::<_, StoreError>(found)
         };
@@ -280,7 +281,7 @@ impl Store {
             .bind(i64::from(limit))
             .fetch_all(self.as_tenant(tenant))
             .await?;
-        rows.into_iter().map(SubscriptionRow::parse).collect()
+        rows.into_iter().map(|row| row.parse(tenant, self.keyring.as_ref())).collect()
     }
 
     /// How many subscriptions a list over all pages shows.

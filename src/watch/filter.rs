@@ -1,9 +1,11 @@
 //! Which events a reader wants: event types and a CEL filter, and the named set of them that a watch carries.
 
+use crate::domain::announcement::tells_of_another_app;
 use crate::domain::event::Event;
 use crate::domain::event_type::EventTypePattern;
 use crate::domain::filter::{Filter, FilterContext};
 use crate::telemetry::{FilterPlace, measured};
+use std::sync::Arc;
 
 /// Event types and a filter; both must agree.
 #[derive(Debug, Clone, Default)]
@@ -51,6 +53,8 @@ pub struct NamedSelection {
 #[derive(Debug, Clone, Default)]
 pub struct Filters {
     named: Box<[NamedSelection]>,
+    /// Slug of the app that the watch's credential is limited to: what is told of other apps' subscriptions is not for it.
+    app: Option<Arc<str>>,
 }
 
 /// Whether a watch wants an event.
@@ -69,11 +73,26 @@ impl Filters {
     /// Takes at most [`Filters::MAX`] filters with unique names; none selects every event.
     pub fn new(named: Vec<NamedSelection>) -> Self {
         debug_assert!(named.len() <= Self::MAX, "checked where the request is parsed");
-        Self { named: named.into() }
+        Self { named: named.into(), app: None }
+    }
+
+    /// The same for a credential that is limited to an app.
+    #[must_use]
+    pub fn of_app(self, app: Option<Arc<str>>) -> Self {
+        Self { app, ..self }
+    }
+
+    /// The app that they are limited to.
+    pub fn app(&self) -> Option<&str> {
+        self.app.as_deref()
     }
 
     /// True where every event is delivered without a name.
     pub fn is_plain(&self) -> bool {
+        self.app.is_none() && self.names_nothing()
+    }
+
+    fn names_nothing(&self) -> bool {
         match &*self.named {
             [] => true,
             [only] => only.name.is_empty() && only.selection.is_everything(),
@@ -83,7 +102,10 @@ impl Filters {
 
     /// Decides on one event.
     pub fn verdict(&self, event: &Event) -> Verdict {
-        if self.is_plain() {
+        if self.app().is_some_and(|app| tells_of_another_app(event, app)) {
+            return Verdict::Skip;
+        }
+        if self.names_nothing() {
             return Verdict::Deliver(0);
         }
         let mut context = None;

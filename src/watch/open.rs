@@ -48,6 +48,8 @@ pub enum Start {
 pub struct WatchRequest {
     /// Who watches; the tenant is the caller's.
     pub caller: Caller,
+    /// Slug of the app that the caller is limited to: what is told of other apps' subscriptions is left out.
+    pub app: Option<Arc<str>>,
     /// What is delivered; not used with [`Start::Watch`].
     pub filters: FilterSet,
     /// Where it starts.
@@ -134,6 +136,7 @@ impl Watches {
         admission.kept = true;
         let terms = Terms {
             caller: request.caller,
+            app: request.app,
             filters: first.set,
             filter_version: first.version,
             scheduled,

@@ -88,6 +88,8 @@ enum Turn {
     Nothing,
     /// Much was looked at in vain; go on later.
     Yield,
+    /// Costly filters wait for their time.
+    Wait(Instant),
     /// The end.
     End(Ending),
 }
@@ -100,7 +102,7 @@ impl WatchStream {
             phase: Phase::Opening,
             at: terms.start,
             gap: terms.gap,
-            group: tail.group(terms.filters),
+            group: tail.group(terms.filters, terms.app),
             filter_version: terms.filter_version,
             scheduled: terms.scheduled,
             applying: None,
@@ -177,6 +179,18 @@ impl WatchStream {
                 Turn::Yield => {
                     cx.waker().wake_by_ref();
                     return Poll::Pending;
+                }
+                Turn::Wait(at) => {
+                    let at = at.min(self.last_message + self.bookmark_interval).max(now);
+                    self.slot.register(cx.waker());
+                    self.timer.as_mut().reset(at);
+                    if self.timer.as_mut().poll(cx).is_pending() {
+                        return Poll::Pending;
+                    }
+                    if now >= self.last_message + self.bookmark_interval {
+                        return self.message(self.bookmark());
+                    }
+                    continue;
                 }
                 Turn::Nothing => {}
             }
@@ -259,7 +273,8 @@ impl WatchStream {
     }
 
     fn filters_changed(&mut self, version: i64, set: FilterSet) -> Kind {
-        self.group = self.tail.group(set);
+        let app = self.group.filters.app().map(Arc::from);
+        self.group = self.tail.group(set, app);
         self.filter_version = version;
         Kind::FilterChanged(WatchFilterChanged { filter_version: version })
     }
@@ -267,6 +282,9 @@ impl WatchStream {
     /// Makes the next message, if there is anything to send.
     fn produce(&mut self, cx: &mut Context<'_>) -> Turn {
         loop {
+            if let Some(at) = self.tail.filters_wait(&self.group, Instant::now()) {
+                return Turn::Wait(at);
+            }
             if !self.held.is_empty() {
                 let held: Vec<_> = std::mem::take(&mut self.held).into();
                 return self.deliver(&held, Leftover::Keep);
@@ -332,6 +350,7 @@ impl WatchStream {
         let group = Arc::clone(&self.group);
         let up_to = self.scheduled.front().map_or(Position::MAX, |(place, _)| place.after);
         let found = select(&group.filters, entries, self.view, &self.shared.config, up_to);
+        self.tail.charge(&group, found.took, found.looked_at);
         self.filtered_out = self.filtered_out.saturating_add(found.skipped);
         if let Some(to) = found.to {
             self.at = to;

@@ -71,6 +71,8 @@ pub(super) struct Tail {
     news: Notify,
     slots: Mutex<HashMap<WatchId, Arc<Slot>>>,
     groups: Mutex<Groups>,
+    /// When costly filters of the tenant's watches may be evaluated again.
+    filters_at: Mutex<Instant>,
 }
 
 /// The filters in use, by their encoded form.
@@ -106,6 +108,7 @@ impl Tail {
             news: Notify::new(),
             slots: Mutex::default(),
             groups: Mutex::default(),
+            filters_at: Mutex::new(Instant::now()),
             config,
         }
     }
@@ -145,10 +148,11 @@ impl Tail {
         self.ring.lock().expect(NO_PANIC).read(after, self.config.message_events_max)
     }
 
-    /// The group of all watches with these filters.
-    pub(super) fn group(&self, set: FilterSet) -> Arc<Group> {
-        let key = set.encode();
-        let filters = set.into_filters();
+    /// The group of all watches with these filters, of credentials that are limited to the same app or to none.
+    pub(super) fn group(&self, set: FilterSet, app: Option<Arc<str>>) -> Arc<Group> {
+        let mut key = set.encode();
+        key.extend_from_slice(app.as_deref().unwrap_or_default().as_bytes());
+        let filters = set.into_filters().of_app(app);
         // Two ways to say "everything" are one group.
         let key = if filters.is_plain() { Vec::new() } else { key };
         let mut groups = self.groups.lock().expect(NO_PANIC);
@@ -160,9 +164,30 @@ impl Tail {
             groups.kept = groups.known.len();
         }
         groups.last_id = groups.last_id.wrapping_add(1);
-        let group = Arc::new(Group { id: groups.last_id, filters });
+        let group = Arc::new(Group::new(groups.last_id, filters));
         groups.known.insert(key, Arc::downgrade(&group));
         group
+    }
+
+    /// Until when a stream waits whose filters are costly, and looks again; none where it has its turn. What is costly of a tenant has one
+    /// turn at a time, and as long a pause after it: together it takes half of one thread.
+    pub(super) fn filters_wait(&self, group: &Group, now: Instant) -> Option<Instant> {
+        let expected = group.costs()?;
+        let mut at = self.filters_at.lock().expect(NO_PANIC);
+        if *at > now {
+            return Some(*at);
+        }
+        *at = now + expected;
+        None
+    }
+
+    /// Notes what a group's filters took for so many events.
+    pub(super) fn charge(&self, group: &Group, took: Duration, looked_at: usize) {
+        group.note(took, looked_at);
+        if group.costs().is_some() {
+            let mut at = self.filters_at.lock().expect(NO_PANIC);
+            *at = (*at).max(Instant::now() + took);
+        }
     }
 
     /// The message of what a group wants after a position, shared by all its streams that are there; none where it was not made
@@ -180,6 +205,7 @@ impl Tail {
     ) -> Option<Segment> {
         let after = entries.first()?.position() - 1;
         let found = select(&group.filters, entries, view, &self.config, Position::MAX);
+        self.charge(group, found.took, found.looked_at);
         let to = found.to?;
         let full = found.looked_at < entries.len() || entries.len() >= self.config.message_events_max;
         let frame = (!found.wanted.is_empty()).then(|| codec::events_frame(&self.cursor(to), &found.wanted, view));

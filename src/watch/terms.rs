@@ -7,6 +7,7 @@ use crate::store::StoreError;
 use crate::store::events::LogPlace;
 use futures::future::BoxFuture;
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -82,6 +83,8 @@ impl Ending {
 /// What makes one watch different from another.
 pub(super) struct Terms {
     pub(super) caller: Caller,
+    /// Slug of the app that the caller is limited to.
+    pub(super) app: Option<Arc<str>>,
     pub(super) filters: FilterSet,
     pub(super) filter_version: i64,
     /// Changes that an earlier watch saw after `start`, in order: they apply again at their places.

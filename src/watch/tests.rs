@@ -276,6 +276,7 @@ impl Bench {
             .collect();
         let terms = Terms {
             caller: who,
+            app: None,
             filters,
             filter_version: 1,
             scheduled,

@@ -262,7 +262,7 @@ pub fn parse_target(field: &str, target: Option<proto::Target>) -> Result<Target
     Ok(Target::Webhook(WebhookTarget {
         uri: parse_uri(field, &webhook.uri)?,
         mode: parse_mode(field, webhook.mode)?,
-        headers: parse_webhook_headers(field, webhook.headers)?,
+        headers: Some(parse_webhook_headers(field, webhook.headers)?),
     }))
 }
 
@@ -410,7 +410,7 @@ impl SubscriptionPatch {
                 Change::SchemaVersion(version) => subscription.schema_version = version,
                 Change::Uri(uri) => webhook.uri = uri,
                 Change::Mode(mode) => webhook.mode = mode,
-                Change::Headers(headers) => webhook.headers = headers,
+                Change::Headers(headers) => webhook.headers = Some(headers),
                 Change::Policy(change) => policy.push(change),
                 Change::Veto(whole) => match (&mut subscription.pre_policy, whole) {
                     (Some(veto), whole) => *veto = whole.unwrap_or_default(),
@@ -489,7 +489,7 @@ fn target_to_proto(target: &Target) -> proto::Target {
     let webhook = proto::WebhookTarget {
         uri: webhook.uri.to_string(),
         mode: mode.into(),
-        headers: webhook.headers.iter().cloned().collect(),
+        headers: webhook.headers().iter().cloned().collect(),
     };
     proto::Target { kind: Some(proto::target::Kind::Webhook(webhook)) }
 }

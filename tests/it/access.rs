@@ -3,9 +3,12 @@
 use carillon::dev::{Ca, CertRequest};
 use carillon::proto::internal::publish_service_client::PublishServiceClient;
 use carillon::proto::internal::{CreateAppRequest, Role};
+use carillon::proto::public::watch_request::Start;
+use carillon::proto::public::watch_response::Kind;
 use carillon::proto::public::{
-    CreateEventTypeRequest, GetSubscriptionRequest, ListEventTypesRequest, ListSubscriptionsRequest,
-    UnsubscribeRequest, target,
+    CreateEventTypeRequest, DisableSubscriptionRequest, GetEventRequest, GetSubscriptionRequest, ListEventTypesRequest,
+    ListEventsRequest, ListSubscriptionsRequest, RotateSubscriptionSecretRequest, UnsubscribeRequest, WatchRequest,
+    target,
 };
 use chrono::TimeDelta;
 use serde_json::json;
@@ -13,7 +16,7 @@ use tonic::{Code, Request};
 
 use crate::harness::connect::{Identity, anonymous, tls};
 use crate::harness::tenant::{Clients, admin, assert_refused, create_key, publish_request, reason};
-use crate::harness::{Receiver, World};
+use crate::harness::{Receiver, World, eventually, within};
 
 #[tokio::test]
 async fn each_role_stops_where_the_next_begins() {
@@ -67,7 +70,31 @@ async fn a_key_of_an_app_sees_only_that_apps_subscriptions() {
     let request = tenant.subscribe_request("CUSTOM_APPS", &receiver.url("/other"));
     assert_refused(clients.events.clone().subscribe(request.clone()).await, Code::NotFound, "APP_NOT_FOUND");
     let own = carillon::proto::public::SubscribeRequest { app: "limited".to_owned(), ..request };
-    clients.events.clone().subscribe(own).await.expect("its own app");
+    clients.events.clone().subscribe(own.clone()).await.expect("its own app");
+
+    // What Carillon tells of subscriptions follows the same line: read, listed, watched, subscribed to.
+    let told = ListEventsRequest { event_types: vec!["SUBSCRIPTION_*".to_owned()], ..Default::default() };
+    let all = eventually("both are told", || async {
+        let page = tenant.events().list_events(told.clone()).await.expect("a page").into_inner();
+        if page.events.len() == 2 { Ok(page.events) } else { Err(page.events.len()) }
+    })
+    .await;
+    let seen = clients.events.clone().list_events(told).await.expect("a page").into_inner().events;
+    assert_eq!(seen.iter().map(|event| &event.id).collect::<Vec<_>>(), [&all[1].id]);
+    let get = GetEventRequest { event_id: all[0].id.clone() };
+    assert_refused(clients.events.clone().get_event(get).await, Code::NotFound, "EVENT_NOT_FOUND");
+    let watch = WatchRequest { start: Some(Start::Earliest(true)), ..Default::default() };
+    let mut stream = clients.events.clone().watch(watch).await.expect("a watch").into_inner();
+    let mut watched = Vec::new();
+    while watched.len() < 2 {
+        let message = within("a message", stream.message()).await.expect("it lives").expect("it goes on");
+        if let Some(Kind::Events(events)) = message.kind {
+            watched.extend(events.events.into_iter().filter_map(|one| Some(one.event?.id)));
+        }
+    }
+    assert!(!watched.contains(&all[0].id), "the declaration of the type, and its own");
+    let ops = carillon::proto::public::SubscribeRequest { event_type: "SUBSCRIPTION_CREATED".to_owned(), ..own };
+    assert_refused(clients.events.clone().subscribe(ops).await, Code::PermissionDenied, "EVENT_TYPE_FORBIDDEN");
 }
 
 #[tokio::test]
@@ -147,4 +174,40 @@ async fn only_a_certificate_of_our_authority_with_a_registered_name_publishes() 
     let result = PublishServiceClient::new(channel).publish(publish_request("CUSTOM_MUTUAL", &json!({}))).await;
     result.expect_err("a client without a certificate");
     assert_eq!(tenant.publish("CUSTOM_MUTUAL", &json!({})).await.position, 2, "the first after the declaration");
+}
+
+#[tokio::test]
+async fn a_request_id_of_one_app_answers_nothing_to_a_key_of_another() {
+    let world = World::shared().await;
+    let tenant = world.tenant().await;
+    let receiver = Receiver::start().await;
+    let request = CreateAppRequest { tenant: tenant.slug.clone(), slug: "other".to_owned(), ..Default::default() };
+    admin(world).create_app(request).await.expect("an app can be made");
+    tenant.declare("CUSTOM_APART").await;
+    let id = tenant.subscribe("CUSTOM_APART", &receiver, "/hook").await.subscription.expect("it is set").id;
+    let key = async |app: &str| Clients::new(world, 0, &create_key(world, &tenant.slug, app, Role::Admin).await);
+    let (own, foreign) = (key(&tenant.app).await, key("other").await);
+    let (mut own, mut foreign) = (own.events, foreign.events);
+    let hidden = |refused| assert_refused(refused, Code::NotFound, "SUBSCRIPTION_NOT_FOUND");
+
+    let (subscription_id, request_id) = (id, "guessed".to_owned());
+    let request = RotateSubscriptionSecretRequest {
+        subscription_id: subscription_id.clone(),
+        request_id: request_id.clone(),
+        ..Default::default()
+    };
+    let first = own.rotate_subscription_secret(request.clone()).await.expect("a secret").into_inner();
+    let again = own.rotate_subscription_secret(request.clone()).await.expect("the first answer").into_inner();
+    assert_eq!(again.signing_secret, first.signing_secret);
+    hidden(foreign.rotate_subscription_secret(request).await.map(drop));
+    let request = DisableSubscriptionRequest {
+        subscription_id: subscription_id.clone(),
+        request_id: request_id.clone(),
+        ..Default::default()
+    };
+    own.disable_subscription(request.clone()).await.expect("it is disabled");
+    hidden(foreign.disable_subscription(request).await.map(drop));
+    let request = UnsubscribeRequest { subscription_id, request_id, ..Default::default() };
+    own.unsubscribe(request.clone()).await.expect("it ends");
+    hidden(foreign.unsubscribe(request).await.map(drop));
 }

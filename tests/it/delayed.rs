@@ -8,9 +8,11 @@ use carillon::proto::public::{
 };
 use chrono::TimeDelta;
 use serde_json::json;
+use sqlx::Connection as _;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
+use crate::harness::database::Cluster;
 use crate::harness::tenant::{assert_refused, millis, publish_request, reason};
 use crate::harness::{Answer, Receiver, Tenant, World, eventually, within};
 
@@ -286,4 +288,37 @@ async fn delayed_events_are_born_once_although_the_replica_that_took_them_dies()
         .await;
     }
     assert_eq!(count(&tenant).await, ids.len(), "each is born once");
+}
+
+#[tokio::test]
+async fn a_tenant_whose_log_is_locked_delays_nobody_elses_events() {
+    let world = World::start(1).await;
+    let (stuck, other) = (world.tenant().await, world.tenant().await);
+    for tenant in [&stuck, &other] {
+        tenant.declare(TYPE).await;
+    }
+    let (at, of_stuck) = (TimeDelta::milliseconds(400), |n: i64| later(TimeDelta::milliseconds(300 + n)));
+    for n in 0..20 {
+        stuck.try_publish(of_stuck(n)).await.expect("it is accepted");
+    }
+    let mut connection = Cluster::superuser(&world.database_url).await;
+    let mut lock = connection.begin().await.expect("a transaction");
+    let sql =
+        "SELECT 1 FROM tenant_heads h JOIN tenants t ON t.tenant_id = h.tenant_id WHERE t.slug = $1 FOR UPDATE OF h";
+    sqlx::query(sql).bind(&stuck.slug).execute(&mut *lock).await.expect("locked");
+    for _ in 0..3 {
+        other.try_publish(later(at)).await.expect("it is accepted");
+    }
+    eventually("the other tenant's events are in the log", || async {
+        let born = count(&other).await;
+        if born == 3 { Ok(()) } else { Err(born) }
+    })
+    .await;
+    assert_eq!(count(&stuck).await, 0, "the lock was held all the time");
+    lock.rollback().await.expect("released");
+    eventually("the events that were held up are in the log", || async {
+        let born = count(&stuck).await;
+        if born == 20 { Ok(()) } else { Err(born) }
+    })
+    .await;
 }

@@ -1,12 +1,19 @@
 //! Running it: health, metrics, configuration that is refused, and shutting down.
 
+use std::sync::Arc;
+
+use carillon::proto::internal::WaitEventRequest;
+use carillon::proto::public::InvocationState;
 use http_body_util::{BodyExt as _, Empty};
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
 use rustix::process::Signal;
 use serde_json::json;
+use tokio::sync::Semaphore;
+use tonic::Code;
 
 use crate::harness::receiver::Answer;
+use crate::harness::tenant::{assert_refused, publish_request};
 use crate::harness::{Receiver, World, eventually, within};
 
 /// What a URL answers: status and body.
@@ -86,4 +93,33 @@ async fn a_replica_that_waits_for_a_hanging_receiver_gives_everybody_else_away_a
         receiver.receives(&format!("/hook{n}"), 1).await;
     }
     assert!(world.replicas[1].process.is_running(), "it waits for its own, and nobody waits with it");
+}
+
+#[tokio::test]
+async fn a_drain_sends_those_who_only_wait_elsewhere_and_gives_deliveries_away_beside_its_calls() {
+    // Calls and deliveries may each take half a minute: a drain that did one after the other would take a whole one.
+    let mut world = World::start_with(2, "[dispatch]\ndrain_ms = 1000\n[server]\ndrain_timeout_ms = 30000\n").await;
+    let tenant = world.tenant().await;
+    let receiver = Receiver::start().await;
+    let gate = Arc::new(Semaphore::new(0));
+    receiver.answers("/hook", [Answer::Gated(gate.clone())]);
+    tenant.declare("CUSTOM_WAITED").await;
+    tenant.subscribe("CUSTOM_WAITED", &receiver, "/hook").await;
+    let event_id = tenant.publish("CUSTOM_WAITED", &json!({})).await.event_id;
+    receiver.receives("/hook", 1).await;
+    let mut publisher = tenant.publishers[1].clone();
+    let wait = WaitEventRequest { event_id: event_id.clone(), ..Default::default() };
+    let waiting = tokio::spawn(async move { publisher.wait_event(wait).await });
+    // The call has begun where another one on the same connection has been answered since.
+    tenant.publishers[1].clone().publish(publish_request("CUSTOM_WAITED", &json!({}))).await.expect("it is accepted");
+    world.replicas[1].process.signal(Signal::TERM);
+    let refused = within("the wait ends with the drain", waiting).await.expect("no panic");
+    assert_refused(refused, Code::Unavailable, "SERVER_DRAINING");
+    let status = world.replicas[1].process.ended("the replica drains").await;
+    assert!(status.success(), "{status}: {}", world.replicas[1].process.log_tail());
+    let log = world.replicas[1].process.log();
+    let after = log.split("draining").nth(1).expect("it says that it drains");
+    assert!(!after.contains("took dispatch shards"), "{after}");
+    gate.add_permits(8);
+    tenant.all_invocations_become(&event_id, InvocationState::Succeeded).await;
 }

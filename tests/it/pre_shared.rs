@@ -69,6 +69,26 @@ async fn listeners_that_hang_leave_other_tenants_room_to_publish() {
     publish(&busy, 0).await.expect("there is room again");
 }
 
+#[tokio::test]
+async fn events_that_are_large_are_bounded_by_their_bytes_and_leave_other_tenants_room() {
+    let world = World::start_with(1, "[pending]\nphases_bytes_max = 1048576\n").await;
+    let receiver = Receiver::start().await;
+    let (busy, _) = listened(&world, &receiver, "/hangs", quick_policy()).await;
+    let (other, _) = listened(&world, &receiver, "/well", quick_policy()).await;
+    let gate = Arc::new(Semaphore::new(0));
+    receiver.answers("/hangs", [Answer::Gated(gate.clone())]);
+    let large = publish_request(TYPE, &json!({ "text": "x".repeat(400_000) }));
+    let (mut publisher, request) = (busy.publisher(), large.clone());
+    let asking = tokio::spawn(async move { publisher.publish(request).await });
+    receiver.receives("/hangs", 1).await;
+    let status = assert_refused(busy.try_publish(large.clone()).await, Code::ResourceExhausted, "QUOTA_EXCEEDED");
+    assert_eq!(status.get_details_error_info().expect("it is set").metadata["quota"], "pending.phases_bytes_max");
+    publish(&other, 0).await.expect("another tenant has room of its own");
+    gate.add_permits(2);
+    asking.await.expect("no panic").expect("its listener agreed");
+    busy.try_publish(large).await.expect("there is room again");
+}
+
 fn asked_once(extra: DeliveryPolicy) -> DeliveryPolicy {
     DeliveryPolicy { max_attempts: 1, ..extra }
 }

@@ -4,7 +4,7 @@ use carillon::proto::cloudevents::cloud_event::CloudEventAttributeValue;
 use carillon::proto::cloudevents::cloud_event::Data;
 use carillon::proto::cloudevents::cloud_event::cloud_event_attribute_value::Attr;
 use carillon::proto::internal::publish_service_client::PublishServiceClient;
-use carillon::proto::internal::{CreatePublisherIdentityRequest, PublishRequest};
+use carillon::proto::internal::{CancelEventRequest, CreatePublisherIdentityRequest, PublishRequest, WaitEventRequest};
 use carillon::proto::public::{GetEventRequest, InvocationState};
 use serde_json::json;
 use tonic::Code;
@@ -178,6 +178,45 @@ async fn an_identity_publishes_only_the_types_it_may() {
     limited.publish(publish_request("CUSTOM_ALLOWED_ONE", &json!({}))).await.expect("an allowed type");
     let result = limited.publish(publish_request("CUSTOM_OTHER", &json!({}))).await;
     assert_refused(result, Code::PermissionDenied, "EVENT_TYPE_FORBIDDEN");
+}
+
+#[tokio::test]
+async fn an_identity_waits_for_and_takes_back_only_events_of_types_it_may_publish() {
+    let world = World::shared().await;
+    let tenant = world.tenant().await;
+    let [allowed, other] = ["CUSTOM_ALLOWED", "CUSTOM_OTHER"];
+    let uri = format!("spiffe://carillon.test/waiting/{}", tenant.slug);
+    let request = CreatePublisherIdentityRequest {
+        tenant: tenant.slug.clone(),
+        subject: format!("uri:{uri}"),
+        event_types: vec![allowed.to_owned()],
+        ..Default::default()
+    };
+    admin(world).create_publisher_identity(request).await.expect("an identity can be registered");
+    let mut limited = PublishServiceClient::new(world.internal(1, &Identity::issue(&world.ca, &uri)));
+    let wait = |event_id: &str| WaitEventRequest { event_id: event_id.to_owned(), ..Default::default() };
+    let cancel = |event_id: &str| CancelEventRequest { event_id: event_id.to_owned(), ..Default::default() };
+    let absent = "evt_00000000000000000000000000";
+    for event_type in [allowed, other] {
+        tenant.declare(event_type).await;
+        let committed = tenant.publish(event_type, &json!({})).await.event_id;
+        let at = (carillon::clock::now() + chrono::TimeDelta::hours(1)).into();
+        let later = PublishRequest { deliver_at: Some(at), ..publish_request(event_type, &json!({})) };
+        let delayed = tenant.try_publish(later).await.expect("it is accepted").event_id;
+        if event_type == allowed {
+            limited.wait_event(wait(&committed)).await.expect("it is final");
+            limited.cancel_event(cancel(&delayed)).await.expect("it is delayed");
+            continue;
+        }
+        let unknown = limited.wait_event(wait(absent)).await;
+        let unknown = assert_refused(unknown, Code::NotFound, "EVENT_NOT_FOUND").message().replace(absent, "");
+        for id in [&committed, &delayed] {
+            let status = assert_refused(limited.wait_event(wait(id)).await, Code::NotFound, "EVENT_NOT_FOUND");
+            assert_eq!(status.message().replace(id, ""), unknown);
+            assert_refused(limited.cancel_event(cancel(id)).await, Code::NotFound, "EVENT_NOT_FOUND");
+        }
+        tenant.publisher().cancel_event(cancel(&delayed)).await.expect("it is still there");
+    }
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! `PublishService.PublishBatch`: all or none, in order, at adjacent positions.
 
-use carillon::proto::internal::PublishBatchRequest;
+use carillon::proto::internal::{PublishBatchRequest, PublishRequest};
 use serde_json::json;
 use tonic::Code;
 use tonic_types::StatusExt as _;
@@ -70,4 +70,27 @@ async fn an_answer_that_would_not_fit_names_a_share_of_the_invocations_and_how_m
         assert!(response.invocations.iter().all(|one| one.subscription_id.starts_with("sub_")));
     }
     assert_eq!(tenant.invocations_of(&responses[999].event_id).await.len(), 60);
+}
+
+#[tokio::test]
+async fn whatever_refuses_a_batch_says_which_event_it_is() {
+    let tenant = World::shared().await.tenant().await;
+    tenant.declare("CUSTOM_BATCHED").await;
+    let good = |n: i32| publish_request("CUSTOM_BATCHED", &json!({ "n": n }));
+    let keyed = |n: i32| PublishRequest { idempotency_key: "taken".to_owned(), ..good(n) };
+    tenant.try_publish(keyed(0)).await.expect("the key is new");
+    let cases = [
+        (publish_request("CUSTOM_ABSENT", &json!({})), "EVENT_TYPE_NOT_FOUND", "requests[2].event"),
+        (publish_request("SUBSCRIPTION_CREATED", &json!({})), "EVENT_TYPE_FORBIDDEN", "requests[2].event"),
+        (PublishRequest { schema_version: 7, ..good(0) }, "SCHEMA_VERSION_NOT_FOUND", "requests[2].event"),
+        (keyed(1), "REQUEST_ID_REUSED", "requests[2].idempotency_key"),
+    ];
+    for (bad, expected, path) in cases {
+        let requests = vec![good(1), good(2), bad, good(3)];
+        let status = tenant.publisher().publish_batch(PublishBatchRequest { requests }).await.expect_err(expected);
+        let info = status.get_details_error_info().expect("it is set");
+        assert_eq!(info.reason, expected);
+        let of_key = status.get_details_precondition_failure().map(|failure| failure.violations[0].subject.clone());
+        assert_eq!(info.metadata.get("field").cloned().or(of_key).as_deref(), Some(path), "{status:?}");
+    }
 }

@@ -1,12 +1,14 @@
-//! Secrets: what is planted in configuration, credentials and targets must not come out again in a log, an error, a metric or a
-//! copy of the database; and the key that seals them can be replaced while nobody notices.
+//! Secrets: what is planted in configuration, credentials and targets must not come out again in a log, an error, a trace, a metric
+//! or a copy of the database; and the key that seals them can be replaced while nobody notices.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use carillon::proto::public::{
-    InvocationState, ListEventsRequest, RotateSubscriptionSecretRequest, SubscribeRequest, WebhookMode, target,
+    InvocationState, ListEventsRequest, RotateSubscriptionSecretRequest, SubscribeRequest, Subscription,
+    UpdateSubscriptionRequest, WebhookMode, target,
 };
+use pbjson_types::FieldMask;
 use serde_json::json;
 use tonic::Status;
 
@@ -14,8 +16,9 @@ use crate::bad_inputs::raw;
 use crate::harness::database::{Cluster, superuser_url};
 use crate::harness::process::Process;
 use crate::harness::tenant::webhook;
-use crate::harness::{Answer, Receiver, World, within};
+use crate::harness::{Answer, Receiver, Tenant, World, eventually, within};
 use crate::operations::get;
+use crate::traces::Collector;
 
 const OLD: &str = "{ id = \"test\", key = \"MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE=\" }";
 const NEW: &str = "{ id = \"new\", key = \"YWJjZGVmZ2hpamtsbW5vcHFyc3R1dnd4eXphYmNkZWY=\" }";
@@ -37,7 +40,8 @@ async fn the_key_that_seals_can_be_replaced_and_the_old_one_taken_away() {
     let mut tenant = world.tenant().await;
     let receiver = Receiver::start().await;
     tenant.declare("CUSTOM_SEALED").await;
-    tenant.subscribe("CUSTOM_SEALED", &receiver, "/old").await;
+    let old = tenant.subscribe("CUSTOM_SEALED", &receiver, "/old").await.subscription.expect("it is set");
+    set_header(&tenant, &old.id, "receivers own").await;
     let list = |cursor| ListEventsRequest { cursor, ..Default::default() };
     let page = tenant.events().list_events(list(String::new())).await.expect("a page").into_inner();
     // A second key in front seals from now on; what the first one sealed still opens.
@@ -49,9 +53,9 @@ async fn the_key_that_seals_can_be_replaced_and_the_old_one_taken_away() {
     for path in ["/old", "/new"] {
         assert_eq!(receiver.receives(path, 1).await[0].verified, Some(true), "{path}");
     }
-    // The subscription's and the key of cursors.
+    // The subscription's, its headers and the key of cursors.
     let said = reseal(&world, 2).await;
-    assert!(said.contains("Sealed 2 secrets"), "{said}");
+    assert!(said.contains("Sealed 3 secrets"), "{said}");
     let said = reseal(&world, 2).await;
     assert!(said.contains("Sealed 0 secret"), "{said}");
     world.settings = format!("[secrets]\nkeys = [{NEW}]");
@@ -61,8 +65,38 @@ async fn the_key_that_seals_can_be_replaced_and_the_old_one_taken_away() {
     for path in ["/old", "/new"] {
         assert_eq!(receiver.receives(path, 2).await[1].verified, Some(true), "{path}");
     }
+    let sent = receiver.receives("/old", 2).await;
+    assert_eq!(sent.iter().map(|one| one.header("authorization")).collect::<Vec<_>>(), ["receivers own"; 2]);
+    // A key that is taken away too early costs nobody else a delivery; what it had sealed is there again when it is back.
+    world.settings = format!("[secrets]\nkeys = [{OLD}, {NEW}]");
+    world.replace(0).await;
+    tenant.reconnect(&world);
+    set_header(&tenant, &old.id, "sealed by the other key").await;
+    world.settings = format!("[secrets]\nkeys = [{NEW}]");
+    world.replace(0).await;
+    tenant.reconnect(&world);
+    tenant.publish("CUSTOM_SEALED", &json!({})).await;
+    assert_eq!(receiver.receives("/new", 3).await[2].verified, Some(true));
+    world.settings = format!("[secrets]\nkeys = [{NEW}, {OLD}]");
+    world.replace(0).await;
+    tenant.reconnect(&world);
+    let sent = receiver.receives("/old", 3).await;
+    assert_eq!(sent[2].header("authorization"), "sealed by the other key");
     // Cursors are sealed by a key of their own, which the first key kept and the new one keeps.
     tenant.events().list_events(list(page.next_cursor)).await.expect("a cursor from before still reads");
+}
+
+/// Gives a webhook one header of its own.
+async fn set_header(tenant: &Tenant, id: &str, value: &str) {
+    let mut target = webhook("", WebhookMode::Unspecified);
+    let Some(target::Kind::Webhook(webhook)) = &mut target.kind else { panic!("it is a webhook") };
+    webhook.headers.insert("authorization".to_owned(), value.to_owned());
+    let subscription = Subscription { id: id.to_owned(), target: Some(target), ..Default::default() };
+    let update_mask = Some(FieldMask { paths: vec!["target.webhook.headers".to_owned()] });
+    let request = UpdateSubscriptionRequest { subscription: Some(subscription), update_mask, ..Default::default() };
+    let updated = tenant.events().update_subscription(request).await.expect("valid").into_inner();
+    let version = updated.subscription.expect("it is set").etag;
+    assert!(!version.is_empty());
 }
 
 /// Bytes as a dump of the database shows them.
@@ -80,7 +114,9 @@ async fn nothing_that_was_planted_comes_out_again() {
     const QUERY: &str = "planted-query-value";
     const PAYLOAD: &str = "planted-payload-value";
     const PASSWORD: &str = "planted-database-password";
-    let mut world = World::start_with(0, "[log]\nlevel = \"debug\"").await;
+    let (collector, endpoint) = Collector::start().await;
+    let mut world =
+        World::start_with(0, &format!("[log]\nlevel = \"debug\"\n[traces]\nendpoint = \"{endpoint}\"")).await;
     let plain_url = world.database_url.clone();
     world.database_url = plain_url.replacen('@', &format!(":{PASSWORD}@"), 1);
     assert!(world.database_url.contains(PASSWORD), "the URL names no role");
@@ -161,12 +197,25 @@ async fn nothing_that_was_planted_comes_out_again() {
     let (_, metrics) = get(&format!("http://{}/metrics", world.replicas[0].addresses.ops)).await;
     let log = world.replicas[0].process.log();
     assert!(log.contains("DEBUG"), "the log is not at debug level");
-    let places = [("the log", log), ("an error", errors.join("\n")), ("the metrics", metrics), ("the dump", dump)];
+    let traces = eventually("a span of every receiver is exported", || async {
+        let spans = collector.spans();
+        let text = format!("{spans:?}");
+        if spans.iter().filter(|span| span.name == "deliver").count() >= 3 { Ok(text) } else { Err(text) }
+    })
+    .await;
+    let places = [
+        ("the log", log),
+        ("an error", errors.join("\n")),
+        ("a trace", traces),
+        ("the metrics", metrics),
+        ("the dump", dump),
+    ];
     let sealing = b"01234567890123456789012345678901";
     let key = tenant.key.splitn(3, '_').nth(2).expect("a key has parts").to_owned();
-    // Targets and payloads are what a tenant has configured and published: the database holds them as such.
+    // URIs and payloads are what a tenant has configured and published: the database holds them as such.
     let mut planted = vec![
-        (HEADER.to_owned(), true),
+        (HEADER.to_owned(), false),
+        (hex(HEADER.as_bytes()), false),
         (QUERY.to_owned(), true),
         (PAYLOAD.to_owned(), true),
         (PASSWORD.to_owned(), false),

@@ -25,7 +25,7 @@ const PUBLISH: &str = "carillon.internal.v1.PublishService/Publish";
 
 /// An OTLP collector that keeps what it is sent.
 #[derive(Clone, Default)]
-struct Collector {
+pub(crate) struct Collector {
     spans: Arc<Mutex<Vec<Span>>>,
     resources: Arc<Mutex<Vec<String>>>,
 }
@@ -49,7 +49,7 @@ impl TraceService for Collector {
 
 impl Collector {
     /// Starts on a free port, for as long as the test runs.
-    async fn start() -> (Self, String) {
+    pub(crate) async fn start() -> (Self, String) {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("it is bound");
         let collector = Self::default();
@@ -59,7 +59,7 @@ impl Collector {
         (collector, format!("http://{address}"))
     }
 
-    fn spans(&self) -> Vec<Span> {
+    pub(crate) fn spans(&self) -> Vec<Span> {
         self.spans.lock().expect("nobody panics with it").clone()
     }
 

@@ -21,7 +21,7 @@ pub(super) async fn handle(
 ) -> Result<AddEventTypeSchemaResponse, ApiError> {
     let (caller, mut request) = authorised(request, Role::Developer)?;
     let request_id = std::mem::take(&mut request.request_id);
-    let repeat = Repeat::of(caller.tenant, "AddEventTypeSchema", &request_id, &request)?;
+    let repeat = Repeat::by(&caller, "AddEventTypeSchema", &request_id, &request)?;
     let name = parse_name("event_type", &request.event_type).map_err(invalid)?;
     if request.schema.is_empty() {
         return Err(invalid(FieldError::new("schema", "is required")));
@@ -30,7 +30,7 @@ pub(super) async fn handle(
     if let Some(answer) = repeat.first(&deps.store).await? {
         return Ok(answer);
     }
-    check_schema("schema", &request.schema).await?;
+    check_schema(caller.tenant, "schema", &request.schema).await?;
     let quota = deps.event_type_quota();
     // Whoever is overtaken compares again, for as long as the call has time: each time somebody else has added one of the versions that the
     // type may have.

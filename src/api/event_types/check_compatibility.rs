@@ -31,7 +31,7 @@ pub(super) async fn handle(
     let mode = asked.unwrap_or(own);
     let latest = known.event_type().latest_schema;
     let version = if request.schema_version == 0 { latest } else { request.schema_version };
-    check_schema("schema", &request.schema).await?;
+    check_schema(caller.tenant, "schema", &request.schema).await?;
     if version > latest {
         return Err(ApiError::SchemaVersionNotFound { event_type: name.as_str().to_owned(), version });
     }

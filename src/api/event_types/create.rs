@@ -16,14 +16,14 @@ pub(super) async fn handle(
 ) -> Result<CreateEventTypeResponse, ApiError> {
     let (caller, mut request) = authorised(request, Role::Developer)?;
     let request_id = std::mem::take(&mut request.request_id);
-    let repeat = Repeat::of(caller.tenant, "CreateEventType", &request_id, &request)?;
+    let repeat = Repeat::by(&caller, "CreateEventType", &request_id, &request)?;
     let ParsedCreate { name, phase, display_name, description, schema, compatibility } =
         parse_create(request).map_err(invalid)?;
     if let Some(answer) = repeat.first(&deps.store).await? {
         return Ok(answer);
     }
     if let Some(document) = &schema {
-        check_schema("schema", document).await?;
+        check_schema(caller.tenant, "schema", document).await?;
     }
     let new = NewEventType { name: name.clone(), phase, display_name, description, schema, compatibility };
     let kept = repeat.keeping(response);

@@ -17,6 +17,7 @@ use crate::domain::event_type::EventTypeName;
 use crate::domain::ids::TenantId;
 use crate::domain::schema::Schema;
 use crate::domain::schema::compatibility::{Break, Compatibility, compare};
+use crate::long_work;
 use crate::proto::public as proto;
 use crate::proto::public::event_type_service_server::EventTypeService as Service;
 use crate::store::StoreError;
@@ -110,18 +111,18 @@ impl Service for EventTypeService {
 }
 
 /// Compiles a schema document away from the reactor: a large one takes a while. Errors: SCHEMA_INVALID.
-async fn check_schema(field: &str, document: &str) -> Result<(), ApiError> {
+async fn check_schema(tenant: TenantId, field: &str, document: &str) -> Result<(), ApiError> {
     let invalid =
         |pointer: String, message: String| ApiError::SchemaInvalid { field: field.to_owned(), pointer, message };
     if document.len() > SCHEMA_BYTES_MAX {
         return Err(invalid(String::new(), "is larger than 256 KiB".to_owned()));
     }
     let document = document.to_owned();
-    let compiled = tokio::task::spawn_blocking(move || Schema::parse(&document).map(drop)).await;
+    let compiled = long_work::run(tenant, move || Schema::parse(&document).map(drop)).await;
     match compiled {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(error)) => Err(invalid(error.pointer, error.message)),
-        Err(error) => Err(ApiError::internal("compile a schema", error)),
+        Some(Ok(())) => Ok(()),
+        Some(Err(error)) => Err(invalid(error.pointer, error.message)),
+        None => Err(ApiError::internal("compile a schema", "it panicked")),
     }
 }
 
@@ -144,8 +145,8 @@ async fn compare_schemas(
     };
     let previous = previous.ok_or_else(missing)?.document;
     let document = document.to_owned();
-    let compared = tokio::task::spawn_blocking(move || compare(&previous, &document, mode)).await;
-    let compared = compared.map_err(|error| ApiError::internal("compare schemas", error))?;
+    let compared = long_work::run(tenant, move || compare(&previous, &document, mode)).await;
+    let compared = compared.ok_or_else(|| ApiError::internal("compare schemas", "it panicked"))?;
     // Both compiled, so what cannot be compared at all is a fault of what is stored.
     Ok(compared.map_err(|_| StoreError::Corrupt { what: "schema" })?)
 }

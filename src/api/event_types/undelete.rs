@@ -15,7 +15,7 @@ pub(super) async fn handle(
 ) -> Result<UndeleteEventTypeResponse, ApiError> {
     let (caller, mut request) = authorised(request, Role::Developer)?;
     let request_id = std::mem::take(&mut request.request_id);
-    let repeat = Repeat::of(caller.tenant, "UndeleteEventType", &request_id, &request)?;
+    let repeat = Repeat::by(&caller, "UndeleteEventType", &request_id, &request)?;
     let name = parse_name("name", &request.name).map_err(invalid)?;
     deps.own_type(&name)?;
     if let Some(answer) = repeat.first(&deps.store).await? {

@@ -16,7 +16,7 @@ pub(super) async fn handle(
 ) -> Result<UpdateEventTypeResponse, ApiError> {
     let (caller, mut request) = authorised(request, Role::Developer)?;
     let request_id = std::mem::take(&mut request.request_id);
-    let repeat = Repeat::of(caller.tenant, "UpdateEventType", &request_id, &request)?;
+    let repeat = Repeat::by(&caller, "UpdateEventType", &request_id, &request)?;
     let sent = request.event_type.ok_or_else(|| invalid(FieldError::new("event_type", "is required")))?;
     let name = parse_name("event_type.name", &sent.name).map_err(invalid)?;
     let etag = etag(&sent.etag);

@@ -4,6 +4,7 @@ use crate::api::registry::{RegistryDeps, authorised, invalid};
 use crate::api::status::ApiError;
 use crate::domain::access::Role;
 use crate::domain::event_type::CompiledSchema;
+use crate::long_work;
 use crate::proto::public::{ValidateEventRequest, ValidateEventResponse};
 use crate::wire::FieldError;
 use crate::wire::event_type::{parse_name, violation_to_proto};
@@ -30,8 +31,8 @@ pub(super) async fn handle(
     };
     // Away from the reactor: a large payload takes a while.
     let data = request.data;
-    let checked = tokio::task::spawn_blocking(move || schema.validate(&data)).await;
-    let checked = checked.map_err(|error| ApiError::internal("check data against a schema", error))?;
+    let checked = long_work::run(caller.tenant, move || schema.validate(&data)).await;
+    let checked = checked.ok_or_else(|| ApiError::internal("check data against a schema", "it panicked"))?;
     let violations = checked.err().unwrap_or_default();
     Ok(ValidateEventResponse {
         valid: violations.is_empty(),

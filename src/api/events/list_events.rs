@@ -7,26 +7,36 @@ use super::{EventsDeps, parse};
 use crate::api::auth::caller;
 use crate::api::status::ApiError;
 use crate::domain::access::Role;
+use crate::domain::announcement::tells_of_another_app;
+use crate::domain::event::LogEntry;
 use crate::domain::ids::TenantId;
+use crate::long_work::{self, TURN};
 use crate::proto::public::{Event, ListEventsRequest, ListEventsResponse};
 use crate::store::StoreError;
 use crate::store::event_pages::PageBound;
 use crate::store::events::LogPlace;
 use crate::store::heads::HeadRow;
+use crate::watch::filter::Selection;
 use crate::watch::filter_set::selection;
 use crate::watch::place;
 use crate::wire::event::entry_to_proto;
 use crate::wire::time::parse_timestamp;
 use chrono::{DateTime, Utc};
 use prost::Message as _;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
 use tonic::Request;
 
 const PAGE_SIZE_DEFAULT: usize = 100;
 const PAGE_SIZE_MAX: usize = 1_000;
+/// How long one call looks for events that its filter selects.
+const SCAN_TIME_MAX: Duration = Duration::from_secs(2);
 
 /// Answers ListEvents.
 pub async fn handle(deps: &EventsDeps, request: Request<ListEventsRequest>) -> Result<ListEventsResponse, ApiError> {
-    let tenant = caller(&request)?.require(Role::Viewer)?.tenant;
+    let caller = caller(&request)?.require(Role::Viewer)?.clone();
+    let (tenant, app) = (caller.tenant, deps.app_of(&caller).await?);
     let request = request.into_inner();
     let page_size = match usize::try_from(request.page_size) {
         Err(_) => return Err(ApiError::field("page_size", "must not be negative")),
@@ -36,6 +46,7 @@ pub async fn handle(deps: &EventsDeps, request: Request<ListEventsRequest>) -> R
     let view = parse::view(request.view)?;
     let selection = selection(&request.event_types, &request.filter, "").map_err(parse::filter_error)?;
     let start_time = time("start_time", request.start_time.as_ref())?;
+    let start_time = start_time.map(|time| parse::start_time(time, deps.store.now())).transpose()?;
     let end_time = time("end_time", request.end_time.as_ref())?;
 
     let head = deps.store.head(tenant).await?.ok_or(StoreError::Corrupt { what: "head" })?;
@@ -47,9 +58,14 @@ pub async fn handle(deps: &EventsDeps, request: Request<ListEventsRequest>) -> R
     };
 
     let config = deps.watches.config();
+    let began = Instant::now();
     let mut page = Page { events: Vec::new(), bytes: 0, at: start, ended: false };
     let mut scan_left = if selection.is_everything() { u32::MAX } else { config.list_scan_max };
     while !page.ended && page.events.len() < page_size && page.at.after < head.position && scan_left > 0 {
+        // What a costly filter has found by then is a page, and the next one goes on from there.
+        if !selection.is_everything() && began.elapsed() > SCAN_TIME_MAX {
+            break;
+        }
         // Without a filter every event read is one of the page; with one, larger reads save round trips.
         let wanted = if selection.is_everything() { page_size - page.events.len() } else { PAGE_SIZE_MAX };
         let entries = u32::try_from(wanted).unwrap_or(u32::MAX).min(scan_left);
@@ -58,15 +74,15 @@ pub async fn handle(deps: &EventsDeps, request: Request<ListEventsRequest>) -> R
         if entries.first().is_none_or(|first| first.position > page.at.after + 1) {
             return Err(missing(deps, tenant, page.at).await);
         }
-        for entry in entries {
+        let (entries, wanted) = chosen(tenant, &selection, entries, began + SCAN_TIME_MAX).await?;
+        for (entry, wanted) in entries.into_iter().zip(wanted) {
             if end_time.is_some_and(|end| entry.committed_at >= end) {
                 // Commit times never decrease along the log: nothing after this can be wanted.
                 page.ended = true;
                 break;
             }
-            if selection.matches(&entry.event)
-                && !page.take(entry_to_proto(&entry, view), page_size, config.list_bytes_max)
-            {
+            let hidden = app.as_deref().is_some_and(|app| tells_of_another_app(&entry.event, app));
+            if wanted && !hidden && !page.take(entry_to_proto(&entry, view), page_size, config.list_bytes_max) {
                 break;
             }
             scan_left -= 1;
@@ -81,6 +97,37 @@ pub async fn handle(deps: &EventsDeps, request: Request<ListEventsRequest>) -> R
         end_of_log: page.ended || page.at.after >= head.position,
         events: page.events,
     })
+}
+
+/// Which of the entries a selection wants: of all of them, or of the first ones where time runs out. At least one is looked at.
+async fn chosen(
+    tenant: TenantId,
+    selection: &Selection,
+    entries: Vec<Arc<LogEntry>>,
+    until: Instant,
+) -> Result<(Vec<Arc<LogEntry>>, Vec<bool>), ApiError> {
+    let mut wanted = Vec::with_capacity(entries.len());
+    let turn = Instant::now() + TURN;
+    choose(selection, &entries, turn, &mut wanted);
+    if wanted.len() == entries.len() {
+        return Ok((entries, wanted));
+    }
+    // The rest beside the threads that everybody's work runs on.
+    let selection = selection.clone();
+    let rest = move || {
+        choose(&selection, &entries, until, &mut wanted);
+        (entries, wanted)
+    };
+    long_work::run(tenant, rest).await.ok_or_else(|| ApiError::internal("evaluate a filter", "it panicked"))
+}
+
+fn choose(selection: &Selection, entries: &[Arc<LogEntry>], until: Instant, wanted: &mut Vec<bool>) {
+    for entry in &entries[wanted.len()..] {
+        wanted.push(selection.matches(&entry.event));
+        if Instant::now() > until {
+            break;
+        }
+    }
 }
 
 struct Page {

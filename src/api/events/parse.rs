@@ -7,6 +7,10 @@ use crate::proto::public::{EventView, UpdateWatchRequest};
 use crate::watch::WatchUpdate;
 use crate::watch::filter_set::FilterSetError;
 use crate::watch::place::PlaceError;
+use chrono::{DateTime, TimeDelta, Utc};
+
+/// How far the clock of a caller may be ahead.
+const AHEAD_MAX: TimeDelta = TimeDelta::minutes(1);
 
 /// Why filters are refused, as an error.
 pub(super) fn filter_error(error: FilterSetError) -> ApiError {
@@ -30,6 +34,14 @@ pub(super) fn change(
         _ => return Err(ApiError::field("filter_version", "must not be negative")),
     };
     Ok(WatchUpdate { tenant, watch, add: message.add, remove: message.remove, known_version, request })
+}
+
+/// Refuses a start that is ahead: of the log, what is committed until then comes before it. Clocks may differ a little.
+pub(super) fn start_time(time: DateTime<Utc>, now: DateTime<Utc>) -> Result<DateTime<Utc>, ApiError> {
+    if time > now + AHEAD_MAX {
+        return Err(ApiError::field("start_time", "must not be more than a minute ahead of the server's clock"));
+    }
+    Ok(time)
 }
 
 /// Parses a view.

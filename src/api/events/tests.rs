@@ -19,6 +19,7 @@ use crate::store::connect;
 use crate::store::publish::{NewEvent, OnLocked, TenantBatch};
 use crate::watch::{Config, Standing};
 use bytes::Bytes;
+use chrono::TimeDelta;
 use futures::future::BoxFuture;
 use futures::{FutureExt as _, StreamExt as _};
 use http_body_util::BodyExt as _;
@@ -314,6 +315,7 @@ async fn g7_pages_hand_over_to_pages_and_every_bad_cursor_has_its_reason() {
             start_time: Some(crate::proto::Timestamp { seconds: i64::MAX, nanos: 0 }),
             ..Default::default()
         },
+        ListEventsRequest { start_time: Some((clock::now() + TimeDelta::hours(1)).into()), ..Default::default() },
     ] {
         assert_eq!(world.list(request).await.expect_err("refused").reason_name(), "FIELD_INVALID");
     }

@@ -17,6 +17,7 @@ use http::HeaderMap;
 use http_body::Frame;
 use std::ops::RangeInclusive;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tonic::{Request, Status};
@@ -56,7 +57,10 @@ pub(super) async fn open(deps: &EventsDeps, request: Request<proto::WatchRequest
             watch: WatchId::parse(&watch).map_err(|error| ApiError::field("watch", error.to_string()))?,
             cursor: request.resume_cursor.clone(),
         },
-        Some(ProtoStart::StartTime(time)) => Start::Time(parse_timestamp("start_time", &time).map_err(field)?),
+        Some(ProtoStart::StartTime(time)) => {
+            let time = parse_timestamp("start_time", &time).map_err(field)?;
+            Start::Time(parse::start_time(time, deps.store.now())?)
+        }
     };
     let on_expired = match proto::OnExpired::try_from(request.on_expired) {
         Ok(proto::OnExpired::Unspecified | proto::OnExpired::Fail) => OnExpired::Fail,
@@ -81,7 +85,8 @@ pub(super) async fn open(deps: &EventsDeps, request: Request<proto::WatchRequest
         return Err(ApiError::field("filters", "must be empty with watch: those of the earlier watch apply"));
     }
     let filters = FilterSet::parse("filters", request.filters).map_err(parse::filter_error)?;
-    let request = WatchRequest { caller, filters, start, on_expired, bookmark_interval, view };
+    let app = deps.app_of(&caller).await?.map(Arc::from);
+    let request = WatchRequest { caller, app, filters, start, on_expired, bookmark_interval, view };
     deps.watches.open(request).await.map_err(open_error)
 }
 

@@ -120,7 +120,7 @@ impl WatchSocket {
             ApiError::CredentialInvalid => Refusal(StatusCode::UNAUTHORIZED, error),
             _ => Refusal(StatusCode::SERVICE_UNAVAILABLE, error),
         })?;
-        let place = self.in_flight.admit(Credential::Subject(caller.subject.clone()));
+        let place = self.in_flight.admit(Credential::Subject(caller.subject.clone(), caller.tenant));
         let place = place.map_err(|error| Refusal(StatusCode::TOO_MANY_REQUESTS, error))?;
         let upgrades = request.extensions().get::<Upgrades>().cloned();
         let upgrades = upgrades.ok_or_else(|| upgrade_required("this connection cannot become a WebSocket"))?;
@@ -197,12 +197,16 @@ impl WatchSocket {
         let mut alive = true;
         // At most one change at a time; until it is answered nothing more is read.
         let mut change = None;
+        let mut resume_cursor = String::new();
         loop {
             let mut answer = None;
             let message = tokio::select! {
                 item = stream.next() => match item {
                     Some(Ok(frame)) => match text_of(&frame) {
-                        Ok(text) => Message::text(text),
+                        Ok((text, cursor)) => {
+                            resume_cursor = cursor;
+                            Message::text(text)
+                        }
                         Err(error) => return End::Failed(error),
                     },
                     Some(Err(ending)) => return End::Failed(ending_error(ending)),
@@ -255,9 +259,11 @@ impl WatchSocket {
                     }
                 }
             };
-            // Where nothing gets through, nothing can be said either; the last cursor that arrived still resumes.
-            if !matches!(timeout(stall, socket.send(message)).await, Ok(Ok(()))) {
-                return End::Gone;
+            match timeout(stall, socket.send(message)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => return End::Gone,
+                // What is on its way comes before the reason, so the reason's cursor is the one behind it.
+                Err(_) => return End::Stalled(ApiError::SlowConsumer { resume_cursor }, stall),
             }
         }
     }
@@ -300,15 +306,18 @@ enum End {
     Closed(CloseCode, &'static str),
     /// With a reason.
     Failed(ApiError),
+    /// With a reason that a peer which takes nothing is told if it goes on within so long.
+    Stalled(ApiError, Duration),
 }
 
 impl End {
     /// Says the reason where there is one, and waits a moment for the peer to take it.
     async fn say(self, socket: &mut Socket) {
+        let patience = if let Self::Stalled(_, stall) = &self { GOODBYE.max(*stall) } else { GOODBYE };
         let (text, code, reason) = match self {
             Self::Gone => (None, CloseCode::Normal, ""),
             Self::Closed(code, reason) => (None, code, reason),
-            Self::Failed(error) => {
+            Self::Failed(error) | Self::Stalled(error, _) => {
                 let reason = error.reason_name();
                 let status = Status::from(error);
                 let code = CLOSE_BASE + u16::try_from(i32::from(status.code())).unwrap_or_default();
@@ -332,7 +341,7 @@ impl End {
             Ok::<_, SocketError>(())
         };
         // A peer that is gone hears nothing.
-        let _ = timeout(GOODBYE, goodbye).await;
+        let _ = timeout(patience, goodbye).await;
     }
 }
 
@@ -383,9 +392,12 @@ fn parse_json<T: DeserializeOwned>(text: &str) -> Result<T, ApiError> {
     })
 }
 
-fn text_of(frame: &Bytes) -> Result<String, ApiError> {
+/// A frame as text, and its cursor.
+fn text_of(frame: &Bytes) -> Result<(String, String), ApiError> {
     let message = codec::decode(frame).map_err(|error| ApiError::internal("read back a watch frame", error))?;
-    serde_json::to_string(&message).map_err(|error| ApiError::internal("write a watch message as JSON", error))
+    let text = serde_json::to_string(&message);
+    let text = text.map_err(|error| ApiError::internal("write a watch message as JSON", error))?;
+    Ok((text, message.cursor))
 }
 
 fn error_text(error: ApiError) -> String {

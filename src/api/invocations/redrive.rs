@@ -19,7 +19,7 @@ pub(super) async fn handle(
 ) -> Result<RedriveInvocationsResponse, ApiError> {
     let (caller, mut request) = authorised(request, Role::Subscriber)?;
     let request_id = std::mem::take(&mut request.request_id);
-    let repeat = Repeat::of(caller.tenant, "RedriveInvocations", &request_id, &request)?;
+    let repeat = Repeat::by(&caller, "RedriveInvocations", &request_id, &request)?;
     let limit = page_size("limit", request.limit, 1_000, 10_000).map_err(invalid)?;
     let filter = InvocationFilter {
         subscription: parse_subscription("subscription_id", &request.subscription_id).map_err(invalid)?,

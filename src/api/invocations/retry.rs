@@ -16,7 +16,7 @@ pub(super) async fn handle(
 ) -> Result<RetryInvocationResponse, ApiError> {
     let (caller, mut request) = authorised(request, Role::Subscriber)?;
     let request_id = std::mem::take(&mut request.request_id);
-    let repeat = Repeat::of(caller.tenant, "RetryInvocation", &request_id, &request)?;
+    let repeat = Repeat::by(&caller, "RetryInvocation", &request_id, &request)?;
     let by = principal(&caller);
     let id = parse_id("invocation_id", &request.invocation_id).map_err(invalid)?;
     let answer = |invocation| RetryInvocationResponse { invocation: Some(invocation) };

@@ -21,6 +21,9 @@ pub(super) async fn handle(
     let repeat = Repeat::of(publisher.tenant, "CancelEvent", &request_id, &body)?;
     let id = EventId::parse(&event_id);
     let id = id.map_err(|error| ApiError::from(FieldError::new("event_id", error.to_string())))?;
+    if !api.may_touch(&publisher, id).await? {
+        return Err(ApiError::EventNotFound { event: event_id }.into());
+    }
     let by = Principal { tenant: publisher.tenant, app: None, name: publisher.subject };
     match api.pending.cancel(&by, id, repeat.keeping(|(): &()| CancelEventResponse {})).await {
         Ok(_) => Ok(Response::new(CancelEventResponse {})),

@@ -21,7 +21,9 @@ pub(in crate::api) fn to_api_error(error: PublishError, path: &str) -> ApiError 
             format!("is not JSON, but its datacontenttype says so: {message} at byte {offset}"),
         ),
         PublishError::TooLarge { limit } => ApiError::EventTooLarge { field: path.to_owned(), limit_bytes: limit },
-        PublishError::KeyReused => ApiError::RequestIdReused { field: "idempotency_key" },
+        PublishError::KeyReused => ApiError::RequestIdReused {
+            field: format!("{}idempotency_key", path.strip_suffix("event").unwrap_or_default()),
+        },
         PublishError::Contended | PublishError::Gated => ApiError::QuotaExceeded {
             quota: "registry changes while publishing".to_owned(),
             limit: 100,
@@ -53,11 +55,9 @@ pub(super) fn pending_to_api_error(error: PendingError, path: &str) -> ApiError 
             name: String::new(),
             message: "the event was cancelled before it was committed".to_owned(),
         },
-        PendingError::Full { quota, limit } => ApiError::QuotaExceeded {
-            quota: quota.to_owned(),
-            limit: limit.into(),
-            retry_delay: Some(Duration::from_secs(1)),
-        },
+        PendingError::Full { quota, limit } => {
+            ApiError::QuotaExceeded { quota: quota.to_owned(), limit, retry_delay: Some(Duration::from_secs(1)) }
+        }
         PendingError::TooFar { hours } => {
             let field = format!("{}deliver_at", path.strip_suffix("event").unwrap_or_default());
             ApiError::field(field, format!("must be at most {hours} hours ahead"))

@@ -10,6 +10,8 @@ mod publish_one;
 mod wait_event;
 
 use super::status::ApiError;
+use crate::domain::access::Publisher;
+use crate::domain::ids::EventId;
 use crate::feed::Feed;
 use crate::pending::Pending;
 use crate::proto::internal::publish_service_server::PublishService;
@@ -24,6 +26,7 @@ use crate::store::Store;
 use crate::store::publish::NewKey;
 use answers::Answers;
 use parse::Parsed;
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 /// The service; one RPC per file beside this one.
@@ -33,12 +36,22 @@ pub struct PublishApi {
     pending: Pending,
     store: Store,
     feed: Feed,
+    draining: CancellationToken,
 }
 
 impl PublishApi {
-    /// Takes the parts it needs.
-    pub fn new(writer: Writer, pending: Pending, store: Store, feed: Feed) -> Self {
-        Self { writer, pending, store, feed }
+    /// Takes the parts it needs. Those that only wait are sent elsewhere once `draining` is cancelled.
+    pub fn new(writer: Writer, pending: Pending, store: Store, feed: Feed, draining: CancellationToken) -> Self {
+        Self { writer, pending, store, feed, draining }
+    }
+
+    /// Whether a publisher may take an event back or wait for it: one of a type that it may not publish is to it as if there were none.
+    async fn may_touch(&self, publisher: &Publisher, event: EventId) -> Result<bool, ApiError> {
+        if publisher.event_types.is_empty() {
+            return Ok(true);
+        }
+        let event_type = self.pending.event_type(publisher.tenant, event).await?;
+        Ok(event_type.is_none_or(|name| publisher.may_publish(&name)))
     }
 }
 
@@ -56,7 +69,10 @@ impl PublishService for PublishApi {
     }
 
     async fn wait_event(&self, request: Request<WaitEventRequest>) -> Result<Response<WaitEventResponse>, Status> {
-        wait_event::handle(self, request).await
+        tokio::select! {
+            answer = wait_event::handle(self, request) => answer,
+            () = self.draining.cancelled() => Err(ApiError::ServerDraining.into()),
+        }
     }
 
     async fn cancel_event(

@@ -37,7 +37,8 @@ pub(super) async fn handle(
     let mut keys = HashSet::new();
     let mut parsed = Vec::with_capacity(requests.len());
     for (index, request) in requests.into_iter().enumerate() {
-        let one = parse::parse(request, &publisher, &format!("requests[{index}]."))?;
+        let one = parse::parse(request, &publisher, &format!("requests[{index}]."));
+        let one = one.map_err(|error| at(index, error))?;
         if let Some(key) = &one.key
             && !keys.insert(key.key.clone())
         {
@@ -61,6 +62,7 @@ pub(super) async fn handle(
                 }
                 // One of them has got listeners that must agree.
                 Err(PublishError::Gated) => continue,
+                Err(PublishError::KeyReused) => return Err(reused(&answers, &parsed).await?.into()),
                 Err(error) => return Err(to_api_error(error, "requests").into()),
             }
         }
@@ -74,13 +76,41 @@ pub(super) async fn handle(
         let mut gates: Vec<_> = futures::stream::iter(gates).buffer_unordered(GATES_AT_ONCE).collect().await;
         gates.sort_by_key(|(index, _)| *index);
         for (index, outcome) in gates {
-            responses.push((index, outcome?));
+            responses.push((index, outcome.map_err(|error| at(index, error))?));
         }
         responses.sort_by_key(|(index, _)| *index);
         let responses = responses.into_iter().map(|(_, response)| response).collect();
         return Ok(Response::new(PublishBatchResponse { responses }));
     }
     Err(to_api_error(PublishError::Contended, "requests").into())
+}
+
+/// Says which event of the batch it is where the error has no path of its own.
+fn at(index: usize, error: ApiError) -> ApiError {
+    match error {
+        ApiError::EventTypeNotFound { .. }
+        | ApiError::EventTypeForbidden { .. }
+        | ApiError::SchemaVersionNotFound { .. }
+        | ApiError::PreRejected { .. }
+        | ApiError::PreListenerUnavailable { .. }
+        | ApiError::PreDeadline { .. } => {
+            ApiError::At { field: format!("requests[{index}].event"), error: Box::new(error) }
+        }
+        other => other,
+    }
+}
+
+/// The refusal of the first key of the batch that was used before with another body.
+async fn reused(answers: &Answers<'_>, parsed: &[Parsed]) -> Result<ApiError, ApiError> {
+    let tenant = answers.registry.tenant();
+    let keys: Vec<_> = parsed.iter().filter_map(|one| Some((tenant, one.key.as_ref()?.key.as_str()))).collect();
+    let used = answers.api.store.used_keys(&keys).await?;
+    let is_reused = |one: &Parsed| {
+        one.key.as_ref().is_some_and(|key| used.iter().any(|u| u.key == key.key && u.request_hash != key.request_hash))
+    };
+    let index = parsed.iter().position(is_reused);
+    let path = index.map_or_else(|| "event".to_owned(), |index| format!("requests[{index}].event"));
+    Ok(to_api_error(PublishError::KeyReused, &path))
 }
 
 /// A batch, divided.
@@ -107,7 +137,7 @@ async fn divide(answers: &Answers<'_>, parsed: &[Parsed]) -> Result<Divided, Api
             Ok(prepared) if prepared.is_gated() || one.deliver_at.is_some() => alone.push(index),
             Ok(prepared) => together.push((index, prepared)),
             Err(error) => {
-                refusal.get_or_insert_with(|| to_api_error(error, &format!("requests[{index}].event")));
+                refusal.get_or_insert_with(|| at(index, to_api_error(error, &format!("requests[{index}].event"))));
             }
         }
     }

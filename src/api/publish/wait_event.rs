@@ -50,6 +50,9 @@ pub(super) async fn handle(
     }
     let end = Instant::now() + timeout;
     let end = until.and_then(|until| until.checked_sub(BEFORE_DEADLINE)).map_or(end, |until| end.min(until));
+    if !api.may_touch(&publisher, id).await? {
+        return Err(missing().into());
+    }
     let found = api.store.event(publisher.tenant, id).await.map_err(ApiError::from)?;
     let entry = match found {
         Some(entry) => entry,

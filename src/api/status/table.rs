@@ -1,6 +1,6 @@
 //! The table itself: each error's code, reason and details, and how they become a status of bounded size.
 
-use super::{ApiError, DOMAIN, PreVerdict, reason_name, role_name};
+use super::{ApiError, DOMAIN, PreVerdict, reason_name};
 use crate::clock;
 use crate::domain::schema::compatibility::Direction;
 use crate::proto::public::ErrorReason;
@@ -204,7 +204,7 @@ impl ApiError {
 
             Self::CredentialInvalid => Entry::new(Code::Unauthenticated, ErrorReason::CredentialInvalid),
             Self::RoleInsufficient { required } => Entry::new(Code::PermissionDenied, ErrorReason::RoleInsufficient)
-                .metadata("required", role_name(*required)),
+                .metadata("required", required.as_str()),
             Self::EventTypeForbidden { event_type } => {
                 Entry::new(Code::PermissionDenied, ErrorReason::EventTypeForbidden).metadata("event_type", event_type)
             }
@@ -232,6 +232,7 @@ impl ApiError {
                 | StoreError::Interrupted
                 | StoreError::Statement(_) => Entry::new(Code::Internal, ErrorReason::Internal),
             },
+            Self::At { field, error } => error.entry().metadata("field", field),
             Self::Internal { .. } => Entry::new(Code::Internal, ErrorReason::Internal),
         }
     }

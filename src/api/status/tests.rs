@@ -76,7 +76,7 @@ fn one_of_each() -> Vec<(&'static str, ApiError)> {
         ("TENANT_EXISTS", ApiError::TenantExists { tenant: text() }),
         ("APP_EXISTS", ApiError::AppExists { app: text() }),
         ("PUBLISHER_IDENTITY_EXISTS", ApiError::PublisherIdentityExists { subject: text() }),
-        ("REQUEST_ID_REUSED", ApiError::RequestIdReused { field: "request_id" }),
+        ("REQUEST_ID_REUSED", ApiError::RequestIdReused { field: text() }),
         ("CURSOR_FOREIGN", ApiError::CursorForeign),
         ("CURSOR_AHEAD", ApiError::CursorAhead),
         ("INVOCATION_STATE", ApiError::InvocationState { invocation: text(), state: text() }),

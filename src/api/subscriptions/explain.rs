@@ -8,6 +8,7 @@ use super::hand_written::{check, hand_written};
 use crate::api::registry::{RegistryDeps, authorised, invalid, refused, wrong_page};
 use crate::api::status::ApiError;
 use crate::domain::access::{Caller, Role};
+use crate::domain::announcement::tells_of_another_app;
 use crate::domain::event::{Event, LogEntry};
 use crate::domain::explain::{Reason, explain};
 use crate::domain::filter::FilterContext;
@@ -92,7 +93,8 @@ pub(crate) async fn handle(
             let id = EventId::parse(&request.event_id)
                 .map_err(|error| invalid(FieldError::new("event_id", error.to_string())))?;
             let entry = deps.store.event(caller.tenant, id).await?;
-            let entry = entry.ok_or(ApiError::EventNotInLog { event: request.event_id })?;
+            let hidden = hides(deps, &caller, entry.as_deref()).await?;
+            let entry = entry.filter(|_| !hidden).ok_or(ApiError::EventNotInLog { event: request.event_id })?;
             (Arc::clone(&entry.event), Some(entry))
         }
         Some(event) => {
@@ -104,6 +106,13 @@ pub(crate) async fn handle(
         }
     };
     explain_page(deps, &caller, event, entry, (after, size), &scope).await
+}
+
+/// Whether an event tells of an app that the caller does not see.
+async fn hides(deps: &RegistryDeps, caller: &Caller, entry: Option<&LogEntry>) -> Result<bool, ApiError> {
+    let (Some(app), Some(entry)) = (caller.app, entry) else { return Ok(false) };
+    let slug = deps.store.app(caller.tenant, app).await?.map(|app| app.slug).unwrap_or_default();
+    Ok(tells_of_another_app(&entry.event, &slug))
 }
 
 async fn explain_page(

@@ -9,6 +9,7 @@ use crate::domain::event::{Attribute, Event};
 use crate::domain::event_type::EventTypeName;
 use crate::domain::ids::{EventId, TenantId};
 use crate::domain::trial::TEST_ATTRIBUTE;
+use crate::long_work;
 use crate::proto::cloudevents::CloudEvent;
 use crate::publish::prepare::check_against;
 use crate::wire::event::cloud_event_to_domain;
@@ -49,8 +50,8 @@ pub(super) async fn check(
     let event = Arc::new(event);
     let checked = Arc::clone(&event);
     // Away from the reactor: a large payload takes a while.
-    let work = tokio::task::spawn_blocking(move || check_against(&checked, compiled.as_ref()));
-    let result = work.await.map_err(|error| ApiError::internal("check data against a schema", error))?;
+    let result = long_work::run(tenant, move || check_against(&checked, compiled.as_ref())).await;
+    let result = result.ok_or_else(|| ApiError::internal("check data against a schema", "it panicked"))?;
     result.map_err(|error| to_api_error(error, path))?;
     Ok(event)
 }

@@ -25,7 +25,7 @@ pub(crate) async fn handle(
     let (caller, mut request) = authorised(request, Role::Subscriber)?;
     let request_id = std::mem::take(&mut request.request_id);
     // The answer shows the secret.
-    let repeat = Repeat::of(caller.tenant, "RotateSubscriptionSecret", &request_id, &request)?.sealed(&deps.keyring);
+    let repeat = Repeat::by(&caller, "RotateSubscriptionSecret", &request_id, &request)?.sealed(&deps.keyring);
     let id = parse_id("subscription_id", &request.subscription_id).map_err(invalid)?;
     let secret = parse_secret("signing_secret", &request.signing_secret).map_err(invalid)?;
     let scheme = parse_scheme("signature_scheme", request.signature_scheme, secret.as_ref()).map_err(invalid)?;

@@ -8,6 +8,7 @@ use crate::api::repeat::Repeat;
 use crate::api::status::ApiError;
 use crate::clock;
 use crate::domain::access::Role;
+use crate::domain::catalogue::Catalogue;
 use crate::domain::event_type::Phase;
 use crate::domain::ids::SubscriptionId;
 use crate::domain::signing::Scheme;
@@ -27,12 +28,16 @@ pub(crate) async fn handle(
     let tenant = caller.tenant;
     let id = std::mem::take(&mut request.request_id);
     // The answer shows the secret.
-    let repeat = Repeat::of(tenant, "Subscribe", &id, &request)?.sealed(&deps.keyring);
+    let repeat = Repeat::by(&caller, "Subscribe", &id, &request)?.sealed(&deps.keyring);
     let parsed = parse_subscribe(request).map_err(unparsed)?;
     let app = deps.visible_app(&caller, &parsed.app).await?;
     let app = app.ok_or_else(|| ApiError::AppNotFound { app: parsed.app.clone() })?;
     if let Some(answer) = repeat.first(&deps.store).await? {
         return Ok(answer);
+    }
+    // These tell of every app's subscriptions.
+    if caller.app.is_some() && Catalogue::tells_of_subscriptions(parsed.event_type.as_str()) {
+        return Err(ApiError::EventTypeForbidden { event_type: parsed.event_type.to_string() });
     }
     let Target::Webhook(webhook) = &parsed.target;
     check_uri(deps, "target.webhook.uri", &webhook.uri)?;

@@ -17,7 +17,7 @@ pub(crate) async fn handle(
 ) -> Result<UndeleteSubscriptionResponse, ApiError> {
     let (caller, mut request) = authorised(request, Role::Subscriber)?;
     let request_id = std::mem::take(&mut request.request_id);
-    let repeat = Repeat::of(caller.tenant, "UndeleteSubscription", &request_id, &request)?;
+    let repeat = Repeat::by(&caller, "UndeleteSubscription", &request_id, &request)?.sealed(&deps.keyring);
     let id = parse_id("subscription_id", &request.subscription_id).map_err(invalid)?;
     if let Some(answer) = repeat.first(&deps.store).await? {
         return Ok(answer);

@@ -18,7 +18,7 @@ pub(crate) async fn handle(
 ) -> Result<UnsubscribeResponse, ApiError> {
     let (caller, mut request) = authorised(request, Role::Subscriber)?;
     let request_id = std::mem::take(&mut request.request_id);
-    let repeat = Repeat::of(caller.tenant, "Unsubscribe", &request_id, &request)?;
+    let repeat = Repeat::by(&caller, "Unsubscribe", &request_id, &request)?.sealed(&deps.keyring);
     let etag = wire::etag(&request.etag);
     let allow_missing = request.allow_missing;
     let (selector, named) = match parse_unsubscribe(request).map_err(invalid)? {

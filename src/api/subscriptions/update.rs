@@ -18,7 +18,7 @@ pub(crate) async fn handle(
 ) -> Result<UpdateSubscriptionResponse, ApiError> {
     let (caller, mut request) = authorised(request, Role::Subscriber)?;
     let request_id = std::mem::take(&mut request.request_id);
-    let repeat = Repeat::of(caller.tenant, "UpdateSubscription", &request_id, &request)?;
+    let repeat = Repeat::by(&caller, "UpdateSubscription", &request_id, &request)?.sealed(&deps.keyring);
     let sent = request.subscription.ok_or_else(|| invalid(FieldError::new("subscription", "is required")))?;
     let id = parse_id("subscription.id", &sent.id).map_err(invalid)?;
     let etag = etag(&sent.etag);

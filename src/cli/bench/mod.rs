@@ -96,11 +96,13 @@ pub struct Bench {
     meter: Meter,
     args: BenchArgs,
     figures: Vec<Figure>,
+    /// The ids of the figures of the group.
+    known: Vec<String>,
 }
 
 /// Measures, and tells.
 ///
-/// *Errors*: [`CliError::Result`] where a figure could not be measured.
+/// *Errors*: [`CliError::Result`] where a figure could not be measured, or none is of the ids that were asked for.
 pub async fn run(args: BenchArgs, output: Output) -> Result<(), CliError> {
     raise_file_limit();
     if cfg!(debug_assertions) {
@@ -112,9 +114,11 @@ pub async fn run(args: BenchArgs, output: Output) -> Result<(), CliError> {
         () = bench.measure(args.what) => Ok(()),
         () = signals.next() => Err(CliError::Result("ended before everything was measured".to_owned())),
     };
+    let unknown = bench.unknown();
     let report = bench.end().await;
     measured?;
-    report?.show(output)
+    report?.show(output)?;
+    unknown
 }
 
 impl Bench {
@@ -127,67 +131,96 @@ impl Bench {
         service::declare(&client, publish::EVENT_TYPE).await?;
         let nowhere = "http://127.0.0.1:9/".to_owned();
         service::subscribe(&client, &service.access, publish::EVENT_TYPE, nowhere, "data.amount < 0").await?;
-        Ok(Self { service, echo, meter, args: args.clone(), figures: Vec::new() })
+        Ok(Self { service, echo, meter, args: args.clone(), figures: Vec::new(), known: Vec::new() })
     }
 
     async fn measure(&mut self, what: What) {
         let wants = |group| what == What::All || what == group;
         if wants(What::Publish) {
-            self.figure("T1a", "Publish, 64 callers", async |bench, id| publish::single(bench, id, 64).await).await;
-            self.figure("T1b", "Publish, 1 caller", async |bench, id| publish::single(bench, id, 1).await).await;
-            self.figure("T1c", "Publish, 256 callers", async |bench, id| publish::single(bench, id, 256).await).await;
-            self.figure("T2", "PublishBatch", async |bench, _| publish::batches(bench).await).await;
-            self.figure("T3", "Publish ack", async |bench, _| publish::ack(bench).await).await;
+            self.figure(&["T1a"], "Publish, 64 callers", async |bench, id| publish::single(bench, id, 64).await).await;
+            self.figure(&["T1b"], "Publish, 1 caller", async |bench, id| publish::single(bench, id, 1).await).await;
+            self.figure(&["T1c"], "Publish, 256 callers", async |bench, id| publish::single(bench, id, 256).await)
+                .await;
+            self.figure(&["T2"], "PublishBatch", async |bench, _| publish::batches(bench).await).await;
+            self.figure(&["T3a", "T3b"], "Publish ack", async |bench, _| publish::ack(bench).await).await;
         }
         if wants(What::Pre) {
-            self.figure("T6", "PRE publish", async |bench, _| pre::publish(bench).await).await;
+            self.figure(&["T6a", "T6b"], "PRE publish", async |bench, _| pre::publish(bench).await).await;
         }
         if wants(What::Webhook) {
-            self.figure("T4", "publish to receipt", async |bench, _| webhook::latency(bench).await).await;
-            self.figure("T5a", "1 webhook", async |bench, _| webhook::one_listener(bench).await).await;
-            self.figure("T5d", "10 webhooks", async |bench, _| webhook::ten_listeners(bench).await).await;
-            self.figure("T11", "cost of an invocation", async |bench, _| webhook::postgres_cost(bench).await).await;
+            self.figure(&["T4a", "T4b", "T4c"], "publish to receipt", async |bench, _| webhook::latency(bench).await)
+                .await;
+            self.figure(&["T5a", "T5b", "T5c"], "1 webhook", async |bench, _| webhook::one_listener(bench).await).await;
+            self.figure(&["T5d", "T5e"], "10 webhooks", async |bench, _| webhook::ten_listeners(bench).await).await;
+            self.figure(&["T11a", "T11b"], "cost of an invocation", async |bench, _| {
+                webhook::postgres_cost(bench).await
+            })
+            .await;
         }
         if wants(What::Fanout) {
-            self.figure("T5f", "fan-out", async |bench, _| fanout::listeners(bench).await).await;
+            self.figure(&["T5f", "T5g", "T5h", "T5i", "T5j", "T5k"], "fan-out", async |bench, _| {
+                fanout::listeners(bench).await
+            })
+            .await;
         }
         if wants(What::Fairness) {
-            self.figure("T4d", "a noisy neighbour", async |bench, _| fairness::neighbours(bench).await).await;
+            self.figure(&["T4d", "T4e"], "a noisy neighbour", async |bench, _| fairness::neighbours(bench).await).await;
         }
         if wants(What::Watch) {
-            self.figure("T7f", "1 watch", async |bench, _| watch::one(bench).await).await;
-            self.figure("T7a", "100 watches", async |bench, _| watch::hundred(bench).await).await;
-            self.figure("T7b", "1,000 watches", async |bench, _| watch::thousand(bench).await).await;
-            self.figure("T7d", "1,000 watches at a pace", async |bench, _| watch::steady(bench).await).await;
-            self.figure("T8c", "stalled watches", async |bench, _| watch::stalled(bench).await).await;
-            self.figure("T8a", "idle watches", async |bench, _| watch::idle(bench).await).await;
+            self.figure(&["T7f"], "1 watch", async |bench, _| watch::one(bench).await).await;
+            self.figure(&["T7a"], "100 watches", async |bench, _| watch::hundred(bench).await).await;
+            self.figure(&["T7b", "T7c"], "1,000 watches", async |bench, _| watch::thousand(bench).await).await;
+            self.figure(&["T7d", "T7e"], "1,000 watches at a pace", async |bench, _| watch::steady(bench).await).await;
+            self.figure(&["T8c"], "stalled watches", async |bench, _| watch::stalled(bench).await).await;
+            self.figure(&["T8a", "T8b"], "idle watches", async |bench, _| watch::idle(bench).await).await;
         }
         if wants(What::Growth) {
-            self.figure("T12", "a growing log", async |bench, _| growth::log(bench).await).await;
-            self.figure("T12e", "other subscriptions", async |bench, _| growth::subscriptions(bench).await).await;
-            self.figure("T12f", "many watches", async |bench, _| watch::growing(bench).await).await;
-            self.figure("T13", "dead rows", async |bench, _| growth::dead_rows(bench).await).await;
-            self.figure("T14", "idle replica", async |bench, _| idle::cost(bench).await).await;
+            self.figure(&["T12a", "T12b", "T12c", "T12d"], "a growing log", async |bench, _| growth::log(bench).await)
+                .await;
+            self.figure(&["T12e"], "other subscriptions", async |bench, _| growth::subscriptions(bench).await).await;
+            self.figure(&["T12f"], "many watches", async |bench, _| watch::growing(bench).await).await;
+            self.figure(&["T13a", "T13b"], "dead rows", async |bench, _| growth::dead_rows(bench).await).await;
+            self.figure(&["T14a", "T14b", "T14c", "T14d"], "idle replica", async |bench, _| idle::cost(bench).await)
+                .await;
         }
     }
 
-    /// Measures one figure, or several that come from one run; says so on standard error.
+    /// Measures one figure, or several that come from one run, where one of them is wanted; says so on standard error.
     async fn figure(
         &mut self,
-        id: &str,
+        ids: &[&str],
         name: &str,
         measure: impl AsyncFn(&Self, &str) -> Result<Vec<Figure>, CliError>,
     ) {
-        if !self.args.only.is_empty() && !self.args.only.iter().any(|only| id.starts_with(only.as_str())) {
+        self.known.extend(ids.iter().map(|id| (*id).to_owned()));
+        let only = &self.args.only;
+        let wanted = |id: &str| only.is_empty() || only.iter().any(|only| id.starts_with(only.as_str()));
+        if !ids.iter().any(|id| wanted(id)) {
             return;
         }
-        note(&format!("measuring {id} {name}"));
+        let id = ids[0];
+        note(&format!("measuring {} {name}", ids.join(", ")));
         let measured = measure(self, id).await;
         match measured {
-            Ok(figures) => self.figures.extend(figures),
+            Ok(figures) => self.figures.extend(figures.into_iter().filter(|figure| wanted(&figure.id))),
             Err(error) => {
                 note(&format!("{id} failed: {error}"));
-                self.figures.push(Figure::failed(id, name, &error));
+                let failed = ids.iter().filter(|id| wanted(id)).map(|id| Figure::failed(id, name, &error));
+                self.figures.extend(failed);
+            }
+        }
+    }
+
+    /// Errors: names what was asked for and is no figure of the group.
+    fn unknown(&self) -> Result<(), CliError> {
+        let is_known = |only: &&String| self.known.iter().any(|id| id.starts_with(only.as_str()));
+        match self.args.only.iter().find(|only| !is_known(only)) {
+            None => Ok(()),
+            Some(only) => {
+                let known = self.known.join(", ");
+                Err(CliError::Result(format!(
+                    "no figure of this group has an id that starts with {only}; there are {known}"
+                )))
             }
         }
     }

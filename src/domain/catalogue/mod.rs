@@ -71,6 +71,11 @@ impl Catalogue {
         self.types.get(name)
     }
 
+    /// True for those of them that tell of a subscription.
+    pub fn tells_of_subscriptions(name: &str) -> bool {
+        Self::is_carillons_own(name) && (name.starts_with("SUBSCRIPTION_") || name.starts_with("INVOCATION"))
+    }
+
     /// True for the types that Carillon itself publishes, and nobody else may.
     pub fn is_carillons_own(name: &str) -> bool {
         matches!(

@@ -41,8 +41,18 @@ pub fn judge(status: StatusCode, retry_after: Option<Duration>, excerpt: Option<
     Outcome { class, status_code: code, retry_after, excerpt, error }
 }
 
-/// The outcome of an attempt that did not end by its deadline. `status` is 0 where not even that had arrived.
-pub fn late(status: u16) -> Outcome {
+/// The outcome of an attempt that did not end by its deadline. `status` is 0 where not even that had arrived. Where it has and the body
+/// decides nothing, a success is one.
+pub fn late(status: u16, body_decides: bool) -> Outcome {
+    if (200..300).contains(&status) && !body_decides {
+        return Outcome {
+            class: OutcomeClass::Succeeded,
+            status_code: status,
+            retry_after: None,
+            excerpt: None,
+            error: None,
+        };
+    }
     let error = match status {
         0 => "The receiver did not answer in time.",
         _ => "The receiver did not finish its answer in time.",
@@ -126,7 +136,9 @@ pub fn excerpt(body: &[u8], call: &WebhookCall, signature: &str) -> Option<Strin
         return None;
     }
     let mut text = String::from_utf8_lossy(body).into_owned();
-    let headers = call.target.headers.iter().map(|(_, value)| value.as_str());
+    // The whole value first, then each word of it: a receiver may send back what stands behind `Bearer`.
+    let headers =
+        call.target.headers().iter().flat_map(|(_, value)| std::iter::once(value.as_str()).chain(value.split(' ')));
     for secret in headers.chain(signature.split(' ')).filter(|secret| secret.len() >= SECRET_BYTES_MIN) {
         if text.contains(secret) {
             text = text.replace(secret, "[redacted]");
@@ -225,10 +237,10 @@ mod tests {
             target: WebhookTarget {
                 uri: WebhookUri::parse("https://a.example/").expect("a URI"),
                 mode: WebhookMode::Raw,
-                headers: vec![
+                headers: Some(vec![
                     ("authorization".to_owned(), "Bearer abcdef".to_owned()),
                     ("x".to_owned(), "e".to_owned()),
-                ],
+                ]),
             },
             secrets: Arc::new([]),
         };
@@ -236,6 +248,7 @@ mod tests {
         assert_eq!(excerpt(b""), "");
         assert_eq!(excerpt(b"a\r\n\x1b[31mb\0\xff"), "a   [31mb \u{fffd}");
         assert_eq!(excerpt(b"got Bearer abcdef and v1,BBBB"), "got [redacted] and [redacted]");
+        assert_eq!(excerpt(b"bad token abcdef"), "bad token [redacted]");
         assert_eq!(excerpt("\u{20ac}".repeat(1000).as_bytes()).len(), 1023);
     }
 }

@@ -94,27 +94,27 @@ impl WebhookClient {
 
     /// One attempt whose answer decides. Returns at the deadline at the latest.
     pub async fn ask(&self, call: &WebhookCall, delivery: &Delivery, deadline: Instant) -> (Outcome, pre::Answer) {
-        let mut reply = Reply::keeping(self.response_bytes_max);
+        let mut reply = Reply::deciding(self.response_bytes_max);
         let outcome = self.bounded(call, delivery, deadline, &mut reply).await;
-        reply.decides(outcome)
+        reply.decide(outcome)
     }
 
     /// One attempt that is marked as a test, with what it sent and got. Returns at the deadline at the latest.
     pub async fn trial(&self, call: &WebhookCall, delivery: &Delivery, deadline: Instant) -> Trial {
-        self.tried(call, delivery, deadline, answer::EXCERPT_SOURCE_BYTES).await.0
+        self.tried(call, delivery, deadline, Reply::keeping(answer::EXCERPT_SOURCE_BYTES)).await.0
     }
 
     /// As [`Self::trial`], for a call whose answer decides, as [`Self::ask`] reads it.
     pub async fn ask_trial(&self, call: &WebhookCall, delivery: &Delivery, deadline: Instant) -> (Trial, pre::Answer) {
-        let (mut trial, reply) = self.tried(call, delivery, deadline, self.response_bytes_max).await;
-        let (outcome, answer) = reply.decides(trial.outcome);
+        let (mut trial, reply) = self.tried(call, delivery, deadline, Reply::deciding(self.response_bytes_max)).await;
+        let (outcome, answer) = reply.decide(trial.outcome);
         trial.outcome = outcome;
         (trial, answer)
     }
 
-    async fn tried(&self, call: &WebhookCall, delivery: &Delivery, deadline: Instant, keep: usize) -> (Trial, Reply) {
+    async fn tried(&self, call: &WebhookCall, delivery: &Delivery, deadline: Instant, reply: Reply) -> (Trial, Reply) {
         let seen = Some(Seen { begin: Instant::now(), request: None, answer: None });
-        let mut reply = Reply { seen, ..Reply::keeping(keep) };
+        let mut reply = Reply { seen, ..reply };
         let outcome = self.bounded(call, delivery, deadline, &mut reply).await;
         let (request, answer) = reply.seen.take().map(|seen| (seen.request, seen.answer)).unwrap_or_default();
         (Trial { outcome, request, answer }, reply)
@@ -124,7 +124,7 @@ impl WebhookClient {
         // The reply is kept outside of the exchange, since a deadline that passes drops the exchange.
         match timeout_at(deadline, self.exchange(call, delivery, reply)).await {
             Ok(outcome) => outcome,
-            Err(_) => answer::late(reply.status),
+            Err(_) => answer::late(reply.status, reply.decides),
         }
     }
 
@@ -155,7 +155,12 @@ impl WebhookClient {
         let mut start = Vec::new();
         let mut read = 0;
         while let Some(frame) = response.body_mut().frame().await {
-            let Ok(frame) = frame else { return answer::cut_off(answered) };
+            let frame = match frame {
+                Ok(frame) => frame,
+                // What a receiver has accepted it has, whatever becomes of the rest of its answer.
+                Err(_) if answered.is_success() && !reply.decides => break,
+                Err(_) => return answer::cut_off(answered),
+            };
             let Some(data) = frame.data_ref() else { continue };
             let room = reply.keep.max(answer::EXCERPT_SOURCE_BYTES) - start.len();
             start.extend_from_slice(&data[..data.len().min(room)]);
@@ -180,8 +185,8 @@ impl WebhookClient {
     /// which no further attempt mends.
     fn request(&self, call: &WebhookCall, delivery: &Delivery) -> Result<(Request<Full<Bytes>>, String), Outcome> {
         let target = &call.target;
-        let mut headers = HeaderMap::with_capacity(8 + target.headers.len());
-        for (name, value) in &target.headers {
+        let mut headers = HeaderMap::with_capacity(8 + target.headers().len());
+        for (name, value) in target.headers() {
             let parsed = (HeaderName::from_bytes(name.as_bytes()), HeaderValue::from_str(value));
             let (Ok(name), Ok(mut value)) = parsed else {
                 return Err(Outcome {
@@ -224,6 +229,8 @@ struct Reply {
     status: u16,
     /// How much of the body is kept.
     keep: usize,
+    /// Whether the body says what the answer means: it counts only where it arrives whole.
+    decides: bool,
     /// Whether the body is JSON by its content type.
     json: bool,
     /// The whole body, where it is not longer than `keep`.
@@ -237,11 +244,16 @@ struct Reply {
 impl Reply {
     /// None yet, of whose body so many bytes are to be kept.
     fn keeping(keep: usize) -> Self {
-        Self { status: 0, keep, json: false, body: None, unreached: false, seen: None }
+        Self { status: 0, keep, decides: false, json: false, body: None, unreached: false, seen: None }
+    }
+
+    /// None yet, whose body decides and may have so many bytes.
+    fn deciding(keep: usize) -> Self {
+        Self { decides: true, ..Self::keeping(keep) }
     }
 
     /// What an attempt that ended so says of a PRE event.
-    fn decides(&self, outcome: Outcome) -> (Outcome, pre::Answer) {
+    fn decide(&self, outcome: Outcome) -> (Outcome, pre::Answer) {
         if self.unreached {
             return (outcome, pre::Answer::Unreached);
         }

@@ -1,6 +1,6 @@
 //! What a webhook's answer to a PRE event says: agreement, perhaps with an enrichment, or a refusal with its reason.
 //!
-//! Shape (`docs/pre-events.md`): 2xx agrees, unless its JSON body says `{"decision": "reject", "reason": "..."}`; it may carry
+//! Shape (`docs/pre-events.md`): 2xx agrees, unless its body says `{"decision": "reject", "reason": "..."}`; it may carry
 //! `{"patch": {...}}`, a JSON merge patch. 409 and 422 refuse, whatever becomes of their body. Everything else is a failure. Must never
 //! take an answer that it does not understand for agreement, nor a refusal for a failure, which may be ignored.
 
@@ -9,6 +9,7 @@ use crate::domain::json::check_json;
 use crate::domain::pre::Answer;
 use serde::Deserialize;
 use serde_json::value::RawValue;
+use std::collections::HashMap;
 
 /// Most characters of a reason that are kept.
 const REASON_CHARS_MAX: usize = 256;
@@ -26,7 +27,8 @@ struct Body<'a> {
 
 /// Judges an answer. `body` is the whole body, none where it is too long, was cut off or did not arrive in time.
 pub fn decide(outcome: Outcome, json: bool, body: Option<&[u8]>) -> (Outcome, Answer) {
-    let members = |bytes| if json { parse(bytes) } else { Ok(None) };
+    // What says that it decides does so under any content type, since a refusal that is taken for agreement lets an event through.
+    let members = |bytes| if json || decides(bytes) { parse(bytes) } else { Ok(None) };
     if matches!(outcome.status_code, 409 | 422) {
         // The status alone refuses; the body is only its reason.
         let reason = body.and_then(|bytes| members(bytes).ok().flatten()).and_then(|body| body.reason);
@@ -52,6 +54,12 @@ pub fn decide(outcome: Outcome, json: bool, body: Option<&[u8]>) -> (Outcome, An
         Some(patch) if patch.starts_with('{') => (outcome, Answer::Agreed(Some(patch.to_owned()))),
         Some(_) => failed(outcome, "The receiver's patch is not a JSON object."),
     }
+}
+
+/// True for a JSON object with a member that decides.
+fn decides(bytes: &[u8]) -> bool {
+    let members = serde_json::from_slice::<HashMap<String, &RawValue>>(bytes);
+    members.is_ok_and(|members| members.contains_key("decision") || members.contains_key("patch"))
 }
 
 /// The members of a JSON body; none where it is empty, or no object.
@@ -107,8 +115,8 @@ mod tests {
         assert_eq!(answered(200, true, r#"{"patch":null}"#), (Succeeded, Answer::Agreed(None)));
         let patched = answered(200, true, r#"{"patch": {"a" : 1e400}}"#);
         assert_eq!(patched, (Succeeded, Answer::Agreed(Some(r#"{"a" : 1e400}"#.to_owned()))));
-        let text = answered(200, false, r#"{"decision":"reject"}"#);
-        assert_eq!(text, (Succeeded, Answer::Agreed(None)), "not JSON by its content type");
+        let text = answered(200, false, r#"{"reason":"none"}"#);
+        assert_eq!(text, (Succeeded, Answer::Agreed(None)), "not JSON by its content type, and it decides nothing");
     }
 
     #[test]
@@ -117,6 +125,7 @@ mod tests {
         let body = r#"{"decision":"reject","reason":"on the\nlist","patch":{"a":1}}"#;
         assert_eq!(answered(200, true, body), rejected("on the list"));
         assert_eq!(answered(200, true, r#"{"decision":"reject"}"#), rejected("no reason given"));
+        assert_eq!(answered(200, false, r#"{"decision":"reject","reason":"no"}"#), rejected("no"), "as any type");
         assert_eq!(answered(409, true, r#"{"reason":"taken"}"#), rejected("taken"));
         assert_eq!(answered(422, false, "too young"), rejected("too young"));
         assert_eq!(answered(422, true, "{broken"), rejected("no reason given"));
@@ -153,6 +162,7 @@ mod tests {
         ] {
             assert_eq!(answered(200, true, body), failed, "{body}");
         }
+        assert_eq!(answered(200, false, r#"{"decision":true}"#), failed);
         for status in [301, 400, 404, 410, 500, 503] {
             assert_eq!(answered(status, true, "{}"), failed, "{status}");
         }

@@ -126,7 +126,7 @@ fn call(uri: &str) -> WebhookCall {
         target: WebhookTarget {
             uri: WebhookUri::parse(uri).expect("a URI"),
             mode: WebhookMode::Structured,
-            headers: vec![("authorization".to_owned(), "Bearer receivers-own".to_owned())],
+            headers: Some(vec![("authorization".to_owned(), "Bearer receivers-own".to_owned())]),
         },
         secrets: [secret(1), secret(2)].into(),
     }
@@ -312,7 +312,7 @@ async fn receivers_that_keep_silent_or_drip_are_out_of_time() {
     let cases: [(&'static [u8], &'static [u8], u16); 4] = [
         (b"", b"", 0),
         (b"HTTP/1.1 200 OK\r\nx-a: ", b"a", 0),
-        (b"HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\n", b"a", 200),
+        (b"HTTP/1.1 500 X\r\ncontent-length: 100000\r\n\r\n", b"a", 500),
         (b"", b"HTTP/1.1 100 Continue\r\n\r\n", 0),
     ];
     for (head, drip, status) in cases {
@@ -339,6 +339,22 @@ async fn receivers_that_keep_silent_or_drip_are_out_of_time() {
         assert_eq!((outcome.class, outcome.status_code), (OutcomeClass::Timeout, status), "{outcome:?}");
         timeout(LONG, closed.recv()).await.expect("the connection is dropped").expect("a note");
     }
+}
+
+#[tokio::test]
+async fn what_a_receiver_has_accepted_is_a_success_whatever_becomes_of_the_body() {
+    let cut = Receiver::answering("HTTP/1.1 202 X\r\ncontent-length: 100\r\n\r\nabc").await;
+    let outcome = attempt(&cut.uri()).await;
+    assert_eq!((outcome.class, outcome.status_code), (OutcomeClass::Succeeded, 202));
+    assert_eq!(outcome.excerpt.as_deref(), Some("abc"));
+    let drips = Receiver::start(|mut stream| async move {
+        read_request(&mut stream).await;
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nabc").await;
+        until_closed(&mut stream).await;
+    })
+    .await;
+    let outcome = attempt_by(&executor(&loopback()), &drips.uri(), SHORT).await;
+    assert_eq!((outcome.class, outcome.status_code, outcome.error), (OutcomeClass::Succeeded, 200, None));
 }
 
 #[tokio::test]
@@ -375,9 +391,9 @@ async fn answers_that_are_not_http_or_too_large_fail_within_bounds() {
 
 #[tokio::test]
 async fn connections_that_break_or_are_not_made_are_unreachable() {
-    let cut = Receiver::answering("HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nabc").await;
+    let cut = Receiver::answering("HTTP/1.1 500 X\r\ncontent-length: 100\r\n\r\nabc").await;
     let outcome = attempt(&cut.uri()).await;
-    assert_eq!((outcome.class, outcome.status_code), (OutcomeClass::Unreachable, 200));
+    assert_eq!((outcome.class, outcome.status_code), (OutcomeClass::Unreachable, 500));
 
     let half_closed = Receiver::start(|mut stream| async move {
         read_request(&mut stream).await;

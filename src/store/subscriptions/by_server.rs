@@ -72,14 +72,15 @@ impl Store {
                 .bind(subscription_no)
                 .fetch_optional(&mut *tx)
                 .await?;
-            let before = row.map(SubscriptionRow::parse).transpose()?;
+            let before = row.map(|row| row.parse(tenant, store.keyring.as_ref())).transpose()?;
             let Some(before) = before.filter(|found| found.state == State::Active && reason.still_holds(found)) else {
                 return Ok(None);
             };
             let (state_reason, class, message) = reason.words();
             let after =
                 Subscription { state: State::Disabled, state_reason: state_reason.to_owned(), ..before.clone() };
-            let after = write(&mut tx, &by, after, registry, now, "DisableSubscription").await?;
+            let after =
+                write(&mut tx, store.keyring.as_ref(), &by, after, registry, now, "DisableSubscription").await?;
             let told = Announcement::subscription_changed(&before, &after, &by.name).because_of(class, message);
             announcements::record(&mut tx, tenant, registry.registry_version, &told, now).await?;
             tx.commit().await?;

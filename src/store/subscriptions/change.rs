@@ -5,8 +5,8 @@
 
 use super::enrich;
 use super::row::{
-    COLUMNS, FROM, SubscriptionRow, milliseconds, mode_code, on_dead_letter_code, pre_columns, read, state_code,
-    target_key, target_kind,
+    COLUMNS, FROM, SubscriptionRow, milliseconds, mode_code, on_dead_letter_code, pre_columns, read, seal_headers,
+    state_code, target_key, target_kind,
 };
 use super::signing::{insert_secret, retire_secrets};
 use super::{NewSubscription, Selector, StateChange, SubscriptionQuota, SubscriptionRefusal};
@@ -19,10 +19,9 @@ use crate::domain::subscription::{State, Subscription, Target};
 use crate::store::audit::{self, Principal};
 use crate::store::heads::{self, RegistryChange};
 use crate::store::request_ids::{Once, Repeatable};
-use crate::store::secrets::StoredSecret;
+use crate::store::secrets::{Keyring, StoredSecret};
 use crate::store::{Store, StoreError, announcements, apps, event_types, replays};
 use chrono::{DateTime, Utc};
-use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, PgConnection};
 use uuid::Uuid;
 
@@ -47,7 +46,7 @@ impl Store {
                 if let Some(answer) = request.begin(&mut tx, by.tenant, now).await? {
                     return Ok(Once::Before(answer));
                 }
-                let made = insert(&mut tx, &by, new, quota, change, now).await?;
+                let made = insert(&mut tx, store.keyring.as_ref(), &by, new, quota, change, now).await?;
                 let told = Announcement::subscribed(&made, &by.name);
                 announcements::record(&mut tx, by.tenant, change.registry_version, &told, now).await?;
                 request.keep(&mut tx, by.tenant, &made, now).await?;
@@ -82,7 +81,7 @@ impl Store {
                 if let Some(answer) = request.begin(&mut tx, by.tenant, now).await? {
                     return Ok(Once::Before(answer));
                 }
-                let before = select(&mut tx, &by, &selector).await?;
+                let before = select(&mut tx, store.keyring.as_ref(), &by, &selector).await?;
                 if etag.is_some_and(|etag| etag != before.registry_version) {
                     return Err(SubscriptionRefusal::Etag);
                 }
@@ -124,7 +123,7 @@ impl Store {
                     deleted_at: (state == State::Deleted).then_some(now),
                     ..before.clone()
                 };
-                let after = write(&mut tx, &by, after, registry, now, action).await?;
+                let after = write(&mut tx, store.keyring.as_ref(), &by, after, registry, now, action).await?;
                 let told = Announcement::subscription_changed(&before, &after, &by.name);
                 announcements::record(&mut tx, by.tenant, registry.registry_version, &told, now).await?;
                 request.keep(&mut tx, by.tenant, &after, now).await?;
@@ -159,7 +158,7 @@ impl Store {
                 if let Some(answer) = request.begin(&mut tx, by.tenant, now).await? {
                     return Ok(Ok(Once::Before(answer)));
                 }
-                let before = select(&mut tx, &by, &Selector::Id(id)).await?;
+                let before = select(&mut tx, store.keyring.as_ref(), &by, &Selector::Id(id)).await?;
                 if etag.is_some_and(|etag| etag != before.registry_version) {
                     return Err(SubscriptionRefusal::Etag);
                 }
@@ -180,7 +179,8 @@ impl Store {
                 let after =
                     Subscription { display_name, filter, schema_version, target, policy, pre_policy, ..before.clone() };
                 let registry = RegistryChange { position: effective, ..registry };
-                let after = write(&mut tx, &by, after, registry, now, "UpdateSubscription").await?;
+                let after =
+                    write(&mut tx, store.keyring.as_ref(), &by, after, registry, now, "UpdateSubscription").await?;
                 let told = Announcement::subscription_changed(&before, &after, &by.name);
                 announcements::record(&mut tx, by.tenant, registry.registry_version, &told, now).await?;
                 request.keep(&mut tx, by.tenant, &after, now).await?;
@@ -213,7 +213,7 @@ impl Store {
                 if let Some(answer) = request.begin(&mut tx, by.tenant, now).await? {
                     return Ok(Once::Before(answer));
                 }
-                let before = select(&mut tx, &by, &Selector::Id(id)).await?;
+                let before = select(&mut tx, store.keyring.as_ref(), &by, &Selector::Id(id)).await?;
                 if before.state == State::Deleted {
                     return Err(SubscriptionRefusal::State(before.state));
                 }
@@ -221,7 +221,9 @@ impl Store {
                 insert_secret(&mut tx, by.tenant, id, &secret, now).await?;
                 // Filter and state stay, so they apply from where they did.
                 let registry = RegistryChange { position: before.effective_position, ..registry };
-                let after = write(&mut tx, &by, before, registry, now, "RotateSubscriptionSecret").await?;
+                let after =
+                    write(&mut tx, store.keyring.as_ref(), &by, before, registry, now, "RotateSubscriptionSecret")
+                        .await?;
                 let told = Announcement::secret_rotated(&after, &by.name);
                 announcements::record(&mut tx, by.tenant, registry.registry_version, &told, now).await?;
                 request.keep(&mut tx, by.tenant, &(), now).await?;
@@ -237,11 +239,12 @@ impl Store {
 /// Finds the selected subscription as far as the caller sees it.
 async fn select(
     tx: &mut PgConnection,
+    keyring: Option<&Keyring>,
     by: &Principal,
     selector: &Selector,
 ) -> Result<Subscription, SubscriptionRefusal> {
     let (found, refusal) = match selector {
-        Selector::Id(id) => (read(tx, by.tenant, *id).await?, SubscriptionRefusal::NotFound),
+        Selector::Id(id) => (read(tx, keyring, by.tenant, *id).await?, SubscriptionRefusal::NotFound),
         Selector::Target { app, event_type, target } => {
             // The unique index over live targets serves this.
             let sql = format!(
@@ -257,7 +260,10 @@ async fn select(
                 .bind(target_key(target))
                 .fetch_optional(tx)
                 .await?;
-            (row.map(SubscriptionRow::parse).transpose()?, SubscriptionRefusal::NotSubscribed(event_type.clone()))
+            (
+                row.map(|row| row.parse(by.tenant, keyring)).transpose()?,
+                SubscriptionRefusal::NotSubscribed(event_type.clone()),
+            )
         }
     };
     found.filter(|subscription| by.sees(subscription.app)).ok_or(refusal)
@@ -324,6 +330,7 @@ async fn check_room(
 
 async fn insert(
     tx: &mut PgConnection,
+    keyring: Option<&Keyring>,
     by: &Principal,
     new: NewSubscription,
     quota: SubscriptionQuota,
@@ -342,9 +349,10 @@ async fn insert(
     .fetch_one(&mut *tx)
     .await?;
     let Target::Webhook(webhook) = &new.target;
+    let headers = seal_headers(keyring, by.tenant, new.id, webhook.headers())?;
     sqlx::query(
         "INSERT INTO subscriptions (tenant_id, subscription_id, subscription_no, app_id, event_type, display_name, filter,
-             target_kind, target_key, webhook_uri, webhook_mode, webhook_headers, max_attempts, initial_backoff_ms,
+             target_kind, target_key, webhook_uri, webhook_mode, webhook_headers_sealed, max_attempts, initial_backoff_ms,
              max_backoff_ms, timeout_ms, max_in_flight, state, effective_position, registry_version, created_at, updated_at,
              schema_version, pre_failure_policy, pre_priority, pre_enrich_paths)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, 1, $18, $19, $20, $20, $21, $22,
@@ -361,7 +369,7 @@ async fn insert(
     .bind(target_key(&new.target))
     .bind(webhook.uri.to_string())
     .bind(mode_code(webhook.mode))
-    .bind(Json(&webhook.headers))
+    .bind(headers)
     .bind(new.policy.max_attempts())
     .bind(milliseconds(new.policy.initial_backoff()))
     .bind(milliseconds(new.policy.max_backoff()))
@@ -380,7 +388,7 @@ async fn insert(
     insert_secret(tx, by.tenant, new.id, &new.secret, now).await?;
     audit::record(tx, by.tenant, now, &by.name, "Subscribe", &new.id.to_string()).await?;
     // As a read gives it back: durations are kept in milliseconds.
-    let made = read(tx, by.tenant, new.id).await?.ok_or(StoreError::Corrupt { what: "subscription" })?;
+    let made = read(tx, keyring, by.tenant, new.id).await?.ok_or(StoreError::Corrupt { what: "subscription" })?;
     debug_assert_eq!(made.app_slug, app_slug, "read under the same lock");
     Ok(made)
 }
@@ -388,6 +396,7 @@ async fn insert(
 /// Writes everything that may change of a subscription, with the registry's new version.
 pub(super) async fn write(
     tx: &mut PgConnection,
+    keyring: Option<&Keyring>,
     by: &Principal,
     subscription: Subscription,
     registry: RegistryChange,
@@ -395,10 +404,12 @@ pub(super) async fn write(
     action: &str,
 ) -> Result<Subscription, StoreError> {
     let Target::Webhook(webhook) = &subscription.target;
+    let headers = seal_headers(keyring, by.tenant, subscription.id, webhook.headers())?;
     let (failure_policy, priority, enrich_paths) = pre_columns(subscription.pre_policy.as_ref());
     sqlx::query(
         "UPDATE subscriptions SET display_name = $3, filter = $4, target_kind = $5, target_key = $6, webhook_uri = $7,
-             webhook_mode = $8, webhook_headers = $9, max_attempts = $10, initial_backoff_ms = $11, max_backoff_ms = $12,
+             webhook_mode = $8, webhook_headers = NULL,
+             webhook_headers_sealed = CASE WHEN $25 THEN webhook_headers_sealed ELSE $9 END, max_attempts = $10, initial_backoff_ms = $11, max_backoff_ms = $12,
              timeout_ms = $13, max_in_flight = $14, state = $15, state_reason = $16, effective_position = $17,
              registry_version = $18, updated_at = $19, deleted_at = $20, schema_version = $21, pre_failure_policy = $22,
              pre_priority = $23, pre_enrich_paths = $24,
@@ -414,7 +425,7 @@ pub(super) async fn write(
     .bind(target_key(&subscription.target))
     .bind(webhook.uri.to_string())
     .bind(mode_code(webhook.mode))
-    .bind(Json(&webhook.headers))
+    .bind(headers)
     .bind(subscription.policy.max_attempts())
     .bind(milliseconds(subscription.policy.initial_backoff()))
     .bind(milliseconds(subscription.policy.max_backoff()))
@@ -430,6 +441,8 @@ pub(super) async fn write(
     .bind(failure_policy)
     .bind(priority)
     .bind(enrich_paths)
+    // Those that no configured key opens stay as they are.
+    .bind(webhook.headers.is_none())
     .execute(&mut *tx)
     .await?;
     if subscription.state != State::Active {
@@ -437,7 +450,7 @@ pub(super) async fn write(
     }
     write_options(tx, by.tenant, subscription.id, &subscription.policy).await?;
     audit::record(tx, by.tenant, now, &by.name, action, &subscription.id.to_string()).await?;
-    read(tx, by.tenant, subscription.id).await?.ok_or(StoreError::Corrupt { what: "subscription" })
+    read(tx, keyring, by.tenant, subscription.id).await?.ok_or(StoreError::Corrupt { what: "subscription" })
 }
 
 /// Writes what a delivery policy says beyond what every subscription has.

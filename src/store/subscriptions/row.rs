@@ -8,6 +8,7 @@ use crate::domain::retry::{CircuitBreaker, DeliveryPolicy, KeyOrdering, OnDeadLe
 use crate::domain::subscription::{Circuit, CircuitState, State, Subscription, Target};
 use crate::domain::webhook::{WebhookMode, WebhookTarget, WebhookUri};
 use crate::store::StoreError;
+use crate::store::secrets::{Keyring, KeyringError};
 use aws_lc_rs::digest;
 use chrono::{DateTime, Utc};
 use sqlx::types::Json;
@@ -29,6 +30,7 @@ pub(super) struct SubscriptionRow {
     webhook_uri: Option<String>,
     webhook_mode: Option<i16>,
     webhook_headers: Option<Json<Vec<(String, String)>>>,
+    webhook_headers_sealed: Option<Vec<u8>>,
     max_attempts: i32,
     initial_backoff_ms: i64,
     max_backoff_ms: i64,
@@ -58,7 +60,8 @@ pub(super) struct SubscriptionRow {
 
 /// The columns of a [`SubscriptionRow`], from `subscriptions s LEFT JOIN apps a`: a deleted subscription may outlive its app.
 pub(super) const COLUMNS: &str = "s.subscription_id, s.subscription_no, s.app_id, a.slug AS app_slug, s.event_type, s.display_name, s.filter, s.schema_version, \
-     s.target_kind, s.webhook_uri, s.webhook_mode, s.webhook_headers, s.max_attempts, s.initial_backoff_ms, s.max_backoff_ms, \
+     s.target_kind, s.webhook_uri, s.webhook_mode, s.webhook_headers, s.webhook_headers_sealed, s.max_attempts, \
+     s.initial_backoff_ms, s.max_backoff_ms, \
      s.timeout_ms, s.max_in_flight, s.rate_count, s.rate_interval_ms, s.circuit_failures, s.circuit_open_ms, s.auto_disable_ms, \
      h.circuit AS health_circuit, h.since AS health_since, h.failures AS health_failures, s.ordering_key, \
      s.ordering_on_dead_letter, s.pre_failure_policy, s.pre_priority, s.pre_enrich_paths, s.state, s.state_reason, \
@@ -74,18 +77,22 @@ const STATE_DISABLED: i16 = 2;
 const STATE_DELETED: i16 = 3;
 
 impl SubscriptionRow {
-    pub(super) fn parse(self) -> Result<Subscription, StoreError> {
-        self.parse_inner().ok_or(StoreError::Corrupt { what: "subscription" })
+    pub(super) fn parse(self, tenant: TenantId, keyring: Option<&Keyring>) -> Result<Subscription, StoreError> {
+        self.parse_inner(tenant, keyring).ok_or(StoreError::Corrupt { what: "subscription" })
     }
 
-    fn parse_inner(self) -> Option<Subscription> {
+    fn parse_inner(self, tenant: TenantId, keyring: Option<&Keyring>) -> Option<Subscription> {
         if self.target_kind != KIND_WEBHOOK {
             return None;
         }
+        let headers = match &self.webhook_headers_sealed {
+            Some(sealed) => open_headers(keyring, tenant, SubscriptionId(self.subscription_id), sealed),
+            None => Some(self.webhook_headers.map(|Json(headers)| headers).unwrap_or_default()),
+        };
         let target = Target::Webhook(WebhookTarget {
             uri: WebhookUri::parse(&self.webhook_uri?).ok()?,
             mode: mode_from_code(self.webhook_mode?)?,
-            headers: self.webhook_headers?.0,
+            headers,
         });
         let filter = if self.filter.is_empty() { None } else { Some(Filter::parse(&self.filter).ok()?) };
         let milliseconds = |ms: i64| u64::try_from(ms).ok().map(Duration::from_millis);
@@ -256,14 +263,53 @@ pub(super) fn milliseconds(duration: Duration) -> i64 {
     i64::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(i64::MAX)
 }
 
+/// Seals a webhook's headers; none where it has none.
+pub(super) fn seal_headers(
+    keyring: Option<&Keyring>,
+    tenant: TenantId,
+    id: SubscriptionId,
+    headers: &[(String, String)],
+) -> Result<Option<Vec<u8>>, StoreError> {
+    const FAULT: StoreError = StoreError::Corrupt { what: "webhook header to seal" };
+    if headers.is_empty() {
+        return Ok(None);
+    }
+    let plain = serde_json::to_vec(headers).map_err(|_| FAULT)?;
+    let sealed = keyring.map(|keyring| keyring.seal_bytes(&plain, &headers_aad(tenant, id)));
+    sealed.and_then(Result::ok).map(Some).ok_or(FAULT)
+}
+
+/// Opens a webhook's headers. Those whose key is gone must not stop the tenant: only the webhook itself cannot be called.
+pub(super) fn open_headers(
+    keyring: Option<&Keyring>,
+    tenant: TenantId,
+    id: SubscriptionId,
+    sealed: &[u8],
+) -> Option<Vec<(String, String)>> {
+    let opened =
+        keyring.ok_or(KeyringError::Empty).and_then(|keyring| keyring.open_bytes(sealed, &headers_aad(tenant, id)));
+    match opened {
+        Ok(plain) => serde_json::from_slice(&plain).ok(),
+        Err(error) => {
+            tracing::error!(subscription = %id, %error, "the headers of a webhook do not open");
+            None
+        }
+    }
+}
+
+fn headers_aad(tenant: TenantId, id: SubscriptionId) -> Vec<u8> {
+    [tenant.0.as_bytes().as_slice(), id.0.as_bytes(), b"headers"].concat()
+}
+
 /// Reads one subscription in any state.
 pub(super) async fn read(
     connection: &mut PgConnection,
+    keyring: Option<&Keyring>,
     tenant: TenantId,
     id: SubscriptionId,
 ) -> Result<Option<Subscription>, StoreError> {
     let sql = format!("SELECT {COLUMNS} FROM {FROM} WHERE s.tenant_id = $1 AND s.subscription_id = $2");
     let row: Option<SubscriptionRow> =
         sqlx::query_as(AssertSqlSafe(sql)).bind(tenant.0).bind(id.0).fetch_optional(connection).await?;
-    row.map(SubscriptionRow::parse).transpose()
+    row.map(|row| row.parse(tenant, keyring)).transpose()
 }

@@ -265,7 +265,7 @@ fn a_star_replaces_everything_and_takes_the_default_of_what_is_left_out() {
     assert_eq!(after.policy, DeliveryPolicy::default());
     assert_eq!((after.id, after.app_slug.as_str(), after.pre_policy), (before.id, "shop", None));
     let Target::Webhook(webhook) = after.target;
-    assert!(webhook.uri.to_string().ends_with("/new") && webhook.headers.is_empty());
+    assert!(webhook.uri.to_string().ends_with("/new") && webhook.headers().is_empty());
     // A veto goes back to its default where there is one, and cannot be given to another.
     let vetoing =
         Subscription { pre_policy: Some(PrePolicy { priority: 7, ..PrePolicy::default() }), ..before.clone() };
@@ -303,7 +303,7 @@ fn headers_are_replaced_as_a_whole() {
     };
     let headers = |subscription: &Subscription| {
         let Target::Webhook(webhook) = &subscription.target;
-        webhook.headers.clone()
+        webhook.headers().to_vec()
     };
     let first = patch(with_headers(&[("x-a", "1"), ("x-b", "2")])).apply(stored()).expect("patched");
     assert_eq!(headers(&first).len(), 2);

@@ -2,8 +2,8 @@
 //! member has its exact outcome.
 //!
 //! A row never stops at its first surprise: it collects what was wrong with every member, and then looks at the service as a
-//! whole. Its replicas must be the same processes, without a panic; another tenant must be served on each; and the row's own log
-//! must hold exactly what was accepted.
+//! whole. Its replicas must be the same processes, without a panic, with no more memory than ever; another tenant must be served on
+//! each; and the row's own log must hold exactly what was accepted.
 
 mod addresses;
 mod credentials;
@@ -34,6 +34,10 @@ pub const TYPE: &str = "CUSTOM_BAD";
 
 /// What a refusal must never show: statements, source files, the service's own addresses, the way a task died.
 const INTERNALS: [&str; 8] = ["SELECT ", "INSERT ", "UPDATE ", "sqlx", "src/", "127.0.0.1", "panicked", "postgres"];
+
+/// What a replica of the whole suite may hold in memory after any row: other tests use it at the same time, so it is no measure of one row,
+/// but what a row leaves behind shows.
+const RESIDENT_KIB_MAX: u64 = 768 * 1024;
 
 /// How a member is answered.
 #[derive(Debug, Clone, Copy)]
@@ -118,6 +122,8 @@ impl Row {
             // Nothing starts these processes again, and their ports were free ones: who answers is who was asked before.
             let alive = get(&format!("http://{}/livez", replica.addresses.ops)).await;
             self.wrong.extend((alive.0 != 200).then(|| format!("replica {index} does not live: {alive:?}")));
+            let kib = replica.process.memory_kib();
+            self.wrong.extend((kib > RESIDENT_KIB_MAX).then(|| format!("replica {index} holds {kib} KiB")));
             let log = replica.process.log();
             let panic = log.lines().find(|line| line.contains("panicked"));
             self.wrong.extend(panic.map(|line| format!("replica {index}: {line}")));

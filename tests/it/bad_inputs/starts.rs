@@ -148,7 +148,7 @@ async fn l1_a_bad_setting_stops_the_start_and_is_named_without_its_value() {
         (with(&put("watch", "ring_entries_max", 1.into())), "watch.ring_entries_max"),
         (with(&put("publish", "event_bytes_max", 1.into())), "publish.event_bytes_max"),
         // What is twice in a file is no TOML: its line is named.
-        ("[log]\nlevel = \"info\"\nlevel = \"hunter2\"\n".to_owned(), "line 3: duplicate key"),
+        ("[log]\nlevel = \"info\"\nlevel = \"hunter2\"\n".to_owned(), "line 3: duplicate key: level"),
         ("[log\n".to_owned(), "line 1"),
         ("\u{0}\u{1}".to_owned(), "line 1"),
     ];

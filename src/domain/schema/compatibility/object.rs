@@ -22,6 +22,8 @@ impl<'d> Relation<'d> {
             match keyword.as_str() {
                 "required" => breaks.extend(self.members_required(facts, schema, value)),
                 "minProperties" | "maxProperties" => breaks.extend(self.size(facts, schema, keyword, value)),
+                // Draft 7 does not know them: there they say nothing.
+                "dependentRequired" | "dependentSchemas" if self.reader.draft == Draft::Draft7 => {}
                 "dependentRequired" => breaks.extend(self.dependent_required(facts, schema, keyword, value)),
                 "dependentSchemas" => breaks.extend(self.dependent_schemas(facts, schema, keyword, value)),
                 // 2020-12 has split this keyword; what still stands there is of no draft.
@@ -191,10 +193,7 @@ impl<'d> Relation<'d> {
             let Value::Array(needed) = needed else { continue };
             let known: Vec<&str> = facts
                 .members()
-                .flat_map(|(_, other)| {
-                    let of_draft_7 = map(other, "dependencies").filter(|_| facts.document.draft == Draft::Draft7);
-                    map(other, "dependentRequired").into_iter().chain(of_draft_7)
-                })
+                .filter_map(|(_, other)| map(other, dependent(facts.document.draft, "dependentRequired")))
                 .filter_map(|named| named.get(name)?.as_array())
                 .flatten()
                 .filter_map(Value::as_str)
@@ -223,10 +222,11 @@ impl<'d> Relation<'d> {
             // Data that has the member: the writer's own condition on it holds too.
             let mut known = facts.clone();
             for (_, other) in facts.members() {
-                let of_draft_7 = map(other, "dependencies").filter(|_| facts.document.draft == Draft::Draft7);
                 let own =
-                    map(other, "dependentSchemas").into_iter().chain(of_draft_7).filter_map(|named| named.get(name));
-                own.filter(|own| !own.is_array()).for_each(|own| known.add(own));
+                    map(other, dependent(facts.document.draft, "dependentSchemas")).and_then(|named| named.get(name));
+                if let Some(own) = own.filter(|own| !own.is_array()) {
+                    known.add(own);
+                }
             }
             if self.property(facts, name).types != 0 && !self.included(&known, one).is_empty() {
                 breaks.push(self.undecided(facts, schema, keyword, "data of the other schema may not satisfy it"));
@@ -265,6 +265,11 @@ fn unnamed<'f>(facts: &Facts<'f>, pattern: Option<&str>) -> Facts<'f> {
         }
     }
     known
+}
+
+/// The keyword by which a document says what a member asks for beside it: draft 7 has one for both kinds.
+fn dependent(draft: Draft, keyword: &'static str) -> &'static str {
+    if draft == Draft::Draft7 { "dependencies" } else { keyword }
 }
 
 fn map<'f>(members: &'f Members, keyword: &str) -> Option<&'f Members> {
