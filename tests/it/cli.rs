@@ -1,6 +1,7 @@
 //! The command line, as a person and as a program use it: every command against a real server, what it prints, what it says
 //! when something is wrong, and what it exits with.
 
+mod demo;
 mod failures;
 mod piped;
 mod refusals;

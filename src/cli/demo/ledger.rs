@@ -44,6 +44,8 @@ pub struct Published {
     pub paths: Vec<String>,
     /// What must arrive.
     pub value: Value,
+    /// Whether it breaks the real schema of its kind, and was published with the version that its kind shares.
+    pub outside_schema: bool,
     /// Just before the call.
     pub started: Instant,
 }
@@ -74,6 +76,8 @@ pub struct Figures {
     pub published: usize,
     /// Events that were refused.
     pub refused: usize,
+    /// Acknowledged events that break the real schema of their kind, and were published with a version made for them.
+    pub outside_schema: usize,
     /// Deliveries that the demo's own rules ask for.
     pub deliveries_expected: usize,
     /// Those of them that arrived with a good signature and the published data.
@@ -185,6 +189,7 @@ impl Ledger {
         verdict.figures = Figures {
             published: entries.published.len(),
             refused: entries.refused.values().map(|(count, _)| count).sum(),
+            outside_schema: entries.published.values().filter(|published| published.outside_schema).count(),
             deliveries_expected: expected.len(),
             deliveries_verified: latencies.len(),
             watched,
@@ -257,7 +262,7 @@ mod tests {
 
     fn published(paths: &[&str]) -> Published {
         let paths = paths.iter().map(|path| (*path).to_owned()).collect();
-        Published { paths, value: serde_json::json!({"a": 1}), started: Instant::now() }
+        Published { paths, value: serde_json::json!({"a": 1}), outside_schema: false, started: Instant::now() }
     }
 
     #[tokio::test]
