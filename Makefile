@@ -10,7 +10,7 @@ export CARILLON_CACHE := $(CACHE)
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 NODE_DIR := tests/foreign/node
 PYTHON_DIR := tests/foreign/python
-OCTOKIT := $(CACHE)/octokit-7.6.1
+OCTOKIT_DIR := tests/foreign/octokit
 
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -35,9 +35,9 @@ faults: ## Kill, freeze, starve and cut off replicas and Postgres under live tra
 	cp $(TARGET)/debug/carillon $(TARGET)/debug/carillon-planted
 	cargo test --locked --test faults -- long --planted $(TARGET)/debug/carillon-planted $(ARGS)
 
-demo: $(OCTOKIT)/ready ## Publish 329 real GitHub webhook payloads and verify every delivery
+demo: $(OCTOKIT_DIR)/node_modules/.ready ## Publish 329 real GitHub webhook payloads and verify every delivery
 	@tests/tools/need.sh rust postgres
-	cargo run --locked --release -- demo --packages $(OCTOKIT)/node_modules $(ARGS)
+	cargo run --locked --release -- demo --packages $(OCTOKIT_DIR)/node_modules $(ARGS)
 
 bench: ## Measure, each figure beside its limit (builds for release, starts a throw-away service)
 	@tests/tools/need.sh rust postgres
@@ -65,22 +65,15 @@ tools: $(NODE_DIR)/node_modules/.ready $(PYTHON_DIR)/.venv/ready ## Install what
 
 clean: ## Remove what was built and installed inside the checkout
 	cargo clean
-	rm -rf $(NODE_DIR)/node_modules $(PYTHON_DIR)/.venv
+	rm -rf $(NODE_DIR)/node_modules $(OCTOKIT_DIR)/node_modules $(PYTHON_DIR)/.venv
 
-$(NODE_DIR)/node_modules/.ready: $(NODE_DIR)/package-lock.json
+%/node_modules/.ready: %/package-lock.json
 	@tests/tools/need.sh node
-	npm --prefix $(NODE_DIR) ci --no-audit --no-fund --loglevel=error
+	npm --prefix $* ci --no-audit --no-fund --loglevel=error
 	@touch $@
 
 $(PYTHON_DIR)/.venv/ready: $(PYTHON_DIR)/requirements.txt
 	@tests/tools/need.sh python
 	python3 -m venv $(PYTHON_DIR)/.venv
 	$(PYTHON_DIR)/.venv/bin/pip install --quiet --disable-pip-version-check --require-hashes -r $<
-	@touch $@
-
-$(OCTOKIT)/ready:
-	@tests/tools/need.sh node
-	@mkdir -p $(OCTOKIT)
-	npm --prefix $(OCTOKIT) install --no-save --no-audit --no-fund --loglevel=error \
-		@octokit/webhooks-examples@7.6.1 @octokit/webhooks-schemas@7.6.1
 	@touch $@
