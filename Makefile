@@ -11,6 +11,8 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 NODE_DIR := tests/foreign/node
 PYTHON_DIR := tests/foreign/python
 OCTOKIT_DIR := tests/foreign/octokit
+# Where the system's Node is too old, need.sh fetches one.
+export PATH := $(CACHE)/node/bin:$(PATH)
 
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16

@@ -60,6 +60,7 @@ mod subscribe;
 mod subscriptions;
 mod test_subscription;
 mod tokens;
+mod tools;
 mod traces;
 mod unsubscribe;
 mod update_watch;

