@@ -46,18 +46,41 @@ pub struct AdminArgs {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Tenants: the isolation boundary
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Examples:
+  carillon admin tenants list
+  carillon admin tenants create acme"
+    )]
     Tenants(Tenants),
     /// Apps: namespaces inside a tenant
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Examples:
+  carillon admin apps list --tenant acme
+  carillon admin apps create --tenant acme shop"
+    )]
     Apps(Apps),
     /// API keys: credentials of the public port
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Examples:
+  carillon admin keys list --tenant acme
+  carillon admin keys create --tenant acme --role viewer"
+    )]
     Keys(Keys),
     /// Publisher identities: certificates that may publish
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Examples:
+  carillon admin publishers list --tenant acme
+  carillon admin publishers create --tenant acme dns:shop.example.org"
+    )]
     Publishers(Publishers),
     /// Show recorded changes, newest first
+    #[command(after_help = "Examples:
+  carillon admin audit --tenant acme --limit 20
+  carillon admin audit --tenant acme --limit 0 --json | jq -r .action")]
     Audit {
         /// At most this many; 0 for all
         #[arg(long, default_value_t = 50, value_name = "N")]
@@ -68,13 +91,20 @@ enum Command {
 #[derive(Debug, Subcommand)]
 enum Tenants {
     /// List tenants
+    #[command(after_help = "Examples:
+  carillon admin tenants list
+  carillon admin tenants list --json | jq -r .slug")]
     List,
     /// Show one tenant with its quotas
+    #[command(after_help = "Examples:
+  carillon admin tenants get acme")]
     Get {
         /// Slug of the tenant
         slug: String,
     },
     /// Create a tenant
+    #[command(after_help = "Examples:
+  carillon admin tenants create acme --display-name 'Acme Corporation'")]
     Create {
         /// Slug: a-z, 0-9 and -, starting with a letter
         slug: String,
@@ -83,6 +113,9 @@ enum Tenants {
         display_name: String,
     },
     /// Change a tenant's name or quotas
+    #[command(after_help = "Examples:
+  carillon admin tenants update acme --display-name 'Acme'
+  carillon admin tenants update acme --quota publish_events_per_second=500 --quota backlog_max=default")]
     Update {
         /// Slug of the tenant
         slug: String,
@@ -107,8 +140,12 @@ fn parse_quota(text: &str) -> Result<(Quota, Option<u64>), String> {
 #[derive(Debug, Subcommand)]
 enum Apps {
     /// List the tenant's apps
+    #[command(after_help = "Examples:
+  carillon admin apps list --tenant acme")]
     List,
     /// Create an app
+    #[command(after_help = "Examples:
+  carillon admin apps create --tenant acme shop --display-name 'Web shop'")]
     Create {
         /// Slug: a-z, 0-9 and -, starting with a letter
         slug: String,
@@ -117,6 +154,8 @@ enum Apps {
         display_name: String,
     },
     /// Delete an app that has no subscriptions
+    #[command(after_help = "Examples:
+  carillon admin apps delete --tenant acme shop")]
     Delete {
         /// Slug of the app
         slug: String,
@@ -126,8 +165,13 @@ enum Apps {
 #[derive(Debug, Subcommand)]
 enum Keys {
     /// List the tenant's API keys, newest first
+    #[command(after_help = "Examples:
+  carillon admin keys list --tenant acme")]
     List,
     /// Create an API key; its secret is shown only once
+    #[command(after_help = "Examples:
+  carillon admin keys create --tenant acme --role admin
+  carillon admin keys create --tenant acme --role subscriber --app shop --expires 2027-01-31T00:00:00Z")]
     Create {
         /// What it may do; each role includes those before it
         #[arg(long)]
@@ -143,6 +187,8 @@ enum Keys {
         expires: Option<DateTime<Utc>>,
     },
     /// Revoke an API key
+    #[command(after_help = "Examples:
+  carillon admin keys revoke --tenant acme key_...")]
     Revoke {
         /// Id of the key, `key_...`
         #[arg(value_name = "KEY_ID")]
@@ -153,8 +199,13 @@ enum Keys {
 #[derive(Debug, Subcommand)]
 enum Publishers {
     /// List the tenant's publisher identities
+    #[command(after_help = "Examples:
+  carillon admin publishers list --tenant acme")]
     List,
     /// Register a certificate identity that may publish
+    #[command(after_help = "Examples:
+  carillon admin publishers create --tenant acme dns:shop.example.org
+  carillon admin publishers create --tenant acme uri:spiffe://example.org/shop --event-type 'CUSTOM_ORDER_*'")]
     Create {
         /// The certificate's name: `uri:spiffe://...` or `dns:name`
         subject: String,
@@ -163,6 +214,8 @@ enum Publishers {
         event_types: Vec<String>,
     },
     /// Remove a publisher identity
+    #[command(after_help = "Examples:
+  carillon admin publishers delete --tenant acme pub_...")]
     Delete {
         /// Id of the identity, `pub_...`
         #[arg(value_name = "IDENTITY_ID")]

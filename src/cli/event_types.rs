@@ -38,6 +38,9 @@ pub struct EventTypesArgs {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// List event types: system types first, then the tenant's own
+    #[command(after_help = "Examples:
+  carillon event-types list
+  carillon event-types list --origin custom --deleted")]
     List {
         /// Only this origin
         #[arg(long)]
@@ -47,6 +50,8 @@ enum Command {
         deleted: bool,
     },
     /// Show one event type and its subscribers
+    #[command(after_help = "Examples:
+  carillon event-types get USER_CREATE --app shop")]
     Get {
         /// Name of the event type
         #[arg(value_name = "TYPE")]
@@ -56,6 +61,9 @@ enum Command {
         app: String,
     },
     /// Declare a custom event type
+    #[command(after_help = "Examples:
+  carillon event-types create CUSTOM_ORDER_PLACED
+  carillon event-types create CUSTOM_ORDER_PLACED --description 'An order was placed' --schema @order.schema.json")]
     Create {
         /// Name, starting with CUSTOM_
         #[arg(value_name = "TYPE")]
@@ -77,6 +85,8 @@ enum Command {
         compatibility: Option<Mode>,
     },
     /// Change the display name, description or compatibility mode of a custom event type
+    #[command(after_help = "Examples:
+  carillon event-types update CUSTOM_ORDER_PLACED --compatibility backward")]
     Update {
         /// Name of the event type
         #[arg(value_name = "TYPE")]
@@ -95,6 +105,8 @@ enum Command {
         etag: String,
     },
     /// Retire a custom event type; its events stay readable
+    #[command(after_help = "Examples:
+  carillon event-types delete CUSTOM_ORDER_PLACED --allow-missing")]
     Delete {
         /// Name of the event type
         #[arg(value_name = "TYPE")]
@@ -107,12 +119,17 @@ enum Command {
         etag: String,
     },
     /// Bring a retired event type back
+    #[command(after_help = "Examples:
+  carillon event-types undelete CUSTOM_ORDER_PLACED")]
     Undelete {
         /// Name of the event type
         #[arg(value_name = "TYPE")]
         name: String,
     },
     /// List the schema versions of an event type, or print one
+    #[command(after_help = "Examples:
+  carillon event-types schemas CUSTOM_ORDER_PLACED
+  carillon event-types schemas CUSTOM_ORDER_PLACED --version 1")]
     Schemas {
         /// Name of the event type
         #[arg(value_name = "TYPE")]
@@ -122,6 +139,8 @@ enum Command {
         version: Option<i32>,
     },
     /// Register the next schema version of a custom event type
+    #[command(after_help = "Examples:
+  carillon event-types add-schema CUSTOM_ORDER_PLACED @order-v2.schema.json")]
     AddSchema {
         /// Name of the event type
         #[arg(value_name = "TYPE")]
@@ -131,6 +150,8 @@ enum Command {
         schema: String,
     },
     /// Say what a schema would break, without registering it
+    #[command(after_help = "Examples:
+  carillon event-types check-schema CUSTOM_ORDER_PLACED @order-v2.schema.json --mode backward")]
     CheckSchema {
         /// Name of the event type
         #[arg(value_name = "TYPE")]
@@ -146,6 +167,9 @@ enum Command {
         schema_version: i32,
     },
     /// Check data against a schema without publishing it
+    #[command(after_help = r#"Examples:
+  carillon event-types validate CUSTOM_ORDER_PLACED --data '{"order": 17}'
+  carillon event-types validate CUSTOM_ORDER_PLACED < order.json"#)]
     Validate {
         /// Name of the event type
         #[arg(value_name = "TYPE")]

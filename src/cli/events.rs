@@ -35,6 +35,9 @@ pub struct EventsArgs {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// List events in log order
+    #[command(after_help = "Examples:
+  carillon events list --type 'USER_*' --from 1h
+  carillon events list --filter 'data.amount > 100' --limit 0 --json | jq -r .event.textData")]
     List {
         /// Where to start: earliest, a time (RFC 3339), how long ago (15m), or a cursor
         #[arg(long, value_parser = parse_from, value_name = "PLACE", default_value = "earliest")]
@@ -56,6 +59,9 @@ enum Command {
         limit: usize,
     },
     /// Show one event
+    #[command(after_help = "Examples:
+  carillon events get evt_...
+  carillon events get evt_... --data | jq .")]
     Get {
         /// Id of the event
         #[arg(value_name = "EVENT_ID")]
@@ -65,6 +71,8 @@ enum Command {
         data: bool,
     },
     /// Take back an event that is delayed, or whose PRE listeners are still asked (internal port)
+    #[command(after_help = "Examples:
+  carillon events cancel evt_...")]
     Cancel {
         /// Id of the event
         #[arg(value_name = "EVENT_ID")]

@@ -42,6 +42,9 @@ pub struct InvocationsArgs {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// List invocations, newest event first
+    #[command(after_help = "Examples:
+  carillon invocations list --state dead-lettered --from 24h
+  carillon invocations list --event evt_... --json | jq .state")]
     List {
         /// Only this event
         #[arg(long, value_name = "EVENT_ID")]
@@ -63,24 +66,33 @@ enum Command {
         limit: usize,
     },
     /// Show one invocation with every attempt
+    #[command(after_help = "Examples:
+  carillon invocations get inv_...")]
     Get {
         /// Id of the invocation
         #[arg(value_name = "INVOCATION_ID")]
         id: String,
     },
     /// Run a waiting invocation now, or give a dead letter a fresh set of attempts
+    #[command(after_help = "Examples:
+  carillon invocations retry inv_...")]
     Retry {
         /// Ids of the invocations
         #[arg(value_name = "INVOCATION_ID", required = true)]
         ids: Vec<String>,
     },
     /// End an invocation that has not succeeded yet
+    #[command(after_help = "Examples:
+  carillon invocations cancel inv_...")]
     Cancel {
         /// Ids of the invocations
         #[arg(value_name = "INVOCATION_ID", required = true)]
         ids: Vec<String>,
     },
     /// Give dead letters a fresh set of attempts, oldest first
+    #[command(after_help = "Examples:
+  carillon invocations redrive
+  carillon invocations redrive --subscription sub_... --from 2026-01-31T12:00:00Z")]
     Redrive {
         /// Only this subscription
         #[arg(long, value_name = "SUBSCRIPTION_ID")]

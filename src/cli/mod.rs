@@ -40,6 +40,10 @@ use std::process::ExitCode;
 /// A self-hosted event service: publish typed events, deliver them to listeners, watch the stream live.
 #[derive(Debug, Parser)]
 #[command(name = "carillon", version, max_term_width = 100, arg_required_else_help = true)]
+#[command(after_help = "Examples:
+  carillon dev
+  carillon watch --type 'USER_*'
+  carillon publish USER_CREATE --data '{\"user_id\": \"u-1\"}'")]
 pub struct Cli {
     #[command(flatten)]
     global: Global,

@@ -29,7 +29,7 @@ const EXAMPLES: &str = r#"Examples:
   carillon publish CUSTOM_ORDER_PLACED --data @order.json --key order-17 --wait
   carillon publish PRE_USER_CREATE --data @user.json --pre-timeout 3s
   carillon publish CUSTOM_REMINDER --data '{}' --delay 2h
-  jq -c .payload message.json | carillon publish CUSTOM_ORDER_PLACED --source /shop --subject order-17
+  carillon publish CUSTOM_ORDER_PLACED --source /shop --subject order-17 < order.json
 
 Exit codes with --wait:
   0  every invocation has ended, none as a dead letter

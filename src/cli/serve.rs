@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 #[command(after_help = "Examples:
   carillon serve --config carillon.toml
   carillon serve --config carillon.toml --migrate --set log.format=json
-  CARILLON_DATABASE__URL=postgres://carillon@localhost/carillon carillon serve --config carillon.toml")]
+  carillon serve --config carillon.toml --set database.url=postgres://carillon@localhost/carillon")]
 pub struct Serve {
     #[command(flatten)]
     settings: Settings,

@@ -40,6 +40,9 @@ pub struct SubscriptionsArgs {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// List subscriptions, oldest first
+    #[command(after_help = "Examples:
+  carillon subscriptions list --type USER_CREATE
+  carillon subscriptions list --state deleted --json | jq -r .id")]
     List {
         /// Only this app
         #[arg(long, value_name = "SLUG", default_value = "", hide_default_value = true)]
@@ -55,12 +58,17 @@ enum Command {
         limit: usize,
     },
     /// Show one subscription
+    #[command(after_help = "Examples:
+  carillon subscriptions get sub_...")]
     Get {
         /// Id of the subscription
         #[arg(value_name = "SUBSCRIPTION_ID")]
         id: String,
     },
     /// Make a disabled subscription fire again
+    #[command(after_help = "Examples:
+  carillon subscriptions enable sub_...
+  carillon subscriptions enable sub_... --replay-missed")]
     Enable {
         #[command(flatten)]
         changed: Changed,
@@ -69,8 +77,12 @@ enum Command {
         replay_missed: bool,
     },
     /// Stop a subscription from executing
+    #[command(after_help = "Examples:
+  carillon subscriptions disable sub_...")]
     Disable(Changed),
     /// Restore a subscription that was ended
+    #[command(after_help = "Examples:
+  carillon subscriptions undelete sub_... --replay-missed")]
     Undelete {
         /// Id of the subscription
         #[arg(value_name = "SUBSCRIPTION_ID")]
@@ -80,8 +92,13 @@ enum Command {
         replay_missed: bool,
     },
     /// Change name, filter, webhook or delivery; only what is given changes
+    #[command(after_help = "Examples:
+  carillon subscriptions update sub_... --filter 'data.amount > 100' --max-in-flight 4
+  carillon subscriptions update sub_... --webhook https://hooks.example.com/orders")]
     Update(Box<UpdateArgs>),
     /// Make a new signing secret; the present ones keep signing beside it for a while
+    #[command(after_help = "Examples:
+  carillon subscriptions rotate-secret sub_... --overlap 2h")]
     RotateSecret {
         /// Id of the subscription
         #[arg(value_name = "SUBSCRIPTION_ID")]

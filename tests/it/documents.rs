@@ -1,4 +1,4 @@
-//! The pages under `docs/` say what the code says.
+//! The pages under `docs/` and the help of the commands say what the code says.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -6,8 +6,8 @@ use std::path::Path;
 
 use carillon::cli::Cli;
 use carillon::proto::public::ErrorReason;
-use clap::Parser as _;
 use clap::error::ErrorKind;
+use clap::{Command, CommandFactory as _, Parser as _};
 
 fn read(name: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(name))
@@ -110,6 +110,27 @@ fn every_command_line_of_the_pages_is_one() {
         }
     }
     assert!(lines >= 25 && mentions >= 3, "{lines} {mentions}");
+}
+
+#[test]
+fn the_help_of_every_command_ends_in_examples_of_it_that_parse() {
+    assert!(examples(&Cli::command(), "carillon") >= 100);
+}
+
+/// Checks the examples of a command and of those below it, and counts them.
+fn examples(command: &Command, path: &str) -> usize {
+    let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+    let section = help.strip_prefix("Examples:\n").unwrap_or_else(|| panic!("{path} --help has no examples"));
+    let lines: Vec<&str> = section.lines().take_while(|line| !line.is_empty()).collect();
+    assert!(!lines.is_empty(), "{path} --help has no examples");
+    for line in &lines {
+        let words = words(line.trim_start());
+        assert!(words.join(" ").starts_with(path), "{path} --help shows another command: {line}");
+        let parsed = Cli::try_parse_from(words);
+        assert!(parsed.is_ok(), "{path}: {line}\n{}", parsed.unwrap_err());
+    }
+    let below = command.get_subcommands().filter(|below| !below.is_hide_set());
+    lines.len() + below.map(|below| examples(below, &format!("{path} {}", below.get_name()))).sum::<usize>()
 }
 
 /// The words of a shell's line up to the first operator or comment; quotes keep a word together.
