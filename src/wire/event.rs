@@ -15,6 +15,7 @@ use crate::proto::cloudevents::cloud_event::Data as ProtoData;
 use crate::proto::cloudevents::cloud_event::cloud_event_attribute_value::Attr;
 use crate::proto::public::{Event, EventView};
 use chrono::{DateTime, Datelike as _, Utc};
+use fluent_uri::{Uri, UriRef};
 use pbjson_types::Any;
 use std::collections::BTreeMap;
 
@@ -218,40 +219,14 @@ fn is_refused(character: char) -> bool {
     character.is_control() || (0xfdd0..=0xfdef).contains(&code) || code & 0xfffe == 0xfffe
 }
 
-/// RFC 3986 `URI-reference`, as far as characters, escapes and the scheme go.
+/// RFC 3986 `URI-reference`, relative ones among them.
 fn check_uri_reference(text: &str) -> Result<(), String> {
-    let wrong = || "is not a URI reference (RFC 3986)".to_owned();
-    let bytes = text.as_bytes();
-    for (index, byte) in bytes.iter().enumerate() {
-        let fine = match byte {
-            b'%' => bytes.get(index + 1..index + 3).is_some_and(|hex| hex.iter().all(u8::is_ascii_hexdigit)),
-            b'"' | b'<' | b'>' | b'\\' | b'^' | b'`' | b'{' | b'|' | b'}' => false,
-            byte => byte.is_ascii_graphic(),
-        };
-        if !fine {
-            return Err(wrong());
-        }
-    }
-    // A colon before the first slash ends a scheme; anything else there would have to be a path of its own.
-    let head = text.split(['/', '?', '#']).next().unwrap_or_default();
-    match head.split_once(':') {
-        Some((scheme, _)) if !is_scheme(scheme) => Err(wrong()),
-        _ => Ok(()),
-    }
+    UriRef::parse(text).map(drop).map_err(|error| format!("is not a URI reference (RFC 3986): {error}"))
 }
 
-/// RFC 3986 `URI`: a reference with a scheme and something behind it.
+/// RFC 3986 `URI`: a reference with a scheme.
 fn check_uri(text: &str) -> Result<(), String> {
-    check_uri_reference(text)?;
-    match text.split_once(':') {
-        Some((scheme, rest)) if is_scheme(scheme) && !rest.is_empty() => Ok(()),
-        _ => Err("is not an absolute URI (RFC 3986)".to_owned()),
-    }
-}
-
-fn is_scheme(text: &str) -> bool {
-    text.starts_with(|c: char| c.is_ascii_alphabetic())
-        && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'-' | b'.'))
+    Uri::parse(text).map(drop).map_err(|error| format!("is not an absolute URI (RFC 3986): {error}"))
 }
 
 /// RFC 2045 `type/subtype` with optional parameters.

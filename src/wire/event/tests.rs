@@ -102,6 +102,65 @@ fn every_broken_attribute_is_refused_with_its_path() {
 }
 
 #[test]
+fn a_source_is_any_uri_reference_and_nothing_else() {
+    let parse =
+        |source: &str| cloud_event_to_domain(CloudEvent { source: source.to_owned(), ..cloud_event() }, "event");
+    for source in [
+        "/shop",
+        "shop",
+        "../shop?a=b#c",
+        "./a:b",
+        "//host/shop",
+        "#place",
+        "?a=b/?c",
+        "urn:uuid:6e8bc430-9c3a-11d9-9669-0800200c9a66",
+        "mailto:ada@example.com",
+        "tag:example.com,2026:a",
+        "https://ada@example.com:8443/a%20b;c=1?d=%C3%BC#e",
+        "http://[2001:db8::1]:80/",
+        "http://[v1.a:b]/",
+        "http://host:/",
+    ] {
+        assert!(parse(source).is_ok(), "{source}");
+    }
+    for source in [
+        "http://[bad",
+        "http://[bad]/",
+        "http://[::1",
+        "http://::1]/",
+        "http://[1::2::3]/",
+        "http://[::1]x/",
+        "http://host:port/",
+        "http://a@b@c/",
+        "/a[1]",
+        "?a=[",
+        "#a#b",
+        "/100%",
+        "/%4",
+        "/%4g",
+        "/a b",
+        "/a\\b",
+        "/{id}",
+        "/\u{fc}",
+        "1st:place",
+        ":place",
+    ] {
+        let error = parse(source).expect_err(source);
+        assert_eq!(error.field, "event.source", "{source}");
+        assert!(error.description.starts_with("is not a URI reference (RFC 3986): "), "{source}: {error:?}");
+    }
+    let uri =
+        |name: &str, attr| cloud_event_to_domain(with(name, CloudEventAttributeValue { attr: Some(attr) }), "event");
+    assert!(uri("ext", Attr::CeUriRef("a/b".to_owned())).is_ok());
+    assert!(uri("ext", Attr::CeUri("urn:a:b".to_owned())).is_ok());
+    let refused =
+        [Attr::CeUriRef("//[x".to_owned()), Attr::CeUri("http://[x".to_owned()), Attr::CeUri("a/b".to_owned())];
+    for attr in refused {
+        assert_eq!(uri("ext", attr).expect_err("is refused").field, "event.attributes.ext");
+    }
+}
+
+#[test]
 fn times_outside_the_years_1_to_9999_are_refused() {
     let time =
         |seconds, nanos| CloudEventAttributeValue { attr: Some(Attr::CeTimestamp(Timestamp { seconds, nanos })) };
