@@ -253,14 +253,18 @@ impl Store {
                      0::smallint AS outcome_class, 0::smallint AS status_code, 0 AS duration_us, NULL::timestamptz AS at,
                      NULL::text AS excerpt, NULL::text AS reason WHERE false)",
         );
-        let finals: Vec<i16> =
-            [State::Succeeded, State::Cancelled].into_iter().filter(|state| wants(*state)).map(state_number).collect();
+        let finals: Vec<State> =
+            [State::Succeeded, State::Cancelled].into_iter().filter(|state| wants(*state)).collect();
         if !finals.is_empty() {
             sql.push(
                 " UNION ALL (SELECT o.day, o.position, o.subscription_no, o.state, o.attempt, o.outcome_class, o.status_code,
                          o.duration_us, o.started_at, o.excerpt, o.reason FROM outcomes o WHERE o.tenant_id = ",
             );
-            sql.push_bind(tenant).push(" AND o.state = ANY(").push_bind(finals).push(")");
+            sql.push_bind(tenant);
+            // Written out, since a plan for any values could not use `outcomes_cancelled`; both are all that there are.
+            if let [state] = finals[..] {
+                sql.push(format!(" AND o.state = {}", state_number(state)));
+            }
             bounds(&mut sql, "o", "o");
         }
         if wants(State::Waiting) {

@@ -47,7 +47,7 @@ const POPULATION: &str = "
       SELECT id, day, p, md5(id::text || p)::uuid, day + interval '1 h', 'CUSTOM_TESTED', 0, 's', now(), '', 0, '\\x00', '{1}', '{}',
              id, 0, '{}' FROM e;
     INSERT INTO outcomes (tenant_id, day, position, subscription_no, state, attempt, outcome_class, status_code, duration_us, started_at)
-      SELECT id, day, p, 1 + p % 50, 3, 1, 1, 200, 1, now() FROM e WHERE p < 1190;
+      SELECT id, day, p, 1 + p % 50, CASE p % 100 WHEN 0 THEN 5 ELSE 3 END, 1, 1, 200, 1, now() FROM e WHERE p < 1190;
     INSERT INTO attempts (tenant_id, day, position, subscription_no, attempt, outcome_class, status_code, duration_us, started_at)
       SELECT id, day, p, 1, a, 3, 500, 1, now() FROM e CROSS JOIN generate_series(1, 2) AS a;
     INSERT INTO deferred_invocations (tenant_id, position, subscription_no, day, shard, attempt, due_at, ordering_key)
@@ -291,6 +291,9 @@ async fn every_hot_statement_is_served_by_its_index_and_looks_at_no_more_days_th
     let dead = InvocationFilter { states: vec![State::DeadLettered], ..InvocationFilter::default() };
     look!("ListInvocations of a state", ["dead_letters_pk", "events_pk"], scans [], prunes false,
         store.list_invocations(&by, &dead, None, 10));
+    let cancelled = InvocationFilter { states: vec![State::Cancelled], ..InvocationFilter::default() };
+    look!("ListInvocations of what is cancelled", ["outcomes_cancelled", "events_pk"], scans [], prunes true,
+        store.list_invocations(&by, &cancelled, None, 10));
     look!("due subscriptions", ["deferred_invocations_by_subscription"], scans [], prunes false,
         store.due_subscriptions(&[one]));
     look!("deferred invocations", ["deferred_invocations_by_subscription"], scans [], prunes false,
