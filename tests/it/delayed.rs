@@ -1,4 +1,4 @@
-//! `deliver_at` and `CancelEvent`: an event that is accepted now is born once, at its time, unless it is taken back first.
+//! `deliver_at`: an event that is accepted now is born once, at its time.
 
 use carillon::clock;
 use carillon::proto::cloudevents::cloud_event::Data;
@@ -16,19 +16,19 @@ use crate::harness::database::Cluster;
 use crate::harness::tenant::{assert_refused, millis, publish_request, reason};
 use crate::harness::{Answer, Receiver, Tenant, World, eventually, within};
 
-const TYPE: &str = "CUSTOM_LATER";
+pub const TYPE: &str = "CUSTOM_LATER";
 
-fn later(delay: TimeDelta) -> PublishRequest {
+pub fn later(delay: TimeDelta) -> PublishRequest {
     let at = Some((clock::now() + delay).into());
     PublishRequest { deliver_at: at, ..publish_request(TYPE, &json!({"n": 1})) }
 }
 
-async fn cancel(tenant: &Tenant, replica: usize, event_id: &str) -> Result<(), Status> {
+pub async fn cancel(tenant: &Tenant, replica: usize, event_id: &str) -> Result<(), Status> {
     let request = CancelEventRequest { event_id: event_id.to_owned(), ..Default::default() };
     tenant.publishers[replica].clone().cancel_event(request).await.map(drop)
 }
 
-async fn count(tenant: &Tenant) -> usize {
+pub async fn count(tenant: &Tenant) -> usize {
     let request = ListEventsRequest { event_types: vec![TYPE.to_owned()], ..Default::default() };
     let page = tenant.events().list_events(request).await.expect("a page").into_inner();
     page.events.len()
@@ -85,30 +85,6 @@ async fn a_time_that_has_passed_means_now_and_one_too_far_ahead_is_refused() {
 }
 
 #[tokio::test]
-async fn a_delayed_event_is_cancelled_by_exactly_one_of_many_callers() {
-    let tenant = World::shared().await.tenant().await;
-    tenant.declare(TYPE).await;
-    let mut request = later(TimeDelta::hours(1));
-    request.idempotency_key = "later-1".to_owned();
-    let id = tenant.try_publish(request.clone()).await.expect("it is accepted").event_id;
-    let again = tenant.try_publish(request.clone()).await.expect("the first answer");
-    assert!(again.duplicate && again.event_id == id && again.deliver_time.is_some());
-    let racers = (0..20).map(|racer| cancel(&tenant, racer % 2, &id));
-    let results = futures::future::join_all(racers).await;
-    assert_eq!(results.iter().filter(|result| result.is_ok()).count(), 1, "{results:?}");
-    for refused in results.into_iter().filter(Result::is_err) {
-        assert_refused(refused, Code::FailedPrecondition, "RESOURCE_STATE");
-    }
-    let waited = tenant.publisher().wait_event(WaitEventRequest { event_id: id, timeout: None }).await;
-    assert_refused(waited, Code::FailedPrecondition, "RESOURCE_STATE");
-    assert_refused(tenant.try_publish(request).await, Code::FailedPrecondition, "RESOURCE_STATE");
-    assert_eq!(count(&tenant).await, 0);
-    let absent = cancel(&tenant, 0, "evt_00000000000000000000000000").await;
-    assert_refused(absent, Code::NotFound, "EVENT_NOT_FOUND");
-    assert_refused(cancel(&tenant, 0, "evt_x").await, Code::InvalidArgument, "FIELD_INVALID");
-}
-
-#[tokio::test]
 async fn a_retry_that_counts_its_delay_anew_gets_the_first_answer() {
     let world = World::start_with(1, "[pending]\nscheduled_max = 1\n").await;
     let tenant = world.tenant().await;
@@ -130,36 +106,6 @@ async fn a_retry_that_counts_its_delay_anew_gets_the_first_answer() {
     other.event = publish_request(TYPE, &json!({"n": 2})).event;
     assert_refused(tenant.try_publish(other).await, Code::FailedPrecondition, "REQUEST_ID_REUSED");
     assert_eq!(count(&tenant).await, 0, "it waits for its time");
-}
-
-#[tokio::test]
-async fn another_tenants_delayed_event_cannot_be_cancelled() {
-    let world = World::shared().await;
-    let (tenant, other) = (world.tenant().await, world.tenant().await);
-    tenant.declare(TYPE).await;
-    let id = tenant.try_publish(later(TimeDelta::hours(1))).await.expect("it is accepted").event_id;
-    assert_refused(cancel(&other, 0, &id).await, Code::NotFound, "EVENT_NOT_FOUND");
-    cancel(&tenant, 0, &id).await.expect("it is still there");
-}
-
-#[tokio::test]
-async fn a_pre_event_whose_listeners_are_asked_can_be_cancelled_on_either_replica() {
-    let tenant = World::shared().await.tenant().await;
-    let receiver = Receiver::start().await;
-    let pre = CreateEventTypeRequest { name: TYPE.to_owned(), phase: EventPhase::Pre.into(), ..Default::default() };
-    tenant.types().create_event_type(pre).await.expect("a PRE type can be declared");
-    tenant.subscribe(TYPE, &receiver, "/pre").await;
-    receiver.answers("/pre", [Answer::Hang]);
-    for (turn, replica) in [(1, 0), (2, 1)] {
-        let mut publisher = tenant.publisher();
-        let publishing = tokio::spawn(async move { publisher.publish(publish_request(TYPE, &json!({}))).await });
-        let asked = receiver.receives("/pre", turn).await;
-        let id = asked[turn - 1].json()["id"].as_str().expect("an id").to_owned();
-        cancel(&tenant, replica, &id).await.expect("its listener is still asked");
-        let answer = within("the publisher", publishing).await.expect("no panic");
-        assert_refused(answer, Code::FailedPrecondition, "RESOURCE_STATE");
-    }
-    assert_eq!(count(&tenant).await, 0);
 }
 
 #[tokio::test]

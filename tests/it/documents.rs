@@ -9,6 +9,8 @@ use carillon::proto::public::ErrorReason;
 use clap::error::ErrorKind;
 use clap::{Command, CommandFactory as _, Parser as _};
 
+use crate::bad_inputs::raw;
+
 fn read(name: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(name))
         .unwrap_or_else(|error| panic!("{name}: {error}"))
@@ -62,6 +64,22 @@ fn the_named_tests_exist(page: &str, at_least: usize) {
         let source = read(&format!("tests/it/{file}.rs"));
         let tests = if function == "*" { "#[tokio::test]".to_owned() } else { format!("fn {function}()") };
         assert!(source.contains(&tests), "{name} is not there");
+    }
+}
+
+#[test]
+fn every_rpc_has_a_file_of_tests_that_is_named_after_it() {
+    for rpc in raw::rpcs().iter().filter(|rpc| rpc.path.starts_with("/carillon.")) {
+        let (service, method) = rpc.name.split_once('.').expect("it has a separator");
+        let mut file = if service == "AdminService" { "admin/".to_owned() } else { String::new() };
+        for (place, letter) in method.char_indices() {
+            if place > 0 && letter.is_uppercase() {
+                file.push('_');
+            }
+            file.push(letter.to_ascii_lowercase());
+        }
+        let source = read(&format!("tests/it/{file}.rs"));
+        assert!(source.contains("#[tokio::test]"), "tests/it/{file}.rs has no test of {}", rpc.name);
     }
 }
 

@@ -3,7 +3,10 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use carillon::domain::webhook::{SigningSecret, VerificationKey};
-use carillon::proto::public::{RotateSubscriptionSecretRequest, SignatureScheme, SubscribeRequest, WebhookMode};
+use carillon::proto::public::{
+    GetSubscriptionRequest, InvocationState, RotateSubscriptionSecretRequest, SignatureScheme, SubscribeRequest,
+    WebhookMode,
+};
 use serde_json::json;
 use tonic::Code;
 use tonic_types::StatusExt as _;
@@ -11,7 +14,7 @@ use tonic_types::StatusExt as _;
 use crate::harness::receiver::Received;
 use crate::harness::tenant::assert_refused;
 use crate::harness::tenant::webhook;
-use crate::harness::{Receiver, Tenant, World};
+use crate::harness::{Answer, Receiver, Tenant, World, eventually};
 
 async fn subscribe(tenant: &Tenant, receiver: &Receiver, path: &str, mode: WebhookMode) {
     let mut request = tenant.subscribe_request("CUSTOM_HOOKED", &receiver.url(path));
@@ -109,4 +112,20 @@ async fn a_scheme_that_the_secret_is_not_of_is_refused() {
         let violations = status.get_details_bad_request().expect("it names the field").field_violations;
         assert_eq!(violations[0].field, field, "{status:?}");
     }
+}
+
+#[tokio::test]
+async fn a_receiver_that_is_gone_disables_its_subscription() {
+    let (tenant, receiver) = Tenant::with_listener(vec![Answer::Status(410)]).await;
+    let published = tenant.publish("CUSTOM_RUN", &json!({})).await;
+    let dead = tenant.all_invocations_become(&published.event_id, InvocationState::DeadLettered).await;
+    let request = GetSubscriptionRequest { subscription_id: dead[0].subscription_id.clone() };
+    eventually("the subscription is disabled as GONE", || async {
+        let answer = tenant.events().get_subscription(request.clone()).await.expect("it is there").into_inner();
+        let subscription = answer.subscription.expect("it is set");
+        if subscription.state_reason == "GONE" { Ok(()) } else { Err(subscription) }
+    })
+    .await;
+    assert!(tenant.publish("CUSTOM_RUN", &json!({})).await.invocations.is_empty());
+    assert_eq!(receiver.received("/hook").len(), 1);
 }

@@ -23,7 +23,7 @@ use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
 use super::connect::{Bearer, Identity};
-use super::receiver::Receiver;
+use super::receiver::{Answer, Receiver};
 use super::wait::eventually;
 use super::world::World;
 
@@ -192,6 +192,16 @@ impl Tenant {
         receiver.trust(path, &answer.signing_secret);
         self.told("SUBSCRIPTION_CREATED", &answer.subscription.as_ref().expect("it is set").id).await;
         answer
+    }
+
+    /// A tenant of the shared world with a receiver that answers CUSTOM_RUN at `/hook`.
+    pub async fn with_listener(answers: Vec<Answer>) -> (Self, Receiver) {
+        let tenant = World::shared().await.tenant().await;
+        let receiver = Receiver::start().await;
+        receiver.answers("/hook", answers);
+        tenant.declare("CUSTOM_RUN").await;
+        tenant.subscribe("CUSTOM_RUN", &receiver, "/hook").await;
+        (tenant, receiver)
     }
 
     /// Publishes an event of JSON data.

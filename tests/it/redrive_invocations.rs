@@ -1,0 +1,28 @@
+//! `InvocationService.RedriveInvocations`: dead letters run again.
+
+use carillon::proto::public::{InvocationState, RedriveInvocationsRequest};
+use serde_json::json;
+use tonic::Code;
+
+use crate::harness::tenant::assert_refused;
+use crate::harness::{Answer, Tenant};
+
+#[tokio::test]
+async fn what_always_fails_is_dead_lettered_with_an_event_and_can_be_redriven() {
+    let (tenant, receiver) = Tenant::with_listener(vec![Answer::Status(500)]).await;
+    tenant.subscribe("INVOCATION_DEAD_LETTERED", &receiver, "/operator").await;
+    let published = tenant.publish("CUSTOM_RUN", &json!({})).await;
+    let dead = tenant.all_invocations_become(&published.event_id, InvocationState::DeadLettered).await;
+    assert_eq!((dead[0].attempt_count, receiver.received("/hook").len()), (4, 4));
+    let told = receiver.receives("/operator", 1).await;
+    assert!(String::from_utf8_lossy(&told[0].body).contains(&dead[0].id), "the event names the invocation");
+
+    receiver.answers("/hook", [Answer::Status(200)]);
+    let request = RedriveInvocationsRequest { subscription_id: dead[0].subscription_id.clone(), ..Default::default() };
+    let redriven = tenant.at[1].invocations.clone().redrive_invocations(request).await.expect("valid").into_inner();
+    assert_eq!((redriven.redriven_count, redriven.more), (1, false));
+    tenant.all_invocations_become(&published.event_id, InvocationState::Succeeded).await;
+    assert_eq!(receiver.received("/hook").len(), 5);
+    let request = RedriveInvocationsRequest { subscription_id: "sub_x".to_owned(), ..Default::default() };
+    assert_refused(tenant.invocations().redrive_invocations(request).await, Code::InvalidArgument, "FIELD_INVALID");
+}
