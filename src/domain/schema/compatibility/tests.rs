@@ -135,6 +135,29 @@ fn what_cannot_be_decided_says_so_and_counts_unless_it_is_the_same() {
 }
 
 #[test]
+fn a_keyword_that_one_of_the_drafts_ignores_says_nothing_there() {
+    for (keywords, pointer) in [
+        (r#""dependentRequired": {"a": ["b"]}"#, "/dependentRequired"),
+        (r#""dependentSchemas": {"a": {"required": ["b"]}}"#, "/dependentSchemas"),
+    ] {
+        let seventh = format!(r#"{{"$schema": "http://json-schema.org/draft-07/schema#", {keywords}}}"#);
+        let latest = format!(r#"{{"$schema": "https://json-schema.org/draft/2020-12/schema", {keywords}}}"#);
+        let breaks = backward(&seventh, &latest);
+        assert_eq!(breaks.len(), 1, "{keywords}: {breaks:?}");
+        assert_eq!((breaks[0].pointer.as_str(), breaks[0].direction), (pointer, Direction::Backward), "{breaks:?}");
+        assert_eq!(backward(&latest, &seventh), [], "{keywords}");
+        // What it breaks is real.
+        let accepted = |schema: &str| Schema::parse(schema).expect("a schema").validate(br#"{"a": 1}"#).is_ok();
+        assert!(accepted(&seventh) && !accepted(&latest), "{keywords}");
+    }
+    // The keyword of draft 7 is none of 2020-12: the same words ask for less there.
+    let keywords = r#""dependencies": {"a": ["b"]}"#;
+    let seventh = format!(r#"{{"$schema": "http://json-schema.org/draft-07/schema#", {keywords}}}"#);
+    assert_eq!(backward(&seventh, r#"{"dependentRequired": {"a": ["b"]}}"#), []);
+    assert_eq!(backward(r#"{"dependentRequired": {"a": ["b"]}}"#, &seventh), []);
+}
+
+#[test]
 fn large_and_tangled_schemas_are_answered_within_the_bound() {
     let alternatives = |n: usize| (0..n).map(|i| format!(r#"{{"required": ["p{i}"]}}"#)).collect::<Vec<_>>().join(",");
     let doubling = (0..60)
