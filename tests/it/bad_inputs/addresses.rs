@@ -8,16 +8,16 @@ use carillon::proto::public::{
     InvocationState, OutcomeClass, Subscription, Target, UpdateSubscriptionRequest, WebhookMode, WebhookTarget, target,
 };
 use serde_json::json;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::Code;
 
 use super::Expected::{Fine, Refused};
 use super::{Row, TYPE, invalid};
 use crate::harness::tenant::{reason, webhook};
-use crate::harness::{Answer, Receiver, World};
+use crate::harness::{Answer, Receiver, World, eventually};
 
-/// Listens on the forbidden side and counts who comes.
+/// Listens on the forbidden side, on every address that a spelling of loopback may lead to, and counts who comes.
 struct Forbidden {
     port: u16,
     connections: Arc<AtomicUsize>,
@@ -26,7 +26,8 @@ struct Forbidden {
 
 impl Forbidden {
     async fn listen() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        // Every address of both families, the IPv4 ones mapped into IPv6.
+        let listener = TcpListener::bind("[::]:0").await.expect("a free port");
         let port = listener.local_addr().expect("it is bound").port();
         let (connections, stop) = (Arc::new(AtomicUsize::new(0)), CancellationToken::new());
         let counter = Arc::clone(&connections);
@@ -37,7 +38,19 @@ impl Forbidden {
             }
         };
         tokio::spawn(stop.clone().run_until_cancelled_owned(count));
-        Self { port, connections, _stop: stop.drop_guard() }
+        let forbidden = Self { port, connections, _stop: stop.drop_guard() };
+        // It would count whichever way somebody came.
+        for address in ["127.0.0.1", "127.0.0.2", "0.0.0.0", "[::1]", "[::]", "[::ffff:127.0.0.1]"] {
+            let before = forbidden.connections();
+            TcpStream::connect(format!("{address}:{port}")).await.expect("it listens there");
+            eventually(&format!("a connection to {address} is counted"), || {
+                let seen = forbidden.connections();
+                std::future::ready(if seen > before { Ok(()) } else { Err(seen) })
+            })
+            .await;
+        }
+        forbidden.connections.store(0, Ordering::SeqCst);
+        forbidden
     }
 
     fn connections(&self) -> usize {
@@ -123,14 +136,17 @@ async fn g1_addresses_inside_are_refused_in_every_spelling_when_they_are_saved()
 async fn g1_what_leads_inside_later_is_blocked_once_and_nothing_arrives() {
     let forbidden = Forbidden::listen().await;
     // The addresses are saved while they are allowed: what is judged then is only what they are now.
-    let mut world = World::start_with(1, "[dispatch]\nlease_ms = 1000").await;
+    let allowed = r#"allow_private_ranges = ["127.0.0.0/8", "0.0.0.0/32", "::1/128", "::/128"]"#;
+    let mut world = World::start_with(1, &format!("[executor]\n{allowed}\n[dispatch]\nlease_ms = 1000")).await;
     let proxy = format!("http://127.0.0.1:{}", forbidden.port);
     for name in ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"] {
         world.environment.push((name, proxy.clone()));
     }
     let mut tenant = world.tenant().await;
     tenant.declare(TYPE).await;
-    for host in ["127.0.0.1", "localhost", "a.localhost", "127.0.0.2"] {
+    let hosts =
+        ["127.0.0.1", "127.0.0.2", "0.0.0.0", "[::1]", "[::]", "[::ffff:127.0.0.1]", "localhost", "a.localhost"];
+    for host in hosts {
         for scheme in ["http", "https"] {
             let uri = format!("{scheme}://{host}:{}/hook", forbidden.port);
             let request = tenant.subscribe_request(TYPE, &uri);
@@ -143,13 +159,13 @@ async fn g1_what_leads_inside_later_is_blocked_once_and_nothing_arrives() {
     tenant.reconnect(&world);
     let event_id = tenant.publish(TYPE, &json!({})).await.event_id;
     let dead = tenant.all_invocations_become(&event_id, InvocationState::DeadLettered).await;
-    assert_eq!(dead.len(), 8);
+    assert_eq!(dead.len(), 2 * hosts.len());
     for invocation in &dead {
         let last = invocation.last_attempt.as_ref().expect("it is set");
         assert_eq!(last.outcome(), OutcomeClass::BlockedAddress, "{invocation:#?}");
         // Not retried. The owner that was killed may have made an attempt, as far as the next one can know.
         assert!(invocation.attempt_count <= 2, "{invocation:#?}");
-        assert!(!last.error.contains("127."), "an address in {}", last.error);
+        assert!(["127.", "0.0.", "::"].iter().all(|part| !last.error.contains(part)), "an address in {}", last.error);
     }
     let request = tenant.subscribe_request(TYPE, &format!("http://localhost:{}/", forbidden.port));
     let status = tenant.events().subscribe(request).await.expect_err("it is not allowed any longer");
@@ -173,7 +189,7 @@ async fn g1_redirects_inside_are_not_followed() {
     row.check("a receiver", row.tenant.events().subscribe(request).await, Fine);
     let answer = row.publish("an event", crate::harness::tenant::publish_request(TYPE, &json!({})), Fine).await;
     let event_id = answer.expect("it was accepted").event_id;
-    let ended = crate::harness::eventually("every attempt is judged", || async {
+    let ended = eventually("every attempt is judged", || async {
         let all = row.tenant.invocations_of(&event_id).await;
         let open = |state| matches!(state, InvocationState::Pending | InvocationState::Waiting);
         if all.len() == 7 && all.iter().all(|one| !open(one.state())) { Ok(all) } else { Err(all) }
