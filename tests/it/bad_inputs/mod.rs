@@ -37,7 +37,7 @@ const INTERNALS: [&str; 8] = ["SELECT ", "INSERT ", "UPDATE ", "sqlx", "src/", "
 
 /// What a replica of the whole suite may hold in memory after any row: other tests use it at the same time, so it is no measure of one row,
 /// but what a row leaves behind shows.
-const RESIDENT_KIB_MAX: u64 = 768 * 1024;
+const RESIDENT_KIB_MAX: u64 = 320 * 1024;
 
 /// How a member is answered.
 #[derive(Debug, Clone, Copy)]
