@@ -14,7 +14,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use crate::harness::tenant::{publish_request, reason};
-use crate::harness::{Tenant, World, eventually, within};
+use crate::harness::{Tenant, World, within};
 
 async fn tenant_with_type() -> Tenant {
     let tenant = World::shared().await.tenant().await;
@@ -99,31 +99,6 @@ async fn publishes_cancelled_anywhere_leave_the_service_whole() {
     positions.sort_unstable();
     let first = positions[0];
     assert_eq!(positions, (first..first + 200).collect::<Vec<i64>>(), "an event is missing or there twice");
-}
-
-#[tokio::test]
-async fn reads_cancelled_anywhere_leave_the_service_whole() {
-    let tenant = tenant_with_type().await;
-    for n in 0..50 {
-        tenant.publish("CUSTOM_HOSTILE", &json!({"n": n})).await;
-    }
-    for n in 0..200_u64 {
-        let mut client = tenant.at[usize::from(n % 2 == 0)].events.clone();
-        let call = client.list_events(ListEventsRequest { filter: "data.n > 3".to_owned(), ..Default::default() });
-        let _cancelled = tokio::time::timeout(Duration::from_micros(n * 30), call).await;
-    }
-    eventually("both replicas answer", || async {
-        for clients in &tenant.at {
-            let page = clients.events.clone().list_events(ListEventsRequest::default()).await;
-            let count = page.map_err(|status| status.to_string())?.into_inner().events.len();
-            // The declaration of the type is an event as well.
-            if count != 51 {
-                return Err(format!("{count} events"));
-            }
-        }
-        Ok(())
-    })
-    .await;
 }
 
 #[tokio::test]

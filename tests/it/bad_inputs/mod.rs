@@ -6,6 +6,7 @@
 //! each; and the row's own log must hold exactly what was accepted.
 
 mod addresses;
+mod cancelled;
 mod credentials;
 mod cursors;
 mod filters;

@@ -72,6 +72,10 @@ pub struct Rpc {
     pub name: String,
     /// Paths of the fields of its request that select something by an id or a name, those in nested messages included.
     pub selectors: Vec<String>,
+    /// One request, one answer.
+    pub unary: bool,
+    /// Its request takes a `request_id`, by which a retry gets the first answer.
+    pub request_id: bool,
 }
 
 /// Every RPC of the service, as the proto files have it.
@@ -93,6 +97,10 @@ pub fn rpcs() -> Vec<Rpc> {
                     path: format!("/{}.{}/{}", file.package(), service.name(), method.name()),
                     name: format!("{}.{}", service.name(), method.name()),
                     selectors,
+                    unary: !method.client_streaming() && !method.server_streaming(),
+                    request_id: messages
+                        .get(method.input_type())
+                        .is_some_and(|message| message.field.iter().any(|field| field.name() == "request_id")),
                 });
             }
         }
