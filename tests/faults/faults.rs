@@ -4,6 +4,7 @@
 
 use std::fs::{self, File};
 use std::io::Write as _;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -26,6 +27,7 @@ pub enum Kind {
     WithholdCommit,
     Famine,
     DiskFull,
+    WalFull,
     ReadOnly,
     ReceiverHang,
     ReceiverReset,
@@ -36,7 +38,7 @@ pub enum Kind {
 
 impl Kind {
     /// Every fault.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::KillReplica,
         Self::KillPostgres,
         Self::StopReplica,
@@ -44,6 +46,7 @@ impl Kind {
         Self::WithholdCommit,
         Self::Famine,
         Self::DiskFull,
+        Self::WalFull,
         Self::ReadOnly,
         Self::ReceiverHang,
         Self::ReceiverReset,
@@ -62,6 +65,7 @@ impl Kind {
             Self::WithholdCommit => "withhold_commit",
             Self::Famine => "connection_famine",
             Self::DiskFull => "disk_full",
+            Self::WalFull => "wal_full",
             Self::ReadOnly => "read_only",
             Self::ReceiverHang => "receiver_hang",
             Self::ReceiverReset => "receiver_reset",
@@ -75,6 +79,8 @@ impl Kind {
 /// How long a fault lasts that has no length of its own.
 const WHILE: Duration = Duration::from_secs(3);
 const FEW: Duration = Duration::from_millis(50);
+/// How long Postgres may find room in what it has.
+const FULL_MAX: Duration = Duration::from_secs(20);
 
 /// Does a fault, undoes it, and writes it down.
 pub async fn commit(
@@ -96,7 +102,8 @@ pub async fn commit(
         Kind::TerminateBackends => (0, terminate(stage, random).await?),
         Kind::WithholdCommit => (0, withhold(stage).await?),
         Kind::Famine => (0, famine(stage).await?),
-        Kind::DiskFull => (0, fill_disk(stage).await?),
+        Kind::DiskFull => (0, fill_tables(stage).await?),
+        Kind::WalFull => (0, fill_wal(stage).await?),
         Kind::ReadOnly => (0, read_only(stage).await?),
         Kind::ReceiverHang => (0, turn(receiver, Answer::Hang).await?),
         Kind::ReceiverReset => (0, turn(receiver, Answer::Reset).await?),
@@ -198,22 +205,26 @@ async fn terminate(stage: &Stage, random: &mut Random) -> anyhow::Result<String>
     Ok(format!("{ended} backends"))
 }
 
-/// Lets commits through and keeps their answers.
+/// Lets commits through and keeps their answers, three times.
 async fn withhold(stage: &Stage) -> anyhow::Result<String> {
     const ANSWERS: usize = 12;
     let before = stage.proxy.withheld();
-    stage.proxy.withhold(ANSWERS);
-    let done = until("answers are withheld", Duration::from_secs(20), || {
-        let left = stage.proxy.left();
-        std::future::ready(if left == 0 { Ok(()) } else { Err(left) })
-    })
-    .await;
-    stage.proxy.withhold(0);
-    done?;
+    for _ in 0..3 {
+        stage.proxy.withhold(ANSWERS);
+        let done = until("answers are withheld", Duration::from_secs(20), || {
+            let left = stage.proxy.left();
+            std::future::ready(if left == 0 { Ok(()) } else { Err(left) })
+        })
+        .await;
+        stage.proxy.withhold(0);
+        done?;
+        // Who got no answer asks again.
+        rest(WHILE / 6).await;
+    }
     // The others were answers to statements that failed, such as the retry of a publish whose answer was kept back.
     let withheld = stage.proxy.withheld() - before;
     anyhow::ensure!(withheld > 0, "no commit was carried out whose answer was withheld");
-    Ok(format!("{ANSWERS} answers, {withheld} of them to commits that were carried out"))
+    Ok(format!("{} answers, {withheld} of them to commits that were carried out", 3 * ANSWERS))
 }
 
 /// Takes every connection that Postgres has, and each that becomes free.
@@ -247,8 +258,35 @@ async fn famine(stage: &Stage) -> anyhow::Result<String> {
 }
 
 /// Fills the disk that the tables are on.
-async fn fill_disk(stage: &Stage) -> anyhow::Result<String> {
-    let disk = stage.disk.as_ref().ok_or_else(|| anyhow::anyhow!("disk_full needs the small disk"))?;
+async fn fill_tables(stage: &Stage) -> anyhow::Result<String> {
+    let disks = stage.disks.as_ref().ok_or_else(|| anyhow::anyhow!("disk_full needs the small disks"))?;
+    let (ballast, mib) = fill(&disks.tables)?;
+    rest(WHILE).await;
+    fs::remove_file(&ballast)?;
+    Ok(format!("{mib} MiB of ballast"))
+}
+
+/// Fills the disk that the write-ahead log is on. Postgres panics where it can write no more of it, may end when it tries to recover,
+/// and is started again once there is room.
+async fn fill_wal(stage: &mut Stage) -> anyhow::Result<String> {
+    let disks = stage.disks.as_ref().ok_or_else(|| anyhow::anyhow!("wal_full needs the small disks"))?;
+    let mut owner = stage.owner().await?;
+    let (ballast, mib) = fill(&disks.wal)?;
+    let (began, mut segments) = (tokio::time::Instant::now(), 0);
+    // The segments that are there already have room: they are left one after the other.
+    while owner.execute("SELECT pg_switch_wal()").await.is_ok() {
+        anyhow::ensure!(began.elapsed() < FULL_MAX, "Postgres goes on without room, {segments} segments later");
+        segments += 1;
+        rest(FEW).await;
+    }
+    rest(WHILE).await;
+    fs::remove_file(&ballast)?;
+    stage.postgres.restart().await?;
+    Ok(format!("{mib} MiB of ballast, {segments} segments had room"))
+}
+
+/// Fills a disk to its last block; what takes the room, and its size in MiB.
+fn fill(disk: &Path) -> anyhow::Result<(PathBuf, u64)> {
     let ballast = disk.join("ballast");
     let mut file = File::create(&ballast)?;
     let block = vec![0_u8; 1 << 20];
@@ -258,10 +296,7 @@ async fn fill_disk(stage: &Stage) -> anyhow::Result<String> {
             written += u64::try_from(size)?;
         }
     }
-    rest(WHILE).await;
-    drop(file);
-    fs::remove_file(&ballast)?;
-    Ok(format!("{} MiB of ballast", written >> 20))
+    Ok((ballast, written >> 20))
 }
 
 async fn read_only(stage: &Stage) -> anyhow::Result<String> {

@@ -186,7 +186,7 @@ fn suite(
         program: env!("CARGO_BIN_EXE_carillon").into(),
         planted: String::new(),
         replicas: usize::from(common.replicas),
-        small_disk: false,
+        small_disks: false,
     };
     let mut list = faults(seed);
     if !common.only.is_empty() {
@@ -203,10 +203,10 @@ fn suite(
             good &= caught;
         }
         if let Some(calm) = calm {
-            let small_disk = list.contains(&Kind::DiskFull);
+            let small_disks = list.iter().any(|kind| matches!(kind, Kind::DiskFull | Kind::WalFull));
             let plan = Plan {
                 seed,
-                shape: Shape { small_disk, ..shape.clone() },
+                shape: Shape { small_disks, ..shape.clone() },
                 faults: list,
                 calm,
                 patience: Duration::from_secs(60),

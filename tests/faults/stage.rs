@@ -34,10 +34,11 @@ const DATABASE: &str = "faults";
 const TENANT: &str = "faults";
 const OPERATOR: &str = "spiffe://carillon.test/operator";
 const PUBLISHER: &str = "spiffe://carillon.test/publisher";
-/// Room for the tables of a long run, and little enough to be filled in a moment.
-const SMALL_DISK: &str = "size=768m,mode=0755";
-/// Unmounts `$1` and removes `$2` when standard input ends.
-const SWEEPER: &str = "read -r _; umount -l \"$1\" 2>/dev/null; sleep 2; rm -rf -- \"$2\"";
+/// Small disks by name. There is room on them for a long run, and little enough to be filled in a moment.
+const TABLES: (&str, &str) = ("tables", "size=768m,mode=0755");
+const WAL: (&str, &str) = ("wal", "size=512m,mode=0755");
+/// Unmounts the small disks in `$1` and removes it when standard input ends.
+const SWEEPER: &str = "read -r _; umount -l \"$1/tables\" \"$1/wal\" 2>/dev/null; sleep 2; rm -rf -- \"$1\"";
 
 /// Where a replica listens, as it announces itself.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -57,8 +58,14 @@ pub struct Shape {
     /// The planted defect it is told to have; empty for none.
     pub planted: String,
     pub replicas: usize,
-    /// Whether the tables are to lie on a small disk of their own, which needs the right to mount.
-    pub small_disk: bool,
+    /// Whether the tables and the write-ahead log are to lie on small disks of their own, which needs the right to mount.
+    pub small_disks: bool,
+}
+
+/// Where the small disks are.
+pub struct Disks {
+    pub tables: PathBuf,
+    pub wal: PathBuf,
 }
 
 /// Everything that runs.
@@ -71,8 +78,8 @@ pub struct Stage {
     pub key: String,
     /// May publish.
     pub publisher: Identity,
-    /// Where the small disk is.
-    pub disk: Option<PathBuf>,
+    /// None where everything is on one large disk.
+    pub disks: Option<Disks>,
     shape: Shape,
     operator: Identity,
     started: usize,
@@ -83,20 +90,34 @@ pub struct Stage {
 impl Stage {
     /// Builds everything; returns when every replica is ready and the tenant exists.
     pub async fn build(shape: Shape) -> anyhow::Result<Self> {
-        let folder = Folder::make(shape.small_disk)?;
+        let folder = Folder::make(shape.small_disks)?;
         let dir = folder.path.clone();
         let path = std::env::var_os("PATH").map(|path| std::env::split_paths(&path).collect()).unwrap_or_default();
         let cache = std::env::var_os("CARILLON_CACHE").map(|cache| PathBuf::from(cache).join("postgres"));
         let mut options = Options::new(dir.join("pg"));
         // What is not on disk when it is acknowledged stays in memory for long: a crash then shows it.
-        let settings = [("max_connections", "60"), ("wal_writer_delay", "10000ms"), ("wal_writer_flush_after", "1GB")];
-        options.settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
-        let postgres = PrivatePostgres::start(&Search::system(path, cache), options).await?;
+        let mut settings =
+            vec![("max_connections", "60"), ("wal_writer_delay", "10000ms"), ("wal_writer_flush_after", "1GB")];
+        if shape.small_disks {
+            // So that it fits on its disk.
+            settings.extend([("min_wal_size", "64MB"), ("max_wal_size", "192MB")]);
+        }
+        options.settings = settings.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+        let search = Search::system(path, cache);
+        let mut postgres = PrivatePostgres::start(&search, options.clone()).await?;
+        let disks = shape.small_disks.then(|| Disks { tables: dir.join(TABLES.0), wal: dir.join(WAL.0) });
+        if let Some(disks) = &disks {
+            let (from, to) = (postgres.places().data.join("pg_wal"), disks.wal.join("pg_wal"));
+            postgres.stop().await?;
+            let moved = Command::new("mv").args([&from, &to]).output()?;
+            ensure!(moved.status.success(), "the write-ahead log: {}", String::from_utf8_lossy(&moved.stderr));
+            std::os::unix::fs::symlink(&to, &from)?;
+            postgres = PrivatePostgres::start(&search, options).await?;
+        }
         let mut owner = PgConnection::connect(&postgres.owner_url("postgres")).await?;
         let mut place = String::new();
-        let disk = shape.small_disk.then(|| dir.join("small"));
-        if let Some(disk) = &disk {
-            let tables = disk.join("tables");
+        if let Some(disks) = &disks {
+            let tables = disks.tables.join("pg_tables");
             own_folder(&tables, 0o700, postgres.places().account.as_ref())?;
             let statement = format!("CREATE TABLESPACE small OWNER carillon LOCATION '{}'", tables.display());
             owner.execute(sqlx::AssertSqlSafe(statement)).await?;
@@ -116,7 +137,7 @@ impl Stage {
             directory: Directory::default(),
             key: String::new(),
             publisher,
-            disk,
+            disks,
             shape,
             operator,
             started: 0,
@@ -270,37 +291,37 @@ lease_ms = {lease}
     )
 }
 
-/// The folder of a stage with the small disk in it.
+/// The folder of a stage with the small disks in it.
 struct Folder {
     path: PathBuf,
-    mounted: Option<PathBuf>,
+    mounted: Vec<PathBuf>,
     sweeper: Child,
 }
 
 impl Folder {
-    fn make(small_disk: bool) -> anyhow::Result<Self> {
+    fn make(small_disks: bool) -> anyhow::Result<Self> {
         let name = uuid::Uuid::new_v4().simple().to_string();
         let path = PathBuf::from(format!("/tmp/carillon-faults-{}", &name[..12]));
         own_folder(&path, 0o711, None)?;
-        let small = path.join("small");
         let sweeper = Command::new("sh")
             .args(["-c", SWEEPER, "sweeper"])
-            .args([&small, &path])
+            .arg(&path)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()?;
-        let mut folder = Self { path, mounted: None, sweeper };
-        if small_disk {
+        let mut folder = Self { path, mounted: Vec::new(), sweeper };
+        for (name, options) in [TABLES, WAL].into_iter().filter(|_| small_disks) {
+            let small = folder.path.join(name);
             own_folder(&small, 0o755, None)?;
-            let mount = Command::new("mount").args(["-t", "tmpfs", "-o", SMALL_DISK, "tmpfs"]).arg(&small).output();
+            let mount = Command::new("mount").args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(&small).output();
             match mount {
-                Ok(output) if output.status.success() => folder.mounted = Some(small),
+                Ok(output) if output.status.success() => folder.mounted.push(small),
                 Ok(output) => bail!(
-                    "the fault disk_full needs the right to mount a tmpfs: {}",
+                    "the faults disk_full and wal_full need the right to mount a tmpfs: {}",
                     String::from_utf8_lossy(&output.stderr).trim()
                 ),
-                Err(error) => bail!("the fault disk_full needs the program `mount`: {error}"),
+                Err(error) => bail!("the faults disk_full and wal_full need the program `mount`: {error}"),
             }
         }
         Ok(folder)
@@ -309,7 +330,7 @@ impl Folder {
 
 impl Drop for Folder {
     fn drop(&mut self) {
-        if let Some(mounted) = self.mounted.take() {
+        for mounted in &self.mounted {
             // Lazily: where the run ended badly, Postgres may still be closing its files.
             let _status = Command::new("umount").arg("-l").arg(mounted).status();
         }
