@@ -196,7 +196,12 @@ fn suite(
     let done = runtime.block_on(async {
         let mut summary = Summary { seed, ..Summary::default() };
         let mut good = true;
+        let mut controlled: Vec<&[Kind]> = Vec::new();
         for (program, planted) in defects {
+            if !controlled.contains(&planted.faults()) {
+                controlled.push(planted.faults());
+                good &= planted.control(seed, program, &shape, &below).await?;
+            }
             summary.planted_defects.of += 1;
             let caught = planted.hunt(seed, program, &shape, &below).await?;
             summary.planted_defects.caught += usize::from(caught);
@@ -212,7 +217,7 @@ fn suite(
                 patience: Duration::from_secs(60),
             };
             let folder = below.join("run");
-            run::run(&plan, &folder).await?;
+            good &= run::run(&plan, &folder).await?;
             let report = judge(&folder)?;
             good &= verdict(&plan, &report);
             let Report { kills, acknowledged, lost, duplicates_without_fault, violations, .. } = report;

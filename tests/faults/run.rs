@@ -49,8 +49,9 @@ impl Plan {
     }
 }
 
-/// Runs a plan; the records are in `folder` afterwards.
-pub async fn run(plan: &Plan, folder: &Path) -> anyhow::Result<()> {
+/// Runs a plan; the records are in `folder` afterwards. False where delivery was not back in time after a fault: the faults that
+/// should have followed are left out then, and the rest is for the checker to judge.
+pub async fn run(plan: &Plan, folder: &Path) -> anyhow::Result<bool> {
     let mut random = Random::new(plan.seed);
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
@@ -71,7 +72,7 @@ pub async fn run(plan: &Plan, folder: &Path) -> anyhow::Result<()> {
     outcome
 }
 
-async fn play(plan: &Plan, stage: &mut Stage, journal: &Journal, random: &mut Random) -> anyhow::Result<()> {
+async fn play(plan: &Plan, stage: &mut Stage, journal: &Journal, random: &mut Random) -> anyhow::Result<bool> {
     let scene = Scene {
         directory: stage.directory.clone(),
         key: stage.key.clone(),
@@ -111,10 +112,13 @@ async fn play(plan: &Plan, stage: &mut Stage, journal: &Journal, random: &mut Ra
     readers.spawn(reader::list(Link::new(&scene, random.fork()), journal.open("lister")?));
 
     scene.pause(plan.calm).await;
+    let mut back = true;
     for (index, kind) in plan.faults.iter().enumerate() {
         commit(plan, stage, &scene, &receiver, random, &log, (index, *kind)).await?;
         if let Err(error) = recovered(plan, &scene).await {
-            eprintln!("faults: {error:#}: the rest of the faults is left out");
+            let left = plan.faults.len() - index - 1;
+            eprintln!("faults: NOT BACK after {}: {error:#}: {left} faults are left out", kind.name());
+            back = false;
             break;
         }
         scene.pause(Duration::from_millis(u64::try_from(500 + random.below(1_500))?)).await;
@@ -129,7 +133,7 @@ async fn play(plan: &Plan, stage: &mut Stage, journal: &Journal, random: &mut Ra
     scene.end.store(end, Ordering::SeqCst);
     scene.complete.cancel();
     join(&mut readers, plan.patience, "readers").await;
-    Ok(())
+    Ok(back)
 }
 
 async fn commit(

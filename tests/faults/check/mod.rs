@@ -1,8 +1,9 @@
 //! The history checker: reads what the parties of a run wrote down, and says which guarantee does not hold.
 //!
-//! It runs in a process of its own and knows the parties' records and the guarantees, nothing else: not the schedule of the
-//! faults, not the service. What a subscription matches it computes itself, from the positions at which its changes took
-//! effect. It must never excuse a breach because a fault was under way, except where the guarantee itself does.
+//! It runs in a process of its own and knows the parties' records and the guarantees, not the service. What a subscription
+//! matches it computes itself, from the positions at which its changes took effect. Of a fault it knows the kind, the beginning
+//! and the end, as the driver wrote them down, and uses them for two things: to count the publish calls that met it, and to
+//! excuse that an invocation ran again around it, as G5 does. It must never excuse anything else by a fault.
 
 mod deliveries;
 mod gates;
@@ -64,7 +65,8 @@ pub struct Report {
     pub met: BTreeMap<String, usize>,
     /// Per kind of fault, how many of it met no publish call at all.
     pub unmet: BTreeMap<String, usize>,
-    /// Per guarantee, how often it was found broken.
+    /// Per guarantee, how often it was found broken. What only stood still is a violation and not counted here: it says nothing
+    /// of how the service does what it does.
     pub broken: BTreeMap<String, usize>,
     /// Each begins with the guarantee.
     pub violations: Vec<String>,
@@ -77,6 +79,11 @@ impl Report {
         if *count <= TOLD_MAX {
             self.violations.push(format!("{guarantee}: {what}"));
         }
+    }
+
+    /// Tells of what never came to its end.
+    fn stand_still(&mut self, guarantee: Guarantee, what: impl fmt::Display) {
+        self.violations.push(format!("{guarantee}: {what}"));
     }
 
     /// Says how many breaches were not told one by one.

@@ -52,7 +52,7 @@ fn follow(history: &History, log: &HashMap<i64, &Event>, reader: &Reader, report
         }
     }
     if !finished {
-        report.breach(Guarantee::G8, format_args!("{party} never came to the end of the log"));
+        report.stand_still(Guarantee::G8, format_args!("{party} never came to the end of the log"));
         return;
     }
     let splits = splits(reader, report);
