@@ -14,8 +14,9 @@ use super::webhook::Hooks;
 use crate::cli::error::CliError;
 
 const NOISY_TYPE: &str = "CUSTOM_bench.noisy";
-/// Webhooks of the noisy tenant, each with more in flight than it ever gets back.
-const NOISY_LISTENERS: usize = 16;
+/// Webhooks of the noisy tenant, each with more in flight than it ever gets back. Each event fires one of them: what the tenant has to
+/// deliver is ten times what the quiet one has.
+const NOISY_LISTENERS: usize = 4;
 
 /// Until the noisy tenant has everything in flight that it may have, and nothing new begins for it.
 const WARM_UP: Duration = Duration::from_secs(3);
@@ -35,12 +36,13 @@ pub async fn neighbours(bench: &Bench) -> Result<Vec<Figure>, CliError> {
     let client = reader(&access).await?;
     declare(&client, NOISY_TYPE).await?;
     for number in 0..NOISY_LISTENERS {
-        subscribe(&client, &access, NOISY_TYPE, sink.url(&format!("/{number}")), "").await?;
+        let share = format!("data.seq % {NOISY_LISTENERS} == {number}");
+        subscribe(&client, &access, NOISY_TYPE, sink.url(&format!("/{number}")), &share).await?;
     }
     let noisy = service::publishers(&access, 1).await?;
-    // Ten batches of a hundred a second: ten times the other one's pace.
+    // A hundred batches of ten a second: ten times the other one's pace, as evenly.
     let (noise, beside) = tokio::join!(
-        paced(10, WARM_UP + half, |_| async { publish_batch(&noisy[0], NOISY_TYPE, 100).await.map(drop) }),
+        paced(100, WARM_UP + half, |_| async { publish_batch(&noisy[0], NOISY_TYPE, 10).await.map(drop) }),
         async {
             sleep(WARM_UP).await;
             hooks.paced(&quiet[0], half).await
