@@ -152,7 +152,13 @@ async fn a_token_of_each_algorithm_is_accepted_at_every_door() {
     assert!(matches!(stream.message().await.expect("it lives").expect("a message").kind, Some(Kind::Created(_))));
     let mut socket = socket(&stage.world, &token).await.expect("a WebSocket");
     socket.send(Message::text("{}")).await.expect("sent");
-    let first = within("the first message", socket.next()).await.expect("a message").expect("it lives");
+    let first = loop {
+        let message = within("the first message", socket.next()).await.expect("a message").expect("it lives");
+        // A ping may come before it.
+        if message.is_text() {
+            break message;
+        }
+    };
     assert!(first.to_text().expect("text").contains("created"), "{first}");
     // An audience may also stand alone, and times may have fractions.
     let alone = json!({"aud": "carillon", "exp": 4_000_000_000.5, "nbf": seconds_from_now(-5)});
@@ -235,7 +241,8 @@ async fn a_watch_ends_in_the_moment_its_token_does() {
     let (said, status) = end_of(&mut stream).await;
     // The credential itself is asked for only every 30 s.
     let late = carillon::clock::now().timestamp_millis() - exp * 1_000;
-    assert!((0..10_000).contains(&late), "{late} ms after exp");
+    // Two clocks that are compared now and then are never quite the same.
+    assert!((-250..10_000).contains(&late), "{late} ms after exp");
     assert_eq!((status.code(), reason(&status).as_str()), (Code::Unauthenticated, "CREDENTIAL_INVALID"));
     assert_eq!(said.as_deref(), Some("CREDENTIAL_INVALID"), "it was said with a cursor");
     let closed = loop {
