@@ -155,7 +155,7 @@ async fn ordering_keys(registry: &TenantRegistry, entries: &[Arc<LogEntry>]) -> 
 /// Reads deferred rows of one subscription with their events.
 pub(super) fn due(shared: &Arc<Shared>, life: Life, wanted: WantedDue, registry_version: i64) {
     let shared = shared.clone();
-    let WantedDue { subscription_no, held, full } = wanted;
+    let WantedDue { subscription_no, held, up_to, full } = wanted;
     tokio::spawn(async move {
         let _turn = shared.loads.acquire().await;
         let page_max = shared.config.page_max;
@@ -170,10 +170,11 @@ pub(super) fn due(shared: &Arc<Shared>, life: Life, wanted: WantedDue, registry_
             if let Some(entry) = active.filter(|entry| entry.subscription.policy.ordering().is_some()) {
                 let blocks = entry.subscription.policy.blocks_on_dead_letter();
                 let full: Vec<Uuid> = full.iter().map(|key| key.0).collect();
-                let page = OrderedPage { at, held: &held, full: &full, blocks, limit };
+                let page = OrderedPage { at, held: &held, up_to, full: &full, blocks, limit };
                 let found = store.deferred_in_order(life.tenant, subscription_no, page).await?;
                 let due = found.rows.len();
-                let rest = Some(Rest { due_at: found.next_due, left: found.left, replayed: found.replayed });
+                let beyond = found.beyond.then_some(up_to);
+                let rest = Some(Rest { due_at: found.next_due, left: found.left, beyond, replayed: found.replayed });
                 let page = DuePage { more: due >= limit as usize, rows: found.rows, events: HashMap::new(), at, rest };
                 return with_events(&shared, life.tenant, page, due).await;
             }

@@ -51,6 +51,8 @@ pub(super) struct Queue {
     pub unwritten: usize,
     /// True where rows with an ordering key are in the database that no due time leads to: they wait for another one.
     pub parked: bool,
+    /// True where some of these come after what is known of the log.
+    pub waits_for_log: bool,
     /// How far a replay had come as of the last load of rows: what is in order beyond it waits in the database.
     replayed: Option<Position>,
     /// The registry version of the subscription for which replays were last looked for.

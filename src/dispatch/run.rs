@@ -76,6 +76,8 @@ pub(super) struct Rest {
     pub due_at: Option<DateTime<Utc>>,
     /// True where there is any, or where new work may have to wait for a dead letter or a replay.
     pub left: bool,
+    /// Where rows are left that come after what was known of the log: up to where it was known.
+    pub beyond: Option<Position>,
     /// How far a replay under way has come.
     pub replayed: Option<Position>,
 }

@@ -70,6 +70,8 @@ pub struct OrderedPage<'a> {
     pub at: DateTime<Utc>,
     /// Without these positions.
     pub held: &'a [Position],
+    /// Up to this position: what the log holds before it is known.
+    pub up_to: Position,
     /// Without these keys.
     pub full: &'a [Uuid],
     /// True where a dead letter holds up those of its key behind it.
@@ -87,6 +89,8 @@ pub struct OrderedRows {
     pub next_due: Option<DateTime<Utc>>,
     /// True where there are others that are not held, or where new ones may be held up by a dead letter or a replay.
     pub left: bool,
+    /// True where some are beyond the position up to which the log is known.
+    pub beyond: bool,
     /// How far a replay under way has come: what is in order beyond it waits.
     pub replayed: Option<Position>,
 }
@@ -278,7 +282,8 @@ impl Store {
     }
 
     /// The deferred invocations of a subscription that nothing of their key holds up: no earlier one that is not due yet, no
-    /// earlier dead letter where those block, and no replay that may still bring an earlier one.
+    /// earlier dead letter where those block, no replay that may still bring an earlier one, and nothing before it in the log that is
+    /// not known yet: an owner that takes over finds rows whose predecessors were only in the memory of the one before.
     pub async fn deferred_in_order(
         &self,
         tenant: TenantId,
@@ -287,13 +292,15 @@ impl Store {
     ) -> Result<OrderedRows, StoreError> {
         // What is left is counted before the page is read: a row that goes in between may only make it look like more.
         // So is how far a replay has come: up to there everything that it brings is found by the page.
-        let (next_due, others, held_up, replayed): (Option<DateTime<Utc>>, i64, bool, Option<Position>) = sqlx::query_as(
+        type Around = (Option<DateTime<Utc>>, i64, bool, Option<Position>, bool);
+        let (next_due, others, held_up, replayed, beyond): Around = sqlx::query_as(
             "SELECT (SELECT min(due_at) FROM deferred_invocations WHERE tenant_id = $1 AND subscription_no = $2 AND due_at > $3),
                     (SELECT count(*) FROM (SELECT 1 FROM deferred_invocations WHERE tenant_id = $1 AND subscription_no = $2
                                               AND position <> ALL($4) LIMIT $5) AS others),
                     $6 AND EXISTS (SELECT FROM dead_letters WHERE tenant_id = $1 AND subscription_no = $2
                                       AND ordering_key IS NOT NULL),
-                    (SELECT position FROM replays WHERE tenant_id = $1 AND subscription_no = $2)",
+                    (SELECT position FROM replays WHERE tenant_id = $1 AND subscription_no = $2),
+                    EXISTS (SELECT FROM deferred_invocations WHERE tenant_id = $1 AND subscription_no = $2 AND position > $7)",
         )
         .bind(tenant.0)
         .bind(subscription_no)
@@ -301,6 +308,7 @@ impl Store {
         .bind(page.held)
         .bind(i64::from(page.limit) + 1)
         .bind(page.blocks)
+        .bind(page.up_to)
         .fetch_one(self.engine())
         .await?;
         // The partial index by key serves both tests; the primary key the order.
@@ -323,11 +331,11 @@ impl Store {
         .bind(page.full)
         .bind(page.blocks)
         .bind(i64::from(page.limit))
-        .bind(replayed.unwrap_or(Position::MAX))
+        .bind(replayed.map_or(page.up_to, |replayed| replayed.min(page.up_to)))
         .fetch_all(self.engine())
         .await?;
         let left = held_up || replayed.is_some() || usize::try_from(others).is_ok_and(|others| others > rows.len());
-        Ok(OrderedRows { rows, next_due, left, replayed })
+        Ok(OrderedRows { rows, next_due, left, beyond, replayed })
     }
 
     /// Which of the invocations in memory a caller has cancelled: of `held` those without a deferred row any more, and every

@@ -102,15 +102,20 @@ mod tests {
     use crate::watch::filter::{NamedSelection, Selection};
     use crate::watch::tests::entry;
 
-    fn filters(source: &str) -> Filters {
+    fn named(name: &str, source: &str) -> NamedSelection {
         let selection = Selection { filter: Some(Filter::parse(source).expect("a filter")), ..Selection::default() };
-        Filters::new(vec![NamedSelection { name: "one".to_owned(), selection }])
+        NamedSelection { name: name.to_owned(), selection }
+    }
+
+    fn filters(source: &str) -> Filters {
+        Filters::new(vec![named("one", source)])
     }
 
     #[test]
     fn a_turn_of_costly_filters_ends_early_and_goes_on_where_it_was() {
-        let numbers = (0..900).map(|n| n.to_string()).collect::<Vec<_>>().join(",");
-        let costly = filters(&format!("[{numbers}].exists(x, x == -1)"));
+        let numbers = vec!["0"; 400].join(",");
+        let all: Vec<String> = (1..=4).map(|n| format!("[{numbers}].exists(x, x == {n})")).collect();
+        let costly = Filters::new(all.iter().enumerate().map(|(n, source)| named(&n.to_string(), source)).collect());
         let cheap = filters("event.type == \"B\"");
         let entries: Vec<_> = (1..=200).map(|position| Arc::new(RingEntry::new(entry(position, "A")))).collect();
         let config = Config::default();

@@ -17,6 +17,8 @@ pub(in crate::dispatch) struct WantedDue {
     pub subscription_no: SubscriptionNo,
     /// Rows that are in memory.
     pub held: Vec<Position>,
+    /// Where the log is known up to: of what is in order nothing beyond it is to be loaded.
+    pub up_to: Position,
     /// Keys of which enough is in memory.
     pub full: Vec<OrderingKey>,
 }
@@ -124,6 +126,15 @@ impl Tenant {
         }
     }
 
+    /// More of the log is known: what waited for that is looked at again.
+    pub(super) fn review_waiting_for_log(&mut self, now: DateTime<Utc>) {
+        for queue in self.queues.values_mut().filter(|queue| queue.waits_for_log) {
+            queue.waits_for_log = false;
+            queue.now_due(now);
+            self.next_due = Some(earlier(self.next_due, now));
+        }
+    }
+
     /// What waits for a subscription that does not execute any more is due at once, to be cancelled.
     pub fn review_inactive(&mut self, now: DateTime<Utc>, is_active: impl Fn(SubscriptionNo) -> bool) {
         for (no, queue) in &mut self.queues {
@@ -152,6 +163,7 @@ impl Tenant {
             return Vec::new();
         }
         let mut wanted = Vec::new();
+        let up_to = self.next_position() - 1;
         self.next_due = None;
         for (no, queue) in &mut self.queues {
             let Some(due) = queue.next_due else { continue };
@@ -163,7 +175,7 @@ impl Tenant {
             } else if !queue.loading && queue.waiting() <= config.queue_max / 4 && !queue.is_held_back(&self.memory) {
                 queue.start_loading();
                 let held = queue.held.iter().copied().collect();
-                wanted.push(WantedDue { subscription_no: *no, held, full: queue.chains.full() });
+                wanted.push(WantedDue { subscription_no: *no, held, up_to, full: queue.chains.full() });
             }
             // A full queue asks again when it has drained.
         }
@@ -174,10 +186,17 @@ impl Tenant {
     pub fn due(&mut self, no: SubscriptionNo, page: &DuePage, config: &Config) {
         let DuePage { rows, events, at, more, rest } = page;
         let now = *at;
+        let known = self.next_position() - 1;
         let Some(queue) = self.queues.get_mut(&no) else { return };
         let meanwhile = queue.stop_loading(rest.and_then(|rest| rest.replayed));
         let mut next_due = meanwhile.due_at;
         queue.parked = rest.is_some_and(|rest| rest.left);
+        match rest.and_then(|rest| rest.beyond) {
+            // The log was read meanwhile.
+            Some(up_to) if up_to < known => next_due = Some(earlier(next_due, now)),
+            Some(_) => queue.waits_for_log = true,
+            None => {}
+        }
         if let Some(due_at) = rest.and_then(|rest| rest.due_at) {
             next_due = Some(earlier(next_due, due_at));
         }

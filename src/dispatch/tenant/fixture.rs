@@ -139,7 +139,7 @@ pub fn job(position: Position) -> Job {
     }
 }
 
-/// Deferred rows of a subscription, where these positions are in memory.
-pub fn wants(subscription_no: SubscriptionNo, held: &[Position]) -> WantedDue {
-    WantedDue { subscription_no, held: held.to_vec(), full: Vec::new() }
+/// Deferred rows of a subscription, where these positions are in memory and the log is known as far as the tenant knows it.
+pub fn wants(tenant: &Tenant, subscription_no: SubscriptionNo, held: &[Position]) -> WantedDue {
+    WantedDue { subscription_no, held: held.to_vec(), up_to: tenant.next_position() - 1, full: Vec::new() }
 }

@@ -126,6 +126,9 @@ impl Tenant {
         if !self.ordered {
             self.take_heard(now, config);
         }
+        if self.ordered && self.next_position() > next {
+            self.review_waiting_for_log(now);
+        }
         self.next_position() > next || next > self.head.position
     }
 

@@ -57,13 +57,19 @@ impl World {
             self.keys.insert(position, key(*number));
             self.tenant.hear_committed(&[entry(position, &[1])], at(now), &config());
         }
+        self.read(now);
+    }
+
+    /// The log is read as far as there is room.
+    fn read(&mut self, now: i64) {
         while let Some(wanted) = self.tenant.wants_page(at(now), &config()) {
             let WantedPage::Keys(entries) = wanted else { panic!("all of it was heard") };
             let place = |position| Place { position, subscription_no: 1 };
             let in_order = |position| InOrder { key: self.keys[&position], version: self.version };
             let matched = entries.iter().filter(|entry| !entry.matched.is_empty());
             let keys = matched.map(|entry| (place(entry.position), in_order(entry.position))).collect();
-            let page = LogPage { entries, not_pending: HashSet::new(), keys, head: None };
+            let not_pending = self.deferred.keys().map(|position| place(*position)).collect();
+            let page = LogPage { entries, not_pending, keys, head: None };
             self.tenant.page(&page, at(now), &config());
         }
     }
@@ -102,14 +108,16 @@ impl World {
             let waits = self.deferred.values().any(|other| same(other) && other.due_at > now);
             let key = row.ordering_key.map(OrderingKey).expect("everything here has one");
             let blocked = self.blocks && self.dead.iter().any(|(dead, of)| *dead < row.position && *of == key);
-            let beyond = self.replayed.is_some_and(|replayed| row.position > replayed);
+            let beyond = self.replayed.is_some_and(|replayed| row.position > replayed) || row.position > wanted.up_to;
             row.due_at <= now && !waits && !blocked && !beyond && !wanted.full.contains(&key)
         };
         let rows: Vec<DeferredRow> = others.iter().filter(|row| free(row)).copied().collect();
         let due_at = self.deferred.values().map(|row| row.due_at).filter(|due| *due > now).min();
         let left = others.len() > rows.len() || self.blocks && !self.dead.is_empty() || self.replayed.is_some();
         let events = events(rows.iter().map(|row| row.position));
-        DuePage { rows, events, at: now, more: false, rest: Some(Rest { due_at, left, replayed: self.replayed }) }
+        let beyond = self.deferred.keys().any(|position| *position > wanted.up_to).then_some(wanted.up_to);
+        let rest = Some(Rest { due_at, left, beyond, replayed: self.replayed });
+        DuePage { rows, events, at: now, more: false, rest }
     }
 
     fn load(&mut self, now: i64) {
@@ -136,6 +144,32 @@ impl World {
             end(&mut self.tenant, &attempt, outcome(position));
         }
     }
+}
+
+#[test]
+fn g7_a_row_of_a_former_owner_waits_for_what_only_that_one_had_in_memory() {
+    let mut world = World::new(false);
+    // The former owner had the first one in memory, and the second one of the key put behind it into the database.
+    for position in 1..=3 {
+        world.keys.insert(position, key(1));
+        world.tenant.hear_committed(&[entry(position, &[1])], at(0), &config());
+    }
+    world.deferred.insert(2, DeferredRow { ordering_key: Some(key(1).0), ..row(2, at(0)) });
+    world.tenant.due_summary(&[(1, at(0))]);
+    world.load(0);
+    assert!(world.start().is_none(), "what comes before it in the log is not known yet");
+    world.read(0);
+    assert_eq!(world.run(0, |_| OutcomeClass::Succeeded), [1, 2, 3]);
+    // The same where there is nothing before it any more.
+    let mut world = World::new(false);
+    world.keys.insert(1, key(1));
+    world.tenant.hear_committed(&[entry(1, &[1])], at(0), &config());
+    world.deferred.insert(1, DeferredRow { ordering_key: Some(key(1).0), ..row(1, at(0)) });
+    world.tenant.due_summary(&[(1, at(0))]);
+    world.load(0);
+    assert!(world.start().is_none());
+    world.read(0);
+    assert_eq!(world.run(0, |_| OutcomeClass::Succeeded), [1]);
 }
 
 #[test]
@@ -225,6 +259,7 @@ fn g7_a_load_that_began_before_a_failure_brings_nothing_that_overtakes_it() {
     let head = world.start().expect("runs");
     // The second one goes to the database while the first one runs, as where the queue is full.
     world.deferred.insert(2, DeferredRow { ordering_key: Some(key(1).0), ..row(2, at(0)) });
+    world.publish(&[1], 0);
     world.tenant.due_summary(&[(1, at(0))]);
     let wanted = world.tenant.wants_due(at(1_000), &config()).pop().expect("it is due");
     let page = world.page(&wanted, at(1_000));

@@ -109,7 +109,7 @@ fn g15_a_full_queue_goes_aside_and_comes_back_in_order() {
     hear(&mut tenant, &[entry(13, &[1])]);
     assert_eq!(settle(&mut tenant).last().map(|change| change.place.position), Some(13), "behind what is aside");
     let wanted = tenant.wants_due(at(1_000), &config());
-    assert_eq!(wanted, [wants(1, &[])]);
+    assert_eq!(wanted, [wants(&tenant, 1, &[])]);
     let rows: Vec<DeferredRow> = (9..=13).map(|position| row(position, at(1_000))).collect();
     take_rows(&mut tenant, 1, &rows, events(9..=13), at(1_000));
     hear(&mut tenant, &[entry(14, &[1])]);
@@ -141,7 +141,7 @@ fn an_attempt_that_outlives_the_window_is_put_aside_and_ends_well() {
     let aside = settle(&mut tenant).into_iter().find(|change| change.place.position == 1).expect("put aside");
     assert!(matches!(aside.fate, Fate::Deferred { .. }) && !aside.deferred);
     tenant.due_summary(&[(1, at(0))]);
-    assert_eq!(tenant.wants_due(at(1_000), &config()), [wants(1, &[1])], "its row is left out while it runs");
+    assert_eq!(tenant.wants_due(at(1_000), &config()), [wants(&tenant, 1, &[1])], "its row is left out while it runs");
     take_rows(&mut tenant, 1, &[], HashMap::new(), at(1_000));
     end(&mut tenant, &hanging, OutcomeClass::Succeeded);
     let ended = settle(&mut tenant);
@@ -221,7 +221,7 @@ fn g5_every_owner_that_may_have_started_an_attempt_raises_its_number() {
     for (due, attempt) in [(10, 4), (25, 3), (35, 2)] {
         let mut tenant = tenant_after(&[at(30), at(20)]);
         tenant.due_summary(&[(1, at(due))]);
-        assert_eq!(tenant.wants_due(at(1_000), &config()), [wants(1, &[])]);
+        assert_eq!(tenant.wants_due(at(1_000), &config()), [wants(&tenant, 1, &[])]);
         let row = DeferredRow { attempt: 1, ..row(1, at(due)) };
         take_rows(&mut tenant, 1, &[row], events([1]), at(1_000));
         assert_eq!(start(&mut tenant).expect("it").delivery.attempt, attempt, "due at {due}, attempted once before");
@@ -307,7 +307,7 @@ fn a_row_that_ends_while_rows_are_loaded_does_not_run_twice() {
     take_rows(&mut tenant, 1, &[row(5, at(0))], events([5]), at(1_000));
     let attempt = start(&mut tenant).expect("due");
     tenant.due_summary(&[(1, at(1))]);
-    assert_eq!(tenant.wants_due(at(1_000), &config()), [wants(1, &[5])]);
+    assert_eq!(tenant.wants_due(at(1_000), &config()), [wants(&tenant, 1, &[5])]);
     end(&mut tenant, &attempt, OutcomeClass::Succeeded);
     settle(&mut tenant);
     // The load has read the row before the settle deleted it, and reports after it.
@@ -409,7 +409,7 @@ fn a_full_memory_leaves_nothing_more_to_a_subscription_that_runs_something() {
     assert!(tenant.wants_due(at(2_000), &config()).is_empty(), "not while it runs");
     end(&mut tenant, &running, OutcomeClass::Succeeded);
     settle(&mut tenant);
-    assert_eq!(tenant.wants_due(at(2_000), &config()), [wants(1, &[])], "when that has ended");
+    assert_eq!(tenant.wants_due(at(2_000), &config()), [wants(&tenant, 1, &[])], "when that has ended");
     drop((rest, running));
 }
 
@@ -443,7 +443,7 @@ fn while_memory_is_full_rows_are_loaded_where_nothing_else_waits_and_a_cut_page_
     hear(&mut tenant, &[entry(1, &[1])]);
     tenant.due_summary(&[(1, at(0)), (2, at(0))]);
     assert!(!tenant.is_loading());
-    assert_eq!(tenant.wants_due(at(1_000), &config()), [wants(2, &[])]);
+    assert_eq!(tenant.wants_due(at(1_000), &config()), [wants(&tenant, 2, &[])]);
     assert!(tenant.is_loading(), "a review waits for it");
     let cut = DuePage { rows: vec![row(2, at(0))], events: events([2]), at: at(1_000), more: true, rest: None };
     tenant.due(2, &cut, &config());

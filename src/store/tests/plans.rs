@@ -235,7 +235,7 @@ async fn every_hot_statement_is_served_by_its_index_and_looks_at_no_more_days_th
     let bound = PageBound { entries: 10, bytes: 1_000 };
     let replica = ReplicaId(crate::clock::new_uuid());
     let by = Principal::server(one);
-    let ordered = OrderedPage { at: now, held: &[], full: &[], blocks: true, limit: 10 };
+    let ordered = OrderedPage { at: now, held: &[], up_to: i64::MAX, full: &[], blocks: true, limit: 10 };
     let known_event: Uuid = sqlx::query_scalar("SELECT event_id FROM events WHERE tenant_id = $1 AND position = 1")
         .bind(one.0)
         .fetch_one(&mut database.connection().await)
