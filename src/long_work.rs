@@ -27,25 +27,27 @@ struct Places {
     of: Arc<DashMap<TenantId, Arc<Semaphore>>>,
 }
 
-/// The places of one piece, as long as it runs.
+/// The places of one piece, from when it waits for them until it ends.
 struct Held {
     tenant: TenantId,
+    queue: Option<Arc<Semaphore>>,
     own: Option<OwnedSemaphorePermit>,
-    _one_of_all: OwnedSemaphorePermit,
+    one_of_all: Option<OwnedSemaphorePermit>,
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.own = None;
+        (self.queue, self.own, self.one_of_all) = (None, None, None);
         PLACES.of.remove_if(&self.tenant, |_, own| Arc::strong_count(own) == 1);
     }
 }
 
 /// Runs a piece of a tenant's work once it has its places. None where it panics, or the process ends.
 pub async fn run<T: Send + 'static>(tenant: TenantId, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
-    let own = PLACES.of.entry(tenant).or_insert_with(|| Arc::new(Semaphore::new(1))).clone();
-    let own = Some(own.acquire_owned().await.ok()?);
-    let held = Held { tenant, own, _one_of_all: PLACES.all.clone().acquire_owned().await.ok()? };
+    let queue = PLACES.of.entry(tenant).or_insert_with(|| Arc::new(Semaphore::new(1))).clone();
+    let mut held = Held { tenant, queue: Some(queue.clone()), own: None, one_of_all: None };
+    held.own = Some(queue.acquire_owned().await.ok()?);
+    held.one_of_all = Some(PLACES.all.clone().acquire_owned().await.ok()?);
     let piece = move || {
         let done = work();
         drop(held);

@@ -53,7 +53,9 @@ impl<S: Copy + Eq + Hash> Places<S> {
         let mut held = self.held();
         let own = held.of.get(&sharer).copied().unwrap_or_default() + count;
         let all = held.all + count;
-        if own > self.max.saturating_sub(all) && held.all > 0 {
+        // The last single place is for whoever has none.
+        let last = own == 1 && all == self.max;
+        if own > self.max.saturating_sub(all) && held.all > 0 && !last {
             return None;
         }
         held.all = all;

@@ -64,7 +64,7 @@ pub(super) async fn run(core: Arc<Core>) {
                 let ended = core.due_ended.load(Ordering::Acquire);
                 let look = async {
                     core.run_due().await?;
-                    core.store.next_pending_due().await
+                    core.store.next_pending_due(&core.busy_with_due()).await
                 };
                 match look.await {
                     // A task that has ended meanwhile may have left room for what this look had to leave.
@@ -95,18 +95,26 @@ struct Busy<'a> {
 impl Drop for Busy<'_> {
     fn drop(&mut self) {
         self.core.due_tenants.remove(&self.tenant);
-        self.core.due_ended.fetch_add(1, Ordering::AcqRel);
+        let now = self.core.store.now();
         if self.tell {
-            self.core.feed.note_pending_due(self.core.store.now());
+            self.core.due_ended.fetch_add(1, Ordering::AcqRel);
+            self.core.feed.note_pending_due(now);
+        } else {
+            // What could not be done now is looked at again, and not at once.
+            self.core.feed.note_pending_due(now + LOOK_AGAIN);
         }
     }
 }
 
 impl Core {
+    /// Tenants that have a task: it tells when it ends.
+    fn busy_with_due(&self) -> Vec<TenantId> {
+        self.due_tenants.iter().map(|tenant| *tenant).collect()
+    }
+
     /// Starts a task for each tenant that has something due and none yet, as long as there are places.
     async fn run_due(self: &Arc<Self>) -> Result<(), StoreError> {
-        let busy: Vec<TenantId> = self.due_tenants.iter().map(|tenant| *tenant).collect();
-        for tenant in self.store.tenants_with_due(self.store.now(), &busy, LOOK_MAX).await? {
+        for tenant in self.store.tenants_with_due(self.store.now(), &self.busy_with_due(), LOOK_MAX).await? {
             if self.due_tenants.len() >= TENANTS_MAX || self.stop.is_cancelled() {
                 break;
             }

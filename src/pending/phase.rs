@@ -175,7 +175,7 @@ impl Phase {
     pub async fn run(mut self, core: &Arc<Core>, handle: &Handle) -> Ended {
         let decision = self.decide(core, handle).await;
         let decision = match decision {
-            Decision::Commit => match self.enriched(core).await {
+            Decision::Commit => match self.enriched_in_time(core).await {
                 Ok(event) => return self.commit(core, event).await,
                 Err(reason) => Decision::Abort(reason),
             },
@@ -306,6 +306,24 @@ impl Phase {
             if !self.verdicts.iter().any(|verdict| verdict.subscription_no == no) {
                 self.verdicts.push(listener.verdict(VerdictKind::Failed, NO_TIME));
             }
+        }
+    }
+
+    /// As [`Self::enriched`], which may wait for its place among long work: the event stays this replica's meanwhile.
+    async fn enriched_in_time(&mut self, core: &Core) -> Result<Arc<Event>, AbortReason> {
+        let (tenant, event, token) = (self.tenant, self.entry.event.id, self.token);
+        let third = Duration::from_millis(core.config.lease_ms) / 3;
+        let keep = async {
+            let mut renewals = interval_at(Instant::now() + third, third);
+            loop {
+                renewals.tick().await;
+                // One that fails is tried again; an event that is not ours any more is found out by the commit.
+                let _ = core.store.renew_pending(tenant, event, token, core.lease_until()).await;
+            }
+        };
+        tokio::select! {
+            enriched = self.enriched(core) => enriched,
+            never = keep => never,
         }
     }
 

@@ -258,17 +258,18 @@ impl Registry {
         version: i32,
     ) -> Result<Option<CompiledSchema>, StoreError> {
         let key = (tenant, name.clone(), created_at, version);
-        if let Some(compiled) = self.schemas.get(&key).await {
-            return Ok(Some(compiled));
-        }
-        let Some(stored) = self.store.schema(tenant, name, version).await? else { return Ok(None) };
-        let schema = match long_work::run(tenant, move || Schema::parse(&stored.document)).await {
-            Some(Ok(schema)) => Arc::new(schema),
-            _ => return Err(StoreError::Corrupt { what: "event type schema" }),
+        // One compilation for all that wait for it. Errors within: none where there is no such version.
+        let compile = async {
+            let stored = self.store.schema(tenant, name, version).await.map_err(Some)?.ok_or(None)?;
+            match long_work::run(tenant, move || Schema::parse(&stored.document)).await {
+                Some(Ok(schema)) => Ok(CompiledSchema { version, schema: Arc::new(schema) }),
+                _ => Err(Some(StoreError::Corrupt { what: "event type schema" })),
+            }
         };
-        let compiled = CompiledSchema { version, schema };
-        self.schemas.insert(key, compiled.clone()).await;
-        Ok(Some(compiled))
+        match self.schemas.try_get_with(key, compile).await {
+            Ok(compiled) => Ok(Some(compiled)),
+            Err(error) => (*error).clone().map_or(Ok(None), Err),
+        }
     }
 }
 

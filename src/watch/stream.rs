@@ -181,14 +181,13 @@ impl WatchStream {
                     return Poll::Pending;
                 }
                 Turn::Wait(at) => {
-                    let at = at.min(self.last_message + self.bookmark_interval).max(now);
-                    self.slot.register(cx.waker());
-                    self.timer.as_mut().reset(at);
-                    if self.timer.as_mut().poll(cx).is_pending() {
-                        return Poll::Pending;
-                    }
                     if now >= self.last_message + self.bookmark_interval {
                         return self.message(self.bookmark());
+                    }
+                    self.slot.register(cx.waker());
+                    self.timer.as_mut().reset(at.min(self.last_message + self.bookmark_interval));
+                    if self.timer.as_mut().poll(cx).is_pending() {
+                        return Poll::Pending;
                     }
                     continue;
                 }
@@ -282,10 +281,11 @@ impl WatchStream {
     /// Makes the next message, if there is anything to send.
     fn produce(&mut self, cx: &mut Context<'_>) -> Turn {
         loop {
-            if let Some(at) = self.tail.filters_wait(&self.group, Instant::now()) {
-                return Turn::Wait(at);
-            }
+            // The turn of costly filters is waited for here, where nothing is held that others could need.
             if !self.held.is_empty() {
+                if let Some(at) = self.tail.filters_wait(&self.group, Instant::now()) {
+                    return Turn::Wait(at);
+                }
                 let held: Vec<_> = std::mem::take(&mut self.held).into();
                 return self.deliver(&held, Leftover::Keep);
             }
@@ -313,11 +313,16 @@ impl WatchStream {
                     measured().watch.fallen_out.inc();
                     self.reading = Some(self.tail.read_page(self.at, up_to));
                 }
-                Reading::Entries(entries) if self.scheduled.is_empty() => {
+                Reading::Entries(entries) => {
+                    if let Some(at) = self.tail.filters_wait(&self.group, Instant::now()) {
+                        return Turn::Wait(at);
+                    }
+                    if !self.scheduled.is_empty() {
+                        return self.deliver(&entries, Leftover::InRing);
+                    }
                     let made = self.tail.make_segment(&self.group, &entries, self.view);
                     return made.map_or(Turn::Nothing, |segment| self.take_segment(segment));
                 }
-                Reading::Entries(entries) => return self.deliver(&entries, Leftover::InRing),
             }
         }
     }

@@ -15,6 +15,7 @@ use crate::domain::cursor::CursorSealer;
 use crate::domain::event::LogEntry;
 use crate::domain::ids::{Position, TenantId, WatchId};
 use crate::feed::Batch;
+use crate::long_work::TURN;
 use crate::proto::public::EventView;
 use crate::store::StoreError;
 use crate::store::events::LogPlace;
@@ -151,6 +152,7 @@ impl Tail {
     /// The group of all watches with these filters, of credentials that are limited to the same app or to none.
     pub(super) fn group(&self, set: FilterSet, app: Option<Arc<str>>) -> Arc<Group> {
         let mut key = set.encode();
+        key.push(u8::from(app.is_some()));
         key.extend_from_slice(app.as_deref().unwrap_or_default().as_bytes());
         let filters = set.into_filters().of_app(app);
         // Two ways to say "everything" are one group.
@@ -183,6 +185,8 @@ impl Tail {
 
     /// Notes what a group's filters took for so many events.
     pub(super) fn charge(&self, group: &Group, took: Duration, looked_at: usize) {
+        // A thread that was paused meanwhile is no cost of filters.
+        let took = took.min(TURN * 16);
         group.note(took, looked_at);
         if group.costs().is_some() {
             let mut at = self.filters_at.lock().expect(NO_PANIC);

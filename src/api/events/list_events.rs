@@ -32,6 +32,8 @@ const PAGE_SIZE_DEFAULT: usize = 100;
 const PAGE_SIZE_MAX: usize = 1_000;
 /// How long one call looks for events that its filter selects.
 const SCAN_TIME_MAX: Duration = Duration::from_secs(2);
+/// How long one piece of that takes.
+const PIECE: Duration = Duration::from_millis(20);
 
 /// Answers ListEvents.
 pub async fn handle(deps: &EventsDeps, request: Request<ListEventsRequest>) -> Result<ListEventsResponse, ApiError> {
@@ -112,13 +114,19 @@ async fn chosen(
     if wanted.len() == entries.len() {
         return Ok((entries, wanted));
     }
-    // The rest beside the threads that everybody's work runs on.
-    let selection = selection.clone();
-    let rest = move || {
-        choose(&selection, &entries, until, &mut wanted);
-        (entries, wanted)
-    };
-    long_work::run(tenant, rest).await.ok_or_else(|| ApiError::internal("evaluate a filter", "it panicked"))
+    // The rest beside the threads that everybody's work runs on, in pieces that leave others of the tenant their turn.
+    let (mut entries, mut left) = (entries, true);
+    while left {
+        let selection = selection.clone();
+        let piece = move || {
+            choose(&selection, &entries, until.min(Instant::now() + PIECE), &mut wanted);
+            (entries, wanted)
+        };
+        let done = long_work::run(tenant, piece).await;
+        (entries, wanted) = done.ok_or_else(|| ApiError::internal("evaluate a filter", "it panicked"))?;
+        left = wanted.len() < entries.len() && Instant::now() < until;
+    }
+    Ok((entries, wanted))
 }
 
 fn choose(selection: &Selection, entries: &[Arc<LogEntry>], until: Instant, wanted: &mut Vec<bool>) {

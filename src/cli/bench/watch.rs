@@ -361,13 +361,15 @@ pub async fn growing(bench: &Bench) -> Result<Vec<Figure>, CliError> {
 }
 
 async fn growing_memory(bench: &Bench) -> Result<Vec<Figure>, CliError> {
+    const FIRST: usize = 50;
     const FEW: usize = 1_000;
     /// Watches of one connection, few or many: what a connection costs is then in both figures alike.
     const EACH: usize = FEW / CONNECTIONS;
     let all = usize::try_from(bench.args.watches).unwrap_or(FEW);
-    let many = all.saturating_sub(FEW);
+    // All together as many as a tenant may have.
+    let many = all.saturating_sub(FIRST + FEW);
     // What the first watches of a tenant need is not what each further one needs.
-    let _first = Audience::open(&bench.service.access, 50, 1).await?;
+    let _first = Audience::open(&bench.service.access, FIRST, 1).await?;
     let before = process::memory(bench.service.pid());
     let _few = Audience::open(&bench.service.access, FEW, CONNECTIONS).await?;
     let few_each = per_watch(before, process::memory(bench.service.pid()), FEW);

@@ -120,7 +120,8 @@ impl Store {
                 let headers = headers.ok_or(ResealError::Headers { subscription })?;
                 let done = sqlx::query(
                     "UPDATE subscriptions SET webhook_headers = NULL, webhook_headers_sealed = $3
-                      WHERE tenant_id = $1 AND subscription_id = $2 AND webhook_headers_sealed IS NOT DISTINCT FROM $4",
+                      WHERE tenant_id = $1 AND subscription_id = $2 AND webhook_headers_sealed IS NOT DISTINCT FROM $4
+                        AND (webhook_headers IS NULL) = ($4::bytea IS NOT NULL)",
                 )
                 .bind(tenant.0)
                 .bind(id)

@@ -319,7 +319,7 @@ async fn every_hot_statement_is_served_by_its_index_and_looks_at_no_more_days_th
     look!("claim of what is due", [], scans [], prunes false,
         store.claim_pending(one, now, now, &[], 10));
     look!("who has something due", ["pending_events_by_due"], scans [], prunes false,
-        store.tenants_with_due(now, &[], 10), store.next_pending_due());
+        store.tenants_with_due(now, &[], 10), store.next_pending_due(&[]));
     look!("sweep", ["idempotency_keys_by_expiry", "request_ids_by_end", "pending_events_by_expiry", "watches_by_expiry"], scans [],
         prunes false, store.delete_expired(now, 100), store.delete_expired_watches(now, 100));
     look!("purge", ["subscriptions_deleted", "event_types_deleted"], scans [], prunes false,
