@@ -14,6 +14,7 @@ mod messages;
 mod names;
 mod payloads;
 pub mod raw;
+mod rebinding;
 mod receivers;
 mod starts;
 

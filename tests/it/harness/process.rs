@@ -8,12 +8,15 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, geteuid, kill_process};
 
 use super::wait::eventually;
 
 /// Kills `$1` when standard input ends.
 const WATCHDOG: &str = "read -r _; kill -s KILL \"$1\" 2>/dev/null";
+
+/// Mounts `$1` over the file that names are looked up in, and becomes the rest.
+const WITH_HOSTS: &str = r#"mount --bind "$1" /etc/hosts && shift && exec "$@""#;
 
 /// A child with its log file.
 #[derive(Debug)]
@@ -26,7 +29,22 @@ pub struct Process {
 impl Process {
     /// The program under test.
     pub fn carillon() -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_carillon"));
+        Self::program(Command::new(env!("CARGO_BIN_EXE_carillon")))
+    }
+
+    /// The program under test, to which a file of ours is `/etc/hosts`, in a mount namespace of its own. Whoever may not make one is
+    /// given a user namespace around it. Its process id is that of the command.
+    pub fn carillon_with_hosts(hosts: &Path) -> Command {
+        let mut command = Command::new("unshare");
+        command.arg("--mount");
+        if !geteuid().is_root() {
+            command.arg("--map-root-user");
+        }
+        command.args(["sh", "-c", WITH_HOSTS, "sh"]).arg(hosts).arg(env!("CARGO_BIN_EXE_carillon"));
+        Self::program(command)
+    }
+
+    fn program(mut command: Command) -> Command {
         // Settings of the machine that runs the tests must not reach the program.
         for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("CARILLON_")) {
             command.env_remove(name);

@@ -64,6 +64,8 @@ pub struct World {
     pub settings: String,
     /// Variables of the environment of the replicas that start from now on.
     pub environment: Vec<(&'static str, String)>,
+    /// What stands in the place of `/etc/hosts` for the replicas that start from now on.
+    pub hosts: Option<PathBuf>,
     started: usize,
 }
 
@@ -108,9 +110,19 @@ impl World {
         }
         let operator = Identity::issue(&ca, OPERATOR);
         let settings = settings.to_owned();
-        let (replicas_wanted, replicas, environment) = (replicas, Vec::new(), Vec::new());
-        let mut world = World { ca, replicas, dir, operator, own, database_url, settings, environment, started: 0 };
-        for _ in 0..replicas_wanted {
+        let mut world = World {
+            ca,
+            replicas: Vec::new(),
+            dir,
+            operator,
+            own,
+            database_url,
+            settings,
+            environment: Vec::new(),
+            hosts: None,
+            started: 0,
+        };
+        for _ in 0..replicas {
             world.add_replica().await;
         }
         world
@@ -136,7 +148,10 @@ impl World {
         let file = self.path(&format!("{name}.toml"));
         let ready = self.path(&format!("{name}.ready"));
         fs::write(&file, self.configuration()).expect("a configuration file");
-        let mut command = Process::carillon();
+        let mut command = match &self.hosts {
+            None => Process::carillon(),
+            Some(hosts) => Process::carillon_with_hosts(hosts),
+        };
         command.arg("serve").arg("--config").arg(&file).arg("--ready-file").arg(&ready);
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         let mut process = Process::spawn(command, &self.path(&format!("{name}.log"))).expect("carillon starts");
