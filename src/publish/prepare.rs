@@ -8,8 +8,9 @@ use crate::domain::event_type::{CompiledSchema, EventTypeName, Phase};
 use crate::domain::filter::FilterContext;
 use crate::domain::ids::SubscriptionNo;
 use crate::domain::json::check_json;
+use crate::domain::schema::{Schema, Violation};
 use crate::domain::subscription::Subscription;
-use crate::long_work::{self, TURN};
+use crate::long_work::{self, LARGE_BYTES, TURN};
 use crate::store::StoreError;
 use crate::store::publish::NewKey;
 use crate::telemetry::{FilterPlace, measured};
@@ -197,45 +198,49 @@ async fn check_data(
     requested: i32,
 ) -> Result<i32, PublishError> {
     let compiled = registry.schema(tenant, &event.event_type, requested).await?;
+    if event.bytes() <= LARGE_BYTES
+        && let Some(checked) = check_by(event, compiled.as_ref(), Schema::validate_briefly)
+    {
+        return checked;
+    }
     let checked = event.clone();
     let work = move || check_against(&checked, compiled.as_ref());
-    long_work::on(tenant.tenant(), event.bytes(), work).await.ok_or(StoreError::Interrupted)?
+    long_work::run(tenant.tenant(), work).await.ok_or(StoreError::Interrupted)?
 }
 
 /// Checks the data against a version of its type's schema, where it has any, and says which that is (0 for none).
 pub fn check_against(event: &Event, compiled: Option<&CompiledSchema>) -> Result<i32, PublishError> {
+    let checked = check_by(event, compiled, |schema, data| Some(schema.validate(data)));
+    checked.expect("what is checked to its end has a result")
+}
+
+/// As [`check_against`], by a way to check data that may give up; none where it does.
+fn check_by(
+    event: &Event,
+    compiled: Option<&CompiledSchema>,
+    validate: impl FnOnce(&Schema, &[u8]) -> Option<Result<(), Vec<Violation>>>,
+) -> Option<Result<i32, PublishError>> {
     let json = event.has_json_data();
-    let Some(compiled) = compiled else {
-        if json {
-            readable_json(event)?;
-        }
-        return Ok(0);
-    };
+    let readable = || if json { readable_json(event) } else { Ok(()) };
+    let Some(compiled) = compiled else { return Some(readable().map(|()| 0)) };
     // A type with a schema takes JSON only; no data at all is judged as the absent document it is.
     let result = if json {
-        compiled.schema.validate(event.data.as_bytes())
+        validate(&compiled.schema, event.data.as_bytes())?
     } else {
         let message = match event.data {
             Data::None => "there is no data, but the type has a schema",
             _ => "the data is not JSON by its datacontenttype, but the type has a schema",
         };
-        Err(vec![crate::domain::schema::Violation {
-            data_pointer: String::new(),
-            schema_pointer: String::new(),
-            message: message.to_owned(),
-        }])
+        Err(vec![Violation { data_pointer: String::new(), schema_pointer: String::new(), message: message.to_owned() }])
     };
-    match result {
+    Some(match result {
         Ok(()) => Ok(compiled.version),
         // What is no JSON at all is told alike whether the type has a schema or not.
-        Err(violations) => {
-            if json {
-                readable_json(event)?;
-            }
+        Err(violations) => readable().and_then(|()| {
             let event_type = event.event_type.clone();
             Err(PublishError::SchemaViolation { event_type, version: compiled.version, violations })
-        }
-    }
+        }),
+    })
 }
 
 /// Errors: the data is not JSON.

@@ -1,37 +1,50 @@
 //! What checking one payload may cost. References can make a small document exponentially expensive to check, and long lists of
 //! alternatives multiply with long payloads, so every subschema that leads to others counts how often it is applied.
 //!
-//! The counting is a keyword of our own, written into the document before it is compiled.
+//! The counting is a keyword of our own, written into the document before it is compiled. The validator asks it last, and not at all
+//! where another keyword has said no already. A subschema that may ask several others although they say no therefore counts before it
+//! does so: in the first subschema of its `allOf`, which is asked before all of those. What is left uncounted says no at the first no,
+//! so its cost is that of the way there.
 
 use jsonschema::{Keyword, ValidationError};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 /// The keyword. A document that has it already loses it.
 pub(super) const KEYWORD: &str = "x-carillon-cost";
 /// What one pass over a payload may cost.
-const UNITS_MAX: u64 = 300_000;
+pub(super) const UNITS_MAX: u64 = 300_000;
+/// What one may cost that others wait for.
+pub(super) const UNITS_BRIEF: u64 = 5_000;
 /// How long a list of values may be to count for nothing.
 const SHORT_LIST_MAX: usize = 16;
 
 /// What following a reference costs: the validator keeps account of where it has been.
 const REFERENCE_UNITS: usize = 4;
 
-/// Keywords by which one subschema leads to others.
-const APPLICATORS: [&str; 18] = [
+/// Elements or members of a payload that cost as much as one application.
+const ELEMENTS_PER_UNIT: u64 = 8;
+
+/// Keywords by which one subschema leads to others that judge the same value, and goes on where one of them says no, or that lead on to
+/// such a one.
+const GO_ON: [&str; 9] = [
     "$dynamicRef",
-    "additionalItems",
-    "additionalProperties",
-    "allOf",
+    "$ref",
     "anyOf",
-    "contains",
-    "dependencies",
     "dependentSchemas",
     "if",
-    "items",
     "not",
     "oneOf",
+    "unevaluatedItems",
+    "unevaluatedProperties",
+];
+/// Keywords by which it leads to others that judge the parts of the value.
+const PARTS: [&str; 10] = [
+    "additionalItems",
+    "additionalProperties",
+    "contains",
+    "items",
     "patternProperties",
     "prefixItems",
     "properties",
@@ -39,6 +52,8 @@ const APPLICATORS: [&str; 18] = [
     "unevaluatedItems",
     "unevaluatedProperties",
 ];
+/// Further ones by which it leads to others.
+const OTHERS: [&str; 2] = ["allOf", "dependencies"];
 
 /// Why a check ended early.
 pub(super) enum Stopped {
@@ -48,33 +63,86 @@ pub(super) enum Stopped {
     Panic,
 }
 
-/// Writes the keyword into one subschema where it can be expensive.
-pub(super) fn meter(schema: &mut Map<String, Value>) {
-    let length = |keyword: &str| match schema.get(keyword) {
-        Some(Value::Array(elements)) => elements.len(),
-        Some(Value::Object(members)) => members.len(),
-        _ => 0,
-    };
-    let lists: usize = ["required", "enum"].map(length).into_iter().filter(|length| *length > SHORT_LIST_MAX).sum();
-    let reference = if schema.contains_key("$ref") { REFERENCE_UNITS } else { 0 };
-    if lists + reference == 0 && !APPLICATORS.iter().any(|keyword| schema.contains_key(*keyword)) {
+/// Writes the keyword into one subschema where it can be expensive; what it leads to has been seen to. `lone_references` is true of a
+/// draft in which whatever stands beside a reference is ignored.
+pub(super) fn meter(schema: &mut Map<String, Value>, lone_references: bool) {
+    schema.remove(KEYWORD);
+    let Some(units) = Units::of(schema) else { return };
+    if !GO_ON.iter().any(|keyword| schema.contains_key(*keyword)) {
+        units.write(schema);
         return;
     }
-    let each =
-        1 + lists + reference + ["allOf", "anyOf", "oneOf", "dependentSchemas"].map(length).into_iter().sum::<usize>();
-    let member = length("patternProperties");
-    schema.insert(KEYWORD.to_owned(), Value::from(vec![each, member]));
+    let asked_first = schema.entry("allOf").or_insert_with(|| Value::Array(vec![Value::Bool(true)]));
+    // An `allOf` that is not a list, or holds nothing, is refused by the compiler.
+    let Some(first) = asked_first.as_array_mut().and_then(|all| all.first_mut()) else { return };
+    match first {
+        Value::Object(members) if !(lone_references && members.contains_key("$ref")) => units.write(members),
+        // Nothing is asked after a `false`.
+        Value::Bool(false) => {}
+        other => {
+            let mut counter = Map::new();
+            units.write(&mut counter);
+            let counter = Value::Object(counter);
+            *other = match other.take() {
+                Value::Object(reference) => json!({ "allOf": [counter, reference] }),
+                _ => counter,
+            };
+        }
+    }
+}
+
+/// What one application of a subschema costs.
+#[derive(Clone, Copy, Default)]
+struct Units {
+    each: u64,
+    /// For each member of an object.
+    member: u64,
+    /// For every [`ELEMENTS_PER_UNIT`] elements or members.
+    parts: u64,
+}
+
+impl Units {
+    /// None where it costs next to nothing.
+    fn of(schema: &Map<String, Value>) -> Option<Self> {
+        let length = |keyword: &str| match schema.get(keyword) {
+            Some(Value::Array(elements)) => elements.len(),
+            Some(Value::Object(members)) => members.len(),
+            _ => 0,
+        };
+        let has = |keywords: &[&str]| keywords.iter().any(|keyword| schema.contains_key(*keyword));
+        let lists: usize = ["required", "enum"].map(length).into_iter().filter(|length| *length > SHORT_LIST_MAX).sum();
+        let reference = if schema.contains_key("$ref") { REFERENCE_UNITS } else { 0 };
+        let parts = has(&PARTS);
+        if lists + reference == 0 && !parts && !has(&GO_ON) && !has(&OTHERS) {
+            return None;
+        }
+        let alternatives: usize = ["allOf", "anyOf", "oneOf", "dependentSchemas"].map(length).into_iter().sum();
+        let each = (1 + lists + reference + alternatives) as u64;
+        Some(Self { each, member: length("patternProperties") as u64, parts: u64::from(parts) })
+    }
+
+    /// As the keyword's value says.
+    fn read(value: &Value) -> Self {
+        let number = |index: usize| value.get(index).and_then(Value::as_u64).unwrap_or_default();
+        Self { each: number(0), member: number(1), parts: number(2) }
+    }
+
+    /// Writes the keyword into a subschema, on top of what it costs itself.
+    fn write(self, schema: &mut Map<String, Value>) {
+        let own = schema.get(KEYWORD).map(Self::read).unwrap_or_default();
+        let sum = [own.each + self.each, own.member + self.member, own.parts + self.parts];
+        schema.insert(KEYWORD.to_owned(), json!(sum));
+    }
 }
 
 /// Makes the keyword's check.
 pub(super) fn keyword(value: &Value) -> Box<dyn for<'i> Keyword<'i>> {
-    let number = |index: usize| value.get(index).and_then(Value::as_u64).unwrap_or(1);
-    Box::new(Meter { each: number(0), member: number(1) })
+    Box::new(Meter(Units::read(value)))
 }
 
-/// Runs a check within the bound.
-pub(super) fn bounded<T>(check: impl FnOnce() -> T) -> Result<T, Stopped> {
-    LEFT.set(UNITS_MAX);
+/// Runs a check within so many units.
+pub(super) fn bounded<T>(units: u64, check: impl FnOnce() -> T) -> Result<T, Stopped> {
+    LEFT.set(units);
     catch_unwind(AssertUnwindSafe(check))
         .map_err(|cause| if cause.is::<Exhausted>() { Stopped::Cost } else { Stopped::Panic })
 }
@@ -87,18 +155,17 @@ thread_local! {
 /// What unwinds out of the validator, which has no other way to be stopped. It passes no panic hook.
 struct Exhausted;
 
-struct Meter {
-    each: u64,
-    member: u64,
-}
+struct Meter(Units);
 
 impl Meter {
     fn charge(&self, instance: &Value) {
-        let members = match instance {
-            Value::Object(members) => members.len() as u64,
-            _ => 0,
+        let Self(Units { each, member, parts }) = self;
+        let (members, elements) = match instance {
+            Value::Object(members) => (members.len() as u64, members.len() as u64),
+            Value::Array(elements) => (0, elements.len() as u64),
+            _ => (0, 0),
         };
-        let units = self.each + members * self.member;
+        let units = each + members * member + elements * parts / ELEMENTS_PER_UNIT;
         match LEFT.get().checked_sub(units) {
             Some(left) => LEFT.set(left),
             None => resume_unwind(Box::new(Exhausted)),

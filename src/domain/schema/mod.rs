@@ -11,7 +11,7 @@ mod cost;
 mod references;
 
 use super::json::{check_json, to_json_error};
-use cost::Stopped;
+use cost::{Stopped, UNITS_BRIEF, UNITS_MAX};
 use jsonschema::error::ValidationErrorKind;
 use jsonschema::{Draft, PatternOptions, ValidationError, Validator};
 use references::Document;
@@ -83,7 +83,7 @@ impl Schema {
         if let Some(document) = Document::new(&value, draft) {
             document.check_progress()?;
         }
-        meter(&mut value);
+        meter(&mut value, draft == Draft::Draft7);
         // The compiler is a dependency and the document is a stranger's: a panic there is a refusal, not the end of the task.
         let built = catch_unwind(AssertUnwindSafe(|| {
             jsonschema::options()
@@ -111,27 +111,40 @@ impl Schema {
     /// Errors: the places where the data breaks the schema, or one violation at the root for what is not one JSON text as
     /// [`check_json`] has it.
     pub fn validate(&self, data: &[u8]) -> Result<(), Vec<Violation>> {
-        let value = parse_data(data).map_err(|message| {
-            vec![Violation { data_pointer: String::new(), schema_pointer: String::new(), message }]
-        })?;
-        let checked = cost::bounded(|| self.validator.is_valid(&value)).and_then(|valid| {
+        self.check(data, UNITS_MAX).unwrap_or_else(|| Err(whole("costs too much to check against the schema")))
+    }
+
+    /// As [`Self::validate`], where others wait for the thread: none for data that takes long to check.
+    pub fn validate_briefly(&self, data: &[u8]) -> Option<Result<(), Vec<Violation>>> {
+        self.check(data, UNITS_BRIEF)
+    }
+
+    /// None where either pass, that which judges or that which explains, costs more than so many units.
+    fn check(&self, data: &[u8], units: u64) -> Option<Result<(), Vec<Violation>>> {
+        let value = match parse_data(data) {
+            Ok(value) => value,
+            Err(message) => return Some(Err(whole(&message))),
+        };
+        let checked = cost::bounded(units, || self.validator.is_valid(&value)).and_then(|valid| {
             if valid {
                 return Ok(Vec::new());
             }
             let errors =
                 || self.validator.iter_errors(&value).take(VIOLATIONS_MAX).map(|error| violation(&error)).collect();
-            cost::bounded(errors)
+            cost::bounded(units, errors)
         });
-        let whole = |message: &str| {
-            vec![Violation { data_pointer: String::new(), schema_pointer: String::new(), message: message.to_owned() }]
-        };
         match checked {
-            Ok(violations) if violations.is_empty() => Ok(()),
-            Ok(violations) => Err(violations),
-            Err(Stopped::Cost) => Err(whole("costs too much to check against the schema")),
-            Err(Stopped::Panic) => Err(whole("cannot be checked against the schema")),
+            Ok(violations) if violations.is_empty() => Some(Ok(())),
+            Ok(violations) => Some(Err(violations)),
+            Err(Stopped::Cost) => None,
+            Err(Stopped::Panic) => Some(Err(whole("cannot be checked against the schema"))),
         }
     }
+}
+
+/// One violation, of the data as a whole.
+fn whole(message: &str) -> Vec<Violation> {
+    vec![Violation { data_pointer: String::new(), schema_pointer: String::new(), message: message.to_owned() }]
 }
 
 /// Reads a payload. The tree cannot tell the parser's own wrapping of numbers from an object written like it, so where the
@@ -327,18 +340,19 @@ impl Bounds {
 }
 
 /// Writes the counting keyword into every subschema.
-fn meter(schema: &mut Value) {
+fn meter(schema: &mut Value, lone_references: bool) {
     match schema {
-        Value::Array(elements) => elements.iter_mut().for_each(meter),
+        Value::Array(elements) => elements.iter_mut().for_each(|element| meter(element, lone_references)),
         Value::Object(members) => {
             for (keyword, value) in members.iter_mut() {
                 if MAP_KEYWORDS.contains(&keyword.as_str()) {
-                    value.as_object_mut().into_iter().flat_map(Map::values_mut).for_each(meter);
+                    let named = value.as_object_mut().into_iter().flat_map(Map::values_mut);
+                    named.for_each(|schema| meter(schema, lone_references));
                 } else if !DATA_KEYWORDS.contains(&keyword.as_str()) {
-                    meter(value);
+                    meter(value, lone_references);
                 }
             }
-            cost::meter(members);
+            cost::meter(members, lone_references);
         }
         _ => {}
     }

@@ -13,6 +13,20 @@ use std::rc::Rc;
 /// The base of a document that has no `$id`.
 const DEFAULT_BASE: &str = "json-schema:///";
 
+/// How many subschemas one may apply to the same data.
+const REACHED_MAX: u64 = 20_000;
+/// How many values of the document those may hold that keywords have to look through which speak of what all others left over.
+const LOOKED_THROUGH_MAX: u64 = 100_000;
+const UNEVALUATED: [&str; 2] = ["unevaluatedItems", "unevaluatedProperties"];
+
+/// How much is applied to the same data as a subschema, itself included.
+#[derive(Debug, Clone, Copy, Default)]
+struct Reach {
+    subschemas: u64,
+    /// Of the document, with what stands below them.
+    values: u64,
+}
+
 /// A document with its references.
 pub(super) struct Document<'d> {
     /// The whole of it.
@@ -94,7 +108,8 @@ impl<'d> Document<'d> {
         Some(())
     }
 
-    /// Refuses references that come back to where they began without going into the data: checking one would never end.
+    /// Refuses references that come back to where they began without going into the data: checking one would never end. Refuses as well
+    /// what leads to too much, each way there counted for itself: a few references that lead on twice each are an endless lot.
     ///
     /// A schema that refers to itself below `properties`, `items` and the like is fine, because data ends.
     pub(super) fn check_progress(&self) -> Result<(), SchemaError> {
@@ -104,26 +119,38 @@ impl<'d> Document<'d> {
             next: Vec<(&'static str, &'d Value)>,
             by: &'static str,
         }
-        const FOLLOWED: u8 = 1;
-        const DONE: u8 = 2;
-        let mut marks: HashMap<usize, u8> = HashMap::new();
+        // Of what is being followed there is no count yet.
+        let mut marks: HashMap<usize, Option<Reach>> = HashMap::new();
+        let mut looked_through = 0_u64;
         let mut starts: Vec<&'d Value> = vec![self.root];
         gather(self.root, &mut starts);
         for start in starts {
             if marks.contains_key(&address(start)) {
                 continue;
             }
-            marks.insert(address(start), FOLLOWED);
+            marks.insert(address(start), None);
             let mut steps = vec![Step { schema: start, next: self.in_place(start), by: "" }];
             while let Some(step) = steps.last_mut() {
                 let Some((by, next)) = step.next.pop() else {
-                    marks.insert(address(step.schema), DONE);
+                    let reach = self.reach(step.schema, &marks);
+                    let at = |keyword: &str| format!("{}/{keyword}", self.pointer(step.schema).unwrap_or_default());
+                    if reach.subschemas > REACHED_MAX {
+                        let what = format!("leads to the same data through more than {REACHED_MAX} subschemas");
+                        return Err(refuse(at("").trim_end_matches('/'), what));
+                    }
+                    if let Some(keyword) = UNEVALUATED.into_iter().find(|keyword| step.schema.get(keyword).is_some()) {
+                        looked_through = reach.values.saturating_add(looked_through);
+                        if looked_through > LOOKED_THROUGH_MAX {
+                            return Err(refuse(&at(keyword), "has to look through too many subschemas"));
+                        }
+                    }
+                    marks.insert(address(step.schema), Some(reach));
                     steps.pop();
                     continue;
                 };
                 match marks.get(&address(next)) {
-                    Some(&DONE) => {}
-                    Some(_) => {
+                    Some(Some(_)) => {}
+                    Some(None) => {
                         // Going down the document never comes back, so one step of every circle is a reference.
                         let from = steps.iter().position(|step| address(step.schema) == address(next)).unwrap_or(0);
                         let circle = &steps[from..];
@@ -135,13 +162,25 @@ impl<'d> Document<'d> {
                         return Err(refuse(&at, "refers in a circle that never goes into the data"));
                     }
                     None => {
-                        marks.insert(address(next), FOLLOWED);
+                        marks.insert(address(next), None);
                         steps.push(Step { schema: next, next: self.in_place(next), by });
                     }
                 }
             }
         }
         Ok(())
+    }
+
+    /// What one subschema leads to, where that is known of all that it leads to at once.
+    fn reach(&self, schema: &'d Value, known: &HashMap<usize, Option<Reach>>) -> Reach {
+        let own = Reach { subschemas: 1, values: size(schema) };
+        self.in_place(schema).into_iter().fold(own, |all, (_, next)| {
+            let next = known.get(&address(next)).copied().flatten().unwrap_or_default();
+            Reach {
+                subschemas: all.subschemas.saturating_add(next.subschemas),
+                values: all.values.saturating_add(next.values),
+            }
+        })
     }
 
     /// The subschemas that are applied to the same data as `schema`, each with the keyword that leads there.
@@ -198,6 +237,16 @@ fn gather<'d>(schema: &'d Value, found: &mut Vec<&'d Value>) {
         found.push(value);
         gather(value, found);
     }
+}
+
+/// How many values of a document stand in a subschema.
+fn size(schema: &Value) -> u64 {
+    let below = match schema {
+        Value::Array(elements) => elements.iter().map(size).sum(),
+        Value::Object(members) => members.values().map(size).sum(),
+        _ => 0,
+    };
+    1 + below
 }
 
 /// What tells one subschema from another: where it is in memory.

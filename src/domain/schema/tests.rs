@@ -294,6 +294,87 @@ fn hostile_documents_are_answered_fast() {
     }
 }
 
+/// A document of so many subschemas each of which leads to the next one as `step` says, in which `NEXT` stands for a reference to it.
+/// The last one takes integers of at least 5.
+fn doubling(draft: &str, step: &str, steps: usize) -> String {
+    let next = |n: usize| format!("{{\"$ref\": \"#/$defs/d{n}\"}}");
+    let all: String = (0..steps).map(|n| format!("\"d{n}\": {}, ", step.replace("NEXT", &next(n + 1)))).collect();
+    let last = format!("\"d{steps}\": {{\"type\": \"integer\", \"minimum\": 5}}");
+    format!("{{\"$schema\": \"{draft}\", \"$defs\": {{{all}{last}}}, \"anyOf\": [{}]}}", next(0))
+}
+
+#[test]
+fn subschemas_that_lead_to_the_next_one_twice_each_are_stopped_whatever_they_say_of_the_data() {
+    let steps = [
+        r#"{"anyOf": [NEXT, NEXT]}"#,
+        r#"{"oneOf": [NEXT, NEXT]}"#,
+        r#"{"anyOf": [{"not": NEXT}, {"not": NEXT}]}"#,
+        r#"{"if": NEXT, "then": NEXT, "else": NEXT}"#,
+        r#"{"allOf": [true, NEXT], "anyOf": [NEXT, NEXT]}"#,
+        r#"{"allOf": [NEXT, NEXT]}"#,
+        r#"{"allOf": [{"anyOf": [NEXT, NEXT]}, NEXT]}"#,
+        r#"{"allOf": [{"not": NEXT}], "anyOf": [NEXT, NEXT]}"#,
+        r#"{"anyOf": [{"allOf": [NEXT]}, {"allOf": [NEXT]}], "unevaluatedProperties": NEXT}"#,
+        r#"{"anyOf": [{"properties": {"a": NEXT}}, {"items": NEXT}, NEXT, {"contains": NEXT}, NEXT]}"#,
+        r#"{"dependentSchemas": {"a": NEXT, "b": NEXT}, "anyOf": [NEXT, NEXT]}"#,
+        r#"{"anyOf": [{"properties": {"a": NEXT}}, {"properties": {"a": NEXT}}]}"#,
+        r#"{"oneOf": [{"items": NEXT}, {"additionalProperties": NEXT}, {"contains": NEXT}]}"#,
+        r#"{"if": {"properties": {"a": NEXT}}, "then": false, "else": {"properties": {"a": NEXT}}}"#,
+    ];
+    let nested = format!("{}3{}", "{\"a\": ".repeat(100), "}".repeat(100));
+    for draft in ["https://json-schema.org/draft/2020-12/schema", "http://json-schema.org/draft-07/schema#"] {
+        for (step, count) in steps.into_iter().flat_map(|step| [40, 13, 10, 6].map(|count| (step, count))) {
+            let begin = Instant::now();
+            let parsed = Schema::parse(&doubling(draft, step, count));
+            assert!(begin.elapsed() < PARSE_MAX, "{draft} {step} {count}: {:?}", begin.elapsed());
+            // What leads to too much at once is refused.
+            let Ok(schema) = parsed else { continue };
+            for data in ["\"x\"", "7", "[[3], 7]", "{\"a\": 7, \"b\": 3}", &nested] {
+                let begin = Instant::now();
+                // Whether it is valid is not the question, and it may well be judged in time.
+                let _ = schema.check(data.as_bytes(), UNITS_MAX / 10);
+                let took = begin.elapsed();
+                assert!(took < CHECK_MAX, "{draft} {step} {count} {data}: {took:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_schema_that_leads_to_the_same_data_too_often_is_refused() {
+    let latest = "https://json-schema.org/draft/2020-12/schema";
+    let error = Schema::parse(&doubling(latest, r#"{"anyOf": [NEXT, NEXT]}"#, 40)).expect_err("2 to the 40th");
+    assert!(error.message.contains("more than 20000 subschemas"), "{error}");
+    assert!(Schema::parse(&doubling(latest, r#"{"anyOf": [NEXT, NEXT]}"#, 10)).is_ok());
+    let step = r#"{"anyOf": [NEXT, NEXT], "unevaluatedProperties": false}"#;
+    let error = Schema::parse(&doubling(latest, step, 13)).expect_err("it looks through all of them");
+    assert!(error.pointer.ends_with("/unevaluatedProperties"), "{error}");
+    assert!(Schema::parse(&doubling(latest, step, 4)).is_ok());
+}
+
+#[test]
+fn what_may_not_take_long_is_given_up_early() {
+    let costly = schema(&doubling("https://json-schema.org/draft/2020-12/schema", r#"{"anyOf": [NEXT, NEXT]}"#, 12));
+    assert_eq!(costly.validate_briefly(b"\"x\""), None);
+    let cheap = schema(r#"{"required": ["a"], "properties": {"a": {"type": "integer"}}}"#);
+    assert_eq!(cheap.validate_briefly(br#"{"a": 1}"#), Some(Ok(())));
+    assert!(cheap.validate_briefly(b"{}").is_some_and(|checked| checked.is_err()));
+}
+
+#[test]
+fn counting_changes_neither_what_is_valid_nor_where_violations_are_told() {
+    let document = r##"{"allOf": [{"$ref": "#/allOf/1"}, {"required": ["a"]}], "anyOf": [{"type": "object"}, {"type": "null"}],
+                        "x-carillon-cost": [9000000, 9000000, 9000000]}"##;
+    for draft in ["https://json-schema.org/draft/2020-12/schema", "http://json-schema.org/draft-07/schema#"] {
+        let schema = schema(&document.replacen('{', &format!("{{\"$schema\": \"{draft}\", "), 1));
+        assert_eq!(schema.validate(br#"{"a": 1}"#), Ok(()));
+        let found = schema.validate(b"{}").expect_err("there is no a");
+        let told: Vec<&str> = found.iter().map(|violation| violation.schema_pointer.as_str()).collect();
+        assert!(told.contains(&"/allOf/1/required"), "{told:?}");
+        assert!(schema.validate(b"null").is_ok() && schema.validate(b"3").is_err());
+    }
+}
+
 #[test]
 fn a_check_that_costs_too_much_is_stopped() {
     let numbers = format!("[{}]", vec!["1"; 300_000].join(","));

@@ -2,7 +2,7 @@
 
 use super::decimal::{Decimal, equal};
 use super::facts::{self, is_foreign, reference, refers_only, type_of};
-use super::names::Names;
+use super::work::Work;
 use crate::domain::schema::references::Document;
 use serde_json::{Map, Value};
 use std::cmp::Ordering;
@@ -35,18 +35,13 @@ const STRUCTURAL: [&str; 21] = [
 ];
 
 /// None where it cannot be said.
-pub(super) fn accepts<'d>(
-    document: &Document<'d>,
-    names: &mut Names,
-    schema: &'d Value,
-    value: &Value,
-) -> Option<bool> {
-    Judge { document, names }.schema(schema, value, 0)
+pub(super) fn accepts<'d>(document: &Document<'d>, work: &mut Work, schema: &'d Value, value: &Value) -> Option<bool> {
+    Judge { document, work }.schema(schema, value, 0)
 }
 
 struct Judge<'x, 'd> {
     document: &'x Document<'d>,
-    names: &'x mut Names,
+    work: &'x mut Work,
 }
 
 impl<'d> Judge<'_, 'd> {
@@ -56,7 +51,7 @@ impl<'d> Judge<'_, 'd> {
             Value::Object(members) => members,
             _ => return None,
         };
-        if depth > DEPTH_MAX || is_foreign(self.document, schema) {
+        if depth > DEPTH_MAX || !self.work.spend(1) || is_foreign(self.document, schema) {
             return None;
         }
         let mut verdict = Some(true);
@@ -127,7 +122,7 @@ impl<'d> Judge<'_, 'd> {
             }
             "pattern" => {
                 let Value::String(text) = value else { return Some(true) };
-                self.names.matches(wanted.as_str()?, text)
+                self.work.matches(wanted.as_str()?, text)
             }
             "format" | "contentEncoding" | "contentMediaType" if value.is_string() => None,
             _ if STRUCTURAL.contains(&keyword) && (value.is_object() || value.is_array()) => None,

@@ -11,11 +11,11 @@ mod accepts;
 mod array;
 mod decimal;
 mod facts;
-mod names;
 mod object;
 mod relation;
 mod same;
 mod scalar;
+mod work;
 
 use super::references::Document;
 use super::{SchemaError, draft, refuse};

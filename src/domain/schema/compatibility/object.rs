@@ -75,7 +75,7 @@ impl<'d> Relation<'d> {
     fn schemas_of<'f>(&mut self, members: &'f Members, name: &str) -> Option<Vec<&'f Value>> {
         let mut found: Vec<&Value> = map(members, "properties").and_then(|named| named.get(name)).into_iter().collect();
         for (pattern, schema) in map(members, "patternProperties").into_iter().flatten() {
-            if self.names.matches(pattern, name)? {
+            if self.work.matches(pattern, name)? {
                 found.push(schema);
             }
         }

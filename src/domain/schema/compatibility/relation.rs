@@ -6,16 +6,14 @@
 use super::accepts::accepts;
 use super::decimal::equal;
 use super::facts::{ANY, BOOLEAN, Facts, NULL, OBJECT, is_foreign, reference, refers_only, type_names, type_of, types};
-use super::names::Names;
 use super::object::required;
 use super::same::same;
+use super::work::Work;
 use super::{BREAKS_MAX, Break, Direction};
 use crate::domain::schema::references::{Document, address};
 use serde_json::{Map, Value};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
-/// How many pairs of subschemas are looked at.
-const STEPS_MAX: usize = 20_000;
 /// How deep the comparison goes into both.
 const DEPTH_MAX: usize = 96;
 /// How many alternatives of the writer are looked at one by one.
@@ -29,15 +27,24 @@ pub(super) struct Relation<'d> {
     direction: Direction,
     pub(super) writer: &'d Document<'d>,
     pub(super) reader: &'d Document<'d>,
-    pub(super) names: Names,
-    steps: usize,
+    pub(super) work: Work,
+    /// Subschemas of both that were compared.
+    compared: HashMap<(usize, usize), bool>,
     depth: usize,
     open: HashSet<Question>,
 }
 
 impl<'d> Relation<'d> {
     pub(super) fn new(direction: Direction, writer: &'d Document<'d>, reader: &'d Document<'d>) -> Self {
-        Self { direction, writer, reader, names: Names::default(), steps: 0, depth: 0, open: HashSet::new() }
+        Self {
+            direction,
+            writer,
+            reader,
+            work: Work::default(),
+            compared: HashMap::new(),
+            depth: 0,
+            open: HashSet::new(),
+        }
     }
 
     /// How messages call the schema that wrote the data, and the one that reads it.
@@ -70,11 +77,10 @@ impl<'d> Relation<'d> {
         if facts.types == 0 || schema == &Value::Bool(true) {
             return Vec::new();
         }
-        self.steps += 1;
-        if self.steps > STEPS_MAX || self.depth > DEPTH_MAX {
+        if !self.work.spend(1 + facts.parts.len()) || self.depth > DEPTH_MAX {
             return vec![self.undecided(facts, schema, "", "the schemas are too large")];
         }
-        if facts.parts.iter().any(|part| same((self.writer, part), (self.reader, schema))) {
+        if facts.parts.iter().any(|part| self.same(part, schema)) {
             return Vec::new();
         }
         let question = question(facts, schema);
@@ -89,6 +95,12 @@ impl<'d> Relation<'d> {
         breaks
     }
 
+    /// True where a subschema of the writer's says the same as one of the reader's.
+    fn same(&mut self, of_writer: &'d Value, of_reader: &'d Value) -> bool {
+        let compared = self.compared.entry((address(of_writer), address(of_reader)));
+        *compared.or_insert_with(|| same((self.writer, of_writer), (self.reader, of_reader)))
+    }
+
     fn decide(&mut self, facts: &Facts<'d>, schema: &'d Value) -> Vec<Break> {
         if let Some(values) = facts.enumerated() {
             let mut refused = None;
@@ -96,9 +108,9 @@ impl<'d> Relation<'d> {
             for value in values {
                 let possible = !facts.parts.iter().any(|part| {
                     self.writer.pointer(part).is_some()
-                        && accepts(self.writer, &mut self.names, part, value) == Some(false)
+                        && accepts(self.writer, &mut self.work, part, value) == Some(false)
                 });
-                match accepts(self.reader, &mut self.names, schema, value) {
+                match accepts(self.reader, &mut self.work, schema, value) {
                     _ if !possible => {}
                     Some(true) => {}
                     Some(false) => refused = refused.or(Some(value)),
@@ -261,11 +273,10 @@ impl<'d> Relation<'d> {
 
     /// True where no data known by `facts` satisfies a schema of the reader's.
     pub(super) fn excludes(&mut self, facts: &Facts<'d>, schema: &'d Value) -> bool {
-        self.steps += 1;
-        if self.steps > STEPS_MAX || self.depth > DEPTH_MAX {
+        if !self.work.spend(1 + facts.parts.len()) || self.depth > DEPTH_MAX {
             return false;
         }
-        if facts.not.iter().any(|not| same((self.writer, not), (self.reader, schema))) {
+        if facts.not.iter().any(|not| self.same(not, schema)) {
             return true;
         }
         let other = Facts::of(self.reader, schema);
@@ -273,14 +284,14 @@ impl<'d> Relation<'d> {
             return true;
         }
         if let Some(values) = facts.enumerated() {
-            let refuses = |value: &&Value| accepts(self.reader, &mut self.names, schema, value) == Some(false);
+            let refuses = |value: &&Value| accepts(self.reader, &mut self.work, schema, value) == Some(false);
             if values.iter().all(refuses) {
                 return true;
             }
         }
         if let Some(values) = other.enumerated() {
             let refused = values.iter().all(|value| {
-                facts.parts.iter().any(|part| accepts(self.writer, &mut self.names, part, value) == Some(false))
+                facts.parts.iter().any(|part| accepts(self.writer, &mut self.work, part, value) == Some(false))
             });
             if refused {
                 return true;

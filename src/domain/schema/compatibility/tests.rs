@@ -165,7 +165,16 @@ fn large_and_tangled_schemas_are_answered_within_the_bound() {
         .chain([r#""d60": {"type": "string"}"#.to_owned()])
         .collect::<Vec<_>>()
         .join(",");
+    let all = (0..13)
+        .map(|i| format!(r##""d{i}": {{"allOf": [{{"$ref": "#/$defs/d{0}"}}, {{"$ref": "#/$defs/d{0}"}}]}}"##, i + 1))
+        .chain([r#""d13": {"type": "string"}, "d60": {"type": "string"}"#.to_owned()])
+        .collect::<Vec<_>>()
+        .join(",");
+    let values =
+        format!(r##"{{"anyOf": [{{"$ref": "#/$defs/d0"}}, {{"enum": ["a", "b", "c", 4]}}], "$defs": {{{all}}}}}"##);
     for document in [
+        values,
+        format!(r##"{{"allOf": [{{"$ref": "#/$defs/d0"}}], "$defs": {{{all}}}}}"##),
         format!(r#"{{"anyOf": [{}]}}"#, alternatives(1_000)),
         format!(r#"{{"oneOf": [{}]}}"#, alternatives(100)),
         format!(r##"{{"$ref": "#/$defs/d0", "$defs": {{{doubling}}}}}"##),
