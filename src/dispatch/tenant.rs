@@ -384,6 +384,7 @@ impl Tenant {
         let tries = attempt - job.base;
         let class = ended.outcome.class;
         let verdict = queue.health.ended(&ended.outcome, probe, &queue.policy, now);
+        queue.health.slow_down(&ended.outcome, &queue.policy, now);
         if verdict.keep {
             let entry = job.event.entry();
             let by = |state| (state, entry.event.lineage.caused_by(entry.invocation(no)));

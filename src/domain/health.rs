@@ -14,6 +14,8 @@ use std::time::Duration;
 
 /// A receiver's wish slows the whole subscription down for this long at most.
 const PAUSE_MAX: Duration = Duration::from_secs(3_600);
+/// A receiver that asks to slow down and does not say for how long pauses it for this long at most.
+const SLOWED_MAX: Duration = Duration::from_secs(60);
 /// A subscription that is to be disabled and still fails after this long is asked for again.
 const SENTENCED_AGAIN: TimeDelta = TimeDelta::seconds(10);
 /// A receiver that has only failed for this long has that noted in the database.
@@ -48,6 +50,8 @@ pub struct Health {
     probing: bool,
     failing_since: Option<DateTime<Utc>>,
     paused_until: Option<DateTime<Utc>>,
+    /// How many pauses in a row the receiver has asked for without saying how long.
+    slowed: i32,
     /// Until when the probe that some replica has claimed may take.
     probe_until: Option<DateTime<Utc>>,
     /// Of the row that this was read from.
@@ -203,6 +207,21 @@ impl Health {
         verdict
     }
 
+    /// Slows down for a receiver of POST events that has asked for it and has not said for how long: a pause that doubles, like the wait
+    /// between attempts, until an attempt succeeds. For a listener of PRE events publishers wait, and the wait between attempts is enough.
+    pub fn slow_down(&mut self, outcome: &Outcome, policy: &DeliveryPolicy, now: DateTime<Utc>) {
+        match outcome.class {
+            // The attempts that were under way when it began to ask count as one.
+            OutcomeClass::Throttled if outcome.retry_after.is_none() && self.paused(now).is_none() => {
+                self.slowed = self.slowed.saturating_add(1);
+                let pause = policy.backoff(self.slowed, 1.0, None).min(SLOWED_MAX);
+                self.paused_until = Some(now + TimeDelta::from_std(pause).unwrap_or_default());
+            }
+            OutcomeClass::Succeeded => self.slowed = 0,
+            _ => {}
+        }
+    }
+
     fn succeeded(&mut self, probe: bool, now: DateTime<Utc>) -> Verdict {
         let mut verdict = Verdict { keep: self.noted, ..Verdict::default() };
         self.failing_since = None;
@@ -342,6 +361,23 @@ mod tests {
         let mut other = Health::default();
         other.ended(&wish(20, OutcomeClass::Failed), false, &policy(), at(0));
         assert_eq!(other.gate(&policy(), at(1)), Gate::Free, "an error is no wish");
+    }
+
+    #[test]
+    fn a_receiver_that_does_not_say_for_how_long_pauses_it_longer_each_time_and_a_minute_at_most() {
+        let mut health = Health::default();
+        let mut answers = |class, now: i64| {
+            health.slow_down(&outcome(class), &DeliveryPolicy::default(), at(now));
+            health.paused(at(now)).map(|until| (until - at(now)).num_seconds())
+        };
+        assert_eq!(answers(OutcomeClass::Throttled, 0), Some(1));
+        assert_eq!(answers(OutcomeClass::Throttled, 0), Some(1), "it was under way");
+        assert_eq!(answers(OutcomeClass::Throttled, 1), Some(2));
+        assert_eq!(answers(OutcomeClass::Failed, 3), None, "an error asks for nothing");
+        let pauses: Vec<_> = (1..8).map(|turn| answers(OutcomeClass::Throttled, turn * 100)).collect();
+        assert_eq!(pauses, [4, 8, 16, 32, 60, 60, 60].map(Some));
+        assert_eq!(answers(OutcomeClass::Succeeded, 900), None);
+        assert_eq!(answers(OutcomeClass::Throttled, 901), Some(1), "it begins anew");
     }
 
     #[test]

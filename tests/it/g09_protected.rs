@@ -130,8 +130,13 @@ async fn a_receivers_wish_slows_its_whole_subscription_down() {
     let receiver = Receiver::start().await;
     let wish = Answer::Full(429, vec![("retry-after", "3600".to_owned())], Vec::new());
     receiver.answers("/throttled", [wish]);
+    // One that does not say for how long is given the time between its attempts.
+    receiver.answers("/slowed", [Answer::Status(503)]);
     let policy = DeliveryPolicy { max_in_flight: 1, ..quick_policy() };
-    let throttled = subscribe(&tenant, &receiver, "/throttled", policy).await;
+    let throttled = subscribe(&tenant, &receiver, "/throttled", policy.clone()).await;
+    let minute = Some(Duration { seconds: 60, nanos: 0 });
+    let slow = DeliveryPolicy { initial_backoff: minute, max_backoff: minute, ..policy };
+    subscribe(&tenant, &receiver, "/slowed", slow).await;
     subscribe(&tenant, &receiver, "/free", quick_policy()).await;
     for n in 0..5 {
         tenant.publish(EVENT, &json!({ "n": n })).await;
@@ -139,7 +144,8 @@ async fn a_receivers_wish_slows_its_whole_subscription_down() {
     receiver.receives("/free", 5).await;
     let last = tenant.publish(EVENT, &json!({ "n": 5 })).await;
     receiver.receives("/free", 6).await;
-    assert_eq!(receiver.received("/throttled").len(), 1);
+    receiver.receives("/slowed", 1).await;
+    assert_eq!((receiver.received("/throttled").len(), receiver.received("/slowed").len()), (1, 1));
     let waiting = tenant.invocations_of(&last.event_id).await;
     assert!(waiting.iter().all(|invocation| invocation.attempt_count <= 1), "{waiting:?}");
     // A caller's decision does not wait for the receiver's.
