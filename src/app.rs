@@ -104,7 +104,7 @@ impl std::fmt::Debug for App {
 impl App {
     /// Builds everything and serves.
     pub async fn start(config: Config) -> Result<Self, AppError> {
-        let config = memory::affordable(config);
+        let config = files::affordable(memory::affordable(config));
         // Read first: a key that does not fit must not wait for the database.
         let keyring = Keyring::new(config.secrets.read()?)?;
         let catalogue = Arc::new(catalogue(&config)?);
@@ -219,8 +219,7 @@ impl App {
             internal: internal_listener.local_addr().map_err(AppError::Address)?,
             ops: ops_listener.local_addr().map_err(AppError::Address)?,
         };
-        let connections_max = files::affordable(config.server.connections_max);
-        let connections = || Connections::new(connections_max, config.server.connections_per_peer_max);
+        let connections = || Connections::new(config.server.connections_max, config.server.connections_per_peer_max);
         server.serve(Port {
             name: "public",
             listener: public_listener,

@@ -174,8 +174,14 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
     ),
     ("dispatch.poll_ms", "how often heads and leases are looked at, milliseconds; 50 to 1,000"),
     ("dispatch.notify_gather_ms", "hints to other replicas are gathered for this long, milliseconds; 1 to 1,000"),
-    ("dispatch.in_flight_max", "attempts that may run at the same time, those of slow listeners apart; 1 to 100,000"),
-    ("dispatch.tenant_in_flight_max", "attempts of one tenant that may run at the same time; 1 to 100,000"),
+    (
+        "dispatch.in_flight_max",
+        "attempts that may run at the same time, those of slow listeners apart; lowered to what the file descriptor limit allows; 1 to 100,000",
+    ),
+    (
+        "dispatch.tenant_in_flight_max",
+        "attempts of one tenant that may run at the same time; lowered with the one before; 1 to 100,000",
+    ),
     ("dispatch.slow_after_ms", "an attempt that has run for this long counts as slow, milliseconds; 100 to 60,000"),
     (
         "dispatch.slow_in_flight_max",
@@ -216,12 +222,20 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
         "executor.allow_private_ranges",
         "ranges (CIDR) that may be called although they are not public, such as 10.1.0.0/16",
     ),
+    (
+        "executor.nameservers",
+        "name servers for the hosts of webhooks, at most 8, such as 1.1.1.1 or [2606:4700::1111]:53; where none is named the system's resolv.conf and hosts count",
+    ),
     ("executor.dns_timeout_ms", "longest wait for a host name to be resolved, milliseconds; 1 to 300,000"),
-    ("executor.dns_lookups_max", "host names in resolution at the same time; 1 to 400"),
+    ("executor.dns_lookups_max", "host names in resolution at the same time, further ones wait; 1 to 100,000"),
     ("executor.connect_timeout_ms", "longest wait for a TCP connection, milliseconds; 1 to 300,000"),
     ("executor.tls_timeout_ms", "longest TLS handshake, milliseconds; 1 to 300,000"),
     ("executor.response_bytes_max", "most bytes read of an answer's body; 0 to 1,048,576"),
     ("executor.idle_connections_per_host", "open connections kept for reuse for each receiver; 0 to 4,096"),
+    (
+        "executor.connections_kept_max",
+        "open connections to all receivers together, beyond which none is kept for reuse; lowered to what the file descriptor limit allows; 0 to 1,000,000",
+    ),
     ("executor.idle_timeout_ms", "how long an unused connection is kept, milliseconds; 1 to 300,000"),
     ("executor.extra_ca_file", "PEM file of certificates that are trusted as roots beside those of the system"),
     ("executor.user_agent", "the user-agent header of every request; 1 to 256 visible ASCII characters or spaces"),

@@ -3,7 +3,7 @@
 use super::ExecutorError;
 use serde::{Deserialize, Serialize};
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -16,9 +16,13 @@ pub struct Config {
     /// Ranges that may be called although they are not public. Shape: CIDR texts such as `10.1.0.0/16` or `::1/128`. Default:
     /// none. A name is called only where every address it resolves to is public or in one of these.
     pub allow_private_ranges: Vec<Cidr>,
+    /// Name servers that are asked for the hosts of webhooks. Shape: an address, or one with a port, such as `1.1.1.1` or
+    /// `[2606:4700::1111]:53`. Bound: 8 of them. Default: none, and names are looked up as the system's `resolv.conf` and `hosts` say.
+    pub nameservers: Vec<NameServer>,
     /// Longest wait for a host name to be resolved. Unit: milliseconds. Default: 5,000. Bound: 1 to 300,000.
     pub dns_timeout_ms: u64,
-    /// Host names that may be in resolution at the same time. Default: 64. Bound: 1 to 400, since each holds a thread.
+    /// Host names that may be in resolution at the same time; further ones wait. Default: 16,384, more than there are attempts. Bound: 1
+    /// to 100,000.
     pub dns_lookups_max: usize,
     /// Longest wait for a TCP connection. Unit: milliseconds. Default: 5,000. Bound: 1 to 300,000.
     pub connect_timeout_ms: u64,
@@ -29,6 +33,8 @@ pub struct Config {
     /// Open connections kept for reuse for each receiver. Bound: 0 to 4,096. Default: 512: many subscriptions may call one
     /// receiver, and a bound below their common number of running attempts would close connections only to open them again.
     pub idle_connections_per_host: usize,
+    /// Open connections to all receivers together; while there are more, none is kept for reuse. Bound: 0 to 1,000,000. Default: 8,192.
+    pub connections_kept_max: usize,
     /// How long an unused connection is kept. Unit: milliseconds. Bound: 1 to 300,000. Default: 4,000: shorter than the keep-alive
     /// of common HTTP servers, so that a request seldom meets a connection the receiver is just closing.
     pub idle_timeout_ms: u64,
@@ -72,12 +78,14 @@ impl Default for Config {
         Self {
             allow_http: false,
             allow_private_ranges: Vec::new(),
+            nameservers: Vec::new(),
             dns_timeout_ms: 5_000,
-            dns_lookups_max: 64,
+            dns_lookups_max: 16_384,
             connect_timeout_ms: 5_000,
             tls_timeout_ms: 5_000,
             response_bytes_max: 64 * 1024,
             idle_connections_per_host: 512,
+            connections_kept_max: 8_192,
             idle_timeout_ms: 4_000,
             extra_ca_file: None,
             user_agent: concat!("carillon/", env!("CARGO_PKG_VERSION")).to_owned(),
@@ -99,9 +107,11 @@ impl Config {
         bound("connect_timeout_ms", timeout.contains(&self.connect_timeout_ms), "1 to 300000")?;
         bound("tls_timeout_ms", timeout.contains(&self.tls_timeout_ms), "1 to 300000")?;
         bound("idle_timeout_ms", timeout.contains(&self.idle_timeout_ms), "1 to 300000")?;
-        bound("dns_lookups_max", (1..=400).contains(&self.dns_lookups_max), "1 to 400")?;
+        bound("nameservers", self.nameservers.len() <= 8, "at most 8 of them")?;
+        bound("dns_lookups_max", (1..=100_000).contains(&self.dns_lookups_max), "1 to 100000")?;
         bound("response_bytes_max", self.response_bytes_max <= 1024 * 1024, "0 to 1048576")?;
         bound("idle_connections_per_host", self.idle_connections_per_host <= 4096, "0 to 4096")?;
+        bound("connections_kept_max", self.connections_kept_max <= 1_000_000, "0 to 1000000")?;
         let issuers = &self.issuers;
         bound("issuers.timeout_ms", (100..=60_000).contains(&issuers.timeout_ms), "100 to 60000")?;
         let document = 1_024..=16 * 1024 * 1024;
@@ -183,9 +193,64 @@ impl fmt::Display for Cidr {
     }
 }
 
+/// A name server: `<address>`, or `<address>:<port>` with an IPv6 address in brackets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct NameServer(SocketAddr);
+
+/// A text that is not the address of a name server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("is not a name server of the form <address> or <address>:<port>, such as 1.1.1.1 or [2606:4700::1111]:53")]
+pub struct NameServerError;
+
+impl NameServer {
+    /// Its address.
+    pub fn ip(self) -> IpAddr {
+        self.0.ip()
+    }
+
+    /// Its port, by UDP and by TCP.
+    pub fn port(self) -> u16 {
+        self.0.port()
+    }
+}
+
+impl From<IpAddr> for NameServer {
+    fn from(address: IpAddr) -> Self {
+        Self(SocketAddr::new(address, 53))
+    }
+}
+
+impl TryFrom<String> for NameServer {
+    type Error = NameServerError;
+
+    fn try_from(text: String) -> Result<Self, NameServerError> {
+        let address = text.parse::<IpAddr>().map(Self::from);
+        address.or_else(|_| text.parse().map(Self)).map_err(|_| NameServerError)
+    }
+}
+
+impl From<NameServer> for String {
+    fn from(server: NameServer) -> Self {
+        server.0.to_string()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn name_servers_have_a_port_or_the_usual_one() {
+        let parse = |text: &str| NameServer::try_from(text.to_owned()).map(String::from);
+        assert_eq!(parse("1.1.1.1").as_deref(), Ok("1.1.1.1:53"));
+        assert_eq!(parse("1.1.1.1:5353").as_deref(), Ok("1.1.1.1:5353"));
+        assert_eq!(parse("2606:4700::1111").as_deref(), Ok("[2606:4700::1111]:53"));
+        assert_eq!(parse("[::1]:5353").as_deref(), Ok("[::1]:5353"));
+        for wrong in ["", "dns.example.com", "1.1.1.1:", "1.1.1.1:65536", "1.1.1", "[::1]", "udp://1.1.1.1"] {
+            assert_eq!(parse(wrong), Err(NameServerError), "{wrong:?}");
+        }
+    }
 
     #[test]
     fn ranges_hold_their_addresses_and_no_others() {

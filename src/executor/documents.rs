@@ -58,6 +58,8 @@ impl Documents {
         const EXTRA_CA: &str = "issuers.extra_ca_file";
         let own = Config {
             allow_http: false,
+            // An operator names issuers, of whom the servers for names that tenants choose need not know.
+            nameservers: Vec::new(),
             allow_private_ranges: config.issuers.allow_private_ranges.clone(),
             extra_ca_file: config.issuers.extra_ca_file.clone(),
             ..config.clone()

@@ -8,7 +8,7 @@ mod config;
 pub mod documents;
 pub mod webhook;
 
-pub use config::{Cidr, CidrError, Config, Issuers};
+pub use config::{Cidr, CidrError, Config, Issuers, NameServer, NameServerError};
 
 use crate::domain::event::LogEntry;
 use crate::domain::ids::InvocationId;

@@ -1,11 +1,12 @@
 //! Sends one signed request and reads its answer within bounds: the hot path of every delivery.
 //!
-//! Connections are kept and shared by all subscriptions of a receiver. Each attempt has one deadline for everything: resolving,
+//! Connections are kept, and the next call of any subscription to a receiver takes one that is idle: HTTP/1.1, where no call waits for
+//! another's answer. Each attempt has one deadline for everything: resolving,
 //! connecting, TLS, the answer's headers and its body. Must never follow a redirect, use a proxy, or try again by itself after
 //! a receiver may have seen the request: whether to try again is dispatch's decision, and it is recorded.
 
 use super::answer;
-use super::connector::Connector;
+use super::connector::{Connector, OpenConnections};
 use super::egress::EgressGuard;
 use super::{cloudevent, decide, sign};
 use crate::clock;
@@ -16,7 +17,7 @@ use crate::domain::webhook::WebhookCall;
 use crate::executor::{Config, Delivery, ExecutorError};
 use crate::telemetry::traces;
 use bytes::Bytes;
-use http::header::{HeaderMap, HeaderName, HeaderValue, USER_AGENT};
+use http::header::{CONNECTION, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
 use http::{Method, Request};
 use http_body_util::{BodyExt as _, Full};
 use hyper_util::client::legacy::Client;
@@ -38,11 +39,8 @@ const SHOWN_VALUE_BYTES_MAX: usize = 256;
 /// What a test shows instead of a secret.
 const REDACTED: &str = "(redacted)";
 
-/// Most bytes of an answer's header section, over HTTP/1 and HTTP/2.
-const HEADER_BYTES_MAX: u16 = 32 * 1024;
-/// How often a busy HTTP/2 connection is asked whether it is still alive, and how long it may take to say so.
-const PING_EVERY: Duration = Duration::from_secs(15);
-const PONG_WITHIN: Duration = Duration::from_secs(10);
+/// Most bytes of an answer's header section.
+const HEADER_BYTES_MAX: usize = 32 * 1024;
 
 /// Calls webhooks over pooled connections.
 pub struct WebhookClient {
@@ -50,6 +48,8 @@ pub struct WebhookClient {
     guard: Arc<EgressGuard>,
     user_agent: HeaderValue,
     response_bytes_max: usize,
+    open: OpenConnections,
+    connections_kept_max: usize,
 }
 
 impl fmt::Debug for WebhookClient {
@@ -63,6 +63,7 @@ impl WebhookClient {
     pub fn new(config: &Config) -> Result<Self, ExecutorError> {
         let guard = Arc::new(EgressGuard::new(config));
         let connector = Connector::new(config, Arc::clone(&guard))?;
+        let open = connector.open();
         let user_agent = HeaderValue::from_str(&config.user_agent);
         let user_agent =
             user_agent.map_err(|_| ExecutorError::Setting { key: "user_agent", bound: "visible ASCII characters" })?;
@@ -71,14 +72,18 @@ impl WebhookClient {
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(Duration::from_millis(config.idle_timeout_ms))
             .pool_max_idle_per_host(config.idle_connections_per_host)
-            .http1_max_buf_size(usize::from(HEADER_BYTES_MAX))
-            .http2_max_header_list_size(u32::from(HEADER_BYTES_MAX))
-            .http2_keep_alive_interval(PING_EVERY)
-            .http2_keep_alive_timeout(PONG_WITHIN)
+            .http1_max_buf_size(HEADER_BYTES_MAX)
             // Repeats only what was never written, on a kept connection that the receiver had closed meanwhile.
             .retry_canceled_requests(true)
             .build(connector);
-        Ok(Self { http, guard, user_agent, response_bytes_max: config.response_bytes_max })
+        Ok(Self {
+            http,
+            guard,
+            user_agent,
+            response_bytes_max: config.response_bytes_max,
+            open,
+            connections_kept_max: config.connections_kept_max,
+        })
     }
 
     /// The guard of this client's connections.
@@ -166,7 +171,7 @@ impl WebhookClient {
             start.extend_from_slice(&data[..data.len().min(room)]);
             read += data.len();
             if read > self.response_bytes_max {
-                // Leaving the body unread ends an HTTP/1 connection, and resets an HTTP/2 stream.
+                // Leaving the body unread ends the connection.
                 break;
             }
         }
@@ -213,6 +218,9 @@ impl WebhookClient {
         headers.insert(WEBHOOK_TIMESTAMP, own_value(timestamp));
         if delivery.replay {
             headers.insert(WEBHOOK_REPLAY, HeaderValue::from_static("true"));
+        }
+        if self.open.count() > self.connections_kept_max {
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
         traces::inject(&mut headers);
         let mut request = Request::new(Full::new(body));

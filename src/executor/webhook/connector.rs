@@ -16,7 +16,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -38,6 +38,8 @@ pub struct Connector {
     tls: TlsConnector,
     connect_timeout: Duration,
     tls_timeout: Duration,
+    /// Held once by each connection that is open.
+    open: Arc<()>,
 }
 
 /// Why there is no connection. No text names an address.
@@ -87,13 +89,21 @@ impl Connector {
         let builder = ClientConfig::builder_with_provider(provider);
         let builder = builder.with_safe_default_protocol_versions().map_err(ExecutorError::Tls)?;
         let mut tls = builder.with_root_certificates(roots).with_no_client_auth();
-        tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        // HTTP/2 would share one connection among all who call a receiver, and a receiver that hangs on some calls, up to the number of
+        // streams that it allows, would hold up all others.
+        tls.alpn_protocols = vec![b"http/1.1".to_vec()];
         Ok(Self {
             guard,
             tls: TlsConnector::from(Arc::new(tls)),
             connect_timeout: Duration::from_millis(config.connect_timeout_ms),
             tls_timeout: Duration::from_millis(config.tls_timeout_ms),
+            open: Arc::default(),
         })
+    }
+
+    /// The connections that are open, for whoever counts them.
+    pub(super) fn open(&self) -> OpenConnections {
+        OpenConnections(Arc::downgrade(&self.open))
     }
 
     async fn connect(self, uri: http::Uri) -> Result<TokioIo<ReceiverStream>, ConnectError> {
@@ -113,12 +123,14 @@ impl Connector {
         // Requests are written in one piece; waiting for more would only delay them.
         tcp.set_nodelay(true).map_err(ConnectError::Refused)?;
         if !https {
-            return Ok(TokioIo::new(ReceiverStream::Plain(tcp)));
+            return Ok(TokioIo::new(ReceiverStream { transport: Transport::Plain(tcp), _open: self.open }));
         }
         let bare = host.trim_start_matches('[').trim_end_matches([']', '.']);
         let name = ServerName::try_from(bare.to_owned()).map_err(|_| ConnectError::Blocked(Blocked::Host))?;
         match timeout(self.tls_timeout, self.tls.connect(name, tcp)).await {
-            Ok(Ok(tls)) => Ok(TokioIo::new(ReceiverStream::Tls(Box::new(tls)))),
+            Ok(Ok(tls)) => {
+                Ok(TokioIo::new(ReceiverStream { transport: Transport::Tls(Box::new(tls)), _open: self.open }))
+            }
             Ok(Err(error)) => Err(ConnectError::Tls(tls_fault(&error), error)),
             Err(_) => Err(ConnectError::Timeout("the TLS handshake")),
         }
@@ -193,8 +205,24 @@ impl tower::Service<http::Uri> for Connector {
     }
 }
 
+/// Counts the connections of a [`Connector`] and of its clones, those included that are just made.
+#[derive(Debug, Clone)]
+pub(super) struct OpenConnections(Weak<()>);
+
+impl OpenConnections {
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.0.strong_count()
+    }
+}
+
 /// An open connection to a receiver.
-pub enum ReceiverStream {
+pub struct ReceiverStream {
+    transport: Transport,
+    _open: Arc<()>,
+}
+
+enum Transport {
     /// Plain TCP.
     Plain(TcpStream),
     /// TLS with a verified certificate.
@@ -203,27 +231,24 @@ pub enum ReceiverStream {
 
 impl Connection for ReceiverStream {
     fn connected(&self) -> Connected {
-        match self {
-            Self::Tls(tls) if tls.get_ref().1.alpn_protocol() == Some(b"h2") => Connected::new().negotiated_h2(),
-            _ => Connected::new(),
-        }
+        Connected::new()
     }
 }
 
 impl AsyncRead for ReceiverStream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(tcp) => Pin::new(tcp).poll_read(cx, buf),
-            Self::Tls(tls) => Pin::new(tls).poll_read(cx, buf),
+        match &mut self.get_mut().transport {
+            Transport::Plain(tcp) => Pin::new(tcp).poll_read(cx, buf),
+            Transport::Tls(tls) => Pin::new(tls).poll_read(cx, buf),
         }
     }
 }
 
 impl AsyncWrite for ReceiverStream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Plain(tcp) => Pin::new(tcp).poll_write(cx, buf),
-            Self::Tls(tls) => Pin::new(tls).poll_write(cx, buf),
+        match &mut self.get_mut().transport {
+            Transport::Plain(tcp) => Pin::new(tcp).poll_write(cx, buf),
+            Transport::Tls(tls) => Pin::new(tls).poll_write(cx, buf),
         }
     }
 
@@ -232,30 +257,30 @@ impl AsyncWrite for ReceiverStream {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Plain(tcp) => Pin::new(tcp).poll_write_vectored(cx, bufs),
-            Self::Tls(tls) => Pin::new(tls).poll_write_vectored(cx, bufs),
+        match &mut self.get_mut().transport {
+            Transport::Plain(tcp) => Pin::new(tcp).poll_write_vectored(cx, bufs),
+            Transport::Tls(tls) => Pin::new(tls).poll_write_vectored(cx, bufs),
         }
     }
 
     fn is_write_vectored(&self) -> bool {
-        match self {
-            Self::Plain(tcp) => tcp.is_write_vectored(),
-            Self::Tls(tls) => tls.is_write_vectored(),
+        match &self.transport {
+            Transport::Plain(tcp) => tcp.is_write_vectored(),
+            Transport::Tls(tls) => tls.is_write_vectored(),
         }
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(tcp) => Pin::new(tcp).poll_flush(cx),
-            Self::Tls(tls) => Pin::new(tls).poll_flush(cx),
+        match &mut self.get_mut().transport {
+            Transport::Plain(tcp) => Pin::new(tcp).poll_flush(cx),
+            Transport::Tls(tls) => Pin::new(tls).poll_flush(cx),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(tcp) => Pin::new(tcp).poll_shutdown(cx),
-            Self::Tls(tls) => Pin::new(tls).poll_shutdown(cx),
+        match &mut self.get_mut().transport {
+            Transport::Plain(tcp) => Pin::new(tcp).poll_shutdown(cx),
+            Transport::Tls(tls) => Pin::new(tls).poll_shutdown(cx),
         }
     }
 }

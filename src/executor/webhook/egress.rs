@@ -7,6 +7,7 @@
 //!
 //! Source: the IANA IPv4 and IPv6 Special-Purpose Address Registries; RFC 6052 (NAT64), RFC 3056 (6to4), RFC 4380 (Teredo).
 
+use super::names::Names;
 use crate::domain::webhook::WebhookUri;
 use crate::executor::config::{Cidr, Config};
 use moka::future::Cache;
@@ -36,10 +37,10 @@ pub struct EgressGuard {
     allow_http: bool,
     allowed: Vec<Cidr>,
     lookup_timeout: Duration,
-    lookups: Arc<Semaphore>,
-    /// Addresses by name, before they are judged. One look-up serves all who ask at the same time, so that a name whose
-    /// servers hang holds one of the parallel look-ups and not all of them.
-    names: Cache<String, Arc<[IpAddr]>>,
+    lookups: Semaphore,
+    names: Names,
+    /// Addresses by name, before they are judged. One look-up serves all who ask at the same time.
+    kept: Cache<String, Arc<[IpAddr]>>,
 }
 
 /// Why a target must not be called. No text names an address.
@@ -86,12 +87,14 @@ enum Host<'a> {
 impl EgressGuard {
     /// A guard by the executor's settings.
     pub fn new(config: &Config) -> Self {
+        let lookup_timeout = Duration::from_millis(config.dns_timeout_ms);
         Self {
             allow_http: config.allow_http,
             allowed: config.allow_private_ranges.clone(),
-            lookup_timeout: Duration::from_millis(config.dns_timeout_ms),
-            lookups: Arc::new(Semaphore::new(config.dns_lookups_max)),
-            names: Cache::builder().max_capacity(NAMES_MAX).time_to_live(NAME_KEPT).build(),
+            lookup_timeout,
+            lookups: Semaphore::new(config.dns_lookups_max),
+            names: Names::new(&config.nameservers, lookup_timeout),
+            kept: Cache::builder().max_capacity(NAMES_MAX).time_to_live(NAME_KEPT).build(),
         }
     }
 
@@ -137,27 +140,9 @@ impl EgressGuard {
     }
 
     async fn look_up(&self, name: &str) -> Result<Arc<[IpAddr]>, ResolveError> {
-        if let Some(addresses) = self.names.get(name).await {
-            return Ok(addresses);
-        }
-        let owned = name.to_owned();
-        let lookups = Arc::clone(&self.lookups);
-        let answer = self.names.try_get_with_by_ref(name, async move {
-            let permit = lookups.acquire_owned().await.map_err(|_| ResolveError::Timeout)?;
-            // The resolver's thread cannot be stopped. The task keeps the permit until the thread is done, even where the one
-            // who asked has left, so that threads stay bounded.
-            let task = tokio::spawn(async move {
-                let _permit = permit;
-                let found = tokio::net::lookup_host((owned.as_str(), 0)).await.map_err(|_| ResolveError::NotFound)?;
-                let mut addresses: Vec<IpAddr> = Vec::new();
-                for address in found.map(|socket| socket.ip()) {
-                    if !addresses.contains(&address) {
-                        addresses.push(address);
-                    }
-                }
-                if addresses.is_empty() { Err(ResolveError::NotFound) } else { Ok(addresses.into()) }
-            });
-            task.await.unwrap_or(Err(ResolveError::NotFound))
+        let answer = self.kept.try_get_with_by_ref(name, async {
+            let _permit = self.lookups.acquire().await.map_err(|_| ResolveError::Timeout)?;
+            self.names.look_up(name).await.map(Arc::from)
         });
         match timeout(self.lookup_timeout, answer).await {
             Ok(answer) => answer.map_err(|error| *error),

@@ -15,6 +15,7 @@ pub mod cloudevent;
 pub(super) mod connector;
 mod decide;
 pub mod egress;
+mod names;
 pub mod sign;
 
 #[cfg(test)]

@@ -1,33 +1,32 @@
 //! G1: names that lead inside. Beside an address that may be called they have one that may not, or they turn from one to the other
 //! between any two look-ups. A listener on the forbidden side counts that nothing came, while what is allowed is delivered.
 
-use std::fmt::Write as _;
-use std::fs::{self, File};
-use std::os::unix::fs::FileExt as _;
-use std::path::PathBuf;
+use std::collections::HashMap;
+use std::fs;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 
 use carillon::proto::public::{Invocation, InvocationState, OutcomeClass};
+use hickory_resolver::proto::op::Message;
+use hickory_resolver::proto::rr::{RData, Record, RecordType};
 use serde_json::json;
-use tokio::net::TcpListener;
-use tokio::time::interval;
+use tokio::net::{TcpListener, UdpSocket};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::TYPE;
-use crate::harness::{Receiver, Tenant, World, eventually};
+use crate::harness::process::Confinement;
+use crate::harness::{Answer, Receiver, Tenant, World, eventually};
 
-/// Where a receiver may be. Of the same length as [`FORBIDDEN`], so that a line never changes its place in the file.
+/// Where a receiver may be.
 const ALLOWED: &str = "127.0.0.2";
 /// Where nothing may go.
 const FORBIDDEN: &str = "127.0.0.3";
 /// Names that turn.
 const NAMES: usize = 48;
 
-/// What the look-up of names finds, and who came to which side.
+/// Who came to which side.
 struct Sides {
-    hosts: PathBuf,
     allowed: Receiver,
     forbidden: Arc<AtomicUsize>,
     _stop: DropGuard,
@@ -35,9 +34,7 @@ struct Sides {
 
 impl Sides {
     /// Two receivers on one port, one on each side.
-    async fn open(world: &World) -> Self {
-        let hosts = world.path("hosts");
-        fs::write(&hosts, "127.0.0.1 localhost\n").expect("a file in the temporary folder");
+    async fn open() -> Self {
         let (allowed, listener) = eventually("a port is free on both sides", || async {
             let allowed = Receiver::start_at(ALLOWED).await;
             TcpListener::bind((FORBIDDEN, allowed.port())).await.map(|listener| (allowed, listener))
@@ -52,19 +49,22 @@ impl Sides {
             }
         };
         tokio::spawn(stop.clone().run_until_cancelled_owned(count));
-        Self { hosts, allowed, forbidden, _stop: stop.drop_guard() }
+        Self { allowed, forbidden, _stop: stop.drop_guard() }
     }
 
-    /// A world whose replica looks names up here and may call the allowed side.
-    async fn world() -> (World, Self, Tenant) {
-        let allowed = format!("[executor]\nallow_private_ranges = [\"{ALLOWED}/32\"]");
-        let mut world = World::start_with(0, &allowed).await;
-        let sides = Self::open(&world).await;
-        world.hosts = Some(sides.hosts.clone());
+    /// A replica that may call the allowed side, with a further setting and, where there is one, a hosts file of its own.
+    async fn world(setting: &str, hosts: Option<&str>) -> (World, Tenant) {
+        let config = format!("[executor]\nallow_private_ranges = [\"{ALLOWED}/32\"]\n{setting}");
+        let mut world = World::start_with(0, &config).await;
+        if let Some(records) = hosts {
+            let file = world.path("hosts");
+            fs::write(&file, records).expect("a file in the temporary folder");
+            world.confinement = Some(Confinement::Hosts(file));
+        }
         world.add_replica().await;
         let tenant = world.tenant().await;
         tenant.declare(TYPE).await;
-        (world, sides, tenant)
+        (world, tenant)
     }
 
     /// Subscribes a name's receiver; the path tells who was called.
@@ -81,14 +81,34 @@ impl Sides {
     }
 }
 
-/// The records of names of which those with an even number, or the odd ones, lead inside.
-fn turned(odd: bool) -> String {
-    let mut text = String::new();
-    for name in 0..NAMES {
-        let address = if (name % 2 == 1) == odd { FORBIDDEN } else { ALLOWED };
-        writeln!(text, "{address} name{name}.test").expect("writing to a string cannot fail");
-    }
-    text
+/// A name server whose names turn: the first answer is one side, the next one the other, and so on; those with an odd number begin
+/// inside. Answers may be kept for no time at all.
+async fn turning_names(stop: &CancellationToken) -> SocketAddr {
+    let socket = UdpSocket::bind("127.0.0.1:0").await.expect("a free port");
+    let address = socket.local_addr().expect("it is bound");
+    let serve = async move {
+        let (mut packet, mut asked) = ([0; 4_096], HashMap::<String, usize>::new());
+        loop {
+            let (length, from) = socket.recv_from(&mut packet).await.expect("a datagram");
+            let question = Message::from_vec(&packet[..length]).expect("a question");
+            let query = question.queries[0].clone();
+            let mut answer = Message::response(question.id, question.op_code);
+            answer.add_query(query.clone());
+            if query.query_type() == RecordType::A {
+                let name = query.name().to_string();
+                let number: usize =
+                    name.trim_start_matches("name").trim_end_matches(".test.").parse().expect("a number");
+                let times = asked.entry(name).or_default();
+                let side = if (number + *times).is_multiple_of(2) { ALLOWED } else { FORBIDDEN };
+                *times += 1;
+                let address: IpAddr = side.parse().expect("an address");
+                answer.add_answer(Record::from_rdata(query.name().clone(), 0, RData::from(address)));
+            }
+            socket.send_to(&answer.to_vec().expect("an answer"), from).await.expect("it is sent");
+        }
+    };
+    tokio::spawn(stop.clone().run_until_cancelled_owned(serve));
+    address
 }
 
 /// True where the address was refused, at the first attempt, without a word of which it is.
@@ -102,12 +122,12 @@ fn is_blocked(invocation: &Invocation) -> bool {
 
 #[tokio::test]
 async fn g1_a_name_with_one_record_inside_is_blocked_whatever_the_others_are() {
-    let (_world, sides, tenant) = Sides::world().await;
+    let sides = Sides::open().await;
     let records = format!(
         "{ALLOWED} one.test\n{ALLOWED} mixed.test\n{FORBIDDEN} mixed.test\n{FORBIDDEN} inside.test\n\
          ::1 six.test\n{ALLOWED} six.test\n::ffff:{FORBIDDEN} mapped.test\n"
     );
-    fs::write(&sides.hosts, records).expect("the file is there");
+    let (_world, tenant) = Sides::world("", Some(&records)).await;
     let mut subscriptions = Vec::new();
     for name in ["one.test", "mixed.test", "inside.test", "six.test", "mapped.test"] {
         subscriptions.push((name, sides.subscribe(&tenant, name).await));
@@ -125,30 +145,41 @@ async fn g1_a_name_with_one_record_inside_is_blocked_whatever_the_others_are() {
 
 #[tokio::test]
 async fn g1_names_that_turn_inward_between_two_look_ups_reach_nothing() {
-    let (_world, sides, tenant) = Sides::world().await;
-    let turns = [turned(false), turned(true)];
-    assert_eq!(turns[0].len(), turns[1].len(), "one overwrites the other line by line");
-    fs::write(&sides.hosts, &turns[0]).expect("the file is there");
-    // In place: the mount shows this very file. Whatever a reader meets, each line says one of the two.
-    let file = File::options().write(true).open(&sides.hosts).expect("the file is there");
-    let turning = tokio::spawn(async move {
-        let mut ticks = interval(Duration::from_millis(1));
-        for turn in (0..2).cycle() {
-            ticks.tick().await;
-            file.write_all_at(turns[turn].as_bytes(), 0).expect("the file can be written");
-        }
-    });
+    let (sides, stop) = (Sides::open().await, CancellationToken::new());
+    let _stop = stop.clone().drop_guard();
+    let nameservers = format!("nameservers = [\"{}\"]", turning_names(&stop).await);
+    let (_world, tenant) = Sides::world(&nameservers, None).await;
     for name in 0..NAMES {
         sides.subscribe(&tenant, &format!("name{name}.test")).await;
     }
     let event_id = tenant.publish(TYPE, &json!({})).await.event_id;
     let all = ended(&tenant, &event_id, NAMES).await;
-    turning.abort();
     let (blocked, other): (Vec<_>, Vec<_>) = all.iter().partition(|one| is_blocked(one));
     assert!(other.iter().all(|one| one.state() == InvocationState::Succeeded), "{other:#?}");
     let delivered: usize = (0..NAMES).map(|name| sides.allowed.received(&format!("/name{name}.test")).len()).sum();
     assert_eq!(delivered, other.len(), "what succeeded arrived, once, on the allowed side");
-    assert!(!blocked.is_empty() && !other.is_empty(), "both were met: {} blocked of {NAMES}", blocked.len());
+    // Whatever was looked up once was judged and called by that one answer; a second look-up would have turned it.
+    assert_eq!((blocked.len(), other.len()), (NAMES / 2, NAMES / 2));
+    assert_eq!(sides.forbidden(), 0, "something reached the forbidden side");
+}
+
+#[tokio::test]
+async fn g1_a_name_that_moves_inside_is_blocked_from_then_on() {
+    let sides = Sides::open().await;
+    let (world, tenant) = Sides::world("", Some(&format!("{ALLOWED} moved.test\n"))).await;
+    // Without this, calls would go on over the connection that was judged when it was opened.
+    sides.allowed.answers("/moved.test", [Answer::Full(200, vec![("connection", "close".to_owned())], Vec::new())]);
+    sides.subscribe(&tenant, "moved.test").await;
+    tenant.publish(TYPE, &json!({})).await;
+    sides.allowed.receives("/moved.test", 1).await;
+    // In place: what is mounted is this very file.
+    fs::write(world.path("hosts"), format!("{FORBIDDEN} moved.test\n")).expect("the file can be written");
+    eventually("the change is seen", || async {
+        let event_id = tenant.publish(TYPE, &json!({})).await.event_id;
+        let all = ended(&tenant, &event_id, 1).await;
+        if is_blocked(&all[0]) { Ok(()) } else { Err(all) }
+    })
+    .await;
     assert_eq!(sides.forbidden(), 0, "something reached the forbidden side");
 }
 

@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 use carillon::proto::internal::PublishRequest;
 use carillon::proto::internal::publish_service_client::PublishServiceClient;
 use carillon::proto::public::event_service_client::EventServiceClient;
-use carillon::proto::public::event_type_service_client::EventTypeServiceClient;
 use carillon::proto::public::{
     CreateEventTypeRequest, EventPhase, EventView, GetEventRequest, InvocationState, ListEventTypesRequest,
     ListEventsRequest,
@@ -21,11 +20,10 @@ use tonic::Code;
 use tonic::transport::Channel;
 use tonic_types::StatusExt as _;
 
-use crate::harness::connect::{Bearer, mutual, plain};
+use crate::harness::connect::mutual;
 use crate::harness::database::{Cluster, owner_url};
-use crate::harness::process::Process;
+use crate::harness::process::{Confinement, Process};
 use crate::harness::tenant::{Public, publish_request};
-use crate::harness::world::Addresses;
 use crate::harness::{Answer, Receiver, World, eventually, within};
 
 /// What `carillon` says to arguments that it ends with.
@@ -334,23 +332,6 @@ async fn l2_a_stop_in_the_middle_of_a_pre_event_waits_for_its_listeners() {
     assert_eq!(receiver.received("/pre").len(), 1, "its listener is asked once");
 }
 
-/// Starts a further replica below a shell that limits what it may have.
-async fn limited(world: &World, limit: &str) -> (Process, String) {
-    let (file, ready) = (world.path("replica-1.toml"), world.path("limited.ready"));
-    let carillon = env!("CARGO_BIN_EXE_carillon");
-    let mut command = std::process::Command::new("sh");
-    command.args(["-c", &format!("ulimit {limit} && exec {carillon} \"$@\""), "sh"]);
-    command.arg("serve").arg("--config").arg(&file).arg("--ready-file").arg(&ready);
-    let mut process = Process::spawn(command, &world.path("limited.log")).expect("sh starts");
-    let ready = eventually("the replica is ready", || {
-        assert!(process.is_running(), "it ended: {}", process.log_tail());
-        let text = std::fs::read_to_string(&ready).map_err(|error| error.to_string());
-        async move { text }
-    })
-    .await;
-    (process, ready)
-}
-
 /// Publishes the same request a number of times, again wherever the replica says that it has no room. How often it said so.
 async fn publish_all(publisher: PublishServiceClient<Channel>, request: PublishRequest, times: usize) -> usize {
     let refused = AtomicUsize::new(0);
@@ -422,9 +403,10 @@ async fn l2_a_replica_with_little_memory_serves_under_load_and_refuses_what_it_h
 
 #[tokio::test]
 async fn l2_a_replica_with_few_descriptors_serves() {
-    let world = World::start(1).await;
-    let (mut process, ready) = limited(&world, "-n 256").await;
-    let addresses: Addresses = serde_json::from_str(&ready).expect("it is JSON");
+    let mut world = World::start(0).await;
+    world.confinement = Some(Confinement::Limit("-n 256"));
+    let replica = world.add_replica().await;
+    let addresses = world.replicas[replica].addresses.clone();
     // More connections than it has descriptors, and then a call.
     let mut silent = Vec::new();
     for _ in 0..300 {
@@ -432,10 +414,10 @@ async fn l2_a_replica_with_few_descriptors_serves() {
     }
     drop(silent);
     let tenant = world.tenant().await;
-    let client = EventTypeServiceClient::with_interceptor(plain(&addresses.public), Bearer::new(&tenant.key));
     eventually("a call is answered", || async {
-        client.clone().list_event_types(ListEventTypesRequest::default()).await.map(drop)
+        tenant.types().list_event_types(ListEventTypesRequest::default()).await.map(drop)
     })
     .await;
+    let process = &mut world.replicas[replica].process;
     assert!(process.is_running() && !process.log().contains("panicked"), "{}", process.log_tail());
 }

@@ -15,8 +15,14 @@ use super::wait::eventually;
 /// Kills `$1` when standard input ends.
 const WATCHDOG: &str = "read -r _; kill -s KILL \"$1\" 2>/dev/null";
 
-/// Mounts `$1` over the file that names are looked up in, and becomes the rest.
-const WITH_HOSTS: &str = r#"mount --bind "$1" /etc/hosts && shift && exec "$@""#;
+/// What a program under test is given less of, or something else of, than the machine has.
+#[derive(Debug, Clone)]
+pub enum Confinement {
+    /// A file of ours is its `/etc/hosts`, in a mount namespace of its own.
+    Hosts(PathBuf),
+    /// It may have no more than `ulimit` is told here, such as `-n 256`.
+    Limit(&'static str),
+}
 
 /// A child with its log file.
 #[derive(Debug)]
@@ -32,15 +38,22 @@ impl Process {
         Self::program(Command::new(env!("CARGO_BIN_EXE_carillon")))
     }
 
-    /// The program under test, to which a file of ours is `/etc/hosts`, in a mount namespace of its own. Whoever may not make one is
-    /// given a user namespace around it. Its process id is that of the command.
-    pub fn carillon_with_hosts(hosts: &Path) -> Command {
-        let mut command = Command::new("unshare");
-        command.arg("--mount");
-        if !geteuid().is_root() {
-            command.arg("--map-root-user");
-        }
-        command.args(["sh", "-c", WITH_HOSTS, "sh"]).arg(hosts).arg(env!("CARGO_BIN_EXE_carillon"));
+    /// The program under test, confined. Its process id is that of the command.
+    pub fn carillon_in(confinement: &Confinement) -> Command {
+        let (mut command, script) = match confinement {
+            Confinement::Limit(limit) => (Command::new("sh"), format!("ulimit {limit}")),
+            Confinement::Hosts(hosts) => {
+                let mut command = Command::new("unshare");
+                command.arg("--mount");
+                // Whoever may not make a mount namespace may make one in a user namespace.
+                if !geteuid().is_root() {
+                    command.arg("--map-root-user");
+                }
+                command.arg("sh");
+                (command, format!("mount --bind '{}' /etc/hosts", hosts.display()))
+            }
+        };
+        command.args(["-c", &format!("{script} && exec \"$@\""), "sh", env!("CARGO_BIN_EXE_carillon")]);
         Self::program(command)
     }
 

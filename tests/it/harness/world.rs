@@ -16,7 +16,7 @@ use tonic::transport::Channel;
 
 use super::connect::{Identity, mutual, plain};
 use super::database::Cluster;
-use super::process::Process;
+use super::process::{Confinement, Process};
 use super::tenant::Tenant;
 use super::wait::eventually;
 
@@ -64,8 +64,8 @@ pub struct World {
     pub settings: String,
     /// Variables of the environment of the replicas that start from now on.
     pub environment: Vec<(&'static str, String)>,
-    /// What stands in the place of `/etc/hosts` for the replicas that start from now on.
-    pub hosts: Option<PathBuf>,
+    /// What the replicas that start from now on are confined to.
+    pub confinement: Option<Confinement>,
     started: usize,
 }
 
@@ -119,7 +119,7 @@ impl World {
             database_url,
             settings,
             environment: Vec::new(),
-            hosts: None,
+            confinement: None,
             started: 0,
         };
         for _ in 0..replicas {
@@ -148,10 +148,7 @@ impl World {
         let file = self.path(&format!("{name}.toml"));
         let ready = self.path(&format!("{name}.ready"));
         fs::write(&file, self.configuration()).expect("a configuration file");
-        let mut command = match &self.hosts {
-            None => Process::carillon(),
-            Some(hosts) => Process::carillon_with_hosts(hosts),
-        };
+        let mut command = self.confinement.as_ref().map_or_else(Process::carillon, Process::carillon_in);
         command.arg("serve").arg("--config").arg(&file).arg("--ready-file").arg(&ready);
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         let mut process = Process::spawn(command, &self.path(&format!("{name}.log"))).expect("carillon starts");

@@ -1,4 +1,4 @@
-//! The executor over TLS: additional roots, HTTP/2, and certificates that are not to be trusted.
+//! The executor over TLS: additional roots, receivers that would rather speak HTTP/2, and certificates that are not to be trusted.
 
 use super::*;
 
@@ -37,6 +37,9 @@ async fn serve_tls(tls: Arc<rustls::ServerConfig>) -> Receiver {
 async fn serve_http(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
     let service = hyper::service::service_fn(|request: http::Request<hyper::body::Incoming>| async move {
         let version = format!("{:?}", request.version());
+        if request.uri().path() == "/hang" {
+            return std::future::pending().await;
+        }
         let body = request.into_body().collect().await?.to_bytes();
         assert!(body.starts_with(b"{\"specversion\""));
         Ok::<_, hyper::Error>(http::Response::new(Full::new(Bytes::from(version))))
@@ -46,7 +49,7 @@ async fn serve_http(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static
 }
 
 #[tokio::test]
-async fn an_additional_root_is_trusted_over_tls_and_http2_is_spoken() {
+async fn an_additional_root_is_trusted_and_connections_are_kept() {
     let (root, tls) = authority("localhost");
     let receiver = serve_tls(tls).await;
     let folder = tempfile::tempdir().expect("a folder");
@@ -59,7 +62,7 @@ async fn an_additional_root_is_trusted_over_tls_and_http2_is_spoken() {
         let outcome = attempt_by(&executor, &format!("https://localhost:{port}/hook"), LONG).await;
         assert_eq!(
             (outcome.class, outcome.excerpt.as_deref()),
-            (OutcomeClass::Succeeded, Some("HTTP/2.0")),
+            (OutcomeClass::Succeeded, Some("HTTP/1.1")),
             "{outcome:?}"
         );
     }
@@ -68,6 +71,31 @@ async fn an_additional_root_is_trusted_over_tls_and_http2_is_spoken() {
     let outcome = attempt_by(&executor, &format!("https://127.0.0.1:{port}/hook"), LONG).await;
     assert_eq!(outcome.class, OutcomeClass::Unreachable);
     assert!(outcome.error.is_some_and(|error| error.contains("TLS") && error.contains("another host name")));
+}
+
+#[tokio::test]
+async fn g9_calls_that_hang_hold_up_no_other_call_to_the_same_receiver() {
+    let (root, tls) = authority("localhost");
+    let receiver = serve_tls(tls).await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("roots.pem");
+    std::fs::write(&path, root).expect("written");
+    let executor = executor(&Config { extra_ca_file: Some(path), ..loopback() });
+    let uri = |path: &str| format!("https://localhost:{}{path}", receiver.address.port());
+    // More than HTTP/2 servers let a connection carry.
+    let hanging: Vec<_> = (0..300)
+        .map(|_| {
+            let (executor, uri) = (executor.clone(), uri("/hang"));
+            tokio::spawn(async move { attempt_by(&executor, &uri, LONG).await })
+        })
+        .collect();
+    while receiver.connections() < hanging.len() {
+        tokio::task::yield_now().await;
+    }
+    let outcome = attempt_by(&executor, &uri("/ok"), LONG).await;
+    assert_eq!(outcome.class, OutcomeClass::Succeeded, "{outcome:?}");
+    assert!(hanging.iter().all(|attempt| !attempt.is_finished()), "they hang on");
+    hanging.iter().for_each(tokio::task::JoinHandle::abort);
 }
 
 #[tokio::test]
