@@ -32,5 +32,6 @@ pub mod publish;
 pub mod shutdown;
 pub mod store;
 pub mod telemetry;
+pub mod turnstile;
 pub mod watch;
 pub mod wire;

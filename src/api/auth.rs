@@ -15,18 +15,21 @@ pub use issuer::FetchDocument;
 pub use issuers::{IssuerError, Issuers};
 pub use tokens::Tokens;
 
+use super::in_flight::{Credential, InFlight};
 use super::status::ApiError;
 use crate::clock;
 use crate::domain::access::{Caller, PeerIdentity, Publisher, Role, Subject};
 use crate::domain::ids::ApiKeyId;
 use crate::store::api_keys::ApiKey;
 use crate::store::{Store, StoreError};
+use crate::turnstile::Turnstile;
 use aws_lc_rs::digest::{SHA256, digest};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use http::{Extensions, HeaderMap, header};
 use moka::future::Cache;
 use secrecy::SecretString;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use subtle::ConstantTimeEq as _;
@@ -35,6 +38,8 @@ use tonic::Request;
 /// How long a credential may be believed after it was looked up.
 const CACHE_TTL: Duration = Duration::from_secs(5);
 const CACHE_ENTRIES_MAX: u64 = 10_000;
+/// Keys that are looked up at the same time: some of the database's connections, so that strangers never have them all.
+const LOOK_UPS_MAX: usize = 4;
 /// What every API key begins with.
 const KEY_PREFIX: &str = "car_";
 
@@ -111,17 +116,24 @@ impl Credentials {
         Self { keys, tokens }
     }
 
-    /// The caller of a request with these headers.
+    /// The caller of a request with these headers. Until it is known whose key it is, the call is one of its address.
     ///
-    /// Errors: CREDENTIAL_INVALID, or the store's.
-    pub async fn authenticate(&self, headers: &HeaderMap) -> Result<Caller, ApiError> {
+    /// Errors: CREDENTIAL_INVALID, QUOTA_EXCEEDED where the address has too many calls open, or the store's.
+    pub async fn authenticate(
+        &self,
+        headers: &HeaderMap,
+        address: Option<IpAddr>,
+        in_flight: &InFlight,
+    ) -> Result<Caller, ApiError> {
         let text = bearer(headers).ok_or(ApiError::CredentialInvalid)?;
-        // A token begins with the base64 of a brace.
-        if text.starts_with(KEY_PREFIX) {
-            self.keys.authenticate(text).await
-        } else {
-            self.tokens.authenticate(text).await
+        // A token begins with the base64 of a brace; it is judged by what is known in memory.
+        if !text.starts_with(KEY_PREFIX) {
+            return self.tokens.authenticate(text).await;
         }
+        let (id, secret) = key_parts(text).ok_or(ApiError::CredentialInvalid)?;
+        let stranger = !self.keys.cache.contains_key(&id);
+        let _place = stranger.then(|| in_flight.admit(Credential::Anonymous(address))).transpose()?;
+        self.keys.authenticate(id, secret, address).await
     }
 
     /// Whether a caller's credential still counts: asked once in a while by streams that outlive their first check.
@@ -138,21 +150,23 @@ impl Credentials {
 pub struct ApiKeys {
     store: Store,
     cache: Cache<ApiKeyId, Option<KeyAndHash>>,
+    /// Look-ups of keys that callers show, by where these call from: whoever shows one key after the other waits for himself.
+    look_ups: Turnstile<Option<IpAddr>>,
 }
 
 impl ApiKeys {
     /// Looks keys up in a store.
     pub fn new(store: Store) -> Self {
-        Self { store, cache: Cache::builder().max_capacity(CACHE_ENTRIES_MAX).time_to_live(CACHE_TTL).build() }
+        let cache = Cache::builder().max_capacity(CACHE_ENTRIES_MAX).time_to_live(CACHE_TTL).build();
+        Self { store, cache, look_ups: Turnstile::new(LOOK_UPS_MAX) }
     }
 
     /// The holder of a key.
     ///
     /// Errors: CREDENTIAL_INVALID, or the store's.
-    async fn authenticate(&self, key: &str) -> Result<Caller, ApiError> {
-        let (id, secret) = key_parts(key).ok_or(ApiError::CredentialInvalid)?;
+    async fn authenticate(&self, id: ApiKeyId, secret: &str, address: Option<IpAddr>) -> Result<Caller, ApiError> {
         let hash = hash_of(secret);
-        let found = self.look_up(id).await?;
+        let found = self.look_up(id, address).await?;
         let (key, stored) = found.as_deref().ok_or(ApiError::CredentialInvalid)?;
         if bool::from(stored.ct_eq(&hash)) && self.is_live(key) {
             Ok(Caller {
@@ -169,7 +183,7 @@ impl ApiKeys {
     }
 
     async fn still_valid(&self, id: ApiKeyId) -> Result<bool, ApiError> {
-        let found = self.look_up(id).await?;
+        let found = self.look_up(id, None).await?;
         Ok(found.is_some_and(|found| self.is_live(&found.0)))
     }
 
@@ -182,8 +196,11 @@ impl ApiKeys {
         key.revoked_at.is_none() && key.expires_at.is_none_or(|at| self.store.now() < at)
     }
 
-    async fn look_up(&self, id: ApiKeyId) -> Result<Option<KeyAndHash>, ApiError> {
-        let load = async { Ok(self.store.api_key_and_hash(id).await?.map(Arc::new)) };
+    async fn look_up(&self, id: ApiKeyId, address: Option<IpAddr>) -> Result<Option<KeyAndHash>, ApiError> {
+        let load = async {
+            let _pass = self.look_ups.enter(address).await;
+            Ok(self.store.api_key_and_hash(id).await?.map(Arc::new))
+        };
         self.cache.try_get_with(id, load).await.map_err(|error: Arc<StoreError>| shared(&error))
     }
 }

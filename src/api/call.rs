@@ -239,9 +239,10 @@ impl Calls {
 impl Inner {
     /// Leaves in the request's extensions who calls, and answers whom the call counts for; what needs no credential passes.
     async fn authenticate(&self, path: &str, request: &mut Request<Body>) -> Result<Credential, ApiError> {
+        let address = request.extensions().get::<PeerAddress>().map(|address| address.0.ip());
         match &self.door {
             Door::Public(credentials) if path.starts_with(PUBLIC_API) => {
-                let caller = credentials.authenticate(request.headers()).await?;
+                let caller = credentials.authenticate(request.headers(), address, &self.in_flight).await?;
                 let credential = Credential::Subject(caller.subject.clone(), caller.tenant);
                 request.extensions_mut().insert(caller);
                 Ok(credential)
@@ -259,10 +260,7 @@ impl Inner {
                 Ok(credential)
             }
             // Health, reflection, and what is not served here and so answers UNIMPLEMENTED.
-            Door::Public(_) | Door::Internal(_) => {
-                let address = request.extensions().get::<PeerAddress>().map(|address| address.0.ip());
-                Ok(Credential::Anonymous(address))
-            }
+            Door::Public(_) | Door::Internal(_) => Ok(Credential::Anonymous(address)),
         }
     }
 

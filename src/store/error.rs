@@ -1,5 +1,6 @@
 //! What can go wrong between the server and Postgres.
 
+use std::io::ErrorKind;
 use std::sync::Arc;
 
 /// A statement or connection that failed. Cheap to clone: one failed commit answers many callers.
@@ -20,6 +21,9 @@ pub enum StoreError {
         /// The constraint's name.
         constraint: String,
     },
+    /// The tenant's other work has had all the connections that it may have, for too long: nothing was done.
+    #[error("the tenant's other work keeps the database busy")]
+    Crowded,
     /// Somebody else holds a lock for longer than the statement waits: nothing was written.
     #[error("a row or table is locked")]
     Locked,
@@ -47,6 +51,9 @@ impl From<sqlx::Error> for StoreError {
     fn from(error: sqlx::Error) -> Self {
         let Some(database) = error.as_database_error() else {
             return match error {
+                sqlx::Error::Io(io) if io.kind() == ErrorKind::QuotaExceeded && io.raw_os_error().is_none() => {
+                    Self::Crowded
+                }
                 sqlx::Error::Io(_)
                 | sqlx::Error::Tls(_)
                 | sqlx::Error::Protocol(_)

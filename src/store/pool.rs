@@ -4,6 +4,8 @@
 //! A wait that reaches its end casts doubt on every connection that was in use or idle by then: each is closed instead of being
 //! used again, since its other end may be gone as well. What happened to the statement is unknown, as with a broken connection.
 
+use crate::domain::ids::TenantId;
+use crate::turnstile::{Pass, Turnstile};
 use futures::stream::{self, BoxStream};
 use futures::{StreamExt as _, TryStreamExt as _, future::BoxFuture};
 use sqlx::pool::PoolConnection;
@@ -37,12 +39,15 @@ pub struct Pool {
     inner: PgPool,
     answer_max: Duration,
     doubt: Doubt,
+    /// What tenants' own work may have of the connections. The rest is for what serves all of them: commits, deliveries, leases.
+    turns: Turnstile,
 }
 
 impl Pool {
     /// Bounds the waits of a pool. `doubt` is what its `before_acquire` asks.
     pub(in crate::store) fn new(inner: PgPool, answer_max: Duration, doubt: Doubt) -> Self {
-        Self { inner, answer_max, doubt }
+        let connections = usize::try_from(inner.options().get_max_connections()).unwrap_or(usize::MAX);
+        Self { inner, answer_max, doubt, turns: Turnstile::new(connections - connections / 4) }
     }
 
     /// Runs work on the database to its end, or to the end of patience.
@@ -68,13 +73,32 @@ impl Pool {
     /// A connection for several statements. Whoever takes one bounds what it does by [`Pool::within`].
     pub(in crate::store) async fn acquire(&self) -> Result<Lease, sqlx::Error> {
         // The pool bounds this wait by itself.
-        let connection = self.inner.acquire().await?;
-        Ok(Lease { connection: Some(connection), pool: self.clone(), taken_at: Instant::now(), in_transaction: false })
+        let connection = Some(self.inner.acquire().await?);
+        Ok(Lease { connection, pool: self.clone(), taken_at: Instant::now(), in_transaction: false, pass: None })
     }
 
-    /// Begins a transaction with the statements of `opening`. Whoever begins one bounds what it does by [`Pool::within`].
+    /// As [`Pool::acquire`], when it is the tenant's turn.
+    ///
+    /// Errors: [`io::ErrorKind::QuotaExceeded`] where the tenant's other work has kept it waiting for too long.
+    pub(in crate::store) async fn acquire_for(&self, tenant: TenantId) -> Result<Lease, sqlx::Error> {
+        let patience = self.inner.options().get_acquire_timeout();
+        let Ok(pass) = tokio::time::timeout(patience, self.turns.enter(tenant)).await else {
+            let crowded = "the tenant's other work has all the connections that it may have";
+            return Err(sqlx::Error::Io(io::Error::new(io::ErrorKind::QuotaExceeded, crowded)));
+        };
+        let mut lease = self.acquire().await?;
+        lease.pass = Some(pass);
+        Ok(lease)
+    }
+
+    /// Begins a transaction across tenants with the statements of `opening`. Whoever begins one bounds what it does by [`Pool::within`].
     pub(in crate::store) async fn begin(&self, opening: String) -> Result<Tx, sqlx::Error> {
         self.acquire().await?.begin(opening).await
+    }
+
+    /// Begins a transaction of a tenant, when it is its turn. Whoever begins one bounds what it does by [`Pool::within`].
+    pub(in crate::store) async fn begin_for(&self, tenant: TenantId, opening: String) -> Result<Tx, sqlx::Error> {
+        self.acquire_for(tenant).await?.begin(opening).await
     }
 
     /// A connection beside the pool, with a setting of its own.
@@ -102,6 +126,8 @@ pub(in crate::store) struct Lease {
     pool: Pool,
     taken_at: Instant,
     in_transaction: bool,
+    /// The tenant's place; given on once the connection is back.
+    pass: Option<Pass>,
 }
 
 impl Lease {
@@ -134,7 +160,11 @@ impl Drop for Lease {
         let Some(connection) = self.connection.take() else { return };
         match tokio::runtime::Handle::try_current() {
             Ok(runtime) if !self.pool.doubt.since(self.taken_at) => {
-                runtime.spawn(give_back(connection, self.in_transaction, self.pool.answer_max));
+                let (pass, back) = (self.pass.take(), give_back(connection, self.in_transaction, self.pool.answer_max));
+                runtime.spawn(async move {
+                    back.await;
+                    drop(pass);
+                });
             }
             // Closed at once: Postgres ends what it still does with it when it next looks.
             _ => drop(connection.detach()),
@@ -245,16 +275,17 @@ impl<'p> Executor<'p> for &'_ Pool {
     }
 }
 
-/// Single statements, each in a transaction of its own that begins as it is told, and each bounded as those of a [`Pool`].
+/// Single statements of a tenant, each in a transaction of its own that begins as it is told, and each bounded as those of a [`Pool`].
 #[derive(Debug)]
 pub(in crate::store) struct Within {
     pool: Pool,
+    tenant: TenantId,
     opening: String,
 }
 
 impl Within {
-    pub(in crate::store) fn new(pool: Pool, opening: String) -> Self {
-        Self { pool, opening }
+    pub(in crate::store) fn new(pool: Pool, tenant: TenantId, opening: String) -> Self {
+        Self { pool, tenant, opening }
     }
 }
 
@@ -267,7 +298,7 @@ impl<'p> Executor<'p> for Within {
         E: 'q + Execute<'q, Postgres>,
     {
         let gather = async move {
-            let lease = self.pool.acquire().await?;
+            let lease = self.pool.acquire_for(self.tenant).await?;
             let whole = async {
                 let mut tx = lease.begin(self.opening).await?;
                 let rows = tx.fetch_many(query).try_collect::<Vec<_>>().await?;
@@ -285,7 +316,7 @@ impl<'p> Executor<'p> for Within {
         E: 'q + Execute<'q, Postgres>,
     {
         Box::pin(async move {
-            let lease = self.pool.acquire().await?;
+            let lease = self.pool.acquire_for(self.tenant).await?;
             let whole = async {
                 let mut tx = lease.begin(self.opening).await?;
                 let row = tx.fetch_optional(query).await?;

@@ -4,7 +4,7 @@
 //! serves a tenant runs in a transaction that names the tenant first ([`Store::as_tenant`], [`Store::begin_as`]): where a statement
 //! has lost its own predicate it still sees and writes nothing of others. What serves all tenants at once, or is fast only in a
 //! single round trip, runs on [`Store::engine`], which names none and is let through by the name of its connections;
-//! `store/tests/wall.rs` lists the files that may use it.
+//! `store/tests/wall.rs` lists the files that may use it. Tenants take turns at the connections: one that asks for much waits for itself.
 
 use super::Store;
 use super::pool::{Pool, Tx, Within};
@@ -27,12 +27,12 @@ impl Doors {
 impl Store {
     /// For single statements of one tenant: each is a transaction of its own.
     pub(in crate::store) fn as_tenant(&self, tenant: TenantId) -> Within {
-        Within::new(self.doors.0.clone(), opening(tenant))
+        Within::new(self.doors.0.clone(), tenant, opening(tenant))
     }
 
     /// Begins a transaction of one tenant. Whoever begins one bounds what it does by [`Store::run`] or [`Store::within`].
     pub(in crate::store) async fn begin_as(&self, tenant: TenantId) -> Result<Tx, sqlx::Error> {
-        self.doors.0.begin(opening(tenant)).await
+        self.doors.0.begin_for(tenant, opening(tenant)).await
     }
 
     /// For statements across tenants, and for those of the hot path. Each names its tenants by itself.

@@ -43,6 +43,7 @@ use crate::feed::{Feed, News, WatchNews};
 use crate::store::event_pages::PageBound;
 use crate::store::events::LogPlace;
 use crate::store::{Store, StoreError};
+use crate::turnstile::Turnstile;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use ring::Rings;
@@ -52,7 +53,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tail::{Page, ReadPage, Tail};
-use tokio::sync::{Semaphore, broadcast, mpsc};
+use tokio::sync::{broadcast, mpsc};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -82,9 +83,9 @@ struct Shared {
     sealer: CursorSealer,
     credential_check: Arc<CredentialCheck>,
     /// Reads of the store by tails.
-    tail_reads: Arc<Semaphore>,
-    /// Reads by streams that are behind: apart, so that they never hold up those that are not.
-    catch_up_reads: Arc<Semaphore>,
+    tail_reads: Turnstile,
+    /// Reads by streams that are behind: apart, so that they never hold up those that are not. Tenants take turns.
+    catch_up_reads: Turnstile,
     rings: Rings,
     state: Mutex<State>,
     draining: AtomicBool,
@@ -119,8 +120,8 @@ impl Watches {
     ) -> Self {
         let news = feed.subscribe(config.news_max);
         let shared = Arc::new(Shared {
-            tail_reads: Arc::new(Semaphore::new(config.catch_up_reads_max)),
-            catch_up_reads: Arc::new(Semaphore::new(config.catch_up_reads_max)),
+            tail_reads: Turnstile::new(config.catch_up_reads_max),
+            catch_up_reads: Turnstile::new(config.catch_up_reads_max),
             rings: Rings::new(config.rings_bytes_max),
             config: Arc::new(config),
             replica,
@@ -321,16 +322,16 @@ impl Shared {
     }
 
     /// How tails and streams read the store: bounded pages, few at a time.
-    fn read_page(&self, tenant: TenantId, read_slots: &Arc<Semaphore>) -> Arc<ReadPage> {
-        let (store, read_slots) = (self.store.clone(), Arc::clone(read_slots));
+    fn read_page(&self, tenant: TenantId, turns: &Turnstile) -> Arc<ReadPage> {
+        let (store, turns) = (self.store.clone(), turns.clone());
         let bound = PageBound {
             entries: u32::try_from(self.config.message_events_max).unwrap_or(u32::MAX),
             bytes: self.config.message_bytes_max as u64,
         };
         Arc::new(move |place: LogPlace, up_to: Position| {
-            let (store, read_slots) = (store.clone(), Arc::clone(&read_slots));
+            let (store, turns) = (store.clone(), turns.clone());
             async move {
-                let _permit = read_slots.acquire().await.map_err(|_| StoreError::Interrupted)?;
+                let _pass = turns.enter(tenant).await;
                 let entries = store.read_log_page(tenant, place, up_to, bound).await?;
                 if let Some(first) = entries.first() {
                     let readable_from = first.position;

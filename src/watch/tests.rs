@@ -148,8 +148,8 @@ impl Bench {
                 let standing = if answer.load(Ordering::Relaxed) { Standing::Revoked } else { Standing::Valid };
                 async move { standing }.boxed()
             }),
-            tail_reads: Arc::new(Semaphore::new(1)),
-            catch_up_reads: Arc::new(Semaphore::new(1)),
+            tail_reads: Turnstile::new(1),
+            catch_up_reads: Turnstile::new(1),
             rings: Rings::new(usize::MAX),
             state: Mutex::default(),
             draining: AtomicBool::new(false),

@@ -1,9 +1,15 @@
 //! G9: a listener that fails, hangs or floods delays no other listener and no other tenant.
 
-use carillon::proto::public::InvocationState;
+use carillon::proto::public::{
+    DeliveryPolicy, DisableSubscriptionRequest, Invocation, InvocationState, ListSubscriptionsRequest, OutcomeClass,
+};
+use pbjson_types::Duration;
 use serde_json::json;
+use tokio::task::JoinSet;
 
-use crate::harness::{Answer, Receiver, World};
+use crate::harness::database::Cluster;
+use crate::harness::process::Confinement;
+use crate::harness::{Answer, Receiver, World, eventually};
 
 #[tokio::test]
 async fn a_hanging_listener_delays_nobody_else() {
@@ -15,7 +21,11 @@ async fn a_hanging_listener_delays_nobody_else() {
     for one in [&tenant, &other] {
         one.declare("CUSTOM_SHARED").await;
     }
-    tenant.subscribe("CUSTOM_SHARED", &receiver, "/hangs").await;
+    let mut hangs = tenant.subscribe_request("CUSTOM_SHARED", &receiver.url("/hangs"));
+    // No call of it ends before the test does.
+    let timeout = Some(Duration { seconds: 300, nanos: 0 });
+    hangs.delivery_policy = Some(DeliveryPolicy { timeout, ..Default::default() });
+    tenant.events().subscribe(hangs).await.expect("a receiver can be subscribed");
     tenant.subscribe("CUSTOM_SHARED", &receiver, "/fails").await;
     tenant.subscribe("CUSTOM_SHARED", &receiver, "/healthy").await;
     other.subscribe("CUSTOM_SHARED", &receiver, "/other").await;
@@ -30,4 +40,85 @@ async fn a_hanging_listener_delays_nobody_else() {
         received.iter().map(|one| one.json()["data"]["n"].as_i64().expect("a number")).collect();
     assert_eq!(numbers.len(), 100);
     assert!(receiver.received("/hangs").len() <= 32, "the in-flight limit is exceeded");
+}
+
+#[tokio::test]
+async fn g9_receivers_that_hang_take_no_descriptor_that_others_need() {
+    let mut world = World::start(0).await;
+    world.confinement = Some(Confinement::Limit("-n 256"));
+    let replica = world.add_replica().await;
+    let (tenant, other) = (world.tenant().await, world.tenant().await);
+    let receiver = Receiver::start().await;
+    for one in [&tenant, &other] {
+        one.declare("CUSTOM_SHARED").await;
+    }
+    // Together they may have far more attempts running than there are descriptors.
+    for n in 0..40 {
+        receiver.answers(&format!("/hangs/{n}"), [Answer::Hang]);
+        tenant.subscribe("CUSTOM_SHARED", &receiver, &format!("/hangs/{n}")).await;
+    }
+    tenant.subscribe("CUSTOM_SHARED", &receiver, "/healthy").await;
+    other.subscribe("CUSTOM_SHARED", &receiver, "/other").await;
+    let mut last = String::new();
+    for n in 0..20 {
+        tenant.publish("CUSTOM_SHARED", &json!({"n": n})).await;
+        last = other.publish("CUSTOM_SHARED", &json!({"n": n})).await.event_id;
+    }
+    receiver.receives("/healthy", 20).await;
+    receiver.receives("/other", 20).await;
+    let all = other.all_invocations_become(&last, InvocationState::Succeeded).await;
+    assert!(all.iter().all(|one| one.attempt_count == 1), "{all:#?}");
+    let all = tenant.invocations_of(&last).await;
+    let refused =
+        |one: &&Invocation| one.last_attempt.as_ref().is_some_and(|last| last.outcome() == OutcomeClass::Unreachable);
+    assert_eq!(all.iter().find(refused), None);
+    let process = &mut world.replicas[replica].process;
+    assert!(process.is_running() && !process.log().contains("panicked"), "{}", process.log_tail());
+}
+
+#[tokio::test]
+async fn g9_calls_that_wait_for_one_tenants_lock_leave_the_database_to_others() {
+    let world = World::start_with(1, "[database]\nconnections_max = 12\n").await;
+    let (tenant, other) = (world.tenant().await, world.tenant().await);
+    tenant.declare("CUSTOM_SHARED").await;
+    let receiver = Receiver::start().await;
+    let made = tenant.subscribe("CUSTOM_SHARED", &receiver, "/stuck").await;
+    let id = made.subscription.expect("it is set").id;
+    let mut holder = Cluster::superuser(&world.database_url).await;
+    let sql = format!(
+        "BEGIN; SELECT 1 FROM tenant_heads JOIN tenants USING (tenant_id) WHERE slug = '{}' FOR UPDATE OF tenant_heads",
+        tenant.slug
+    );
+    sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&mut holder).await.expect("the head is locked");
+    let mut stuck = JoinSet::new();
+    for _ in 0..40 {
+        let (mut events, id) = (tenant.events(), id.clone());
+        stuck.spawn(async move {
+            events.disable_subscription(DisableSubscriptionRequest { subscription_id: id, ..Default::default() }).await
+        });
+    }
+    let waiting =
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    let mut watcher = Cluster::superuser(&world.database_url).await;
+    let mut most = 0_i64;
+    for n in 0.. {
+        most = most.max(sqlx::query_scalar(waiting).fetch_one(&mut watcher).await.expect("a count"));
+        if n >= 20 && most > 0 {
+            break;
+        }
+        // Each is answered, however many of the others wait.
+        other.events().list_subscriptions(ListSubscriptionsRequest::default()).await.expect("others have their turn");
+    }
+    assert!((1..=7).contains(&most), "{most} of 12 connections wait for one tenant's lock");
+    sqlx::raw_sql("ROLLBACK").execute(&mut holder).await.expect("the head is free");
+    while let Some(ended) = stuck.join_next().await {
+        drop(ended.expect("no panic"));
+    }
+    eventually("it can be disabled again", || async {
+        tenant
+            .events()
+            .disable_subscription(DisableSubscriptionRequest { subscription_id: id.clone(), ..Default::default() })
+            .await
+    })
+    .await;
 }

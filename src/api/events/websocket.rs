@@ -12,7 +12,7 @@ use super::watch::{self, ending_error};
 use super::{EventsDeps, parse};
 use crate::api::auth::Credentials;
 use crate::api::in_flight::{Credential, InFlight};
-use crate::api::server::Upgrades;
+use crate::api::server::{PeerAddress, Upgrades};
 use crate::api::status::{ApiError, to_json};
 use crate::domain::access::Caller;
 use crate::proto::public::{UpdateWatchRequest, WatchRequest};
@@ -112,12 +112,14 @@ impl WatchSocket {
         }
         let credential = credential(headers, &offered);
         let is_protocol = !offered.is_empty();
+        let address = request.extensions().get::<PeerAddress>().map(|address| address.0.ip());
         let caller = match credential {
-            Some(headers) => self.credentials.authenticate(&headers).await,
+            Some(headers) => self.credentials.authenticate(&headers, address, &self.in_flight).await,
             None => Err(ApiError::CredentialInvalid),
         };
         let caller = caller.map_err(|error| match error {
             ApiError::CredentialInvalid => Refusal(StatusCode::UNAUTHORIZED, error),
+            ApiError::QuotaExceeded { .. } => Refusal(StatusCode::TOO_MANY_REQUESTS, error),
             _ => Refusal(StatusCode::SERVICE_UNAVAILABLE, error),
         })?;
         let place = self.in_flight.admit(Credential::Subject(caller.subject.clone(), caller.tenant));

@@ -222,6 +222,10 @@ impl ApiError {
                 | StoreError::PartitionMissing => {
                     Entry::new(Code::Unavailable, ErrorReason::StoreUnavailable).retry(Some(jittered(500, 2_000)))
                 }
+                StoreError::Crowded => Entry::new(Code::ResourceExhausted, ErrorReason::QuotaExceeded)
+                    .metadata("quota", "database.connections_max")
+                    .quota("database.connections_max", &self.to_string())
+                    .retry(Some(jittered(500, 2_000))),
                 StoreError::Full(_) => {
                     Entry::new(Code::Unavailable, ErrorReason::StorageFull).retry(Some(jittered(5_000, 10_000)))
                 }

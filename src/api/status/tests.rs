@@ -95,6 +95,7 @@ fn one_of_each() -> Vec<(&'static str, ApiError)> {
         ("STORE_UNAVAILABLE", ApiError::Store(StoreError::unavailable_example())),
         ("STORE_UNAVAILABLE", ApiError::Store(StoreError::PartitionMissing)),
         ("STORE_UNAVAILABLE", ApiError::Store(StoreError::Locked)),
+        ("QUOTA_EXCEEDED", ApiError::Store(StoreError::Crowded)),
         ("STORAGE_FULL", ApiError::Store(StoreError::full_example())),
         (
             "PRE_LISTENER_UNAVAILABLE",

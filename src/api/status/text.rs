@@ -20,7 +20,10 @@ fn describe_field(FieldViolation { field, description }: &FieldViolation) -> Str
 /// What a caller may know of a failure of the store.
 pub(super) fn store_message(error: &StoreError) -> &'static str {
     match error {
-        StoreError::Unavailable(_) | StoreError::PartitionMissing => "the database cannot be reached; try again",
+        StoreError::Unavailable(_) | StoreError::PartitionMissing => {
+            "the database cannot be reached, or has no connection free; try again"
+        }
+        StoreError::Crowded => "other calls of the tenant keep the database busy; try again with fewer at a time",
         StoreError::TooSlow(_) => "the database has not answered in time; try again",
         StoreError::Locked => "what the call needs is locked by other work; try again",
         StoreError::Full(_) => "the database is full or read-only",
