@@ -56,16 +56,16 @@ impl Store {
         rows.into_iter().map(|row| row.parse().map(Arc::new)).collect()
     }
 
-    /// Reads the positions of many heads; unknown tenants are left out.
-    pub async fn head_positions(&self, tenants: &[TenantId]) -> Result<Vec<(TenantId, Position)>, StoreError> {
+    /// Reads how far many logs are, and which life of theirs it is; unknown tenants are left out.
+    pub async fn head_positions(&self, tenants: &[TenantId]) -> Result<Vec<(TenantId, Position, i64)>, StoreError> {
         let ids: Vec<Uuid> = tenants.iter().map(|tenant| tenant.0).collect();
-        let rows: Vec<(Uuid, Position)> = sqlx::query_as(
-            "SELECT tenant_id, position FROM tenant_heads WHERE tenant_id = ANY($1) ORDER BY tenant_id LIMIT $2",
+        let rows: Vec<(Uuid, Position, i64)> = sqlx::query_as(
+            "SELECT tenant_id, position, log_epoch FROM tenant_heads WHERE tenant_id = ANY($1) ORDER BY tenant_id LIMIT $2",
         )
         .bind(&ids)
         .bind(i64::try_from(ids.len()).unwrap_or(i64::MAX))
         .fetch_all(self.engine())
         .await?;
-        Ok(rows.into_iter().map(|(tenant, position)| (TenantId(tenant), position)).collect())
+        Ok(rows.into_iter().map(|(tenant, position, epoch)| (TenantId(tenant), position, epoch)).collect())
     }
 }

@@ -101,6 +101,21 @@ struct State {
     streams: usize,
 }
 
+impl State {
+    /// The tail of a life of the log. One of another life (the log was restored from a backup) is of no use to anybody: it ends, and
+    /// its streams with it.
+    fn tail_of(&mut self, tenant: TenantId, epoch: i64) -> Option<Arc<Tail>> {
+        let handle = self.tails.get(&tenant)?;
+        if handle.tail.epoch() == epoch {
+            return Some(Arc::clone(&handle.tail));
+        }
+        handle.stop.cancel();
+        handle.tail.end_life();
+        self.tails.remove(&tenant);
+        None
+    }
+}
+
 struct TailHandle {
     tail: Arc<Tail>,
     stop: CancellationToken,
@@ -276,8 +291,8 @@ impl Shared {
             };
             match read {
                 Ok(heads) => {
-                    for (tenant, position) in heads {
-                        if let Some(tail) = shared.tail(tenant) {
+                    for (tenant, position, epoch) in heads {
+                        if let Some(tail) = shared.state.lock().expect(NO_PANIC).tail_of(tenant, epoch) {
                             tail.note_head(position);
                         }
                     }

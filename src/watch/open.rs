@@ -185,15 +185,8 @@ impl Shared {
     /// Adds the stream to its tenant's tail, which starts with the first one.
     fn join_tail(self: &Arc<Self>, tenant: TenantId, head: &HeadRow, slot: &Arc<Slot>) -> Arc<Tail> {
         let mut state = self.state.lock().expect(NO_PANIC);
-        // A tail of a former life of the log (restored from a backup) is of no use to anybody.
-        if let Some(handle) = state.tails.get(&tenant)
-            && handle.tail.epoch() != head.log_epoch
-        {
-            handle.stop.cancel();
-            state.tails.remove(&tenant);
-        }
+        let is_new = state.tail_of(tenant, head.log_epoch).is_none();
         let State { tails, .. } = &mut *state;
-        let is_new = !tails.contains_key(&tenant);
         let handle = tails.entry(tenant).or_insert_with(|| {
             let sealer = self.sealer.clone();
             let (end, config, rings) = (place::end(head), Arc::clone(&self.config), self.rings.clone());

@@ -200,7 +200,7 @@ impl WatchStream {
             self.slot.register(cx.waker());
             let has_more = self.reading.is_none() && self.tail.end() > self.at.after
                 || self.slot.is_asked() && self.scheduled.is_empty();
-            if has_more && !is_held || self.shared.is_draining() {
+            if has_more && !is_held || self.shared.is_draining() || self.tail.is_over() {
                 continue;
             }
             let end = self.expires_at.map_or(self.ends_at, |expiry| expiry.min(self.ends_at));
@@ -224,6 +224,9 @@ impl WatchStream {
     fn must_end(&mut self, now: Instant, cx: &mut Context<'_>) -> Option<Ending> {
         if self.slot.is_stalled(self.shared.config.stall_timeout(), now) {
             return Some(Ending::SlowConsumer { resume_cursor: self.tail.cursor(self.at) });
+        }
+        if self.tail.is_over() {
+            return Some(Ending::Foreign);
         }
         if self.shared.is_draining() {
             return Some(Ending::Draining);

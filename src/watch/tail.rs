@@ -21,7 +21,7 @@ use crate::store::StoreError;
 use crate::store::events::LogPlace;
 use futures::future::BoxFuture;
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 use tokio::sync::Notify;
@@ -68,6 +68,8 @@ pub(super) struct Tail {
     end: AtomicI64,
     /// The furthest position that is known to be committed.
     known: AtomicI64,
+    /// The log has begun another life: what is read by positions from now on are other events.
+    is_over: AtomicBool,
     inbox: Mutex<Vec<Arc<Batch>>>,
     news: Notify,
     slots: Mutex<HashMap<WatchId, Arc<Slot>>>,
@@ -105,6 +107,7 @@ impl Tail {
             segments: Mutex::new(Segments::new(config.shared_bytes_max)),
             end: AtomicI64::new(end.after),
             known: AtomicI64::new(end.after),
+            is_over: AtomicBool::new(false),
             inbox: Mutex::default(),
             news: Notify::new(),
             slots: Mutex::default(),
@@ -117,6 +120,17 @@ impl Tail {
     /// Which life of the log it reads.
     pub(super) fn epoch(&self) -> i64 {
         self.epoch
+    }
+
+    /// Ends its streams: the log has begun another life.
+    pub(super) fn end_life(&self) {
+        self.is_over.store(true, Ordering::Release);
+        self.wake();
+    }
+
+    /// True where the log has begun another life.
+    pub(super) fn is_over(&self) -> bool {
+        self.is_over.load(Ordering::Acquire)
     }
 
     /// What the ring holds: entries, and the bytes that they cost.

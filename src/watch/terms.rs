@@ -61,6 +61,9 @@ pub enum Ending {
         /// The first usable cursor.
         earliest_cursor: String,
     },
+    /// The log was restored from a backup, and has other events in these places.
+    #[error("the log has begun another life")]
+    Foreign,
     /// The store cannot be read.
     #[error("the log cannot be read")]
     Store(#[source] StoreError),
@@ -75,6 +78,7 @@ impl Ending {
             Self::SlowConsumer { .. } => "SLOW_CONSUMER",
             Self::CredentialInvalid => "CREDENTIAL_INVALID",
             Self::Expired { .. } => "CURSOR_EXPIRED",
+            Self::Foreign => "CURSOR_FOREIGN",
             Self::Store(_) => "STORE_UNAVAILABLE",
         }
     }

@@ -201,3 +201,36 @@ async fn a_cursor_from_before_a_restore_is_refused_however_far_the_log_has_grown
         assert_refused(answer, Code::FailedPrecondition, "CURSOR_FOREIGN");
     }
 }
+
+#[tokio::test]
+async fn a_watch_that_is_open_while_its_log_begins_a_new_life_ends_and_says_so() {
+    let world = World::start_with(2, "[watch]\nhead_check_ms = 100\n").await;
+    let tenant = world.tenant().await;
+    tenant.declare("CUSTOM_LOST").await;
+    let from_start = WatchRequest { start: Some(Start::Earliest(true)), ..Default::default() };
+    let mut open = [watch(&tenant, 0, from_start.clone()).await, watch(&tenant, 1, from_start.clone()).await];
+    for stream in &mut open {
+        assert_eq!(positions(stream, 1).await.0, [1]);
+    }
+    let renew = "UPDATE tenant_heads SET log_epoch = log_epoch + 1".to_owned();
+    Cluster::run(&world.database_url, renew).await;
+    for stream in &mut open {
+        let mut told = String::new();
+        let ended = loop {
+            match within("the stream ends", stream.message()).await {
+                Err(status) => break status,
+                Ok(message) => {
+                    if let Some(Kind::Closing(closing)) = message.expect("it does not end without a word").kind {
+                        told = closing.reason;
+                    }
+                }
+            }
+        };
+        assert_refused(Err::<(), _>(ended), Code::FailedPrecondition, "CURSOR_FOREIGN");
+        assert_eq!(told, "CURSOR_FOREIGN");
+    }
+    // Whoever starts anew reads the new life.
+    let mut stream = watch(&tenant, 0, from_start).await;
+    let event = tenant.publish("CUSTOM_LOST", &json!({})).await;
+    assert_eq!(positions(&mut stream, 2).await.0, [1, event.position]);
+}

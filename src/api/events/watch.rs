@@ -110,6 +110,7 @@ pub(super) fn ending_error(ending: Ending) -> ApiError {
         Ending::SlowConsumer { resume_cursor } => ApiError::SlowConsumer { resume_cursor },
         Ending::CredentialInvalid => ApiError::CredentialInvalid,
         Ending::Expired { earliest_cursor } => ApiError::CursorExpired { earliest: earliest_cursor },
+        Ending::Foreign => ApiError::CursorForeign,
         Ending::Store(error) => error.into(),
     }
 }
