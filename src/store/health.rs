@@ -102,7 +102,7 @@ impl Store {
         let store = self.clone();
         self.run(async move {
             let now = store.now();
-            let mut tx = store.begin_as(tenant).await?;
+            let mut tx = store.begin_owed(tenant).await?;
             let (numbers, versions): (Vec<_>, Vec<_>) = subscriptions.into_iter().unzip();
             // Changes nothing but takes the locks, in one order. Whoever takes a head's lock first never comes here.
             let sql = format!(

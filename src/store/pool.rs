@@ -39,7 +39,7 @@ pub struct Pool {
     inner: PgPool,
     answer_max: Duration,
     doubt: Doubt,
-    /// What tenants' own work may have of the connections. The rest is for what serves all of them: commits, deliveries, leases.
+    /// What tenants' calls may have of the connections. The rest is for what the service does: commits, deliveries, leases.
     turns: Turnstile,
 }
 
@@ -91,7 +91,7 @@ impl Pool {
         Ok(lease)
     }
 
-    /// Begins a transaction across tenants with the statements of `opening`. Whoever begins one bounds what it does by [`Pool::within`].
+    /// Begins a transaction of the service itself with the statements of `opening`. Whoever begins one bounds what it does by [`Pool::within`].
     pub(in crate::store) async fn begin(&self, opening: String) -> Result<Tx, sqlx::Error> {
         self.acquire().await?.begin(opening).await
     }

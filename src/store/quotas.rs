@@ -71,7 +71,7 @@ impl Store {
         let store = self.clone();
         self.run(async move {
             let now = store.now();
-            let mut tx = store.begin_as(tenant).await?;
+            let mut tx = store.begin_owed(tenant).await?;
             // The head first and the cursor second, as everybody who takes both.
             let change = heads::bump_registry(&mut tx, tenant, now).await?;
             let fence: Option<i64> =

@@ -86,7 +86,7 @@ impl Store {
         missed: &[Missed],
     ) -> Result<Fenced, StoreError> {
         let (looped, fires): (Vec<&Missed>, Vec<&Missed>) = missed.iter().partition(|missed| missed.looped);
-        let mut transaction = self.begin_as(tenant).await?;
+        let mut transaction = self.begin_owed(tenant).await?;
         // Another owner's claim waits for the commit, or is found here.
         let fence: Option<i64> =
             sqlx::query_scalar("SELECT token FROM dispatch_cursors WHERE tenant_id = $1 AND token = $2 FOR UPDATE")

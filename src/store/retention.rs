@@ -184,7 +184,7 @@ impl Store {
     /// One transaction of a cut; true where more is to be given up.
     async fn cut_chunk(&self, tenant: TenantId, last: Position, until: NaiveDate) -> Result<bool, StoreError> {
         let now = self.now();
-        let mut tx = self.begin_as(tenant).await?;
+        let mut tx = self.begin_owed(tenant).await?;
         // As callers' changes do: the head first, then the cursor, so that no settle runs meanwhile.
         sqlx::query(
             "UPDATE tenant_heads SET earliest_position = GREATEST(earliest_position, $2),

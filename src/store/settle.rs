@@ -129,7 +129,7 @@ impl Store {
         cursor: LogPlace,
         changes: &[Settled],
     ) -> Result<Fenced, StoreError> {
-        let mut transaction = self.begin_as(tenant).await?;
+        let mut transaction = self.begin_owed(tenant).await?;
         let fence =
             sqlx::query("UPDATE dispatch_cursors SET position = $3, day = $4 WHERE tenant_id = $1 AND token = $2")
                 .bind(tenant.0)

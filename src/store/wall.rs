@@ -1,10 +1,11 @@
 //! The second wall between tenants: every way to a connection leads through here, and says for whom it is.
 //!
 //! Every tenant table has forced row-level security (`migrations/0020_wall.sql`), and the server's role owns none of them. What
-//! serves a tenant runs in a transaction that names the tenant first ([`Store::as_tenant`], [`Store::begin_as`]): where a statement
-//! has lost its own predicate it still sees and writes nothing of others. What serves all tenants at once, or is fast only in a
-//! single round trip, runs on [`Store::engine`], which names none and is let through by the name of its connections;
-//! `store/tests/wall.rs` lists the files that may use it. Tenants take turns at the connections: one that asks for much waits for itself.
+//! serves a tenant runs in a transaction that names the tenant first ([`Store::as_tenant`], [`Store::begin_as`],
+//! [`Store::begin_owed`]): where a statement has lost its own predicate it still sees and writes nothing of others. What serves all
+//! tenants at once, or is fast only in a single round trip, runs on [`Store::engine`], which names none and is let through by the
+//! name of its connections; `store/tests/wall.rs` lists the files that may use it. For what their calls ask for, tenants take turns
+//! at the connections: one that asks for much waits for itself.
 
 use super::Store;
 use super::pool::{Pool, Tx, Within};
@@ -33,6 +34,11 @@ impl Store {
     /// Begins a transaction of one tenant. Whoever begins one bounds what it does by [`Store::run`] or [`Store::within`].
     pub(in crate::store) async fn begin_as(&self, tenant: TenantId) -> Result<Tx, sqlx::Error> {
         self.doors.0.begin_for(tenant, opening(tenant)).await
+    }
+
+    /// The same for what the service owes a tenant, such as its deliveries: it waits for no turn among the tenant's calls.
+    pub(in crate::store) async fn begin_owed(&self, tenant: TenantId) -> Result<Tx, sqlx::Error> {
+        self.doors.0.begin(opening(tenant)).await
     }
 
     /// For statements across tenants, and for those of the hot path. Each names its tenants by itself.

@@ -179,7 +179,7 @@ impl Store {
         let store = self.clone();
         self.run(async move {
             let now = store.now();
-            let mut tx = store.begin_as(tenant).await?;
+            let mut tx = store.begin_owed(tenant).await?;
             // The head's lock first, as a commit takes them. Every change of the registry's version has its announcements looked for.
             let change = heads::bump_registry(&mut tx, tenant, now).await?;
             if !abort(&mut *tx, tenant, token, &aborted, expires_at).await? {

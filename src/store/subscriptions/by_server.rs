@@ -64,7 +64,7 @@ impl Store {
         self.run(async move {
             let now = store.now();
             let by = Principal::server(tenant);
-            let mut tx = store.begin_as(tenant).await?;
+            let mut tx = store.begin_owed(tenant).await?;
             let registry = heads::bump_registry(&mut tx, tenant, now).await?;
             let sql = format!("SELECT {COLUMNS} FROM {FROM} WHERE s.tenant_id = $1 AND s.subscription_no = $2");
             let row: Option<SubscriptionRow> = sqlx::query_as(AssertSqlSafe(sql))
