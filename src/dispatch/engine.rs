@@ -6,6 +6,8 @@
 mod backlog;
 mod held;
 mod ownership;
+#[cfg(test)]
+mod tests;
 
 use super::run::{Input, Life, Shared, spawn_attempt};
 use super::shards::Shards;
@@ -115,14 +117,19 @@ impl Engine {
             for input in received.drain(..) {
                 self.take(input, now);
             }
-            self.look_at_timers(now);
-            self.pump(now);
-            self.start_attempts(now);
+            self.act(now);
             if self.stopping && self.is_stopped(now) {
                 break;
             }
         }
         self.finish().await;
+    }
+
+    /// Does what has become due by what was heard and by the time.
+    fn act(&mut self, now: DateTime<Utc>) {
+        self.look_at_timers(now);
+        self.pump(now);
+        self.start_attempts(now);
     }
 
     fn room(&self) -> Room {
@@ -439,7 +446,7 @@ impl Engine {
                         self.running += 1;
                         free -= 1;
                         left -= start.cost;
-                        spawn_attempt(&self.shared, life, start);
+                        spawn_attempt(&self.shared, life, &held.over, start);
                     }
                     Next::Unsure => {
                         // The next pump reloads, at once or when the last failure allows it; nothing starts before that.

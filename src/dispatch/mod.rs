@@ -18,7 +18,8 @@
 //!   everything unfinished from before its end goes on one attempt number higher. Lost attempts do not count towards
 //!   `max_attempts`: `attempt_base` rises with them.
 //! - **Bounded.** Attempts in flight (per subscription, tenant, process), queues, memory, pages and settles have bounds, all in
-//!   [`Config`]. Attempts that run long are counted apart, so that listeners that hang do not use up the room of the others.
+//!   [`Config`]. Attempts that run long are counted apart, so that listeners that hang do not use up the room of the others; those of a
+//!   tenant that another replica dispatches now are cut off.
 //!
 //! Nothing here performs a side effect outside the store; listeners run in the executor, with no transaction open.
 

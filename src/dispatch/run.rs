@@ -22,7 +22,9 @@ use crate::store::quotas::BacklogStanding;
 use crate::store::settle::Fenced;
 use crate::telemetry::measured;
 use chrono::{DateTime, Utc};
+use futures::FutureExt as _;
 use std::collections::{HashMap, HashSet};
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc};
@@ -133,49 +135,42 @@ pub(super) enum Input {
     Swept,
 }
 
-/// Runs one attempt in a task of its own.
-pub(super) fn spawn_attempt(shared: &Arc<Shared>, life: Life, start: Start) {
-    let shared = shared.clone();
+/// Runs one attempt in a task of its own, until its tenant's life here is over: what comes after that counts for nothing, and the next
+/// owner makes the attempt again.
+pub(super) fn spawn_attempt(shared: &Arc<Shared>, life: Life, over: &CancellationToken, start: Start) {
+    let (shared, over) = (shared.clone(), over.clone());
     tokio::spawn(async move {
-        let Start { key, call, delivery, timeout, .. } = start;
         let started_at = clock::now();
-        // Reports also where the executor panics: an attempt that never ends would hold its subscription for ever.
-        let mut report = Report { shared: &shared, life, key, started_at, outcome: None };
-        let deadline = Instant::now() + timeout;
-        let chosen = delivery.event.entry().position % 16 == 0;
-        if chosen
-            && planted::has(Defect::AttemptTwice)
-            && let Some(call) = &call
-        {
-            let _once_too_often = shared.parts.executor.execute(call, &delivery, deadline).await;
-        }
-        report.outcome = Some(match call {
-            Some(_) if chosen && planted::has(Defect::SkipAttempts) => {
-                Outcome { class: OutcomeClass::Succeeded, error: None, ..failed("") }
+        let key = start.key;
+        let took = || (clock::now() - started_at).to_std().unwrap_or_default();
+        let outcome = tokio::select! {
+            outcome = AssertUnwindSafe(attempt(&shared, start)).catch_unwind() => {
+                // Reports also where the executor panics: an attempt that never ends would hold its subscription for ever.
+                let outcome = outcome.unwrap_or_else(|_| failed("a fault of the server ended the attempt"));
+                measured().dispatch.attempted(outcome.class.name(), took());
+                outcome
             }
-            Some(call) => shared.parts.executor.execute(&call, &delivery, deadline).await,
-            None => failed("a secret of the subscription cannot be opened with the configured keys"),
-        });
+            () = over.cancelled() => failed("its tenant is not dispatched here any more"),
+        };
+        let ended = Ended { started_at, duration: took(), outcome };
+        shared.tell(Input::Ended { life, key, ended });
     });
 }
 
-/// Tells the engine how an attempt went, when it is dropped.
-struct Report<'a> {
-    shared: &'a Shared,
-    life: Life,
-    key: u32,
-    started_at: DateTime<Utc>,
-    outcome: Option<Outcome>,
-}
-
-impl Drop for Report<'_> {
-    fn drop(&mut self) {
-        let outcome = self.outcome.take().unwrap_or_else(|| failed("a fault of the server ended the attempt"));
-        let duration = (clock::now() - self.started_at).to_std().unwrap_or_default();
-        measured().dispatch.attempted(outcome.class.name(), duration);
-        let ended = Ended { started_at: self.started_at, duration, outcome };
-        self.shared.tell(Input::Ended { life: self.life, key: self.key, ended });
+async fn attempt(shared: &Shared, start: Start) -> Outcome {
+    let Start { call, delivery, timeout, .. } = start;
+    let Some(call) = call else {
+        return failed("a secret of the subscription cannot be opened with the configured keys");
+    };
+    let (executor, deadline) = (&shared.parts.executor, Instant::now() + timeout);
+    let chosen = delivery.event.entry().position % 16 == 0;
+    if chosen && planted::has(Defect::AttemptTwice) {
+        let _once_too_often = executor.execute(&call, &delivery, deadline).await;
     }
+    if chosen && planted::has(Defect::SkipAttempts) {
+        return Outcome { class: OutcomeClass::Succeeded, error: None, ..failed("") };
+    }
+    executor.execute(&call, &delivery, deadline).await
 }
 
 fn failed(error: &str) -> Outcome {

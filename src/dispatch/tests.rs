@@ -43,7 +43,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
 
-const NAME: &str = "CUSTOM_DISPATCHED";
+pub(super) const NAME: &str = "CUSTOM_DISPATCHED";
 
 /// What the receiver has seen and how it answers, by path.
 #[derive(Default)]
@@ -83,11 +83,11 @@ async fn answer(Shared(receiver): Shared<Arc<Receiver>>, uri: axum::http::Uri, h
     }
 }
 
-struct World {
+pub(super) struct World {
     postgres: PrivatePostgres,
-    store: Store,
-    tenant: TenantId,
-    parts: Parts,
+    pub store: Store,
+    pub tenant: TenantId,
+    pub parts: Parts,
     _writer: WriterTasks,
     keyring: Arc<Keyring>,
     receiver: Arc<Receiver>,
@@ -95,7 +95,7 @@ struct World {
 }
 
 impl World {
-    async fn new() -> Self {
+    pub async fn new() -> Self {
         let path = std::env::var_os("PATH").map(|path| std::env::split_paths(&path).collect()).unwrap_or_default();
         let postgres = PrivatePostgres::throwaway(&Search::system(path, None)).await.expect("a private Postgres");
         let database = crate::store::tests::Database::config(&postgres.server_url());
@@ -143,7 +143,7 @@ impl World {
         Dispatch::start(self.parts.clone(), config)
     }
 
-    async fn subscribe(&self, app: &str, event_type: &str, path: &str) -> (SubscriptionId, SubscriptionNo) {
+    pub async fn subscribe(&self, app: &str, event_type: &str, path: &str) -> (SubscriptionId, SubscriptionNo) {
         let app = self.store.app_by_slug(self.tenant, app).await.expect("readable").expect("exists").id;
         let (id, secret_id) = (SubscriptionId(clock::new_uuid()), clock::new_uuid());
         let secret = SigningSecret::from_bytes(vec![1; 32]).expect("long enough");
@@ -176,7 +176,7 @@ impl World {
         (id, made.no)
     }
 
-    async fn publish(&self, count: usize) -> Vec<Arc<LogEntry>> {
+    pub async fn publish(&self, count: usize) -> Vec<Arc<LogEntry>> {
         let name = EventTypeName::parse(NAME).expect("a name");
         let publish = |n: usize| {
             let (name, data, key) = (name.clone(), json!({ "n": n }), clock::new_uuid().to_string());
@@ -216,7 +216,7 @@ impl World {
         found.expect("exists").0
     }
 
-    async fn end(self) {
+    pub async fn end(self) {
         self.store.close().await;
         self.postgres.stop().await.expect("Postgres stops");
     }

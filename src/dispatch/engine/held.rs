@@ -12,6 +12,7 @@ use crate::publish::registry::TenantRegistry;
 use crate::store::StoreError;
 use chrono::{DateTime, Utc};
 use std::sync::Arc;
+use tokio_util::sync::CancellationToken;
 
 /// A tenant with what the engine itself keeps of it.
 #[expect(
@@ -56,6 +57,14 @@ pub(super) struct Held {
     pub cursor_too: bool,
     /// The timer that is set.
     pub armed: Option<DateTime<Utc>>,
+    /// Ends the attempts that run, with this.
+    pub over: CancellationToken,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.over.cancel();
+    }
 }
 
 impl Held {

@@ -14,6 +14,7 @@ use crate::store::leases::{Handover, ShardLease, shard_of};
 use chrono::{DateTime, TimeDelta, Utc};
 use std::collections::HashSet;
 use std::time::Duration;
+use tokio_util::sync::CancellationToken;
 
 impl Engine {
     pub(super) fn take_shards(&mut self, input: Input, now: DateTime<Utc>) {
@@ -153,15 +154,20 @@ impl Engine {
                 settle_at: now,
                 cursor_too: false,
                 armed: None,
+                over: CancellationToken::new(),
             };
+            self.forget(id);
             self.tenants.insert(id, held);
             self.touch(id);
         }
     }
 
-    /// Drops a tenant from memory. Attempts that run go on; their results are dropped.
+    /// Drops a tenant from memory. Attempts that run are cut off: their results would count for nothing, and those that hang would take
+    /// the room of others.
     pub(super) fn forget(&mut self, tenant: TenantId) {
-        self.tenants.remove(&tenant);
+        if let Some(held) = self.tenants.remove(&tenant) {
+            self.slow -= held.tenant.slow();
+        }
     }
 
     fn forget_shard(&mut self, shard: i32) {

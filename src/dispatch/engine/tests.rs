@@ -1,0 +1,77 @@
+//! The engine stepped by hand over a real Postgres and a real receiver: what it hears comes from its own tasks and from publishing.
+
+use super::*;
+use crate::dispatch::Config;
+use crate::dispatch::run::LOADS_MAX;
+use crate::dispatch::tests::{NAME, World};
+use crate::domain::ids::ReplicaId;
+use crate::domain::memory::Memory;
+use crate::store::leases::SHARDS;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+struct Stepped {
+    engine: Engine,
+    inputs: mpsc::UnboundedReceiver<Input>,
+    news: mpsc::Receiver<News>,
+}
+
+impl Stepped {
+    /// An engine that has just taken every shard.
+    async fn new(world: &World, config: Config) -> Self {
+        let (store, replica) = (&world.store, ReplicaId(clock::new_uuid()));
+        let (inputs, received) = mpsc::unbounded_channel();
+        let config = Config { lease_ms: 300_000, ..config };
+        let (loads, memory) = (Semaphore::new(LOADS_MAX), Memory::new(config.memory_bytes_max));
+        let (parts, stop) = (world.parts.clone(), CancellationToken::new());
+        let shared = Arc::new(Shared { parts, config, replica, inputs, stop, memory, loads });
+        store.prepare_shards().await.expect("prepared");
+        let result = store.take_shards(replica, SHARDS, shared.lease()).await;
+        let news = world.parts.feed.subscribe(GULP);
+        let mut engine = Engine::new(shared, Arc::default());
+        engine.take(Input::Taken { result }, store.now());
+        Self { engine, inputs: received, news }
+    }
+
+    fn now(&self) -> DateTime<Utc> {
+        self.engine.shared.parts.store.now()
+    }
+
+    /// Steps until the engine is as wanted. The limit is below the time that an attempt may take.
+    async fn until(&mut self, what: &str, is_so: impl Fn(&Engine) -> bool) {
+        let steps = async {
+            loop {
+                self.engine.act(self.now());
+                if is_so(&self.engine) {
+                    return;
+                }
+                tokio::select! {
+                    Some(input) = self.inputs.recv() => self.engine.take(input, self.now()),
+                    Some(news) = self.news.recv() => self.engine.hear(&news, self.now()),
+                    () = tokio::time::sleep(self.engine.next_wake()) => {}
+                }
+            }
+        };
+        let in_time = tokio::time::timeout(Duration::from_secs(15), steps).await;
+        let (running, slow) = (self.engine.running, self.engine.slow);
+        assert!(in_time.is_ok(), "{what}: {running} run, {slow} of them slow");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn g9_attempts_of_a_tenant_that_is_let_go_leave_their_room_to_others() {
+    let world = World::new().await;
+    world.subscribe("shop", NAME, "/hang").await;
+    let mut stepped = Stepped::new(&world, Config { in_flight_max: 3, ..Config::default() }).await;
+    stepped.until("the tenant is claimed", |engine| !engine.tenants.is_empty()).await;
+    world.publish(3).await;
+    stepped.until("all hang", |engine| engine.running == 3).await;
+    let later = stepped.now() + TimeDelta::seconds(5);
+    stepped.engine.act(later);
+    assert_eq!((stepped.engine.slow, stepped.engine.room().free), (3, 3), "they are slow");
+    stepped.engine.forget(world.tenant);
+    assert_eq!((stepped.engine.slow, stepped.engine.room().free), (0, 0), "they run still");
+    stepped.until("they are cut off", |engine| engine.running == 0).await;
+    assert_eq!(stepped.engine.room().free, 3);
+    world.end().await;
+}
