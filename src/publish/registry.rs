@@ -19,10 +19,11 @@ use crate::store::secrets::Keyring;
 use crate::store::{Store, StoreError};
 use chrono::{DateTime, Utc};
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use tokio::sync::mpsc;
 
-/// The registries of every tenant in use, bounded by count; the least used are dropped and loaded again when needed.
+/// The registries of every tenant in use, bounded by count; the least used are dropped and loaded again when needed. Of each tenant there
+/// is one at a time, so that whoever keeps it sees what others load.
 #[derive(Clone)]
 pub struct Registry {
     store: Store,
@@ -31,8 +32,12 @@ pub struct Registry {
     /// The quotas of a tenant of which nothing else is set.
     limits: Limits,
     tenants: moka::future::Cache<TenantId, Arc<TenantRegistry>>,
+    /// Those that anybody keeps, in the cache or not.
+    kept: Kept,
     schemas: moka::future::Cache<SchemaKey, CompiledSchema>,
 }
+
+type Kept = Arc<Mutex<HashMap<TenantId, Weak<TenantRegistry>>>>;
 
 /// Whose type, its name, when it was declared, and the version of its schema.
 type SchemaKey = (TenantId, EventTypeName, Option<DateTime<Utc>>, i32);
@@ -43,6 +48,17 @@ pub struct TenantRegistry {
     state: RwLock<Registered>,
     allowance: RwLock<Arc<Allowance>>,
     loading: tokio::sync::Mutex<()>,
+    kept: Kept,
+}
+
+impl Drop for TenantRegistry {
+    fn drop(&mut self) {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        // The next one may have taken its place already.
+        if kept.get(&self.tenant).is_some_and(|registry| registry.strong_count() == 0) {
+            kept.remove(&self.tenant);
+        }
+    }
 }
 
 #[derive(Default)]
@@ -113,6 +129,7 @@ impl Registry {
             catalogue,
             limits: Limits::new(|quota| *quota.bounds().end()),
             tenants: moka::future::Cache::new(tenants_max),
+            kept: Kept::default(),
             schemas: moka::future::Cache::new(schemas_max),
         }
     }
@@ -142,16 +159,32 @@ impl Registry {
         if let Some(registry) = self.tenants.get(&tenant).await {
             return Ok(registry);
         }
-        let allowance = Arc::new(Allowance::new(self.limits, Standing::default()));
+        let registry = self.one(tenant);
+        self.load(&registry, 0).await?;
+        self.tenants.insert(tenant, registry.clone()).await;
+        Ok(registry)
+    }
+
+    /// The tenant's registry where anybody keeps it.
+    fn kept(&self, tenant: TenantId) -> Option<Arc<TenantRegistry>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner).get(&tenant)?.upgrade()
+    }
+
+    /// The tenant's registry; an empty one where nobody keeps any.
+    fn one(&self, tenant: TenantId) -> Arc<TenantRegistry> {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(registry) = kept.get(&tenant).and_then(Weak::upgrade) {
+            return registry;
+        }
         let registry = Arc::new(TenantRegistry {
             tenant,
             state: RwLock::default(),
-            allowance: RwLock::new(allowance),
+            allowance: RwLock::new(Arc::new(Allowance::new(self.limits, Standing::default()))),
             loading: tokio::sync::Mutex::default(),
+            kept: self.kept.clone(),
         });
-        self.load(&registry, 0).await?;
-        // Two loaders may race; the one that loses throws its copy away.
-        Ok(self.tenants.entry(tenant).or_insert(registry).await.into_value())
+        kept.insert(tenant, Arc::downgrade(&registry));
+        registry
     }
 
     /// The tenant's registry at `at_least` or newer.
@@ -173,7 +206,7 @@ impl Registry {
     pub async fn follow(self, mut news: mpsc::Receiver<News>) {
         while let Some(item) = news.recv().await {
             let News::Head(head) = item else { continue };
-            if let Some(known) = self.tenants.get(&head.tenant).await
+            if let Some(known) = self.kept(head.tenant)
                 && known.version() < head.registry_version
                 && let Err(error) = self.load(&known, head.registry_version).await
             {
@@ -364,5 +397,53 @@ impl TenantRegistry {
             }
         }
         state.version = version;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::event_type::Phase;
+    use crate::domain::schema::compatibility::Compatibility;
+    use crate::store::audit::Principal;
+    use crate::store::event_types::{EventTypeQuota, NewEventType};
+    use crate::store::request_ids::Repeatable;
+    use crate::store::tests::{Database, NAME};
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn whoever_keeps_a_registry_that_the_cache_has_dropped_sees_what_others_load() {
+        let database = Database::new().await;
+        let (a, b) = (database.tenant("a").await, database.tenant("b").await);
+        let keyring = Arc::new(Keyring::new(vec![("k1".to_owned(), [7; 32])]).expect("a keyring"));
+        let registry = Registry::new(database.store.clone(), keyring, Arc::new(Catalogue::builtin()), 0, 100);
+        let kept = registry.tenant(a).await.expect("readable");
+        registry.tenants.run_pending_tasks().await;
+        assert!(!registry.tenants.contains_key(&a), "the cache has no room for it");
+
+        let name = EventTypeName::parse("CUSTOM_LATER").expect("a name");
+        let new = NewEventType {
+            name: name.clone(),
+            phase: Phase::Post,
+            display_name: String::new(),
+            description: String::new(),
+            schema: None,
+            compatibility: Compatibility::None,
+        };
+        let quota = EventTypeQuota { event_types: 10, deleted_event_types: 10, schema_versions: 10 };
+        let by = Principal::server(a);
+        database.store.create_event_type(by, new, quota, Repeatable::default()).await.expect("an event type");
+        let reloaded = registry.reload(a).await.expect("readable");
+        assert!(kept.custom_type(&name).is_some(), "it is the one that was loaded");
+        assert_eq!(kept.version(), reloaded.version());
+
+        drop((kept, reloaded));
+        let other = registry.tenant(b).await.expect("readable");
+        registry.tenants.run_pending_tasks().await;
+        let known = |tenant| registry.kept.lock().expect("not poisoned").contains_key(&tenant);
+        assert!(known(b) && !known(a), "what nobody keeps costs no memory");
+        let again = registry.tenant(a).await.expect("readable");
+        assert!(again.custom_type(&EventTypeName::parse(NAME).expect("a name")).is_some(), "and is loaded again");
+        drop(other);
+        database.end().await;
     }
 }
