@@ -69,8 +69,9 @@ impl Tenant {
                 }
                 Fate::Dead { at } => {
                     self.announce = true;
-                    if change.key.is_some() {
-                        // What waited behind it may go on, or is to be found blocked.
+                    // What waited behind it in its key may go on, or is to be found blocked. And a caller may have redriven it before
+                    // this was known to be written: its row was left out of loads as one that is in memory.
+                    if change.key.is_some() || change.deferred {
                         queue.now_due(at);
                         self.next_due = Some(earlier(self.next_due, at));
                     }

@@ -179,6 +179,26 @@ fn failures_are_retried_until_the_attempts_are_used_up() {
 }
 
 #[test]
+fn g5_a_dead_letter_that_is_redriven_before_its_settle_has_answered_runs_again() {
+    let mut tenant = tenant();
+    tenant.due_summary(&[(1, at(0))]);
+    assert_eq!(tenant.wants_due(at(1_000), &config()), [wants(&tenant, 1, &[])]);
+    take_rows(&mut tenant, 1, &[DeferredRow { attempt: 2, ..row(1, at(0)) }], events([1]), at(1_000));
+    let last = start(&mut tenant).expect("it is due");
+    end(&mut tenant, &last, OutcomeClass::Failed);
+    // Written, but the answer does not come; meanwhile a caller redrives it, and a review finds its row.
+    let batch = tenant.cut().expect("a dead letter");
+    assert!(matches!(batch.changes[0].fate, Fate::Dead { .. }), "{batch:?}");
+    tenant.due_summary(&[(1, at(0))]);
+    assert_eq!(tenant.wants_due(at(1_001), &config()), [wants(&tenant, 1, &[1])]);
+    take_rows(&mut tenant, 1, &[], HashMap::new(), at(1_001));
+    tenant.settled(&batch);
+    assert_eq!(tenant.wants_due(at(1_002), &config()), [wants(&tenant, 1, &[])], "it is looked for again");
+    take_rows(&mut tenant, 1, &[DeferredRow { attempt: 3, attempt_base: 3, ..row(1, at(0)) }], events([1]), at(1_002));
+    assert_eq!(start(&mut tenant).expect("redriven").delivery.attempt, 4);
+}
+
+#[test]
 fn a_refusal_for_good_is_a_dead_letter_at_once_and_is_announced() {
     for class in [OutcomeClass::Rejected, OutcomeClass::BlockedAddress, OutcomeClass::Gone] {
         let mut tenant = tenant();
