@@ -104,6 +104,11 @@ impl Queue {
         self.jobs.len() + self.chains.len()
     }
 
+    /// True where nothing of it waits, runs or is in the database, as far as this owner can tell.
+    pub fn is_idle(&self) -> bool {
+        self.waiting() + self.running as usize == 0 && self.held.is_empty() && !self.has_rows()
+    }
+
     /// True where one that waits can start.
     pub fn can_start(&self) -> bool {
         !self.jobs.is_empty() || self.chains.can_start()
@@ -147,7 +152,7 @@ impl Queue {
         Ok(gate)
     }
 
-    /// True where work with an ordering key may be in the database, or on its way there: what is new goes behind it.
+    /// True where work may be in the database, or work with an ordering key on its way there: what is new of a key goes behind it.
     pub fn has_rows(&self) -> bool {
         self.parked || self.loading || self.unwritten > 0 || self.next_due.is_some()
     }

@@ -7,7 +7,6 @@ use super::backlog::Backlog;
 use crate::dispatch::run::{Life, Shared};
 use crate::dispatch::tenant::{Tenant, WantedPage};
 use crate::dispatch::{announce, load, replay};
-use crate::domain::subscription::State;
 use crate::publish::registry::TenantRegistry;
 use crate::store::StoreError;
 use chrono::{DateTime, Utc};
@@ -84,8 +83,8 @@ impl Held {
     fn heed(&mut self, now: DateTime<Utc>) {
         let Some(registry) = self.registry.as_ref().filter(|registry| registry.version() > self.heeded) else { return };
         self.heeded = registry.version();
-        let is_active = |no| registry.subscription(no).is_some_and(|found| found.subscription.state == State::Active);
-        self.tenant.review_inactive(now, is_active);
+        let state = |no| registry.subscription(no).map(|found| found.subscription.state);
+        self.tenant.review_inactive(now, state);
         self.tenant.review_parked(now);
     }
 

@@ -4,6 +4,7 @@ use super::{Batch, Config, OrderingKey, Settled, Tenant, earlier, lost_attempts}
 use crate::dispatch::queue::{JOB_BYTES, Job};
 use crate::dispatch::run::DuePage;
 use crate::domain::ids::{Position, SubscriptionNo};
+use crate::domain::subscription::State;
 use crate::executor::EncodedEvent;
 use crate::store::dispatch::Place;
 use crate::store::settle::Fate;
@@ -53,7 +54,8 @@ impl Tenant {
                 Fate::Deferred { .. } => i64::from(!change.deferred),
                 Fate::Succeeded | Fate::Cancelled(_) | Fate::Dead { .. } => -i64::from(change.deferred),
             };
-            let Some(queue) = self.queues.get_mut(&change.place.subscription_no) else { continue };
+            // One that was deleted may be forgotten by now: a row of it is still to be cancelled.
+            let queue = self.queues.entry(change.place.subscription_no).or_default();
             let position = change.place.position;
             if change.holds_up() {
                 queue.unwritten = queue.unwritten.saturating_sub(1);
@@ -136,14 +138,17 @@ impl Tenant {
         }
     }
 
-    /// What waits for a subscription that does not execute any more is due at once, to be cancelled.
-    pub fn review_inactive(&mut self, now: DateTime<Utc>, is_active: impl Fn(SubscriptionNo) -> bool) {
-        for (no, queue) in &mut self.queues {
-            if queue.next_due.is_some_and(|due| due > now) && !is_active(*no) {
+    /// What waits for a subscription that does not execute any more is due at once, to be cancelled. One that is deleted, or unknown, and
+    /// has nothing left is forgotten, so that whoever unsubscribes as often as he subscribes fills no memory.
+    pub fn review_inactive(&mut self, now: DateTime<Utc>, state: impl Fn(SubscriptionNo) -> Option<State>) {
+        self.queues.retain(|no, queue| {
+            let state = state(*no);
+            if state != Some(State::Active) && queue.next_due.is_some_and(|due| due > now) {
                 queue.now_due(now);
                 self.next_due = Some(earlier(self.next_due, now));
             }
-        }
+            state.is_some() || !queue.is_idle()
+        });
     }
 
     /// True where a change of a subscription may decide what becomes of something that waits.
@@ -286,5 +291,37 @@ impl Tenant {
             self.close(position);
         }
         self.advance();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dispatch::tenant::fixture::*;
+    use crate::domain::invocation::OutcomeClass;
+    use std::collections::HashMap;
+
+    #[test]
+    fn a_subscription_that_is_deleted_is_forgotten_once_nothing_of_it_is_left() {
+        let mut tenant = tenant();
+        let deleted = |no| (no == 2).then_some(State::Active);
+        hear(&mut tenant, &[entry(1, &[1, 2]), entry(2, &[1])]);
+        let attempts: Vec<_> = std::iter::from_fn(|| start(&mut tenant)).collect();
+        for attempt in &attempts {
+            tenant.review_inactive(at(1_000), deleted);
+            assert!(tenant.queues.contains_key(&1), "something of it runs");
+            let class = if place(attempt) == (2, 1) { OutcomeClass::Failed } else { OutcomeClass::Succeeded };
+            end(&mut tenant, attempt, class);
+        }
+        let batch = tenant.cut().expect("two have succeeded, one waits");
+        tenant.review_inactive(at(1_000), deleted);
+        assert_eq!(tenant.queues.keys().collect::<Vec<_>>(), [&2], "one that is active stays, idle or not");
+        // What is written only now is still to be cancelled.
+        tenant.settled(&batch);
+        tenant.review_inactive(at(1_002), deleted);
+        assert_eq!(tenant.wants_due(at(1_002), &config()), [wants(&tenant, 1, &[])]);
+        take_rows(&mut tenant, 1, &[], HashMap::new(), at(1_002));
+        tenant.review_inactive(at(1_002), deleted);
+        assert!(!tenant.queues.contains_key(&1));
     }
 }
