@@ -6,7 +6,7 @@
 //! its own lineage, and does not fire again. A circuit is announced before its row is written; one that changes while its owner crashes is
 //! found by the failures that follow.
 
-use super::run::{Input, Life, Shared};
+use super::run::{self, Input, Life, Shared};
 use super::tenant::{Failing, HealthNote};
 use crate::domain::announcement::Announcement;
 use crate::domain::catalogue::Catalogue;
@@ -40,18 +40,8 @@ enum AnnounceError {
 
 /// Announces what waits of a tenant: changes in their order, then dead letters, oldest first. Reports by [`Input::Announced`].
 pub(super) fn spawn(shared: &Arc<Shared>, life: Life) {
-    let shared = shared.clone();
-    tokio::spawn(async move {
-        let result = match announce(&shared, life.tenant).await {
-            Ok(()) => Ok(()),
-            Err(AnnounceError::Store(error)) => Err(error),
-            Err(AnnounceError::Publish(error)) => {
-                tracing::warn!(tenant = %life.tenant, %error, "an operator event could not be published; it is tried again");
-                Err(StoreError::Interrupted)
-            }
-        };
-        shared.tell(Input::Announced { life, result });
-    });
+    let work = async move |shared: Arc<Shared>| told(life.tenant, announce(&shared, life.tenant).await);
+    run::spawn(shared, work, move |result| Input::Announced { life, result });
 }
 
 async fn announce(shared: &Shared, tenant: TenantId) -> Result<(), AnnounceError> {
@@ -184,18 +174,19 @@ async fn disable_and_tell(
 /// Writes how receivers do, and tells operators of circuits that have opened or closed: that first, so that a crash between the two
 /// loses no event. Reports by [`Input::HealthKept`].
 pub(super) fn health(shared: &Arc<Shared>, life: Life, notes: Vec<HealthNote>) {
-    let shared = shared.clone();
-    tokio::spawn(async move {
-        let result = match tell_and_keep(&shared, life, &notes).await {
-            Ok(()) => Ok(()),
-            Err(AnnounceError::Store(error)) => Err(error),
-            Err(AnnounceError::Publish(error)) => {
-                tracing::warn!(tenant = %life.tenant, %error, "a circuit could not be announced; it is tried again");
-                Err(StoreError::Interrupted)
-            }
-        };
-        shared.tell(Input::HealthKept { life, notes, result });
-    });
+    let kept = notes.clone();
+    let work = async move |shared: Arc<Shared>| told(life.tenant, tell_and_keep(&shared, life, &kept).await);
+    run::spawn(shared, work, move |result| Input::HealthKept { life, notes, result });
+}
+
+fn told(tenant: TenantId, result: Result<(), AnnounceError>) -> Result<(), StoreError> {
+    result.map_err(|error| match error {
+        AnnounceError::Store(error) => error,
+        AnnounceError::Publish(error) => {
+            tracing::warn!(%tenant, %error, "an operator event could not be published; it is tried again");
+            StoreError::Interrupted
+        }
+    })
 }
 
 async fn tell_and_keep(shared: &Shared, life: Life, notes: &[HealthNote]) -> Result<(), AnnounceError> {

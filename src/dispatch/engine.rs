@@ -226,7 +226,7 @@ impl Engine {
                 self.forget(life.tenant);
                 return;
             }
-            Input::Page { registry, result: Ok(page), .. } => {
+            Input::Page { result: Ok((page, registry)), .. } => {
                 // Without this look, what was committed here would need one for every batch.
                 held.registry = held.registry.take().or(registry);
                 held.look_at_ordering();

@@ -1,6 +1,6 @@
 //! Reads for the engine: claims, log pages, deferred work, callers' changes, registries. Each load reports once.
 
-use super::run::{ClaimedShard, DuePage, Input, Life, Rest, Review, Shared};
+use super::run::{ClaimedShard, DuePage, Input, Life, Rest, Review, Shared, caught, spawn};
 use super::tenant::{InOrder, LogPage, WantedDue};
 use crate::domain::event::LogEntry;
 use crate::domain::filter::FilterContext;
@@ -34,7 +34,7 @@ pub(super) fn claim_shards(shared: &Arc<Shared>, leases: Vec<ShardLease>) {
                 let tenants = shared.parts.store.claim_shard(&lease).await?;
                 complete(&shared.parts.store, tenants).await
             };
-            let result = claim.await;
+            let result = caught(claim).await;
             shared.tell(Input::Claimed { shard: lease.shard, token: lease.token, tenant: None, result });
         }
     });
@@ -42,16 +42,12 @@ pub(super) fn claim_shards(shared: &Arc<Shared>, leases: Vec<ShardLease>) {
 
 /// Becomes the writer of one tenant, new in a leased shard.
 pub(super) fn claim_tenant(shared: &Arc<Shared>, tenant: TenantId, shard: i32, token: i64) {
-    let shared = shared.clone();
-    tokio::spawn(async move {
+    let claim = async move |shared: Arc<Shared>| {
         let _turn = shared.loads.acquire().await;
-        let claim = async {
-            let claimed = shared.parts.store.claim_tenant(tenant, shard, token).await?;
-            complete(&shared.parts.store, claimed.into_iter().collect()).await
-        };
-        let result = claim.await;
-        shared.tell(Input::Claimed { shard, token, tenant: Some(tenant), result });
-    });
+        let claimed = shared.parts.store.claim_tenant(tenant, shard, token).await?;
+        complete(&shared.parts.store, claimed.into_iter().collect()).await
+    };
+    spawn(shared, claim, move |result| Input::Claimed { shard, token, tenant: Some(tenant), result });
 }
 
 async fn complete(
@@ -84,49 +80,37 @@ fn page_bytes(shared: &Shared) -> u64 {
 
 /// Reads a page of the log with what is settled of it.
 pub(super) fn page(shared: &Arc<Shared>, life: Life, place: LogPlace, up_to: Position) {
-    let shared = shared.clone();
-    tokio::spawn(async move {
+    let read = async move |shared: Arc<Shared>| {
         let _turn = shared.loads.acquire().await;
         let bound = PageBound { entries: shared.config.page_max, bytes: page_bytes(&shared) };
-        let read = async {
-            let store = &shared.parts.store;
-            let entries = store.next_entries(life.tenant, place, up_to, bound).await?;
-            let not_pending = match entries.last() {
-                Some(last) => store.not_pending(life.tenant, place, last.position).await?,
-                None => HashSet::new(),
-            };
-            // After the entries: events are matched and committed at a version that the head shows by then.
-            let head = store.head_now(life.tenant).await?;
-            if entries.is_empty() {
-                return Ok((None, LogPage { entries, not_pending, keys: HashMap::new(), head }));
-            }
-            let version = head.map_or(0, |head| head.registry_version);
-            let registry = shared.parts.registry.refresh(life.tenant, version).await?;
-            let keys = ordering_keys(&registry, &entries).await;
-            Ok((Some(registry), LogPage { entries, not_pending, keys, head }))
+        let store = &shared.parts.store;
+        let entries = store.next_entries(life.tenant, place, up_to, bound).await?;
+        let not_pending = match entries.last() {
+            Some(last) => store.not_pending(life.tenant, place, last.position).await?,
+            None => HashSet::new(),
         };
-        let (registry, result) = match read.await {
-            Ok((registry, page)) => (registry, Ok(page)),
-            Err(error) => (None, Err(error)),
-        };
-        shared.tell(Input::Page { life, registry, result });
-    });
+        // After the entries: events are matched and committed at a version that the head shows by then.
+        let head = store.head_now(life.tenant).await?;
+        if entries.is_empty() {
+            return Ok((LogPage { entries, not_pending, keys: HashMap::new(), head }, None));
+        }
+        let version = head.map_or(0, |head| head.registry_version);
+        let registry = shared.parts.registry.refresh(life.tenant, version).await?;
+        let keys = ordering_keys(&registry, &entries).await;
+        Ok((LogPage { entries, not_pending, keys, head }, Some(registry)))
+    };
+    spawn(shared, read, move |result| Input::Page { life, result });
 }
 
 /// Finds the ordering keys of what was committed here. Off the engine: a key may need its event's whole payload parsed.
 pub(super) fn keys(shared: &Arc<Shared>, life: Life, entries: Vec<Arc<LogEntry>>) {
-    let shared = shared.clone();
-    tokio::spawn(async move {
+    let find = async move |shared: Arc<Shared>| {
         // What was committed here was matched with this very registry.
-        let (registry, result) = match shared.parts.registry.tenant(life.tenant).await {
-            Ok(registry) => {
-                let keys = ordering_keys(&registry, &entries).await;
-                (Some(registry), Ok(LogPage { entries, not_pending: HashSet::new(), keys, head: None }))
-            }
-            Err(error) => (None, Err(error)),
-        };
-        shared.tell(Input::Page { life, registry, result });
-    });
+        let registry = shared.parts.registry.tenant(life.tenant).await?;
+        let keys = ordering_keys(&registry, &entries).await;
+        Ok((LogPage { entries, not_pending: HashSet::new(), keys, head: None }, Some(registry)))
+    };
+    spawn(shared, find, move |result| Input::Page { life, result });
 }
 
 /// The ordering keys of entries' invocations. A key that cannot be evaluated is none: the event is in no order.
@@ -154,44 +138,40 @@ async fn ordering_keys(registry: &TenantRegistry, entries: &[Arc<LogEntry>]) -> 
 
 /// Reads deferred rows of one subscription with their events.
 pub(super) fn due(shared: &Arc<Shared>, life: Life, wanted: WantedDue, registry_version: i64) {
-    let shared = shared.clone();
     let WantedDue { subscription_no, held, up_to, full } = wanted;
-    tokio::spawn(async move {
+    let read = async move |shared: Arc<Shared>| {
         let _turn = shared.loads.acquire().await;
         let page_max = shared.config.page_max;
         let limit = if shared.memory.is_scarce() { page_max.min(DUE_WHEN_SCARCE) } else { page_max };
-        let read = async {
-            let store = &shared.parts.store;
-            let registry = shared.parts.registry.refresh(life.tenant, registry_version).await?;
-            let found = registry.subscription(subscription_no);
-            let active = found.filter(|entry| entry.subscription.state == State::Active);
-            let is_active = active.is_some();
-            let at = store.now();
-            if let Some(entry) = active.filter(|entry| entry.subscription.policy.ordering().is_some()) {
-                let blocks = entry.subscription.policy.blocks_on_dead_letter();
-                let full: Vec<Uuid> = full.iter().map(|key| key.0).collect();
-                let page = OrderedPage { at, held: &held, up_to, full: &full, blocks, limit };
-                let found = store.deferred_in_order(life.tenant, subscription_no, page).await?;
-                let due = found.rows.len();
-                let beyond = found.beyond.then_some(up_to);
-                let rest = Some(Rest { due_at: found.next_due, left: found.left, beyond, replayed: found.replayed });
-                let page = DuePage { more: due >= limit as usize, rows: found.rows, events: HashMap::new(), at, rest };
-                return with_events(&shared, life.tenant, page, due).await;
+        let store = &shared.parts.store;
+        let registry = shared.parts.registry.refresh(life.tenant, registry_version).await?;
+        let found = registry.subscription(subscription_no);
+        let active = found.filter(|entry| entry.subscription.state == State::Active);
+        let is_active = active.is_some();
+        let at = store.now();
+        if let Some(entry) = active.filter(|entry| entry.subscription.policy.ordering().is_some()) {
+            let blocks = entry.subscription.policy.blocks_on_dead_letter();
+            let full: Vec<Uuid> = full.iter().map(|key| key.0).collect();
+            let page = OrderedPage { at, held: &held, up_to, full: &full, blocks, limit };
+            let found = store.deferred_in_order(life.tenant, subscription_no, page).await?;
+            let due = found.rows.len();
+            let beyond = found.beyond.then_some(up_to);
+            let rest = Some(Rest { due_at: found.next_due, left: found.left, beyond, replayed: found.replayed });
+            let page = DuePage { more: due >= limit as usize, rows: found.rows, events: HashMap::new(), at, rest };
+            return with_events(&shared, life.tenant, page, due).await;
+        }
+        let mut rows = store.deferred(life.tenant, subscription_no, &held, limit).await?;
+        if !is_active {
+            // Loaded whole, whatever it waits for, to be cancelled.
+            for row in &mut rows {
+                row.due_at = row.due_at.min(at);
             }
-            let mut rows = store.deferred(life.tenant, subscription_no, &held, limit).await?;
-            if !is_active {
-                // Loaded whole, whatever it waits for, to be cancelled.
-                for row in &mut rows {
-                    row.due_at = row.due_at.min(at);
-                }
-            }
-            let due = rows.partition_point(|row| row.due_at <= at);
-            let more = rows.len() >= limit as usize;
-            with_events(&shared, life.tenant, DuePage { rows, events: HashMap::new(), at, more, rest: None }, due).await
-        };
-        let result = read.await;
-        shared.tell(Input::Due { life, subscription_no, result });
-    });
+        }
+        let due = rows.partition_point(|row| row.due_at <= at);
+        let more = rows.len() >= limit as usize;
+        with_events(&shared, life.tenant, DuePage { rows, events: HashMap::new(), at, more, rest: None }, due).await
+    };
+    spawn(shared, read, move |result| Input::Due { life, subscription_no, result });
 }
 
 /// Reads the events of the first `due` rows, in small batches, and leaves the rest of the rows where those are large.
@@ -228,54 +208,47 @@ async fn with_events(shared: &Shared, tenant: TenantId, mut page: DuePage, due: 
 
 /// Looks at what callers have changed: due times, and cancellations of what is in memory.
 pub(super) fn review(shared: &Arc<Shared>, life: Life, held: Vec<Place>, cursor: LogPlace) {
-    let shared = shared.clone();
-    tokio::spawn(async move {
+    let read = async move |shared: Arc<Shared>| {
         let _turn = shared.loads.acquire().await;
-        let read = async {
-            let store = &shared.parts.store;
-            // The version first: every change up to it is committed, so the rows read after it show them all.
-            let version = store.head_now(life.tenant).await?.map_or(0, |head| head.deferred_version);
-            let due = store.due_subscriptions(&[life.tenant]).await?;
-            let rows = due.iter().map(|due| due.rows).sum();
-            let due = due.into_iter().map(|due| (due.subscription_no, due.due_at)).collect();
-            let revoked = store.revoked(life.tenant, &held, cursor).await?;
-            Ok(Review { version, due, rows, revoked })
-        };
-        let result = read.await;
-        shared.tell(Input::Reviewed { life, result });
-    });
+        let store = &shared.parts.store;
+        // The version first: every change up to it is committed, so the rows read after it show them all.
+        let version = store.head_now(life.tenant).await?.map_or(0, |head| head.deferred_version);
+        let due = store.due_subscriptions(&[life.tenant]).await?;
+        let rows = due.iter().map(|due| due.rows).sum();
+        let due = due.into_iter().map(|due| (due.subscription_no, due.due_at)).collect();
+        let revoked = store.revoked(life.tenant, &held, cursor).await?;
+        Ok(Review { version, due, rows, revoked })
+    };
+    spawn(shared, read, move |result| Input::Reviewed { life, result });
 }
 
 /// Counts what a tenant has deferred, up to a bound.
 pub(super) fn count(shared: &Arc<Shared>, life: Life, most: i64) {
-    let shared = shared.clone();
-    tokio::spawn(async move {
+    let count = async move |shared: Arc<Shared>| {
         let _turn = shared.loads.acquire().await;
-        let result = shared.parts.store.deferred_count(life.tenant, most).await;
-        shared.tell(Input::Counted { life, result });
-    });
+        shared.parts.store.deferred_count(life.tenant, most).await
+    };
+    spawn(shared, count, move |result| Input::Counted { life, result });
 }
 
 /// Says to every publisher whether the tenant's backlog is full.
 pub(super) fn mark(shared: &Arc<Shared>, life: Life, standing: BacklogStanding) {
-    let shared = shared.clone();
-    tokio::spawn(async move {
+    let mark = async move |shared: Arc<Shared>| {
         let marked = shared.parts.store.mark_backlog(life.tenant, life.token, standing).await;
-        let result = marked.map(|(_, change)| change);
-        shared.tell(Input::Marked { life, standing, result });
-    });
+        marked.map(|(_, change)| change)
+    };
+    spawn(shared, mark, move |result| Input::Marked { life, standing, result });
 }
 
 /// Brings the tenant's registry to `at_least`, or to the newest version where that is none.
 pub(super) fn registry(shared: &Arc<Shared>, life: Life, at_least: Option<i64>) {
-    let shared = shared.clone();
-    tokio::spawn(async move {
+    let bring = async move |shared: Arc<Shared>| {
         let _turn = shared.loads.acquire().await;
         let registry = &shared.parts.registry;
-        let result = match at_least {
+        match at_least {
             Some(version) => registry.refresh(life.tenant, version).await,
             None => registry.reload(life.tenant).await,
-        };
-        shared.tell(Input::Registry { life, result });
-    });
+        }
+    };
+    spawn(shared, bring, move |result| Input::Registry { life, result });
 }

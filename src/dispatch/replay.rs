@@ -6,7 +6,7 @@
 //! Where the subscription has an ordering key, what is new of it waits in the database, beyond what the replay has reached, until that
 //! is everything: an earlier event of its key may be among what is not read yet.
 
-use super::run::{Input, Life, Shared};
+use super::run::{self, Input, Life, Shared};
 use crate::domain::filter::FilterContext;
 use crate::domain::ids::SubscriptionNo;
 use crate::domain::subscription::{State, Subscription};
@@ -44,12 +44,11 @@ impl Step {
 
 /// Makes one step. Reports by [`Input::Replayed`]; nothing where there is nothing to replay.
 pub(super) fn spawn(shared: &Arc<Shared>, life: Life) {
-    let shared = shared.clone();
-    tokio::spawn(async move {
+    let work = async move |shared: Arc<Shared>| {
         let _turn = shared.loads.acquire().await;
-        let result = step(&shared, life).await;
-        shared.tell(Input::Replayed { life, result });
-    });
+        step(&shared, life).await
+    };
+    run::spawn(shared, work, move |result| Input::Replayed { life, result });
 }
 
 async fn step(shared: &Shared, life: Life) -> Result<Option<Step>, StoreError> {

@@ -1,4 +1,4 @@
-//! What the engine's tasks share, what they tell it, and the task of one attempt.
+//! What the engine's tasks share, what they tell it, how they do it, and the task of one attempt.
 //!
 //! An attempt calls the executor and reports how it went. It writes nothing: what the result means is decided by the engine,
 //! and recorded by a settle.
@@ -119,7 +119,7 @@ pub(super) struct Life {
 pub(super) enum Input {
     Ended { life: Life, key: u32, ended: Ended },
     Settled { life: Life, batch: Batch, fenced: Fenced },
-    Page { life: Life, registry: Option<Arc<TenantRegistry>>, result: Result<LogPage, StoreError> },
+    Page { life: Life, result: Result<(LogPage, Option<Arc<TenantRegistry>>), StoreError> },
     Due { life: Life, subscription_no: SubscriptionNo, result: Result<DuePage, StoreError> },
     Reviewed { life: Life, result: Result<Review, StoreError> },
     Registry { life: Life, result: Result<Arc<TenantRegistry>, StoreError> },
@@ -135,6 +135,31 @@ pub(super) enum Input {
     Swept,
 }
 
+/// Does work in a task of its own and tells the engine what came of it.
+pub(super) fn spawn<T, Work>(
+    shared: &Arc<Shared>,
+    work: impl FnOnce(Arc<Shared>) -> Work,
+    answer: impl FnOnce(Result<T, StoreError>) -> Input + Send + 'static,
+) where
+    T: Send + 'static,
+    Work: Future<Output = Result<T, StoreError>> + Send + 'static,
+{
+    let work = work(shared.clone());
+    let shared = shared.clone();
+    tokio::spawn(async move {
+        let result = caught(work).await;
+        shared.tell(answer(result));
+    });
+}
+
+/// Fails where the work panics: whoever waits for its answer would wait for ever.
+pub(super) async fn caught<T>(work: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
+    AssertUnwindSafe(work).catch_unwind().await.unwrap_or_else(|_| {
+        tracing::error!("a fault of the server ended a task of the dispatcher");
+        Err(StoreError::Interrupted)
+    })
+}
+
 /// Runs one attempt in a task of its own, until its tenant's life here is over: what comes after that counts for nothing, and the next
 /// owner makes the attempt again.
 pub(super) fn spawn_attempt(shared: &Arc<Shared>, life: Life, over: &CancellationToken, start: Start) {
@@ -144,8 +169,7 @@ pub(super) fn spawn_attempt(shared: &Arc<Shared>, life: Life, over: &Cancellatio
         let key = start.key;
         let took = || (clock::now() - started_at).to_std().unwrap_or_default();
         let outcome = tokio::select! {
-            outcome = AssertUnwindSafe(attempt(&shared, start)).catch_unwind() => {
-                // Reports also where the executor panics: an attempt that never ends would hold its subscription for ever.
+            outcome = caught(async { Ok(attempt(&shared, start).await) }) => {
                 let outcome = outcome.unwrap_or_else(|_| failed("a fault of the server ended the attempt"));
                 measured().dispatch.attempted(outcome.class.name(), took());
                 outcome

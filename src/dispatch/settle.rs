@@ -3,7 +3,7 @@
 //! While one settle of a tenant is under way, further results gather for the next: group commit without a timer. The only
 //! writer of outcomes, attempts, deferred work and dead letters beside callers' own changes.
 
-use super::run::{Input, Life, Shared};
+use super::run::{Input, Life, Shared, caught};
 use super::tenant::Batch;
 use crate::store::StoreError;
 use crate::store::settle::{Fate, Fenced};
@@ -23,7 +23,8 @@ pub(super) fn spawn(shared: &Arc<Shared>, life: Life, batch: Batch) {
         loop {
             let store = &shared.parts.store;
             // Writing twice is harmless: a statement whose answer was lost finds its own rows and leaves them.
-            match store.settle(life.tenant, life.token, batch.cursor, &batch.changes).await {
+            let settle = Box::pin(store.settle(life.tenant, life.token, batch.cursor, &batch.changes));
+            match caught(settle).await {
                 Ok(fenced) => {
                     if fenced == Fenced::No {
                         count(&batch);

@@ -5,7 +5,7 @@
 //! holder does.
 
 use super::Config;
-use super::run::{Input, Shared};
+use super::run::{self, Input, Shared};
 use crate::domain::ids::ReplicaId;
 use crate::store::{Store, StoreError};
 use chrono::{Days, TimeDelta};
@@ -65,8 +65,7 @@ pub async fn purge_once(store: &Store, config: &Config) -> Result<(), StoreError
 }
 
 pub(super) fn spawn(shared: &Arc<Shared>) {
-    let shared = shared.clone();
-    tokio::spawn(async move {
+    let work = async move |shared: Arc<Shared>| {
         let store = &shared.parts.store;
         if let Err(error) = run_once(store, &shared.config).await {
             tracing::warn!(%error, "housekeeping failed; it is tried again in an hour");
@@ -77,6 +76,7 @@ pub(super) fn spawn(shared: &Arc<Shared>) {
         if let Err(error) = purge_once(store, &shared.config).await {
             tracing::warn!(%error, "purging what was deleted failed; it is tried again in an hour");
         }
-        shared.tell(Input::Swept);
-    });
+        Ok(())
+    };
+    run::spawn(shared, work, |_: Result<(), StoreError>| Input::Swept);
 }

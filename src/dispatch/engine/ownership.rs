@@ -4,7 +4,7 @@ use super::backlog::Backlog;
 use super::held::Held;
 use super::{Engine, TICK};
 use crate::dispatch::load;
-use crate::dispatch::run::{ClaimedShard, Input};
+use crate::dispatch::run::{ClaimedShard, Input, Shared, spawn};
 use crate::dispatch::tenant::Tenant;
 use crate::domain::ids::TenantId;
 use crate::feed::News;
@@ -13,6 +13,7 @@ use crate::store::StoreError;
 use crate::store::leases::{Handover, ShardLease, shard_of};
 use chrono::{DateTime, TimeDelta, Utc};
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
@@ -50,11 +51,10 @@ impl Engine {
                 }
                 self.shards.shed(pulse.replicas, now, &self.shared.config);
                 if let Some(limit) = self.shards.wanted(pulse.replicas, pulse.free, now, &self.shared.config) {
-                    let shared = self.shared.clone();
-                    tokio::spawn(async move {
-                        let result = shared.parts.store.take_shards(shared.replica, limit, shared.lease()).await;
-                        shared.tell(Input::Taken { result });
-                    });
+                    let take = async move |shared: Arc<Shared>| {
+                        shared.parts.store.take_shards(shared.replica, limit, shared.lease()).await
+                    };
+                    spawn(&self.shared, take, |result| Input::Taken { result });
                 }
             }
             Input::Taken { result: Ok(leases) } => {
@@ -231,11 +231,10 @@ impl Engine {
             }
             self.forget_shard(*shard);
         }
-        let shared = self.shared.clone();
-        tokio::spawn(async move {
-            let result = shared.parts.store.release_shards(shared.replica, &shards, handover).await;
-            shared.tell(Input::Released { shards, result });
-        });
+        let given = shards.clone();
+        let release =
+            async move |shared: Arc<Shared>| shared.parts.store.release_shards(shared.replica, &given, handover).await;
+        spawn(&self.shared, release, move |result| Input::Released { shards, result });
     }
 
     /// True where everything is settled, or where the time for it is up.

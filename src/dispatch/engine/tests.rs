@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::dispatch::Config;
-use crate::dispatch::run::LOADS_MAX;
+use crate::dispatch::run::{LOADS_MAX, spawn};
 use crate::dispatch::tests::{NAME, World};
 use crate::domain::ids::ReplicaId;
 use crate::domain::memory::Memory;
@@ -73,5 +73,21 @@ async fn g9_attempts_of_a_tenant_that_is_let_go_leave_their_room_to_others() {
     assert_eq!((stepped.engine.slow, stepped.engine.room().free), (0, 0), "they run still");
     stepped.until("they are cut off", |engine| engine.running == 0).await;
     assert_eq!(stepped.engine.room().free, 3);
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_that_panics_answers_like_one_that_fails() {
+    let world = World::new().await;
+    let mut stepped = Stepped::new(&world, Config::default()).await;
+    stepped.until("the tenant is claimed", |engine| !engine.tenants.is_empty()).await;
+    let held = stepped.engine.tenants.get_mut(&world.tenant).expect("claimed");
+    held.reviewing = true;
+    let life = Life { tenant: world.tenant, token: held.tenant.token };
+    let fault = async |_: Arc<Shared>| panic!("a fault");
+    spawn(&stepped.engine.shared, fault, move |result| Input::Reviewed { life, result });
+    stepped.until("the review has failed", |engine| !engine.tenants[&world.tenant].reviewing).await;
+    let not_before = stepped.engine.tenants[&world.tenant].not_before;
+    assert!(not_before > DateTime::UNIX_EPOCH, "it is tried again a little later");
     world.end().await;
 }
