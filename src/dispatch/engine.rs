@@ -438,6 +438,8 @@ impl Engine {
                     call: entry.webhook_call(now),
                 })
             };
+            // As the last pump has left it.
+            let (had_changes, was_due) = (held.tenant.has_changes(), held.tenant.next_due);
             let (mut nothing, mut left, mut free) = (false, budget, bounds.free);
             while left > 0 && free > 0 {
                 let room = Room { free, ..bounds };
@@ -472,8 +474,10 @@ impl Engine {
                 held.armed = Some(at);
                 self.timers.push(Reverse((at, id)));
             }
-            // Cancelled work, a drained queue: there may be something to settle or to load.
-            if held.tenant.has_changes() || held.tenant.next_due.is_some_and(|due| due <= now) {
+            // Cancelled work, a drained queue: there is something new to settle or to load. What is not new waits for an answer, or for a
+            // timer that is set.
+            let due = held.tenant.next_due.filter(|due| *due <= now);
+            if held.tenant.has_changes() && !had_changes || due.is_some() && due != was_due {
                 self.timers.push(Reverse((now, id)));
             }
         }

@@ -91,3 +91,28 @@ async fn a_task_that_panics_answers_like_one_that_fails() {
     assert!(not_before > DateTime::UNIX_EPOCH, "it is tried again a little later");
     world.end().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_engine_that_can_neither_start_nor_load_anything_sleeps() {
+    let world = World::new().await;
+    let (_, no) = world.subscribe("shop", NAME, "/hang").await;
+    let mut stepped = Stepped::new(&world, Config { tenant_in_flight_max: 1, ..Config::default() }).await;
+    stepped.until("the tenant is claimed", |engine| !engine.tenants.is_empty()).await;
+    world.publish(2).await;
+    stepped
+        .until("one hangs, one waits", |engine| engine.running == 1 && engine.tenants[&world.tenant].tenant.lag() == 2)
+        .await;
+    let now = stepped.now();
+    let held = stepped.engine.tenants.get_mut(&world.tenant).expect("claimed");
+    // Rows are due, and a load that failed puts the next one off.
+    held.tenant.due_summary(&[(no, now)]);
+    held.not_before = now + TimeDelta::minutes(1);
+    held.tenant.offer_all();
+    stepped.engine.touch(world.tenant);
+    let rounds = (1..10).find(|_| {
+        stepped.engine.act(now);
+        stepped.engine.timers.peek().is_none_or(|Reverse((at, _))| *at > now)
+    });
+    assert_eq!(rounds, Some(1), "nothing to come back for at once");
+    world.end().await;
+}
