@@ -6,26 +6,27 @@
 //! its own lineage, and does not fire again. A circuit is announced before its row is written; one that changes while its owner crashes is
 //! found by the failures that follow.
 
+use super::Parts;
 use super::run::{self, Input, Life, Shared};
 use super::tenant::{Failing, HealthNote};
 use crate::domain::announcement::Announcement;
-use crate::domain::catalogue::Catalogue;
 use crate::domain::event::Lineage;
-use crate::domain::event_type::EventTypeName;
 use crate::domain::health::HealthRow;
 use crate::domain::ids::{SubscriptionNo, TenantId};
 use crate::domain::invocation::OutcomeClass;
-use crate::domain::subscription::{Circuit, CircuitState};
+use crate::domain::subscription::{Circuit, CircuitState, Subscription};
 use crate::feed::{Head, News};
 use crate::publish::PublishError;
-use crate::store::StoreError;
 use crate::store::announcements::Waiting;
-use crate::store::dispatch::DeadLetter;
+use crate::store::dispatch::{DeadLetter, Place};
 use crate::store::subscriptions::ServerReason;
+use crate::store::{Store, StoreError};
+use crate::telemetry::measured;
 use chrono::{DateTime, Utc};
 use serde_json::json;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use uuid::Uuid;
 
 const PAGE: u32 = 100;
 
@@ -60,11 +61,12 @@ async fn announce(shared: &Shared, tenant: TenantId) -> Result<(), AnnounceError
         for (subscription_no, gone_at) in gone {
             disable_gone(shared, tenant, subscription_no, gone_at).await?;
         }
-        let mut places = Vec::with_capacity(letters.len());
-        for letter in letters {
-            publish_dead_letter(shared, tenant, &letter).await?;
-            places.push(letter.place);
+        let places: Vec<Place> = letters.iter().map(|letter| letter.place).collect();
+        let mut announcements = Vec::with_capacity(letters.len());
+        for letter in &letters {
+            announcements.extend(dead_letter(&shared.parts.store, tenant, letter).await?);
         }
+        publish(shared, tenant, announcements).await?;
         if !places.is_empty() {
             store.mark_announced(tenant, &places).await?;
         }
@@ -80,24 +82,9 @@ async fn publish_changes(shared: &Shared, tenant: TenantId) -> Result<(), Announ
     loop {
         let waiting = store.announcements(tenant, PAGE).await?;
         let last = waiting.len() < PAGE as usize;
-        let (mut ids, mut events) = (Vec::with_capacity(waiting.len()), Vec::with_capacity(waiting.len()));
-        for Waiting { id, announcement } in waiting {
-            let Announcement { event_type, subject, data, lineage } = announcement;
-            let name = system_type(shared.parts.registry.catalogue(), &event_type)?;
-            let key = format!("announcement/{id}");
-            match shared.parts.writer.prepare_system(tenant, name, subject, &data, lineage, &key).await {
-                Ok(prepared) => events.push(prepared),
-                Err(error) if error.may_pass() => return Err(error.into()),
-                // Only a bound below what the event needs does this: it must not hold up the announcements behind it.
-                Err(error) => {
-                    tracing::error!(%tenant, event_type, %error, "a change cannot be announced; it is left out");
-                }
-            }
-            ids.push(id);
-        }
-        if !events.is_empty() {
-            shared.parts.writer.write(tenant, events).await?;
-        }
+        let ids: Vec<Uuid> = waiting.iter().map(|waiting| waiting.id).collect();
+        let keyed = |Waiting { id, announcement }| (announcement, format!("announcement/{id}"));
+        publish(shared, tenant, waiting.into_iter().map(keyed).collect()).await?;
         if !ids.is_empty() {
             store.forget_announcements(tenant, &ids).await?;
         }
@@ -107,8 +94,13 @@ async fn publish_changes(shared: &Shared, tenant: TenantId) -> Result<(), Announ
     }
 }
 
-async fn publish_dead_letter(shared: &Shared, tenant: TenantId, letter: &DeadLetter) -> Result<(), AnnounceError> {
-    let Some(entry) = shared.parts.store.event(tenant, letter.event).await? else { return Ok(()) };
+/// The announcement of a dead letter, and its key; none where retention has taken the event.
+async fn dead_letter(
+    store: &Store,
+    tenant: TenantId,
+    letter: &DeadLetter,
+) -> Result<Option<(Announcement, String)>, StoreError> {
+    let Some(entry) = store.event(tenant, letter.event).await? else { return Ok(None) };
     let invocation = letter.invocation();
     let retried = letter.class.is_retryable();
     let data = json!({
@@ -123,10 +115,37 @@ async fn publish_dead_letter(shared: &Shared, tenant: TenantId, letter: &DeadLet
         "first_attempt_at": letter.first_attempt_at.to_rfc3339(),
         "dead_lettered_at": letter.dead_at.to_rfc3339(),
     });
+    let (event_type, subject) = ("INVOCATION_DEAD_LETTERED".to_owned(), invocation.to_string());
+    let lineage = Some(entry.event.lineage.caused_by(invocation));
     let key = format!("dead-letter/{invocation}/{}", letter.attempt);
-    let lineage = entry.event.lineage.caused_by(invocation);
-    let name = system_type(shared.parts.registry.catalogue(), "INVOCATION_DEAD_LETTERED")?;
-    shared.parts.writer.publish_system(tenant, name, invocation.to_string(), &data, Some(lineage), &key).await?;
+    Ok(Some((Announcement { event_type, subject, data, lineage }, key)))
+}
+
+/// Publishes announcements in one commit, each under a key that makes a repetition harmless. One that is refused for good is left out and
+/// counted: only a bound below what its event needs does this, and it must not hold up the others.
+async fn publish(
+    shared: &Shared,
+    tenant: TenantId,
+    announcements: Vec<(Announcement, String)>,
+) -> Result<(), AnnounceError> {
+    let Parts { registry, writer, .. } = &shared.parts;
+    let mut events = Vec::with_capacity(announcements.len());
+    for (Announcement { event_type, subject, data, lineage }, key) in announcements {
+        let missing = StoreError::Corrupt { what: "system catalogue" };
+        let known = registry.catalogue().get(&event_type).ok_or(missing)?;
+        let name = known.event_type.name.clone();
+        match writer.prepare_system(tenant, name, subject, &data, lineage, &key).await {
+            Ok(prepared) => events.push(prepared),
+            Err(error) if error.may_pass() => return Err(error.into()),
+            Err(error) => {
+                measured().dispatch.announcements_refused.inc();
+                tracing::error!(%tenant, event_type, %error, "an operator event cannot be published; it is left out");
+            }
+        }
+    }
+    if !events.is_empty() {
+        writer.write(tenant, events).await?;
+    }
     Ok(())
 }
 
@@ -190,17 +209,13 @@ fn told(tenant: TenantId, result: Result<(), AnnounceError>) -> Result<(), Store
 }
 
 async fn tell_and_keep(shared: &Shared, life: Life, notes: &[HealthNote]) -> Result<(), AnnounceError> {
-    for note in notes {
-        if let Some((state, lineage)) = &note.told {
-            match publish_circuit(shared, life.tenant, &note.row, *state, lineage).await {
-                // What never passes must not keep the row from being written.
-                Err(AnnounceError::Publish(error)) if !error.may_pass() => {
-                    tracing::error!(tenant = %life.tenant, %error, "a circuit cannot be announced; it is left out");
-                }
-                told => told?,
-            }
-        }
-    }
+    let registry = shared.parts.registry.tenant(life.tenant).await?;
+    let told = |note: &HealthNote| {
+        let (state, lineage) = note.told.as_ref()?;
+        let subscription = registry.subscription(note.row.subscription_no)?;
+        Some(circuit(&subscription.subscription, &note.row, *state, lineage))
+    };
+    publish(shared, life.tenant, notes.iter().filter_map(told).collect()).await?;
     // Of each subscription the last one: a statement may write a row once.
     let mut last: HashMap<SubscriptionNo, HealthRow> = HashMap::new();
     last.extend(notes.iter().map(|note| (note.row.subscription_no, note.row)));
@@ -209,27 +224,17 @@ async fn tell_and_keep(shared: &Shared, life: Life, notes: &[HealthNote]) -> Res
     Ok(())
 }
 
-async fn publish_circuit(
-    shared: &Shared,
-    tenant: TenantId,
+/// The announcement of a circuit that has opened or closed, and its key.
+fn circuit(
+    subscription: &Subscription,
     row: &HealthRow,
     state: CircuitState,
     lineage: &Lineage,
-) -> Result<(), AnnounceError> {
-    let registry = shared.parts.registry.tenant(tenant).await?;
-    let Some(entry) = registry.subscription(row.subscription_no) else { return Ok(()) };
-    let subscription = &entry.subscription;
+) -> (Announcement, String) {
     let since = row.circuit.since.unwrap_or_default();
     let verb = if state == CircuitState::Closed { "closed" } else { "opened" };
     let circuit = Circuit { state, ..row.circuit };
-    let Announcement { event_type, subject, data, .. } = Announcement::circuit_changed(subscription, &circuit);
+    let announcement = Announcement::circuit_changed(subscription, &circuit);
     let key = format!("circuit-{verb}/{}/{}", subscription.id, since.timestamp_micros());
-    let name = system_type(shared.parts.registry.catalogue(), &event_type)?;
-    shared.parts.writer.publish_system(tenant, name, subject, &data, Some(lineage.clone()), &key).await?;
-    Ok(())
-}
-
-fn system_type(catalogue: &Catalogue, name: &str) -> Result<EventTypeName, StoreError> {
-    let missing = StoreError::Corrupt { what: "system catalogue" };
-    catalogue.get(name).map(|event_type| event_type.event_type.name.clone()).ok_or(missing)
+    (Announcement { lineage: Some(lineage.clone()), ..announcement }, key)
 }

@@ -96,6 +96,11 @@ pub(super) struct World {
 
 impl World {
     pub async fn new() -> Self {
+        Self::publishing(publish::Config::default()).await
+    }
+
+    /// With these bounds of publishing.
+    async fn publishing(bounds: publish::Config) -> Self {
         let path = std::env::var_os("PATH").map(|path| std::env::split_paths(&path).collect()).unwrap_or_default();
         let postgres = PrivatePostgres::throwaway(&Search::system(path, None)).await.expect("a private Postgres");
         let database = crate::store::tests::Database::config(&postgres.server_url());
@@ -122,7 +127,7 @@ impl World {
         let keyring = Arc::new(Keyring::new(vec![("k1".to_owned(), [7; 32])]).expect("a keyring"));
         let feed = Feed::default();
         let registry = Registry::new(store.clone(), keyring.clone(), Arc::new(Catalogue::builtin()), 100, 100);
-        let (writer, tasks) = Writer::start(store.clone(), registry.clone(), feed.clone(), publish::Config::default());
+        let (writer, tasks) = Writer::start(store.clone(), registry.clone(), feed.clone(), bounds);
         let settings = executor::Config {
             allow_http: true,
             allow_private_ranges: vec!["127.0.0.0/8".parse().expect("a range")],

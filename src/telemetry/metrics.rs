@@ -53,6 +53,8 @@ pub struct Dispatch {
     pub deferred: Counter,
     /// Invocations that used up their attempts.
     pub dead_letters: Counter,
+    /// Operator events that were left out because they are refused for good.
+    pub announcements_refused: Counter,
 }
 
 /// Streams.
@@ -124,6 +126,7 @@ pub fn measured() -> &'static Measured {
             attempt_seconds: Histogram::new(exponential_buckets(0.000_5, 2.0, 20)),
             deferred: Counter::default(),
             dead_letters: Counter::default(),
+            announcements_refused: Counter::default(),
         },
         watch: Watch { messages: Counter::default(), sent_bytes: Counter::default(), fallen_out: Counter::default() },
         filter_errors: Family::default(),
@@ -157,7 +160,7 @@ impl Measured {
         registry.register("publish_refused", "Publish calls refused by a quota of their tenant", refused.clone());
         registry.register("publish_batch_events", "Events in one group commit", batch_events.clone());
         registry.register("publish_commit_duration_seconds", "Time of one group commit", commit_seconds.clone());
-        let Dispatch { attempts, attempt_seconds, deferred, dead_letters } = &self.dispatch;
+        let Dispatch { attempts, attempt_seconds, deferred, dead_letters, announcements_refused } = &self.dispatch;
         registry.register("dispatch_attempts", "Attempts by outcome", attempts.clone());
         registry.register("dispatch_attempt_duration_seconds", "Time of one attempt", attempt_seconds.clone());
         registry.register("dispatch_deferred", "Failed attempts that will be repeated", deferred.clone());
@@ -165,6 +168,11 @@ impl Measured {
             "dispatch_dead_letters",
             "Invocations that used up their attempts or were refused for good",
             dead_letters.clone(),
+        );
+        registry.register(
+            "dispatch_announcements_refused",
+            "Carillon's own events that were left out because they are refused for good",
+            announcements_refused.clone(),
         );
         let Watch { messages, sent_bytes, fallen_out } = &self.watch;
         registry.register("watch_messages", "Messages handed to the transports of watches", messages.clone());

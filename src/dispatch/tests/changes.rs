@@ -174,3 +174,39 @@ async fn a_large_redrive_goes_in_chunks_and_takes_each_dead_letter_once() {
     assert_eq!(audited.iter().filter(|record| record.action == "RedriveInvocations").count(), 2, "one a call");
     world.end().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dead_letters_are_announced_in_one_commit_without_the_one_that_is_refused_for_good() {
+    let world = World::publishing(publish::Config { event_bytes_max: 4_096, ..publish::Config::default() }).await;
+    let (_, no) = world.subscribe("shop", NAME, "/fine").await;
+    world.publish(3).await;
+    let mut connection =
+        sqlx::PgConnection::connect(&world.postgres.owner_url("carillon")).await.expect("Postgres answers");
+    // What the first receiver has said does not fit into an event.
+    let rows = "WITH dead AS (
+                    INSERT INTO dead_letters (tenant_id, position, subscription_no, day, attempt, dead_at)
+                    SELECT tenant_id, position, $2, day, 3, now() FROM events WHERE tenant_id = $1
+                    RETURNING tenant_id, day, position, subscription_no, attempt)
+                INSERT INTO attempts (tenant_id, day, position, subscription_no, attempt, outcome_class, status_code, duration_us,
+                       started_at, error)
+                SELECT tenant_id, day, position, subscription_no, attempt, 2, 500, 1, now(),
+                       repeat('x', CASE position WHEN 1 THEN 5000 ELSE 1 END) FROM dead";
+    sqlx::query(rows).bind(world.tenant.0).bind(no).execute(&mut connection).await.expect("inserted");
+    let refused = crate::telemetry::measured().dispatch.announcements_refused.get();
+    let dispatch = world.dispatch();
+    let announced = async {
+        while !world.store.unannounced(world.tenant, 100).await.expect("readable").is_empty() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), announced).await.expect("the refused one holds up no other");
+    let place = LogPlace { after: 0, day: NaiveDate::default() };
+    let log = world.store.read_log(world.tenant, place, 1_000, 1_000).await.expect("readable");
+    let told: Vec<_> =
+        log.iter().filter(|entry| entry.event.event_type.as_str() == "INVOCATION_DEAD_LETTERED").collect();
+    assert_eq!(told.len(), 2);
+    assert_eq!(told[0].committed_at, told[1].committed_at, "one commit");
+    assert!(crate::telemetry::measured().dispatch.announcements_refused.get() > refused);
+    dispatch.stop().await;
+    world.end().await;
+}
