@@ -31,9 +31,9 @@ impl Backlog {
     }
 }
 
-/// Whether publishers are to be told so. Once it is full, a tenth less must wait before more is taken.
+/// Whether publishers are to be told so. Once it is full, a tenth less must wait before more is taken, and two less of a small one.
 fn is_full(was_full: bool, backlog: u64, limit: u64) -> bool {
-    if was_full { backlog >= limit - limit / 10 } else { backlog >= limit }
+    backlog >= if was_full { limit.saturating_sub((limit / 10).max(1)).max(1) } else { limit }
 }
 
 impl Engine {
@@ -124,5 +124,8 @@ mod tests {
         assert!(is_full(true, 90, 100));
         assert!(!is_full(true, 89, 100));
         assert!(is_full(false, 1, 1) && is_full(true, 1, 1) && !is_full(true, 0, 1));
+        for limit in 2..20 {
+            assert!(is_full(true, limit - 1, limit) && !is_full(true, 0, limit), "{limit} leaves no gap");
+        }
     }
 }
