@@ -35,17 +35,7 @@ const KNOWN_MAX: usize = 100_000;
 pub(super) async fn beat(shared: Arc<Shared>) {
     let news = shared.parts.feed.subscribe(NEWS_MAX);
     let every = Duration::from_millis(shared.config.poll_ms);
-    let mut beat = Beat {
-        lease: TimeDelta::from_std(shared.lease()).unwrap_or(TimeDelta::seconds(15)),
-        shared,
-        known: HashMap::new(),
-        unsent: HashMap::new(),
-        others: false,
-        since: None,
-        renewed_at: None,
-        pulses: 0,
-    };
-    beat.run(news, every).await;
+    Beat::new(shared).run(news, every).await;
 }
 
 struct Beat {
@@ -64,6 +54,19 @@ struct Beat {
 }
 
 impl Beat {
+    fn new(shared: Arc<Shared>) -> Self {
+        Self {
+            lease: TimeDelta::from_std(shared.lease()).unwrap_or(TimeDelta::seconds(15)),
+            shared,
+            known: HashMap::new(),
+            unsent: HashMap::new(),
+            others: false,
+            since: None,
+            renewed_at: None,
+            pulses: 0,
+        }
+    }
+
     async fn run(&mut self, mut news: mpsc::Receiver<News>, every: Duration) {
         let gather = Duration::from_millis(self.shared.config.notify_gather_ms);
         let mut listener: Option<HeadListener> = None;
@@ -95,7 +98,7 @@ impl Beat {
                     self.notify().await;
                 }
                 head = hear(&mut listener) => match head {
-                    Ok(Hint::Head(head)) => self.heard(head),
+                    Ok(Hint::Head(head)) => self.hinted(head),
                     Ok(Hint::Watch(news)) => self.shared.parts.feed.send_watch(news),
                     Err(error) => {
                         tracing::info!(%error, "the connection that hears hints broke; polling goes on");
@@ -154,6 +157,13 @@ impl Beat {
         }
     }
 
+    /// A hint: news where it says something new. Most that do not are this replica's own; whoever has lost one hears it by the poll.
+    fn hinted(&mut self, head: Head) {
+        if !self.knows(&head) {
+            self.heard(head);
+        }
+    }
+
     /// A head from elsewhere, or from the poll: news for this process if it is new, and nothing to tell others.
     fn heard(&mut self, head: Head) {
         if self.known.get(&head.tenant) == Some(&head) {
@@ -170,33 +180,33 @@ impl Beat {
 
     /// News of this process: what others do not know yet is told them.
     fn note(&mut self, news: &News) {
-        let (tenant, position, versions) = match news {
+        let head = match news {
             News::Committed { tenant, entries } => {
                 let Some(last) = entries.last() else { return };
-                (*tenant, last.position, None)
+                Head { tenant: *tenant, position: last.position, registry_version: 0, deferred_version: 0 }
             }
-            News::Head(head) => (head.tenant, head.position, Some((head.registry_version, head.deferred_version))),
+            News::Head(head) => *head,
         };
-        let known = self.known.get(&tenant);
-        let same = known.is_some_and(|known| {
-            known.position >= position
-                && versions.is_none_or(|(registry, deferred)| {
-                    known.registry_version >= registry && known.deferred_version >= deferred
-                })
-        });
-        if same || !self.others {
+        if self.knows(&head) || !self.others {
             return;
         }
-        let base = self.unsent.get(&tenant).or(known).copied();
-        let base = base.unwrap_or(Head { tenant, position: 0, registry_version: 0, deferred_version: 0 });
-        let (registry_version, deferred_version) = versions.unwrap_or_default();
+        let base = self.unsent.get(&head.tenant).or(self.known.get(&head.tenant)).copied().unwrap_or(head);
         let head = Head {
-            tenant,
-            position: base.position.max(position),
-            registry_version: base.registry_version.max(registry_version),
-            deferred_version: base.deferred_version.max(deferred_version),
+            tenant: head.tenant,
+            position: base.position.max(head.position),
+            registry_version: base.registry_version.max(head.registry_version),
+            deferred_version: base.deferred_version.max(head.deferred_version),
         };
-        self.unsent.insert(tenant, head);
+        self.unsent.insert(head.tenant, head);
+    }
+
+    /// True where others know, or have told, all that a head says.
+    fn knows(&self, head: &Head) -> bool {
+        self.known.get(&head.tenant).is_some_and(|known| {
+            known.position >= head.position
+                && known.registry_version >= head.registry_version
+                && known.deferred_version >= head.deferred_version
+        })
     }
 
     async fn notify(&mut self) {
@@ -216,5 +226,33 @@ async fn hear(listener: &mut Option<HeadListener>) -> Result<Hint, StoreError> {
     match listener {
         Some(listener) => listener.next().await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dispatch::Config;
+    use crate::dispatch::tests::World;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_replica_does_not_hear_its_own_hints_as_news() {
+        let world = World::new().await;
+        let (shared, _inputs) = world.shared(Config::default());
+        let mut beat = Beat { others: true, ..Beat::new(shared) };
+        let head = |position| Head { tenant: world.tenant, position, registry_version: 1, deferred_version: 0 };
+        for position in [5, 6] {
+            beat.note(&News::Head(head(position)));
+            beat.notify().await;
+        }
+        let mut news = world.parts.feed.subscribe(16);
+        for position in [5, 6, 7] {
+            beat.hinted(head(position));
+        }
+        beat.heard(head(7));
+        let heard: Vec<_> = std::iter::from_fn(|| news.try_recv().ok()).collect();
+        let position = |news: &News| if let News::Head(head) = news { head.position } else { 0 };
+        assert_eq!(heard.iter().map(position).collect::<Vec<_>>(), [7, 7], "another one's, and what the poll repeats");
+        world.end().await;
     }
 }

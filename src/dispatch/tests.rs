@@ -3,13 +3,14 @@
 mod changes;
 mod shards;
 
-use super::{Config, Dispatch, Parts};
+use super::{Config, Dispatch, Parts, run};
 use crate::dev::{PrivatePostgres, Search};
 use crate::domain::catalogue::Catalogue;
 use crate::domain::event::LogEntry;
 use crate::domain::event_type::{EventTypeName, Phase};
-use crate::domain::ids::{InvocationId, SubscriptionId, SubscriptionNo, TenantId};
+use crate::domain::ids::{InvocationId, ReplicaId, SubscriptionId, SubscriptionNo, TenantId};
 use crate::domain::invocation::{CancelReason, Invocation, Outcome, OutcomeClass, State};
+use crate::domain::memory::Memory;
 use crate::domain::retry::DeliveryPolicy;
 use crate::domain::subscription::Target;
 use crate::domain::webhook::{SigningSecret, WebhookMode, WebhookTarget, WebhookUri};
@@ -41,7 +42,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::net::TcpListener;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore, mpsc};
+use tokio_util::sync::CancellationToken;
 
 pub(super) const NAME: &str = "CUSTOM_DISPATCHED";
 
@@ -141,6 +143,15 @@ impl World {
         tokio::spawn(async move { axum::serve(listener, routes).await });
         let parts = Parts { store: store.clone(), registry, writer, executor, feed };
         Self { postgres, store, tenant, parts, _writer: tasks, keyring, receiver, port }
+    }
+
+    /// What tasks of a dispatcher share, and what they tell its engine.
+    pub fn shared(&self, config: Config) -> (Arc<run::Shared>, mpsc::UnboundedReceiver<run::Input>) {
+        let (inputs, received) = mpsc::unbounded_channel();
+        let (parts, replica) = (self.parts.clone(), ReplicaId(clock::new_uuid()));
+        let (loads, memory) = (Semaphore::new(run::LOADS_MAX), Memory::new(config.memory_bytes_max));
+        let stop = CancellationToken::new();
+        (Arc::new(run::Shared { parts, config, replica, inputs, stop, memory, loads }), received)
     }
 
     fn dispatch(&self) -> Dispatch {

@@ -2,13 +2,9 @@
 
 use super::*;
 use crate::dispatch::Config;
-use crate::dispatch::run::{LOADS_MAX, spawn};
+use crate::dispatch::run::spawn;
 use crate::dispatch::tests::{NAME, World};
-use crate::domain::ids::ReplicaId;
-use crate::domain::memory::Memory;
 use crate::store::leases::SHARDS;
-use tokio::sync::Semaphore;
-use tokio_util::sync::CancellationToken;
 
 struct Stepped {
     engine: Engine,
@@ -19,18 +15,14 @@ struct Stepped {
 impl Stepped {
     /// An engine that has just taken every shard.
     async fn new(world: &World, config: Config) -> Self {
-        let (store, replica) = (&world.store, ReplicaId(clock::new_uuid()));
-        let (inputs, received) = mpsc::unbounded_channel();
-        let config = Config { lease_ms: 300_000, ..config };
-        let (loads, memory) = (Semaphore::new(LOADS_MAX), Memory::new(config.memory_bytes_max));
-        let (parts, stop) = (world.parts.clone(), CancellationToken::new());
-        let shared = Arc::new(Shared { parts, config, replica, inputs, stop, memory, loads });
+        let store = &world.store;
+        let (shared, inputs) = world.shared(Config { lease_ms: 300_000, ..config });
         store.prepare_shards().await.expect("prepared");
-        let result = store.take_shards(replica, SHARDS, shared.lease()).await;
+        let result = store.take_shards(shared.replica, SHARDS, shared.lease()).await;
         let news = world.parts.feed.subscribe(GULP);
         let mut engine = Engine::new(shared, Arc::default());
         engine.take(Input::Taken { result }, store.now());
-        Self { engine, inputs: received, news }
+        Self { engine, inputs, news }
     }
 
     fn now(&self) -> DateTime<Utc> {
