@@ -8,30 +8,52 @@ use crate::domain::event::LogEntry;
 use crate::domain::ids::{EventId, SubscriptionId, SubscriptionNo, TenantId};
 use crate::domain::invocation::{Attempt, Outcome, OutcomeClass};
 use crate::domain::pre::{Answer, EnrichError, PrePolicy, Verdict, VerdictKind, enrich};
+use crate::domain::subscription::State;
 use crate::executor::{Delivery, EncodedEvent};
 use crate::long_work;
-use crate::publish::registry::Entry;
+use crate::publish::registry::{Entry, TenantRegistry};
 use crate::telemetry::measured;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 use tokio::time::{Instant, sleep, timeout_at};
+use tokio_util::sync::CancellationToken;
 
 /// Why an enrichment does not count that was not applied by a fault of the server.
 pub(super) const NOT_APPLIED: &str = "the enrichment could not be applied";
 /// Why a listener is not asked whose turn does not come by the deadline.
 pub(super) const NO_TIME: &str = "the time was up before it could be asked";
+/// Why a listener has no say.
+pub(super) const NOT_ACTIVE: &str = "the subscription is not active any more";
 
 /// A listener that is asked.
 #[derive(Debug, Clone)]
 pub(super) struct Listener {
     pub entry: Arc<Entry>,
     pub policy: PrePolicy,
+    /// Cancelled once it is not active any more: it does not execute, so it has no say either.
+    inactive: CancellationToken,
 }
 
 impl Listener {
     pub fn new(entry: Arc<Entry>) -> Self {
         let policy = entry.subscription.pre_policy.clone().unwrap_or_default();
-        Self { entry, policy }
+        Self { entry, policy, inactive: CancellationToken::new() }
+    }
+
+    /// Gives up its question where the registry says that it is not active any more.
+    pub fn heed(&self, registry: &TenantRegistry) {
+        let found = registry.subscription(self.entry.subscription.no);
+        if found.is_none_or(|entry| entry.subscription.state != State::Active) {
+            self.inactive.cancel();
+        }
+    }
+
+    /// Of one that was left no time to be asked.
+    pub fn unheard(&self) -> Verdict {
+        if self.inactive.is_cancelled() {
+            return self.verdict(VerdictKind::Skipped, NOT_ACTIVE);
+        }
+        self.verdict(VerdictKind::Failed, NO_TIME)
     }
 
     /// A verdict without an attempt.
@@ -94,7 +116,7 @@ impl Numbers {
     }
 }
 
-/// Asks until the listener has decided or failed, by the deadline at the latest.
+/// Asks until the listener has decided or failed, or is not active any more, by the deadline at the latest.
 pub(super) async fn ask(
     core: Arc<Core>,
     tenant: TenantId,
@@ -116,15 +138,19 @@ pub(super) async fn ask(
             core.leave_to_ask(tenant, &listener, deadline).await
         };
         // Where it is not to be asked, the publisher is told at once.
-        let leave = match timeout_at(deadline, turn).await.unwrap_or_else(|_| Err(NO_TIME.to_owned())) {
-            Ok(leave) => leave,
-            Err(why) => return unasked(verdict, &why),
+        let leave = match listener.inactive.run_until_cancelled(timeout_at(deadline, turn)).await {
+            Some(Ok(Ok(leave))) => leave,
+            Some(Ok(Err(why))) => return unasked(verdict, &why),
+            Some(Err(_)) => return unasked(verdict, NO_TIME),
+            None => return skipped(verdict),
         };
         verdict.attempt = number;
         verdict.started_at = clock::now();
         let delivery = Delivery { invocation, attempt: number, replay: false, event: event.clone() };
         let until = (Instant::now() + subscription.policy.timeout()).min(deadline);
-        let (outcome, answer) = core.executor.ask(&call, &delivery, until).await;
+        let asked = listener.inactive.run_until_cancelled(core.executor.ask(&call, &delivery, until)).await;
+        let Some((outcome, answer)) = asked else { return skipped(verdict) };
+        // From here on its answer counts, also where that disables it: 410.
         core.asked(tenant, &listener, leave, &outcome, || event.entry().event.lineage.caused_by(invocation)).await;
         verdict.duration = (clock::now() - verdict.started_at).to_std().unwrap_or_default();
         measured().dispatch.attempted(outcome.class.name(), verdict.duration);
@@ -136,8 +162,17 @@ pub(super) async fn ask(
         }
         let (started_at, duration) = (verdict.started_at, verdict.duration);
         verdict.failed.push(Attempt { number, started_at, duration, outcome });
-        sleep(wait).await;
+        if listener.inactive.run_until_cancelled(sleep(wait)).await.is_none() {
+            return skipped(verdict);
+        }
     }
+    verdict
+}
+
+/// A listener that is not active any more, whatever its attempts came to so far.
+fn skipped(mut verdict: Verdict) -> Verdict {
+    verdict.kind = VerdictKind::Skipped;
+    NOT_ACTIVE.clone_into(&mut verdict.message);
     verdict
 }
 

@@ -4,14 +4,14 @@
 //! something due: one whose log is locked holds up nobody else. Whoever claims an event owns it until the lease ends; an event is born by
 //! a statement that names the claim's token, so it is born once.
 
-use super::ask::{Listener, undecided};
-use super::phase::{Handle, Phase};
+use super::ask::{Listener, NOT_ACTIVE, undecided};
+use super::phase::Phase;
+use super::running::Handle;
 use super::{Core, listeners};
 use crate::domain::event::LogEntry;
 use crate::domain::ids::{EventId, SubscriptionNo, TenantId};
 use crate::domain::places::Place;
 use crate::domain::pre::{AbortReason, Aborted, Verdict, VerdictKind};
-use crate::domain::subscription::State;
 use crate::publish::PublishError;
 use crate::publish::prepare::prepare;
 use crate::store::StoreError;
@@ -33,8 +33,6 @@ const TENANTS_MAX: usize = 64;
 pub(super) const AT_ONCE: usize = 8;
 /// After a look that failed, or that left something due: its tenant's task tells when it ends.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
-/// Why a listener is not asked.
-const NOT_ACTIVE: &str = "the subscription is not active any more";
 /// How often an event is matched again because the registry moved on.
 const ROUNDS_MAX: u32 = 20;
 
@@ -189,15 +187,9 @@ impl Core {
         self: &Arc<Self>,
         row: PendingEvent,
         listeners: Vec<Listener>,
-        mut verdicts: Vec<Verdict>,
+        verdicts: Vec<Verdict>,
         attempted: Option<i32>,
     ) {
-        // One that was disabled or unsubscribed meanwhile does not execute, so it has no say either.
-        for listener in listeners.iter().filter(|listener| listener.entry.subscription.state != State::Active) {
-            if !verdicts.iter().any(|verdict| verdict.subscription_no == listener.entry.subscription.no) {
-                verdicts.push(listener.verdict(VerdictKind::Skipped, NOT_ACTIVE));
-            }
-        }
         let phase = Phase {
             tenant: row.tenant,
             deadline: self.instant_of(row.deadline_at.unwrap_or(row.entry.committed_at)),

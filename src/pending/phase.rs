@@ -9,7 +9,8 @@
 //! No transaction is open while a listener runs. Every write names the row's token: a phase that another replica has taken over ends
 //! here without effect. A listener whose success is noted is never asked again.
 
-use super::ask::{Listener, NO_TIME, NOT_APPLIED, Numbers, ask, spoil};
+use super::ask::{Listener, NOT_APPLIED, Numbers, ask, spoil};
+use super::running::Handle;
 use super::{Core, PendingError};
 use crate::clock;
 use crate::domain::announcement::Announcement;
@@ -35,7 +36,6 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, interval_at, sleep};
-use tokio_util::sync::CancellationToken;
 
 /// Between two tries to write a decision that the database did not take.
 const WRITE_AGAIN: Duration = Duration::from_millis(250);
@@ -92,74 +92,6 @@ pub(super) enum Ended {
     Elsewhere,
 }
 
-/// What those who wait for a phase hold on to.
-#[derive(Debug)]
-pub(super) struct Handle {
-    /// How many wait.
-    attached: watch::Sender<usize>,
-    ended: watch::Sender<Option<Ended>>,
-    /// A caller took the event back.
-    pub cancelled: CancellationToken,
-}
-
-/// One that waits; the phase learns when it is dropped.
-#[derive(Debug)]
-pub(super) struct Attachment(Arc<Handle>);
-
-impl Handle {
-    pub fn new() -> Arc<Self> {
-        let (attached, ended) = (watch::Sender::new(0), watch::Sender::new(None));
-        Arc::new(Self { attached, ended, cancelled: CancellationToken::new() })
-    }
-
-    pub fn attach(self: &Arc<Self>) -> Attachment {
-        self.attached.send_modify(|count| *count += 1);
-        Attachment(self.clone())
-    }
-
-    pub fn end(&self, ended: Ended) {
-        self.ended.send_replace(Some(ended));
-    }
-
-    /// Ends as elsewhere what has not ended otherwise.
-    pub fn end_if_open(&self) {
-        self.ended.send_if_modified(|ended| {
-            let open = ended.is_none();
-            if open {
-                *ended = Some(Ended::Elsewhere);
-            }
-            open
-        });
-    }
-
-    /// Returns once nobody has waited for `grace`.
-    async fn abandoned(&self, grace: Duration) {
-        let mut attached = self.attached.subscribe();
-        loop {
-            // The sender lives as long as this borrow: neither wait can fail.
-            let _ = attached.wait_for(|count| *count == 0).await;
-            if tokio::time::timeout(grace, attached.wait_for(|count| *count > 0)).await.is_err() {
-                return;
-            }
-        }
-    }
-}
-
-impl Attachment {
-    /// Waits for the end; a phase that died is elsewhere.
-    pub async fn ended(&self) -> Ended {
-        let mut ended = self.0.ended.subscribe();
-        let found = ended.wait_for(Option::is_some).await.map(|ended| ended.clone());
-        found.ok().flatten().unwrap_or(Ended::Elsewhere)
-    }
-}
-
-impl Drop for Attachment {
-    fn drop(&mut self) {
-        self.0.attached.send_modify(|count| *count -= 1);
-    }
-}
-
 /// What the questions came to.
 enum Decision {
     Commit,
@@ -168,6 +100,15 @@ enum Decision {
     Left,
     /// A caller took it back.
     Cancelled,
+}
+
+/// Returns when it changes; never where there is nothing to change.
+async fn changed(changes: &mut Option<watch::Receiver<()>>) {
+    match changes {
+        // An error says that this copy of the registry is not kept any more: the next look finds the one that is.
+        Some(changes) => drop(changes.changed().await),
+        None => std::future::pending().await,
+    }
 }
 
 impl Phase {
@@ -192,6 +133,7 @@ impl Phase {
         if let Err(error) = core.look_at_circuits(self.tenant, &self.listeners).await {
             tracing::warn!(%error, "how listeners do at other replicas could not be read");
         }
+        let mut registry_changes = self.heed_registry(core).await;
         let event = Arc::new(EncodedEvent::new(self.entry.clone()));
         let numbers = Arc::new(Numbers::after(self.attempted, self.token));
         let known: Vec<i32> = self.verdicts.iter().map(|verdict| verdict.subscription_no).collect();
@@ -235,6 +177,7 @@ impl Phase {
                         Err(error) => tracing::warn!(%error, "a pending event could not be renewed; it is tried again"),
                     }
                 }
+                () = changed(&mut registry_changes) => registry_changes = self.heed_registry(core).await,
                 () = &mut gone, if self.abandonable => {
                     if !self.waited_for_elsewhere(core, grace).await {
                         return Decision::Abort(AbortReason::Abandoned);
@@ -253,6 +196,18 @@ impl Phase {
         drop(asking);
         self.time_is_up();
         self.aborts().map_or(Decision::Commit, Decision::Abort)
+    }
+
+    /// Gives up the questions to listeners that are not active any more. Returns what changes when there may be others.
+    async fn heed_registry(&self, core: &Core) -> Option<watch::Receiver<()>> {
+        let registry = core.registry.tenant(self.tenant).await.inspect_err(|error| {
+            tracing::warn!(%error, "whether listeners are active could not be read");
+        });
+        let registry = registry.ok()?;
+        // Before the look, so that nothing falls between the two.
+        let changes = registry.changes();
+        self.listeners.iter().for_each(|listener| listener.heed(&registry));
+        Some(changes)
     }
 
     /// Why the event is aborted, if it is: a refusal says more than a failure.
@@ -299,12 +254,12 @@ impl Phase {
         seen.is_ok_and(|seen| seen.flatten().is_some_and(|at| at > recent))
     }
 
-    /// Whoever was left no time to be asked has failed.
+    /// Whoever was left no time to be asked has failed, unless it has no say any more.
     fn time_is_up(&mut self) {
         for listener in &self.listeners {
             let no = listener.entry.subscription.no;
             if !self.verdicts.iter().any(|verdict| verdict.subscription_no == no) {
-                self.verdicts.push(listener.verdict(VerdictKind::Failed, NO_TIME));
+                self.verdicts.push(listener.unheard());
             }
         }
     }

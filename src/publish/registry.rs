@@ -20,7 +20,7 @@ use crate::store::{Store, StoreError};
 use chrono::{DateTime, Utc};
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 /// The registries of every tenant in use, bounded by count; the least used are dropped and loaded again when needed. Of each tenant there
 /// is one at a time, so that whoever keeps it sees what others load.
@@ -48,6 +48,7 @@ pub struct TenantRegistry {
     state: RwLock<Registered>,
     allowance: RwLock<Arc<Allowance>>,
     loading: tokio::sync::Mutex<()>,
+    changed: watch::Sender<()>,
     kept: Kept,
 }
 
@@ -182,6 +183,7 @@ impl Registry {
             allowance: RwLock::new(Arc::new(Allowance::new(self.limits, Standing::default()))),
             loading: tokio::sync::Mutex::default(),
             kept: self.kept.clone(),
+            changed: watch::Sender::default(),
         });
         kept.insert(tenant, Arc::downgrade(&registry));
         registry
@@ -247,6 +249,7 @@ impl Registry {
         }
         let allowance = registry.allowance().changed(self.limits, standing);
         registry.apply(head.registry_version, entries, types, allowance);
+        registry.changed.send_replace(());
         Ok(())
     }
 
@@ -315,6 +318,11 @@ impl TenantRegistry {
     /// The version it is at.
     pub fn version(&self) -> i64 {
         self.read().version
+    }
+
+    /// Changes with the version. Ends where nobody keeps this copy any more: another one follows the news from then on.
+    pub fn changes(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
     }
 
     /// A subscription that is not deleted, by its number.

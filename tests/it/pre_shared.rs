@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use carillon::proto::internal::PublishResponse;
+use carillon::proto::internal::{PreVerdictKind, PublishResponse};
 use carillon::proto::public::{
-    CircuitBreaker, CircuitState, CreateEventTypeRequest, DeliveryPolicy, EventPhase, GetSubscriptionRequest,
-    Subscription, SubscriptionState,
+    CircuitBreaker, CircuitState, CreateEventTypeRequest, DeliveryPolicy, DisableSubscriptionRequest, EventPhase,
+    GetSubscriptionRequest, Subscription, SubscriptionState, UnsubscribeRequest,
 };
 use pbjson_types::Duration;
 use serde_json::json;
@@ -15,7 +15,7 @@ use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
 use crate::harness::tenant::{assert_refused, publish_request, quick_policy};
-use crate::harness::{Answer, Receiver, Tenant, World, eventually};
+use crate::harness::{Answer, Receiver, Tenant, World, eventually, within};
 use crate::pre_receivers::said;
 
 const TYPE: &str = "CUSTOM_PRE_SHARED";
@@ -262,4 +262,43 @@ async fn a_pause_that_a_receiver_asks_for_is_told_as_such_and_kept_by_every_repl
     publish(&tenant, 1).await.expect("it is asked after its pause");
     assert!(asked.elapsed() > std::time::Duration::from_millis(800), "{:?}", asked.elapsed());
     assert_eq!(receiver.received("/soon").len(), 2);
+}
+
+#[tokio::test]
+async fn a_listener_that_is_disabled_or_deleted_at_any_replica_is_not_waited_for() {
+    let (world, receiver) = (World::shared().await, Receiver::start().await);
+    let (tenant, agrees) = listened(world, &receiver, "/agrees", DeliveryPolicy::default()).await;
+    let mut hang = Vec::new();
+    // One is retried at this moment, the others have been asked and do not answer.
+    for (path, answer) in [("/disabled", Answer::Hang), ("/deleted", Answer::Hang), ("/fails", Answer::Status(503))] {
+        let mut request = tenant.subscribe_request(TYPE, &receiver.url(path));
+        let later = Some(seconds(20));
+        request.delivery_policy =
+            Some(DeliveryPolicy { initial_backoff: later, max_backoff: later, ..Default::default() });
+        let made = tenant.events().subscribe(request).await.expect("a listener can be subscribed").into_inner();
+        receiver.answers(path, [answer]);
+        hang.push(made.subscription.expect("it is set").id);
+    }
+    let mut request = publish_request(TYPE, &json!({}));
+    request.pre_timeout = Some(seconds(30));
+    let mut publisher = tenant.publishers[0].clone();
+    let publishing = tokio::spawn(async move { publisher.publish(request).await });
+    for path in ["/agrees", "/disabled", "/deleted", "/fails"] {
+        receiver.receives(path, 1).await;
+    }
+    let elsewhere = &tenant.at[1].events;
+    for id in [&hang[0], &hang[2]] {
+        let disable = DisableSubscriptionRequest { subscription_id: id.clone(), ..Default::default() };
+        elsewhere.clone().disable_subscription(disable).await.expect("it is active");
+    }
+    let unsubscribe = UnsubscribeRequest { subscription_id: hang[1].clone(), ..Default::default() };
+    elsewhere.clone().unsubscribe(unsubscribe).await.expect("it is subscribed");
+    let answer = within("the publisher", publishing).await.expect("no panic").expect("who is left agrees").into_inner();
+    assert!(answer.position > 0, "{answer:?}");
+    for verdict in &answer.pre_verdicts {
+        let left = verdict.subscription_id == agrees;
+        let expected = if left { PreVerdictKind::Succeeded } else { PreVerdictKind::Skipped };
+        assert_eq!(verdict.verdict(), expected, "{verdict:?}");
+    }
+    assert_eq!(answer.pre_verdicts.len(), 4);
 }
