@@ -1,7 +1,9 @@
 //! What a subscription missed, delivered after all: the pages of the log that a replay goes through.
 //!
 //! One step of one replay of a tenant at a time, that which is furthest behind. A step reads a page, asks the present filter, and
-//! defers what fires, and refuses on the record what the subscription itself has led to; from there on it is work like any other. The engine decides when the next step is due, which bounds the rate.
+//! defers what fires, and refuses on the record what the subscription itself has led to; from there on it is work like any other. The
+//! engine decides when the next step is due, which bounds the rate. Where a replay before this one was ended early, the range holds events
+//! of the time in between: what fired then, or was refused, is left alone.
 //!
 //! Where the subscription has an ordering key, what is new of it waits in the database, beyond what the replay has reached, until that
 //! is everything: an earlier event of its key may be among what is not read yet.
@@ -82,7 +84,8 @@ async fn look(
     let mut reached = LogPlace { after: replay.up_to, day: replay.done.day };
     for entry in &entries {
         reached = LogPlace { after: entry.position, day: entry.day() };
-        if entry.event.event_type == subscription.event_type {
+        let decided = |nos: &[SubscriptionNo]| nos.contains(&subscription.no);
+        if entry.event.event_type == subscription.event_type && !decided(&entry.matched) && !decided(&entry.refused) {
             let context = FilterContext::new(&entry.event);
             if fires(subscription, &context, entry.event.schema_version) {
                 // Its own consequence: refused on the record, as it would have been when it happened.

@@ -1,8 +1,9 @@
 //! Replays: what a subscription missed while it was not active, and how far its delivery is.
 //!
-//! A replay begins in the transaction that makes its subscription active, and ends early in one that takes that back. In between
-//! the owner of the tenant defers what was missed, page by page: each page moves the replay on in the transaction that defers its
-//! invocations, so that a crash neither repeats nor leaves out any.
+//! A replay begins in the transaction that makes its subscription active, and ends early in one that takes that back: what it had not
+//! come to is missed from then on, and the next replay begins with it. In between the owner of the tenant defers what was missed, page
+//! by page: each page moves the replay on in the transaction that defers its invocations, so that a crash neither repeats nor leaves out
+//! any.
 
 use super::events::LogPlace;
 use super::leases::shard_of;
@@ -177,7 +178,7 @@ pub(in crate::store) async fn begin(
     Ok(())
 }
 
-/// Ends a subscription's replay, where there is one. In the transaction that makes it inactive.
+/// Ends a subscription's replay, where there is one. In the transaction that makes it inactive, which has taken note of the rest.
 pub(in crate::store) async fn end(
     connection: &mut PgConnection,
     tenant: TenantId,

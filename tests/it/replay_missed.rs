@@ -151,3 +151,54 @@ async fn deleting_again_ends_a_replay() {
     let after = numbers(&receiver, "/ended", true).len();
     assert!(before < 30 && after <= before + 10, "{before} before, {after} after");
 }
+
+#[tokio::test]
+async fn what_is_left_of_a_replay_that_ends_early_is_delivered_by_the_next_one() {
+    let world = World::start_with(1, "[dispatch]\nreplay_per_second = 20\n").await;
+    let tenant = world.tenant().await;
+    tenant.declare(EVENT).await;
+    let receiver = Receiver::start().await;
+    let id = subscribe(&tenant, &receiver, "/hook").await;
+    tenant.unsubscribe(&id).await;
+    let mut missed = publish(&tenant, 0..40).await;
+    tenant.undelete(&id, true).await;
+    receiver.receives("/hook", 1).await;
+    publish(&tenant, 40..42).await;
+    receives(&receiver, "/hook", false, 40..42).await;
+    // Deleted in the middle of it, and in the middle of what follows from that disabled.
+    tenant.unsubscribe(&id).await;
+    missed.extend(publish(&tenant, 42..45).await);
+    let before = numbers(&receiver, "/hook", true).len();
+    assert!(before < 30, "{before} of 40 replayed");
+    tenant.undelete(&id, true).await;
+    receiver.receives("/hook", before + 4).await;
+    let disable = DisableSubscriptionRequest { subscription_id: id.clone(), ..Default::default() };
+    tenant.events().disable_subscription(disable).await.expect("it is active");
+    missed.extend(publish(&tenant, 45..47).await);
+    let before = numbers(&receiver, "/hook", true).len();
+    assert!(before < 40, "{before} of 45 replayed");
+    let enable = EnableSubscriptionRequest { subscription_id: id.clone(), replay_missed: true, ..Default::default() };
+    tenant.events().enable_subscription(enable).await.expect("it is disabled");
+    publish(&tenant, 47..48).await;
+    receives(&receiver, "/hook", false, [40, 41, 47]).await;
+    // What was on its way when it ended is cancelled on the record; everything else arrives.
+    let mut arrived = BTreeSet::new();
+    for (event, n) in missed.iter().zip((0..40).chain(42..47)) {
+        let state = eventually("a missed event has its invocation", || async {
+            let all = tenant.invocations_of(event).await;
+            let ended = |state| matches!(state, InvocationState::Succeeded | InvocationState::Cancelled);
+            match &all[..] {
+                [one] if one.replay && ended(one.state()) => Ok(one.state()),
+                _ => Err(all),
+            }
+        })
+        .await;
+        if state == InvocationState::Succeeded {
+            arrived.insert(n);
+        }
+    }
+    assert!(arrived.contains(&39) && arrived.is_superset(&(42..47).collect()), "{arrived:?}");
+    assert!(numbers(&receiver, "/hook", true).is_superset(&arrived), "what succeeded was received");
+    let total = receiver.received("/hook").len();
+    assert_eq!(total, numbers(&receiver, "/hook", true).len() + 3, "each once");
+}

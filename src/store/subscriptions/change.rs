@@ -413,8 +413,9 @@ pub(super) async fn write(
              timeout_ms = $13, max_in_flight = $14, state = $15, state_reason = $16, effective_position = $17,
              registry_version = $18, updated_at = $19, deleted_at = $20, schema_version = $21, pre_failure_policy = $22,
              pre_priority = $23, pre_enrich_paths = $24,
-             -- On the right of a SET stands what was: only a change of state moves it.
-             inactive_from = CASE WHEN $15 = 1 THEN NULL WHEN state = 1 THEN $17 ELSE inactive_from END
+             -- On the right of a SET stands what was: only a change of state moves it. What a replay has not come to is still missed.
+             inactive_from = CASE WHEN $15 = 1 THEN NULL WHEN state <> 1 THEN inactive_from ELSE COALESCE(
+                 (SELECT r.position FROM replays r WHERE r.tenant_id = $1 AND r.subscription_no = subscriptions.subscription_no), $17) END
           WHERE tenant_id = $1 AND subscription_id = $2",
     )
     .bind(by.tenant.0)
