@@ -13,8 +13,8 @@ use super::values::{parse_duration, parse_pair};
 use crate::proto::public::target::Kind;
 use crate::proto::public::{
     DisableSubscriptionRequest, EnableSubscriptionRequest, GetSubscriptionRequest, ListSubscriptionsRequest,
-    OnDeadLetter, OrderingPolicy, RateLimit, RotateSubscriptionSecretRequest, Subscription, SubscriptionState, Target,
-    UndeleteSubscriptionRequest, UpdateSubscriptionRequest, WebhookTarget,
+    OnDeadLetter, OrderingPolicy, RateLimit, ReplayGap, RotateSubscriptionSecretRequest, Subscription,
+    SubscriptionState, Target, UndeleteSubscriptionRequest, UpdateSubscriptionRequest, WebhookTarget,
 };
 
 const EXAMPLES: &str = "Examples:
@@ -160,6 +160,16 @@ enum State {
     Deleted,
 }
 
+/// Says what of the missed events has expired.
+fn note_gap(gap: Option<ReplayGap>) {
+    if let Some(ReplayGap { from_position, to_position }) = gap {
+        let last = to_position - 1;
+        note(&format!(
+            "The events {from_position} to {last} have expired: those that it missed of them are not replayed."
+        ));
+    }
+}
+
 /// Runs the subcommand.
 pub async fn run(args: SubscriptionsArgs, output: Output) -> Result<(), CliError> {
     let client = args.public.connect().await?;
@@ -190,7 +200,9 @@ pub async fn run(args: SubscriptionsArgs, output: Output) -> Result<(), CliError
                 replay_missed,
                 ..Default::default()
             });
-            call("EnableSubscription", events.enable_subscription(request)).await?.subscription
+            let answer = call("EnableSubscription", events.enable_subscription(request)).await?;
+            note_gap(answer.replay_gap);
+            answer.subscription
         }
         Command::Disable(Changed { id, etag }) => {
             let request =
@@ -199,7 +211,9 @@ pub async fn run(args: SubscriptionsArgs, output: Output) -> Result<(), CliError
         }
         Command::Undelete { id, replay_missed } => {
             let request = UndeleteSubscriptionRequest { subscription_id: id, replay_missed, ..Default::default() };
-            call("UndeleteSubscription", events.undelete_subscription(client.request(request))).await?.subscription
+            let answer = call("UndeleteSubscription", events.undelete_subscription(client.request(request))).await?;
+            note_gap(answer.replay_gap);
+            answer.subscription
         }
         Command::Update(update) => {
             let request = client.request(update_request(*update)?);

@@ -8,7 +8,7 @@ use super::event::{Event, Lineage};
 use super::event_type::{EventType, Phase};
 use super::ids::Position;
 use super::pre::Aborted;
-use super::subscription::{Circuit, CircuitState, State, Subscription, Target};
+use super::subscription::{Circuit, CircuitState, ReplayGap, State, Subscription, Target};
 use super::webhook::WebhookMode;
 use chrono::{DateTime, NaiveDate, Utc};
 use serde::Deserialize;
@@ -28,13 +28,15 @@ pub struct Announcement {
     pub lineage: Option<Lineage>,
 }
 
-/// Invocations of one subscription that retention ended.
+/// Invocations of one subscription that retention ended, or kept a replay from making.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Expired {
     /// Those that waited.
     pub waiting: i64,
     /// Those that were dead letters.
     pub dead_letters: i64,
+    /// What its replay had not come to.
+    pub replay: Option<ReplayGap>,
     /// The first event's position.
     pub first: Position,
     /// The last event's position.
@@ -184,7 +186,7 @@ impl Announcement {
         at: DateTime<Utc>,
     ) -> Self {
         let (id, app) = subscription;
-        let data = json!({
+        let mut data = json!({
             "subscription": id,
             "app": app,
             "waiting": expired.waiting,
@@ -194,6 +196,9 @@ impl Announcement {
             "committed_before": until.to_string(),
             "expired_at": time(at),
         });
+        if let Some(ReplayGap { from, to }) = expired.replay {
+            data["replay"] = json!({ "from_position": from, "to_position": to });
+        }
         Self::new("INVOCATIONS_EXPIRED", id.to_owned(), data)
     }
 }
@@ -346,7 +351,8 @@ mod tests {
         let before = event_type();
         let gone = EventType { deleted_at: Some(DateTime::UNIX_EPOCH), ..before.clone() };
         let grown = EventType { latest_schema: 1, ..before.clone() };
-        let expired = Expired { waiting: 1, dead_letters: 0, first: 1, last: 2 };
+        let replay = Some(ReplayGap { from: 1, to: 3 });
+        let expired = Expired { waiting: 1, dead_letters: 0, replay, first: 1, last: 2 };
         let day = NaiveDate::default();
         let (event, reason) = (delayed(), AbortReason::Unpublishable);
         let aborted = Aborted { event: event.id, reason, message: "gone".to_owned(), verdicts: Vec::new() };

@@ -35,6 +35,15 @@ impl Target {
     }
 }
 
+/// Events that a replay cannot bring any more: retention has removed them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ReplayGap {
+    /// Position of the first of them.
+    pub from: Position,
+    /// Position of the first event behind them.
+    pub to: Position,
+}
+
 /// Whether attempts are made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum CircuitState {

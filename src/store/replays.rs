@@ -12,6 +12,7 @@ use super::{Store, StoreError};
 use crate::domain::filter::OrderingKey;
 use crate::domain::ids::{Position, SubscriptionId, SubscriptionNo, TenantId};
 use crate::domain::invocation::CancelReason;
+use crate::domain::subscription::ReplayGap;
 use chrono::NaiveDate;
 use sqlx::PgConnection;
 use uuid::Uuid;
@@ -156,26 +157,58 @@ impl Store {
     }
 }
 
-/// Begins the replay of what a subscription misses up to a position; nothing where it misses nothing. In the transaction that makes
-/// it active, before it is.
+/// Begins the replay of what a subscription misses up to a position; nothing where it misses nothing. Answers what of it retention has
+/// removed. In the transaction that makes it active, before it is.
 pub(in crate::store) async fn begin(
     connection: &mut PgConnection,
     tenant: TenantId,
     id: SubscriptionId,
     up_to: Position,
-) -> Result<(), StoreError> {
+) -> Result<Option<ReplayGap>, StoreError> {
     // Listeners of PRE events are asked before an event exists: there is nothing that they could be told afterwards.
-    sqlx::query(
-        "INSERT INTO replays (tenant_id, subscription_no, position, day, up_to)
-         SELECT tenant_id, subscription_no, inactive_from, 'epoch', $3 FROM subscriptions
-          WHERE tenant_id = $1 AND subscription_id = $2 AND inactive_from < $3 AND pre_failure_policy IS NULL",
+    let gap: Option<(Position, Position)> = sqlx::query_as(
+        "WITH missed AS (
+             SELECT s.tenant_id, s.subscription_no, s.inactive_from AS after, LEAST(h.earliest_position - 1, $3) AS gone
+               FROM subscriptions s JOIN tenant_heads h ON h.tenant_id = s.tenant_id
+              WHERE s.tenant_id = $1 AND s.subscription_id = $2 AND s.inactive_from < $3 AND s.pre_failure_policy IS NULL),
+         begun AS (
+             INSERT INTO replays (tenant_id, subscription_no, position, day, up_to)
+             SELECT tenant_id, subscription_no, GREATEST(after, gone), 'epoch', $3 FROM missed WHERE gone < $3)
+         SELECT after + 1, gone + 1 FROM missed WHERE gone > after",
     )
     .bind(tenant.0)
     .bind(id.0)
     .bind(up_to)
-    .execute(connection)
+    .fetch_optional(connection)
     .await?;
-    Ok(())
+    Ok(gap.map(|(from, to)| ReplayGap { from, to }))
+}
+
+/// Moves a tenant's replays past what retention removes, up to a position; `limit` of them at most. Answers what each loses by that. In
+/// the transaction that cuts the log, so that a step which has read of it what goes now is not written.
+pub(in crate::store) async fn pass(
+    connection: &mut PgConnection,
+    tenant: TenantId,
+    last: Position,
+    limit: i64,
+) -> Result<Vec<(SubscriptionNo, ReplayGap)>, StoreError> {
+    let passed: Vec<(SubscriptionNo, Position, Position)> = sqlx::query_as(
+        "WITH passed AS (
+             SELECT subscription_no AS no, position AS after, up_to AS ends FROM replays
+              WHERE tenant_id = $1 AND position < $2 ORDER BY subscription_no LIMIT $3 FOR UPDATE),
+         ended AS (
+             DELETE FROM replays r USING passed p WHERE r.tenant_id = $1 AND r.subscription_no = p.no AND p.ends <= $2),
+         moved AS (
+             UPDATE replays r SET position = $2 FROM passed p
+              WHERE r.tenant_id = $1 AND r.subscription_no = p.no AND p.ends > $2)
+         SELECT no, after + 1, LEAST(ends, $2) + 1 FROM passed",
+    )
+    .bind(tenant.0)
+    .bind(last)
+    .bind(limit)
+    .fetch_all(connection)
+    .await?;
+    Ok(passed.into_iter().map(|(no, from, to)| (no, ReplayGap { from, to })).collect())
 }
 
 /// Ends a subscription's replay, where there is one. In the transaction that makes it inactive, which has taken note of the rest.

@@ -1,8 +1,8 @@
 //! Retention: days of the log that are over are dropped whole, by one replica at a time.
 //!
 //! A tenant's log is cut first: `earliest_position` moves behind the last expired event, so that every reader is told of it, and
-//! what still waited for one of those events (a retry, a redrive) is given up with an announcement that counts it, in the same
-//! transaction. Only then is the day's partition dropped. A day that holds an event which its tenant's dispatcher has not come to
+//! what still waited for one of those events (a retry, a redrive, a replay) is given up with an announcement that counts it, in the
+//! same transaction. Only then is the day's partition dropped. A day that holds an event which its tenant's dispatcher has not come to
 //! yet stays, with all days after it.
 //!
 //! Readers need no notice of their own: a watch gets a bookmark within its interval, seconds or minutes, and a day is the least
@@ -10,7 +10,7 @@
 
 use super::heads::bump_registry;
 use super::leases::shard_of;
-use super::{Store, StoreError, announcements};
+use super::{Store, StoreError, announcements, replays};
 use crate::domain::announcement::{Announcement, Expired};
 use crate::domain::ids::{Position, ReplicaId, SubscriptionId, SubscriptionNo, TenantId};
 use chrono::{NaiveDate, TimeDelta};
@@ -204,12 +204,22 @@ impl Store {
         let waiting = give_up(&mut tx, "deferred_invocations", tenant, last).await?;
         let dead = give_up(&mut tx, "dead_letters", tenant, last).await?;
         let count = |given_up: &[GivenUp]| given_up.iter().map(|of| of.1).sum::<i64>();
-        let more = count(&waiting) >= GIVEN_UP_AT_A_TIME || count(&dead) >= GIVEN_UP_AT_A_TIME;
+        let passed = replays::pass(&mut tx, tenant, last, GIVEN_UP_AT_A_TIME).await?;
+        let full = |count: i64| count >= GIVEN_UP_AT_A_TIME;
+        let more = full(count(&waiting)) || full(count(&dead)) || full(i64::try_from(passed.len()).unwrap_or(i64::MAX));
         let mut expired: BTreeMap<SubscriptionNo, Expired> = BTreeMap::new();
         for (given_up, is_dead) in waiting.iter().map(|of| (of, false)).chain(dead.iter().map(|of| (of, true))) {
             let (no, count, first, last) = *given_up;
-            let of = expired.entry(no).or_insert(Expired { waiting: 0, dead_letters: 0, first, last });
+            let nothing = Expired { waiting: 0, dead_letters: 0, replay: None, first, last };
+            let of = expired.entry(no).or_insert(nothing);
             *(if is_dead { &mut of.dead_letters } else { &mut of.waiting }) += count;
+            (of.first, of.last) = (of.first.min(first), of.last.max(last));
+        }
+        for (no, gap) in passed {
+            let (first, last) = (gap.from, gap.to - 1);
+            let nothing = Expired { waiting: 0, dead_letters: 0, replay: None, first, last };
+            let of = expired.entry(no).or_insert(nothing);
+            of.replay = Some(gap);
             (of.first, of.last) = (of.first.min(first), of.last.max(last));
         }
         if !expired.is_empty() {

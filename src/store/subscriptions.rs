@@ -21,7 +21,7 @@ use crate::domain::filter::Filter;
 use crate::domain::ids::{AppId, SubscriptionId, SubscriptionNo, TenantId};
 use crate::domain::pre::{EnrichPath, PrePolicy};
 use crate::domain::retry::DeliveryPolicy;
-use crate::domain::subscription::{State, Subscription, Target};
+use crate::domain::subscription::{ReplayGap, State, Subscription, Target};
 use row::{COLUMNS, FROM, SubscriptionRow, read, state_code};
 pub(in crate::store) use row::{circuit_code, circuit_from_code};
 use sqlx::AssertSqlSafe;
@@ -98,6 +98,15 @@ pub enum StateChange {
     Delete,
     /// Restore as active.
     Undelete(Missed),
+}
+
+/// A subscription whose state was to be changed.
+#[derive(Debug, Clone)]
+pub struct StateChanged {
+    /// As it is now.
+    pub subscription: Subscription,
+    /// What of a replay that begins retention has removed.
+    pub gap: Option<ReplayGap>,
 }
 
 /// What becomes of the events that a subscription missed while it was not active.

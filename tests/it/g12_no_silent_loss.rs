@@ -1,9 +1,14 @@
 //! G12: nothing is lost in silence. What retention has taken is an error with the way on, or a gap that is told, on every way to read;
 //! a place that cannot be used is a typed error wherever it is given; a reader that falls out of memory reads on from the log.
 
+use std::collections::BTreeSet;
+
 use carillon::proto::public::watch_request::Start;
 use carillon::proto::public::watch_response::Kind;
-use carillon::proto::public::{GetEventRequest, InvocationState, ListEventsRequest, OnExpired, WatchRequest};
+use carillon::proto::public::{
+    DisableSubscriptionRequest, EnableSubscriptionRequest, GetEventRequest, InvocationState, ListEventsRequest,
+    OnExpired, ReplayGap, WatchRequest,
+};
 use serde_json::json;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
@@ -73,6 +78,39 @@ async fn what_retention_took_is_told_to_whoever_reads_on() {
         }
     };
     assert_eq!((told, seen), (Some((2, 5)), 5), "the gap is told before what comes after it");
+}
+
+#[tokio::test]
+async fn a_replay_tells_what_retention_took_of_it() {
+    let mut world = World::start_with(1, "[dispatch]\nlease_ms = 1000\nretention_days = 30").await;
+    let mut tenant = world.tenant().await;
+    let receiver = Receiver::start().await;
+    tenant.declare("CUSTOM_AGED").await;
+    let id = tenant.subscribe("CUSTOM_AGED", &receiver, "/hook").await.subscription.expect("it is set").id;
+    let disable = DisableSubscriptionRequest { subscription_id: id.clone(), ..Default::default() };
+    let disabled = tenant.events().disable_subscription(disable).await.expect("it is active").into_inner();
+    let mut missed = Vec::new();
+    for n in 0..4 {
+        missed.push(tenant.publish("CUSTOM_AGED", &json!({ "n": n })).await.position);
+    }
+    world.replicas[0].process.kill();
+    world.age_log(missed[1], 40).await;
+    world.replace(0).await;
+    tenant.reconnect(&world);
+    eventually("the log is cut", || async {
+        let page = tenant.events().list_events(ListEventsRequest::default()).await.expect("a page").into_inner();
+        let first = page.events.first().map(|event| event.position);
+        if first == Some(missed[1] + 1) { Ok(()) } else { Err(first) }
+    })
+    .await;
+    let enable = EnableSubscriptionRequest { subscription_id: id, replay_missed: true, ..Default::default() };
+    let enabled = tenant.events().enable_subscription(enable).await.expect("it is disabled").into_inner();
+    let from_position = disabled.subscription.expect("it is set").effective_position + 1;
+    assert_eq!(enabled.replay_gap, Some(ReplayGap { from_position, to_position: missed[1] + 1 }));
+    let received = receiver.receives("/hook", 2).await;
+    let numbers: BTreeSet<i64> =
+        received.iter().map(|one| one.json()["data"]["n"].as_i64().expect("a number")).collect();
+    assert_eq!(numbers, BTreeSet::from([2, 3]));
 }
 
 /// What each way to give a cursor answers: ListEvents, Watch by cursor, Watch by watch.

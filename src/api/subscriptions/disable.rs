@@ -5,9 +5,8 @@ use crate::api::registry::{RegistryDeps, authorised, invalid};
 use crate::api::repeat::Repeat;
 use crate::api::status::ApiError;
 use crate::domain::access::Role;
-use crate::domain::subscription::Subscription;
 use crate::proto::public::{DisableSubscriptionRequest, DisableSubscriptionResponse};
-use crate::store::subscriptions::StateChange;
+use crate::store::subscriptions::{StateChange, StateChanged};
 use crate::wire::subscription::{parse_id, to_proto};
 use tonic::Request;
 
@@ -22,7 +21,8 @@ pub(crate) async fn handle(
     if let Some(answer) = repeat.first(&deps.store).await? {
         return Ok(answer);
     }
-    let answer = |changed: &Subscription| DisableSubscriptionResponse { subscription: Some(to_proto(changed)) };
+    let answer =
+        |changed: &StateChanged| DisableSubscriptionResponse { subscription: Some(to_proto(&changed.subscription)) };
     let changed = change_state(deps, &caller, id, &request.etag, StateChange::Disable, repeat.keeping(answer)).await?;
     repeat.answer(changed, answer)
 }

@@ -21,10 +21,11 @@ use crate::domain::event_type::EventType;
 use crate::domain::ids::SubscriptionId;
 use crate::domain::quotas::Quota;
 use crate::domain::signing::Scheme;
-use crate::domain::subscription::{State, Subscription};
+use crate::domain::subscription::{ReplayGap, State};
 use crate::domain::webhook::{SigningSecret, WebhookUri};
+use crate::proto::public as proto;
 use crate::store::request_ids::{Once, Repeatable};
-use crate::store::subscriptions::{Missed, Selector, StateChange, SubscriptionRefusal};
+use crate::store::subscriptions::{Missed, Selector, StateChange, StateChanged, SubscriptionRefusal};
 use crate::wire;
 use crate::wire::subscription::state_name;
 use std::time::Duration;
@@ -54,8 +55,8 @@ async fn change_state(
     id: SubscriptionId,
     etag: &str,
     change: StateChange,
-    request: Repeatable<Subscription>,
-) -> Result<Once<Subscription>, ApiError> {
+    request: Repeatable<StateChanged>,
+) -> Result<Once<StateChanged>, ApiError> {
     let max = subscriptions_max(deps, caller).await?;
     let selector = Selector::Id(id);
     match deps
@@ -63,9 +64,9 @@ async fn change_state(
         .change_subscription_state(principal(caller), selector, wire::etag(etag), change, max, request)
         .await
     {
-        Ok(subscription) => {
+        Ok(changed) => {
             deps.announce(caller.tenant).await;
-            Ok(subscription)
+            Ok(changed)
         }
         Err(refusal) => Err(refused(deps, caller, &id.to_string(), refusal).await),
     }
@@ -83,6 +84,11 @@ const ROOM_RETRY: Duration = Duration::from_secs(60);
 /// What becomes of what a subscription missed.
 fn missed(replay: bool) -> Missed {
     if replay { Missed::Replayed } else { Missed::Left }
+}
+
+/// What of it cannot be delivered any more.
+fn gap_to_proto(gap: ReplayGap) -> proto::ReplayGap {
+    proto::ReplayGap { from_position: gap.from, to_position: gap.to }
 }
 
 /// A refused change of a subscription as an error; `named` is how the request names it.

@@ -1,13 +1,12 @@
 //! UndeleteSubscription: restores a deleted subscription as active.
 
-use super::{change_state, missed};
+use super::{change_state, gap_to_proto, missed};
 use crate::api::registry::{RegistryDeps, authorised, invalid};
 use crate::api::repeat::Repeat;
 use crate::api::status::ApiError;
 use crate::domain::access::Role;
-use crate::domain::subscription::Subscription;
 use crate::proto::public::{UndeleteSubscriptionRequest, UndeleteSubscriptionResponse};
-use crate::store::subscriptions::StateChange;
+use crate::store::subscriptions::{StateChange, StateChanged};
 use crate::wire::subscription::{parse_id, to_proto};
 use tonic::Request;
 
@@ -22,7 +21,10 @@ pub(crate) async fn handle(
     if let Some(answer) = repeat.first(&deps.store).await? {
         return Ok(answer);
     }
-    let answer = |changed: &Subscription| UndeleteSubscriptionResponse { subscription: Some(to_proto(changed)) };
+    let answer = |changed: &StateChanged| UndeleteSubscriptionResponse {
+        subscription: Some(to_proto(&changed.subscription)),
+        replay_gap: changed.gap.map(gap_to_proto),
+    };
     let changed = change_state(
         deps,
         &caller,

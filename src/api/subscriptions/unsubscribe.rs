@@ -5,9 +5,8 @@ use crate::api::registry::{RegistryDeps, authorised, invalid, principal};
 use crate::api::repeat::Repeat;
 use crate::api::status::ApiError;
 use crate::domain::access::Role;
-use crate::domain::subscription::Subscription;
 use crate::proto::public::{UnsubscribeRequest, UnsubscribeResponse};
-use crate::store::subscriptions::{Selector, StateChange, SubscriptionRefusal};
+use crate::store::subscriptions::{Selector, StateChange, StateChanged, SubscriptionRefusal};
 use crate::wire;
 use crate::wire::subscription::{Unsubscribed, parse_unsubscribe, to_proto};
 use tonic::Request;
@@ -31,7 +30,7 @@ pub(crate) async fn handle(
     if let Some(answer) = repeat.first(&deps.store).await? {
         return Ok(answer);
     }
-    let answer = |changed: &Subscription| UnsubscribeResponse { subscription: Some(to_proto(changed)) };
+    let answer = |changed: &StateChanged| UnsubscribeResponse { subscription: Some(to_proto(&changed.subscription)) };
     // It adds none.
     let (by, max) = (principal(&caller), i64::MAX);
     let kept = repeat.keeping(answer);

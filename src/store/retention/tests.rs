@@ -59,6 +59,8 @@ async fn expired_days_go_whole_and_what_waited_for_them_is_told() {
          VALUES ($1, 1, 1, CURRENT_DATE, 0, 1, now()), ($1, 4, 1, CURRENT_DATE, 0, 1, now())",
         "INSERT INTO dead_letters (tenant_id, position, subscription_no, day, attempt, dead_at)
          VALUES ($1, 2, 1, CURRENT_DATE, 3, now()), ($1, 3, 1, CURRENT_DATE, 3, now())",
+        "INSERT INTO replays (tenant_id, subscription_no, position, day, up_to)
+         VALUES ($1, 1, 0, 'epoch', 4), ($1, 2, 0, 'epoch', 2)",
     ] {
         execute(&database, sql, a).await;
     }
@@ -92,6 +94,9 @@ async fn expired_days_go_whole_and_what_waited_for_them_is_told() {
     let told = &told[0].announcement;
     let counts = (&told.data["waiting"], &told.data["dead_letters"]);
     assert_eq!((told.event_type.as_str(), counts), ("INVOCATIONS_EXPIRED", (&1.into(), &1.into())));
+    assert_eq!(told.data["replay"], serde_json::json!({ "from_position": 1, "to_position": 3 }));
+    let replay = store.replay(a).await.expect("readable").expect("it goes on with what is left");
+    assert_eq!((replay.subscription_no, replay.done.after, replay.up_to), (1, 2, 4), "the other one is over");
     let deferred = store.due_subscriptions(&[a]).await.expect("readable");
     assert_eq!(deferred.len(), 1, "what waits for a younger event stays");
     assert_eq!(store.unannounced_tenants(&[a, b]).await.expect("readable").len(), 2);

@@ -9,7 +9,7 @@ use super::row::{
     state_code, target_key, target_kind,
 };
 use super::signing::{insert_secret, retire_secrets};
-use super::{NewSubscription, Selector, StateChange, SubscriptionQuota, SubscriptionRefusal};
+use super::{NewSubscription, Selector, StateChange, StateChanged, SubscriptionQuota, SubscriptionRefusal};
 use crate::domain::announcement::Announcement;
 use crate::domain::event_type::EventTypeName;
 use crate::domain::filter::Filter;
@@ -70,8 +70,8 @@ impl Store {
         etag: Option<i64>,
         change: StateChange,
         max: i64,
-        request: Repeatable<Subscription>,
-    ) -> Result<Once<Subscription>, SubscriptionRefusal> {
+        request: Repeatable<StateChanged>,
+    ) -> Result<Once<StateChanged>, SubscriptionRefusal> {
         let store = self.clone();
         self.run(async move {
             let now = store.now();
@@ -88,11 +88,12 @@ impl Store {
                 let (state, action) = match (change, before.state) {
                     (StateChange::Enable(_), State::Active) | (StateChange::Disable, State::Disabled) => {
                         // Rolled back, so that the registry version stays as it was; but a retry must not find it changed meanwhile.
+                        let same = StateChanged { subscription: before, gap: None };
                         if request.is_kept() {
-                            request.keep(&mut tx, by.tenant, &before, now).await?;
+                            request.keep(&mut tx, by.tenant, &same, now).await?;
                             tx.commit().await?;
                         }
-                        return Ok(Once::Made(before));
+                        return Ok(Once::Made(same));
                     }
                     (StateChange::Enable(_), State::Disabled) => (State::Active, "EnableSubscription"),
                     (StateChange::Disable, State::Active) => (State::Disabled, "DisableSubscription"),
@@ -114,9 +115,11 @@ impl Store {
                 if state == State::Active {
                     enrich::check(&mut tx, &by, &before.event_type, before.pre_policy.as_ref(), before.id).await?;
                 }
-                if change.replays() {
-                    replays::begin(&mut tx, by.tenant, before.id, registry.position).await?;
-                }
+                let gap = if change.replays() {
+                    replays::begin(&mut tx, by.tenant, before.id, registry.position).await?
+                } else {
+                    None
+                };
                 let after = Subscription {
                     state,
                     state_reason: if state == State::Active { String::new() } else { REASON_CALLER.to_owned() },
@@ -126,9 +129,10 @@ impl Store {
                 let after = write(&mut tx, store.keyring.as_ref(), &by, after, registry, now, action).await?;
                 let told = Announcement::subscription_changed(&before, &after, &by.name);
                 announcements::record(&mut tx, by.tenant, registry.registry_version, &told, now).await?;
-                request.keep(&mut tx, by.tenant, &after, now).await?;
+                let changed = StateChanged { subscription: after, gap };
+                request.keep(&mut tx, by.tenant, &changed, now).await?;
                 tx.commit().await?;
-                Ok(Once::Made(after))
+                Ok(Once::Made(changed))
             };
             Ok(work.await)
         })
