@@ -7,6 +7,7 @@ use crate::domain::event::LogEntry;
 use crate::domain::ids::{Position, TenantId, WatchId};
 use crate::domain::memory::{Kept, Memory};
 use chrono::{DateTime, Utc};
+use dashmap::DashMap;
 use std::ops::Deref;
 use std::sync::{Arc, RwLock};
 use tokio::sync::{broadcast, mpsc, watch};
@@ -83,6 +84,8 @@ pub struct Feed {
     readers: Arc<RwLock<Vec<mpsc::Sender<News>>>>,
     under_way: Memory,
     watches: broadcast::Sender<WatchNews>,
+    /// How far logs have come as far as that is heard, of the tenants whose log somebody waits for.
+    moved: Arc<DashMap<TenantId, watch::Sender<Position>>>,
     /// Counts the batches of outcomes that this process has recorded.
     settled: Arc<watch::Sender<u64>>,
     /// When the first pending event is due, as last heard.
@@ -95,6 +98,7 @@ impl Default for Feed {
             readers: Arc::default(),
             under_way: Memory::new(UNDER_WAY_MAX),
             watches: broadcast::Sender::new(WATCH_NEWS_MAX),
+            moved: Arc::default(),
             settled: Arc::default(),
             pending_due: Arc::default(),
         }
@@ -117,6 +121,9 @@ impl Feed {
 
     /// Tells every reader what was committed here: one tenant's, adjacent positions, in order. Never waits.
     pub fn send_committed(&self, tenant: TenantId, entries: Vec<Arc<LogEntry>>) {
+        if let Some(last) = entries.last() {
+            self.note_moved(tenant, last.position);
+        }
         // Readers that are this far behind go by the store.
         if !self.under_way.is_full() {
             self.send(&News::Committed { tenant, entries: Arc::new(Batch::new(entries, &self.under_way)) });
@@ -125,9 +132,32 @@ impl Feed {
 
     /// Tells every reader; never waits.
     pub fn send(&self, news: &News) {
+        if let News::Head(head) = news {
+            self.note_moved(head.tenant, head.position);
+        }
         for reader in self.readers.read().expect("no reader panics while it holds the lock").iter() {
             // A full or closed channel loses the hint, as documented above.
             let _ = reader.try_send(news.clone());
+        }
+    }
+
+    /// Changes when a tenant's log is heard to have moved on.
+    pub fn moved(&self, tenant: TenantId) -> watch::Receiver<Position> {
+        self.moved.entry(tenant).or_default().subscribe()
+    }
+
+    fn note_moved(&self, tenant: TenantId, position: Position) {
+        let Some(known) = self.moved.get(&tenant) else { return };
+        known.send_if_modified(|known| {
+            let newer = position > *known;
+            *known = position.max(*known);
+            newer
+        });
+        let nobody = known.receiver_count() == 0;
+        drop(known);
+        if nobody {
+            // Looked at again under the lock under which somebody may have begun to wait.
+            self.moved.remove_if(&tenant, |_, known| known.receiver_count() == 0);
         }
     }
 
@@ -171,5 +201,39 @@ impl Feed {
     /// Changes whenever outcomes were recorded here; those that wait for an event's end look again.
     pub fn settled(&self) -> watch::Receiver<u64> {
         self.settled.subscribe()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn head(tenant: TenantId, position: Position) -> News {
+        News::Head(Head { tenant, position, registry_version: 0, deferred_version: 0 })
+    }
+
+    #[test]
+    fn who_waits_for_a_log_hears_that_it_moves_on_and_of_no_other_and_is_forgotten_then() {
+        let feed = Feed::default();
+        let [one, other] = [1, 2].map(|n| TenantId(uuid::Uuid::from_u128(n)));
+        let mut moved = feed.moved(one);
+        let mut heard = || {
+            let heard = moved.has_changed().expect("the feed lives");
+            moved.mark_unchanged();
+            heard
+        };
+        assert!(!heard());
+        feed.send(&head(other, 9));
+        assert!(!heard(), "another log");
+        feed.send(&head(one, 5));
+        assert!(heard());
+        for position in [5, 4] {
+            feed.send(&head(one, position));
+            assert!(!heard(), "a repeated or late hint is none");
+        }
+        assert_eq!(feed.moved.len(), 1, "of those that nobody waits for nothing is kept");
+        drop(moved);
+        feed.send(&head(one, 6));
+        assert!(feed.moved.is_empty());
     }
 }

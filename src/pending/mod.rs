@@ -21,9 +21,11 @@ mod phase;
 mod receivers;
 mod running;
 mod trial;
+mod wait;
 
 pub use config::Config;
 pub use error::PendingError;
+pub use wait::Until;
 
 use crate::domain::event::LogEntry;
 use crate::domain::event_type::{EventTypeName, Phase as TypePhase};
@@ -31,7 +33,7 @@ use crate::domain::health::HealthRow;
 use crate::domain::ids::{EventId, SubscriptionNo, TenantId};
 use crate::domain::invocation::State;
 use crate::domain::places::Places;
-use crate::domain::pre::{Aborted, Verdict, VerdictKind};
+use crate::domain::pre::{Verdict, VerdictKind};
 use crate::executor::Executor;
 use crate::feed::Feed;
 use crate::publish::prepare::{Prepared, phase_of};
@@ -51,7 +53,7 @@ use running::{Attachment, Handle};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -119,15 +121,6 @@ pub enum Answer {
     },
 }
 
-/// Whether a wait ends at a delayed event.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Until {
-    /// It is scheduled or final.
-    Accepted,
-    /// It is final.
-    Final,
-}
-
 /// Why an event cannot be cancelled.
 #[derive(Debug, Clone)]
 pub enum CancelRefusal {
@@ -145,10 +138,6 @@ impl From<StoreError> for CancelRefusal {
     }
 }
 
-/// Between two looks at an event that another replica owns.
-const LOOK_AGAIN: Duration = Duration::from_millis(100);
-/// How often that replica is told that somebody waits here.
-const TELL_AGAIN: Duration = Duration::from_millis(500);
 /// What of a caller's own deadline is kept for its answer, at most; a tenth of shorter ones.
 const ANSWER_MARGIN: Duration = Duration::from_millis(500);
 /// What a stop waits for phases to be given back.
@@ -280,56 +269,6 @@ impl Pending {
         self.first_answer(tenant, key).await?.ok_or(error)
     }
 
-    /// Waits for what becomes of an event, pending or not.
-    ///
-    /// Errors: [`PendingError::NotFound`], and what the event was refused with.
-    pub async fn wait(
-        &self,
-        tenant: TenantId,
-        event: EventId,
-        until: Until,
-        duplicate: bool,
-    ) -> Result<Answer, PendingError> {
-        let core = &self.core;
-        let mut tell_at = Instant::now();
-        loop {
-            if let Some(attachment) = core.attach(tenant, event) {
-                match attachment.ended().await {
-                    Ended::Committed(entry, verdicts) => return Ok(Answer::Committed { entry, verdicts, duplicate }),
-                    Ended::Not(error) => return Err(error),
-                    Ended::Elsewhere => {}
-                }
-            }
-            match core.store.pending_event(tenant, event).await? {
-                None => {
-                    let entry = core.store.event(tenant, event).await?.ok_or(PendingError::NotFound)?;
-                    let verdicts = core.recorded(tenant, &entry).await?;
-                    return Ok(Answer::Committed { entry, verdicts, duplicate });
-                }
-                Some(row) => match (row.state, row.abort) {
-                    (PendingState::Cancelled, _) => return Err(PendingError::Cancelled),
-                    (PendingState::Aborted, Some((reason, message))) => {
-                        let verdicts = core.store.pending_verdicts(tenant, event).await?;
-                        return Err(PendingError::Aborted(Arc::new(Aborted { event, reason, message, verdicts })));
-                    }
-                    (PendingState::Aborted, None) => {
-                        return Err(StoreError::Corrupt { what: "aborted event" }.into());
-                    }
-                    (PendingState::Scheduled, _) if until == Until::Accepted => {
-                        return Ok(Answer::Scheduled { event, at: row.due_at.unwrap_or_default(), duplicate });
-                    }
-                    (PendingState::Gated, _) if Instant::now() >= tell_at => {
-                        core.store.attach_pending(tenant, event).await?;
-                        tell_at = Instant::now() + TELL_AGAIN;
-                    }
-                    (PendingState::Scheduled | PendingState::Gated, _) => {}
-                },
-            }
-            // Bounded by the caller's deadline, which drops this.
-            sleep(LOOK_AGAIN).await;
-        }
-    }
-
     /// Takes an event back while it is delayed or its listeners are asked.
     pub async fn cancel(
         &self,
@@ -344,7 +283,7 @@ impl Pending {
             }
             return Ok(done);
         }
-        match core.store.pending_event(tenant, event).await? {
+        match core.store.pending_standing(tenant, event).await? {
             Some(row) if row.state == PendingState::Aborted => Err(CancelRefusal::TooLate("ABORTED")),
             Some(_) => Err(CancelRefusal::TooLate("CANCELLED")),
             None if core.store.event(tenant, event).await?.is_some() => Err(CancelRefusal::TooLate("COMMITTED")),

@@ -64,6 +64,17 @@ pub struct PendingEvent {
     pub abort: Option<(AbortReason, String)>,
 }
 
+/// How a pending event stands, without the event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Standing {
+    /// What it waits for.
+    pub state: PendingState,
+    /// When it is due, or its owner's lease ends.
+    pub due_at: Option<DateTime<Utc>>,
+    /// Why it was aborted, in a word and a sentence.
+    pub abort: Option<(AbortReason, String)>,
+}
+
 /// What a new pending event waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WaitsFor {
@@ -125,8 +136,8 @@ const TOKEN_FIRST: i64 = 1;
 fn columns() -> String {
     let event = EVENT_COLUMNS.replace("position, ", "").replace("committed_at, ", "");
     format!(
-        "tenant_id, 0::bigint AS position, created_at AS committed_at, {event}, state, token, due_at, deadline_at, pre_timeout_ms, \
-         attempted, deliver_at, abort_reason, abort_message"
+        "tenant_id, 0::bigint AS position, created_at AS committed_at, {event}, {STANDING_COLUMNS}, token, deadline_at, \
+         pre_timeout_ms, attempted, deliver_at"
     )
 }
 
@@ -330,9 +341,10 @@ impl Store {
     }
 }
 
-fn parse(row: &sqlx::postgres::PgRow) -> Result<PendingEvent, StoreError> {
+const STANDING_COLUMNS: &str = "state, due_at, abort_reason, abort_message";
+
+fn parse_standing(row: &sqlx::postgres::PgRow) -> Result<Standing, StoreError> {
     let corrupt = |what| StoreError::Corrupt { what };
-    let entry = EventRow::from_row(row)?.parse()?;
     let state = match row.try_get::<i16, _>("state")? {
         SCHEDULED => PendingState::Scheduled,
         GATED => PendingState::Gated,
@@ -347,12 +359,18 @@ fn parse(row: &sqlx::postgres::PgRow) -> Result<PendingEvent, StoreError> {
             Some((reason, row.try_get::<Option<String>, _>("abort_message")?.unwrap_or_default()))
         }
     };
+    Ok(Standing { state, due_at: row.try_get("due_at")?, abort })
+}
+
+fn parse(row: &sqlx::postgres::PgRow) -> Result<PendingEvent, StoreError> {
+    let entry = EventRow::from_row(row)?.parse()?;
+    let Standing { state, due_at, abort } = parse_standing(row)?;
     Ok(PendingEvent {
         tenant: TenantId(row.try_get("tenant_id")?),
         entry: Arc::new(entry),
         state,
         token: row.try_get("token")?,
-        due_at: row.try_get("due_at")?,
+        due_at,
         deadline_at: row.try_get("deadline_at")?,
         pre_timeout: Duration::from_millis(u64::try_from(row.try_get::<i32, _>("pre_timeout_ms")?).unwrap_or_default()),
         deliver_at: row.try_get("deliver_at")?,

@@ -1,7 +1,7 @@
 //! What callers ask about a pending event: what became of it, what its listeners answered, and to take it back.
 
 use super::verdicts::{self, Row};
-use super::{PendingEvent, columns, parse};
+use super::{PendingEvent, STANDING_COLUMNS, Standing, columns, parse, parse_standing};
 use crate::domain::ids::{EventId, InvocationId, TenantId};
 use crate::domain::invocation::{Attempt, Invocation, State};
 use crate::domain::pre::{Verdict, VerdictKind};
@@ -21,6 +21,17 @@ impl Store {
             .fetch_optional(self.as_tenant(tenant))
             .await?;
         row.as_ref().map(parse).transpose()
+    }
+
+    /// Reads how a pending event stands, and nothing of the event.
+    pub async fn pending_standing(&self, tenant: TenantId, event: EventId) -> Result<Option<Standing>, StoreError> {
+        let sql = format!("SELECT {STANDING_COLUMNS} FROM pending_events WHERE tenant_id = $1 AND event_id = $2");
+        let row = sqlx::query(sqlx::AssertSqlSafe(sql))
+            .bind(tenant.0)
+            .bind(event.0)
+            .fetch_optional(self.as_tenant(tenant))
+            .await?;
+        row.as_ref().map(parse_standing).transpose()
     }
 
     /// Takes an event back. None where there is none that could be.

@@ -1,0 +1,81 @@
+//! Waiting for what becomes of an event, wherever it is decided.
+//!
+//! A phase that runs here is waited for itself. Of anything else the tenant's log tells where it ends well, as soon as that is heard; how
+//! it ends otherwise, and what was not heard, is found by a look now and then, which reads nothing of the event but how it stands.
+
+use super::phase::Ended;
+use super::{Answer, Pending, PendingError};
+use crate::domain::ids::{EventId, TenantId};
+use crate::domain::pre::Aborted;
+use crate::store::StoreError;
+use crate::store::pending::PendingState;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::{sleep, timeout};
+
+/// Whether a wait ends at a delayed event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Until {
+    /// It is scheduled or final.
+    Accepted,
+    /// It is final.
+    Final,
+}
+
+/// Between two looks where nothing is heard. The replica that owns the event is told as often that somebody waits here.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
+/// Between news of the log and a look, at least; each of a log that moves on and on waits twice as long, up to the time above.
+const GATHER: Duration = Duration::from_millis(2);
+
+impl Pending {
+    /// Waits for what becomes of an event, pending or not.
+    ///
+    /// Errors: [`PendingError::NotFound`], and what the event was refused with.
+    pub async fn wait(
+        &self,
+        tenant: TenantId,
+        event: EventId,
+        until: Until,
+        duplicate: bool,
+    ) -> Result<Answer, PendingError> {
+        let core = &self.core;
+        let mut moved = core.feed.moved(tenant);
+        let mut gather = Duration::ZERO;
+        loop {
+            moved.mark_unchanged();
+            if let Some(attachment) = core.attach(tenant, event) {
+                match attachment.ended().await {
+                    Ended::Committed(entry, verdicts) => return Ok(Answer::Committed { entry, verdicts, duplicate }),
+                    Ended::Not(error) => return Err(error),
+                    Ended::Elsewhere => {}
+                }
+            }
+            match core.store.pending_standing(tenant, event).await? {
+                None => {
+                    let entry = core.store.event(tenant, event).await?.ok_or(PendingError::NotFound)?;
+                    let verdicts = core.recorded(tenant, &entry).await?;
+                    return Ok(Answer::Committed { entry, verdicts, duplicate });
+                }
+                Some(row) => match (row.state, row.abort) {
+                    (PendingState::Cancelled, _) => return Err(PendingError::Cancelled),
+                    (PendingState::Aborted, Some((reason, message))) => {
+                        let verdicts = core.store.pending_verdicts(tenant, event).await?;
+                        return Err(PendingError::Aborted(Arc::new(Aborted { event, reason, message, verdicts })));
+                    }
+                    (PendingState::Aborted, None) => {
+                        return Err(StoreError::Corrupt { what: "aborted event" }.into());
+                    }
+                    (PendingState::Scheduled, _) if until == Until::Accepted => {
+                        return Ok(Answer::Scheduled { event, at: row.due_at.unwrap_or_default(), duplicate });
+                    }
+                    (PendingState::Gated, _) => core.store.attach_pending(tenant, event).await?,
+                    (PendingState::Scheduled, _) => {}
+                },
+            }
+            // Bounded by the caller's deadline, which drops this.
+            let heard = timeout(LOOK_AGAIN, moved.changed()).await.is_ok();
+            gather = if heard { (gather * 2).clamp(GATHER, LOOK_AGAIN) } else { Duration::ZERO };
+            sleep(gather).await;
+        }
+    }
+}
