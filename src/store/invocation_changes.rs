@@ -54,14 +54,11 @@ struct Before(Vec<u8>);
 /// Dead letters that one transaction redrives at most.
 const REDRIVEN_AT_A_TIME: u32 = 500;
 
-/// A part of a redrive.
-struct Redrive {
-    range: Range,
-    only: Option<SubscriptionNo>,
-    after: Place,
-    limit: u32,
-    /// What the audit record names; the first part alone writes one.
-    recorded: Option<String>,
+/// What a part of a redrive did: how many, the last one that it looked at, and the head.
+struct Part {
+    count: u32,
+    last: Place,
+    head: Head,
 }
 
 impl Store {
@@ -118,20 +115,19 @@ impl Store {
         let mut done = nothing;
         let mut request = request;
         let mut after = Place { position: range.from.after, subscription_no: SubscriptionNo::MAX };
-        // In chunks, each a short transaction: publishing waits for the head's lock meanwhile.
+        // In parts, each a short transaction, and what it changes found before: publishing waits for the head's lock meanwhile.
         while done.count < limit {
-            let chunk = Redrive {
-                range,
-                only,
-                after,
-                limit: REDRIVEN_AT_A_TIME.min(limit - done.count),
-                recorded: (done.count == 0).then(|| filter_resource(filter)),
-            };
-            let (store, by) = (self.clone(), principal.clone());
+            let most = REDRIVEN_AT_A_TIME.min(limit - done.count);
+            let recorded = (done.count == 0).then(|| filter_resource(filter));
             // The first one takes the request id.
             let request = std::mem::take(&mut request);
-            let redriven = match self.run(async move { store.redrive_chunk(&by, chunk, request).await }).await {
-                Ok(Ok(redriven)) => redriven,
+            let part = async {
+                let found = self.dead_letters(principal, range, only, after, most).await?;
+                let (store, by) = (self.clone(), principal.clone());
+                self.run(async move { store.redrive_part(&by, &found, recorded, request).await }).await
+            };
+            let part = match part.await {
+                Ok(Ok(part)) => part,
                 Ok(Err(before)) => return Ok(Err(before)),
                 Err(error) if done.count == 0 => return Err(error),
                 // What was redriven stays so, and the caller is told that there may be more.
@@ -140,7 +136,7 @@ impl Store {
                     return Ok(Ok(Redriven { more: true, ..done }));
                 }
             };
-            let Some((count, last, head)) = redriven else { return Ok(Ok(done)) };
+            let Some(Part { count, last, head }) = part else { return Ok(Ok(done)) };
             done = Redriven { count: done.count + count, more: false, head: Some(head) };
             after = last;
         }
@@ -151,47 +147,71 @@ impl Store {
         Ok(Ok(done))
     }
 
-    /// One chunk in one transaction: how many, the last one, and the head; none where nothing is left.
-    async fn redrive_chunk(
+    /// The next dead letters that match, oldest first.
+    async fn dead_letters(
         &self,
         principal: &Principal,
-        chunk: Redrive,
+        range: Range,
+        only: Option<SubscriptionNo>,
+        after: Place,
+        limit: u32,
+    ) -> Result<Vec<Place>, StoreError> {
+        let mut sql = QueryBuilder::<Postgres>::new("SELECT d.position, d.subscription_no");
+        push_dead(&mut sql, principal, range, only, after);
+        sql.push(" ORDER BY d.position, d.subscription_no LIMIT ").push_bind(i64::from(limit));
+        let found: Vec<(i64, i32)> = sql.build_query_as().fetch_all(self.as_tenant(principal.tenant)).await?;
+        Ok(found.into_iter().map(|(position, subscription_no)| Place { position, subscription_no }).collect())
+    }
+
+    /// Redrives those of `found` that are still dead, in one transaction; none where nothing is left to look at.
+    async fn redrive_part(
+        &self,
+        principal: &Principal,
+        found: &[Place],
+        recorded: Option<String>,
         request: Repeatable<()>,
-    ) -> Result<Result<Option<(u32, Place, Head)>, Before>, StoreError> {
-        let Redrive { range, only, after, limit, recorded } = chunk;
-        let now = self.now();
-        let mut transaction = self.begin_as(principal.tenant).await?;
-        let head = lock(&mut transaction, principal.tenant, now).await?;
-        if let Some(answer) = request.begin(&mut transaction, principal.tenant, now).await? {
+    ) -> Result<Result<Option<Part>, Before>, StoreError> {
+        let (tenant, now) = (principal.tenant, self.now());
+        let mut transaction = self.begin_as(tenant).await?;
+        let Some(last) = found.last().copied() else {
+            // A call with the same id may have just redriven what there was.
+            let earlier = request.begin(&mut transaction, tenant, now).await?;
+            transaction.rollback().await?;
+            return Ok(earlier.map_or(Ok(None), |answer| Err(Before(answer))));
+        };
+        let head = lock(&mut transaction, tenant, now).await?;
+        if let Some(answer) = request.begin(&mut transaction, tenant, now).await? {
             transaction.rollback().await?;
             return Ok(Err(Before(answer)));
         }
-        let mut sql = QueryBuilder::<Postgres>::new("WITH picked AS (SELECT d.position, d.subscription_no");
-        push_dead(&mut sql, principal, range, only, after);
-        sql.push(" ORDER BY d.position, d.subscription_no LIMIT ").push_bind(i64::from(limit));
-        sql.push("), gone AS (DELETE FROM dead_letters d USING picked p WHERE d.tenant_id = ")
-            .push_bind(principal.tenant.0);
-        sql.push(
-            " AND d.position = p.position AND d.subscription_no = p.subscription_no
-             RETURNING d.tenant_id, d.position, d.subscription_no, d.day, d.attempt, d.ordering_key)
-             INSERT INTO deferred_invocations (tenant_id, position, subscription_no, day, ordering_key, shard, attempt,
-                    attempt_base, due_at)
-             SELECT tenant_id, position, subscription_no, day, ordering_key, ",
-        );
-        sql.push_bind(shard_of(principal.tenant)).push(", attempt, attempt, ").push_bind(now);
-        sql.push(" FROM gone RETURNING position, subscription_no");
-        let redriven: Vec<(i64, i32)> = sql.build_query_as().fetch_all(&mut *transaction).await?;
-        let Some((position, subscription_no)) = redriven.iter().max().copied() else {
-            transaction.rollback().await?;
-            return Ok(Ok(None));
-        };
-        if let Some(resource) = recorded {
-            record(&mut transaction, principal.tenant, now, &principal.name, "RedriveInvocations", &resource).await?;
+        let (position, subscription_no): (Vec<i64>, Vec<i32>) =
+            found.iter().map(|place| (place.position, place.subscription_no)).unzip();
+        // Both may have changed since they were found: whether it is dead, and whether its subscription executes.
+        let redriven = sqlx::query(
+            "WITH gone AS (
+                 DELETE FROM dead_letters d USING unnest($2::bigint[], $3::integer[]) AS f(position, subscription_no)
+                  WHERE d.tenant_id = $1 AND d.position = f.position AND d.subscription_no = f.subscription_no
+                    AND EXISTS (SELECT FROM subscriptions s
+                                 WHERE s.tenant_id = $1 AND s.subscription_no = f.subscription_no AND s.state = 1)
+                 RETURNING d.tenant_id, d.position, d.subscription_no, d.day, d.attempt, d.ordering_key)
+             INSERT INTO deferred_invocations (tenant_id, position, subscription_no, day, ordering_key, shard, attempt, attempt_base,
+                    due_at)
+             SELECT tenant_id, position, subscription_no, day, ordering_key, $4, attempt, attempt, $5 FROM gone",
+        )
+        .bind(tenant.0)
+        .bind(position)
+        .bind(subscription_no)
+        .bind(shard_of(tenant))
+        .bind(now)
+        .execute(&mut *transaction)
+        .await?;
+        let count = u32::try_from(redriven.rows_affected()).unwrap_or(u32::MAX);
+        if let Some(resource) = recorded.filter(|_| count > 0) {
+            record(&mut transaction, tenant, now, &principal.name, "RedriveInvocations", &resource).await?;
         }
-        request.keep(&mut transaction, principal.tenant, &(), now).await?;
+        request.keep(&mut transaction, tenant, &(), now).await?;
         transaction.commit().await?;
-        let count = u32::try_from(redriven.len()).unwrap_or(u32::MAX);
-        Ok(Ok(Some((count, Place { position, subscription_no }, head))))
+        Ok(Ok(Some(Part { count, last, head })))
     }
 
     async fn change_invocation(

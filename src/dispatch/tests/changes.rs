@@ -164,6 +164,13 @@ async fn a_large_redrive_goes_in_chunks_and_takes_each_dead_letter_once() {
             .count,
         0
     );
+    // What is to be redriven is found before anything is locked: a look that finds nothing waits for no publish.
+    let mut publishing = sqlx::Connection::begin(&mut connection).await.expect("begun");
+    let lock = "SELECT FROM tenant_heads WHERE tenant_id = $1 FOR UPDATE";
+    sqlx::query(lock).bind(world.tenant.0).execute(&mut *publishing).await.expect("locked");
+    let redriven = world.store.redrive_invocations(&by, &all, 10_000, Repeatable::default()).await;
+    assert_eq!(redriven.expect("answered").made().expect("now").count, 0);
+    publishing.rollback().await.expect("unlocked");
     let (left, deferred): (i64, i64) =
         sqlx::query_as("SELECT (SELECT count(*) FROM dead_letters), (SELECT count(*) FROM deferred_invocations)")
             .fetch_one(&mut connection)
