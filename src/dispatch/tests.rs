@@ -262,7 +262,8 @@ async fn every_matching_subscription_gets_every_event_and_every_run_is_recorded(
     );
 
     // Pages of one subscription: complete, each once, newest first.
-    let filter = InvocationFilter { subscription: Some(fine), ..InvocationFilter::default() };
+    let subscription = world.store.visible_subscription(&by, fine).await.expect("readable");
+    let filter = InvocationFilter { subscription, ..InvocationFilter::default() };
     let (mut positions, mut key) = (Vec::new(), None);
     loop {
         let (page, next) = world.store.list_invocations(&by, &filter, key, 64).await.expect("readable");
@@ -325,7 +326,8 @@ async fn dead_letters_are_announced_redriven_and_cancelled_and_a_gone_receiver_i
     let InvocationChange::Done { invocation, .. } = cancelled else { panic!("{cancelled:?}") };
     assert_eq!(invocation.cancel_reason.as_deref(), Some("CALLER"));
     world.receiver.healed.store(true, Ordering::Relaxed);
-    let filter = InvocationFilter { subscription: Some(broken), ..InvocationFilter::default() };
+    let subscription = world.store.visible_subscription(&by, broken).await.expect("readable");
+    let filter = InvocationFilter { subscription, ..InvocationFilter::default() };
     let redriven = world.store.redrive_invocations(&by, &filter, 1, Repeatable::default()).await;
     let redriven = redriven.expect("answered").made().expect("now");
     assert_eq!((redriven.count, redriven.more), (1, true));

@@ -8,6 +8,7 @@ use super::dispatch::{Place, parse_state};
 use super::invocations::{InvocationFilter, Range};
 use super::leases::shard_of;
 use super::request_ids::{Once, Repeatable};
+use super::subscriptions::state_from_code;
 use super::{Store, StoreError};
 use crate::domain::ids::{InvocationId, SubscriptionId, SubscriptionNo, TenantId};
 use crate::domain::invocation::{CancelReason, Invocation, State};
@@ -105,13 +106,7 @@ impl Store {
     ) -> Result<Result<Redriven, Before>, StoreError> {
         let nothing = Redriven { count: 0, more: false, head: None };
         let Some(range) = self.range(principal.tenant, filter).await? else { return Ok(Ok(nothing)) };
-        let only = match filter.subscription {
-            Some(subscription) => match self.visible_subscription(principal, subscription).await? {
-                Some(no) => Some(no),
-                None => return Ok(Ok(nothing)),
-            },
-            None => None,
-        };
+        let only = filter.subscription.map(|only| only.no);
         let mut done = nothing;
         let mut request = request;
         let mut after = Place { position: range.from.after, subscription_no: SubscriptionNo::MAX };
@@ -315,8 +310,7 @@ async fn inactive(
     .bind(subscription_no)
     .fetch_optional(connection)
     .await?;
-    let state = |code| if code == 2 { subscription::State::Disabled } else { subscription::State::Deleted };
-    Ok(found.map(|(id, code)| (SubscriptionId(id), state(code))))
+    found.map(|(id, code)| Ok((SubscriptionId(id), state_from_code(code)?))).transpose()
 }
 
 /// True where it was waiting or dead.
@@ -416,5 +410,5 @@ fn push_dead(
 
 /// What a redrive is recorded as done to.
 fn filter_resource(filter: &InvocationFilter) -> String {
-    filter.subscription.map_or_else(|| "invocations".to_owned(), |subscription| subscription.to_string())
+    filter.subscription.map_or_else(|| "invocations".to_owned(), |only| only.id.to_string())
 }

@@ -6,16 +6,29 @@
 use super::audit::Principal;
 use super::dispatch::{Place, parse_class, parse_state, state_number};
 use super::events::LogPlace;
+use super::subscriptions::state_from_code;
 use super::{Store, StoreError};
 use crate::domain::event::LogEntry;
 use crate::domain::event_type::EventTypeName;
 use crate::domain::ids::{EventId, InvocationId, Position, SubscriptionId, SubscriptionNo, TenantId};
 use crate::domain::invocation::{Attempt, CancelReason, Invocation, Outcome, OutcomeClass, State};
+use crate::domain::subscription;
 use chrono::{DateTime, NaiveDate, TimeDelta, Utc};
 use sqlx::{Postgres, QueryBuilder};
 use std::collections::HashMap;
 use std::time::Duration;
 use uuid::Uuid;
+
+/// A subscription that a caller may see, in any state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VisibleSubscription {
+    /// Its id.
+    pub id: SubscriptionId,
+    /// Its number.
+    pub no: SubscriptionNo,
+    /// Whether it executes.
+    pub state: subscription::State,
+}
 
 /// Which invocations to list.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -23,7 +36,7 @@ pub struct InvocationFilter {
     /// Only this event.
     pub event: Option<EventId>,
     /// Only this subscription.
-    pub subscription: Option<SubscriptionId>,
+    pub subscription: Option<VisibleSubscription>,
     /// Only these states; none means every state.
     pub states: Vec<State>,
     /// Only events committed at or after this time.
@@ -81,21 +94,14 @@ impl Store {
         key: Option<InvocationKey>,
         limit: u32,
     ) -> Result<(Vec<Invocation>, Option<InvocationKey>), StoreError> {
-        let nothing = (Vec::new(), None);
         let Some(range) = self.range(principal.tenant, filter).await? else {
             // An event that is not in the log may be one that its listeners did not let pass.
             return match filter.event {
                 Some(event) if key.is_none() => Ok((self.pending_invocations(principal, event, filter).await?, None)),
-                _ => Ok(nothing),
+                _ => Ok((Vec::new(), None)),
             };
         };
-        let only = match filter.subscription {
-            Some(subscription) => match self.visible_subscription(principal, subscription).await? {
-                Some(no) => Some(no),
-                None => return Ok(nothing),
-            },
-            None => None,
-        };
+        let only = filter.subscription.map(|only| only.no);
         // One more than asked for tells whether there is a next page.
         let mut rows = self.rows(principal, range, only, &filter.states, key, limit.saturating_add(1)).await?;
         let size = usize::try_from(limit).unwrap_or(usize::MAX);
@@ -150,21 +156,23 @@ impl Store {
         Ok(self.rows(&Principal::server(tenant), Range::of(entry), None, &open, None, 1).await?.is_empty())
     }
 
-    /// The number of a subscription that the caller may see.
-    pub(in crate::store) async fn visible_subscription(
+    /// A subscription as far as the caller may see it; none also for another app's.
+    pub async fn visible_subscription(
         &self,
         principal: &Principal,
-        subscription: SubscriptionId,
-    ) -> Result<Option<SubscriptionNo>, StoreError> {
-        Ok(sqlx::query_scalar(
-            "SELECT subscription_no FROM subscriptions
+        id: SubscriptionId,
+    ) -> Result<Option<VisibleSubscription>, StoreError> {
+        let found: Option<(SubscriptionNo, i16)> = sqlx::query_as(
+            "SELECT subscription_no, state FROM subscriptions
               WHERE tenant_id = $1 AND subscription_id = $2 AND ($3::uuid IS NULL OR app_id = $3)",
         )
         .bind(principal.tenant.0)
-        .bind(subscription.0)
+        .bind(id.0)
         .bind(principal.app.map(|app| app.0))
         .fetch_optional(self.as_tenant(principal.tenant))
-        .await?)
+        .await?;
+        let parse = |(no, code)| Ok(VisibleSubscription { id, no, state: state_from_code(code)? });
+        found.map(parse).transpose()
     }
 
     /// Times become positions: along a log the commit time never decreases. None where the range is empty.

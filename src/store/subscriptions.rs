@@ -23,7 +23,7 @@ use crate::domain::pre::{EnrichPath, PrePolicy};
 use crate::domain::retry::DeliveryPolicy;
 use crate::domain::subscription::{ReplayGap, State, Subscription, Target};
 use row::{COLUMNS, FROM, SubscriptionRow, read, state_code};
-pub(in crate::store) use row::{circuit_code, circuit_from_code};
+pub(in crate::store) use row::{circuit_code, circuit_from_code, state_from_code};
 use sqlx::AssertSqlSafe;
 use std::collections::HashMap;
 use uuid::Uuid;

@@ -162,7 +162,7 @@ fn calls() -> Vec<(&'static str, &'static str, Call)> {
         call!("InvocationService.ListInvocations" "event_id" "", invocations.list_invocations, |ids| {
             ListInvocationsRequest { event_id: ids.event.clone(), ..Default::default() }
         }),
-        call!("InvocationService.ListInvocations" "subscription_id" "", invocations.list_invocations, |ids| {
+        call!("InvocationService.ListInvocations" "subscription_id" "SUBSCRIPTION_NOT_FOUND", invocations.list_invocations, |ids| {
             ListInvocationsRequest { subscription_id: ids.subscription.clone(), ..Default::default() }
         }),
         call!("InvocationService.GetInvocation" "invocation_id" "INVOCATION_NOT_FOUND", invocations.get_invocation, |ids| {
@@ -174,7 +174,7 @@ fn calls() -> Vec<(&'static str, &'static str, Call)> {
         call!("InvocationService.CancelInvocation" "invocation_id" "INVOCATION_NOT_FOUND", invocations.cancel_invocation, |ids| {
             CancelInvocationRequest { invocation_id: ids.invocation.clone(), ..Default::default() }
         }),
-        call!("InvocationService.RedriveInvocations" "subscription_id" "", invocations.redrive_invocations, |ids| {
+        call!("InvocationService.RedriveInvocations" "subscription_id" "SUBSCRIPTION_NOT_FOUND", invocations.redrive_invocations, |ids| {
             RedriveInvocationsRequest { subscription_id: ids.subscription.clone(), ..Default::default() }
         }),
         call!("EventTypeService.GetEventType" "name" "EVENT_TYPE_NOT_FOUND", types.get_event_type, |ids| {

@@ -1,6 +1,8 @@
 //! `InvocationService.RedriveInvocations`: dead letters run again.
 
-use carillon::proto::public::{InvocationState, RedriveInvocationsRequest};
+use carillon::proto::public::{
+    DisableSubscriptionRequest, InvocationState, ListInvocationsRequest, RedriveInvocationsRequest,
+};
 use serde_json::json;
 use tonic::Code;
 
@@ -23,6 +25,32 @@ async fn what_always_fails_is_dead_lettered_with_an_event_and_can_be_redriven() 
     assert_eq!((redriven.redriven_count, redriven.more), (1, false));
     tenant.all_invocations_become(&published.event_id, InvocationState::Succeeded).await;
     assert_eq!(receiver.received("/hook").len(), 5);
+    let mut absent = ListInvocationsRequest { subscription_id: dead[0].subscription_id.clone(), ..Default::default() };
+    assert_eq!(
+        tenant.invocations().list_invocations(absent.clone()).await.expect("it exists").into_inner().invocations.len(),
+        1
+    );
+    absent.subscription_id = "sub_00000000000000000000000000".to_owned();
+    let listed = tenant.invocations().list_invocations(absent.clone()).await;
+    assert_refused(listed, Code::NotFound, "SUBSCRIPTION_NOT_FOUND");
+    let request = RedriveInvocationsRequest { subscription_id: absent.subscription_id, ..Default::default() };
+    let redriven = tenant.invocations().redrive_invocations(request).await;
+    assert_refused(redriven, Code::NotFound, "SUBSCRIPTION_NOT_FOUND");
+    // Of one that does not execute nothing can run again; its invocations are listed all the same.
+    let disable = DisableSubscriptionRequest { subscription_id: dead[0].subscription_id.clone(), ..Default::default() };
+    tenant.events().disable_subscription(disable).await.expect("it is active");
+    let request = RedriveInvocationsRequest { subscription_id: dead[0].subscription_id.clone(), ..Default::default() };
+    let redriven = tenant.invocations().redrive_invocations(request.clone()).await;
+    assert_refused(redriven, Code::FailedPrecondition, "SUBSCRIPTION_STATE");
+    tenant.unsubscribe(&dead[0].subscription_id).await;
+    let redriven = tenant.invocations().redrive_invocations(request).await;
+    let status = assert_refused(redriven, Code::FailedPrecondition, "SUBSCRIPTION_STATE");
+    assert!(status.message().contains("DELETED"), "{status:?}");
+    let listed = ListInvocationsRequest { subscription_id: dead[0].subscription_id.clone(), ..Default::default() };
+    assert_eq!(
+        tenant.invocations().list_invocations(listed).await.expect("it exists").into_inner().invocations.len(),
+        1
+    );
     let request = RedriveInvocationsRequest { subscription_id: "sub_x".to_owned(), ..Default::default() };
     assert_refused(tenant.invocations().redrive_invocations(request).await, Code::InvalidArgument, "FIELD_INVALID");
 }

@@ -18,12 +18,13 @@ pub(super) async fn handle(
 ) -> Result<ListInvocationsResponse, ApiError> {
     let (caller, request) = authorised(request, Role::Viewer)?;
     let size = page_size("page_size", request.page_size, 50, 1_000).map_err(invalid)?;
+    let subscription = parse_subscription("subscription_id", &request.subscription_id).map_err(invalid)?;
     let filter = InvocationFilter {
         event: parse_event("event_id", &request.event_id).map_err(invalid)?,
-        subscription: parse_subscription("subscription_id", &request.subscription_id).map_err(invalid)?,
         states: parse_states("states", &request.states).map_err(invalid)?,
         from: parse_time("start_time", request.start_time.as_ref()).map_err(invalid)?,
         to: parse_time("end_time", request.end_time.as_ref()).map_err(invalid)?,
+        ..InvocationFilter::default()
     };
     let scope = PageScope::new("ListInvocations", caller.tenant)
         .with(caller.app.map(|app| app.to_string()).unwrap_or_default())
@@ -33,7 +34,9 @@ pub(super) async fn handle(
         .with(format!("{:?} {:?}", filter.from, filter.to));
     let place = deps.page_tokens.open(&scope, &request.page_token).map_err(wrong_page)?;
     let key = place.map(|bytes| read(&bytes).ok_or(ApiError::PageTokenInvalid)).transpose()?;
-    let (page, next) = deps.store.list_invocations(&principal(&caller), &filter, key, size).await?;
+    let by = principal(&caller);
+    let filter = InvocationFilter { subscription: deps.named(&by, subscription).await?, ..filter };
+    let (page, next) = deps.store.list_invocations(&by, &filter, key, size).await?;
     Ok(ListInvocationsResponse {
         invocations: page.iter().map(to_proto).collect(),
         next_page_token: next.map(|key| deps.page_tokens.seal(&scope, &write(&key))).unwrap_or_default(),

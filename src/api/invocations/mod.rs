@@ -10,12 +10,14 @@ mod retry;
 
 use super::repeat::Repeat;
 use super::status::ApiError;
-use crate::domain::ids::InvocationId;
+use crate::domain::ids::{InvocationId, SubscriptionId};
+use crate::domain::subscription::State;
 use crate::feed::{Feed, News};
 use crate::proto::public as proto;
 use crate::proto::public::invocation_service_server::InvocationService as Service;
 use crate::store::audit::Principal;
 use crate::store::invocation_changes::InvocationChange;
+use crate::store::invocations::VisibleSubscription;
 use crate::store::{Store, StoreError};
 use crate::wire::invocation::{state_to_proto, to_proto};
 use crate::wire::page::PageTokens;
@@ -85,7 +87,22 @@ impl Service for InvocationService {
     }
 }
 
+/// Nothing is run again of a subscription that does not execute.
+fn inactive(subscription: SubscriptionId, state: State) -> ApiError {
+    let message = format!("the subscription is {}; what is retried would only be cancelled", state_name(state));
+    ApiError::SubscriptionState { subscription: subscription.to_string(), message }
+}
+
 impl InvocationDeps {
+    /// The subscription that a filter names, where it names one.
+    ///
+    /// Errors: SUBSCRIPTION_NOT_FOUND, also for one that the caller may not see.
+    async fn named(&self, by: &Principal, id: Option<SubscriptionId>) -> Result<Option<VisibleSubscription>, ApiError> {
+        let Some(id) = id else { return Ok(None) };
+        let found = self.store.visible_subscription(by, id).await?;
+        found.map(Some).ok_or_else(|| ApiError::SubscriptionNotFound { subscription: id.to_string() })
+    }
+
     /// What a retry of a change is answered: the first answer, or where that was not kept before its server died, the invocation as
     /// it is now.
     async fn repeated<R: Message + Default>(
@@ -111,10 +128,7 @@ impl InvocationDeps {
                 self.feed.send(&News::Head(head));
                 Ok(to_proto(&invocation))
             }
-            InvocationChange::Inactive(subscription, state) => Err(ApiError::SubscriptionState {
-                subscription: subscription.to_string(),
-                message: format!("the subscription is {}; what is retried would only be cancelled", state_name(state)),
-            }),
+            InvocationChange::Inactive(subscription, state) => Err(inactive(subscription, state)),
             // Asked for before this.
             InvocationChange::Before(_) => Err(ApiError::Store(StoreError::Interrupted)),
             InvocationChange::NotFound => Err(ApiError::InvocationNotFound { invocation: id.to_string() }),

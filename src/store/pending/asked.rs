@@ -94,7 +94,7 @@ impl Store {
                 kind => (State::Cancelled, Some(format!("PRE_{}", kind.as_str()))),
             };
             let wanted = filter.states.is_empty() || filter.states.contains(&state);
-            if !wanted || filter.subscription.is_some_and(|only| only != subscription.id) {
+            if !wanted || filter.subscription.is_some_and(|only| only.no != subscription.no) {
                 continue;
             }
             let attempt = verdict.outcome.map(|outcome| Attempt {

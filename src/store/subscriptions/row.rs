@@ -152,12 +152,7 @@ impl SubscriptionRow {
             target,
             policy: policy.with_ordering(ordering),
             pre_policy,
-            state: match self.state {
-                STATE_ACTIVE => State::Active,
-                STATE_DISABLED => State::Disabled,
-                STATE_DELETED => State::Deleted,
-                _ => return None,
-            },
+            state: state_from_code(self.state).ok()?,
             state_reason: self.state_reason,
             circuit,
             effective_position: self.effective_position,
@@ -175,6 +170,16 @@ pub(super) fn state_code(state: State) -> i16 {
         State::Disabled => STATE_DISABLED,
         State::Deleted => STATE_DELETED,
     }
+}
+
+/// The state of a number.
+pub(in crate::store) fn state_from_code(code: i16) -> Result<State, StoreError> {
+    Ok(match code {
+        STATE_ACTIVE => State::Active,
+        STATE_DISABLED => State::Disabled,
+        STATE_DELETED => State::Deleted,
+        _ => return Err(StoreError::Corrupt { what: "subscription state" }),
+    })
 }
 
 /// The columns of a veto: failure policy, priority, places.

@@ -7,11 +7,12 @@ use crate::domain::event::{Data, Event, Lineage};
 use crate::domain::event_type::EventTypeName;
 use crate::domain::ids::{EventId, ReplicaId, SubscriptionId, TenantId};
 use crate::domain::invocation::{Outcome, OutcomeClass, State};
+use crate::domain::subscription;
 use crate::store::audit::Principal;
 use crate::store::dispatch::{OrderedPage, Place};
 use crate::store::event_pages::PageBound;
 use crate::store::events::LogPlace;
-use crate::store::invocations::InvocationFilter;
+use crate::store::invocations::{InvocationFilter, VisibleSubscription};
 use crate::store::leases::Renewal;
 use crate::store::pending::{NewPending, WaitsFor};
 use crate::store::publish::{NewEvent, NewKey, OnLocked, TenantBatch};
@@ -284,8 +285,9 @@ async fn every_hot_statement_is_served_by_its_index_and_looks_at_no_more_days_th
     let of_event = InvocationFilter { event: Some(known_event), ..InvocationFilter::default() };
     look!("ListInvocations of an event", ["outcomes_pk", "deferred_invocations_pk", "dead_letters_pk", "events_pk"], scans [], prunes true,
         store.list_invocations(&by, &of_event, None, 10));
+    let (id, no, state) = (SubscriptionId(subscription), 1, subscription::State::Active);
     let of_subscription =
-        InvocationFilter { subscription: Some(SubscriptionId(subscription)), ..InvocationFilter::default() };
+        InvocationFilter { subscription: Some(VisibleSubscription { id, no, state }), ..InvocationFilter::default() };
     look!("ListInvocations of a subscription", ["outcomes_by_subscription", "dead_letters_by_subscription", "events_pk"], scans [], prunes true,
         store.list_invocations(&by, &of_subscription, None, 10));
     let dead = InvocationFilter { states: vec![State::DeadLettered], ..InvocationFilter::default() };
