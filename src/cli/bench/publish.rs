@@ -12,7 +12,7 @@ use prost::Message as _;
 use tonic::client::Grpc;
 use tonic::transport::Channel;
 
-use super::load::{Done, closed, median, per_second, percentile_ms};
+use super::load::{Done, closed, per_second, percentile_ms};
 use super::raw::RawCodec;
 use super::report::{Figure, Target};
 use super::service::{Echo, PAYLOAD_BYTES, event};
@@ -22,9 +22,9 @@ use crate::cli::error::CliError;
 use crate::proto::internal::{PublishBatchRequest, PublishResponse};
 
 /// Value and limit in turns.
-const ROUNDS: usize = 3;
+pub const ROUNDS: usize = 3;
 /// Events of one PublishBatch.
-const BATCH: u64 = 100;
+pub const BATCH: u64 = 100;
 /// Callers that publish batches at the same time.
 const BATCH_CALLERS: usize = 8;
 /// The most connections that callers share.
@@ -48,38 +48,29 @@ pub fn next_seq() -> u64 {
 pub async fn single(bench: &Bench, id: &str, callers: usize) -> Result<Vec<Figure>, CliError> {
     let publishers = bench.publishers(callers.min(CONNECTIONS)).await?;
     let bare = bare_channels(bench, callers.min(CONNECTIONS)).await?;
-    let (mut values, mut limits, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
+    let mut turns = Vec::new();
     for _ in 0..ROUNDS {
         let limit = echoes(&bare, callers, bench.round(ROUNDS)).await?.rate();
-        let value = publishes(&publishers, EVENT_TYPE, callers, bench.round(ROUNDS)).await?.rate();
-        ratios.push(value / limit.max(1.0));
-        values.push(value);
-        limits.push(limit);
+        turns.push((publishes(&publishers, EVENT_TYPE, callers, bench.round(ROUNDS)).await?.rate(), limit));
     }
     let target = if callers == 64 { Target::RatioAtLeast(0.5) } else { Target::None };
     let name = format!("durable Publish over mTLS, {callers} caller(s)");
-    let mut figure = Figure::new(id, name, median(values), "1/s")
-        .beside(format!("tonic's own mTLS echo of the same bytes, {callers} caller(s)"), median(limits));
-    figure.ratio = Some(median(ratios));
-    Ok(vec![figure.wants(target)])
+    let limit_name = format!("tonic's own mTLS echo of the same bytes, {callers} caller(s)");
+    Ok(vec![Figure::in_turns(id, name, "1/s", limit_name, &turns).wants(target)])
 }
 
 /// T2: batches of a hundred.
 pub async fn batches(bench: &Bench) -> Result<Vec<Figure>, CliError> {
     let publishers = bench.publishers(CONNECTIONS).await?;
     let payload = [b'x'; PAYLOAD_BYTES];
-    let (mut values, mut limits, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
+    let mut turns = Vec::new();
     for _ in 0..ROUNDS {
         let raw = bench.meter.insert_event_rows(bench.round(ROUNDS), &payload).await.map_err(super::store)?;
         let limit = per_second(raw.rows, raw.elapsed);
-        let value = publish_batches(&publishers, EVENT_TYPE, BATCH_CALLERS, bench.round(ROUNDS)).await?.rate();
-        ratios.push(value / limit.max(1.0));
-        values.push(value);
-        limits.push(limit);
+        turns.push((publish_batches(&publishers, EVENT_TYPE, BATCH_CALLERS, bench.round(ROUNDS)).await?.rate(), limit));
     }
-    let mut figure = Figure::new("T2", "durable PublishBatch of 100, 8 callers", median(values), "events/s")
-        .beside("raw UNNEST inserts of the same rows, 4 connections x 100, primary key only", median(limits));
-    figure.ratio = Some(median(ratios));
+    let limit_name = "raw UNNEST inserts of the same rows, 4 connections x 100, primary key only";
+    let figure = Figure::in_turns("T2", "durable PublishBatch of 100, 8 callers", "events/s", limit_name, &turns);
     Ok(vec![figure.wants(Target::RatioAtLeast(0.35))])
 }
 

@@ -5,6 +5,7 @@
 use comfy_table::{Cell, Color};
 use serde::Serialize;
 
+use super::load::median;
 use crate::cli::error::CliError;
 use crate::cli::output::Output;
 
@@ -49,6 +50,14 @@ pub enum Target {
     None,
 }
 
+impl Target {
+    /// The target where the run covered as much as it speaks of; a smaller run claims none.
+    #[must_use]
+    pub fn where_covered(self, covered: u64, spoken_of: u64) -> Self {
+        if covered >= spoken_of { self } else { Self::None }
+    }
+}
+
 impl Figure {
     /// A figure without a limit yet.
     pub fn new(id: &str, name: impl Into<String>, value: f64, unit: &'static str) -> Self {
@@ -73,6 +82,23 @@ impl Figure {
         self.limit = Some(limit);
         self.ratio = self.value.filter(|_| limit > 0.0).map(|value| value / limit);
         self
+    }
+
+    /// A figure beside what bounds it, both measured in turns: the middle of each, and of the turns' ratios. What makes one of
+    /// several turns slow moves none of them.
+    ///
+    /// *Shape*: the value and the limit of each turn.
+    pub fn in_turns(
+        id: &str,
+        name: impl Into<String>,
+        unit: &'static str,
+        limit_name: impl Into<String>,
+        turns: &[(f64, f64)],
+    ) -> Self {
+        let middle = |of: fn(&(f64, f64)) -> f64| median(turns.iter().map(of).collect());
+        let mut figure = Self::new(id, name, middle(|turn| turn.0), unit).beside(limit_name, middle(|turn| turn.1));
+        figure.ratio = figure.ratio.map(|_| middle(|turn| turn.0 / turn.1.max(1.0)));
+        figure
     }
 
     /// The figure judged. A ratio is judged against the limit given before.
@@ -206,6 +232,14 @@ mod tests {
         // A limit of nothing proves nothing.
         let odd = Figure::new("T1", "publish", 30.0, "1/s").beside("echo", 0.0).wants(Target::RatioAtLeast(0.5));
         assert_eq!((odd.ratio, odd.met), (None, None));
+    }
+
+    #[test]
+    fn what_is_measured_in_turns_has_the_middle_of_the_ratios() {
+        // The machine slows down from turn to turn, and value and limit with it.
+        let turns = [(90.0, 100.0), (45.0, 50.0), (8.0, 10.0)];
+        let figure = Figure::in_turns("T12a", "insert", "1/s", "the same", &turns);
+        assert_eq!((figure.value, figure.limit, figure.ratio), (Some(45.0), Some(50.0), Some(0.9)));
     }
 
     #[test]
