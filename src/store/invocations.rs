@@ -229,7 +229,8 @@ impl Store {
             (Some(day), Some(key)) => Some(day.min(key.day)),
             (day, key) => day.or(key.map(|key| key.day)),
         };
-        let bounds = |sql: &mut QueryBuilder<Postgres>, row: &str, event: &str| {
+        // Days rise with positions: they stand in an order only where they stand in the index that serves it.
+        let bounds = |sql: &mut QueryBuilder<Postgres>, row: &str, event: &str, by_day: &str| {
             sql.push(format!(" AND {event}.day >= ")).push_bind(range.from.day);
             if let Some(day) = last_day {
                 sql.push(format!(" AND {event}.day <= ")).push_bind(day);
@@ -250,7 +251,7 @@ impl Store {
                 ));
                 sql.push_bind(tenant).push(" AND app_id = ").push_bind(app.0).push(")");
             }
-            sql.push(format!(" ORDER BY {event}.day DESC, {event}.position DESC, {row}.subscription_no DESC LIMIT "));
+            sql.push(format!(" ORDER BY {by_day}{event}.position DESC, {row}.subscription_no DESC LIMIT "));
             sql.push_bind(limit).push(")");
         };
         let mut sql = QueryBuilder::<Postgres>::new(
@@ -273,7 +274,7 @@ impl Store {
             if let [state] = finals[..] {
                 sql.push(format!(" AND o.state = {}", state_number(state)));
             }
-            bounds(&mut sql, "o", "o");
+            bounds(&mut sql, "o", "o", "o.day DESC, ");
         }
         if wants(State::Waiting) {
             sql.push(
@@ -281,7 +282,7 @@ impl Store {
                          d.due_at, NULL, NULL FROM deferred_invocations d WHERE d.tenant_id = ",
             );
             sql.push_bind(tenant);
-            bounds(&mut sql, "d", "d");
+            bounds(&mut sql, "d", "d", "");
         }
         if wants(State::DeadLettered) {
             sql.push(
@@ -289,7 +290,7 @@ impl Store {
                          d.dead_at, NULL, NULL FROM dead_letters d WHERE d.tenant_id = ",
             );
             sql.push_bind(tenant);
-            bounds(&mut sql, "d", "d");
+            bounds(&mut sql, "d", "d", "");
         }
         // What nothing is recorded of lies beyond the cursor: it never passes an invocation without a record. A refused one is
         // cancelled from birth, even before its owner has recorded it.
@@ -313,7 +314,7 @@ impl Store {
                               AND x.position = e.position AND x.subscription_no = m.subscription_no)"
                 ));
             }
-            bounds(&mut sql, "m", "e");
+            bounds(&mut sql, "m", "e", "e.day DESC, ");
         }
         sql.push(
             ") AS k

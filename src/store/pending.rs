@@ -264,14 +264,22 @@ impl Store {
         without: &[EventId],
         limit: u32,
     ) -> Result<Vec<PendingEvent>, StoreError> {
-        // SKIP LOCKED: what another replica claims at this moment is its.
+        // SKIP LOCKED: what another replica claims at this moment is its. Each state by itself, as the index of the tenant has them, those
+        // first that somebody waits for: in the order of all tenants, one with many would be read through for each of the others.
+        let of_state = |state: i16, limit: &str| {
+            format!(
+                "SELECT event_id AS id FROM pending_events
+                  WHERE tenant_id = $1 AND state = {state} AND due_at <= $2 AND event_id <> ALL($5)
+                  ORDER BY due_at, event_id LIMIT {limit} FOR UPDATE SKIP LOCKED"
+            )
+        };
         let sql = format!(
-            "WITH due AS (
-                 SELECT event_id AS id FROM pending_events WHERE tenant_id = $1 AND due_at <= $2 AND event_id <> ALL($5)
-                  ORDER BY due_at, event_id LIMIT $4 FOR UPDATE SKIP LOCKED)
+            "WITH gated AS ({}), scheduled AS ({}), due AS (SELECT id FROM gated UNION ALL SELECT id FROM scheduled)
              UPDATE pending_events
                 SET token = token + 1, due_at = $3, deliver_at = COALESCE(deliver_at, CASE WHEN state = {SCHEDULED} THEN due_at END)
                FROM due d WHERE tenant_id = $1 AND event_id = d.id RETURNING {}",
+            of_state(GATED, "$4"),
+            of_state(SCHEDULED, "$4 - (SELECT count(*) FROM gated)"),
             columns()
         );
         let rows = sqlx::query(sqlx::AssertSqlSafe(sql))
