@@ -22,6 +22,8 @@ enum Behaviour {
     Says(Vec<u8>),
     /// Sends this, and then the second part again and again for as long as somebody reads.
     Floods(&'static str, Vec<u8>),
+    /// Sends this at once, and then the second part byte by byte, a few each second, for as long as somebody reads.
+    Drips(&'static str, &'static str),
     /// Sends this and then nothing, and keeps the connection.
     Stops(&'static str),
     /// Closes its side before it has read anything, and goes on reading.
@@ -29,6 +31,9 @@ enum Behaviour {
     /// Resets the connection.
     Resets,
 }
+
+/// Between two bytes of an answer that drips: something comes all the time, and the deadline would pass long before the end.
+const DRIP: Duration = Duration::from_millis(100);
 
 async fn behave(mut stream: TcpStream, behaviour: Arc<Behaviour>) {
     let mut request = [0; 8_192];
@@ -44,6 +49,18 @@ async fn behave(mut stream: TcpStream, behaviour: Arc<Behaviour>) {
             let mut sent = stream.write_all(first.as_bytes()).await;
             while sent.is_ok() {
                 sent = stream.write_all(again).await;
+            }
+        }
+        Behaviour::Drips(first, again) => {
+            let _delay = stream.set_nodelay(true);
+            let mut sent = stream.write_all(first.as_bytes()).await;
+            let mut pace = tokio::time::interval(DRIP);
+            for byte in again.bytes().cycle() {
+                if sent.is_err() {
+                    return;
+                }
+                pace.tick().await;
+                sent = stream.write_all(&[byte]).await;
             }
         }
         Behaviour::Stops(text) => {
@@ -109,6 +126,25 @@ async fn g2_every_kind_of_bad_answer_is_judged_within_its_deadline() {
             Timeout,
             0,
         ),
+        ("a head that drips", "http", Behaviour::Drips("HTTP/1.1 200 OK\r\n", "a: b\r\n"), Timeout, 0),
+        ("a status line that drips", "http", Behaviour::Drips("", "HTTP/1.1 200 OK and no end of it "), Timeout, 0),
+        ("early answers that drip", "http", Behaviour::Drips("", "HTTP/1.1 100 Continue\r\n\r\n"), Timeout, 0),
+        ("a body that drips", "http", Behaviour::Drips("HTTP/1.1 500 X\r\n\r\n", "x"), Timeout, 500),
+        (
+            "chunks that drip",
+            "http",
+            Behaviour::Drips("HTTP/1.1 500 X\r\ntransfer-encoding: chunked\r\n\r\n", "1\r\nx\r\n"),
+            Timeout,
+            500,
+        ),
+        (
+            "a dripping body of what is accepted",
+            "http",
+            Behaviour::Drips("HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\n", "x"),
+            Succeeded,
+            200,
+        ),
+        ("a drip where TLS was asked for", "https", Behaviour::Drips("", "\x16\x03\x03\x40\x00"), Timeout, 0),
         ("half a status line", "http", Behaviour::Stops("HTTP/1."), Timeout, 0),
         ("half a head", "http", Behaviour::Stops("HTTP/1.1 200 OK\r\na: b\r\n"), Timeout, 0),
         ("half a body", "http", Behaviour::Stops("HTTP/1.1 500 X\r\ncontent-length: 9\r\n\r\nhalf"), Timeout, 500),
