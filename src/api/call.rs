@@ -20,6 +20,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prost::Message as _;
+use prost_types::{FieldDescriptorProto, FileDescriptorProto};
 use std::collections::HashMap;
 use std::fmt::{self, Write as _};
 use std::panic::AssertUnwindSafe;
@@ -38,21 +39,42 @@ const ADMIN: &str = "/carillon.internal.v1.AdminService/";
 const STANDARD_STREAMS: [&str; 2] =
     ["/grpc.health.v1.Health/Watch", "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"];
 
-/// Our own RPCs by path: whether they stream.
-static METHODS: LazyLock<HashMap<String, bool>> = LazyLock::new(|| {
+/// What its descriptor says of an RPC.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Method {
+    streams: bool,
+    /// Its request has a key by which a retry makes its change once.
+    changes: bool,
+}
+
+/// Our own RPCs by path.
+static METHODS: LazyLock<HashMap<String, Method>> = LazyLock::new(|| {
     let files = prost_types::FileDescriptorSet::decode(DESCRIPTORS).expect("the build wrote the descriptors");
-    let mut methods: HashMap<String, bool> = STANDARD_STREAMS.iter().map(|path| ((*path).to_owned(), true)).collect();
-    methods.insert("/grpc.health.v1.Health/Check".to_owned(), false);
+    let streams = Method { streams: true, changes: false };
+    let mut methods: HashMap<String, Method> = STANDARD_STREAMS.map(|path| (path.to_owned(), streams)).into();
+    methods.insert("/grpc.health.v1.Health/Check".to_owned(), Method::default());
     for file in &files.file {
+        let is_key = |field: &FieldDescriptorProto| ["request_id", "idempotency_key"].contains(&field.name());
         for service in &file.service {
             for method in &service.method {
                 let path = format!("/{}.{}/{}", file.package(), service.name(), method.name());
-                methods.insert(path, method.client_streaming() || method.server_streaming());
+                let streams = method.client_streaming() || method.server_streaming();
+                // A batch has the keys of its parts.
+                let changes = fields_of(file, method.input_type())
+                    .iter()
+                    .any(|field| is_key(field) || fields_of(file, field.type_name()).iter().any(is_key));
+                methods.insert(path, Method { streams, changes });
             }
         }
     }
     methods
 });
+
+/// The fields of a message of the same file; none of any other type.
+fn fields_of<'a>(file: &'a FileDescriptorProto, message: &str) -> &'a [FieldDescriptorProto] {
+    let name = message.rsplit('.').next();
+    file.message_type.iter().find(|message| Some(message.name()) == name).map_or(&[], |message| &message.field)
+}
 
 /// Which port a call came in by, and so which credentials count.
 #[derive(Debug, Clone)]
@@ -153,6 +175,13 @@ impl CallMetrics {
     }
 }
 
+impl Method {
+    /// What a call gets that was not answered in time.
+    fn overdue(self) -> ApiError {
+        if self.changes { ApiError::DeadlineOfChange } else { ApiError::Deadline }
+    }
+}
+
 /// A path as a label: methods that are not ours go by one name, so that a caller cannot make labels.
 fn known_method(path: &str) -> &'static str {
     METHODS.get_key_value(path).map_or("other", |(path, _)| &path[1..])
@@ -178,15 +207,15 @@ impl Calls {
         let started = Instant::now();
         let inner = Arc::clone(&self.inner);
         let path = request.uri().path().to_owned();
-        let streams = METHODS.get(&path).copied().unwrap_or_default();
+        let method = METHODS.get(&path).copied().unwrap_or_default();
         let span = traces::call(known_method(&path), request.headers());
-        let response = match self.answer(request, &path, streams, started).instrument(span.clone()).await {
+        let response = match self.answer(request, &path, method, started).instrument(span.clone()).await {
             Ok(response) => inner.with_reason(&path, response),
             Err(error) => Status::from(error).into_http(),
         };
         let code = status_of(response.headers()).unwrap_or(Code::Ok);
         traces::answered(&span, code as i32, matches!(code, Code::Internal | Code::Unavailable | Code::Unknown));
-        inner.metrics.record(&path, code, (!streams).then(|| started.elapsed()));
+        inner.metrics.record(&path, code, (!method.streams).then(|| started.elapsed()));
         response
     }
 
@@ -194,7 +223,7 @@ impl Calls {
         self,
         mut request: Request<Body>,
         path: &str,
-        streams: bool,
+        method: Method,
         started: Instant,
     ) -> Result<Response<Body>, ApiError> {
         if request.headers().len() > self.inner.header_count_max {
@@ -202,7 +231,7 @@ impl Calls {
             return Err(ApiError::field("headers", text));
         }
         let asked = deadline::parse(request.headers());
-        let timeout = if streams {
+        let timeout = if method.streams {
             deadline::of_stream(asked)
         } else {
             Some(asked.unwrap_or(Duration::MAX).min(self.inner.timeout_max))
@@ -225,10 +254,10 @@ impl Calls {
         let done = match until {
             None => fenced.await,
             Some(until) if until <= Instant::now() => return Err(ApiError::Deadline),
-            Some(until) => tokio::time::timeout_at(until, fenced).await.map_err(|_| ApiError::Deadline)?,
+            Some(until) => tokio::time::timeout_at(until, fenced).await.map_err(|_| method.overdue())?,
         };
         let (mut response, place) = done.unwrap_or_else(|_| Err(ApiError::internal("handler", "panicked")))?;
-        if !streams {
+        if !method.streams {
             return Ok(response);
         }
         response.extensions_mut().insert(Streaming);
@@ -332,10 +361,25 @@ mod tests {
 
     #[test]
     fn every_rpc_of_the_proto_files_is_known_and_only_watch_streams() {
-        assert_eq!(METHODS.get("/carillon.v1.EventService/Watch"), Some(&true));
-        assert_eq!(METHODS.get("/carillon.internal.v1.PublishService/Publish"), Some(&false));
-        assert_eq!(METHODS.get("/carillon.internal.v1.AdminService/CreateTenant"), Some(&false));
-        let streaming = METHODS.iter().filter(|(path, streams)| path.starts_with("/carillon.") && **streams).count();
-        assert_eq!(streaming, 1);
+        let method = |path: &str| METHODS.get(path).copied();
+        let (reads, changes) = (Some(Method::default()), Some(Method { changes: true, streams: false }));
+        assert_eq!(method("/carillon.v1.EventService/Watch"), Some(Method { streams: true, changes: false }));
+        for path in ["EventService/ListEvents", "EventService/ExplainMatch", "InvocationService/GetInvocation"] {
+            assert_eq!(method(&format!("/carillon.v1.{path}")), reads, "{path}");
+        }
+        assert_eq!(method("/carillon.internal.v1.PublishService/WaitEvent"), reads);
+        for path in ["PublishService/Publish", "PublishService/PublishBatch", "AdminService/CreateTenant"] {
+            assert_eq!(method(&format!("/carillon.internal.v1.{path}")), changes, "{path}");
+        }
+        let of_ours = METHODS.iter().filter(|(path, _)| path.starts_with("/carillon."));
+        assert_eq!(of_ours.filter(|(_, method)| method.streams).count(), 1);
+    }
+
+    #[test]
+    fn only_a_call_that_changes_something_is_told_that_it_may_have_happened() {
+        let text = |path: &str| METHODS[path].overdue().to_string();
+        assert_eq!(text("/carillon.v1.EventService/ListEvents"), "the call's deadline passed");
+        let change = text("/carillon.v1.EventService/Subscribe");
+        assert!(change.contains("may have happened") && change.contains("request_id"), "{change}");
     }
 }

@@ -360,8 +360,11 @@ pub enum ApiError {
         verdicts: Vec<PreVerdict>,
     },
     /// DEADLINE.
-    #[error("the call's deadline passed; a mutation may have happened: ask again with the same idempotency key")]
+    #[error("the call's deadline passed")]
     Deadline,
+    /// DEADLINE, of a call that changes something.
+    #[error("the call's deadline passed; the change may have happened: repeat it with the same request_id or key")]
+    DeadlineOfChange,
 
     /// CREDENTIAL_INVALID: one text for every kind of bad credential.
     #[error("no credential, or one that is not valid")]

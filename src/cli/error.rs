@@ -364,9 +364,9 @@ fn way_out_of(reason: &str) -> Option<&'static str> {
         }
         "ETAG_MISMATCH" => "somebody else changed it meanwhile: read it again, then repeat with its new etag",
         "REQUEST_ID_REUSED" => "use a new key for a new body; a retry must send exactly the same body",
-        "SERVER_DRAINING" | "STORE_UNAVAILABLE" | "DEADLINE" => {
-            "try again; a retry with the same idempotency key is safe"
-        }
+        "SERVER_DRAINING" | "STORE_UNAVAILABLE" => "try again; a retry with the same idempotency key is safe",
+        // Of a change the message says how it is asked for again.
+        "DEADLINE" => "--deadline sets a longer wait",
         "PRE_LISTENER_UNAVAILABLE" | "PRE_DEADLINE" => {
             "the listeners are named above; a new try takes a new key, and --pre-timeout gives them more time"
         }

@@ -30,7 +30,7 @@ pub(super) fn update_error(error: UpdateError, watch: WatchId) -> ApiError {
             limit: limit.into(),
             retry_delay: None,
         },
-        UpdateError::Stalled => ApiError::Deadline,
+        UpdateError::Stalled => ApiError::DeadlineOfChange,
         UpdateError::Store(error) => error.into(),
     }
 }

@@ -200,7 +200,7 @@ impl ApiError {
             Self::PreDeadline { event, verdicts, .. } => {
                 Entry::new(Code::DeadlineExceeded, ErrorReason::PreDeadline).verdicts(event, verdicts)
             }
-            Self::Deadline => Entry::new(Code::DeadlineExceeded, ErrorReason::Deadline),
+            Self::Deadline | Self::DeadlineOfChange => Entry::new(Code::DeadlineExceeded, ErrorReason::Deadline),
 
             Self::CredentialInvalid => Entry::new(Code::Unauthenticated, ErrorReason::CredentialInvalid),
             Self::RoleInsufficient { required } => Entry::new(Code::PermissionDenied, ErrorReason::RoleInsufficient)

@@ -103,6 +103,7 @@ fn one_of_each() -> Vec<(&'static str, ApiError)> {
         ),
         ("PRE_DEADLINE", ApiError::PreDeadline { message: text(), event: text(), verdicts }),
         ("DEADLINE", ApiError::Deadline),
+        ("DEADLINE", ApiError::DeadlineOfChange),
         ("CREDENTIAL_INVALID", ApiError::CredentialInvalid),
         ("ROLE_INSUFFICIENT", ApiError::RoleInsufficient { required: Role::Admin }),
         ("EVENT_TYPE_FORBIDDEN", ApiError::EventTypeForbidden { event_type: text() }),
