@@ -1,11 +1,12 @@
 //! `PublishService.Publish`: what is accepted, where it ends up, and what is refused.
 
+use carillon::proto::Timestamp;
 use carillon::proto::cloudevents::cloud_event::CloudEventAttributeValue;
 use carillon::proto::cloudevents::cloud_event::Data;
 use carillon::proto::cloudevents::cloud_event::cloud_event_attribute_value::Attr;
 use carillon::proto::internal::publish_service_client::PublishServiceClient;
 use carillon::proto::internal::{CancelEventRequest, CreatePublisherIdentityRequest, PublishRequest, WaitEventRequest};
-use carillon::proto::public::{GetEventRequest, InvocationState};
+use carillon::proto::public::{GetEventRequest, InvocationState, ListEventsRequest};
 use serde_json::json;
 use tonic::Code;
 use tonic_types::StatusExt as _;
@@ -82,6 +83,39 @@ async fn attributes_of_every_kind_come_back() {
         assert_eq!(stored.attributes.get(&name), Some(&value), "{name}");
     }
     assert!(stored.attributes.contains_key("time"));
+}
+
+#[tokio::test]
+async fn a_time_is_cut_to_microseconds_and_the_same_wherever_it_is_read() {
+    let tenant = World::shared().await.tenant().await;
+    let receiver = Receiver::start().await;
+    tenant.declare("CUSTOM_TIMED").await;
+    tenant.subscribe("CUSTOM_TIMED", &receiver, "/hook").await;
+    let at = Timestamp { seconds: 1_700_000_000, nanos: 123_456_789 };
+    let cut = Attr::CeTimestamp(Timestamp { nanos: 123_456_000, ..at });
+    let text = Attr::CeString("2023-11-14T23:13:20.123456789+01:00".to_owned());
+    for time in [Attr::CeTimestamp(at), text] {
+        let mut event = cloud_event("CUSTOM_TIMED", &json!({}));
+        let time = CloudEventAttributeValue { attr: Some(time) };
+        event.attributes.insert("time".to_owned(), time.clone());
+        event.attributes.insert("seenat".to_owned(), CloudEventAttributeValue { attr: Some(Attr::CeTimestamp(at)) });
+        let request = PublishRequest { event: Some(event), ..PublishRequest::default() };
+        let id = tenant.try_publish(request).await.expect("published").event_id;
+        let read = tenant.events().get_event(GetEventRequest { event_id: id.clone() }).await.expect("it is there");
+        let listed = tenant.events().list_events(ListEventsRequest::default()).await.expect("a page").into_inner();
+        let listed = listed.events.into_iter().find(|event| event.id == id);
+        for event in [read.into_inner().event, listed] {
+            let attributes = event.expect("it is there").event.expect("a CloudEvent").attributes;
+            for name in ["time", "seenat"] {
+                assert_eq!(attributes[name].attr.as_ref(), Some(&cut), "{name} of {time:?}");
+            }
+        }
+    }
+    for received in receiver.receives("/hook", 2).await {
+        let body = received.json();
+        assert_eq!(body["time"], "2023-11-14T22:13:20.123456Z", "{body}");
+        assert_eq!(body["seenat"], "2023-11-14T22:13:20.123456Z", "{body}");
+    }
 }
 
 #[tokio::test]

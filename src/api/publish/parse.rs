@@ -30,8 +30,13 @@ pub(super) struct Parsed {
     pub(super) pre_timeout: Option<Duration>,
 }
 
-/// Parses one request. `prefix` is empty, or `requests[3].`.
-pub(super) fn parse(request: PublishRequest, publisher: &Publisher, prefix: &str) -> Result<Parsed, ApiError> {
+/// Parses one request. `prefix` is empty, or `requests[3].`; `now` is the time by the database's clock, which an event has that says none.
+pub(super) fn parse(
+    request: PublishRequest,
+    publisher: &Publisher,
+    prefix: &str,
+    now: DateTime<Utc>,
+) -> Result<Parsed, ApiError> {
     let invalid = |field: &str, description: &str| ApiError::FieldInvalid {
         violations: vec![FieldViolation { field: format!("{prefix}{field}"), description: description.to_owned() }],
     };
@@ -87,10 +92,35 @@ pub(super) fn parse(request: PublishRequest, publisher: &Publisher, prefix: &str
         extensions.sort_by(|a, b| a.0.cmp(&b.0));
     }
     Ok(Parsed {
-        event: Arc::new(parsed.into_event(EventId(clock::new_uuid()), clock::now())),
+        event: Arc::new(parsed.into_event(EventId(clock::new_uuid()), now)),
         schema_version: request.schema_version,
         key: key.map(|key| NewKey { key, request_hash: hash }),
         deliver_at,
         pre_timeout,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::ids::{PublisherIdentityId, TenantId};
+    use crate::proto::cloudevents::CloudEvent;
+    use chrono::TimeDelta;
+    use uuid::Uuid;
+
+    #[test]
+    fn an_event_without_a_time_has_that_of_the_database() {
+        let publisher = Publisher {
+            id: PublisherIdentityId(Uuid::nil()),
+            tenant: TenantId(Uuid::nil()),
+            subject: String::new(),
+            event_types: [].into(),
+        };
+        let (source, spec_version) = ("/here".to_owned(), "1.0".to_owned());
+        let event = CloudEvent { source, spec_version, r#type: "CUSTOM_A".to_owned(), ..CloudEvent::default() };
+        let request = PublishRequest { event: Some(event), ..PublishRequest::default() };
+        // The clock of this process is a day behind.
+        let now = clock::now() + TimeDelta::days(1);
+        assert_eq!(parse(request, &publisher, "", now).expect("it is well formed").event.time, now);
+    }
 }

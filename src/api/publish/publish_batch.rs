@@ -34,10 +34,11 @@ pub(super) async fn handle(
         return Err(invalid("requests".to_owned(), "must hold 1 to 1000 requests").into());
     }
     let registry = api.writer.registry().tenant(publisher.tenant).await.map_err(ApiError::from)?;
+    let now = api.store.now();
     let mut keys = HashSet::new();
     let mut parsed = Vec::with_capacity(requests.len());
     for (index, request) in requests.into_iter().enumerate() {
-        let one = parse::parse(request, &publisher, &format!("requests[{index}]."));
+        let one = parse::parse(request, &publisher, &format!("requests[{index}]."), now);
         let one = one.map_err(|error| at(index, error))?;
         if let Some(key) = &one.key
             && !keys.insert(key.key.clone())

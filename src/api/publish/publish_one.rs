@@ -14,7 +14,7 @@ pub(super) async fn handle(
 ) -> Result<Response<PublishResponse>, Status> {
     let publisher = auth::publisher(&request)?.clone();
     let until = deadline::of(&request);
-    let parsed = parse::parse(request.into_inner(), &publisher, "")?;
+    let parsed = parse::parse(request.into_inner(), &publisher, "", api.store.now())?;
     let registry = api.writer.registry().tenant(publisher.tenant).await.map_err(ApiError::from)?;
     let one = std::slice::from_ref(&parsed);
     admit(api, &registry, one).await.map_err(|error| to_api_error(error, "event"))?;

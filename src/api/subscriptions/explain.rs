@@ -98,7 +98,7 @@ pub(crate) async fn handle(
             (Arc::clone(&entry.event), Some(entry))
         }
         Some(event) => {
-            let mut event = hand_written(event, None)?;
+            let mut event = hand_written(event, None, deps.store.now())?;
             let known = deps.event_type(caller.tenant, &event.event_type).await?;
             let latest = known.event_type().latest_schema;
             event.schema_version = if request.schema_version == 0 { latest } else { request.schema_version };

@@ -13,13 +13,18 @@ use crate::long_work;
 use crate::proto::cloudevents::CloudEvent;
 use crate::publish::prepare::check_against;
 use crate::wire::event::cloud_event_to_domain;
+use chrono::{DateTime, Utc};
 use std::sync::Arc;
 
 /// Where a hand-written event comes from where it does not say so.
 const SOURCE: &str = "/carillon/test";
 
 /// An event that nobody publishes, marked as a test. What it leaves out has a default.
-pub(super) fn hand_written(mut event: CloudEvent, event_type: Option<&EventTypeName>) -> Result<Event, ApiError> {
+pub(super) fn hand_written(
+    mut event: CloudEvent,
+    event_type: Option<&EventTypeName>,
+    now: DateTime<Utc>,
+) -> Result<Event, ApiError> {
     if let (true, Some(name)) = (event.r#type.is_empty(), event_type) {
         name.as_str().clone_into(&mut event.r#type);
     }
@@ -32,7 +37,7 @@ pub(super) fn hand_written(mut event: CloudEvent, event_type: Option<&EventTypeN
         parsed.extensions.push((TEST_ATTRIBUTE.to_owned(), Attribute::Boolean(true)));
         parsed.extensions.sort_by(|a, b| a.0.cmp(&b.0));
     }
-    Ok(parsed.into_event(EventId(clock::new_uuid()), clock::now()))
+    Ok(parsed.into_event(EventId(clock::new_uuid()), now))
 }
 
 /// Checks the data of an event against the schema version that the event has. `path` leads to the event, and is empty where the request

@@ -108,7 +108,7 @@ pub(crate) async fn handle(
             ("", CloudEvent { data: Some(ProtoData::TextData(data)), ..CloudEvent::default() })
         }
     };
-    let mut event = hand_written(event, Some(&found.event_type))?;
+    let mut event = hand_written(event, Some(&found.event_type), deps.store.now())?;
     if event.event_type != found.event_type {
         return Err(invalid(FieldError::new("event.type", "is not the subscription's event type")));
     }
