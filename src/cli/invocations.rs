@@ -53,7 +53,7 @@ enum Command {
         #[arg(long, value_name = "SUBSCRIPTION_ID")]
         subscription: Option<String>,
         /// Only this state; may be given several times
-        #[arg(long)]
+        #[arg(long, ignore_case = true)]
         state: Vec<State>,
         /// Only events committed at or after this time: RFC 3339, or how long ago
         #[arg(long, value_parser = parse_time, value_name = "TIME")]
@@ -109,13 +109,18 @@ enum Command {
     },
 }
 
-/// Where an invocation is in its life.
+/// Where an invocation is in its life. Also by the names of the API, and by what people call it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum State {
+    #[value(alias = "invocation_state_pending")]
     Pending,
+    #[value(aliases = ["retrying", "invocation_state_waiting"])]
     Waiting,
+    #[value(aliases = ["success", "invocation_state_succeeded"])]
     Succeeded,
+    #[value(aliases = ["dead", "dead-letter", "dead-letters", "dead_letter", "dead_lettered", "deadlettered", "invocation_state_dead_lettered"])]
     DeadLettered,
+    #[value(aliases = ["canceled", "invocation_state_cancelled"])]
     Cancelled,
 }
 

@@ -51,7 +51,7 @@ enum Command {
         #[arg(long = "type", value_name = "TYPE", default_value = "", hide_default_value = true)]
         event_type: String,
         /// Only this state; may be given several times [default: active and disabled]
-        #[arg(long)]
+        #[arg(long, ignore_case = true)]
         state: Vec<State>,
         /// At most this many; 0 for all
         #[arg(long, default_value_t = 0, value_name = "N")]
@@ -153,10 +153,14 @@ struct UpdateArgs {
     pre: PreArgs,
 }
 
+/// Also by the names of the API, and by the words of the commands that lead there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum State {
+    #[value(aliases = ["enabled", "subscription_state_active", "subscription_state_enabled"])]
     Active,
+    #[value(alias = "subscription_state_disabled")]
     Disabled,
+    #[value(aliases = ["unsubscribed", "subscription_state_deleted"])]
     Deleted,
 }
 

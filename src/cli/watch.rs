@@ -19,7 +19,9 @@ use super::values::{From, parse_from};
 use crate::clock;
 use crate::proto::public::watch_request::Start;
 use crate::proto::public::watch_response::Kind;
-use crate::proto::public::{EventView, OnExpired, WatchFilter, WatchRequest, WatchResponse, WatchedEvent};
+use crate::proto::public::{
+    EventView, GetEventTypeRequest, OnExpired, WatchFilter, WatchRequest, WatchResponse, WatchedEvent,
+};
 
 const EXAMPLES: &str = "Examples:
   carillon watch
@@ -66,6 +68,7 @@ pub async fn run(args: WatchArgs, output: Output) -> Result<(), CliError> {
         return Err(CliError::Usage("--messages needs --json".to_owned()));
     }
     let client = args.public.connect().await?;
+    let mut unchecked = args.types.clone();
     let filters = if args.types.is_empty() && args.filter.is_empty() {
         Vec::new()
     } else {
@@ -81,7 +84,7 @@ pub async fn run(args: WatchArgs, output: Output) -> Result<(), CliError> {
         view: view.into(),
         resume_cursor: String::new(),
     };
-    let mut watch = ResumingWatch::new(client, request);
+    let mut watch = ResumingWatch::new(client.clone(), request);
     let mut left = args.count.unwrap_or(u64::MAX);
     if left == 0 {
         return Ok(());
@@ -94,6 +97,10 @@ pub async fn run(args: WatchArgs, output: Output) -> Result<(), CliError> {
         };
         if args.messages {
             output.document(&message)?;
+        }
+        if matches!(message.kind, Some(Kind::Created(_))) {
+            // Once the stream stands, so that nothing is missed meanwhile.
+            warn_of_unknown(&client, std::mem::take(&mut unchecked)).await;
         }
         match message.kind {
             Some(Kind::Created(created)) if !args.messages && !output.is_json() => {
@@ -121,6 +128,20 @@ pub async fn run(args: WatchArgs, output: Output) -> Result<(), CliError> {
         note(&format!("go on after this with --from {cursor}"));
     }
     Ok(())
+}
+
+/// Says which types there are none of: a watch waits for events of a mistyped one in silence.
+async fn warn_of_unknown(client: &PublicClient, types: Vec<String>) {
+    for name in types.into_iter().filter(|name| !name.ends_with('*')) {
+        let request = GetEventTypeRequest { name: name.clone(), ..GetEventTypeRequest::default() };
+        let Err(status) = client.event_types().get_event_type(client.request(request)).await else { continue };
+        // What else goes wrong here says nothing of the type, and a watch goes on without the answer.
+        if let Some(info) = status.get_details_error_info().filter(|info| info.reason == "EVENT_TYPE_NOT_FOUND") {
+            let near = info.metadata.get("near").filter(|near| !near.is_empty());
+            let near = near.map(|near| format!("; there is {near}")).unwrap_or_default();
+            warn(&format!("there is no event type {name}{near}; events come once it is made"));
+        }
+    }
 }
 
 /// A watch that opens its stream again after the last message whenever it ends.

@@ -3,6 +3,7 @@
 
 mod demo;
 mod failures;
+mod names;
 mod piped;
 mod refusals;
 mod starts;
