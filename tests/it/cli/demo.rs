@@ -1,6 +1,6 @@
 //! `carillon demo` with packages of its own, against the service of `client.toml`.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::Cli;
 
@@ -22,6 +22,22 @@ async fn the_demo_counts_what_breaks_its_real_schema_apart_and_loses_nothing() {
     }
     let packages = packages.path().to_str().expect("text");
     let figures = cli.run(&["demo", "--packages", packages, "--json"]).await.document();
+    let help = cli.run(&["demo", "--help"]).await.ok();
+    let (_, named) = help.split_once("With --json the summary is one object: ").expect("the contract");
+    let names = |figures: &Value| figures.as_object().expect("an object").keys().cloned().collect::<Vec<_>>();
+    let keys = [
+        "deliveries_expected",
+        "deliveries_verified",
+        "lost",
+        "outside_schema",
+        "publish_to_receipt_ms",
+        "published",
+        "refused",
+        "watched",
+    ];
+    assert_eq!(names(&figures), keys, "{figures}");
+    assert_eq!(names(&figures["publish_to_receipt_ms"]), ["p50", "p99"], "{figures}");
+    assert!(keys.iter().chain(&["p50", "p99"]).all(|key| named.contains(key)), "{named}");
     assert_eq!((&figures["published"], &figures["refused"]), (&json!(2), &json!(0)), "{figures}");
     assert_eq!(figures["outside_schema"], 1, "the payload without a size: {figures}");
     assert_eq!((&figures["deliveries_expected"], &figures["deliveries_verified"]), (&json!(6), &json!(6)), "{figures}");
