@@ -1,5 +1,11 @@
 //! What the dispatcher reads: claims of tenants, what is pending, deferred work, dead letters. It writes by `store/settle.rs`.
 
+mod waiting;
+
+pub use waiting::DueSubscription;
+#[cfg(test)]
+pub(in crate::store) use waiting::PAGE as WAITING_PAGE;
+
 use super::{Store, StoreError};
 use crate::domain::ids::{EventId, InvocationId, Position, SubscriptionId, SubscriptionNo, TenantId};
 use crate::domain::invocation::{OutcomeClass, State};
@@ -31,19 +37,6 @@ pub struct ClaimedTenant {
     pub token: i64,
     /// Until when former owners may have started attempts that nothing is recorded of.
     pub unclean_ends: Arc<[DateTime<Utc>]>,
-}
-
-/// The earliest deferred invocation of a subscription.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct DueSubscription {
-    /// The tenant.
-    pub tenant: TenantId,
-    /// The subscription.
-    pub subscription_no: SubscriptionNo,
-    /// When its first row is due.
-    pub due_at: DateTime<Utc>,
-    /// How many rows it has.
-    pub rows: i64,
 }
 
 /// A deferred invocation.
@@ -214,50 +207,6 @@ impl Store {
         .fetch_all(self.engine())
         .await?;
         Ok(rows.into_iter().map(|(position, subscription_no)| Place { position, subscription_no }).collect())
-    }
-
-    /// The first due time of every subscription of these tenants that has deferred work, or dead letters or a replay that hold work up.
-    pub async fn due_subscriptions(&self, tenants: &[TenantId]) -> Result<Vec<DueSubscription>, StoreError> {
-        let ids: Vec<Uuid> = tenants.iter().map(|tenant| tenant.0).collect();
-        // One row per subscription; the index (tenant, subscription, due_at) serves the aggregate without the table.
-        let rows: Vec<(Uuid, i32, DateTime<Utc>, i64)> = sqlx::query_as(
-            "SELECT tenant_id, subscription_no, min(due_at), count(*) FROM deferred_invocations
-              WHERE tenant_id = ANY($1) GROUP BY tenant_id, subscription_no
-             UNION ALL
-             SELECT d.tenant_id, d.subscription_no, min(d.dead_at), 0::bigint FROM dead_letters d
-               JOIN subscriptions s ON s.tenant_id = d.tenant_id AND s.subscription_no = d.subscription_no
-                AND s.tenant_id = ANY($1) AND s.ordering_on_dead_letter = 2
-              WHERE d.tenant_id = ANY($1) AND d.ordering_key IS NOT NULL GROUP BY d.tenant_id, d.subscription_no
-             UNION ALL
-             SELECT r.tenant_id, r.subscription_no, $2, 0::bigint FROM replays r
-               JOIN subscriptions s ON s.tenant_id = r.tenant_id AND s.subscription_no = r.subscription_no
-                AND s.tenant_id = ANY($1) AND s.ordering_key IS NOT NULL
-              WHERE r.tenant_id = ANY($1)",
-        )
-        .bind(ids)
-        .bind(self.now())
-        .fetch_all(self.engine())
-        .await?;
-        let parse = |(tenant, subscription_no, due_at, rows)| DueSubscription {
-            tenant: TenantId(tenant),
-            subscription_no,
-            due_at,
-            rows,
-        };
-        Ok(rows.into_iter().map(parse).collect())
-    }
-
-    /// Which of these tenants have dead letters or changes that are not announced.
-    pub async fn unannounced_tenants(&self, tenants: &[TenantId]) -> Result<Vec<TenantId>, StoreError> {
-        let ids: Vec<Uuid> = tenants.iter().map(|tenant| tenant.0).collect();
-        let rows: Vec<Uuid> = sqlx::query_scalar(
-            "SELECT tenant_id FROM dead_letters WHERE announced_at IS NULL AND tenant_id = ANY($1)
-             UNION SELECT tenant_id FROM announcements WHERE tenant_id = ANY($1)",
-        )
-        .bind(ids)
-        .fetch_all(self.engine())
-        .await?;
-        Ok(rows.into_iter().map(TenantId).collect())
     }
 
     /// The next deferred invocations of a subscription by due time, due or not, without those at the `held` positions.

@@ -25,6 +25,7 @@ mod plans;
 mod purge;
 mod rates;
 mod restores;
+mod waiting;
 mod wall;
 mod watches;
 

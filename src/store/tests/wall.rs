@@ -282,6 +282,7 @@ const ENGINE: &[&str] = &[
     "connect.rs",
     "credentials.rs",
     "dispatch.rs",
+    "dispatch/waiting.rs",
     "expired.rs",
     "health.rs",
     "leases.rs",
