@@ -39,7 +39,7 @@ pub struct ExplainArgs {
     /// CEL expression to try on stored events, without saving it
     #[arg(long, value_name = "CEL", requires = "event_type")]
     filter: Option<String>,
-    /// How many of the last stored events a filter is tried on, 1 to 10,000
+    /// How many of the last stored events of the type a filter is tried on, 1 to 10,000
     #[arg(
         long, value_parser = clap::value_parser!(i32).range(1..=10_000), value_name = "N", default_value_t = 1_000,
         requires = "filter"
@@ -127,7 +127,7 @@ pub fn show_deciding(output: Output, explanation: &MatchExplanation) -> Result<(
 
 fn show_draft(output: Output, draft: &DraftMatch) -> Result<(), CliError> {
     output.fields(&[
-        ("looked at", format!("{} events", draft.looked_at)),
+        ("looked at", format!("the last {} events of the log", draft.looked_at)),
         ("of the type", draft.of_type.to_string()),
         ("matched", draft.matched.to_string()),
         ("failed", draft.failed.to_string()),

@@ -148,8 +148,13 @@ async fn a_draft_filter_counts_what_it_would_have_matched() {
     let newest: Vec<_> = ids.iter().rev().take(10).cloned().collect();
     assert_eq!(whole.sample_event_ids, newest);
     assert_eq!((whole.failures[0].message.as_str(), whole.failures[0].count), ("no such key: n", 1));
+    // What else is in the log does not count, however much it is: the newest event of the type has no `n`.
+    for _ in 0..30 {
+        tenant.publish("CUSTOM_ANOTHER", &json!({"n": 1})).await;
+    }
     let few = draft(&tenant, "data.n >= 5", 5).await;
-    assert!(few.looked_at == 5 && few.of_type <= 5 && few.matched <= few.of_type, "{few:?}");
+    assert_eq!((few.looked_at, few.of_type, few.matched, few.failed), (36, 5, 4, 1), "{few:?}");
+    assert_eq!(few.sample_event_ids, newest[..4]);
 }
 
 #[tokio::test]

@@ -1,5 +1,5 @@
 //! ExplainMatch: which subscriptions an event fires, and why the others do not; or what a filter that is not saved yet makes of the last
-//! stored events.
+//! stored events of its type.
 //!
 //! Filters are evaluated away from the reactor, over a bounded number of events and subscriptions, and a bounded number of calls at the
 //! same time: what reads much must not take the processors and the connections from those who publish.
@@ -31,9 +31,11 @@ use std::sync::Arc;
 use std::time::Duration;
 use tonic::Request;
 
-/// Events that a draft filter looks at.
+/// Events of its type that a draft filter is tried on.
 const LAST_EVENTS_DEFAULT: i32 = 1_000;
 const LAST_EVENTS_MAX: i32 = 10_000;
+/// Events of any type that are looked at for them: of a rare type there may be few in a long log.
+const LOOKED_AT_MAX: i32 = 100_000;
 /// Bytes of events that it reads, in all and at a time.
 const DRAFT_BYTES_MAX: usize = 64 * 1024 * 1024;
 const DRAFT_PAGE: PageBound = PageBound { entries: 500, bytes: 8 * 1024 * 1024 };
@@ -168,8 +170,8 @@ async fn try_draft(deps: &RegistryDeps, tenant: TenantId, draft: DraftFilter) ->
     let mut before = head.position + 1;
     let mut bytes = 0;
     let mut tried = Tried::default();
-    while tried.answer.looked_at < last && bytes < DRAFT_BYTES_MAX {
-        let left = u32::try_from(last - tried.answer.looked_at).unwrap_or(0);
+    while tried.answer.of_type < last && tried.answer.looked_at < LOOKED_AT_MAX && bytes < DRAFT_BYTES_MAX {
+        let left = u32::try_from(LOOKED_AT_MAX - tried.answer.looked_at).unwrap_or(0);
         let bound = PageBound { entries: left.min(DRAFT_PAGE.entries), ..DRAFT_PAGE };
         let page = deps.store.read_log_before(tenant, day, before, bound).await?;
         let Some(oldest) = page.last() else { break };
@@ -178,6 +180,9 @@ async fn try_draft(deps: &RegistryDeps, tenant: TenantId, draft: DraftFilter) ->
         let (filter, name) = (filter.clone(), name.clone());
         let look = move || {
             for entry in &page {
+                if tried.answer.of_type == last {
+                    break;
+                }
                 tried.look(entry, &filter, entry.event.event_type == name);
             }
             tried
