@@ -14,7 +14,7 @@ mod repeated;
 mod tests;
 
 use super::PublishError;
-use super::config::{BatchScope, Config};
+use super::config::Config;
 use super::prepare::{Prepared, prepare};
 use super::registry::Registry;
 use crate::clock;
@@ -22,11 +22,11 @@ use crate::domain::event::{Data, Event, Lineage, LogEntry};
 use crate::domain::event_type::EventTypeName;
 use crate::domain::ids::{EventId, TenantId};
 use crate::feed::Feed;
-use crate::store::publish::{CommitConnection, IDEMPOTENCY_CONSTRAINT, NewKey, OnLocked, TenantBatch};
+use crate::store::publish::{CommitConnection, Committed, IDEMPOTENCY_CONSTRAINT, NewKey, OnLocked, UsedKey};
 use crate::store::{Store, StoreError};
 use crate::telemetry::{measured, traces};
 use aside::Aside;
-use calls::{batches, bytes_of, fail, weight};
+use calls::{batches, bytes_of, fail, split, weight};
 use chrono::TimeDelta;
 use futures::FutureExt as _;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -81,8 +81,10 @@ struct Call {
 enum Round {
     /// These calls must be tried again.
     Done(Vec<Call>),
-    /// Nothing was written: some key of these calls was used before.
-    KeyUsed(Vec<Call>),
+    /// These calls must be tried again, but for those that repeat one of these keys: nothing was written of them.
+    Repeated(Vec<Call>, Vec<UsedKey>),
+    /// Nothing was written: while the commit waited for a lock, somebody else took a key of these calls.
+    KeyTaken(Vec<Call>),
     /// Nothing was written: Postgres refused the statement, which may be the fault of one call alone.
     Refused(Vec<Call>),
 }
@@ -275,6 +277,7 @@ impl Core {
         let mut rest = calls;
         let mut rounds = 0;
         let mut each_alone = false;
+        let mut locks = OnLocked::Wait;
         while !rest.is_empty() {
             let waiting = rest.len();
             rounds += 1;
@@ -282,18 +285,24 @@ impl Core {
                 fail(rest, &PublishError::Contended);
                 return;
             }
-            let (now, later) = self.split(rest, each_alone);
+            let (now, later) = split(rest, self.config.batch_scope, each_alone);
             let span =
                 traces::commit(now.iter().map(|call| &call.span), now.iter().map(|call| call.events.len()).sum());
-            rest = match self.commit_round(connection, now, rounds).instrument(span).await {
+            rest = match self.commit_round(connection, now, rounds, locks).instrument(span).await {
                 Round::Done(mut left) => {
                     left.extend(later);
                     left
                 }
-                // Answered for all that wait, not for this round alone: a storm of repetitions of one key costs one look-up.
-                Round::KeyUsed(mut calls) => {
+                // Answered for all that wait, not for this round alone: a storm of repetitions of one key costs one round.
+                Round::Repeated(mut calls, used) => {
                     calls.extend(later);
-                    self.answer_used_keys(calls).await
+                    self.answer_repeated(calls, used).await
+                }
+                // Once at most: who has the locks first sees every key that was taken under them.
+                Round::KeyTaken(mut calls) => {
+                    locks = OnLocked::WaitFirst;
+                    calls.extend(later);
+                    calls
                 }
                 Round::Refused(mut calls) => {
                     each_alone = true;
@@ -308,33 +317,14 @@ impl Core {
         }
     }
 
-    /// Splits off what cannot share a commit with what came before it: a repeated key, (by configuration) another tenant, or
-    /// anything where each is to commit alone.
-    fn split(&self, mut calls: Vec<Call>, each_alone: bool) -> (Vec<Call>, Vec<Call>) {
-        if each_alone {
-            let later = calls.split_off(1);
-            return (calls, later);
-        }
-        let tenant = calls[0].tenant;
-        let mut keys = HashSet::new();
-        let mut now = Vec::with_capacity(calls.len());
-        let mut later = Vec::new();
-        for call in calls {
-            let foreign = self.config.batch_scope == BatchScope::Tenant && call.tenant != tenant;
-            let own: Vec<(TenantId, String)> =
-                call.events.iter().filter_map(|e| e.key.as_ref()).map(|k| (call.tenant, k.key.clone())).collect();
-            if foreign || own.iter().any(|key| keys.contains(key)) {
-                later.push(call);
-            } else {
-                keys.extend(own);
-                now.push(call);
-            }
-        }
-        (now, later)
-    }
-
     /// One commit.
-    async fn commit_round(self: &Arc<Self>, connection: &mut CommitConnection, calls: Vec<Call>, round: u32) -> Round {
+    async fn commit_round(
+        self: &Arc<Self>,
+        connection: &mut CommitConnection,
+        calls: Vec<Call>,
+        round: u32,
+        locks: OnLocked,
+    ) -> Round {
         let calls = self.match_again(calls).await;
         if calls.is_empty() {
             return Round::Done(calls);
@@ -342,7 +332,7 @@ impl Core {
         let batches = batches(&calls);
         let expires = self.store.now() + TimeDelta::hours(i64::from(self.config.idempotency_hours.max(24)));
         let started = Instant::now();
-        let mut written = connection.commit_events(&batches, expires, OnLocked::Wait).await;
+        let mut written = connection.commit_events(&batches, expires, locks).await;
         let some_locked = matches!(written, Err(StoreError::Locked));
         if some_locked && !connection.is_patient() {
             if batches.len() == 1 {
@@ -353,37 +343,40 @@ impl Core {
             written = connection.commit_events(&batches, expires, OnLocked::Skip).await;
         }
         match written {
-            Ok(written) => {
-                let fresh = |batch: &&TenantBatch| written.iter().any(|written| written.tenant == batch.tenant);
-                let events = batches.iter().filter(fresh).map(|batch| batch.events.len()).sum();
-                if events > 0 {
-                    measured().publish.committed(events, started.elapsed());
-                }
+            Ok(Committed { written, used }) => {
+                let (repeated, calls): (Vec<Call>, Vec<Call>) = calls.into_iter().partition(|call| call.repeats(&used));
                 let places: HashMap<TenantId, _> = written.into_iter().map(|batch| (batch.tenant, batch)).collect();
-                let mut stale = Vec::new();
+                let (mut stale, mut events) = (Vec::new(), 0);
                 let mut tenants: BTreeMap<TenantId, Vec<Call>> = BTreeMap::new();
                 for call in calls {
                     if places.contains_key(&call.tenant) {
+                        events += call.events.len();
                         tenants.entry(call.tenant).or_default().push(call);
                     } else {
                         measured().publish.registry_misses.inc();
                         stale.push(call);
                     }
                 }
+                if events > 0 {
+                    measured().publish.committed(events, started.elapsed());
+                }
                 for (tenant, calls) in tenants {
                     let place = places[&tenant];
                     self.answer(tenant, place.first_position, place.committed_at, calls);
                 }
-                if some_locked {
+                let mut left = if some_locked {
                     // Locked or stale: the task that takes it finds out.
                     self.put_aside(stale);
-                    return Round::Done(Vec::new());
-                }
-                Round::Done(self.reload(stale).await)
+                    Vec::new()
+                } else {
+                    self.reload(stale).await
+                };
+                left.extend(repeated);
+                if used.is_empty() { Round::Done(left) } else { Round::Repeated(left, used) }
             }
             // On a distributed Postgres the name carries the shard's number behind it.
             Err(StoreError::Conflict { constraint }) if constraint.starts_with(IDEMPOTENCY_CONSTRAINT) => {
-                Round::KeyUsed(calls)
+                Round::KeyTaken(calls)
             }
             Err(StoreError::PartitionMissing) if round < 3 => {
                 match self.store.ensure_partitions(self.store.now().date_naive(), 1).await {

@@ -1,7 +1,8 @@
 //! Committing events: positions, events with everything they fire, and idempotency keys, in one statement and one round trip.
 //!
 //! The statement locks each tenant's head row until commit, so positions are gapless and in commit order. It writes nothing
-//! for a tenant whose registry version is not the expected one: the caller reloads its index, matches again and comes back.
+//! for a tenant whose registry version is not the expected one: the caller reloads its index, matches again and comes back. Nor for a
+//! call that repeats a key: it answers with what that was used for, and the others go on.
 
 use super::connect::IDLE_TRUSTED;
 use super::events::{DATA_BINARY, DATA_NONE, DATA_PROTO, DATA_TEXT, encode_extensions, encode_proto};
@@ -30,6 +31,8 @@ pub struct NewEvent {
     pub refused: Arc<[SubscriptionNo]>,
     /// The publisher's idempotency key with the hash of the request.
     pub key: Option<NewKey>,
+    /// Which call of the commit it is of: events of one call are written together or not at all.
+    pub call: i32,
 }
 
 /// An idempotency key and what it stands for.
@@ -63,6 +66,15 @@ pub struct CommittedBatch {
     pub committed_at: DateTime<Utc>,
 }
 
+/// What a commit came to.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Committed {
+    /// The shares that were written, without the calls that repeat a key.
+    pub written: Vec<CommittedBatch>,
+    /// The keys that were used before. Of their calls nothing was written.
+    pub used: Vec<UsedKey>,
+}
+
 /// A key that was used before.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UsedKey {
@@ -87,6 +99,9 @@ const LOCK_FREE: &str = "locked AS MATERIALIZED (
 /// One head row needs no order: the update itself takes the lock.
 const LOCK_ONE: &str = "locked AS (SELECT w.tenant_id, w.n, w.version FROM want w)";
 
+/// The locks alone, in the same order. A statement that begins once it has them sees all that was committed under them.
+const LOCK_FIRST: &str = "SELECT FROM tenant_heads WHERE tenant_id = ANY($1) ORDER BY tenant_id FOR UPDATE";
+
 fn statement(lock: &str) -> String {
     let at = if planted::has(Defect::MisdateCommits) {
         "$4 - h.position % 2 * interval '1 s'"
@@ -94,7 +109,17 @@ fn statement(lock: &str) -> String {
         "GREATEST(h.committed_at, $4)"
     };
     format!(
-        "WITH want AS (SELECT w.tenant_id, w.n, w.version FROM unnest($1::uuid[], $2::bigint[], $3::bigint[]) AS w(tenant_id, n, version)),
+        "WITH used AS MATERIALIZED (
+        SELECT k.tenant_id, k.call, i.key, i.request_hash, i.event_id
+          FROM unnest($24::uuid[], $25::text[], $29::integer[]) AS k(tenant_id, key, call)
+          JOIN idempotency_keys i ON i.tenant_id = k.tenant_id AND i.key = k.key),
+    repeated AS MATERIALIZED (
+        SELECT r.tenant_id, r.ordinal FROM unnest($5::uuid[], $6::bigint[], $30::integer[]) AS r(tenant_id, ordinal, call)
+         WHERE r.call IN (SELECT call FROM used)),
+    want AS (
+        SELECT w.tenant_id, w.n - (SELECT count(*) FROM repeated r WHERE r.tenant_id = w.tenant_id) AS n, w.version
+          FROM unnest($1::uuid[], $2::bigint[], $3::bigint[]) AS w(tenant_id, n, version)
+         WHERE w.n > (SELECT count(*) FROM repeated r WHERE r.tenant_id = w.tenant_id)),
     {lock},
     head AS (
         UPDATE tenant_heads h
@@ -104,21 +129,28 @@ fn statement(lock: &str) -> String {
     written AS (
         INSERT INTO events (tenant_id, day, position, event_id, committed_at, event_type, schema_version, source, subject, event_time,
                content_type, extensions, data_kind, data, matched, refused, root_id, cause_event_id, cause_subscription_no, depth, lineage)
-        SELECT h.tenant_id, (h.committed_at AT TIME ZONE 'UTC')::date, h.base + e.ordinal, e.event_id, h.committed_at, e.event_type,
+        SELECT h.tenant_id, (h.committed_at AT TIME ZONE 'UTC')::date,
+               h.base + e.ordinal - (SELECT count(*) FROM repeated r WHERE r.tenant_id = e.tenant_id AND r.ordinal < e.ordinal),
+               e.event_id, h.committed_at, e.event_type,
                e.schema_version, e.source, e.subject, e.event_time, e.content_type, e.extensions, e.data_kind, e.data,
                e.matched::integer[], e.refused::integer[], e.root_id, e.cause_event_id, e.cause_subscription_no, e.depth, e.lineage::integer[]
           FROM unnest($5::uuid[], $6::bigint[], $7::uuid[], $8::text[], $9::integer[], $10::text[], $11::text[], $12::timestamptz[],
                $13::text[], $14::bytea[], $15::smallint[], $16::bytea[], $17::text[], $18::text[], $19::uuid[], $20::uuid[],
-               $21::integer[], $22::integer[], $23::text[])
+               $21::integer[], $22::integer[], $23::text[], $30::integer[])
                AS e(tenant_id, ordinal, event_id, event_type, schema_version, source, subject, event_time, content_type, extensions,
-                    data_kind, data, matched, refused, root_id, cause_event_id, cause_subscription_no, depth, lineage)
-          JOIN head h ON h.tenant_id = e.tenant_id),
+                    data_kind, data, matched, refused, root_id, cause_event_id, cause_subscription_no, depth, lineage, call)
+          JOIN head h ON h.tenant_id = e.tenant_id
+         WHERE e.call NOT IN (SELECT call FROM used)),
     keyed AS (
         INSERT INTO idempotency_keys (tenant_id, key, request_hash, event_id, expires_at)
         SELECT h.tenant_id, k.key, k.request_hash, k.event_id, $28
-          FROM unnest($24::uuid[], $25::text[], $26::bytea[], $27::uuid[]) AS k(tenant_id, key, request_hash, event_id)
-          JOIN head h ON h.tenant_id = k.tenant_id)
-    SELECT tenant_id, base, committed_at FROM head"
+          FROM unnest($24::uuid[], $25::text[], $26::bytea[], $27::uuid[], $29::integer[])
+               AS k(tenant_id, key, request_hash, event_id, call)
+          JOIN head h ON h.tenant_id = k.tenant_id
+         WHERE k.call NOT IN (SELECT call FROM used))
+    SELECT tenant_id, base, committed_at, NULL::text AS key, NULL::bytea AS request_hash, NULL::uuid AS event_id FROM head
+     UNION ALL
+    SELECT tenant_id, NULL, NULL, key, request_hash, event_id FROM used"
     )
 }
 
@@ -148,6 +180,8 @@ struct Columns<'a> {
     key: Vec<&'a str>,
     key_hash: Vec<&'a [u8]>,
     key_event_id: Vec<Uuid>,
+    key_call: Vec<i32>,
+    call: Vec<i32>,
 }
 
 impl<'a> Columns<'a> {
@@ -184,7 +218,9 @@ impl<'a> Columns<'a> {
             self.key.push(&key.key);
             self.key_hash.push(&key.request_hash);
             self.key_event_id.push(event.id.0);
+            self.key_call.push(new.call);
         }
+        self.call.push(new.call);
     }
 }
 
@@ -205,6 +241,8 @@ fn int_array(numbers: &[i32]) -> String {
 pub enum OnLocked {
     /// Waits as long as the connection's patience allows.
     Wait,
+    /// The same, before the statement begins: it then sees every key that others have written while it waited.
+    WaitFirst,
     /// Leaves it out.
     Skip,
 }
@@ -247,18 +285,18 @@ impl CommitConnection {
 
     /// Commits the shares of several tenants; `batches` holds each tenant once.
     ///
-    /// Returns the shares that were written. One that is missing had another registry version, or was locked and skipped, and
-    /// wrote nothing.
+    /// Returns the shares that were written, and the keys that were used before. A share that is missing had another registry version,
+    /// was locked and skipped, or holds nothing but calls that repeat a key; it wrote nothing.
     ///
-    /// Errors: [`StoreError::Conflict`] with [`IDEMPOTENCY_CONSTRAINT`] where a key was used before, [`StoreError::Locked`], and
-    /// then nothing at all is written; [`StoreError::PartitionMissing`]; with [`StoreError::Unavailable`] the outcome may be
+    /// Errors: [`StoreError::Conflict`] with [`IDEMPOTENCY_CONSTRAINT`] where somebody else took a key while this waited for a lock,
+    /// [`StoreError::Locked`], and then nothing at all is written; [`StoreError::PartitionMissing`]; with [`StoreError::Unavailable`] the outcome may be
     /// unknown.
     pub async fn commit_events(
         &mut self,
         batches: &[TenantBatch],
         keys_expire_at: DateTime<Utc>,
         on_locked: OnLocked,
-    ) -> Result<Vec<CommittedBatch>, StoreError> {
+    ) -> Result<Committed, StoreError> {
         let mut columns = Columns::default();
         for batch in batches {
             for (ordinal, new) in (1..).zip(&batch.events) {
@@ -273,13 +311,13 @@ impl CommitConnection {
         let statements = self.store.statements();
         let sql = match on_locked {
             OnLocked::Skip => statements.free.clone(),
-            OnLocked::Wait if batches.len() == 1 => statements.one.clone(),
-            OnLocked::Wait => statements.many.clone(),
+            OnLocked::Wait | OnLocked::WaitFirst if batches.len() == 1 => statements.one.clone(),
+            OnLocked::Wait | OnLocked::WaitFirst => statements.many.clone(),
         };
         let now = self.store.now();
         let pool = self.store.engine().clone();
         let commit = sqlx::query(sqlx::AssertSqlSafe(sql))
-            .bind(tenants)
+            .bind(tenants.clone())
             .bind(counts)
             .bind(versions)
             .bind(now)
@@ -306,23 +344,42 @@ impl CommitConnection {
             .bind(columns.key)
             .bind(columns.key_hash)
             .bind(columns.key_event_id)
-            .bind(keys_expire_at);
-        let rows = pool.within(async { Ok(commit.fetch_all(self.get().await?).await?) }).await;
+            .bind(keys_expire_at)
+            .bind(columns.key_call)
+            .bind(columns.call);
+        let rows = pool
+            .within(async {
+                let connection = self.get().await?;
+                if on_locked != OnLocked::WaitFirst {
+                    return Ok(commit.fetch_all(connection).await?);
+                }
+                let mut transaction = connection.begin().await?;
+                sqlx::query(LOCK_FIRST).bind(tenants).execute(&mut *transaction).await?;
+                let rows = commit.fetch_all(&mut *transaction).await?;
+                transaction.commit().await?;
+                Ok(rows)
+            })
+            .await;
         if matches!(rows, Err(StoreError::Unavailable(_))) {
             // It may be broken, or still be busy with what nobody waits for any longer.
             self.connection = None;
         }
-        rows?
-            .into_iter()
-            .map(|row| {
-                let base: i64 = row.try_get("base")?;
-                Ok(CommittedBatch {
-                    tenant: TenantId(row.try_get("tenant_id")?),
-                    first_position: base + 1,
-                    committed_at: row.try_get("committed_at")?,
-                })
-            })
-            .collect()
+        let mut committed = Committed::default();
+        for row in rows? {
+            let tenant = TenantId(row.try_get("tenant_id")?);
+            match row.try_get("key")? {
+                None => {
+                    let first_position = row.try_get::<i64, _>("base")? + 1;
+                    let committed_at = row.try_get("committed_at")?;
+                    committed.written.push(CommittedBatch { tenant, first_position, committed_at });
+                }
+                Some(key) => {
+                    let (request_hash, event) = (row.try_get("request_hash")?, EventId(row.try_get("event_id")?));
+                    committed.used.push(UsedKey { tenant, key, request_hash, event });
+                }
+            }
+        }
+        Ok(committed)
     }
 }
 

@@ -114,6 +114,7 @@ impl World {
             matched: Arc::from([]),
             refused: Arc::from([]),
             key: None,
+            call: 0,
         };
         let tenant = self.caller.tenant;
         let batch = TenantBatch { tenant, registry_version: 0, events: events.iter().map(new).collect() };
@@ -122,7 +123,8 @@ impl World {
             .commit_connection(Duration::from_secs(5))
             .commit_events(&[batch], clock::now(), OnLocked::Wait)
             .await
-            .expect("commits");
+            .expect("commits")
+            .written;
         (committed[0].first_position..)
             .zip(events)
             .map(|(position, event)| {

@@ -1,45 +1,62 @@
 //! Calls that repeat idempotency keys: they get the first answers, and only what is new is written.
 
-use super::{Answer, Call, Core, Published, fail};
+use super::{Answer, Call, Core, Published};
 use crate::domain::event::LogEntry;
-use crate::domain::ids::TenantId;
+use crate::domain::ids::{EventId, TenantId};
 use crate::publish::PublishError;
-use crate::store::publish::UsedKey;
+use crate::publish::prepare::Prepared;
+use crate::store::publish::{NewKey, UsedKey};
 use std::collections::HashMap;
 use std::sync::Arc;
 use tokio::sync::oneshot;
 
+/// Events that were read for answers: of the many repetitions of one call each gets the same.
+type Read = HashMap<EventId, Option<Arc<LogEntry>>>;
+
+impl Call {
+    /// True where an event of it has one of these keys.
+    pub(super) fn repeats(&self, used: &[UsedKey]) -> bool {
+        let is_of = |used: &UsedKey, key: &NewKey| used.tenant == self.tenant && used.key == key.key;
+        self.events.iter().filter_map(|event| event.key.as_ref()).any(|key| used.iter().any(|used| is_of(used, key)))
+    }
+}
+
 impl Core {
-    /// Some key of these calls was used before: answers the calls it concerns, returns the others.
-    pub(super) async fn answer_used_keys(&self, calls: Vec<Call>) -> Vec<Call> {
-        let keys: Vec<(TenantId, &str)> = calls
-            .iter()
-            .flat_map(|call| call.events.iter().filter_map(|e| e.key.as_ref()).map(|k| (call.tenant, k.key.as_str())))
-            .collect();
-        let used = match self.store.used_keys(&keys).await {
-            Ok(used) => used,
-            Err(error) => return fail(calls, &error.into()),
-        };
+    /// Some of these calls repeat keys that were used before: answers them, and returns what is left to write.
+    ///
+    /// What only repeats is answered beside the commits, which wait for nothing that is read for it.
+    pub(super) async fn answer_repeated(self: &Arc<Self>, calls: Vec<Call>, used: Vec<UsedKey>) -> Vec<Call> {
         let used: HashMap<(TenantId, String), UsedKey> =
             used.into_iter().map(|used| ((used.tenant, used.key.clone()), used)).collect();
-        let mut left = Vec::new();
+        let (mut left, mut whole) = (Vec::new(), Vec::new());
         for call in calls {
-            let first: Vec<Option<&UsedKey>> = call
-                .events
-                .iter()
-                .map(|e| e.key.as_ref().and_then(|key| used.get(&(call.tenant, key.key.clone()))))
-                .collect();
-            if first.iter().all(Option::is_none) {
-                left.push(call);
-            } else if let Some(rest) = self.answer_repetition(call, &used).await {
-                left.push(rest);
+            let is_used =
+                |e: &&Prepared| e.key.as_ref().is_some_and(|key| used.contains_key(&(call.tenant, key.key.clone())));
+            match call.events.iter().filter(is_used).count() {
+                0 => left.push(call),
+                repeated if repeated == call.events.len() => whole.push(call),
+                _ => left.extend(self.answer_repetition(call, &used, &mut Read::new()).await),
             }
+        }
+        if !whole.is_empty() {
+            let core = Arc::clone(self);
+            self.aside.tasks().spawn(async move {
+                let mut read = Read::new();
+                for call in whole {
+                    core.answer_repetition(call, &used, &mut read).await;
+                }
+            });
         }
         left
     }
 
     /// Answers a call that repeats keys. Where only some of its events are repetitions, publishes the others by themselves.
-    async fn answer_repetition(&self, call: Call, used: &HashMap<(TenantId, String), UsedKey>) -> Option<Call> {
+    async fn answer_repetition(
+        &self,
+        call: Call,
+        used: &HashMap<(TenantId, String), UsedKey>,
+        read: &mut Read,
+    ) -> Option<Call> {
         let Call { tenant, events, answer, room, span } = call;
         let mut first: Vec<Option<Arc<LogEntry>>> = Vec::with_capacity(events.len());
         for prepared in &events {
@@ -53,12 +70,19 @@ impl Core {
                 let _ = answer.send(Err(PublishError::KeyReused));
                 return None;
             }
-            match self.store.event(tenant, earlier.event).await {
-                Ok(Some(entry)) => first.push(Some(entry)),
-                // The key outlived its event, which only retention removes.
-                Ok(None) => {
-                    let _ = answer.send(Err(PublishError::KeyReused));
-                    return None;
+            let known = match read.get(&earlier.event) {
+                Some(known) => Ok(known.clone()),
+                None => self.store.event(tenant, earlier.event).await,
+            };
+            match known {
+                Ok(entry) => {
+                    read.insert(earlier.event, entry.clone());
+                    if entry.is_none() {
+                        // The key outlived its event, which only retention removes.
+                        let _ = answer.send(Err(PublishError::KeyReused));
+                        return None;
+                    }
+                    first.push(entry);
                 }
                 Err(error) => {
                     let _ = answer.send(Err(error.into()));

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::publish::config::BatchScope;
+use crate::store::publish::{NewEvent, TenantBatch};
 use crate::store::tests::{Database, eventually, publish};
 use sqlx::Connection as _;
 
@@ -125,5 +126,124 @@ async fn commits_of_one_tenant_each_serve_more_tenants_than_a_call_is_tried() {
         .await
         .expect("readable");
     assert_eq!(usize::try_from(transactions).expect("a count"), tenants.len(), "one transaction each");
+    database.end().await;
+}
+
+/// Commits calls of one tenant, each with events of these keys.
+async fn commit(
+    database: &Database,
+    tenant: TenantId,
+    calls: &[&[&str]],
+    locks: OnLocked,
+) -> Result<Committed, StoreError> {
+    let event = |call: usize, key: &str| {
+        let id = EventId(clock::new_uuid());
+        NewEvent {
+            event: Arc::new(Event {
+                id,
+                event_type: EventTypeName::parse(crate::store::tests::NAME).expect("a name"),
+                schema_version: 0,
+                source: "s".to_owned(),
+                subject: Some(key.to_owned()),
+                time: clock::now(),
+                content_type: None,
+                extensions: Vec::new(),
+                data: Data::None,
+                lineage: Lineage::root(id),
+            }),
+            matched: [].into(),
+            refused: [].into(),
+            key: Some(NewKey { key: key.to_owned(), request_hash: [0; 32] }),
+            call: i32::try_from(call).expect("a few"),
+        }
+    };
+    let events =
+        calls.iter().enumerate().flat_map(|(call, keys)| keys.iter().map(move |key| event(call, key))).collect();
+    let registry_version = database.store.head(tenant).await.expect("readable").expect("exists").registry_version;
+    let batch = TenantBatch { tenant, registry_version, events };
+    let mut connection = database.store.commit_connection(Duration::from_secs(10));
+    connection.commit_events(&[batch], clock::now() + TimeDelta::days(1), locks).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn g03_a_call_that_repeats_a_key_is_left_out_whole_and_the_others_of_its_commit_are_written() {
+    let database = Database::new().await;
+    let tenant = database.tenant("a").await;
+    commit(&database, tenant, &[&["a", "b"]], OnLocked::Wait).await.expect("committed");
+    let calls: [&[&str]; 5] = [&["c"], &["a"], &["d", "b", "e"], &["f", "g"], &["a"]];
+    let second = commit(&database, tenant, &calls, OnLocked::Wait).await.expect("no key is a failure of the others");
+    assert_eq!(second.written.iter().map(|share| share.first_position).collect::<Vec<_>>(), [3]);
+    let used: HashSet<_> = second.used.iter().map(|used| used.key.as_str()).collect();
+    assert_eq!(used, ["a", "b"].into());
+    let only = commit(&database, tenant, &[&["a"], &["c"]], OnLocked::Wait).await.expect("answered");
+    assert_eq!((only.written.len(), only.used.len()), (0, 2));
+    let mut connection = database.connection().await;
+    let written: Vec<(i64, String)> = sqlx::query_as("SELECT position, subject FROM events ORDER BY position")
+        .fetch_all(&mut connection)
+        .await
+        .expect("readable");
+    let expected = ["a", "b", "c", "f", "g"].map(str::to_owned);
+    assert_eq!(written, (1..).zip(expected).collect::<Vec<_>>(), "in the order of the calls, without a gap");
+    assert_eq!(database.store.head(tenant).await.expect("readable").expect("exists").position, 5);
+    database.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn g03_who_takes_the_lock_first_sees_a_key_that_was_taken_while_it_waited() {
+    let database = Database::new().await;
+    let tenant = database.tenant("a").await;
+    for (locks, key) in [(OnLocked::Wait, "one"), (OnLocked::WaitFirst, "two")] {
+        let mut connection = database.connection().await;
+        let mut lock = lock_head(&mut connection, tenant).await;
+        let sql = "INSERT INTO idempotency_keys VALUES ($1, $2, '\\x00', $1, now() + interval '1 day')";
+        sqlx::query(sql).bind(tenant.0).bind(key).execute(&mut *lock).await.expect("taken");
+        let release = async {
+            let waiting = "SELECT count(*) > 0 FROM pg_stat_activity WHERE wait_event_type = 'Lock'";
+            let mut connection = database.connection().await;
+            loop {
+                let waits: bool = sqlx::query_scalar(waiting).fetch_one(&mut connection).await.expect("readable");
+                if waits {
+                    break;
+                }
+                tokio::task::yield_now().await;
+            }
+            lock.commit().await.expect("unlocked");
+        };
+        let calls: [&[&str]; 2] = [&[key], &["new"]];
+        let (committed, ()) = tokio::join!(commit(&database, tenant, &calls, locks), release);
+        match locks {
+            OnLocked::WaitFirst => {
+                let committed = committed.expect("it sees the key");
+                assert_eq!((committed.written.len(), committed.used.len()), (1, 1));
+            }
+            _ => assert!(matches!(committed, Err(StoreError::Conflict { .. })), "{committed:?}"),
+        }
+    }
+    database.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn g03_a_storm_of_repetitions_is_answered_and_what_comes_with_it_is_published() {
+    let database = Database::new().await;
+    let tenant = database.tenant("a").await;
+    let (writer, tasks) = database.writer(Config::default());
+    let first = publish(&writer, tenant, "key").await.expect("published");
+    let news: Vec<String> = (0..50).map(|n| format!("new {n}")).collect();
+    let calls = news.iter().flat_map(|new| [new.as_str(), "key", "key"]);
+    let answers = futures::future::join_all(calls.map(|key| publish(&writer, tenant, key))).await;
+    let (mut positions, mut repeated) = (Vec::new(), 0);
+    for answer in answers {
+        let answer = answer.expect("answered");
+        if answer.duplicate {
+            assert_eq!(answer.entry.event.id, first.entry.event.id);
+            repeated += 1;
+        } else {
+            positions.push(answer.entry.position);
+        }
+    }
+    positions.sort_unstable();
+    assert_eq!((repeated, positions), (100, (2..=51).collect()));
+    drop(writer);
+    tasks.join().await;
     database.end().await;
 }
