@@ -25,7 +25,7 @@ mod wait;
 
 pub use config::Config;
 pub use error::PendingError;
-pub use wait::Until;
+pub use wait::{Stands, Until};
 
 use crate::domain::event::LogEntry;
 use crate::domain::event_type::{EventTypeName, Phase as TypePhase};

@@ -437,7 +437,9 @@ impl Core {
                 Err(StoreError::PartitionMissing) if tries < WRITES_MAX => {
                     self.store.ensure_partitions(self.store.now().date_naive(), 1).await?;
                 }
-                Err(StoreError::Unavailable(_) | StoreError::TooSlow(_) | StoreError::Crowded) if tries < WRITES_MAX => {
+                Err(StoreError::Unavailable(_) | StoreError::TooSlow(_) | StoreError::Crowded)
+                    if tries < WRITES_MAX =>
+                {
                     sleep(WRITE_AGAIN.mul_f64(0.5 + clock::jitter())).await;
                 }
                 done => return done,

@@ -9,6 +9,7 @@ use crate::domain::ids::{EventId, TenantId};
 use crate::domain::pre::Aborted;
 use crate::store::StoreError;
 use crate::store::pending::PendingState;
+use chrono::{DateTime, Utc};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{sleep, timeout};
@@ -27,7 +28,40 @@ const LOOK_AGAIN: Duration = Duration::from_millis(500);
 /// Between news of the log and a look, at least; each of a log that moves on and on waits twice as long, up to the time above.
 const GATHER: Duration = Duration::from_millis(2);
 
+/// How an event stands at one moment.
+#[derive(Debug)]
+pub enum Stands {
+    /// Nothing becomes of it any more but this.
+    Final(Answer),
+    /// It waits for this time.
+    Scheduled(DateTime<Utc>),
+    /// Its listeners are asked.
+    Gated,
+}
+
 impl Pending {
+    /// How an event stands, pending or not, by one look.
+    ///
+    /// Errors: as [`Self::wait`].
+    pub async fn stands(&self, tenant: TenantId, event: EventId, duplicate: bool) -> Result<Stands, PendingError> {
+        let core = &self.core;
+        let Some(row) = core.store.pending_standing(tenant, event).await? else {
+            let entry = core.store.event(tenant, event).await?.ok_or(PendingError::NotFound)?;
+            let verdicts = core.recorded(tenant, &entry).await?;
+            return Ok(Stands::Final(Answer::Committed { entry, verdicts, duplicate }));
+        };
+        match (row.state, row.abort) {
+            (PendingState::Scheduled, _) => Ok(Stands::Scheduled(row.due_at.unwrap_or_default())),
+            (PendingState::Gated, _) => Ok(Stands::Gated),
+            (PendingState::Cancelled, _) => Err(PendingError::Cancelled),
+            (PendingState::Aborted, Some((reason, message))) => {
+                let verdicts = core.store.pending_verdicts(tenant, event).await?;
+                Err(PendingError::Aborted(Arc::new(Aborted { event, reason, message, verdicts })))
+            }
+            (PendingState::Aborted, None) => Err(StoreError::Corrupt { what: "aborted event" }.into()),
+        }
+    }
+
     /// Waits for what becomes of an event, pending or not.
     ///
     /// Errors: [`PendingError::NotFound`], and what the event was refused with.
@@ -50,27 +84,13 @@ impl Pending {
                     Ended::Elsewhere => {}
                 }
             }
-            match core.store.pending_standing(tenant, event).await? {
-                None => {
-                    let entry = core.store.event(tenant, event).await?.ok_or(PendingError::NotFound)?;
-                    let verdicts = core.recorded(tenant, &entry).await?;
-                    return Ok(Answer::Committed { entry, verdicts, duplicate });
+            match self.stands(tenant, event, duplicate).await? {
+                Stands::Final(answer) => return Ok(answer),
+                Stands::Scheduled(at) if until == Until::Accepted => {
+                    return Ok(Answer::Scheduled { event, at, duplicate });
                 }
-                Some(row) => match (row.state, row.abort) {
-                    (PendingState::Cancelled, _) => return Err(PendingError::Cancelled),
-                    (PendingState::Aborted, Some((reason, message))) => {
-                        let verdicts = core.store.pending_verdicts(tenant, event).await?;
-                        return Err(PendingError::Aborted(Arc::new(Aborted { event, reason, message, verdicts })));
-                    }
-                    (PendingState::Aborted, None) => {
-                        return Err(StoreError::Corrupt { what: "aborted event" }.into());
-                    }
-                    (PendingState::Scheduled, _) if until == Until::Accepted => {
-                        return Ok(Answer::Scheduled { event, at: row.due_at.unwrap_or_default(), duplicate });
-                    }
-                    (PendingState::Gated, _) => core.store.attach_pending(tenant, event).await?,
-                    (PendingState::Scheduled, _) => {}
-                },
+                Stands::Gated => core.store.attach_pending(tenant, event).await?,
+                Stands::Scheduled(_) => {}
             }
             // Bounded by the caller's deadline, which drops this.
             let heard = timeout(LOOK_AGAIN, moved.changed()).await.is_ok();

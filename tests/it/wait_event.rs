@@ -5,10 +5,12 @@ use std::time::Duration;
 
 use carillon::proto::internal::WaitEventRequest;
 use carillon::proto::public::InvocationState;
+use chrono::TimeDelta;
 use serde_json::json;
 use tokio::sync::Semaphore;
 use tonic::Code;
 
+use crate::delayed::{self, cancel, later};
 use crate::harness::tenant::{assert_refused, millis};
 use crate::harness::{Answer, Receiver, World, within};
 
@@ -55,4 +57,22 @@ async fn an_event_without_listeners_is_done_at_once_and_an_absent_one_is_not_fou
     assert!(tenant.publisher().wait_event(request).await.expect("an answer").into_inner().done);
     let request = WaitEventRequest { event_id: "evt_00000000000000000000000000".to_owned(), timeout: None };
     assert_refused(tenant.publisher().wait_event(request).await, Code::NotFound, "EVENT_NOT_FOUND");
+}
+
+#[tokio::test]
+async fn without_any_time_to_wait_one_look_is_made_all_the_same() {
+    let tenant = World::shared().await.tenant().await;
+    tenant.declare(delayed::TYPE).await;
+    let wait = async |event_id: &str| {
+        let request = WaitEventRequest { event_id: event_id.to_owned(), timeout: Some(millis(0)) };
+        tenant.publisher().wait_event(request).await
+    };
+    let event_id = tenant.try_publish(later(TimeDelta::hours(1))).await.expect("it is accepted").event_id;
+    let answer = wait(&event_id).await.expect("it is scheduled").into_inner();
+    assert!(answer.event.is_none() && !answer.done, "{answer:?}");
+    cancel(&tenant, 0, &event_id).await.expect("it waits");
+    assert_refused(wait(&event_id).await, Code::FailedPrecondition, "RESOURCE_STATE");
+    assert_refused(wait("evt_00000000000000000000000000").await, Code::NotFound, "EVENT_NOT_FOUND");
+    let event_id = tenant.publish(delayed::TYPE, &json!({})).await.event_id;
+    assert!(wait(&event_id).await.expect("it has no listener").into_inner().done);
 }

@@ -5,9 +5,9 @@ use super::errors::pending_to_api_error;
 use crate::api::status::ApiError;
 use crate::api::{auth, deadline};
 use crate::domain::event::LogEntry;
-use crate::domain::ids::EventId;
+use crate::domain::ids::{EventId, TenantId};
 use crate::domain::invocation::{Invocation, State};
-use crate::pending::{Answer, PendingError, Until};
+use crate::pending::{Answer, PendingError, Stands, Until};
 use crate::proto::internal::{WaitEventRequest, WaitEventResponse};
 use crate::proto::public::EventView;
 use crate::wire::FieldError;
@@ -57,13 +57,11 @@ pub(super) async fn handle(
     let entry = match found {
         Some(entry) => entry,
         // Not in the log: it may be delayed, or its listeners may be asked.
-        None => match timeout_at(end, api.pending.wait(publisher.tenant, id, Until::Final, false)).await {
-            Ok(Ok(Answer::Committed { entry, .. })) => entry,
-            Ok(Ok(Answer::Scheduled { .. })) | Err(_) => {
-                return Ok(Response::new(WaitEventResponse::default()));
-            }
-            Ok(Err(PendingError::NotFound)) => return Err(missing().into()),
-            Ok(Err(error)) => return Err(pending_to_api_error(error, "event").into()),
+        None => match decided(api, publisher.tenant, id, end).await {
+            Ok(Some(Answer::Committed { entry, .. })) => entry,
+            Ok(_) => return Ok(Response::new(WaitEventResponse::default())),
+            Err(PendingError::NotFound) => return Err(missing().into()),
+            Err(error) => return Err(pending_to_api_error(error, "event").into()),
         },
     };
     let mut settled = api.feed.settled();
@@ -88,6 +86,19 @@ pub(super) async fn handle(
         // Elapsed means: look now all the same.
         let _ = timeout_at(latest, settled.changed()).await;
     }
+}
+
+/// What has become of an event; none where that is open at the end. However little time there is, one look is made.
+async fn decided(
+    api: &PublishApi,
+    tenant: TenantId,
+    event: EventId,
+    end: Instant,
+) -> Result<Option<Answer>, PendingError> {
+    if let Stands::Final(answer) = api.pending.stands(tenant, event, false).await? {
+        return Ok(Some(answer));
+    }
+    timeout_at(end, api.pending.wait(tenant, event, Until::Final, false)).await.ok().transpose()
 }
 
 /// As many invocations as an answer holds.
