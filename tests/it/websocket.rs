@@ -110,18 +110,25 @@ async fn a_websocket_watches_changes_its_filters_and_resumes_at_the_other_replic
     let changed = socket.text().await;
     assert_eq!(changed["filterChanged"]["filterVersion"], "2");
     // What cannot be is answered, and the stream goes on.
-    for (change, reason) in [
-        (json!({"add": [kind("c")], "filterVersion": "1"}), "ETAG_MISMATCH"),
-        (json!({"remove": ["x"]}), "FIELD_INVALID"),
-        (json!({"add": [{"name": "c", "filter": "data."}]}), "FILTER_INVALID"),
-        (json!({"watchId": "wat_00000000000000000000000000", "add": [kind("c")]}), "FIELD_INVALID"),
-        (json!({"unknown": 1}), "FIELD_INVALID"),
-        (json!([]), "FIELD_INVALID"),
+    for (change, reason, words) in [
+        (json!({"add": [kind("c")], "filterVersion": "1"}), "ETAG_MISMATCH", "filterVersion is not"),
+        (json!({"add": [kind("c")], "filterVersion": "-1"}), "FIELD_INVALID", "filterVersion: must not be negative"),
+        (json!({"remove": ["x"]}), "FIELD_INVALID", "remove[0]: "),
+        (json!({"add": [{"name": "c", "filter": "data."}]}), "FILTER_INVALID", "add[0].filter: "),
+        (json!({"add": [{"name": "c", "eventTypes": ["?"]}]}), "FIELD_INVALID", "add[0].eventTypes[0]: "),
+        (json!({"watchId": "wat_00000000000000000000000000", "add": [kind("c")]}), "FIELD_INVALID", "watchId: "),
+        (json!({"unknown": 1}), "FIELD_INVALID", "must be one UpdateWatchRequest in proto JSON"),
+        (json!([]), "FIELD_INVALID", "must be one UpdateWatchRequest in proto JSON"),
     ] {
         socket.say(&change).await;
         let answer = socket.text().await;
         assert_eq!(answer["error"]["reason"], reason, "{change}: {answer}");
-        assert!(answer["error"]["message"].as_str().is_some_and(|text| !text.is_empty()));
+        let said = answer["error"]["message"].as_str().unwrap_or_default();
+        assert!(said.contains(words), "{change}: {answer}");
+        // The violation names the field as the message does.
+        let field = words.split_once(": ").map(|(field, _)| field);
+        let named = answer["error"]["fieldViolations"][0]["field"].as_str().filter(|field| !field.is_empty());
+        assert_eq!(named, field, "{change}: {answer}");
     }
     publish(&tenant, "a").await;
     publish(&tenant, "b").await;

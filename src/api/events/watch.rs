@@ -79,7 +79,10 @@ pub(super) async fn open(deps: &EventsDeps, request: Request<proto::WatchRequest
     };
     let view = parse::view(request.view)?;
     if !matches!(start, Start::Watch { .. }) && !request.resume_cursor.is_empty() {
-        return Err(ApiError::field("resume_cursor", "goes with watch only; a cursor alone is start.cursor"));
+        return Err(ApiError::field(
+            "resume_cursor",
+            "goes with watch only; without it the place to start at is cursor",
+        ));
     }
     if matches!(start, Start::Watch { .. }) && !request.filters.is_empty() {
         return Err(ApiError::field("filters", "must be empty with watch: those of the earlier watch apply"));

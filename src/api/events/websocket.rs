@@ -33,8 +33,8 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error as SocketError, Message};
-use tonic::Status;
 use tonic::body::Body;
+use tonic::{Code, Status};
 
 /// Where it is served.
 pub const PATH: &str = "/v1/watch";
@@ -185,7 +185,7 @@ impl WatchSocket {
         };
         let Ok(text) = timeout(FIRST_MESSAGE, first).await else { return Err(End::Failed(ApiError::Deadline)) };
         let Some(text) = text? else { return Ok(None) };
-        let message: WatchRequest = parse_json(&text).map_err(End::Failed)?;
+        let message: WatchRequest = parse_json("WatchRequest", &text).map_err(End::Failed)?;
         let mut request = tonic::Request::new(message);
         request.extensions_mut().insert(caller.clone());
         watch::open(&self.deps, request).await.map(Some).map_err(End::Failed)
@@ -272,7 +272,7 @@ impl WatchSocket {
 }
 
 fn parse_change(text: &str, stream: &WatchStream, caller: &Caller) -> Result<WatchUpdate, ApiError> {
-    let message: UpdateWatchRequest = parse_json(text)?;
+    let message: UpdateWatchRequest = parse_json("UpdateWatchRequest", text)?;
     if !message.watch_id.is_empty() && message.watch_id != stream.id().to_string() {
         return Err(ApiError::field("watch_id", "must be this stream's, or empty"));
     }
@@ -321,9 +321,10 @@ impl End {
             Self::Closed(code, reason) => (None, code, reason),
             Self::Failed(error) | Self::Stalled(error, _) => {
                 let reason = error.reason_name();
-                let status = Status::from(error);
-                let code = CLOSE_BASE + u16::try_from(i32::from(status.code())).unwrap_or_default();
-                (Some(serde_json::json!({ "error": to_json(&status) }).to_string()), CloseCode::from(code), reason)
+                // What the stream itself is asked has no other deadline.
+                let (text, code) = told(error, "no WatchRequest has come in time");
+                let code = CLOSE_BASE + u16::try_from(i32::from(code)).unwrap_or_default();
+                (Some(text), CloseCode::from(code), reason)
             }
         };
         let goodbye = async {
@@ -387,10 +388,10 @@ fn credential(headers: &HeaderMap, offered: &[&str]) -> Option<HeaderMap> {
     Some(HeaderMap::from_iter([(header::AUTHORIZATION, only)]))
 }
 
-fn parse_json<T: DeserializeOwned>(text: &str) -> Result<T, ApiError> {
+fn parse_json<T: DeserializeOwned>(name: &str, text: &str) -> Result<T, ApiError> {
     serde_json::from_str(text).map_err(|error| {
         let at = format!("line {} column {}", error.line(), error.column());
-        ApiError::field("", format!("the message is not the proto JSON of the request, at {at}"))
+        ApiError::field("", format!("the message must be one {name} in proto JSON, and is not at {at}"))
     })
 }
 
@@ -402,6 +403,25 @@ fn text_of(frame: &Bytes) -> Result<(String, String), ApiError> {
     Ok((text, message.cursor))
 }
 
+/// A failed change as text.
 fn error_text(error: ApiError) -> String {
-    serde_json::json!({ "error": to_json(&error.into()) }).to_string()
+    told(error, "nothing of the stream was taken in time: its filters are as they were").0
+}
+
+/// A failure as text, and its code: fields by the names that the client has written, and words about what it has sent. `late` says what a
+/// deadline means.
+fn told(error: ApiError, late: &str) -> (String, Code) {
+    let words = match &error {
+        ApiError::Deadline => Some(late),
+        ApiError::EtagMismatch { .. } => {
+            Some("filterVersion is not that of the present filters: they have changed, or are just being changed")
+        }
+        _ => None,
+    };
+    let status = Status::from(error.in_json_names());
+    let mut object = to_json(&status);
+    if let Some(words) = words {
+        object["message"] = words.into();
+    }
+    (serde_json::json!({ "error": object }).to_string(), status.code())
 }

@@ -1,5 +1,7 @@
 //! A status as JSON, for the one protocol that has no trailers: code, reason, message, and the details that the status carries.
 
+use super::{ApiError, FieldViolation};
+use crate::store::StoreError;
 use serde_json::{Value, json};
 use tonic::Status;
 use tonic_types::StatusExt as _;
@@ -29,4 +31,52 @@ pub fn to_json(status: &Status) -> Value {
         object["retryDelay"] = json!(format!("{}.{:03}s", delay.as_secs(), delay.subsec_millis()));
     }
     object
+}
+
+impl ApiError {
+    /// The same for a caller that writes proto JSON: its fields have the names that they have there, `eventTypes` for `event_types`.
+    #[must_use]
+    pub fn in_json_names(self) -> Self {
+        match self {
+            Self::FieldInvalid { violations } => {
+                let named =
+                    |FieldViolation { field, description }| FieldViolation { field: camel_case(&field), description };
+                Self::FieldInvalid { violations: violations.into_iter().map(named).collect() }
+            }
+            Self::FilterInvalid { field, column, message } => {
+                Self::FilterInvalid { field: camel_case(&field), column, message }
+            }
+            Self::RequestIdReused { field } => Self::RequestIdReused { field: camel_case(&field) },
+            Self::Store(StoreError::RequestIdReused) => Self::RequestIdReused { field: "requestId".to_owned() },
+            other => other,
+        }
+    }
+}
+
+/// The JSON names of a path. Source: Protocol Buffers, "ProtoJSON Format", field names.
+fn camel_case(path: &str) -> String {
+    let mut after_underscore = false;
+    let rename = |char: char| {
+        let upper = std::mem::replace(&mut after_underscore, char == '_');
+        (char != '_').then(|| if upper { char.to_ascii_uppercase() } else { char })
+    };
+    path.chars().filter_map(rename).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_has_the_names_of_its_fields_in_json() {
+        let paths = [
+            ("", ""),
+            ("watch", "watch"),
+            ("filter_version", "filterVersion"),
+            ("add[3].event_types[0]", "add[3].eventTypes[0]"),
+        ];
+        for (path, expected) in paths {
+            assert_eq!(camel_case(path), expected);
+        }
+    }
 }
