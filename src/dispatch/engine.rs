@@ -253,7 +253,11 @@ impl Engine {
                 held.reviewed = review.version;
                 held.tenant.revoke(&review.revoked);
                 held.tenant.due_summary(&review.due);
-                held.tenant.rows = review.rows;
+                if review.any_rows {
+                    held.backlog.count_again();
+                } else {
+                    held.tenant.rows = 0;
+                }
             }
             Input::Reviewed { result: Err(error), .. } => {
                 held.reviewing = false;

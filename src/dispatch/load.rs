@@ -60,7 +60,9 @@ async fn complete(
     }
     let ids: Vec<TenantId> = claimed.tenants.iter().map(|tenant| tenant.head.tenant).collect();
     for due in store.due_subscriptions(&ids).await? {
-        *claimed.rows.entry(due.tenant).or_default() += due.rows;
+        if due.has_rows {
+            claimed.with_rows.insert(due.tenant);
+        }
         claimed.due.entry(due.tenant).or_default().push((due.subscription_no, due.due_at));
     }
     for (tenant, row) in store.health(&ids).await? {
@@ -214,10 +216,10 @@ pub(super) fn review(shared: &Arc<Shared>, life: Life, held: Vec<Place>, cursor:
         // The version first: every change up to it is committed, so the rows read after it show them all.
         let version = store.head_now(life.tenant).await?.map_or(0, |head| head.deferred_version);
         let due = store.due_subscriptions(&[life.tenant]).await?;
-        let rows = due.iter().map(|due| due.rows).sum();
+        let any_rows = due.iter().any(|due| due.has_rows);
         let due = due.into_iter().map(|due| (due.subscription_no, due.due_at)).collect();
         let revoked = store.revoked(life.tenant, &held, cursor).await?;
-        Ok(Review { version, due, rows, revoked })
+        Ok(Review { version, due, any_rows, revoked })
     };
     spawn(shared, read, move |result| Input::Reviewed { life, result });
 }

@@ -89,8 +89,8 @@ pub(super) struct Review {
     /// The deferred_version that it reflects, at least.
     pub version: i64,
     pub due: Vec<(SubscriptionNo, DateTime<Utc>)>,
-    /// Deferred rows.
-    pub rows: i64,
+    /// Whether there are deferred rows.
+    pub any_rows: bool,
     pub revoked: HashSet<Place>,
 }
 
@@ -99,8 +99,8 @@ pub(super) struct Review {
 pub(super) struct ClaimedShard {
     pub tenants: Vec<ClaimedTenant>,
     pub due: HashMap<TenantId, Vec<(SubscriptionNo, DateTime<Utc>)>>,
-    /// Deferred rows of each.
-    pub rows: HashMap<TenantId, i64>,
+    /// Those that have deferred rows.
+    pub with_rows: HashSet<TenantId>,
     /// Those whose backlog is full.
     pub full: HashSet<TenantId>,
     pub unannounced: HashSet<TenantId>,

@@ -1,7 +1,7 @@
 //! Who has more waiting than may: looked at once a second, told to every publisher through the registry's version.
 //!
-//! What waits is known from memory. Only the rows aside are counted by the database, now and then, and only of a tenant that is near its
-//! quota: what memory says of them may have drifted where callers changed them.
+//! What waits is known from memory. Only the rows aside are counted by the database, now and then, up to the quota, and only of a tenant
+//! that is near it or whose callers have changed some: what memory says of them may have drifted there.
 
 use super::{Engine, LOAD_AGAIN};
 use crate::dispatch::load;
@@ -22,12 +22,20 @@ pub(super) struct Backlog {
     full: bool,
     marking: bool,
     counting: bool,
+    /// True where callers have changed what waits since it was counted.
+    changed: bool,
     count_at: DateTime<Utc>,
 }
 
 impl Backlog {
-    pub fn new(full: bool) -> Self {
-        Self { full, marking: false, counting: false, count_at: DateTime::UNIX_EPOCH }
+    /// Of a tenant whose rows are not counted yet, if it has any.
+    pub fn new(full: bool, has_rows: bool) -> Self {
+        Self { full, marking: false, counting: false, changed: has_rows, count_at: DateTime::UNIX_EPOCH }
+    }
+
+    /// Has the rows counted when it is time.
+    pub fn count_again(&mut self) {
+        self.changed = true;
     }
 }
 
@@ -54,8 +62,9 @@ impl Engine {
             };
             let limit = registry.limits().get(Quota::Backlog);
             let kept = &mut held.backlog;
-            if (kept.full || backlog >= limit / 2 && held.tenant.rows > 0) && !kept.counting && now >= kept.count_at {
-                kept.counting = true;
+            let near = kept.full || backlog >= limit / 2 && held.tenant.rows > 0;
+            if (near || kept.changed) && !kept.counting && now >= kept.count_at {
+                (kept.counting, kept.changed) = (true, false);
                 kept.count_at = now + COUNT_EVERY;
                 let most = i64::try_from(limit).unwrap_or(i64::MAX).saturating_add(1);
                 load::count(&self.shared, life, most);
@@ -82,6 +91,7 @@ impl Engine {
                 match result {
                     Ok(rows) => held.tenant.rows = rows,
                     Err(error) => {
+                        held.backlog.changed = true;
                         tracing::debug!(%error, "deferred invocations could not be counted; it is tried again");
                     }
                 }

@@ -128,7 +128,6 @@ impl Engine {
             }
             let mut tenant = Tenant::new(found, self.shared.memory.clone());
             tenant.due_summary(&claimed.due.remove(&id).unwrap_or_default());
-            tenant.rows = claimed.rows.remove(&id).unwrap_or_default();
             tenant.announce = claimed.unannounced.contains(&id);
             tenant.replay = claimed.replaying.contains(&id);
             tenant.restore_health(&claimed.health.remove(&id).unwrap_or_default());
@@ -148,7 +147,7 @@ impl Engine {
                 replay_at: DateTime::UNIX_EPOCH,
                 keeping: false,
                 keep_at: DateTime::UNIX_EPOCH,
-                backlog: Backlog::new(claimed.full.contains(&id)),
+                backlog: Backlog::new(claimed.full.contains(&id), claimed.with_rows.contains(&id)),
                 in_turn: false,
                 not_before: DateTime::UNIX_EPOCH,
                 settle_at: now,

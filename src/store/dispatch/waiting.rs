@@ -20,8 +20,8 @@ pub struct DueSubscription {
     pub subscription_no: SubscriptionNo,
     /// When its first row is due.
     pub due_at: DateTime<Utc>,
-    /// How many rows it has.
-    pub rows: i64,
+    /// False where nothing of it is deferred, and others hold its work up.
+    pub has_rows: bool,
 }
 
 impl Store {
@@ -53,20 +53,28 @@ impl Store {
         tenant: TenantId,
         after: SubscriptionNo,
     ) -> Result<Vec<DueSubscription>, StoreError> {
-        // In the order of an index each, so that a page ends where its limit is reached: of rows by (tenant, subscription, due_at), of
-        // subscriptions by their number. A subscription is among the first of all where it is among the first of its kind.
-        let rows: Vec<(SubscriptionNo, DateTime<Utc>, i64)> = sqlx::query_as(
-            "SELECT subscription_no, min(due_at), sum(rows)::bigint FROM (
-                 (SELECT subscription_no, min(due_at) AS due_at, count(*) AS rows FROM deferred_invocations
-                   WHERE tenant_id = $1 AND subscription_no > $2 GROUP BY subscription_no ORDER BY subscription_no LIMIT $4)
+        // In the order of an index each, so that a page ends where its limit is reached: of rows by (tenant, subscription, due_at), from one
+        // subscription's first to the next one's and none between them; of subscriptions by their number. A subscription is among the
+        // first of all where it is among the first of its kind.
+        let rows: Vec<(SubscriptionNo, DateTime<Utc>, bool)> = sqlx::query_as(
+            "WITH RECURSIVE first AS (
+                 (SELECT subscription_no, due_at FROM deferred_invocations
+                   WHERE tenant_id = $1 AND subscription_no > $2 ORDER BY subscription_no, due_at LIMIT 1)
                  UNION ALL
-                 (SELECT s.subscription_no, $3, 0 FROM subscriptions s
+                 SELECT n.subscription_no, n.due_at FROM first f CROSS JOIN LATERAL (
+                     SELECT subscription_no, due_at FROM deferred_invocations
+                      WHERE tenant_id = $1 AND subscription_no > f.subscription_no
+                      ORDER BY subscription_no, due_at LIMIT 1) AS n)
+             SELECT subscription_no, min(due_at), bool_or(has_rows) FROM (
+                 (SELECT subscription_no, due_at, true AS has_rows FROM first LIMIT $4)
+                 UNION ALL
+                 (SELECT s.subscription_no, $3, false FROM subscriptions s
                    WHERE s.tenant_id = $1 AND s.subscription_no > $2 AND s.ordering_on_dead_letter = 2
                      AND EXISTS (SELECT FROM dead_letters d WHERE d.tenant_id = $1 AND d.subscription_no = s.subscription_no
                                     AND d.ordering_key IS NOT NULL)
                    ORDER BY s.subscription_no LIMIT $4)
                  UNION ALL
-                 (SELECT r.subscription_no, $3, 0 FROM replays r
+                 (SELECT r.subscription_no, $3, false FROM replays r
                     JOIN subscriptions s ON s.tenant_id = $1 AND s.subscription_no = r.subscription_no AND s.ordering_key IS NOT NULL
                    WHERE r.tenant_id = $1 AND r.subscription_no > $2 ORDER BY r.subscription_no LIMIT $4)) AS waiting
               GROUP BY subscription_no ORDER BY subscription_no LIMIT $4",
@@ -77,7 +85,7 @@ impl Store {
         .bind(i64::try_from(PAGE).unwrap_or(i64::MAX))
         .fetch_all(self.engine())
         .await?;
-        let parse = |(subscription_no, due_at, rows)| DueSubscription { tenant, subscription_no, due_at, rows };
+        let parse = |(subscription_no, due_at, has_rows)| DueSubscription { tenant, subscription_no, due_at, has_rows };
         Ok(rows.into_iter().map(parse).collect())
     }
 

@@ -350,7 +350,7 @@ async fn every_hot_statement_is_served_by_its_index_and_looks_at_no_more_days_th
     look!("ListInvocations of what is cancelled", ["outcomes_cancelled", "events_pk"], scans [], prunes true,
         store.list_invocations(&by, &cancelled, None, 10));
     look!("due subscriptions", ["deferred_invocations_by_subscription"], scans [], prunes false,
-        store.due_subscriptions(&[one]));
+        store.due_page(one, 0));
     look!("deferred invocations", ["deferred_invocations_by_subscription"], scans [], prunes false,
         store.deferred(one, 1, &[], 10));
     look!("deferred invocations in order", ["deferred_invocations_by_key", "dead_letters_by_key"], scans [], prunes false,
