@@ -30,7 +30,7 @@ impl Service for EventService {
         &self,
         request: Request<proto::SubscribeRequest>,
     ) -> Result<Response<proto::SubscribeResponse>, Status> {
-        Ok(Response::new(subscriptions::subscribe::handle(&self.registry, request).await?))
+        Ok(Response::new(Box::pin(subscriptions::subscribe::handle(&self.registry, request)).await?))
     }
 
     async fn unsubscribe(
