@@ -1,5 +1,6 @@
 //! `InvocationService.CancelInvocation`: what has not succeeded yet never runs.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use carillon::proto::public::{CancelInvocationRequest, InvocationState};
@@ -42,8 +43,9 @@ async fn a_waiting_invocation_can_be_cancelled_for_good() {
     tenant.all_invocations_become(&first.event_id, InvocationState::Succeeded).await;
     let last = tenant.publish("CUSTOM_RUN", &json!({"n": 3})).await;
     tenant.all_invocations_become(&last.event_id, InvocationState::Succeeded).await;
-    let numbers: Vec<_> = receiver.received("/hook").iter().map(|one| one.json()["data"]["n"].clone()).collect();
-    assert_eq!(numbers, [json!(1), json!(3)], "a cancelled invocation ran");
+    // A call that hangs while its tenant moves to the other replica is made there again: at least once.
+    let ran: BTreeSet<_> = receiver.received("/hook").iter().map(|one| one.json()["data"]["n"].as_i64()).collect();
+    assert_eq!(ran, [Some(1), Some(3)].into(), "a cancelled invocation ran");
     let result = tenant.invocations().cancel_invocation(request).await;
     assert_refused(result, Code::FailedPrecondition, "INVOCATION_STATE");
 }

@@ -298,9 +298,9 @@ fn hostile_documents_are_answered_fast() {
 /// The last one takes integers of at least 5.
 fn doubling(draft: &str, step: &str, steps: usize) -> String {
     let next = |n: usize| format!("{{\"$ref\": \"#/$defs/d{n}\"}}");
-    let all: String = (0..steps).map(|n| format!("\"d{n}\": {}, ", step.replace("NEXT", &next(n + 1)))).collect();
+    let all: Vec<_> = (0..steps).map(|n| format!("\"d{n}\": {}, ", step.replace("NEXT", &next(n + 1)))).collect();
     let last = format!("\"d{steps}\": {{\"type\": \"integer\", \"minimum\": 5}}");
-    format!("{{\"$schema\": \"{draft}\", \"$defs\": {{{all}{last}}}, \"anyOf\": [{}]}}", next(0))
+    format!("{{\"$schema\": \"{draft}\", \"$defs\": {{{}{last}}}, \"anyOf\": [{}]}}", all.concat(), next(0))
 }
 
 #[test]

@@ -112,7 +112,9 @@ fn configured(servers: &[NameServer]) -> ResolverConfig {
     let server = |server: &NameServer| {
         // TCP for answers that are too long for a datagram.
         let mut connections = vec![ConnectionConfig::udp(), ConnectionConfig::tcp()];
-        connections.iter_mut().for_each(|connection| connection.port = server.port());
+        for connection in &mut connections {
+            connection.port = server.port();
+        }
         NameServerConfig::new(server.ip(), true, connections)
     };
     ResolverConfig::from_parts(None, Vec::new(), servers.iter().map(server).collect())
