@@ -5,18 +5,20 @@
 
 use super::egress::ResolveError;
 use crate::executor::config::NameServer;
-use hickory_resolver::TokioResolver;
 use hickory_resolver::config::{
     ConnectionConfig, LookupIpStrategy, NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts,
 };
 use hickory_resolver::net::NetError;
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use hickory_resolver::proto::op::Query;
+use hickory_resolver::proto::rr::{Name, RecordType};
 use hickory_resolver::system_conf::read_system_conf;
+use hickory_resolver::{Hosts, TokioResolver};
 use std::fmt;
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::fs::MetadataExt as _;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -39,9 +41,16 @@ pub(super) struct Names {
 
 /// The system's way, as its files said it.
 struct System {
-    resolver: TokioResolver,
+    way: Way,
     files: [Option<Stamp>; 2],
     looked_at: Instant,
+}
+
+/// Whom the system asks: its file of hosts, and then name servers.
+#[derive(Clone)]
+struct Way {
+    hosts: Arc<Hosts>,
+    resolver: TokioResolver,
 }
 
 /// Which file it was: when it was changed, its length, its inode.
@@ -59,7 +68,7 @@ impl Names {
         let patience = limit / ASKED;
         // What an operator's own servers do not know is not known: neither this machine's files nor its search list are asked.
         let named = (!servers.is_empty()).then(|| {
-            build((configured(servers), ResolverOpts::default()), ResolveHosts::Never, patience)
+            build((configured(servers), ResolverOpts::default()), patience)
                 .expect("only TLS could be refused, and there is none")
         });
         Self { named, system: Mutex::default(), patience }
@@ -69,42 +78,46 @@ impl Names {
     pub async fn look_up(&self, name: &str) -> Result<Vec<IpAddr>, ResolveError> {
         let found = match &self.named {
             Some(resolver) => resolver.lookup_ip(format!("{name}.")).await,
-            None => self.system().map_err(|_| ResolveError::NotFound)?.lookup_ip(name).await,
+            None => {
+                let Way { hosts, resolver } = self.system().map_err(|_| ResolveError::NotFound)?;
+                // Of a name that is in the file, be it with addresses of one family alone, nobody is asked.
+                let known = in_file(&hosts, name);
+                if !known.is_empty() {
+                    return Ok(known);
+                }
+                resolver.lookup_ip(name).await
+            }
         };
         let found = found.map_err(|error| match error {
             NetError::Timeout | NetError::Busy => ResolveError::Timeout,
             _ => ResolveError::NotFound,
         })?;
-        let mut addresses: Vec<IpAddr> = Vec::new();
-        for address in found.iter() {
-            if !addresses.contains(&address) {
-                addresses.push(address);
-            }
-        }
+        let addresses = each_once(found.iter());
         if addresses.is_empty() { Err(ResolveError::NotFound) } else { Ok(addresses) }
     }
 
     /// The system's way as its files say it now, or said it a moment ago.
-    fn system(&self) -> Result<TokioResolver, NetError> {
+    fn system(&self) -> Result<Way, NetError> {
         let mut system = self.system.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = &mut *system {
             if known.looked_at.elapsed() < LOOK_AGAIN {
-                return Ok(known.resolver.clone());
+                return Ok(known.way.clone());
             }
             known.looked_at = Instant::now();
             if known.files == stamps() {
-                return Ok(known.resolver.clone());
+                return Ok(known.way.clone());
             }
         }
         // Their stamps first: what changes while they are read is read again.
         let files = stamps();
-        // Source: resolv.conf(5): without name servers "the default is to use the name server on the local machine".
         let said = read_system_conf();
         // Source: resolv.conf(5), without name servers "the default is to use the name server on the local machine".
         let local = || (configured(&[NameServer::from(IpAddr::V4(Ipv4Addr::LOCALHOST))]), ResolverOpts::default());
-        let resolver = build(said.unwrap_or_else(|_| local()), ResolveHosts::Always, self.patience)?;
-        *system = Some(System { resolver: resolver.clone(), files, looked_at: Instant::now() });
-        Ok(resolver)
+        let resolver = build(said.unwrap_or_else(|_| local()), self.patience)?;
+        // A file that is not there knows no name.
+        let way = Way { hosts: Arc::new(Hosts::from_system().unwrap_or_default()), resolver };
+        *system = Some(System { way: way.clone(), files, looked_at: Instant::now() });
+        Ok(way)
     }
 }
 
@@ -120,18 +133,32 @@ fn configured(servers: &[NameServer]) -> ResolverConfig {
     ResolverConfig::from_parts(None, Vec::new(), servers.iter().map(server).collect())
 }
 
-fn build(
-    (config, mut options): (ResolverConfig, ResolverOpts),
-    hosts: ResolveHosts,
-    patience: Duration,
-) -> Result<TokioResolver, NetError> {
-    options.use_hosts_file = hosts;
+fn build((config, mut options): (ResolverConfig, ResolverOpts), patience: Duration) -> Result<TokioResolver, NetError> {
+    options.use_hosts_file = ResolveHosts::Never;
     // Both families always: one inner address among the others has to be seen.
     options.ip_strategy = LookupIpStrategy::Ipv6AndIpv4;
     options.timeout = options.timeout.min(patience);
     // The guard keeps answers itself.
     options.cache_size = 0;
     TokioResolver::builder_with_config(config, TokioRuntimeProvider::default()).with_options(options).build()
+}
+
+/// What the file of hosts says of a name.
+fn in_file(hosts: &Hosts, name: &str) -> Vec<IpAddr> {
+    let Ok(name) = Name::from_ascii(name) else { return Vec::new() };
+    let of = |family| hosts.lookup_static_host(&Query::query(name.clone(), family));
+    let found: Vec<_> = [RecordType::AAAA, RecordType::A].into_iter().filter_map(of).collect();
+    each_once(found.iter().flat_map(|found| found.answers()).filter_map(|record| record.data.ip_addr()))
+}
+
+fn each_once(found: impl Iterator<Item = IpAddr>) -> Vec<IpAddr> {
+    let mut addresses = Vec::new();
+    for address in found {
+        if !addresses.contains(&address) {
+            addresses.push(address);
+        }
+    }
+    addresses
 }
 
 fn stamps() -> [Option<Stamp>; 2] {
@@ -145,9 +172,8 @@ fn stamps() -> [Option<Stamp>; 2] {
 mod tests {
     use super::*;
     use hickory_resolver::proto::op::{Message, ResponseCode};
-    use hickory_resolver::proto::rr::{RData, Record, RecordType};
+    use hickory_resolver::proto::rr::{RData, Record};
     use std::net::SocketAddr;
-    use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
     use tokio::net::UdpSocket;
     use tokio::time::timeout;
@@ -243,5 +269,15 @@ mod tests {
         let names = Names::new(&[], Duration::from_secs(5));
         let found = names.look_up("localhost").await.expect("every system knows it");
         assert!(found.iter().all(IpAddr::is_loopback), "{found:?}");
+    }
+
+    #[test]
+    fn of_a_name_in_the_file_of_hosts_nobody_else_is_asked_for_another_family() {
+        let mut hosts = Hosts::default();
+        let file = "192.0.2.1 four.test Both.test\n2001:db8::1 both.test\n192.0.2.1 four.test # twice\n";
+        hosts.read_hosts_conf(file.as_bytes()).expect("it is read");
+        let found = |name| in_file(&hosts, name).iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+        assert_eq!((found("four.test").as_str(), found("both.test").as_str()), ("192.0.2.1", "2001:db8::1 192.0.2.1"));
+        assert_eq!((found("FOUR.test.").as_str(), found("absent.test").as_str()), ("192.0.2.1", ""));
     }
 }
