@@ -8,6 +8,7 @@ use crate::executor::config::NameServer;
 use hickory_resolver::config::{
     ConnectionConfig, LookupIpStrategy, NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts,
 };
+use hickory_resolver::lookup::Lookup;
 use hickory_resolver::net::NetError;
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::proto::op::Query;
@@ -148,7 +149,7 @@ fn in_file(hosts: &Hosts, name: &str) -> Vec<IpAddr> {
     let Ok(name) = Name::from_ascii(name) else { return Vec::new() };
     let of = |family| hosts.lookup_static_host(&Query::query(name.clone(), family));
     let found: Vec<_> = [RecordType::AAAA, RecordType::A].into_iter().filter_map(of).collect();
-    each_once(found.iter().flat_map(|found| found.answers()).filter_map(|record| record.data.ip_addr()))
+    each_once(found.iter().flat_map(Lookup::answers).filter_map(|record| record.data.ip_addr()))
 }
 
 fn each_once(found: impl Iterator<Item = IpAddr>) -> Vec<IpAddr> {
