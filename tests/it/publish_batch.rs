@@ -1,6 +1,8 @@
 //! `PublishService.PublishBatch`: all or none, in order, at adjacent positions.
 
+use carillon::clock;
 use carillon::proto::internal::{PublishBatchRequest, PublishRequest};
+use chrono::TimeDelta;
 use serde_json::json;
 use tonic::Code;
 use tonic_types::StatusExt as _;
@@ -93,4 +95,17 @@ async fn whatever_refuses_a_batch_says_which_event_it_is() {
         let of_key = status.get_details_precondition_failure().map(|failure| failure.violations[0].subject.clone());
         assert_eq!(info.metadata.get("field").cloned().or(of_key).as_deref(), Some(path), "{status:?}");
     }
+}
+
+#[tokio::test]
+async fn a_time_that_has_passed_keeps_its_place_in_the_batch() {
+    let tenant = World::shared().await.tenant().await;
+    tenant.declare("CUSTOM_BATCHED").await;
+    let passed = Some((clock::now() - TimeDelta::seconds(5)).into());
+    let requests = [passed, None, passed]
+        .map(|deliver_at| PublishRequest { deliver_at, ..publish_request("CUSTOM_BATCHED", &json!({})) })
+        .into();
+    let answer = tenant.publisher().publish_batch(PublishBatchRequest { requests }).await.expect("a valid batch");
+    let positions: Vec<i64> = answer.into_inner().responses.iter().map(|response| response.position).collect();
+    assert_eq!(positions, [2, 3, 4]);
 }

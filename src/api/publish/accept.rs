@@ -26,7 +26,6 @@ pub(super) async fn accept(
     let tenant = registry.tenant();
     let Parsed { mut event, schema_version, key, deliver_at, pre_timeout } = parsed;
     let limit = registry.event_bytes_max();
-    let delayed = deliver_at.filter(|at| *at > api.store.now());
     for _ in 0..ROUNDS_MAX {
         let prepared = prepare(api.writer.registry(), registry, event, schema_version, key.clone(), limit).await;
         let prepared = match prepared {
@@ -42,7 +41,7 @@ pub(super) async fn accept(
         // For the next round, should there be one.
         event = prepared.event.clone();
         // Boxed, so that the many calls that neither wait nor are gated do not carry the room for it.
-        let outcome = if let Some(at) = delayed {
+        let outcome = if let Some(at) = deliver_at {
             Box::pin(api.pending.schedule(tenant, prepared, at, pre_timeout)).await
         } else if prepared.is_gated() {
             Box::pin(api.pending.publish(tenant, prepared, pre_timeout, until)).await

@@ -24,7 +24,7 @@ pub(super) struct Parsed {
     pub(super) event: Arc<Event>,
     pub(super) schema_version: i32,
     pub(super) key: Option<NewKey>,
-    /// When it is to be published.
+    /// When it is to be published, where that is ahead.
     pub(super) deliver_at: Option<DateTime<Utc>>,
     /// What the publisher gives its listeners.
     pub(super) pre_timeout: Option<Duration>,
@@ -95,7 +95,7 @@ pub(super) fn parse(
         event: Arc::new(parsed.into_event(EventId(clock::new_uuid()), now)),
         schema_version: request.schema_version,
         key: key.map(|key| NewKey { key, request_hash: hash }),
-        deliver_at,
+        deliver_at: deliver_at.filter(|at| *at > now),
         pre_timeout,
     })
 }
