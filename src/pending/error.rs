@@ -36,6 +36,18 @@ pub enum PendingError {
     Publish(#[from] PublishError),
 }
 
+impl PendingError {
+    /// Whether an earlier call of the same event may have fared otherwise. How an event ended is no such refusal, and a store that fails
+    /// has nothing to say of earlier calls.
+    pub fn may_be_repetition(&self) -> bool {
+        match self {
+            Self::Aborted(_) | Self::Cancelled | Self::NotFound => false,
+            Self::Publish(error) => !matches!(error, PublishError::Draining | PublishError::Store(_)),
+            Self::Full { .. } | Self::TooFar { .. } => true,
+        }
+    }
+}
+
 impl From<StoreError> for PendingError {
     fn from(error: StoreError) -> Self {
         Self::Publish(error.into())

@@ -41,7 +41,7 @@ use crate::publish::registry::{Registry, TenantRegistry};
 use crate::publish::{self, PublishError};
 use crate::store::audit::Principal;
 use crate::store::pending::{Accepted, NewPending, PendingState, WaitsFor};
-use crate::store::publish::{IDEMPOTENCY_CONSTRAINT, NewKey};
+use crate::store::publish::IDEMPOTENCY_CONSTRAINT;
 use crate::store::request_ids::{Once, Repeatable};
 use crate::store::{Store, StoreError};
 use ask::Listener;
@@ -171,7 +171,8 @@ impl Pending {
 
     /// Accepts a PRE event, asks its listeners and answers with what they decided. `until` is when the caller stops waiting.
     ///
-    /// Errors: [`PublishError::Contended`] where the registry moved on: prepare it again.
+    /// Errors: [`PublishError::Contended`] where the registry moved on: prepare it again. [`PublishError::KeyReused`] where its key was used
+    /// before, for whatever event.
     pub async fn publish(
         &self,
         tenant: TenantId,
@@ -184,16 +185,14 @@ impl Pending {
         // The answer has to travel before the caller's own deadline.
         let left = until.map_or(asked, |until| until.saturating_duration_since(Instant::now()));
         let timeout = asked.min(left.saturating_sub((left / 10).min(ANSWER_MARGIN)));
-        let (id, key) = (prepared.event.id, prepared.key.clone());
+        let id = prepared.event.id;
         // In a task of its own: a caller that goes away now must not leave a row behind that nobody works on.
         let accepted = tokio::spawn(async move { core.accept_gated(tenant, &prepared, timeout).await }).await;
-        match accepted.unwrap_or_else(|_| Err(StoreError::Interrupted.into())) {
-            Ok(attachment) => match attachment.ended().await {
-                Ended::Committed(entry, verdicts) => Ok(Answer::Committed { entry, verdicts, duplicate: false }),
-                Ended::Not(error) => Err(error),
-                Ended::Elsewhere => self.wait(tenant, id, Until::Final, false).await,
-            },
-            Err(error) => self.first_answer_on(error, tenant, key.as_ref()).await,
+        let attachment = accepted.unwrap_or_else(|_| Err(StoreError::Interrupted.into()))?;
+        match attachment.ended().await {
+            Ended::Committed(entry, verdicts) => Ok(Answer::Committed { entry, verdicts, duplicate: false }),
+            Ended::Not(error) => Err(error),
+            Ended::Elsewhere => self.wait(tenant, id, Until::Final, false).await,
         }
     }
 
@@ -212,7 +211,7 @@ impl Pending {
         if at > core.store.now() + TimeDelta::hours(i64::from(hours)) {
             return Err(PendingError::TooFar { hours });
         }
-        let (event, key) = (prepared.event.id, prepared.key.clone());
+        let event = prepared.event.id;
         let accepted = tokio::spawn(async move {
             let keys_expire_at = at + core.kept;
             let new = NewPending {
@@ -231,42 +230,8 @@ impl Pending {
             Ok(())
         })
         .await;
-        match accepted.unwrap_or_else(|_| Err(StoreError::Interrupted.into())) {
-            Ok(()) => Ok(Answer::Scheduled { event, at, duplicate: false }),
-            Err(error) => self.first_answer_on(error, tenant, key.as_ref()).await,
-        }
-    }
-
-    /// The answer of an earlier call with the same key, where that call's event is or was pending, or is in the log.
-    ///
-    /// Errors: [`PublishError::KeyReused`] where the key stands for something else; what the first call was refused with.
-    pub async fn first_answer(&self, tenant: TenantId, key: &NewKey) -> Result<Option<Answer>, PendingError> {
-        let used = self.core.store.used_keys(&[(tenant, &key.key)]).await?;
-        let Some(used) = used.into_iter().next() else { return Ok(None) };
-        if used.request_hash != key.request_hash {
-            return Err(PublishError::KeyReused.into());
-        }
-        self.wait(tenant, used.event, Until::Accepted, true).await.map(Some)
-    }
-
-    async fn first_answer_on(
-        &self,
-        error: PendingError,
-        tenant: TenantId,
-        key: Option<&NewKey>,
-    ) -> Result<Answer, PendingError> {
-        let error = match error {
-            PendingError::Publish(PublishError::Store(StoreError::Conflict { constraint }))
-                if constraint.starts_with(IDEMPOTENCY_CONSTRAINT) =>
-            {
-                PublishError::Contended.into()
-            }
-            // A retry of what has its place already takes no other.
-            full @ PendingError::Full { .. } => full,
-            other => return Err(other),
-        };
-        let Some(key) = key else { return Err(error) };
-        self.first_answer(tenant, key).await?.ok_or(error)
+        accepted.unwrap_or_else(|_| Err(PendingError::from(StoreError::Interrupted)))?;
+        Ok(Answer::Scheduled { event, at, duplicate: false })
     }
 
     /// Takes an event back while it is delayed or its listeners are asked.
@@ -332,13 +297,17 @@ impl Core {
 
     /// Answers how the receivers that the event fires do.
     async fn accept(&self, new: &NewPending, quota: &'static str, limit: u32) -> Result<Vec<HealthRow>, PendingError> {
-        match self.store.accept_pending(new).await? {
-            Accepted::Yes { health } => Ok(health),
-            Accepted::Full => Err(PendingError::Full { quota, limit: limit.into() }),
-            Accepted::Stale => {
+        match self.store.accept_pending(new).await {
+            Ok(Accepted::Yes { health }) => Ok(health),
+            Ok(Accepted::Full) => Err(PendingError::Full { quota, limit: limit.into() }),
+            Ok(Accepted::Stale) => {
                 self.registry.reload(new.tenant).await?;
                 Err(PublishError::Contended.into())
             }
+            Err(StoreError::Conflict { constraint }) if constraint.starts_with(IDEMPOTENCY_CONSTRAINT) => {
+                Err(PublishError::KeyReused.into())
+            }
+            Err(error) => Err(error.into()),
         }
     }
 

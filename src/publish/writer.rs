@@ -170,30 +170,6 @@ impl Writer {
         answered.await.unwrap_or_else(|_| Err(StoreError::Interrupted.into()))
     }
 
-    /// The first answers of keys that were all used before with the same requests; none where any is new.
-    ///
-    /// Asked when a publish would be refused: the catalogue may have changed since the first call, whose answer stands.
-    ///
-    /// Errors: [`PublishError::KeyReused`].
-    pub async fn first_answers(
-        &self,
-        tenant: TenantId,
-        keys: &[NewKey],
-    ) -> Result<Option<Vec<Published>>, PublishError> {
-        let wanted: Vec<(TenantId, &str)> = keys.iter().map(|key| (tenant, key.key.as_str())).collect();
-        let used = self.core.store.used_keys(&wanted).await?;
-        let mut published = Vec::with_capacity(keys.len());
-        for key in keys {
-            let Some(first) = used.iter().find(|used| used.key == key.key) else { return Ok(None) };
-            if first.request_hash != key.request_hash {
-                return Err(PublishError::KeyReused);
-            }
-            let Some(entry) = self.core.store.event(tenant, first.event).await? else { return Ok(None) };
-            published.push(Published { entry, duplicate: true });
-        }
-        Ok(Some(published))
-    }
-
     /// Publishes one of Carillon's own events. `key` makes a repetition harmless.
     pub async fn publish_system(
         &self,

@@ -2,12 +2,28 @@
 
 use std::collections::HashSet;
 
+use carillon::clock;
+use carillon::proto::internal::{CancelEventRequest, PublishBatchRequest, PublishRequest, PublishResponse};
+use carillon::proto::public::{
+    AddEventTypeSchemaRequest, CreateEventTypeRequest, DeleteEventTypeRequest, DisableSubscriptionRequest, EventPhase,
+};
+use chrono::TimeDelta;
 use futures::future::join_all;
 use serde_json::json;
-use tonic::Code;
+use tonic::{Code, Status};
+use tonic_types::StatusExt as _;
 
 use crate::harness::tenant::{assert_refused, publish_request};
-use crate::harness::{Receiver, World};
+use crate::harness::{Answer, Receiver, Tenant, World};
+
+fn keyed(event_type: &str, key: &str) -> PublishRequest {
+    PublishRequest { idempotency_key: key.to_owned(), ..publish_request(event_type, &json!({"n": 1})) }
+}
+
+async fn batch(tenant: &Tenant, requests: Vec<PublishRequest>) -> Result<Vec<PublishResponse>, Status> {
+    let answer = tenant.publisher().publish_batch(PublishBatchRequest { requests }).await;
+    answer.map(|answer| answer.into_inner().responses)
+}
 
 #[tokio::test]
 async fn a_hundred_racers_on_two_replicas_make_one_event() {
@@ -60,4 +76,93 @@ async fn the_publishers_own_id_serves_as_key_together_with_the_source() {
     request.event.as_mut().expect("it is set").source = "/another".to_owned();
     let other = tenant.try_publish(request).await.expect("another source");
     assert_ne!(other.event_id, first.event_id);
+}
+
+#[tokio::test]
+async fn a_retry_gets_the_first_answer_whatever_has_become_of_its_type() {
+    let tenant = World::shared().await.tenant().await;
+    let kept = "CUSTOM_KEPT";
+    tenant.declare(kept).await;
+    for (deleted, in_batch) in [(true, false), (true, true), (false, false), (false, true)] {
+        let name = format!("CUSTOM_GONE_{deleted}_{in_batch}");
+        tenant.declare(&name).await;
+        let requests = vec![keyed(&name, &format!("{name}-1")), keyed(kept, &format!("{name}-2"))];
+        let first = batch(&tenant, requests.clone()).await.expect("both are new");
+        if deleted {
+            let delete = DeleteEventTypeRequest { name: name.clone(), ..Default::default() };
+            tenant.types().delete_event_type(delete).await.expect("it is there");
+        } else {
+            let schema = r#"{"required": ["other"]}"#.to_owned();
+            let add = AddEventTypeSchemaRequest { event_type: name.clone(), schema, ..Default::default() };
+            tenant.types().add_event_type_schema(add).await.expect("valid");
+        }
+        // The first retry finds a registry in memory that is behind, the second one that is not.
+        for _ in 0..2 {
+            let again = if in_batch {
+                batch(&tenant, requests.clone()).await.expect("the first answers")
+            } else {
+                vec![tenant.try_publish(requests[0].clone()).await.expect("the first answer")]
+            };
+            for (again, first) in again.iter().zip(&first) {
+                assert!(again.duplicate, "{again:?}");
+                assert_eq!((&again.event_id, again.position), (&first.event_id, first.position));
+            }
+        }
+        // What is not repeated whole is refused, and says what is wrong with it.
+        let refused = batch(&tenant, vec![publish_request(kept, &json!({})), requests[0].clone()]).await;
+        let status = refused.expect_err("its type does not take it any more");
+        let info = status.get_details_error_info().expect("it is set");
+        let fields = status.get_details_bad_request().map(|bad| bad.field_violations[0].field.clone());
+        let field = info.metadata.get("field").cloned().or(fields).unwrap_or_default();
+        assert!(field.starts_with("requests[1].event"), "{status:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_retry_of_a_batch_gets_the_refusal_of_its_pre_event_also_when_nobody_listens_any_more() {
+    let tenant = World::shared().await.tenant().await;
+    let receiver = Receiver::start().await;
+    let pre =
+        CreateEventTypeRequest { name: "CUSTOM_PRE".to_owned(), phase: EventPhase::Pre.into(), ..Default::default() };
+    tenant.types().create_event_type(pre).await.expect("a PRE type can be declared");
+    tenant.declare("CUSTOM_RACED").await;
+    receiver.answers("/pre", [Answer::Status(409)]);
+    let listener = tenant.subscribe("CUSTOM_PRE", &receiver, "/pre").await.subscription.expect("it is set");
+    let requests = vec![keyed("CUSTOM_RACED", "x1"), keyed("CUSTOM_PRE", "x2")];
+    let rejected = |answer: Result<Vec<PublishResponse>, Status>| {
+        let status = assert_refused(answer, Code::FailedPrecondition, "PRE_REJECTED");
+        assert_eq!(status.get_details_error_info().expect("it is set").metadata["field"], "requests[1].event");
+    };
+    rejected(batch(&tenant, requests.clone()).await);
+    rejected(batch(&tenant, requests.clone()).await);
+    let disable = DisableSubscriptionRequest { subscription_id: listener.id.clone(), ..Default::default() };
+    tenant.events().disable_subscription(disable).await.expect("it is active");
+    tenant.told("SUBSCRIPTION_DISABLED", &listener.id).await;
+    let end = tenant.publish("CUSTOM_RACED", &json!({"n": 2})).await.position;
+    rejected(batch(&tenant, requests.clone()).await);
+    // Also where the rest of the batch is new: it has no part in the log then.
+    rejected(batch(&tenant, vec![keyed("CUSTOM_RACED", "x3"), requests[1].clone()]).await);
+    assert_eq!(tenant.end_of_log().await, end);
+}
+
+#[tokio::test]
+async fn a_batch_that_repeats_a_delayed_event_without_its_delay_gets_the_first_answer() {
+    let tenant = World::shared().await.tenant().await;
+    tenant.declare("CUSTOM_RACED").await;
+    let deliver_at = Some((clock::now() + TimeDelta::hours(1)).into());
+    let delayed = PublishRequest { deliver_at, ..keyed("CUSTOM_RACED", "a") };
+    let first = tenant.try_publish(delayed).await.expect("it is accepted");
+    let again = batch(&tenant, vec![keyed("CUSTOM_RACED", "a")]).await.expect("the first answer").remove(0);
+    assert!(again.duplicate);
+    assert_eq!((&again.event_id, again.deliver_time), (&first.event_id, first.deliver_time));
+    let with_another = |key: &str| vec![keyed("CUSTOM_RACED", key), keyed("CUSTOM_RACED", "a")];
+    let answers = batch(&tenant, with_another("b")).await.expect("one is new");
+    assert_eq!(answers.iter().map(|answer| answer.duplicate).collect::<Vec<_>>(), [false, true]);
+    assert_eq!((answers[0].position, &answers[1].event_id), (2, &first.event_id));
+    let cancel = CancelEventRequest { event_id: first.event_id, ..Default::default() };
+    tenant.publisher().cancel_event(cancel).await.expect("it waits");
+    for requests in [vec![keyed("CUSTOM_RACED", "a")], with_another("c")] {
+        assert_refused(batch(&tenant, requests).await, Code::FailedPrecondition, "RESOURCE_STATE");
+    }
+    assert_eq!(tenant.end_of_log().await, 2);
 }

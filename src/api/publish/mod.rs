@@ -4,6 +4,7 @@ mod accept;
 mod answers;
 mod cancel_event;
 pub(super) mod errors;
+mod first_answers;
 mod parse;
 mod publish_batch;
 mod publish_one;
@@ -23,7 +24,6 @@ use crate::publish::PublishError;
 use crate::publish::registry::TenantRegistry;
 use crate::publish::writer::Writer;
 use crate::store::Store;
-use crate::store::publish::NewKey;
 use answers::Answers;
 use parse::Parsed;
 use tokio_util::sync::CancellationToken;
@@ -86,16 +86,4 @@ impl PublishService for PublishApi {
 /// Asks the tenant's quotas for all events of a call: it is taken whole, or has no effect.
 async fn admit(api: &PublishApi, registry: &TenantRegistry, events: &[Parsed]) -> Result<(), PublishError> {
     api.writer.registry().admit(registry, events.iter().map(|one| one.event.bytes())).await
-}
-
-/// The first answers of a call that the catalogue would refuse by now, where all its keys were used before; none otherwise.
-async fn repeated(answers: &Answers<'_>, keys: &[NewKey]) -> Result<Option<Vec<PublishResponse>>, ApiError> {
-    if keys.is_empty() {
-        return Ok(None);
-    }
-    let first = answers.api.writer.first_answers(answers.registry.tenant(), keys).await;
-    match first.map_err(|error| errors::to_api_error(error, "event"))? {
-        Some(published) => Ok(Some(answers.published(&published).await)),
-        None => Ok(None),
-    }
 }

@@ -1,16 +1,19 @@
 //! PublishBatch: up to 1,000 events, all of them or none; those that wait for listeners or for their time each by itself.
 
 use super::accept::accept;
-use super::errors::to_api_error;
+use super::errors::{pending_to_api_error, to_api_error};
+use super::first_answers::Refusal;
 use super::parse::Parsed;
-use super::{Answers, PublishApi, admit, parse, repeated};
+use super::{Answers, PublishApi, admit, parse};
 use crate::api::status::{ApiError, FieldViolation};
 use crate::api::{auth, deadline};
 use crate::proto::internal::{PublishBatchRequest, PublishBatchResponse, PublishResponse};
 use crate::publish::PublishError;
 use crate::publish::prepare::{Prepared, prepare};
+use crate::store::publish::NewKey;
 use futures::StreamExt as _;
 use std::collections::HashSet;
+use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 
 /// Events in one call at most.
@@ -49,41 +52,64 @@ pub(super) async fn handle(
     }
     admit(api, &registry, &parsed).await.map_err(|error| to_api_error(error, "requests"))?;
     let answers = Answers { api, registry: &registry, events: parsed.len() };
+    let responses = match publish(&answers, &parsed, until).await {
+        Ok(responses) => responses,
+        Err(refusal) => answers.first(&keys_of(&parsed), refusal).await.map_err(to_error)?,
+    };
+    Ok(Response::new(PublishBatchResponse { responses }))
+}
+
+async fn publish(
+    answers: &Answers<'_>,
+    parsed: &[Parsed],
+    until: Option<Instant>,
+) -> Result<Vec<PublishResponse>, Refusal> {
+    let Answers { api, registry, .. } = answers;
+    let mut responses: Vec<Option<PublishResponse>> = vec![None; parsed.len()];
     for _ in 0..ROUNDS_MAX {
-        let (together, alone) = match divide(&answers, &parsed).await? {
-            Divided::Repeated(responses) => return Ok(Response::new(PublishBatchResponse { responses })),
-            Divided::New { together, alone } => (together, alone),
-        };
-        let mut responses: Vec<(usize, PublishResponse)> = Vec::with_capacity(parsed.len());
+        let Divided { together, alone } = divide(answers, parsed, &responses).await?;
         if !together.is_empty() {
             let (indices, prepared): (Vec<usize>, Vec<Prepared>) = together.into_iter().unzip();
-            match api.writer.write(publisher.tenant, prepared).await {
+            match api.writer.write(registry.tenant(), prepared).await {
                 Ok(published) => {
-                    responses.extend(indices.into_iter().zip(answers.published(&published).await));
+                    for (index, response) in indices.into_iter().zip(answers.published(&published).await) {
+                        responses[index] = Some(response);
+                    }
                 }
-                // One of them has got listeners that must agree.
-                Err(PublishError::Gated) => continue,
-                Err(PublishError::KeyReused) => return Err(reused(&answers, &parsed).await?.into()),
-                Err(error) => return Err(to_api_error(error, "requests").into()),
+                // Of an event that is not in the log: it was refused, or still waits.
+                Err(PublishError::KeyReused) => {
+                    responses = answers.known(&keys_of(parsed)).await?;
+                    continue;
+                }
+                // The registry moved on: one of them has got listeners that must agree, or does not pass any more. Which, is found by
+                // dividing again.
+                Err(error) if !error.may_pass() => continue,
+                Err(error) => return Err(error.into()),
             }
         }
         let gates = alone.into_iter().map(|index| {
-            let (one, answers) = (parsed[index].clone(), &answers);
-            async move {
-                let path = format!("requests[{index}].event");
-                (index, accept(answers, one, until, &path).await)
-            }
+            let accepted = accept(answers, parsed[index].clone(), until);
+            async move { (index, accepted.await) }
         });
         let mut gates: Vec<_> = futures::stream::iter(gates).buffer_unordered(GATES_AT_ONCE).collect().await;
         gates.sort_by_key(|(index, _)| *index);
         for (index, outcome) in gates {
-            responses.push((index, outcome.map_err(|error| at(index, error))?));
+            responses[index] = Some(outcome.map_err(|error| Refusal::at(index, error))?);
         }
-        responses.sort_by_key(|(index, _)| *index);
-        let responses = responses.into_iter().map(|(_, response)| response).collect();
-        return Ok(Response::new(PublishBatchResponse { responses }));
+        return Ok(responses.into_iter().flatten().collect());
     }
-    Err(to_api_error(PublishError::Contended, "requests").into())
+    Err(PublishError::Contended.into())
+}
+
+fn keys_of(parsed: &[Parsed]) -> Vec<Option<&NewKey>> {
+    parsed.iter().map(|one| one.key.as_ref()).collect()
+}
+
+fn to_error(refusal: Refusal) -> ApiError {
+    match refusal.at {
+        Some(index) => at(index, pending_to_api_error(refusal.error, &format!("requests[{index}].event"))),
+        None => pending_to_api_error(refusal.error, "requests"),
+    }
 }
 
 /// Says which event of the batch it is where the error has no path of its own.
@@ -101,49 +127,32 @@ fn at(index: usize, error: ApiError) -> ApiError {
     }
 }
 
-/// The refusal of the first key of the batch that was used before with another body.
-async fn reused(answers: &Answers<'_>, parsed: &[Parsed]) -> Result<ApiError, ApiError> {
-    let tenant = answers.registry.tenant();
-    let keys: Vec<_> = parsed.iter().filter_map(|one| Some((tenant, one.key.as_ref()?.key.as_str()))).collect();
-    let used = answers.api.store.used_keys(&keys).await?;
-    let is_reused = |one: &Parsed| {
-        one.key.as_ref().is_some_and(|key| used.iter().any(|u| u.key == key.key && u.request_hash != key.request_hash))
-    };
-    let index = parsed.iter().position(is_reused);
-    let path = index.map_or_else(|| "event".to_owned(), |index| format!("requests[{index}].event"));
-    Ok(to_api_error(PublishError::KeyReused, &path))
+/// What is to be published of a batch, by its places there.
+struct Divided {
+    /// Commit together.
+    together: Vec<(usize, Prepared)>,
+    /// Wait, each by itself.
+    alone: Vec<usize>,
 }
 
-/// A batch, divided.
-enum Divided {
-    /// Every event was published before.
-    Repeated(Vec<PublishResponse>),
-    /// By their places in the batch.
-    New {
-        /// Commit together.
-        together: Vec<(usize, Prepared)>,
-        /// Wait, each by itself.
-        alone: Vec<usize>,
-    },
-}
-
-async fn divide(answers: &Answers<'_>, parsed: &[Parsed]) -> Result<Divided, ApiError> {
+/// Divides what has no answer yet.
+async fn divide(
+    answers: &Answers<'_>,
+    parsed: &[Parsed],
+    responses: &[Option<PublishResponse>],
+) -> Result<Divided, Refusal> {
     let Answers { api, registry, .. } = answers;
     let limit = registry.event_bytes_max();
-    let (mut together, mut alone, mut refusal) = (Vec::with_capacity(parsed.len()), Vec::new(), None);
-    for (index, one) in parsed.iter().enumerate() {
+    let (mut together, mut alone) = (Vec::with_capacity(parsed.len()), Vec::new());
+    for (index, one) in parsed.iter().enumerate().filter(|(index, _)| responses[*index].is_none()) {
         let prepared =
             prepare(api.writer.registry(), registry, one.event.clone(), one.schema_version, one.key.clone(), limit);
-        match prepared.await {
-            Ok(prepared) if prepared.is_gated() || one.deliver_at.is_some() => alone.push(index),
-            Ok(prepared) => together.push((index, prepared)),
-            Err(error) => {
-                refusal.get_or_insert_with(|| at(index, to_api_error(error, &format!("requests[{index}].event"))));
-            }
+        let prepared = prepared.await.map_err(|error| Refusal::at(index, error))?;
+        if prepared.is_gated() || one.deliver_at.is_some() {
+            alone.push(index);
+        } else {
+            together.push((index, prepared));
         }
     }
-    let Some(refusal) = refusal else { return Ok(Divided::New { together, alone }) };
-    let keys: Vec<_> = parsed.iter().filter_map(|one| one.key.clone()).collect();
-    let keys = if keys.len() == parsed.len() { keys } else { Vec::new() };
-    repeated(answers, &keys).await?.map(Divided::Repeated).ok_or(refusal)
+    Ok(Divided { together, alone })
 }

@@ -1,7 +1,7 @@
 //! Publish: one event.
 
 use super::accept::accept;
-use super::errors::to_api_error;
+use super::errors::{pending_to_api_error, to_api_error};
 use super::{Answers, PublishApi, admit, parse};
 use crate::api::status::ApiError;
 use crate::api::{auth, deadline};
@@ -19,6 +19,6 @@ pub(super) async fn handle(
     let one = std::slice::from_ref(&parsed);
     admit(api, &registry, one).await.map_err(|error| to_api_error(error, "event"))?;
     let answers = Answers { api, registry: &registry, events: 1 };
-    let answer = accept(&answers, parsed, until, "event").await?;
+    let answer = accept(&answers, parsed, until).await.map_err(|error| pending_to_api_error(error, "event"))?;
     Ok(Response::new(answer))
 }
