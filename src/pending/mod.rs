@@ -12,6 +12,7 @@
 //!
 //! Carillon's own events never come here: their types are POST.
 
+mod admission;
 mod ask;
 mod config;
 mod due;
@@ -23,6 +24,7 @@ mod running;
 mod trial;
 mod wait;
 
+pub use admission::Admission;
 pub use config::Config;
 pub use error::PendingError;
 pub use wait::{Stands, Until};
@@ -44,6 +46,7 @@ use crate::store::pending::{Accepted, NewPending, PendingState, WaitsFor};
 use crate::store::publish::IDEMPOTENCY_CONSTRAINT;
 use crate::store::request_ids::{Once, Repeatable};
 use crate::store::{Store, StoreError};
+use admission::Held;
 use ask::Listener;
 use chrono::{DateTime, TimeDelta, Utc};
 use dashmap::{DashMap, DashSet};
@@ -169,7 +172,8 @@ impl Pending {
         Self { core }
     }
 
-    /// Accepts a PRE event, asks its listeners and answers with what they decided. `until` is when the caller stops waiting.
+    /// Accepts a PRE event, asks its listeners and answers with what they decided. `until` is when the caller stops waiting, `admission` the
+    /// room of the batch that it is of.
     ///
     /// Errors: [`PublishError::Contended`] where the registry moved on: prepare it again. [`PublishError::KeyReused`] where its key was used
     /// before, for whatever event.
@@ -179,15 +183,17 @@ impl Pending {
         prepared: Prepared,
         timeout: Option<Duration>,
         until: Option<Instant>,
+        admission: Option<&Admission>,
     ) -> Result<Answer, PendingError> {
         let core = self.core.clone();
+        let held = admission.and_then(|admission| admission.held.clone());
         let asked = core.pre_timeout(timeout);
         // The answer has to travel before the caller's own deadline.
         let left = until.map_or(asked, |until| until.saturating_duration_since(Instant::now()));
         let timeout = asked.min(left.saturating_sub((left / 10).min(ANSWER_MARGIN)));
         let id = prepared.event.id;
         // In a task of its own: a caller that goes away now must not leave a row behind that nobody works on.
-        let accepted = tokio::spawn(async move { core.accept_gated(tenant, &prepared, timeout).await }).await;
+        let accepted = tokio::spawn(async move { core.accept_gated(tenant, &prepared, timeout, held).await }).await;
         let attachment = accepted.unwrap_or_else(|_| Err(StoreError::Interrupted.into()))?;
         match attachment.ended().await {
             Ended::Committed(entry, verdicts) => Ok(Answer::Committed { entry, verdicts, duplicate: false }),
@@ -205,12 +211,11 @@ impl Pending {
         prepared: Prepared,
         at: DateTime<Utc>,
         timeout: Option<Duration>,
+        admission: Option<&Admission>,
     ) -> Result<Answer, PendingError> {
+        self.check_time(at)?;
         let core = self.core.clone();
-        let hours = core.config.schedule_horizon_hours;
-        if at > core.store.now() + TimeDelta::hours(i64::from(hours)) {
-            return Err(PendingError::TooFar { hours });
-        }
+        let max = if admission.is_some() { i64::MAX } else { core.config.scheduled_max.into() };
         let event = prepared.event.id;
         let accepted = tokio::spawn(async move {
             let keys_expire_at = at + core.kept;
@@ -223,15 +228,22 @@ impl Pending {
                 key: prepared.key.map(|key| (key, keys_expire_at)),
                 waits_for: WaitsFor::Time(at),
                 pre_timeout: core.pre_timeout(timeout),
-                max: i64::from(core.config.scheduled_max),
+                max,
             };
-            core.accept(&new, "pending.scheduled_max", core.config.scheduled_max).await?;
+            core.accept(&new, core.scheduled_full()).await?;
             core.feed.note_pending_due(at);
             Ok(())
         })
         .await;
         accepted.unwrap_or_else(|_| Err(PendingError::from(StoreError::Interrupted)))?;
         Ok(Answer::Scheduled { event, at, duplicate: false })
+    }
+
+    /// Errors: [`PendingError::TooFar`] where it is further ahead than events may be scheduled.
+    pub fn check_time(&self, at: DateTime<Utc>) -> Result<(), PendingError> {
+        let hours = self.core.config.schedule_horizon_hours;
+        let last = self.core.store.now() + TimeDelta::hours(i64::from(hours));
+        if at > last { Err(PendingError::TooFar { hours }) } else { Ok(()) }
     }
 
     /// Takes an event back while it is delayed or its listeners are asked.
@@ -296,10 +308,10 @@ impl Core {
     }
 
     /// Answers how the receivers that the event fires do.
-    async fn accept(&self, new: &NewPending, quota: &'static str, limit: u32) -> Result<Vec<HealthRow>, PendingError> {
+    async fn accept(&self, new: &NewPending, full: PendingError) -> Result<Vec<HealthRow>, PendingError> {
         match self.store.accept_pending(new).await {
             Ok(Accepted::Yes { health }) => Ok(health),
-            Ok(Accepted::Full) => Err(PendingError::Full { quota, limit: limit.into() }),
+            Ok(Accepted::Full) => Err(full),
             Ok(Accepted::Stale) => {
                 self.registry.reload(new.tenant).await?;
                 Err(PublishError::Contended.into())
@@ -316,13 +328,12 @@ impl Core {
         tenant: TenantId,
         prepared: &Prepared,
         timeout: Duration,
+        held: Option<Held>,
     ) -> Result<Attachment, PendingError> {
-        let limit = self.config.phases_max;
-        let full = PendingError::Full { quota: "pending.phases_max", limit: limit.into() };
-        let place = self.places.take(tenant).ok_or(full)?;
-        let bytes_max = u64::try_from(self.room.max()).unwrap_or(u64::MAX);
-        let full = PendingError::Full { quota: "pending.phases_bytes_max", limit: bytes_max };
-        let room = self.room.take_some(tenant, prepared.event.memory_bytes()).ok_or(full)?;
+        let (held, max) = match held {
+            Some(held) => (held, i64::MAX),
+            None => (self.hold(tenant, 1, prepared.event.memory_bytes())?, self.config.phases_max.into()),
+        };
         let registry = self.registry.tenant(tenant).await?;
         let listeners = listeners(&registry, &prepared.matched);
         let accepted_at = self.store.now();
@@ -336,9 +347,9 @@ impl Core {
             key: prepared.key.clone().map(|key| (key, accepted_at + self.kept)),
             waits_for: WaitsFor::Listeners { deadline_at, lease_until: self.lease_until() },
             pre_timeout: timeout,
-            max: i64::from(limit),
+            max,
         };
-        let health = self.accept(&new, "pending.phases_max", limit).await?;
+        let health = self.accept(&new, self.phases_full()).await?;
         self.receivers.know(tenant, &listeners, &health);
         let entry = LogEntry {
             position: 0,
@@ -360,7 +371,7 @@ impl Core {
         };
         let handle = Handle::new();
         let attachment = handle.attach();
-        self.spawn_in(phase, handle, Some((place, room)));
+        self.spawn_in(phase, handle, Some(held));
         Ok(attachment)
     }
 

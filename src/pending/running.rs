@@ -1,9 +1,9 @@
 //! The phases that run in this process: each a task of its own that is found by its event, and takes a place among its tenant's.
 
 use super::Core;
+use super::admission::Held;
 use super::phase::{Ended, Phase};
 use crate::domain::ids::{EventId, TenantId};
-use crate::domain::places::Place;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -83,8 +83,8 @@ impl Core {
         self.spawn_in(phase, handle, None);
     }
 
-    /// Runs a phase in a task of its own, with its place and its room.
-    pub(super) fn spawn_in(self: &Arc<Self>, phase: Phase, handle: Arc<Handle>, held: Option<(Place, Place)>) {
+    /// Runs a phase in a task of its own, with its place and its room, which it may share with others of its batch.
+    pub(super) fn spawn_in(self: &Arc<Self>, phase: Phase, handle: Arc<Handle>, held: Option<Held>) {
         let core = self.clone();
         let place = (phase.tenant, phase.entry.event.id);
         self.phases.insert(place, handle.clone());

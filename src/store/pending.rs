@@ -126,6 +126,15 @@ pub enum Accepted {
     Full,
 }
 
+/// How many events of a tenant wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Waiting {
+    /// For their time.
+    pub scheduled: usize,
+    /// For their listeners.
+    pub gated: usize,
+}
+
 const SCHEDULED: i16 = 1;
 const GATED: i16 = 2;
 const ABORTED: i16 = 3;
@@ -219,6 +228,30 @@ impl Store {
                 Accepted::Yes { health }
             }
         })
+    }
+
+    /// How many events of a tenant wait, counted up to bounds.
+    pub async fn count_pending(
+        &self,
+        tenant: TenantId,
+        scheduled_max: u32,
+        gated_max: u32,
+    ) -> Result<Waiting, StoreError> {
+        let of_state = |state: i16, max: &str| {
+            format!(
+                "(SELECT count(*) FROM (SELECT FROM pending_events WHERE tenant_id = $1 AND state = {state} AND due_at IS NOT NULL
+                   LIMIT {max}) AS c)"
+            )
+        };
+        let sql = format!("SELECT {}, {}", of_state(SCHEDULED, "$2"), of_state(GATED, "$3"));
+        let (scheduled, gated): (i64, i64) = sqlx::query_as(sqlx::AssertSqlSafe(sql))
+            .bind(tenant.0)
+            .bind(i64::from(scheduled_max))
+            .bind(i64::from(gated_max))
+            .fetch_one(self.as_tenant(tenant))
+            .await?;
+        let count = |many| usize::try_from(many).unwrap_or_default();
+        Ok(Waiting { scheduled: count(scheduled), gated: count(gated) })
     }
 
     /// The token of an event that was just accepted.

@@ -1,14 +1,18 @@
 //! `PublishService.PublishBatch`: all or none, in order, at adjacent positions.
 
+use std::sync::Arc;
+
 use carillon::clock;
 use carillon::proto::internal::{PublishBatchRequest, PublishRequest};
+use carillon::proto::public::{CreateEventTypeRequest, EventPhase};
 use chrono::TimeDelta;
 use serde_json::json;
+use tokio::sync::Semaphore;
 use tonic::Code;
 use tonic_types::StatusExt as _;
 
-use crate::harness::tenant::{assert_refused, publish_request};
-use crate::harness::{Receiver, World};
+use crate::harness::tenant::{assert_refused, publish_request, reason};
+use crate::harness::{Answer, Receiver, World};
 
 #[tokio::test]
 async fn a_batch_takes_adjacent_positions_in_its_order() {
@@ -108,4 +112,62 @@ async fn a_time_that_has_passed_keeps_its_place_in_the_batch() {
     let answer = tenant.publisher().publish_batch(PublishBatchRequest { requests }).await.expect("a valid batch");
     let positions: Vec<i64> = answer.into_inner().responses.iter().map(|response| response.position).collect();
     assert_eq!(positions, [2, 3, 4]);
+}
+
+#[tokio::test]
+async fn a_batch_that_is_refused_at_the_door_has_no_effect() {
+    let world = World::start_with(1, "[pending]\nscheduled_max = 1\nphases_max = 1\n").await;
+    let (tenant, receiver) = (world.tenant().await, Receiver::start().await);
+    tenant.declare("CUSTOM_BATCHED").await;
+    let (name, phase) = ("CUSTOM_PRE".to_owned(), EventPhase::Pre.into());
+    let declare = CreateEventTypeRequest { name, phase, ..Default::default() };
+    tenant.types().create_event_type(declare).await.expect("a PRE type can be declared");
+    let gate = Arc::new(Semaphore::new(0));
+    receiver.answers("/pre", [Answer::Gated(gate.clone())]);
+    tenant.subscribe("CUSTOM_PRE", &receiver, "/pre").await;
+    let ordinary = || publish_request("CUSTOM_BATCHED", &json!({}));
+    let pre = || publish_request("CUSTOM_PRE", &json!({}));
+    let delayed = |days, n: i32| {
+        let deliver_at = Some((clock::now() + TimeDelta::days(days)).into());
+        PublishRequest { deliver_at, ..publish_request("CUSTOM_BATCHED", &json!({ "n": n })) }
+    };
+    let taken = |request| PublishRequest { idempotency_key: "taken".to_owned(), ..request };
+    // All the room for delayed events, and for those that ask.
+    let first = tenant.try_publish(taken(delayed(1, 1))).await.expect("it is accepted");
+    let asking = tokio::spawn({
+        let mut publisher = tenant.publisher();
+        async move { publisher.publish(pre()).await }
+    });
+    receiver.receives("/pre", 1).await;
+    let end = tenant.end_of_log().await;
+    let cases = [
+        (delayed(40, 1), "FIELD_INVALID", "requests[1].deliver_at"),
+        (taken(delayed(1, 2)), "REQUEST_ID_REUSED", "requests[1].idempotency_key"),
+        (delayed(1, 1), "QUOTA_EXCEEDED", "pending.scheduled_max"),
+        (pre(), "QUOTA_EXCEEDED", "pending.phases_max"),
+    ];
+    let batch = |requests| {
+        let mut publisher = tenant.publisher();
+        async move { publisher.publish_batch(PublishBatchRequest { requests }).await.map(tonic::Response::into_inner) }
+    };
+    for (refused, expected, told) in cases {
+        for _ in 0..2 {
+            let status = batch(vec![ordinary(), refused.clone()]).await.expect_err(told);
+            assert_eq!(reason(&status), expected, "{status:?}");
+            let details = status.get_error_details();
+            let field = details.bad_request().map(|bad| bad.field_violations[0].field.as_str());
+            let key = details.precondition_failure().map(|failure| failure.violations[0].subject.as_str());
+            let quota = details.quota_failure().map(|failure| failure.violations[0].subject.as_str());
+            assert_eq!(field.or(key).or(quota), Some(told), "{status:?}");
+            assert_eq!(tenant.end_of_log().await, end, "{told}: a part of the batch was kept");
+        }
+    }
+    // What is accepted already needs no room.
+    let answers = batch(vec![ordinary(), taken(delayed(1, 1))]).await.expect("the first answer").responses;
+    assert_eq!((answers[0].position, &answers[1].event_id, answers[1].duplicate), (end + 1, &first.event_id, true));
+    gate.add_permits(10);
+    asking.await.expect("no panic").expect("its listener agreed");
+    // With one place they ask in turn.
+    let answers = batch(vec![pre(), pre(), ordinary(), pre()]).await.expect("all agree").responses;
+    assert!(answers.iter().all(|answer| answer.position > 0), "{answers:?}");
 }

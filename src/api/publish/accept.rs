@@ -2,7 +2,7 @@
 
 use super::Answers;
 use super::parse::Parsed;
-use crate::pending::PendingError;
+use crate::pending::{Admission, PendingError};
 use crate::proto::internal::PublishResponse;
 use crate::publish::PublishError;
 use crate::publish::prepare::prepare;
@@ -11,14 +11,16 @@ use tokio::time::Instant;
 /// How often an event is prepared again because its listeners changed meanwhile.
 const ROUNDS_MAX: u32 = 100;
 
-/// Publishes one event that is not part of a commit of several. `until` is when the caller stops waiting.
+/// Publishes one event that is not part of a commit of several. `until` is when the caller stops waiting, `admission` the room of the
+/// batch that it is of.
 pub(super) async fn accept(
     answers: &Answers<'_>,
     parsed: Parsed,
     until: Option<Instant>,
+    admission: Option<&Admission>,
 ) -> Result<PublishResponse, PendingError> {
     let key = parsed.key.clone();
-    match publish(answers, parsed, until).await {
+    match publish(answers, parsed, until, admission).await {
         Ok(answer) => Ok(answer),
         Err(error) => Box::pin(answers.first_of(key.as_ref(), error)).await,
     }
@@ -28,6 +30,7 @@ async fn publish(
     answers: &Answers<'_>,
     parsed: Parsed,
     until: Option<Instant>,
+    admission: Option<&Admission>,
 ) -> Result<PublishResponse, PendingError> {
     let Answers { api, registry, .. } = answers;
     let tenant = registry.tenant();
@@ -39,9 +42,9 @@ async fn publish(
         event = prepared.event.clone();
         // Boxed, so that the many calls that neither wait nor are gated do not carry the room for it.
         let outcome = if let Some(at) = deliver_at {
-            Box::pin(api.pending.schedule(tenant, prepared, at, pre_timeout)).await
+            Box::pin(api.pending.schedule(tenant, prepared, at, pre_timeout, admission)).await
         } else if prepared.is_gated() {
-            Box::pin(api.pending.publish(tenant, prepared, pre_timeout, until)).await
+            Box::pin(api.pending.publish(tenant, prepared, pre_timeout, until, admission)).await
         } else {
             match api.writer.write(tenant, vec![prepared]).await {
                 Ok(published) => {

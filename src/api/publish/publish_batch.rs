@@ -18,8 +18,6 @@ use tonic::{Request, Response, Status};
 
 /// Events in one call at most.
 const REQUESTS_MAX: usize = 1000;
-/// Events of one call that wait for their listeners at the same time.
-const GATES_AT_ONCE: usize = 64;
 /// How often a batch is divided again because the listeners of its events changed meanwhile.
 const ROUNDS_MAX: u32 = 100;
 
@@ -67,7 +65,17 @@ async fn publish(
     let Answers { api, registry, .. } = answers;
     let mut responses: Vec<Option<PublishResponse>> = vec![None; parsed.len()];
     for _ in 0..ROUNDS_MAX {
-        let Divided { together, alone } = divide(answers, parsed, &responses).await?;
+        let Divided { mut together, mut alone } = divide(answers, parsed, &responses).await?;
+        // Before anything is committed, so that a refusal has no effect: keys that stand for something else, and quotas.
+        if !alone.is_empty() {
+            responses = answers.known(&keys_of(parsed)).await?;
+            together.retain(|(index, _)| responses[*index].is_none());
+            alone.retain(|index| responses[*index].is_none());
+        }
+        let (delayed, gated): (Vec<&Parsed>, Vec<&Parsed>) =
+            alone.iter().map(|index| &parsed[*index]).partition(|one| one.deliver_at.is_some());
+        let gated: Vec<usize> = gated.iter().map(|one| one.event.memory_bytes()).collect();
+        let admission = api.pending.admit(registry.tenant(), delayed.len(), &gated).await?;
         if !together.is_empty() {
             let (indices, prepared): (Vec<usize>, Vec<Prepared>) = together.into_iter().unzip();
             match api.writer.write(registry.tenant(), prepared).await {
@@ -88,10 +96,10 @@ async fn publish(
             }
         }
         let gates = alone.into_iter().map(|index| {
-            let accepted = accept(answers, parsed[index].clone(), until);
+            let accepted = accept(answers, parsed[index].clone(), until, Some(&admission));
             async move { (index, accepted.await) }
         });
-        let mut gates: Vec<_> = futures::stream::iter(gates).buffer_unordered(GATES_AT_ONCE).collect().await;
+        let mut gates: Vec<_> = futures::stream::iter(gates).buffer_unordered(admission.at_once()).collect().await;
         gates.sort_by_key(|(index, _)| *index);
         for (index, outcome) in gates {
             responses[index] = Some(outcome.map_err(|error| Refusal::at(index, error))?);
@@ -148,7 +156,10 @@ async fn divide(
         let prepared =
             prepare(api.writer.registry(), registry, one.event.clone(), one.schema_version, one.key.clone(), limit);
         let prepared = prepared.await.map_err(|error| Refusal::at(index, error))?;
-        if prepared.is_gated() || one.deliver_at.is_some() {
+        if let Some(at) = one.deliver_at {
+            api.pending.check_time(at).map_err(|error| Refusal::at(index, error))?;
+            alone.push(index);
+        } else if prepared.is_gated() {
             alone.push(index);
         } else {
             together.push((index, prepared));

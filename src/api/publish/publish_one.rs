@@ -19,6 +19,6 @@ pub(super) async fn handle(
     let one = std::slice::from_ref(&parsed);
     admit(api, &registry, one).await.map_err(|error| to_api_error(error, "event"))?;
     let answers = Answers { api, registry: &registry, events: 1 };
-    let answer = accept(&answers, parsed, until).await.map_err(|error| pending_to_api_error(error, "event"))?;
+    let answer = accept(&answers, parsed, until, None).await.map_err(|error| pending_to_api_error(error, "event"))?;
     Ok(Response::new(answer))
 }

@@ -371,6 +371,8 @@ async fn every_hot_statement_is_served_by_its_index_and_looks_at_no_more_days_th
     };
     look!("accepting a PRE event", ["tenant_heads_pk", "pending_events_by_tenant_due", "subscription_health_pk"], scans [],
         prunes false, store.accept_pending(&gated));
+    look!("how many pending events there are", ["pending_events_by_tenant_due"], scans [], prunes false,
+        store.count_pending(one, 10, 10));
     look!("how a pending event stands", ["pending_events_pk"], scans [], prunes false,
         store.pending_standing(one, known_event));
     look!("claim of what is due", ["pending_events_by_tenant_due"], scans [], prunes false,
