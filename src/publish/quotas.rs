@@ -1,14 +1,14 @@
 //! How much a tenant may publish: its rates, and whether what it has published before is dealt with.
 //!
-//! Asked at the door of Publish, before anything is queued or written, so a refusal has no effect. The rates are those of this
-//! replica: their state is in memory, belongs to nobody else, and begins anew with the process. Carillon's own events never come here.
+//! Asked at the door of Publish, before anything is queued or written, so a refusal has no effect. A call that only repeats an earlier one
+//! is answered all the same: who asks looks that up, once it is refused. The rates are those of this replica: their state is in memory,
+//! belongs to nobody else, and begins anew with the process. Carillon's own events never come here.
 
 use super::PublishError;
 use super::registry::{Registry, TenantRegistry};
 use crate::domain::ids::TenantId;
 use crate::domain::quotas::{Limits, Overrides, Quota};
 use crate::store::StoreError;
-use crate::telemetry::measured;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -176,9 +176,6 @@ impl Registry {
             if taken.is_err() {
                 taken = tenant.allowance().take(count, bytes);
             }
-        }
-        if let Err(PublishError::Quota { quota, .. }) = &taken {
-            measured().publish.refused(quota.name());
         }
         taken
     }

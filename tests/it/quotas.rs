@@ -82,6 +82,17 @@ async fn a_rate_refuses_what_is_too_much_and_a_retry_passes_while_another_tenant
     assert!(!again.duplicate, "it was never there");
     assert_eq!(stored(&busy).await, taken + 1);
 
+    // More than comes at once ever, but all of it is there.
+    let requests: Vec<_> = (0..4).map(|n| keyed(&format!("k{n}"), 10)).collect();
+    let answers = busy.publisher().publish_batch(PublishBatchRequest { requests: requests.clone() }).await;
+    assert!(answers.expect("the first answers").into_inner().responses.iter().all(|answer| answer.duplicate));
+    let one_is_new = PublishBatchRequest { requests: [&requests[..3], &[keyed("new", 10)]].concat() };
+    at_quota(busy.publisher().publish_batch(one_is_new).await, "limits.publish_events_burst", 3);
+    let other_body = PublishBatchRequest { requests: [&requests[..3], &[keyed("k3", 11)]].concat() };
+    let refused = busy.publisher().publish_batch(other_body).await;
+    assert_refused(refused, Code::FailedPrecondition, "REQUEST_ID_REUSED");
+    assert_eq!(stored(&busy).await, taken + 1);
+
     // A batch counts all its events, and is taken whole or not at all.
     let batch =
         |count: usize| PublishBatchRequest { requests: (0..count).map(|n| keyed(&format!("b{n}"), 10)).collect() };
@@ -200,7 +211,8 @@ async fn a_full_backlog_stops_publishing_on_every_replica_until_it_has_drained()
     let gate = Arc::new(Semaphore::new(0));
     receiver.answers("/held", [Answer::Gated(gate.clone())]);
     tenant.subscribe(EVENT, &receiver, "/held").await;
-    let published = std::sync::atomic::AtomicUsize::new(0);
+    let first = tenant.try_publish(keyed("first", 10)).await.expect("there is room");
+    let published = std::sync::atomic::AtomicUsize::new(1);
     for replica in 0..2 {
         let status = eventually("the backlog is full", || async {
             match tenant.publishers[replica].clone().publish(keyed("", 10)).await {
@@ -210,6 +222,12 @@ async fn a_full_backlog_stops_publishing_on_every_replica_until_it_has_drained()
         })
         .await;
         assert!(at_quota(Err::<(), _>(status), "limits.backlog_max", 10));
+        // What is there is not published again: it needs no room.
+        let mut publisher = tenant.publishers[replica].clone();
+        let again = publisher.publish(keyed("first", 10)).await.expect("the first answer").into_inner();
+        assert_eq!((again.event_id, again.duplicate), (first.event_id.clone(), true));
+        let other = publisher.publish(keyed("first", 11)).await;
+        assert_refused(other, Code::FailedPrecondition, "REQUEST_ID_REUSED");
     }
     for _ in 0..12 {
         other.try_publish(keyed("", 10)).await.expect("another tenant is untouched");

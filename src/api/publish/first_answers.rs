@@ -8,6 +8,7 @@ use crate::pending::{PendingError, Until};
 use crate::proto::internal::PublishResponse;
 use crate::publish::PublishError;
 use crate::store::publish::NewKey;
+use crate::telemetry::measured;
 use futures::{StreamExt as _, TryStreamExt as _};
 use std::collections::HashMap;
 
@@ -39,14 +40,16 @@ impl Answers<'_> {
     ///
     /// Errors: the refusal, where any is new; what the first of the events was refused with.
     pub async fn first(&self, keys: &[Option<&NewKey>], refusal: Refusal) -> Result<Vec<PublishResponse>, Refusal> {
-        if !refusal.error.may_be_repetition() || keys.iter().any(Option::is_none) {
-            return Err(refusal);
+        if refusal.error.may_be_repetition() && keys.iter().all(Option::is_some) {
+            let events = self.events_of(keys).await?;
+            if events.iter().all(Option::is_some) {
+                return Ok(self.read(events).await?.into_iter().flatten().collect());
+            }
         }
-        let events = self.events_of(keys).await?;
-        if events.iter().any(Option::is_none) {
-            return Err(refusal);
+        if let PendingError::Publish(PublishError::Quota { quota, .. }) = &refusal.error {
+            measured().publish.refused(quota.name());
         }
-        Ok(self.read(events).await?.into_iter().flatten().collect())
+        Err(refusal)
     }
 
     /// The same for one event.

@@ -1,7 +1,7 @@
 //! PublishBatch: up to 1,000 events, all of them or none; those that wait for listeners or for their time each by itself.
 
 use super::accept::accept;
-use super::errors::{pending_to_api_error, to_api_error};
+use super::errors::pending_to_api_error;
 use super::first_answers::Refusal;
 use super::parse::Parsed;
 use super::{Answers, PublishApi, admit, parse};
@@ -48,9 +48,12 @@ pub(super) async fn handle(
         }
         parsed.push(one);
     }
-    admit(api, &registry, &parsed).await.map_err(|error| to_api_error(error, "requests"))?;
     let answers = Answers { api, registry: &registry, events: parsed.len() };
-    let responses = match publish(&answers, &parsed, until).await {
+    let published = match admit(api, &registry, &parsed).await {
+        Ok(()) => publish(&answers, &parsed, until).await,
+        Err(error) => Err(error.into()),
+    };
+    let responses = match published {
         Ok(responses) => responses,
         Err(refusal) => answers.first(&keys_of(&parsed), refusal).await.map_err(to_error)?,
     };

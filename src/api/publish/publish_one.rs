@@ -1,7 +1,7 @@
 //! Publish: one event.
 
 use super::accept::accept;
-use super::errors::{pending_to_api_error, to_api_error};
+use super::errors::pending_to_api_error;
 use super::{Answers, PublishApi, admit, parse};
 use crate::api::status::ApiError;
 use crate::api::{auth, deadline};
@@ -16,9 +16,10 @@ pub(super) async fn handle(
     let until = deadline::of(&request);
     let parsed = parse::parse(request.into_inner(), &publisher, "", api.store.now())?;
     let registry = api.writer.registry().tenant(publisher.tenant).await.map_err(ApiError::from)?;
-    let one = std::slice::from_ref(&parsed);
-    admit(api, &registry, one).await.map_err(|error| to_api_error(error, "event"))?;
     let answers = Answers { api, registry: &registry, events: 1 };
-    let answer = accept(&answers, parsed, until, None).await.map_err(|error| pending_to_api_error(error, "event"))?;
-    Ok(Response::new(answer))
+    let answer = match admit(api, &registry, std::slice::from_ref(&parsed)).await {
+        Ok(()) => accept(&answers, parsed, until, None).await,
+        Err(error) => Box::pin(answers.first_of(parsed.key.as_ref(), error.into())).await,
+    };
+    Ok(Response::new(answer.map_err(|error| pending_to_api_error(error, "event"))?))
 }
