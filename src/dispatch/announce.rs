@@ -1,7 +1,7 @@
 //! Operator events: what an operator should know of dispatching, published into the tenant's own log.
 //!
-//! Dead letters are announced from their rows, changes of the registry from the outbox that their transactions write, so that a
-//! crash loses none; the idempotency key makes a repetition harmless. The event of a dead letter is caused by the invocation it
+//! Dead letters are announced from their rows, or from what a caller who removed one left of it; changes of the registry from the
+//! outbox that their transactions write. So a crash loses none; the idempotency key makes a repetition harmless. The event of a dead letter is caused by the invocation it
 //! tells about, and that of a circuit by the one whose attempt opened or closed it: a subscription that fails on its own failures is in
 //! its own lineage, and does not fire again. A circuit is announced before its row is written; one that changes while its owner crashes is
 //! found by the failures that follow.
@@ -61,7 +61,7 @@ async fn announce(shared: &Shared, tenant: TenantId) -> Result<(), AnnounceError
         for (subscription_no, gone_at) in gone {
             disable_gone(shared, tenant, subscription_no, gone_at).await?;
         }
-        let places: Vec<Place> = letters.iter().map(|letter| letter.place).collect();
+        let places: Vec<(Place, i32)> = letters.iter().map(|letter| (letter.place, letter.attempt)).collect();
         let mut announcements = Vec::with_capacity(letters.len());
         for letter in &letters {
             announcements.extend(dead_letter(&shared.parts.store, tenant, letter).await?);

@@ -315,17 +315,20 @@ impl Store {
         Ok(rows.into_iter().map(|(position, subscription_no)| Place { position, subscription_no }).collect())
     }
 
-    /// Dead letters of a tenant whose operator event has not been published, oldest first.
+    /// Dead letters of a tenant whose operator event has not been published, oldest first: also those that a caller has removed.
     pub async fn unannounced(&self, tenant: TenantId, limit: u32) -> Result<Vec<DeadLetter>, StoreError> {
         type Row = (i64, i32, NaiveDate, i32, DateTime<Utc>, Uuid, Uuid, String);
         let rows: Vec<Row> = sqlx::query_as(
             "SELECT d.position, d.subscription_no, d.day, d.attempt, d.dead_at, e.event_id, s.subscription_id, a.slug
-               FROM dead_letters d
-               JOIN events e ON e.tenant_id = d.tenant_id AND e.day = d.day AND e.position = d.position
-               JOIN subscriptions s ON s.tenant_id = d.tenant_id AND s.subscription_no = d.subscription_no
+               FROM ((SELECT position, subscription_no, day, attempt, dead_at FROM dead_letters
+                       WHERE tenant_id = $1 AND announced_at IS NULL ORDER BY position, subscription_no LIMIT $2)
+                     UNION ALL
+                     (SELECT position, subscription_no, day, attempt, dead_at FROM removed_dead_letters
+                       WHERE tenant_id = $1 ORDER BY position, subscription_no, attempt LIMIT $2)) AS d
+               JOIN events e ON e.tenant_id = $1 AND e.day = d.day AND e.position = d.position
+               JOIN subscriptions s ON s.tenant_id = $1 AND s.subscription_no = d.subscription_no
                JOIN apps a ON a.tenant_id = s.tenant_id AND a.app_id = s.app_id
-              WHERE d.tenant_id = $1 AND d.announced_at IS NULL
-              ORDER BY d.position, d.subscription_no LIMIT $2",
+              ORDER BY d.position, d.subscription_no, d.attempt LIMIT $2",
         )
         .bind(tenant.0)
         .bind(i64::from(limit))
@@ -333,15 +336,17 @@ impl Store {
         .await?;
         let mut letters = Vec::with_capacity(rows.len());
         for (position, subscription_no, day, attempt, dead_at, event, subscription, app_slug) in rows {
+            // Without those that a redrive has made since.
             let tried: Vec<(i16, Option<String>, DateTime<Utc>)> = sqlx::query_as(
                 "SELECT outcome_class, error, started_at FROM attempts
-                  WHERE tenant_id = $1 AND day = $2 AND position = $3 AND subscription_no = $4
+                  WHERE tenant_id = $1 AND day = $2 AND position = $3 AND subscription_no = $4 AND attempt <= $5
                   ORDER BY attempt LIMIT 1000",
             )
             .bind(tenant.0)
             .bind(day)
             .bind(position)
             .bind(subscription_no)
+            .bind(attempt)
             .fetch_all(self.engine())
             .await?;
             let first_attempt_at = tried.first().map_or(dead_at, |first| first.2);
@@ -362,19 +367,33 @@ impl Store {
         Ok(letters)
     }
 
-    /// Records that dead letters have been announced.
-    pub async fn mark_announced(&self, tenant: TenantId, places: &[Place]) -> Result<(), StoreError> {
-        let (position, subscription_no): (Vec<i64>, Vec<i32>) =
-            places.iter().map(|place| (place.position, place.subscription_no)).unzip();
+    /// Records that dead letters have been announced, each given with its last attempt.
+    pub async fn mark_announced(&self, tenant: TenantId, letters: &[(Place, i32)]) -> Result<(), StoreError> {
+        let position: Vec<i64> = letters.iter().map(|(place, _)| place.position).collect();
+        let subscription_no: Vec<i32> = letters.iter().map(|(place, _)| place.subscription_no).collect();
+        let attempt: Vec<i32> = letters.iter().map(|(_, attempt)| *attempt).collect();
+        // In two statements: the first one waits for a caller who is removing a dead letter, the second one finds what he has left.
         sqlx::query(
-            "UPDATE dead_letters d SET announced_at = $4
-               FROM unnest($2::bigint[], $3::integer[]) AS k(position, subscription_no)
-              WHERE d.tenant_id = $1 AND d.position = k.position AND d.subscription_no = k.subscription_no",
+            "UPDATE dead_letters d SET announced_at = $5
+               FROM unnest($2::bigint[], $3::integer[], $4::integer[]) AS k(position, subscription_no, attempt)
+              WHERE d.tenant_id = $1 AND d.position = k.position AND d.subscription_no = k.subscription_no AND d.attempt = k.attempt",
         )
         .bind(tenant.0)
-        .bind(position)
-        .bind(subscription_no)
+        .bind(&position)
+        .bind(&subscription_no)
+        .bind(&attempt)
         .bind(self.now())
+        .execute(self.engine())
+        .await?;
+        sqlx::query(
+            "DELETE FROM removed_dead_letters d
+              USING unnest($2::bigint[], $3::integer[], $4::integer[]) AS k(position, subscription_no, attempt)
+              WHERE d.tenant_id = $1 AND d.position = k.position AND d.subscription_no = k.subscription_no AND d.attempt = k.attempt",
+        )
+        .bind(tenant.0)
+        .bind(&position)
+        .bind(&subscription_no)
+        .bind(&attempt)
         .execute(self.engine())
         .await?;
         Ok(())

@@ -15,7 +15,7 @@ use crate::domain::invocation::{CancelReason, Invocation, State};
 use crate::domain::subscription;
 use crate::feed::Head;
 use chrono::{DateTime, NaiveDate, Utc};
-use sqlx::{PgConnection, Postgres, QueryBuilder};
+use sqlx::{AssertSqlSafe, PgConnection, Postgres, QueryBuilder};
 use uuid::Uuid;
 
 /// What a caller's change did.
@@ -54,6 +54,12 @@ struct Before(Vec<u8>);
 
 /// Dead letters that one transaction redrives at most.
 const REDRIVEN_AT_A_TIME: u32 = 500;
+
+/// Keeps what tells of the dead letters in `gone` that are not announced.
+const KEEP_UNTOLD: &str =
+    "INSERT INTO removed_dead_letters (tenant_id, position, subscription_no, attempt, day, dead_at)
+             SELECT tenant_id, position, subscription_no, attempt, day, dead_at FROM gone WHERE announced_at IS NULL
+             ON CONFLICT DO NOTHING";
 
 /// What a part of a redrive did: how many, the last one that it looked at, and the head.
 struct Part {
@@ -179,28 +185,7 @@ impl Store {
             transaction.rollback().await?;
             return Ok(Err(Before(answer)));
         }
-        let (position, subscription_no): (Vec<i64>, Vec<i32>) =
-            found.iter().map(|place| (place.position, place.subscription_no)).unzip();
-        // Both may have changed since they were found: whether it is dead, and whether its subscription executes.
-        let redriven = sqlx::query(
-            "WITH gone AS (
-                 DELETE FROM dead_letters d USING unnest($2::bigint[], $3::integer[]) AS f(position, subscription_no)
-                  WHERE d.tenant_id = $1 AND d.position = f.position AND d.subscription_no = f.subscription_no
-                    AND EXISTS (SELECT FROM subscriptions s
-                                 WHERE s.tenant_id = $1 AND s.subscription_no = f.subscription_no AND s.state = 1)
-                 RETURNING d.tenant_id, d.position, d.subscription_no, d.day, d.attempt, d.ordering_key)
-             INSERT INTO deferred_invocations (tenant_id, position, subscription_no, day, ordering_key, shard, attempt, attempt_base,
-                    due_at)
-             SELECT tenant_id, position, subscription_no, day, ordering_key, $4, attempt, attempt, $5 FROM gone",
-        )
-        .bind(tenant.0)
-        .bind(position)
-        .bind(subscription_no)
-        .bind(shard_of(tenant))
-        .bind(now)
-        .execute(&mut *transaction)
-        .await?;
-        let count = u32::try_from(redriven.rows_affected()).unwrap_or(u32::MAX);
+        let count = redrive(&mut transaction, tenant, found, now).await?;
         if let Some(resource) = recorded.filter(|_| count > 0) {
             record(&mut transaction, tenant, now, &principal.name, "RedriveInvocations", &resource).await?;
         }
@@ -333,22 +318,39 @@ async fn retry(
     if hastened.rows_affected() > 0 {
         return Ok(true);
     }
-    let redriven = sqlx::query(
+    Ok(redrive(connection, tenant, &[place], now).await? > 0)
+}
+
+/// Gives those of the places that are dead a fresh set of attempts, due now. Returns how many.
+async fn redrive(
+    connection: &mut PgConnection,
+    tenant: TenantId,
+    places: &[Place],
+    now: DateTime<Utc>,
+) -> Result<u32, StoreError> {
+    let (position, subscription_no): (Vec<i64>, Vec<i32>) =
+        places.iter().map(|place| (place.position, place.subscription_no)).unzip();
+    // Both may have changed since they were found: whether it is dead, and whether its subscription executes.
+    let redriven = sqlx::query(AssertSqlSafe(format!(
         "WITH gone AS (
-             DELETE FROM dead_letters WHERE tenant_id = $1 AND position = $2 AND subscription_no = $3
-             RETURNING tenant_id, position, subscription_no, day, attempt, ordering_key)
+             DELETE FROM dead_letters d USING unnest($2::bigint[], $3::integer[]) AS f(position, subscription_no)
+              WHERE d.tenant_id = $1 AND d.position = f.position AND d.subscription_no = f.subscription_no
+                AND EXISTS (SELECT FROM subscriptions s
+                             WHERE s.tenant_id = $1 AND s.subscription_no = f.subscription_no AND s.state = 1)
+             RETURNING d.tenant_id, d.position, d.subscription_no, d.day, d.attempt, d.ordering_key, d.dead_at, d.announced_at),
+         untold AS ({KEEP_UNTOLD})
          INSERT INTO deferred_invocations (tenant_id, position, subscription_no, day, ordering_key, shard, attempt, attempt_base,
                 due_at)
-         SELECT tenant_id, position, subscription_no, day, ordering_key, $5, attempt, attempt, $4 FROM gone",
-    )
+         SELECT tenant_id, position, subscription_no, day, ordering_key, $4, attempt, attempt, $5 FROM gone"
+    )))
     .bind(tenant.0)
-    .bind(place.position)
-    .bind(place.subscription_no)
-    .bind(now)
+    .bind(position)
+    .bind(subscription_no)
     .bind(shard_of(tenant))
+    .bind(now)
     .execute(connection)
     .await?;
-    Ok(redriven.rows_affected() > 0)
+    Ok(u32::try_from(redriven.rows_affected()).unwrap_or(u32::MAX))
 }
 
 /// True where it had no final outcome.
@@ -360,16 +362,18 @@ async fn cancel(
     now: DateTime<Utc>,
 ) -> Result<bool, StoreError> {
     // A success that is being written at this moment holds the key: the insert waits for it, and yields to it.
-    let cancelled = sqlx::query(
+    let cancelled = sqlx::query(AssertSqlSafe(format!(
         "WITH waiting AS (
              DELETE FROM deferred_invocations WHERE tenant_id = $1 AND position = $3 AND subscription_no = $4 RETURNING attempt),
-         dead AS (
-             DELETE FROM dead_letters WHERE tenant_id = $1 AND position = $3 AND subscription_no = $4 RETURNING attempt)
+         gone AS (
+             DELETE FROM dead_letters WHERE tenant_id = $1 AND position = $3 AND subscription_no = $4
+             RETURNING tenant_id, position, subscription_no, day, attempt, dead_at, announced_at),
+         untold AS ({KEEP_UNTOLD})
          INSERT INTO outcomes (tenant_id, day, position, subscription_no, state, attempt, outcome_class, status_code,
                 duration_us, started_at, reason)
-         SELECT $1, $2, $3, $4, 5, COALESCE((SELECT attempt FROM waiting), (SELECT attempt FROM dead), 0), $7, 0, 0, $5, $6
-         ON CONFLICT DO NOTHING",
-    )
+         SELECT $1, $2, $3, $4, 5, COALESCE((SELECT attempt FROM waiting), (SELECT attempt FROM gone), 0), $7, 0, 0, $5, $6
+         ON CONFLICT DO NOTHING"
+    )))
     .bind(tenant.0)
     .bind(day)
     .bind(place.position)

@@ -203,10 +203,13 @@ impl Store {
             .await?;
         let waiting = give_up(&mut tx, "deferred_invocations", tenant, last).await?;
         let dead = give_up(&mut tx, "dead_letters", tenant, last).await?;
+        // Their invocations ended or wait, and are counted there.
+        let removed = give_up(&mut tx, "removed_dead_letters", tenant, last).await?;
         let count = |given_up: &[GivenUp]| given_up.iter().map(|of| of.1).sum::<i64>();
         let passed = replays::pass(&mut tx, tenant, last, GIVEN_UP_AT_A_TIME).await?;
         let full = |count: i64| count >= GIVEN_UP_AT_A_TIME;
-        let more = full(count(&waiting)) || full(count(&dead)) || full(i64::try_from(passed.len()).unwrap_or(i64::MAX));
+        let more = [count(&waiting), count(&dead), count(&removed)].into_iter().any(full)
+            || full(i64::try_from(passed.len()).unwrap_or(i64::MAX));
         let mut expired: BTreeMap<SubscriptionNo, Expired> = BTreeMap::new();
         for (given_up, is_dead) in waiting.iter().map(|of| (of, false)).chain(dead.iter().map(|of| (of, true))) {
             let (no, count, first, last) = *given_up;

@@ -217,3 +217,104 @@ async fn dead_letters_are_announced_in_one_commit_without_the_one_that_is_refuse
     dispatch.stop().await;
     world.end().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_letter_that_a_caller_removes_at_once_is_announced_all_the_same_and_its_gone_receiver_disabled() {
+    let world = World::new().await;
+    let (_, broken) = world.subscribe("shop", NAME, "/broken").await;
+    let (_, gone) = world.subscribe("shop", NAME, "/gone").await;
+    let entries = world.publish(2).await;
+    let mut connection =
+        sqlx::PgConnection::connect(&world.postgres.owner_url("carillon")).await.expect("Postgres answers");
+    // One attempt each that has ended so, and nobody who announces it yet.
+    let rows = "WITH dead AS (
+                    INSERT INTO dead_letters (tenant_id, position, subscription_no, day, attempt, dead_at)
+                    SELECT tenant_id, position, no, day, 1, now() FROM events CROSS JOIN unnest($2::integer[]) AS no
+                     WHERE tenant_id = $1 AND event_type = $4
+                    RETURNING tenant_id, day, position, subscription_no, attempt)
+                INSERT INTO attempts (tenant_id, day, position, subscription_no, attempt, outcome_class, status_code, duration_us,
+                       started_at, error)
+                SELECT tenant_id, day, position, subscription_no, attempt, CASE subscription_no WHEN $3 THEN 8 ELSE 2 END, 400, 1,
+                       now(), 'the first' FROM dead";
+    let dead = sqlx::query(rows).bind(world.tenant.0).bind(vec![broken, gone]).bind(gone).bind(NAME);
+    dead.execute(&mut connection).await.expect("inserted");
+    let by = Principal::server(world.tenant);
+    for entry in &entries {
+        let cancelled = world.store.cancel_invocation(&by, entry.invocation(gone), Repeatable::default()).await;
+        assert!(matches!(cancelled, Ok(InvocationChange::Done { .. })), "{cancelled:?}");
+    }
+    // Each in one of the ways in which it gets a fresh set of attempts.
+    let (retried, redriven) = (entries[0].invocation(broken), entries[1].invocation(broken));
+    let done = world.store.retry_invocation(&by, retried, Repeatable::default()).await;
+    assert!(matches!(done, Ok(InvocationChange::Done { .. })), "{done:?}");
+    let done = world.store.redrive_invocations(&by, &InvocationFilter::default(), 10, Repeatable::default()).await;
+    assert_eq!(done.expect("answered").made().expect("now").count, 1);
+    assert_eq!(world.store.unannounced_tenants(&[world.tenant]).await.expect("readable"), [world.tenant]);
+    assert_eq!(world.store.unannounced(world.tenant, 100).await.expect("readable").len(), 4);
+
+    let dispatch = world.dispatch();
+    world.until(State::DeadLettered, 2).await;
+    let announced = async {
+        while !world.store.unannounced(world.tenant, 100).await.expect("readable").is_empty() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), announced).await.expect("everything is told");
+    let mut told: Vec<(String, i64, String)> = world
+        .log()
+        .await
+        .into_iter()
+        .filter_map(|(name, data)| {
+            let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+            (name == "INVOCATION_DEAD_LETTERED").then(|| {
+                (
+                    text(&data["invocation"]),
+                    data["attempts"].as_i64().unwrap_or_default(),
+                    text(&data["error"]["message"]),
+                )
+            })
+        })
+        .collect();
+    told.sort();
+    let first = |id: InvocationId| (id.to_string(), 1, "the first".to_owned());
+    for id in [retried, redriven].into_iter().chain(entries.iter().map(|entry| entry.invocation(gone))) {
+        assert_eq!(told.iter().filter(|told| **told == first(id)).count(), 1, "{id} in {told:?}");
+    }
+    let again: Vec<_> = told.iter().filter(|told| told.1 > 1).map(|told| told.0.clone()).collect();
+    assert_eq!(again.len(), 2, "each time that it died is an event of its own: {told:?}");
+    assert_eq!(told.len(), 6);
+    let registry = world.parts.registry.reload(world.tenant).await.expect("readable");
+    let disabled = &registry.subscription(gone).expect("exists").subscription;
+    assert_eq!(
+        (disabled.state, disabled.state_reason.as_str()),
+        (crate::domain::subscription::State::Disabled, "GONE")
+    );
+    dispatch.stop().await;
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_the_dead_letter_that_was_announced_counts_as_announced() {
+    let world = World::new().await;
+    let (_, no) = world.subscribe("shop", NAME, "/fine").await;
+    let entry = world.publish(1).await.remove(0);
+    let mut connection =
+        sqlx::PgConnection::connect(&world.postgres.owner_url("carillon")).await.expect("Postgres answers");
+    let dies = "INSERT INTO dead_letters (tenant_id, position, subscription_no, day, attempt, dead_at)
+                SELECT tenant_id, position, $2, day, $3, now() FROM events WHERE tenant_id = $1";
+    let (by, id) = (Principal::server(world.tenant), entry.invocation(no));
+    let place = Place { position: entry.position, subscription_no: no };
+    sqlx::query(dies).bind(world.tenant.0).bind(no).bind(1).execute(&mut connection).await.expect("inserted");
+    // It is published, redriven and dead again before the first one is marked.
+    world.store.retry_invocation(&by, id, Repeatable::default()).await.expect("answered");
+    sqlx::query("DELETE FROM deferred_invocations").execute(&mut connection).await.expect("deleted");
+    sqlx::query(dies).bind(world.tenant.0).bind(no).bind(2).execute(&mut connection).await.expect("inserted");
+    world.store.mark_announced(world.tenant, &[(place, 1)]).await.expect("marked");
+    let left = world.store.unannounced(world.tenant, 100).await.expect("readable");
+    assert_eq!(left.iter().map(|letter| (letter.place, letter.attempt)).collect::<Vec<_>>(), [(place, 2)]);
+    // What is announced leaves nothing behind.
+    world.store.mark_announced(world.tenant, &[(place, 2)]).await.expect("marked");
+    world.store.retry_invocation(&by, id, Repeatable::default()).await.expect("answered");
+    assert!(world.store.unannounced(world.tenant, 100).await.expect("readable").is_empty());
+    world.end().await;
+}

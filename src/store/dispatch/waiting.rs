@@ -93,6 +93,7 @@ impl Store {
     pub async fn unannounced_tenants(&self, tenants: &[TenantId]) -> Result<Vec<TenantId>, StoreError> {
         let unannounced =
             "EXISTS (SELECT FROM dead_letters d WHERE d.tenant_id = h.tenant_id AND d.announced_at IS NULL)
+                        OR EXISTS (SELECT FROM removed_dead_letters r WHERE r.tenant_id = h.tenant_id)
                         OR EXISTS (SELECT FROM announcements a WHERE a.tenant_id = h.tenant_id)";
         self.tenants_where(tenants, unannounced).await
     }

@@ -59,6 +59,8 @@ async fn expired_days_go_whole_and_what_waited_for_them_is_told() {
          VALUES ($1, 1, 1, CURRENT_DATE, 0, 1, now()), ($1, 4, 1, CURRENT_DATE, 0, 1, now())",
         "INSERT INTO dead_letters (tenant_id, position, subscription_no, day, attempt, dead_at)
          VALUES ($1, 2, 1, CURRENT_DATE, 3, now()), ($1, 3, 1, CURRENT_DATE, 3, now())",
+        "INSERT INTO removed_dead_letters (tenant_id, position, subscription_no, day, attempt, dead_at)
+         VALUES ($1, 2, 1, CURRENT_DATE, 2, now()), ($1, 2, 1, CURRENT_DATE, 1, now()), ($1, 3, 1, CURRENT_DATE, 2, now())",
         "INSERT INTO replays (tenant_id, subscription_no, position, day, up_to)
          VALUES ($1, 1, 0, 'epoch', 4), ($1, 2, 0, 'epoch', 2)",
     ] {

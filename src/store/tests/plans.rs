@@ -63,6 +63,7 @@ const POPULATION: &str = "
       SELECT id, p, 1 + p % 50, day, 0, 1, now() + p * interval '1 s', md5((p % 20)::text)::uuid FROM e;
     INSERT INTO dead_letters (tenant_id, position, subscription_no, day, attempt, dead_at, announced_at, ordering_key)
       SELECT id, p, 1 + p % 50, day, 1, now(), now(), md5((p % 20)::text)::uuid FROM e;
+    INSERT INTO removed_dead_letters SELECT id, p, 1 + p % 50, 1, day, now() FROM e;
     INSERT INTO idempotency_keys SELECT id, 'k' || p, '\\x00', id, now() + p * interval '1 min' FROM e;
     INSERT INTO request_ids SELECT id, 'r' || p, 'M', '\\x00', '\\x00', now() + p * interval '1 min' FROM e;
     INSERT INTO watches (tenant_id, watch_id, filter_version, replica_id, filters, position, day, expires_at)
@@ -383,9 +384,9 @@ async fn every_hot_statement_is_served_by_its_index_and_looks_at_no_more_days_th
         prunes false, store.delete_expired(now, 100), store.delete_expired_watches(now, 100));
     look!("purge", ["subscriptions_deleted", "event_types_deleted"], scans [], prunes false,
         store.purge_subscriptions(now, 100), store.purge_event_types(now, 100));
-    look!("unannounced", ["dead_letters_unannounced", "announcements_pk"], scans [], prunes false,
+    look!("unannounced", ["dead_letters_unannounced", "removed_dead_letters_pk", "announcements_pk"], scans [], prunes false,
         store.unannounced_tenants(&[one, two]), store.announcements(one, 10), store.unannounced(one, 10),
-        store.mark_announced(one, &[Place { position: 1, subscription_no: 1 }]), store.forget_announcements(one, &[Uuid::nil()]));
+        store.mark_announced(one, &[(Place { position: 1, subscription_no: 1 }, 1)]), store.forget_announcements(one, &[Uuid::nil()]));
     look!("registry", ["subscriptions_by_registry_version", "event_types_by_registry_version"], scans [], prunes false,
         store.subscriptions_changed_since(one, 10), store.event_types_changed_since(one, 10));
     let gone = EventId(Uuid::nil());
