@@ -76,6 +76,8 @@ pub(super) struct Queue {
     pub policy: DeliveryPolicy,
     /// Positions of rows that are in memory here.
     pub held: HashSet<Position>,
+    /// Positions of these that were held when callers' changes were last looked at.
+    pub reviewed: HashSet<Position>,
     /// When the first row that is not held is due.
     pub next_due: Option<DateTime<Utc>>,
     pub loading: bool,
@@ -195,6 +197,7 @@ impl Queue {
     /// A held row has ended, or is due again at another time.
     pub fn let_go(&mut self, position: Position) {
         self.held.remove(&position);
+        self.reviewed.remove(&position);
         if self.loading {
             self.ended_meanwhile.insert(position);
         }

@@ -74,9 +74,13 @@ async fn answer(Shared(receiver): Shared<Arc<Receiver>>, uri: axum::http::Uri, h
     };
     receiver.arrived.notify_waiters();
     match path.as_str() {
-        "/flaky" if count == 1 => StatusCode::INTERNAL_SERVER_ERROR,
+        "/flaky" | "/third" if count == 1 => StatusCode::INTERNAL_SERVER_ERROR,
         "/broken" if !receiver.healed.load(Ordering::Relaxed) => StatusCode::BAD_REQUEST,
         "/gone" => StatusCode::GONE,
+        "/third" if count == 2 => {
+            receiver.hang.notified().await;
+            StatusCode::INTERNAL_SERVER_ERROR
+        }
         "/hang" if !receiver.healed.load(Ordering::Relaxed) => {
             receiver.hang.notified().await;
             StatusCode::OK

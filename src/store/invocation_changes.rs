@@ -305,8 +305,9 @@ async fn retry(
     place: Place,
     now: DateTime<Utc>,
 ) -> Result<bool, StoreError> {
+    // One that is due already may be running: the settle of that attempt heeds the wish.
     let hastened = sqlx::query(
-        "UPDATE deferred_invocations SET due_at = LEAST(due_at, $4)
+        "UPDATE deferred_invocations SET due_at = LEAST(due_at, $4), hastened_at = CASE WHEN due_at <= $4 THEN $4 END
           WHERE tenant_id = $1 AND position = $2 AND subscription_no = $3",
     )
     .bind(tenant.0)

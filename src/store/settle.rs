@@ -365,9 +365,10 @@ async fn write_deferred(
     tenant: TenantId,
     changes: &[Settled],
 ) -> Result<(), StoreError> {
-    // A row that a caller has cancelled is gone and stays gone; a new row is not written for what a caller has cancelled.
-    const AGAIN: &str =
-        "UPDATE deferred_invocations d SET attempt = k.attempt, attempt_base = k.attempt_base, due_at = k.due_at
+    // A row that a caller has cancelled is gone and stays gone; a new row is not written for what a caller has cancelled. What a caller
+    // has made due meanwhile stays due: LEAST leaves out what is null.
+    const AGAIN: &str = "UPDATE deferred_invocations d
+            SET attempt = k.attempt, attempt_base = k.attempt_base, due_at = LEAST(k.due_at, d.hastened_at), hastened_at = NULL
            FROM unnest($2::date[], $3::bigint[], $4::integer[], $5::integer[], $6::integer[], $7::timestamptz[], $9::uuid[])
                 AS k(day, position, subscription_no, attempt, attempt_base, due_at, ordering_key)
           WHERE d.tenant_id = $1 AND d.position = k.position AND d.subscription_no = k.subscription_no

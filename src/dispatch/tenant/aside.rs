@@ -66,6 +66,9 @@ impl Tenant {
                 // The replay says when it is its turn: until then every look would find the same.
                 Fate::Deferred { .. } if change.key.is_some() && queue.is_beyond_replay(position) => {}
                 Fate::Deferred { due_at, .. } => {
+                    // A caller may have made it due while it ran, which a look at the rows does not tell from its having been due.
+                    let began = change.tried.as_ref().map(|tried| tried.started_at);
+                    let due_at = began.filter(|_| queue.reviewed.contains(&position)).unwrap_or(due_at);
                     queue.now_due(due_at);
                     self.next_due = Some(earlier(self.next_due, due_at));
                 }
@@ -102,7 +105,9 @@ impl Tenant {
     /// Takes what the store says about deferred work: the first due time of each subscription.
     pub fn due_summary(&mut self, due: &[(SubscriptionNo, DateTime<Utc>)]) {
         for (no, due_at) in due {
-            self.queues.entry(*no).or_default().now_due(*due_at);
+            let queue = self.queues.entry(*no).or_default();
+            queue.reviewed.clone_from(&queue.held);
+            queue.now_due(*due_at);
             self.next_due = Some(earlier(self.next_due, *due_at));
         }
     }
@@ -300,6 +305,25 @@ mod tests {
     use crate::dispatch::tenant::fixture::*;
     use crate::domain::invocation::OutcomeClass;
     use std::collections::HashMap;
+
+    #[test]
+    fn what_a_caller_has_made_due_while_it_ran_is_looked_for_once_its_settle_is_written() {
+        let mut tenant = tenant();
+        for reviewed in [false, true] {
+            tenant.due_summary(&[(1, at(0))]);
+            assert_eq!(tenant.wants_due(at(1_000), &config()), [wants(&tenant, 1, &[])]);
+            take_rows(&mut tenant, 1, &[row(1, at(0))], events([1]), at(1_000));
+            let attempt = start(&mut tenant).expect("it is due");
+            if reviewed {
+                tenant.due_summary(&[(1, at(0))]);
+                assert_eq!(tenant.wants_due(at(1_000), &config()), [wants(&tenant, 1, &[1])]);
+                take_rows(&mut tenant, 1, &[], HashMap::new(), at(1_000));
+            }
+            end(&mut tenant, &attempt, OutcomeClass::Failed);
+            settle(&mut tenant);
+            assert_eq!(tenant.wants_due(at(1_001), &config()).len(), usize::from(reviewed));
+        }
+    }
 
     #[test]
     fn a_subscription_that_is_deleted_is_forgotten_once_nothing_of_it_is_left() {

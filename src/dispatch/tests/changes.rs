@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::domain::announcement::Announcement;
+use crate::domain::subscription::Subscription;
 use crate::store::subscriptions::{Missed, Selector, StateChange};
 
 impl World {
@@ -120,6 +121,45 @@ async fn what_ran_when_its_invocation_was_cancelled_is_recorded_as_it_ended() {
     };
     let recorded = tokio::time::timeout(Duration::from_secs(20), recorded).await.expect("the attempt is recorded");
     assert_eq!(recorded, (State::Cancelled, 1, 200), "cancelled stays cancelled, and the attempt is no secret");
+    dispatch.stop().await;
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_retry_that_is_asked_for_while_an_attempt_runs_follows_it_at_once() {
+    let world = World::new().await;
+    let (id, no) = world.subscribe("shop", NAME, "/third").await;
+    let by = Principal::server(world.tenant);
+    let hour = Duration::from_hours(1);
+    let policy = DeliveryPolicy::new(3, hour, hour, Duration::from_secs(20), 4).expect("a policy");
+    let slower = move |stored: Subscription| Ok::<_, ()>(Subscription { policy, ..stored });
+    let slower = world.store.update_subscription(by.clone(), id, None, slower, Repeatable::default()).await;
+    slower.expect("answered").expect("changed");
+    world.parts.registry.reload(world.tenant).await.expect("readable");
+    let dispatch = world.dispatch();
+    let entry = world.publish(1).await.remove(0);
+    world.until(State::Waiting, 1).await;
+    for calls in [2, 3] {
+        let retried = world.store.retry_invocation(&by, entry.invocation(no), Repeatable::default()).await;
+        let Ok(InvocationChange::Done { invocation, head }) = retried else { panic!("{retried:?}") };
+        assert_eq!((invocation.state, invocation.attempt_count), (State::Waiting, 1), "due at once");
+        world.parts.feed.send(&News::Head(head));
+        if calls == 3 {
+            world.receiver.hang.notify_one();
+        }
+        let called = async {
+            loop {
+                let arrived = world.receiver.arrived.notified();
+                if world.receiver.calls("/third") == [calls] {
+                    return;
+                }
+                arrived.await;
+            }
+        };
+        let in_time = tokio::time::timeout(Duration::from_secs(20), called).await;
+        assert!(in_time.is_ok(), "attempt {calls} is not made: {:?}", world.receiver.calls("/third"));
+    }
+    world.until(State::Succeeded, 1).await;
     dispatch.stop().await;
     world.end().await;
 }
