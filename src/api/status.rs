@@ -237,7 +237,7 @@ pub enum ApiError {
     },
 
     /// REQUEST_ID_REUSED.
-    #[error("{field} was used before with another body")]
+    #[error("{field} was used before for another request")]
     RequestIdReused {
         /// `request_id`, `idempotency_key`, or the latter's path in a batch.
         field: String,

@@ -36,8 +36,8 @@ pub enum StoreError {
         /// Which kind of row or value.
         what: &'static str,
     },
-    /// The request id was used before with another body.
-    #[error("the request id was used before with another body")]
+    /// The request id was used before with another RPC or another body.
+    #[error("the request id was used before for another request")]
     RequestIdReused,
     /// The work was dropped by a shutting-down server.
     #[error("interrupted by shutdown")]

@@ -19,9 +19,8 @@ impl Store {
         .await?;
         let requests = sqlx::query(
             "DELETE FROM request_ids r USING (
-                 SELECT tenant_id, method, request_id FROM request_ids WHERE expires_at < $1 ORDER BY expires_at LIMIT $2) AS old
-              WHERE r.tenant_id = old.tenant_id AND r.method = old.method AND r.request_id = old.request_id
-                AND r.expires_at < $1",
+                 SELECT tenant_id, request_id FROM request_ids WHERE expires_at < $1 ORDER BY expires_at LIMIT $2) AS old
+              WHERE r.tenant_id = old.tenant_id AND r.request_id = old.request_id AND r.expires_at < $1",
         )
         .bind(now)
         .bind(i64::from(limit))

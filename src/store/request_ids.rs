@@ -14,7 +14,7 @@ use std::fmt;
 pub struct RequestKey {
     /// The id, 1 to 256 printable ASCII characters.
     pub id: String,
-    /// The RPC; ids of different RPCs are unrelated.
+    /// The RPC.
     pub method: &'static str,
     /// SHA-256 over the request's body.
     pub body_hash: [u8; 32],
@@ -62,7 +62,7 @@ impl<T> Repeatable<T> {
 
     /// Takes the id, in the transaction of the change: the first answer where it was taken before.
     ///
-    /// Errors: [`StoreError::RequestIdReused`] where that was with another body.
+    /// Errors: [`StoreError::RequestIdReused`] where that was with another RPC or another body.
     pub(in crate::store) async fn begin(
         &self,
         connection: &mut PgConnection,
@@ -74,7 +74,7 @@ impl<T> Repeatable<T> {
         let taken = sqlx::query(
             "INSERT INTO request_ids (tenant_id, request_id, method, request_hash, response, expires_at)
              VALUES ($1, $2, $3, $4, '', $5)
-             ON CONFLICT ON CONSTRAINT request_ids_pk DO UPDATE SET
+             ON CONFLICT ON CONSTRAINT request_ids_pk DO UPDATE SET method = EXCLUDED.method,
                  request_hash = EXCLUDED.request_hash, response = EXCLUDED.response, expires_at = EXCLUDED.expires_at
               WHERE request_ids.expires_at <= $6",
         )
@@ -106,8 +106,8 @@ impl<T> Repeatable<T> {
         write(connection, tenant, &key, &answer(made)?, now).await?;
         // Each new answer takes a few with it that are no longer kept, so the table stays small without a task of its own.
         sqlx::query(
-            "DELETE FROM request_ids WHERE tenant_id = $1 AND (method, request_id) IN (
-                 SELECT method, request_id FROM request_ids WHERE tenant_id = $1 AND expires_at <= $2
+            "DELETE FROM request_ids WHERE tenant_id = $1 AND request_id IN (
+                 SELECT request_id FROM request_ids WHERE tenant_id = $1 AND expires_at <= $2
                   ORDER BY expires_at LIMIT $3)",
         )
         .bind(tenant.0)
@@ -190,19 +190,18 @@ async fn earlier(
     key: &RequestKey,
     now: DateTime<Utc>,
 ) -> Result<Option<Vec<u8>>, StoreError> {
-    let found: Option<(Vec<u8>, Vec<u8>)> = sqlx::query_as(
-        "SELECT request_hash, response FROM request_ids
-          WHERE tenant_id = $1 AND method = $2 AND request_id = $3 AND expires_at > $4",
+    let found: Option<(String, Vec<u8>, Vec<u8>)> = sqlx::query_as(
+        "SELECT method, request_hash, response FROM request_ids
+          WHERE tenant_id = $1 AND request_id = $2 AND expires_at > $3",
     )
     .bind(tenant.0)
-    .bind(key.method)
     .bind(&key.id)
     .bind(now)
     .fetch_optional(connection)
     .await?;
     match found {
-        Some((hash, _)) if hash != key.body_hash => Err(StoreError::RequestIdReused),
-        found => Ok(found.map(|(_, answer)| answer)),
+        Some((method, hash, _)) if method != key.method || hash != key.body_hash => Err(StoreError::RequestIdReused),
+        found => Ok(found.map(|(_, _, answer)| answer)),
     }
 }
 
@@ -214,13 +213,13 @@ async fn write(
     answer: &[u8],
     now: DateTime<Utc>,
 ) -> Result<(), StoreError> {
-    // Of two calls with one id and different bodies that change nothing, the later one leaves the first one's answer alone.
+    // Of two different calls with one id that change nothing, the later one leaves the first one's answer alone.
     sqlx::query(
         "INSERT INTO request_ids (tenant_id, request_id, method, request_hash, response, expires_at)
          VALUES ($1, $2, $3, $4, $5, $6)
-         ON CONFLICT ON CONSTRAINT request_ids_pk DO UPDATE SET
+         ON CONFLICT ON CONSTRAINT request_ids_pk DO UPDATE SET method = EXCLUDED.method,
              request_hash = EXCLUDED.request_hash, response = EXCLUDED.response, expires_at = EXCLUDED.expires_at
-          WHERE request_ids.request_hash = EXCLUDED.request_hash OR request_ids.expires_at <= $7",
+          WHERE request_ids.method = EXCLUDED.method AND request_ids.request_hash = EXCLUDED.request_hash OR request_ids.expires_at <= $7",
     )
     .bind(tenant.0)
     .bind(&key.id)

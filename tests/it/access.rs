@@ -190,10 +190,10 @@ async fn a_request_id_of_one_app_answers_nothing_to_a_key_of_another() {
     let (mut own, mut foreign) = (own.events, foreign.events);
     let hidden = |refused| assert_refused(refused, Code::NotFound, "SUBSCRIPTION_NOT_FOUND");
 
-    let (subscription_id, request_id) = (id, "guessed".to_owned());
+    let subscription_id = id;
     let request = RotateSubscriptionSecretRequest {
         subscription_id: subscription_id.clone(),
-        request_id: request_id.clone(),
+        request_id: "guessed".to_owned(),
         ..Default::default()
     };
     let first = own.rotate_subscription_secret(request.clone()).await.expect("a secret").into_inner();
@@ -202,12 +202,12 @@ async fn a_request_id_of_one_app_answers_nothing_to_a_key_of_another() {
     hidden(foreign.rotate_subscription_secret(request).await.map(drop));
     let request = DisableSubscriptionRequest {
         subscription_id: subscription_id.clone(),
-        request_id: request_id.clone(),
+        request_id: "disabling".to_owned(),
         ..Default::default()
     };
     own.disable_subscription(request.clone()).await.expect("it is disabled");
     hidden(foreign.disable_subscription(request).await.map(drop));
-    let request = UnsubscribeRequest { subscription_id, request_id, ..Default::default() };
+    let request = UnsubscribeRequest { subscription_id, request_id: "leaving".to_owned(), ..Default::default() };
     own.unsubscribe(request.clone()).await.expect("it ends");
     hidden(foreign.unsubscribe(request).await.map(drop));
 }

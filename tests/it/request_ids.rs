@@ -423,7 +423,7 @@ async fn what_changed_nothing_is_answered_alike_whatever_happens_in_between() {
 }
 
 #[tokio::test]
-async fn an_id_has_one_shape_and_belongs_to_its_rpc_and_tenant() {
+async fn an_id_has_one_shape_and_is_one_calls_of_its_tenant() {
     let world = World::shared().await;
     let (one, other) = (world.tenant().await, world.tenant().await);
     let create = |name: &str, id: &str| CreateEventTypeRequest {
@@ -439,5 +439,14 @@ async fn an_id_has_one_shape_and_belongs_to_its_rpc_and_tenant() {
     other.types().create_event_type(create("CUSTOM_B", "same")).await.expect("another tenant's");
     let delete =
         DeleteEventTypeRequest { name: "CUSTOM_A".to_owned(), request_id: "same".to_owned(), ..Default::default() };
-    one.types().delete_event_type(delete).await.expect("another RPC's");
+    let refused = one.types().delete_event_type(delete.clone()).await;
+    assert_refused(refused, Code::FailedPrecondition, "REQUEST_ID_REUSED");
+    // Also where both requests have the same fields.
+    one.types()
+        .delete_event_type(DeleteEventTypeRequest { request_id: "gone".to_owned(), ..delete })
+        .await
+        .expect("gone");
+    let undelete = UndeleteEventTypeRequest { name: "CUSTOM_A".to_owned(), request_id: "gone".to_owned() };
+    let refused = one.types().undelete_event_type(undelete).await;
+    assert_refused(refused, Code::FailedPrecondition, "REQUEST_ID_REUSED");
 }

@@ -27,7 +27,7 @@ pub(super) fn store_message(error: &StoreError) -> &'static str {
         StoreError::TooSlow(_) => "the database has not answered in time; try again",
         StoreError::Locked => "what the call needs is locked by other work; try again",
         StoreError::Full(_) => "the database is full or read-only",
-        StoreError::RequestIdReused => "request_id was used before with another body",
+        StoreError::RequestIdReused => "request_id was used before for another request",
         StoreError::Conflict { .. }
         | StoreError::Corrupt { .. }
         | StoreError::Interrupted
