@@ -17,7 +17,7 @@ use crate::domain::subscription::{State, Subscription, Target};
 use crate::domain::webhook::{SigningSecret, WebhookMode, WebhookTarget, WebhookUri, parse_headers};
 use crate::proto::public as proto;
 use pbjson_types::FieldMask;
-use policy::{PolicyChange, PolicyPart, apply_policy, circuit_to_proto, parse_policy, policy_to_proto};
+use policy::{PolicyPart, circuit_to_proto, parse_policy, policy_to_proto};
 use std::collections::BTreeMap;
 
 /// Longest display name, characters.
@@ -84,6 +84,8 @@ pub enum Unsubscribed {
 #[derive(Debug, Clone, Default)]
 pub struct SubscriptionPatch {
     changes: Vec<Change>,
+    /// The policy as the request has it.
+    policy: proto::DeliveryPolicy,
 }
 
 /// One changed part of a subscription; what the request leaves out of a chosen part is its default here.
@@ -95,7 +97,7 @@ enum Change {
     Uri(WebhookUri),
     Mode(WebhookMode),
     Headers(Vec<(String, String)>),
-    Policy(PolicyChange),
+    Policy(PolicyPart),
     Pre(PrePart, PrePolicy),
     /// All of it; none for the default one, where the subscription has any.
     Veto(Option<PrePolicy>),
@@ -295,8 +297,7 @@ fn parse_webhook_headers(target: &str, headers: BTreeMap<String, String>) -> Res
 
 /// The path of a mask that replaces all that can be updated.
 const EVERYTHING: &str = "*";
-const UPDATABLE: &str = "display_name, filter, schema_version, target.webhook.uri, target.webhook.mode, \
-     target.webhook.headers, delivery_policy and its fields, pre_policy and its fields, or * for all of them";
+const UPDATABLE: &str = "display_name, filter, schema_version, target, delivery_policy, pre_policy, their fields, or *";
 
 /// The parts that a mask names, each once.
 fn parts_of_mask(paths: &[String]) -> Result<Vec<Part>, FieldError> {
@@ -308,6 +309,7 @@ fn parts_of_mask(paths: &[String]) -> Result<Vec<Part>, FieldError> {
             "display_name" => vec![Part::DisplayName],
             "filter" => vec![Part::Filter],
             "schema_version" => vec![Part::SchemaVersion],
+            "target" | "target.webhook" => vec![Part::Uri, Part::Mode, Part::Headers],
             "target.webhook.uri" => vec![Part::Uri],
             "target.webhook.mode" => vec![Part::Mode],
             "target.webhook.headers" => vec![Part::Headers],
@@ -369,7 +371,7 @@ pub fn parse_patch(
             Part::Uri => Change::Uri(parse_uri("subscription.target", &webhook.uri)?),
             Part::Mode => Change::Mode(parse_mode("subscription.target", webhook.mode)?),
             Part::Headers => Change::Headers(parse_webhook_headers("subscription.target", webhook.headers.clone())?),
-            Part::Policy(part) => Change::Policy(part.read("subscription.delivery_policy", &policy)?),
+            Part::Policy(part) => Change::Policy(part),
             Part::Pre(part) => Change::Pre(part, pre::parse("subscription.pre_policy", &veto)?),
         });
     }
@@ -377,7 +379,7 @@ pub fn parse_patch(
         let veto = veto_given.then(|| pre::parse("subscription.pre_policy", &veto)).transpose()?;
         changes.push(Change::Veto(veto));
     }
-    Ok(SubscriptionPatch { changes })
+    Ok(SubscriptionPatch { changes, policy })
 }
 
 impl SubscriptionPatch {
@@ -388,10 +390,7 @@ impl SubscriptionPatch {
 
     /// The schema version to pin to, where that changes; 0 for none.
     pub fn schema_version(&self) -> Option<i32> {
-        self.changes.iter().find_map(|change| match change {
-            Change::SchemaVersion(version) => Some(*version),
-            _ => None,
-        })
+        self.changes.iter().find_map(|change| if let Change::SchemaVersion(pin) = change { Some(*pin) } else { None })
     }
 
     /// True where nothing was chosen.
@@ -400,9 +399,10 @@ impl SubscriptionPatch {
     }
 
     /// The subscription with the chosen parts replaced; the policy's bounds are checked on the result.
-    pub fn apply(&self, mut subscription: Subscription) -> Result<Subscription, FieldError> {
+    pub fn apply(&self, mut subscription: Subscription) -> Result<Subscription, SubscriptionError> {
         let Target::Webhook(webhook) = &mut subscription.target;
-        let mut policy = Vec::new();
+        let stored = policy_to_proto(&subscription.policy);
+        let mut policy = stored.clone();
         for change in self.changes.iter().cloned() {
             match change {
                 Change::DisplayName(name) => subscription.display_name = name,
@@ -411,19 +411,21 @@ impl SubscriptionPatch {
                 Change::Uri(uri) => webhook.uri = uri,
                 Change::Mode(mode) => webhook.mode = mode,
                 Change::Headers(headers) => webhook.headers = Some(headers),
-                Change::Policy(change) => policy.push(change),
+                Change::Policy(part) => part.copy(&self.policy, &mut policy),
                 Change::Veto(whole) => match (&mut subscription.pre_policy, whole) {
                     (Some(veto), whole) => *veto = whole.unwrap_or_default(),
                     (None, None) => {}
-                    (None, Some(_)) => return Err(FieldError::new("subscription.pre_policy", pre::ONLY_PRE)),
+                    (None, Some(_)) => return Err(FieldError::new("subscription.pre_policy", pre::ONLY_PRE).into()),
                 },
                 Change::Pre(part, changed) => match &mut subscription.pre_policy {
                     Some(veto) => part.copy(&changed, veto),
-                    None => return Err(FieldError::new("subscription.pre_policy", pre::ONLY_PRE)),
+                    None => return Err(FieldError::new("subscription.pre_policy", pre::ONLY_PRE).into()),
                 },
             }
         }
-        subscription.policy = apply_policy("subscription.delivery_policy", &subscription.policy, policy)?;
+        if policy != stored {
+            subscription.policy = parse_policy("subscription.delivery_policy", Some(&policy))?;
+        }
         Ok(subscription)
     }
 }

@@ -51,7 +51,7 @@ pub(crate) async fn handle(
     let change = move |present: Subscription| patch.apply(present);
     match deps.store.update_subscription(principal(&caller), id, etag, change, repeat.keeping(answer)).await {
         Ok(changed) => {
-            let changed = changed.map_err(invalid)?;
+            let changed = changed.map_err(unparsed)?;
             deps.announce(caller.tenant).await;
             repeat.answer(changed, answer)
         }

@@ -9,22 +9,7 @@ use crate::wire::time::{duration_to_proto, parse_duration, timestamp_to_proto};
 use pbjson_types::Duration as ProtoDuration;
 use std::time::Duration;
 
-/// A changed field of the policy; what the request leaves out of a chosen field is its default here.
-#[derive(Debug, Clone)]
-pub(super) enum PolicyChange {
-    MaxAttempts(i32),
-    InitialBackoff(Duration),
-    /// None for the default, which depends on the initial back-off.
-    MaxBackoff(Option<Duration>),
-    Timeout(Duration),
-    MaxInFlight(i32),
-    RateLimit(Option<RateLimit>),
-    CircuitBreaker(Option<CircuitBreaker>),
-    AutoDisableAfter(Duration),
-    Ordering(Option<KeyOrdering>),
-}
-
-/// A field of the delivery policy.
+/// A field of the delivery policy, or of one of its messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum PolicyPart {
     MaxAttempts,
@@ -33,22 +18,55 @@ pub(super) enum PolicyPart {
     Timeout,
     MaxInFlight,
     RateLimit,
+    RateLimitCount,
+    RateLimitInterval,
     CircuitBreaker,
+    FailureThreshold,
+    OpenDuration,
     AutoDisableAfter,
     Ordering,
+    OrderingKey,
+    OnDeadLetter,
 }
 
-/// Checks a policy; none is the default one.
+/// Checks a policy; none is the default one, and what it leaves out is its default.
 pub(super) fn parse_policy(
     field: &str,
     policy: Option<&proto::DeliveryPolicy>,
 ) -> Result<DeliveryPolicy, SubscriptionError> {
     let Some(policy) = policy else { return Ok(DeliveryPolicy::default()) };
-    let changes = PolicyPart::ALL.into_iter().map(|part| part.read(field, policy));
-    Ok(apply_policy(field, &DeliveryPolicy::default(), changes.collect::<Result<Vec<_>, _>>()?)?)
+    let default = DeliveryPolicy::default();
+    let count = |value: i32, default: i32| if value == 0 { default } else { value };
+    let duration = |name: &str, value: &Option<ProtoDuration>| {
+        value.as_ref().map(|value| parse_duration(&format!("{field}.{name}"), value)).transpose()
+    };
+    let max_attempts = count(policy.max_attempts, default.max_attempts());
+    let initial_backoff = duration("initial_backoff", &policy.initial_backoff)?.unwrap_or(default.initial_backoff());
+    let max_backoff = duration("max_backoff", &policy.max_backoff)?;
+    let max_backoff = max_backoff.unwrap_or(default.max_backoff().max(initial_backoff));
+    let timeout = duration("timeout", &policy.timeout)?.unwrap_or(default.timeout());
+    let max_in_flight = count(policy.max_in_flight, default.max_in_flight());
+    let rate_limit = policy.rate_limit.as_ref().map(|limit| {
+        let interval = duration("rate_limit.interval", &limit.interval)?.unwrap_or(Duration::from_secs(1));
+        RateLimit::new(limit.count, interval).map_err(|error| out_of_bounds(field, error))
+    });
+    let circuit_breaker = policy.circuit_breaker.as_ref().map(|breaker| {
+        let open = duration("circuit_breaker.open_duration", &breaker.open_duration)?;
+        CircuitBreaker::new(count(breaker.failure_threshold, 10), open.unwrap_or(Duration::from_secs(30)))
+            .map_err(|error| out_of_bounds(field, error))
+    });
+    let auto_disable_after = duration("auto_disable_after", &policy.auto_disable_after)?;
+    let ordering = policy.ordering.as_ref().map(|ordering| parse_ordering(&format!("{field}.ordering"), ordering));
+    let (rate_limit, circuit_breaker) = (rate_limit.transpose()?, circuit_breaker.transpose()?);
+    let ordering = ordering.transpose()?;
+    let policy = DeliveryPolicy::new(max_attempts, initial_backoff, max_backoff, timeout, max_in_flight)
+        .map(|policy| policy.with_ordering(ordering).with_rate_limit(rate_limit).with_circuit_breaker(circuit_breaker))
+        .and_then(|policy| policy.with_auto_disable_after(auto_disable_after.unwrap_or(default.auto_disable_after())));
+    Ok(policy.map_err(|error| out_of_bounds(field, error))?)
 }
 
 impl PolicyPart {
+    /// The fields of the policy itself.
     pub const ALL: [Self; 9] = [
         Self::MaxAttempts,
         Self::InitialBackoff,
@@ -61,114 +79,59 @@ impl PolicyPart {
         Self::Ordering,
     ];
 
-    /// The field's name in the API.
-    fn name(self) -> &'static str {
-        match self {
-            Self::MaxAttempts => "max_attempts",
-            Self::InitialBackoff => "initial_backoff",
-            Self::MaxBackoff => "max_backoff",
-            Self::Timeout => "timeout",
-            Self::MaxInFlight => "max_in_flight",
-            Self::RateLimit => "rate_limit",
-            Self::CircuitBreaker => "circuit_breaker",
-            Self::AutoDisableAfter => "auto_disable_after",
-            Self::Ordering => "ordering",
-        }
-    }
-
-    /// The field of a name.
-    pub fn named(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|part| part.name() == name)
+    /// The field of a path within the policy.
+    pub fn named(path: &str) -> Option<Self> {
+        Some(match path {
+            "max_attempts" => Self::MaxAttempts,
+            "initial_backoff" => Self::InitialBackoff,
+            "max_backoff" => Self::MaxBackoff,
+            "timeout" => Self::Timeout,
+            "max_in_flight" => Self::MaxInFlight,
+            "rate_limit" => Self::RateLimit,
+            "rate_limit.count" => Self::RateLimitCount,
+            "rate_limit.interval" => Self::RateLimitInterval,
+            "circuit_breaker" => Self::CircuitBreaker,
+            "circuit_breaker.failure_threshold" => Self::FailureThreshold,
+            "circuit_breaker.open_duration" => Self::OpenDuration,
+            "auto_disable_after" => Self::AutoDisableAfter,
+            "ordering" => Self::Ordering,
+            "ordering.key" => Self::OrderingKey,
+            "ordering.on_dead_letter" => Self::OnDeadLetter,
+            _ => return None,
+        })
     }
 
     /// True where the request sets it.
     pub fn is_set(self, policy: &proto::DeliveryPolicy) -> bool {
+        let mut only = proto::DeliveryPolicy::default();
+        self.copy(policy, &mut only);
+        only != proto::DeliveryPolicy::default()
+    }
+
+    /// Takes it over as the request has it; what it is a field of is made where there is none.
+    pub fn copy(self, from: &proto::DeliveryPolicy, to: &mut proto::DeliveryPolicy) {
+        let (limit, breaker) = (from.rate_limit.unwrap_or_default(), from.circuit_breaker.unwrap_or_default());
+        let ordering = || from.ordering.clone().unwrap_or_default();
         match self {
-            Self::MaxAttempts => policy.max_attempts != 0,
-            Self::InitialBackoff => policy.initial_backoff.is_some(),
-            Self::MaxBackoff => policy.max_backoff.is_some(),
-            Self::Timeout => policy.timeout.is_some(),
-            Self::MaxInFlight => policy.max_in_flight != 0,
-            Self::RateLimit => policy.rate_limit.is_some(),
-            Self::CircuitBreaker => policy.circuit_breaker.is_some(),
-            Self::AutoDisableAfter => policy.auto_disable_after.is_some(),
-            Self::Ordering => policy.ordering.is_some(),
+            Self::MaxAttempts => to.max_attempts = from.max_attempts,
+            Self::InitialBackoff => to.initial_backoff = from.initial_backoff,
+            Self::MaxBackoff => to.max_backoff = from.max_backoff,
+            Self::Timeout => to.timeout = from.timeout,
+            Self::MaxInFlight => to.max_in_flight = from.max_in_flight,
+            Self::RateLimit => to.rate_limit = from.rate_limit,
+            Self::RateLimitCount => to.rate_limit.get_or_insert_default().count = limit.count,
+            Self::RateLimitInterval => to.rate_limit.get_or_insert_default().interval = limit.interval,
+            Self::CircuitBreaker => to.circuit_breaker = from.circuit_breaker,
+            Self::FailureThreshold => {
+                to.circuit_breaker.get_or_insert_default().failure_threshold = breaker.failure_threshold;
+            }
+            Self::OpenDuration => to.circuit_breaker.get_or_insert_default().open_duration = breaker.open_duration,
+            Self::AutoDisableAfter => to.auto_disable_after = from.auto_disable_after,
+            Self::Ordering => to.ordering.clone_from(&from.ordering),
+            Self::OrderingKey => to.ordering.get_or_insert_default().key = ordering().key,
+            Self::OnDeadLetter => to.ordering.get_or_insert_default().on_dead_letter = ordering().on_dead_letter,
         }
     }
-
-    /// Reads it, the default where the request leaves it out. Its bounds are those of the whole policy.
-    pub fn read(self, field: &str, policy: &proto::DeliveryPolicy) -> Result<PolicyChange, SubscriptionError> {
-        let default = DeliveryPolicy::default();
-        let count = |value: i32, default: i32| if value == 0 { default } else { value };
-        let duration = |name: &str, value: &Option<ProtoDuration>| {
-            value.as_ref().map(|value| parse_duration(&format!("{field}.{name}"), value)).transpose()
-        };
-        Ok(match self {
-            Self::MaxAttempts => PolicyChange::MaxAttempts(count(policy.max_attempts, default.max_attempts())),
-            Self::InitialBackoff => {
-                let value = duration("initial_backoff", &policy.initial_backoff)?;
-                PolicyChange::InitialBackoff(value.unwrap_or(default.initial_backoff()))
-            }
-            Self::MaxBackoff => PolicyChange::MaxBackoff(duration("max_backoff", &policy.max_backoff)?),
-            Self::Timeout => PolicyChange::Timeout(duration("timeout", &policy.timeout)?.unwrap_or(default.timeout())),
-            Self::MaxInFlight => PolicyChange::MaxInFlight(count(policy.max_in_flight, default.max_in_flight())),
-            Self::RateLimit => {
-                let limit = policy.rate_limit.as_ref().map(|limit| {
-                    let interval = duration("rate_limit.interval", &limit.interval)?.unwrap_or(Duration::from_secs(1));
-                    RateLimit::new(limit.count, interval).map_err(|error| out_of_bounds(field, error))
-                });
-                PolicyChange::RateLimit(limit.transpose()?)
-            }
-            Self::CircuitBreaker => {
-                let breaker = policy.circuit_breaker.as_ref().map(|breaker| {
-                    let open = duration("circuit_breaker.open_duration", &breaker.open_duration)?;
-                    CircuitBreaker::new(count(breaker.failure_threshold, 10), open.unwrap_or(Duration::from_secs(30)))
-                        .map_err(|error| out_of_bounds(field, error))
-                });
-                PolicyChange::CircuitBreaker(breaker.transpose()?)
-            }
-            Self::AutoDisableAfter => {
-                let value = duration("auto_disable_after", &policy.auto_disable_after)?;
-                PolicyChange::AutoDisableAfter(value.unwrap_or(default.auto_disable_after()))
-            }
-            Self::Ordering => {
-                let field = format!("{field}.ordering");
-                PolicyChange::Ordering(policy.ordering.as_ref().map(|o| parse_ordering(&field, o)).transpose()?)
-            }
-        })
-    }
-}
-
-/// The policy with the changes applied; the bounds are those of the result.
-pub(super) fn apply_policy(
-    field: &str,
-    policy: &DeliveryPolicy,
-    changes: impl IntoIterator<Item = PolicyChange>,
-) -> Result<DeliveryPolicy, FieldError> {
-    let (mut max_attempts, mut max_in_flight) = (policy.max_attempts(), policy.max_in_flight());
-    let (mut initial_backoff, mut timeout) = (policy.initial_backoff(), policy.timeout());
-    let mut max_backoff = Some(policy.max_backoff());
-    let mut ordering = policy.ordering().cloned();
-    let (mut rate_limit, mut circuit_breaker) = (policy.rate_limit(), policy.circuit_breaker());
-    let mut auto_disable_after = policy.auto_disable_after();
-    for change in changes {
-        match change {
-            PolicyChange::MaxAttempts(value) => max_attempts = value,
-            PolicyChange::InitialBackoff(value) => initial_backoff = value,
-            PolicyChange::MaxBackoff(value) => max_backoff = value,
-            PolicyChange::Timeout(value) => timeout = value,
-            PolicyChange::MaxInFlight(value) => max_in_flight = value,
-            PolicyChange::RateLimit(value) => rate_limit = value,
-            PolicyChange::CircuitBreaker(value) => circuit_breaker = value,
-            PolicyChange::AutoDisableAfter(value) => auto_disable_after = value,
-            PolicyChange::Ordering(value) => ordering = value,
-        }
-    }
-    let max_backoff = max_backoff.unwrap_or(DeliveryPolicy::default().max_backoff().max(initial_backoff));
-    DeliveryPolicy::new(max_attempts, initial_backoff, max_backoff, timeout, max_in_flight)
-        .map(|policy| policy.with_ordering(ordering).with_rate_limit(rate_limit).with_circuit_breaker(circuit_breaker))
-        .and_then(|policy| policy.with_auto_disable_after(auto_disable_after))
-        .map_err(|error| out_of_bounds(field, error))
 }
 
 fn out_of_bounds(field: &str, error: PolicyError) -> FieldError {

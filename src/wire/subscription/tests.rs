@@ -237,17 +237,81 @@ fn a_patch_changes_what_its_mask_names_and_nothing_else() {
         "app",
         "event_type",
         "state",
-        "target",
-        "target.webhook",
+        "target.webhook.x",
         "**",
         "",
         "delivery_policy.x",
+        "delivery_policy.max_attempts.x",
+        "delivery_policy.ordering.x",
         "deliveryPolicy",
     ] {
         match parse_patch(sent.clone(), Some(&mask(&[path]))) {
             Err(SubscriptionError::Field(error)) => assert_eq!(error.field, "update_mask", "{path}"),
             other => panic!("{path}: {other:?}"),
         }
+    }
+}
+
+/// The field that is refused.
+fn field_of(refused: SubscriptionError) -> String {
+    match refused {
+        SubscriptionError::Field(error) => error.field,
+        SubscriptionError::Filter { field, .. } => field,
+    }
+}
+
+#[test]
+fn a_mask_names_fields_of_any_depth_and_what_is_beside_them_stays() {
+    let policy = proto::DeliveryPolicy {
+        rate_limit: Some(proto::RateLimit { count: 7, interval: Some(seconds(60)) }),
+        circuit_breaker: Some(proto::CircuitBreaker { failure_threshold: 4, open_duration: Some(seconds(9)) }),
+        ordering: Some(proto::OrderingPolicy {
+            key: "data.key".to_owned(),
+            on_dead_letter: proto::OnDeadLetter::Block.into(),
+        }),
+        ..Default::default()
+    };
+    let sent = |policy: &proto::DeliveryPolicy| proto::Subscription {
+        delivery_policy: Some(policy.clone()),
+        target: Some(webhook("https://example.com/new")),
+        ..Default::default()
+    };
+    let patched = |policy: &proto::DeliveryPolicy, before: &Subscription, paths: &[&str]| {
+        let mask = FieldMask { paths: paths.iter().map(|path| (*path).to_owned()).collect() };
+        parse_patch(sent(policy), Some(&mask)).expect("a valid mask").apply(before.clone())
+    };
+    let nested = [
+        "rate_limit.count",
+        "rate_limit.interval",
+        "circuit_breaker.failure_threshold",
+        "circuit_breaker.open_duration",
+        "ordering.key",
+        "ordering.on_dead_letter",
+    ]
+    .map(|path| format!("delivery_policy.{path}"));
+    let all = patched(&policy, &stored(), &nested.each_ref().map(String::as_str)).expect("within bounds");
+    let shown = |subscription: &Subscription| policy_to_proto(&subscription.policy);
+    assert_eq!(
+        (shown(&all).rate_limit, shown(&all).circuit_breaker, shown(&all).ordering),
+        (policy.rate_limit, policy.circuit_breaker, policy.ordering.clone())
+    );
+    // One by one, with nothing else of its message in the request: each goes back to its default, and what is beside it stays.
+    let one = |path: &str| patched(&proto::DeliveryPolicy::default(), &all, &[path]).map(|after| shown(&after));
+    let interval = one("delivery_policy.rate_limit.interval").expect("within bounds").rate_limit;
+    assert_eq!(interval, Some(proto::RateLimit { count: 7, interval: Some(seconds(1)) }));
+    let breaker = one("delivery_policy.circuit_breaker.open_duration").expect("within bounds").circuit_breaker;
+    assert_eq!(breaker.map(|breaker| breaker.failure_threshold), Some(4));
+    let ordering = one("delivery_policy.ordering.on_dead_letter").expect("within bounds").ordering.expect("it stays");
+    assert_eq!((ordering.key.as_str(), ordering.on_dead_letter()), ("data.key", proto::OnDeadLetter::Skip));
+    assert_eq!(one("delivery_policy.ordering").expect("within bounds").ordering, None);
+    // What is required beside it is not there.
+    for (path, missing) in [("ordering.on_dead_letter", "ordering.key"), ("rate_limit.interval", "rate_limit.count")] {
+        let refused = patched(&policy, &stored(), &[&format!("delivery_policy.{path}")]).expect_err(path);
+        assert_eq!(field_of(refused), format!("subscription.delivery_policy.{missing}"));
+    }
+    for path in ["target", "target.webhook"] {
+        let Target::Webhook(webhook) = patched(&policy, &stored(), &[path]).expect("within bounds").target;
+        assert!(webhook.uri.to_string().ends_with("/new") && webhook.headers().is_empty(), "{path}");
     }
 }
 
@@ -273,7 +337,7 @@ fn a_star_replaces_everything_and_takes_the_default_of_what_is_left_out() {
     assert_eq!(after.pre_policy, Some(PrePolicy::default()));
     let given = proto::Subscription { pre_policy: Some(proto::PrePolicy::default()), ..sent };
     let refused = star(&given).expect("valid").apply(before).expect_err("no PRE type");
-    assert_eq!(refused.field, "subscription.pre_policy");
+    assert_eq!(field_of(refused), "subscription.pre_policy");
     let without = star(&proto::Subscription::default());
     assert!(
         matches!(without, Err(SubscriptionError::Field(error)) if error.field.contains("webhook")),
@@ -291,7 +355,7 @@ fn a_patch_is_bounded_together_with_what_it_leaves() {
     let patch = parse_patch(sent, None).expect("a valid patch");
     // Below the initial back-off of 1 s that is stored.
     let refused = patch.apply(stored()).expect_err("shorter than the first back-off");
-    assert_eq!(refused.field, "subscription.delivery_policy.max_backoff");
+    assert_eq!(field_of(refused), "subscription.delivery_policy.max_backoff");
 }
 
 #[test]
