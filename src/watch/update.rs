@@ -30,7 +30,7 @@ use tokio::time::{Instant, sleep_until};
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Between two tries to record a change.
 const RECORD_AGAIN: Duration = Duration::from_millis(250);
-/// Tries of a call that does not compare versions, against others that change the same watch.
+/// Tries of a call that does not compare versions, against others that change the same watch, before it waits for them.
 const RACES_MAX: usize = 4;
 
 /// A change to make.
@@ -99,7 +99,8 @@ impl Shared {
     async fn update(&self, update: WatchUpdate) -> Result<Updated, UpdateError> {
         let (tenant, watch) = (update.tenant, update.watch);
         let mut news = self.feed.watch_news();
-        let version = match self.propose_once(&update).await? {
+        let deadline = Instant::now() + self.config.update_timeout();
+        let version = match self.propose_in_turn(&update, &mut news, deadline).await? {
             Once::Made(version) => version,
             Once::Before(kept) => {
                 let kept = UpdateWatchResponse::decode(kept.as_slice());
@@ -111,7 +112,6 @@ impl Shared {
                 kept.filter_version
             }
         };
-        let deadline = Instant::now() + self.config.update_timeout();
         if self.slot(watch).is_some() {
             self.feed.send_watch(WatchNews::Asked(watch));
         } else if let Err(error) = self.store.notify_watch(WatchNews::Asked(watch)).await {
@@ -140,6 +140,29 @@ impl Shared {
             }
             // It came into effect, or was refused, in this very moment: the next look says which.
             look_at = Instant::now();
+        }
+    }
+
+    /// As [`Shared::propose_once`]. What does not compare versions waits until the change that is under way is in effect or gone.
+    async fn propose_in_turn(
+        &self,
+        update: &WatchUpdate,
+        news: &mut broadcast::Receiver<WatchNews>,
+        deadline: Instant,
+    ) -> Result<Once<i64>, UpdateError> {
+        loop {
+            match self.propose_once(update).await {
+                Err(UpdateError::Conflict) if update.known_version.is_none() => {}
+                proposed => return proposed,
+            }
+            let stopping = tokio::select! {
+                () = changed(news, update.watch) => false,
+                () = sleep_until(deadline.min(Instant::now() + LOOK_EVERY)) => false,
+                () = self.stop.cancelled() => true,
+            };
+            if stopping || Instant::now() >= deadline {
+                return Err(UpdateError::Stalled);
+            }
         }
     }
 

@@ -150,6 +150,25 @@ async fn a_version_that_is_not_the_present_one_is_refused() {
 }
 
 #[tokio::test]
+async fn changes_that_compare_no_version_are_made_one_after_the_other() {
+    let tenant = World::shared().await.tenant().await;
+    let mut watch = Open::at(&tenant, 1, filtered(vec![kind("f0")])).await;
+    let racers = (1..16).map(|n| update(&tenant, n % 2, adding(&watch, vec![kind(&format!("f{n}"))])));
+    let mut versions = Vec::new();
+    for made in futures::future::join_all(racers).await {
+        versions.push(made.expect("nobody else's change is in the way").filter_version);
+    }
+    versions.sort_unstable();
+    assert_eq!(versions, (2..=16).collect::<Vec<_>>(), "each is a change of its own");
+    for version in 2..=16 {
+        assert_eq!(watch.changed().await, version);
+    }
+    // On top of what there was by then: nothing of the others is lost.
+    let full = update(&tenant, 0, adding(&watch, vec![kind("one too many")])).await;
+    assert_refused(full, Code::InvalidArgument, "FIELD_INVALID");
+}
+
+#[tokio::test]
 async fn changes_that_cannot_be_name_their_field_and_change_nothing() {
     let tenant = World::shared().await.tenant().await;
     tenant.declare("CUSTOM_CHANGING").await;
