@@ -116,6 +116,17 @@ pub enum CliError {
         /// How long was waited.
         waited: Duration,
     },
+    /// The event is accepted and delayed, and the wait was over before it was published; exit code 4.
+    #[error(
+        "the event is not published yet: it is due at {due}; `carillon invocations list --event {event}` shows its invocations \
+         from then on, `carillon events cancel {event}` takes it back"
+    )]
+    StillDelayed {
+        /// The event.
+        event: String,
+        /// When it is due.
+        due: String,
+    },
 }
 
 impl CliError {
@@ -152,7 +163,7 @@ impl CliError {
         match self {
             Self::Usage(_) => 2,
             Self::DeadLettered(_) => 3,
-            Self::StillRunning { .. } => 4,
+            Self::StillRunning { .. } | Self::StillDelayed { .. } => 4,
             // `carillon watch | head` has done what was asked.
             Self::Output(source) if source.kind() == io::ErrorKind::BrokenPipe => 0,
             _ => 1,

@@ -88,5 +88,6 @@ fn reason(error: &CliError) -> &'static str {
         CliError::Result(_) => "RESULT",
         CliError::DeadLettered(_) => "DEAD_LETTERED",
         CliError::StillRunning { .. } => "STILL_RUNNING",
+        CliError::StillDelayed { .. } => "STILL_DELAYED",
     }
 }

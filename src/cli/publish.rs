@@ -34,7 +34,7 @@ const EXAMPLES: &str = r#"Examples:
 Exit codes with --wait:
   0  every invocation has ended, none as a dead letter
   3  the event is published, and at least one invocation has ended as a dead letter
-  4  the event is published, and not every invocation has ended in time"#;
+  4  not every invocation has ended in time, or the event is still to be published then"#;
 
 /// Publish an event
 #[derive(Debug, clap::Args)]
@@ -226,8 +226,12 @@ fn show_place(output: Output, published: &PublishResponse) -> Result<(), CliErro
 #[serde(rename_all = "camelCase")]
 struct Waited<'a> {
     event_id: &'a str,
-    position: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    position: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     commit_time: Option<Timestamp>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    deliver_time: Option<Timestamp>,
     duplicate: bool,
     invocations: &'a [Invocation],
     #[serde(skip_serializing_if = "<[PreVerdict]>::is_empty")]
@@ -243,12 +247,18 @@ fn show_waited(
     waited: &WaitEventResponse,
     timeout: Duration,
 ) -> Result<(), CliError> {
+    // A delayed event has its place only once it is due; until then the answer has no event.
+    let place = match published.deliver_time {
+        None => Some((published.position, published.commit_time)),
+        Some(_) => waited.event.as_ref().map(|event| (event.position, event.commit_time)),
+    };
     if output.is_json() {
         output.document(&Waited {
             event_id: &published.event_id,
             // 64-bit numbers are texts in proto JSON.
-            position: published.position.to_string(),
-            commit_time: published.commit_time,
+            position: place.map(|(position, _)| position.to_string()),
+            commit_time: place.and_then(|(_, commit_time)| commit_time),
+            deliver_time: published.deliver_time,
             duplicate: published.duplicate,
             invocations: &waited.invocations,
             pre_verdicts: &published.pre_verdicts,
@@ -265,6 +275,10 @@ fn show_waited(
             "there are more invocations than an answer holds; `carillon invocations list --event {id} --state dead-lettered` \
              shows whether others have failed"
         ));
+    }
+    if place.is_none() {
+        let due = time(published.deliver_time.as_ref());
+        return Err(CliError::StillDelayed { event: published.event_id.clone(), due });
     }
     let dead = waited.invocations.iter().filter(|one| one.state() == InvocationState::DeadLettered).count();
     match (dead, waited.done) {

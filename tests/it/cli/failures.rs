@@ -115,6 +115,32 @@ async fn a_waiting_publish_prints_one_document_and_its_exit_code_tells_how_it_en
 }
 
 #[tokio::test]
+async fn a_waiting_publish_tells_a_delayed_event_from_one_that_runs() {
+    let cli = Cli::new().await;
+    let receiver = Receiver::start().await;
+    cli.tenant.declare("CUSTOM_WAITED_LATER").await;
+    cli.tenant.subscribe("CUSTOM_WAITED_LATER", &receiver, "/fine").await;
+    let publish = ["publish", "CUSTOM_WAITED_LATER", "--data", "{}"];
+    let done = cli.run(&[&publish[..], &["--delay", "1h", "--wait=100ms", "--json"]].concat()).await;
+    let error = told(&done, 4);
+    assert_eq!(error["reason"], "STILL_DELAYED");
+    let answer: Value = serde_json::from_str(&done.out).expect("one document");
+    assert!(answer["deliverTime"].is_string() && answer["position"].is_null(), "{answer}");
+    assert_eq!(answer["done"], false);
+    let done = cli.run(&[&publish[..], &["--delay", "1h", "--wait=100ms"]].concat()).await;
+    assert!(done.err.contains("not published yet") && !done.err.contains("is published"), "{done:?}");
+    assert_eq!(done.code, Some(4), "{done:?}");
+    // One that becomes due meanwhile has a place then.
+    let done = cli.run(&[&publish[..], &["--delay", "100ms", "--wait", "--json"]].concat()).await;
+    let answer = done.document();
+    assert!(answer["position"].is_string() && answer["commitTime"].is_string(), "{answer}");
+    assert_eq!(
+        (&answer["done"], &answer["invocations"][0]["state"]),
+        (&Value::Bool(true), &"INVOCATION_STATE_SUCCEEDED".into())
+    );
+}
+
+#[tokio::test]
 async fn a_refused_pre_event_names_its_listeners_to_people_and_to_programs() {
     let cli = Cli::new().await;
     let receiver = Receiver::start().await;
