@@ -3,8 +3,10 @@
 //! What is not given by flag or environment comes from `client.toml` in the folder of `carillon dev`, so that commands
 //! beside a running `dev` need no flags at all. Credentials are read here and never printed.
 
+use std::ffi::OsString;
 use std::fmt;
 use std::future::Future;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -52,15 +54,49 @@ const ANSWER_BYTES_MAX: usize = 32 << 20;
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Connection")]
 pub struct CommonArgs {
-    /// Folder of `carillon dev`; its client.toml holds what the other connection options leave out
-    #[arg(long, env = "CARILLON_DIR", default_value = ".carillon", global = true, value_name = "FOLDER")]
-    pub dir: PathBuf,
+    /// Folder of `carillon dev`; its client.toml holds what the other connection options leave out [default: .carillon]
+    #[arg(
+        long,
+        env = "CARILLON_DIR",
+        default_value = "",
+        hide_default_value = true,
+        global = true,
+        value_name = "FOLDER"
+    )]
+    pub dir: DevFolder,
     /// PEM file of the authorities to trust for TLS instead of the system's
     #[arg(long, env = "CARILLON_CA", global = true, value_name = "FILE")]
     pub ca: Option<PathBuf>,
     /// Longest wait for one call
     #[arg(long, default_value = "30s", value_parser = parse_duration, global = true, value_name = "DURATION")]
     pub deadline: Duration,
+}
+
+/// The folder of a `carillon dev`, where one is named. An empty name, as of a variable that is set to nothing, names none.
+#[derive(Debug, Clone)]
+pub struct DevFolder(Option<PathBuf>);
+
+impl From<OsString> for DevFolder {
+    fn from(name: OsString) -> Self {
+        Self((!name.is_empty()).then(|| name.into()))
+    }
+}
+
+impl DevFolder {
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        self.0.as_deref().unwrap_or(Path::new(".carillon"))
+    }
+
+    /// Its `client.toml`. Nothing is known where there is none and no folder is named.
+    fn client_file(&self) -> Result<ClientFile, CliError> {
+        match ClientFile::load(self.path()) {
+            Err(CliError::File { source, .. }) if self.0.is_none() && source.kind() == ErrorKind::NotFound => {
+                Ok(ClientFile::default())
+            }
+            loaded => loaded,
+        }
+    }
 }
 
 /// How to reach the public port.
@@ -173,16 +209,12 @@ impl ClientFile {
         dir.join("client.toml")
     }
 
-    /// Reads a folder's file; where there is none, nothing is known.
+    /// Reads a folder's file.
     ///
-    /// *Errors*: [`CliError::FileContent`] names the line that is wrong.
+    /// *Errors*: [`CliError::File`]; [`CliError::FileContent`] names the line that is wrong.
     pub fn load(dir: &Path) -> Result<Self, CliError> {
         let path = Self::path(dir);
-        let text = match std::fs::read_to_string(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Self::default()),
-            Err(error) => return Err(CliError::file("read", path)(error)),
-        };
+        let text = std::fs::read_to_string(&path).map_err(CliError::file("read", &path))?;
         // Only the message: the error's own text quotes the line, which may hold the key.
         let mut file: Self = toml::from_str(&text)
             .map_err(|error: toml::de::Error| CliError::FileContent { path, reason: error.message().to_owned() })?;
@@ -201,7 +233,7 @@ impl PublicArgs {
     pub fn app(&self, given: Option<String>) -> Result<String, CliError> {
         let app = match given {
             Some(app) => Some(app),
-            None => ClientFile::load(&self.common.dir)?.app,
+            None => self.common.dir.client_file()?.app,
         };
         app.ok_or_else(|| CliError::Usage("name the app with --app or CARILLON_APP".to_owned()))
     }
@@ -210,7 +242,7 @@ impl PublicArgs {
     ///
     /// *Errors*: [`CliError::Connect`].
     pub async fn connect(&self) -> Result<PublicClient, CliError> {
-        let file = ClientFile::load(&self.common.dir)?;
+        let file = self.common.dir.client_file()?;
         let url = self.url.clone().or(file.url).unwrap_or_else(|| DEFAULT_URL.to_owned());
         let ca = self.common.ca.clone().or(file.ca);
         let api_key = self.api_key.clone().or(file.api_key);
@@ -223,7 +255,7 @@ impl InternalArgs {
     pub fn tenant(&self, given: Option<String>) -> Result<String, CliError> {
         let tenant = match given {
             Some(tenant) => Some(tenant),
-            None => ClientFile::load(&self.common.dir)?.tenant,
+            None => self.common.dir.client_file()?.tenant,
         };
         tenant.ok_or_else(|| CliError::Usage("name the tenant with --tenant or CARILLON_TENANT".to_owned()))
     }
@@ -232,7 +264,7 @@ impl InternalArgs {
     ///
     /// *Errors*: [`CliError::Connect`]; [`CliError::Usage`] without a certificate.
     pub async fn connect(&self, purpose: Purpose) -> Result<InternalClient, CliError> {
-        let file = ClientFile::load(&self.common.dir)?;
+        let file = self.common.dir.client_file()?;
         let url = self.internal_url.clone().or(file.internal_url).unwrap_or_else(|| DEFAULT_INTERNAL_URL.to_owned());
         let ca = self.common.ca.clone().or(file.ca);
         let given = self.cert.clone().zip(self.key_file.clone()).map(|(cert, key)| Identity { cert, key });

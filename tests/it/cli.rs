@@ -253,7 +253,18 @@ async fn a_server_that_is_away_or_refuses_the_credential_is_told_with_the_way_ou
         assert!(!refused.err.contains("car_wrong"), "{refused:?}");
         refused.fails(1, &["CREDENTIAL_INVALID", "--api-key"]);
     }
-    alone(&["publish", "A", "--data", "{}", "--dir", "/nowhere"]).await.fails(2, &["--cert", "--key-file"]);
+    for args in [&["publish", "A", "--data", "{}"][..], &["events", "list"]] {
+        let args = [args, &["--dir", "/nowhere"]].concat();
+        alone(&args).await.fails(1, &["cannot read /nowhere/client.toml"]);
+    }
+    // A folder without a name is none.
+    for folder in ["", "/nowhere"] {
+        let mut command = Process::carillon();
+        command.args(["publish", "A", "--data", "{}"]).current_dir(cli.dir.path()).env("CARILLON_DIR", folder);
+        let expected: (i32, &[&str]) =
+            if folder.is_empty() { (2, &["--cert", "--key-file"]) } else { (1, &["/nowhere/client.toml"]) };
+        run(command).await.fails(expected.0, expected.1);
+    }
     alone(&["event-types", "list", "--url", "nope"]).await.fails(2, &["http://"]);
     // A publisher's certificate does not administer.
     let pem = |name: &str| cli.dir.path().join(name).display().to_string();

@@ -19,7 +19,7 @@ use tokio::task::JoinSet;
 use self::ledger::{Ledger, Published, Verdict};
 use self::payloads::{Kind, Payload, TYPE_PREFIX};
 use self::stage::{Stage, Versions};
-use super::client::{ClientFile, InternalClient, PublicClient, call};
+use super::client::{ClientFile, DevFolder, InternalClient, PublicClient, call};
 use super::dev::{DevOptions, DevServer, Place, Ports, PostgresArgs};
 use super::error::CliError;
 use super::output::{Output, note, progress, spinner};
@@ -56,9 +56,9 @@ pub struct DemoArgs {
     /// @octokit/webhooks-schemas@7.6.1` [default: the built-in sample of 12 payloads]
     #[arg(long, value_name = "FOLDER")]
     packages: Option<PathBuf>,
-    /// Folder of the `carillon dev` to use; where none runs there, the demo starts a throw-away one
-    #[arg(long, env = "CARILLON_DIR", default_value = ".carillon", value_name = "FOLDER")]
-    dir: PathBuf,
+    /// Folder of the `carillon dev` to use; where none runs there, the demo starts a throw-away one [default: .carillon]
+    #[arg(long, env = "CARILLON_DIR", default_value = "", hide_default_value = true, value_name = "FOLDER")]
+    dir: DevFolder,
     /// Start a throw-away service of its own in any case
     #[arg(long)]
     throwaway: bool,
@@ -125,17 +125,17 @@ async fn running(args: &DemoArgs) -> Result<Option<Clients>, CliError> {
     if args.throwaway {
         return Ok(None);
     }
-    if !ClientFile::path(&args.dir).is_file() {
+    if !ClientFile::path(args.dir.path()).is_file() {
         note(&format!(
             "no service was ever started in {0}: starting a throw-away one (`carillon dev --dir {0}` starts one there)",
-            args.dir.display()
+            args.dir.path().display()
         ));
         return Ok(None);
     }
-    match connect(&ClientFile::load(&args.dir)?).await {
+    match connect(&ClientFile::load(args.dir.path())?).await {
         Ok(clients) => Ok(Some(clients)),
         Err(CliError::Connect { .. }) => {
-            note(&format!("no service runs in {}: starting a throw-away one", args.dir.display()));
+            note(&format!("no service runs in {}: starting a throw-away one", args.dir.path().display()));
             Ok(None)
         }
         Err(error) => Err(error),

@@ -14,7 +14,7 @@ use serde_json::json;
 
 pub use self::server::{DevOptions, DevServer, Place, Ports};
 use super::Flags;
-use super::client::ClientFile;
+use super::client::{ClientFile, DevFolder};
 use super::error::CliError;
 use super::output::{Output, note, spinner};
 use super::serve::write_ready;
@@ -30,9 +30,9 @@ const EXAMPLES: &str = "Examples:
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct DevArgs {
-    /// Folder that holds everything; made when absent, used again by the next start
-    #[arg(long, env = "CARILLON_DIR", default_value = ".carillon", value_name = "FOLDER")]
-    dir: PathBuf,
+    /// Folder that holds everything; made when absent, used again by the next start [default: .carillon]
+    #[arg(long, env = "CARILLON_DIR", default_value = "", hide_default_value = true, value_name = "FOLDER")]
+    dir: DevFolder,
     /// Port for gRPC and gRPC-Web on loopback; 0 takes a free one
     #[arg(long, default_value_t = 7070, value_name = "PORT")]
     port: u16,
@@ -98,7 +98,7 @@ impl PostgresArgs {
 pub async fn run(args: DevArgs, output: Output) -> Result<(), CliError> {
     let mut signals = Signals::listen().map_err(CliError::Signals)?;
     let options = DevOptions {
-        place: Place::Folder(args.dir.clone()),
+        place: Place::Folder(args.dir.path().to_owned()),
         ports: Ports { public: args.port, internal: args.internal_port, ops: args.ops_port },
         search: args.postgres.search(),
         settings: args.flags.set,
@@ -110,7 +110,8 @@ pub async fn run(args: DevArgs, output: Output) -> Result<(), CliError> {
     };
     starting.finish_and_clear();
     let mut server = started?;
-    let served = serve(&mut server, &mut signals, &args.dir, args.ready_file.as_deref(), &args.postgres, output).await;
+    let served =
+        serve(&mut server, &mut signals, args.dir.path(), args.ready_file.as_deref(), &args.postgres, output).await;
     let second = signals.exit_on_next();
     let stopped = server.stop().await;
     second.abort();
