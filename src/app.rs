@@ -104,7 +104,8 @@ impl std::fmt::Debug for App {
 impl App {
     /// Builds everything and serves.
     pub async fn start(config: Config) -> Result<Self, AppError> {
-        let config = files::affordable(memory::affordable(config));
+        let (config, by_memory) = memory::affordable(config);
+        let (config, by_files) = files::affordable(config);
         // Read first: a key that does not fit must not wait for the database.
         let keyring = Keyring::new(config.secrets.read()?)?;
         let catalogue = Arc::new(catalogue(&config)?);
@@ -266,6 +267,7 @@ impl App {
             ops = %app.addresses.ops,
             "serving"
         );
+        by_memory.iter().chain(&by_files).for_each(memory::Lowered::tell);
         Ok(app)
     }
 

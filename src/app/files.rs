@@ -1,5 +1,6 @@
 //! How many connections the file descriptors of the process are enough for.
 
+use super::memory::Lowered;
 use crate::config::Config;
 use rustix::process::{Resource, getrlimit, setrlimit};
 
@@ -9,7 +10,9 @@ const FILES_RESERVED: usize = 96;
 const LEAST: usize = 8;
 
 /// Raises the limit of open files as far as may be, and lowers what connections may be open to what it is enough for.
-pub(super) fn affordable(config: Config) -> Config {
+///
+/// Answers the limit and which settings it has lowered, if any.
+pub(super) fn affordable(config: Config) -> (Config, Option<Lowered>) {
     let mut limit = getrlimit(Resource::Nofile);
     if limit.current != limit.maximum {
         limit.current = limit.maximum;
@@ -17,13 +20,10 @@ pub(super) fn affordable(config: Config) -> Config {
         let _ = setrlimit(Resource::Nofile, limit);
         limit = getrlimit(Resource::Nofile);
     }
-    let Some(files) = limit.current else { return config };
-    let (lowered, fitted) = fitted(config, usize::try_from(files).unwrap_or(usize::MAX));
-    if !lowered.is_empty() {
-        let settings = lowered.join(", ");
-        tracing::info!(files, settings, "connections are bounded by the limit of open files");
-    }
-    fitted
+    let Some(files) = limit.current else { return (config, None) };
+    let limit = usize::try_from(files).unwrap_or(usize::MAX);
+    let (lowered, fitted) = fitted(config, limit);
+    (fitted, Lowered::by("file descriptors", limit, &lowered))
 }
 
 /// Lowers the highest of the settings until so many files are enough for all; the names of those that were lowered.

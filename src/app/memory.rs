@@ -11,20 +11,37 @@ const CGROUPS: &str = "/sys/fs/cgroup";
 /// With less memory than this, pages of 2 MiB would spend too much of it on what is next to what is used.
 const HUGE_PAGES_FROM: usize = 1 << 30;
 
+/// Settings that were lowered to what the process may have.
+pub(super) struct Lowered {
+    what: &'static str,
+    limit: usize,
+    settings: String,
+}
+
+impl Lowered {
+    pub fn by(what: &'static str, limit: usize, settings: &[&str]) -> Option<Self> {
+        (!settings.is_empty()).then(|| Self { what, limit, settings: settings.join(", ") })
+    }
+
+    /// For the log, once it serves: a start that fails tells of that alone.
+    pub fn tell(&self) {
+        let Self { what, limit, settings } = self;
+        tracing::info!(limit, settings, "settings are lowered to the {what} that the process may have");
+    }
+}
+
 /// Lowers what may be kept in memory to what the process may have: as configured, or else by its container, its resource limits or
 /// the machine.
-pub(super) fn affordable(config: Config) -> Config {
-    let Some(limit) = config.server.memory_bytes.or_else(limit) else { return config };
+///
+/// Answers the limit and which settings it has lowered, if any.
+pub(super) fn affordable(config: Config) -> (Config, Option<Lowered>) {
+    let Some(limit) = config.server.memory_bytes.or_else(limit) else { return (config, None) };
     if limit < HUGE_PAGES_FROM {
         // Not every kernel has them.
         let _ = disable_transparent_huge_pages(true);
     }
     let (lowered, fitted) = fitted(config, limit);
-    if !lowered.is_empty() {
-        let settings = lowered.join(", ");
-        tracing::info!(memory_bytes = limit, settings, "what is kept in memory is bounded by the memory there is");
-    }
-    fitted
+    (fitted, Lowered::by("bytes of memory", limit, &lowered))
 }
 
 /// Lowers settings to their share of `limit` bytes; the names of those that were above it.

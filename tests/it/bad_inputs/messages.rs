@@ -173,7 +173,6 @@ async fn b3_masks_over_what_cannot_change_are_refused() {
         "nonsense",
         "",
         "**",
-        "target",
         "display_name.x",
         "target.webhook.nonsense",
         "DISPLAY_NAME",
