@@ -211,7 +211,8 @@ impl App {
 
         let keepalive = Duration::from_millis(config.server.keepalive_ms);
         let origins = &config.server.cors_origins;
-        let public = Calls::new(Door::Public(credentials.clone()), limits.clone(), call_metrics.clone(), public);
+        let public =
+            Calls::new(Door::Public(Box::new(credentials.clone())), limits.clone(), call_metrics.clone(), public);
         let socket = WatchSocket::new(events, credentials, origins, keepalive, public.in_flight());
         let internal = Calls::new(Door::Internal(certificates), limits, call_metrics, internal);
 
@@ -415,8 +416,9 @@ impl Engine {
         feed: &Feed,
         cursors: CursorParts,
     ) -> Self {
+        let owed = store.owed();
         let registry = Registry::new(
-            store.clone(),
+            owed.clone(),
             Arc::new(keyring),
             catalogue,
             config.publish.registry_tenants_max,
@@ -424,7 +426,7 @@ impl Engine {
         )
         .limited(config.quotas());
         let (writer, writer_tasks) =
-            Writer::start(store.clone(), registry.clone(), feed.clone(), config.publish.clone());
+            Writer::start(owed.clone(), registry.clone(), feed.clone(), config.publish.clone());
         let parts = pending::Parts {
             store: store.clone(),
             registry: registry.clone(),
@@ -433,7 +435,7 @@ impl Engine {
         };
         let pending = Pending::start(parts, config.pending.clone(), &config.publish);
         let parts = dispatch::Parts {
-            store: store.clone(),
+            store: owed,
             registry: registry.clone(),
             writer: writer.clone(),
             executor,

@@ -45,8 +45,13 @@ impl<S: Copy + Ord + Hash> Turnstile<S> {
     /// Takes how many places there are; at least one.
     pub fn new(places: usize) -> Self {
         let free = places.max(1);
-        let state =
-            State { free, share_max: free - free / 4, lines: HashMap::new(), next: BTreeSet::new(), tickets: 0 };
+        let state = State {
+            free,
+            share_max: if free > 1 { free - (free / 4).max(1) } else { free },
+            lines: HashMap::new(),
+            next: BTreeSet::new(),
+            tickets: 0,
+        };
         Self { state: Arc::new(Mutex::new(state)) }
     }
 

@@ -40,6 +40,8 @@ const CACHE_TTL: Duration = Duration::from_secs(5);
 const CACHE_ENTRIES_MAX: u64 = 10_000;
 /// Keys that are looked up at the same time: some of the database's connections, so that strangers never have them all.
 const LOOK_UPS_MAX: usize = 4;
+/// For how long a key counts as known after it was last used.
+const KNOWN_FOR: Duration = Duration::from_hours(1);
 /// What every API key begins with.
 const KEY_PREFIX: &str = "car_";
 
@@ -131,7 +133,7 @@ impl Credentials {
             return self.tokens.authenticate(text).await;
         }
         let (id, secret) = key_parts(text).ok_or(ApiError::CredentialInvalid)?;
-        let stranger = !self.keys.cache.contains_key(&id);
+        let stranger = !self.keys.known.contains_key(&id);
         let _place = stranger.then(|| in_flight.admit(Credential::Anonymous(address))).transpose()?;
         self.keys.authenticate(id, secret, address).await
     }
@@ -150,7 +152,9 @@ impl Credentials {
 pub struct ApiKeys {
     store: Store,
     cache: Cache<ApiKeyId, Option<KeyAndHash>>,
-    /// Look-ups of keys that callers show, by where these call from: whoever shows one key after the other waits for himself.
+    /// Keys that were good not long ago. Who shows one of these is no stranger: behind a proxy all come from one address.
+    known: Cache<ApiKeyId, ()>,
+    /// Look-ups of other keys, by where callers come from: whoever shows one key after the other waits for himself.
     look_ups: Turnstile<Option<IpAddr>>,
 }
 
@@ -158,7 +162,8 @@ impl ApiKeys {
     /// Looks keys up in a store.
     pub fn new(store: Store) -> Self {
         let cache = Cache::builder().max_capacity(CACHE_ENTRIES_MAX).time_to_live(CACHE_TTL).build();
-        Self { store, cache, look_ups: Turnstile::new(LOOK_UPS_MAX) }
+        let known = Cache::builder().max_capacity(CACHE_ENTRIES_MAX).time_to_idle(KNOWN_FOR).build();
+        Self { store, cache, known, look_ups: Turnstile::new(LOOK_UPS_MAX) }
     }
 
     /// The holder of a key.
@@ -169,6 +174,9 @@ impl ApiKeys {
         let found = self.look_up(id, address).await?;
         let (key, stored) = found.as_deref().ok_or(ApiError::CredentialInvalid)?;
         if bool::from(stored.ct_eq(&hash)) && self.is_live(key) {
+            if self.known.get(&id).await.is_none() {
+                self.known.insert(id, ()).await;
+            }
             Ok(Caller {
                 subject: Subject::ApiKey(key.id),
                 tenant: key.tenant,
@@ -198,7 +206,8 @@ impl ApiKeys {
 
     async fn look_up(&self, id: ApiKeyId, address: Option<IpAddr>) -> Result<Option<KeyAndHash>, ApiError> {
         let load = async {
-            let _pass = self.look_ups.enter(address).await;
+            let known = self.known.contains_key(&id);
+            let _pass = if known { None } else { Some(self.look_ups.enter(address).await) };
             Ok(self.store.api_key_and_hash(id).await?.map(Arc::new))
         };
         self.cache.try_get_with(id, load).await.map_err(|error: Arc<StoreError>| shared(&error))

@@ -80,7 +80,7 @@ fn fields_of<'a>(file: &'a FileDescriptorProto, message: &str) -> &'a [FieldDesc
 #[derive(Debug, Clone)]
 pub enum Door {
     /// API keys and tokens.
-    Public(Credentials),
+    Public(Box<Credentials>),
     /// Certificates.
     Internal(Certificates),
 }

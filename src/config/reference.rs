@@ -227,7 +227,10 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
         "name servers for the hosts of webhooks, at most 8, such as 1.1.1.1 or [2606:4700::1111]:53; where none is named the system's resolv.conf and hosts count",
     ),
     ("executor.dns_timeout_ms", "longest wait for a host name to be resolved, milliseconds; 1 to 300,000"),
-    ("executor.dns_lookups_max", "host names in resolution at the same time, further ones wait; 1 to 100,000"),
+    (
+        "executor.dns_lookups_max",
+        "host names in resolution at the same time, further ones wait; lowered to what the file descriptor limit allows; 1 to 100,000",
+    ),
     ("executor.connect_timeout_ms", "longest wait for a TCP connection, milliseconds; 1 to 300,000"),
     ("executor.tls_timeout_ms", "longest TLS handshake, milliseconds; 1 to 300,000"),
     ("executor.response_bytes_max", "most bytes read of an answer's body; 0 to 1,048,576"),

@@ -21,8 +21,8 @@ pub struct Config {
     pub nameservers: Vec<NameServer>,
     /// Longest wait for a host name to be resolved. Unit: milliseconds. Default: 5,000. Bound: 1 to 300,000.
     pub dns_timeout_ms: u64,
-    /// Host names that may be in resolution at the same time; further ones wait. Default: 16,384, more than there are attempts. Bound: 1
-    /// to 100,000.
+    /// Host names that may be in resolution at the same time; further ones wait, and the domains that they are in take turns. Each holds
+    /// several sockets. Default: 1,024. Bound: 1 to 100,000.
     pub dns_lookups_max: usize,
     /// Longest wait for a TCP connection. Unit: milliseconds. Default: 5,000. Bound: 1 to 300,000.
     pub connect_timeout_ms: u64,
@@ -80,7 +80,7 @@ impl Default for Config {
             allow_private_ranges: Vec::new(),
             nameservers: Vec::new(),
             dns_timeout_ms: 5_000,
-            dns_lookups_max: 16_384,
+            dns_lookups_max: 1_024,
             connect_timeout_ms: 5_000,
             tls_timeout_ms: 5_000,
             response_bytes_max: 64 * 1024,

@@ -42,7 +42,14 @@ impl PendingError {
     pub fn may_be_repetition(&self) -> bool {
         match self {
             Self::Aborted(_) | Self::Cancelled | Self::NotFound => false,
-            Self::Publish(error) => !matches!(error, PublishError::Draining | PublishError::Store(_)),
+            // Of what has too much to do nothing more is asked.
+            Self::Publish(error) => !matches!(
+                error,
+                PublishError::Draining
+                    | PublishError::Store(_)
+                    | PublishError::Contended
+                    | PublishError::QueueFull { .. }
+            ),
             Self::Full { .. } | Self::TooFar { .. } => true,
         }
     }

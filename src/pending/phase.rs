@@ -37,6 +37,8 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, interval_at, sleep};
 
+/// Before the registry is looked at again that could not be read.
+const HEED_AGAIN: Duration = Duration::from_secs(1);
 /// Between two tries to write a decision that the database did not take.
 const WRITE_AGAIN: Duration = Duration::from_millis(250);
 /// How often a decision is tried to be written; then the lease ends, and whoever takes the event over decides again.
@@ -102,12 +104,12 @@ enum Decision {
     Cancelled,
 }
 
-/// Returns when it changes; never where there is nothing to change.
-async fn changed(changes: &mut Option<watch::Receiver<()>>) {
-    match changes {
-        // An error says that this copy of the registry is not kept any more: the next look finds the one that is.
-        Some(changes) => drop(changes.changed().await),
-        None => std::future::pending().await,
+/// Returns when the registry changes, or a while after it could not be read.
+async fn changed(registry: &mut Option<(Arc<TenantRegistry>, watch::Receiver<()>)>) {
+    match registry {
+        // It is kept here, so it goes on telling.
+        Some((_, changes)) => drop(changes.changed().await),
+        None => sleep(HEED_AGAIN).await,
     }
 }
 
@@ -198,16 +200,16 @@ impl Phase {
         self.aborts().map_or(Decision::Commit, Decision::Abort)
     }
 
-    /// Gives up the questions to listeners that are not active any more. Returns what changes when there may be others.
-    async fn heed_registry(&self, core: &Core) -> Option<watch::Receiver<()>> {
+    /// Gives up the questions to listeners that are not active any more. Returns what tells when there may be others.
+    async fn heed_registry(&self, core: &Core) -> Option<(Arc<TenantRegistry>, watch::Receiver<()>)> {
         let registry = core.registry.tenant(self.tenant).await.inspect_err(|error| {
-            tracing::warn!(%error, "whether listeners are active could not be read");
+            tracing::warn!(%error, "whether listeners are active could not be read; it is tried again");
         });
         let registry = registry.ok()?;
         // Before the look, so that nothing falls between the two.
         let changes = registry.changes();
         self.listeners.iter().for_each(|listener| listener.heed(&registry));
-        Some(changes)
+        Some((registry, changes))
     }
 
     /// Why the event is aborted, if it is: a refusal says more than a failure.

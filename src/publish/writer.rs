@@ -29,7 +29,8 @@ use aside::Aside;
 use calls::{batches, bytes_of, fail, split, weight};
 use chrono::TimeDelta;
 use futures::FutureExt as _;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
@@ -274,7 +275,7 @@ impl Core {
                     calls.extend(later);
                     self.answer_repeated(calls, used).await
                 }
-                // Once at most: who has the locks first sees every key that was taken under them.
+                // Seldom more than once: who has the locks first sees every key that was taken under them, which those of PRE events are not.
                 Round::KeyTaken(mut calls) => {
                     locks = OnLocked::WaitFirst;
                     calls.extend(later);
@@ -413,15 +414,16 @@ impl Core {
 
     async fn reload(&self, stale: Vec<Call>) -> Vec<Call> {
         let mut left = Vec::with_capacity(stale.len());
-        let mut reloaded = HashSet::new();
+        let mut reloaded: HashMap<TenantId, Result<(), StoreError>> = HashMap::new();
         for call in stale {
-            if reloaded.insert(call.tenant)
-                && let Err(error) = self.registry.reload(call.tenant).await
-            {
-                let _ = call.answer.send(Err(error.into()));
-                continue;
+            let outcome = match reloaded.entry(call.tenant) {
+                Entry::Occupied(known) => known.into_mut(),
+                Entry::Vacant(new) => new.insert(self.registry.reload(call.tenant).await.map(drop)),
+            };
+            match outcome {
+                Ok(()) => left.push(call),
+                Err(error) => drop(call.answer.send(Err(error.clone().into()))),
             }
-            left.push(call);
         }
         left
     }

@@ -144,7 +144,8 @@ impl Store {
         let mut sql = QueryBuilder::<Postgres>::new("SELECT EXISTS (SELECT 1");
         push_dead(&mut sql, principal, range, only, after);
         sql.push(")");
-        done.more = sql.build_query_scalar().fetch_one(self.as_tenant(principal.tenant)).await?;
+        // What was redriven is to be told, so this waits for no turn.
+        done.more = sql.build_query_scalar().fetch_one(self.owed().as_tenant(principal.tenant)).await?;
         Ok(Ok(done))
     }
 
@@ -240,11 +241,13 @@ impl Store {
             Ok(head) => head,
             Err(refused) => return Ok(refused),
         };
-        let Some(row) = self.row(principal, &entry, id.subscription_no).await? else {
+        // What was changed is to be told, so this waits for no turn.
+        let owed = self.owed();
+        let Some(row) = owed.row(principal, &entry, id.subscription_no).await? else {
             return Ok(InvocationChange::NotFound);
         };
         let Some(head) = head else { return Ok(InvocationChange::WrongState(parse_state(row.state)?)) };
-        let invocation = self.with_last_attempts(principal.tenant, vec![row]).await?.pop();
+        let invocation = owed.with_last_attempts(principal.tenant, vec![row]).await?.pop();
         let invocation = Box::new(invocation.ok_or(StoreError::Corrupt { what: "invocation" })?);
         Ok(InvocationChange::Done { invocation, head })
     }

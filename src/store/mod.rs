@@ -75,6 +75,8 @@ pub struct Store {
     listens: bool,
     /// What seals and opens secrets that are columns of other rows.
     keyring: Option<Keyring>,
+    /// Whether its work for tenants takes turns; see [`Store::owed`].
+    turns: bool,
 }
 
 impl Store {
@@ -91,7 +93,15 @@ impl Store {
             statements: Arc::default(),
             listens: true,
             keyring: None,
+            turns: true,
         }
+    }
+
+    /// The same for what the service owes its tenants, such as commits, what is matched and deliveries: it waits for no turn among the
+    /// calls of the tenant that it works for, since others wait for it.
+    #[must_use]
+    pub fn owed(&self) -> Self {
+        Self { turns: false, ..self.clone() }
     }
 
     /// With the keys for the headers of webhooks: who has none can neither save nor read any.

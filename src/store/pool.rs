@@ -15,6 +15,7 @@ use sqlx::{
 };
 use std::io;
 use std::ops::{Deref, DerefMut};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -33,6 +34,20 @@ impl Doubt {
     }
 }
 
+tokio::task_local! {
+    /// Microseconds that the work of a [`Pool::within`] has waited for connections.
+    static WAITED: Arc<AtomicU64>;
+}
+
+/// Waits, and leaves that out of what Postgres is given.
+async fn waiting<T>(wait: impl Future<Output = T>) -> T {
+    let begun = Instant::now();
+    let done = Box::pin(wait).await;
+    let micros = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
+    let _outside_of_any = WAITED.try_with(|waited| waited.fetch_add(micros, Ordering::Relaxed));
+    done
+}
+
 /// Connections to Postgres. Cheap to clone. Statements run on it directly, or on a [`Lease`] or a [`Tx`] of it.
 #[derive(Debug, Clone)]
 pub struct Pool {
@@ -47,7 +62,7 @@ impl Pool {
     /// Bounds the waits of a pool. `doubt` is what its `before_acquire` asks.
     pub(in crate::store) fn new(inner: PgPool, answer_max: Duration, doubt: Doubt) -> Self {
         let connections = usize::try_from(inner.options().get_max_connections()).unwrap_or(usize::MAX);
-        Self { inner, answer_max, doubt, turns: Turnstile::new(connections - connections / 4) }
+        Self { inner, answer_max, doubt, turns: Turnstile::new(connections - (connections / 4).max(1)) }
     }
 
     /// Runs work on the database to its end, or to the end of patience.
@@ -58,14 +73,22 @@ impl Pool {
         E: From<sqlx::Error>,
         F: Future<Output = Result<T, E>>,
     {
+        let (waited, begun) = (Arc::new(AtomicU64::new(0)), tokio::time::Instant::now());
         // Lives until the doubt is cast: what the work holds is given up only then, and so is closed.
-        let mut work = std::pin::pin!(work);
-        tokio::select! {
-            biased;
-            result = &mut work => result,
-            () = tokio::time::sleep(self.answer_max) => {
-                self.doubt.cast();
-                Err(sqlx::Error::Io(io::Error::new(io::ErrorKind::TimedOut, "no answer in time")).into())
+        let mut work = Box::pin(WAITED.scope(waited.clone(), work));
+        loop {
+            // What was waited for a connection is nothing that Postgres owes an answer for.
+            let end = begun + self.answer_max + Duration::from_micros(waited.load(Ordering::Relaxed));
+            tokio::select! {
+                biased;
+                result = &mut work => return result,
+                () = tokio::time::sleep_until(end) => {
+                    if end < begun + self.answer_max + Duration::from_micros(waited.load(Ordering::Relaxed)) {
+                        continue;
+                    }
+                    self.doubt.cast();
+                    return Err(sqlx::Error::Io(io::Error::new(io::ErrorKind::TimedOut, "no answer in time")).into());
+                }
             }
         }
     }
@@ -73,21 +96,25 @@ impl Pool {
     /// A connection for several statements. Whoever takes one bounds what it does by [`Pool::within`].
     pub(in crate::store) async fn acquire(&self) -> Result<Lease, sqlx::Error> {
         // The pool bounds this wait by itself.
-        let connection = Some(self.inner.acquire().await?);
+        let connection = Some(waiting(self.inner.acquire()).await?);
         Ok(Lease { connection, pool: self.clone(), taken_at: Instant::now(), in_transaction: false, pass: None })
     }
 
-    /// As [`Pool::acquire`], when it is the tenant's turn.
+    /// As [`Pool::acquire`], when it is the tenant's turn, where it has to be anybody's.
     ///
     /// Errors: [`io::ErrorKind::QuotaExceeded`] where the tenant's other work has kept it waiting for too long.
-    pub(in crate::store) async fn acquire_for(&self, tenant: TenantId) -> Result<Lease, sqlx::Error> {
-        let patience = self.inner.options().get_acquire_timeout();
-        let Ok(pass) = tokio::time::timeout(patience, self.turns.enter(tenant)).await else {
-            let crowded = "the tenant's other work has all the connections that it may have";
-            return Err(sqlx::Error::Io(io::Error::new(io::ErrorKind::QuotaExceeded, crowded)));
-        };
+    pub(in crate::store) async fn acquire_for(&self, turn: Option<TenantId>) -> Result<Lease, sqlx::Error> {
+        let mut pass = None;
+        if let Some(tenant) = turn {
+            let patience = self.inner.options().get_acquire_timeout();
+            let Ok(entered) = waiting(tokio::time::timeout(patience, self.turns.enter(tenant))).await else {
+                let crowded = "the tenant's other work has all the connections that it may have";
+                return Err(sqlx::Error::Io(io::Error::new(io::ErrorKind::QuotaExceeded, crowded)));
+            };
+            pass = Some(entered);
+        }
         let mut lease = self.acquire().await?;
-        lease.pass = Some(pass);
+        lease.pass = pass;
         Ok(lease)
     }
 
@@ -97,8 +124,8 @@ impl Pool {
     }
 
     /// Begins a transaction of a tenant, when it is its turn. Whoever begins one bounds what it does by [`Pool::within`].
-    pub(in crate::store) async fn begin_for(&self, tenant: TenantId, opening: String) -> Result<Tx, sqlx::Error> {
-        self.acquire_for(tenant).await?.begin(opening).await
+    pub(in crate::store) async fn begin_for(&self, turn: Option<TenantId>, opening: String) -> Result<Tx, sqlx::Error> {
+        self.acquire_for(turn).await?.begin(opening).await
     }
 
     /// A connection beside the pool, with a setting of its own.
@@ -279,13 +306,14 @@ impl<'p> Executor<'p> for &'_ Pool {
 #[derive(Debug)]
 pub(in crate::store) struct Within {
     pool: Pool,
-    tenant: TenantId,
+    /// Whose turn it has to be.
+    turn: Option<TenantId>,
     opening: String,
 }
 
 impl Within {
-    pub(in crate::store) fn new(pool: Pool, tenant: TenantId, opening: String) -> Self {
-        Self { pool, tenant, opening }
+    pub(in crate::store) fn new(pool: Pool, turn: Option<TenantId>, opening: String) -> Self {
+        Self { pool, turn, opening }
     }
 }
 
@@ -298,7 +326,7 @@ impl<'p> Executor<'p> for Within {
         E: 'q + Execute<'q, Postgres>,
     {
         let gather = async move {
-            let lease = self.pool.acquire_for(self.tenant).await?;
+            let lease = self.pool.acquire_for(self.turn).await?;
             let whole = async {
                 let mut tx = lease.begin(self.opening).await?;
                 let rows = tx.fetch_many(query).try_collect::<Vec<_>>().await?;
@@ -316,7 +344,7 @@ impl<'p> Executor<'p> for Within {
         E: 'q + Execute<'q, Postgres>,
     {
         Box::pin(async move {
-            let lease = self.pool.acquire_for(self.tenant).await?;
+            let lease = self.pool.acquire_for(self.turn).await?;
             let whole = async {
                 let mut tx = lease.begin(self.opening).await?;
                 let row = tx.fetch_optional(query).await?;

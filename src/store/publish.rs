@@ -394,25 +394,17 @@ impl Store {
         CommitConnection { patient: true, ..self.commit_connection(patience) }
     }
 
-    /// Looks up which of these keys were used before.
-    pub async fn used_keys(&self, keys: &[(TenantId, &str)]) -> Result<Vec<UsedKey>, StoreError> {
-        let tenants: Vec<Uuid> = keys.iter().map(|(tenant, _)| tenant.0).collect();
-        let texts: Vec<&str> = keys.iter().map(|(_, key)| *key).collect();
-        let rows: Vec<(Uuid, String, Vec<u8>, Uuid)> = sqlx::query_as(
-            "SELECT i.tenant_id, i.key, i.request_hash, i.event_id
-               FROM idempotency_keys i JOIN unnest($1::uuid[], $2::text[]) AS k(tenant_id, key)
-                 ON i.tenant_id = k.tenant_id AND i.key = k.key",
+    /// Looks up which of a tenant's keys were used before.
+    pub async fn used_keys(&self, tenant: TenantId, keys: &[&str]) -> Result<Vec<UsedKey>, StoreError> {
+        let rows: Vec<(String, Vec<u8>, Uuid)> = sqlx::query_as(
+            "SELECT i.key, i.request_hash, i.event_id
+               FROM unnest($2::text[]) AS k(key) JOIN idempotency_keys i ON i.tenant_id = $1 AND i.key = k.key",
         )
-        .bind(tenants)
-        .bind(texts)
-        .fetch_all(self.engine())
+        .bind(tenant.0)
+        .bind(keys)
+        .fetch_all(self.as_tenant(tenant))
         .await?;
-        let parse = |(tenant, key, request_hash, event)| UsedKey {
-            tenant: TenantId(tenant),
-            key,
-            request_hash,
-            event: EventId(event),
-        };
+        let parse = |(key, request_hash, event)| UsedKey { tenant, key, request_hash, event: EventId(event) };
         Ok(rows.into_iter().map(parse).collect())
     }
 }

@@ -144,7 +144,7 @@ impl Store {
         }
         write_finals(&mut transaction, tenant, changes).await?;
         write_attempts(&mut transaction, tenant, changes).await?;
-        write_deferred(&mut transaction, tenant, changes).await?;
+        write_deferred(&mut transaction, tenant, changes, self.now()).await?;
         write_dead(&mut transaction, tenant, changes).await?;
         transaction.commit().await?;
         Ok(Fenced::No)
@@ -364,23 +364,23 @@ async fn write_deferred(
     connection: &mut PgConnection,
     tenant: TenantId,
     changes: &[Settled],
+    now: DateTime<Utc>,
 ) -> Result<(), StoreError> {
-    // A row that a caller has cancelled is gone and stays gone; a new row is not written for what a caller has cancelled. What a caller
-    // has made due meanwhile stays due: LEAST leaves out what is null.
+    // A row that a caller has cancelled stays gone; a new one is not written for what a caller has cancelled. What a caller has made due
+    // meanwhile is due from now: an attempt that is on record is none that an earlier end has cut off.
     const AGAIN: &str = "UPDATE deferred_invocations d
-            SET attempt = k.attempt, attempt_base = k.attempt_base, due_at = LEAST(k.due_at, d.hastened_at), hastened_at = NULL
+            SET attempt = k.attempt, attempt_base = k.attempt_base, hastened_at = NULL,
+                due_at = CASE WHEN d.hastened_at IS NULL THEN k.due_at ELSE LEAST(k.due_at, $10) END
            FROM unnest($2::date[], $3::bigint[], $4::integer[], $5::integer[], $6::integer[], $7::timestamptz[], $9::uuid[])
                 AS k(day, position, subscription_no, attempt, attempt_base, due_at, ordering_key)
-          WHERE d.tenant_id = $1 AND d.position = k.position AND d.subscription_no = k.subscription_no
-            AND d.attempt < k.attempt AND $8 >= 0";
+          WHERE d.tenant_id = $1 AND d.position = k.position AND d.subscription_no = k.subscription_no AND d.attempt < k.attempt AND $8 >= 0";
     const FIRST: &str =
-        "INSERT INTO deferred_invocations (tenant_id, day, position, subscription_no, attempt, attempt_base, due_at, shard,
-                ordering_key)
+        "INSERT INTO deferred_invocations (tenant_id, day, position, subscription_no, attempt, attempt_base, due_at, shard, ordering_key)
          SELECT $1, k.day, k.position, k.subscription_no, k.attempt, k.attempt_base, k.due_at, $8, k.ordering_key
            FROM unnest($2::date[], $3::bigint[], $4::integer[], $5::integer[], $6::integer[], $7::timestamptz[], $9::uuid[])
                 AS k(day, position, subscription_no, attempt, attempt_base, due_at, ordering_key)
           WHERE NOT EXISTS (SELECT FROM outcomes o WHERE o.tenant_id = $1 AND o.day = k.day AND o.position = k.position
-                               AND o.subscription_no = k.subscription_no)
+                               AND o.subscription_no = k.subscription_no) AND $10::timestamptz IS NOT NULL
          ON CONFLICT DO NOTHING";
     // New rows first: an invocation that was put aside while it ran may have ended within the same settle.
     for (sql, has_row) in [(FIRST, false), (AGAIN, true)] {
@@ -407,6 +407,7 @@ async fn write_deferred(
             .bind(due_ats)
             .bind(shard_of(tenant))
             .bind(keys.ordering_key)
+            .bind(now)
             .execute(&mut *connection)
             .await?;
     }

@@ -28,12 +28,12 @@ impl Doors {
 impl Store {
     /// For single statements of one tenant: each is a transaction of its own.
     pub(in crate::store) fn as_tenant(&self, tenant: TenantId) -> Within {
-        Within::new(self.doors.0.clone(), tenant, opening(tenant))
+        Within::new(self.doors.0.clone(), self.turns.then_some(tenant), opening(tenant))
     }
 
     /// Begins a transaction of one tenant. Whoever begins one bounds what it does by [`Store::run`] or [`Store::within`].
     pub(in crate::store) async fn begin_as(&self, tenant: TenantId) -> Result<Tx, sqlx::Error> {
-        self.doors.0.begin_for(tenant, opening(tenant)).await
+        self.doors.0.begin_for(self.turns.then_some(tenant), opening(tenant)).await
     }
 
     /// The same for what the service owes a tenant, such as its deliveries: it waits for no turn among the tenant's calls.

@@ -68,11 +68,11 @@ impl Answers<'_> {
     /// The events that keys stand for; none where one is new.
     async fn events_of(&self, keys: &[Option<&NewKey>]) -> Result<Vec<Option<EventId>>, Refusal> {
         let tenant = self.registry.tenant();
-        let wanted: Vec<_> = keys.iter().flatten().map(|key| (tenant, key.key.as_str())).collect();
+        let wanted: Vec<_> = keys.iter().flatten().map(|key| key.key.as_str()).collect();
         if wanted.is_empty() {
             return Ok(vec![None; keys.len()]);
         }
-        let used = self.api.store.used_keys(&wanted).await?;
+        let used = self.api.store.used_keys(tenant, &wanted).await?;
         let used: HashMap<_, _> = used.iter().map(|used| (used.key.as_str(), used)).collect();
         let event_of = |(index, key): (usize, Option<&NewKey>)| match key.map(|key| (key, used.get(key.key.as_str()))) {
             Some((key, Some(first))) if first.request_hash != key.request_hash => {

@@ -22,6 +22,8 @@ pub(super) struct Backlog {
     full: bool,
     marking: bool,
     counting: bool,
+    /// False where what a new owner has found is not counted yet.
+    counted: bool,
     /// True where callers have changed what waits since it was counted.
     changed: bool,
     count_at: DateTime<Utc>,
@@ -30,7 +32,14 @@ pub(super) struct Backlog {
 impl Backlog {
     /// Of a tenant whose rows are not counted yet, if it has any.
     pub fn new(full: bool, has_rows: bool) -> Self {
-        Self { full, marking: false, counting: false, changed: has_rows, count_at: DateTime::UNIX_EPOCH }
+        Self {
+            full,
+            marking: false,
+            counting: false,
+            counted: !has_rows,
+            changed: has_rows,
+            count_at: DateTime::UNIX_EPOCH,
+        }
     }
 
     /// Has the rows counted when it is time.
@@ -70,7 +79,8 @@ impl Engine {
                 load::count(&self.shared, life, most);
             }
             let full = is_full(kept.full, backlog, limit);
-            if full != kept.full && !kept.marking {
+            // What is not counted yet may well be what makes it full.
+            if full != kept.full && (full || kept.counted) && !kept.marking {
                 kept.marking = true;
                 let standing = if full { BacklogStanding::Full } else { BacklogStanding::Free };
                 tracing::info!(tenant = %id, backlog, limit, ?standing, "a tenant's backlog has reached its quota, or has left it");
@@ -89,7 +99,10 @@ impl Engine {
             Input::Counted { result, .. } => {
                 held.backlog.counting = false;
                 match result {
-                    Ok(rows) => held.tenant.rows = rows,
+                    Ok(rows) => {
+                        held.tenant.rows = rows;
+                        held.backlog.counted = true;
+                    }
                     Err(error) => {
                         held.backlog.changed = true;
                         tracing::debug!(%error, "deferred invocations could not be counted; it is tried again");

@@ -210,7 +210,7 @@ impl Engine {
         let (mut clean, mut unclean) = (Vec::new(), Vec::new());
         for (shard, owned) in self.shards.leaving() {
             if owned.left_unclean {
-                // Its tenants are forgotten, so it looks quiet; what ran then may still run.
+                // Its tenants are forgotten, so it looks quiet; what ran then was cut off, and may have been made all the same.
                 unclean.push((shard, owned.token));
             } else if !busy.contains(&shard) {
                 clean.push((shard, owned.token));

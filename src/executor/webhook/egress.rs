@@ -10,11 +10,12 @@
 use super::names::Names;
 use crate::domain::webhook::WebhookUri;
 use crate::executor::config::{Cidr, Config};
+use crate::turnstile::Turnstile;
 use moka::future::Cache;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 /// Most addresses of one name that are tried.
@@ -37,7 +38,8 @@ pub struct EgressGuard {
     allow_http: bool,
     allowed: Vec<Cidr>,
     lookup_timeout: Duration,
-    lookups: Semaphore,
+    /// By the domain that a name is in: names that nobody answers for hold up those beside them.
+    lookups: Turnstile<u64>,
     names: Names,
     /// Addresses by name, before they are judged. One look-up serves all who ask at the same time.
     kept: Cache<String, Arc<[IpAddr]>>,
@@ -92,7 +94,7 @@ impl EgressGuard {
             allow_http: config.allow_http,
             allowed: config.allow_private_ranges.clone(),
             lookup_timeout,
-            lookups: Semaphore::new(config.dns_lookups_max),
+            lookups: Turnstile::new(config.dns_lookups_max),
             names: Names::new(&config.nameservers, lookup_timeout),
             kept: Cache::builder().max_capacity(NAMES_MAX).time_to_live(NAME_KEPT).build(),
         }
@@ -141,7 +143,7 @@ impl EgressGuard {
 
     async fn look_up(&self, name: &str) -> Result<Arc<[IpAddr]>, ResolveError> {
         let answer = self.kept.try_get_with_by_ref(name, async {
-            let _permit = self.lookups.acquire().await.map_err(|_| ResolveError::Timeout)?;
+            let _pass = self.lookups.enter(domain_of(name)).await;
             self.names.look_up(name).await.map(Arc::from)
         });
         match timeout(self.lookup_timeout, answer).await {
@@ -175,6 +177,14 @@ impl EgressGuard {
                 },
             }
     }
+}
+
+/// Stands for the domain that a name is in, as far as its last two labels tell.
+fn domain_of(name: &str) -> u64 {
+    let start = name.rmatch_indices('.').nth(1).map_or(0, |(dot, _)| dot + 1);
+    let mut hasher = DefaultHasher::new();
+    name[start..].to_ascii_lowercase().hash(&mut hasher);
+    hasher.finish()
 }
 
 fn is_localhost(name: &str) -> bool {

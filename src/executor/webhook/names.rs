@@ -5,13 +5,12 @@
 
 use super::egress::ResolveError;
 use crate::executor::config::NameServer;
-use hickory_resolver::config::{
-    ConnectionConfig, LookupIpStrategy, NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts,
-};
+use futures::future::join;
+use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts};
 use hickory_resolver::lookup::Lookup;
-use hickory_resolver::net::NetError;
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
-use hickory_resolver::proto::op::Query;
+use hickory_resolver::net::{DnsError, NetError};
+use hickory_resolver::proto::op::{Query, ResponseCode};
 use hickory_resolver::proto::rr::{Name, RecordType};
 use hickory_resolver::system_conf::read_system_conf;
 use hickory_resolver::{Hosts, TokioResolver};
@@ -78,7 +77,7 @@ impl Names {
     /// Every address of a name, of both families, in the order in which they are to be tried; at least one.
     pub async fn look_up(&self, name: &str) -> Result<Vec<IpAddr>, ResolveError> {
         let found = match &self.named {
-            Some(resolver) => resolver.lookup_ip(format!("{name}.")).await,
+            Some(resolver) => both_families(resolver, &format!("{name}.")).await,
             None => {
                 let Way { hosts, resolver } = self.system().map_err(|_| ResolveError::NotFound)?;
                 // Of a name that is in the file, be it with addresses of one family alone, nobody is asked.
@@ -86,15 +85,13 @@ impl Names {
                 if !known.is_empty() {
                     return Ok(known);
                 }
-                resolver.lookup_ip(name).await
+                both_families(&resolver, name).await
             }
         };
-        let found = found.map_err(|error| match error {
-            NetError::Timeout | NetError::Busy => ResolveError::Timeout,
-            _ => ResolveError::NotFound,
-        })?;
-        let addresses = each_once(found.iter());
-        if addresses.is_empty() { Err(ResolveError::NotFound) } else { Ok(addresses) }
+        match found? {
+            addresses if addresses.is_empty() => Err(ResolveError::NotFound),
+            addresses => Ok(addresses),
+        }
     }
 
     /// The system's way as its files say it now, or said it a moment ago.
@@ -136,12 +133,31 @@ fn configured(servers: &[NameServer]) -> ResolverConfig {
 
 fn build((config, mut options): (ResolverConfig, ResolverOpts), patience: Duration) -> Result<TokioResolver, NetError> {
     options.use_hosts_file = ResolveHosts::Never;
-    // Both families always: one inner address among the others has to be seen.
-    options.ip_strategy = LookupIpStrategy::Ipv6AndIpv4;
     options.timeout = options.timeout.min(patience);
+    // One name server after the other: each question holds a socket.
+    options.num_concurrent_reqs = 1;
     // The guard keeps answers itself.
     options.cache_size = 0;
     TokioResolver::builder_with_config(config, TokioRuntimeProvider::default()).with_options(options).build()
+}
+
+/// Asks for the addresses of both families: one inner address among the others has to be seen.
+///
+/// Errors: Timeout, where a family was not answered for and the other one has no address: a moment later it may be there.
+async fn both_families(resolver: &TokioResolver, name: &str) -> Result<Vec<IpAddr>, ResolveError> {
+    let ask = async |family| match resolver.lookup(name, family).await {
+        Ok(found) => Ok(found.answers().iter().filter_map(|record| record.data.ip_addr()).collect()),
+        Err(NetError::Dns(DnsError::NoRecordsFound(none))) if none.response_code != ResponseCode::ServFail => {
+            Ok(Vec::new())
+        }
+        Err(_) => Err(ResolveError::Timeout),
+    };
+    let found: [Result<Vec<IpAddr>, ResolveError>; 2] = join(ask(RecordType::AAAA), ask(RecordType::A)).await.into();
+    let addresses = each_once(found.iter().flatten().flatten().copied());
+    match found.into_iter().find_map(Result::err) {
+        Some(error) if addresses.is_empty() => Err(error),
+        _ => Ok(addresses),
+    }
 }
 
 /// What the file of hosts says of a name.
@@ -172,7 +188,7 @@ fn stamps() -> [Option<Stamp>; 2] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hickory_resolver::proto::op::{Message, ResponseCode};
+    use hickory_resolver::proto::op::Message;
     use hickory_resolver::proto::rr::{RData, Record};
     use std::net::SocketAddr;
     use std::sync::atomic::{AtomicUsize, Ordering};

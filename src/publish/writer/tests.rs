@@ -5,6 +5,7 @@ use crate::publish::config::BatchScope;
 use crate::store::publish::{NewEvent, TenantBatch};
 use crate::store::tests::{Database, eventually, publish};
 use sqlx::Connection as _;
+use std::collections::HashSet;
 
 async fn lock_head(connection: &mut sqlx::PgConnection, tenant: TenantId) -> sqlx::Transaction<'_, sqlx::Postgres> {
     let mut transaction = connection.begin().await.expect("a transaction");
