@@ -6,8 +6,8 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 
 /// File descriptors for everything that is neither a caller's connection, nor one to a receiver or the database.
 const FILES_RESERVED: usize = 96;
-/// What one look-up of a name holds at most: both families are asked for, each several times where no answer comes.
-const FILES_PER_LOOKUP: usize = 8;
+/// What one look-up of a name holds at most: two name servers are asked for both families, each several times where no answer comes.
+const FILES_PER_LOOKUP: usize = 12;
 /// However few there are, one of everything must be possible.
 const LEAST: usize = 8;
 
@@ -34,7 +34,15 @@ pub(super) fn affordable(config: Config) -> (Config, Option<Lowered>) {
 fn fitted(mut config: Config, files: usize) -> (Vec<&'static str>, Config) {
     let Config { server, dispatch, executor, database, .. } = &mut config;
     let reserved = FILES_RESERVED + usize::try_from(database.connections_max).unwrap_or(usize::MAX);
-    let there = files.saturating_sub(reserved);
+    let mut there = files.saturating_sub(reserved);
+    let mut lowered = Vec::new();
+    // A quarter for look-ups of names.
+    let lookups = (there / 4 / FILES_PER_LOOKUP).max(LEAST);
+    if lookups < executor.dns_lookups_max {
+        executor.dns_lookups_max = lookups;
+        lowered.push("executor.dns_lookups_max");
+    }
+    there = there.saturating_sub(executor.dns_lookups_max * FILES_PER_LOOKUP);
     let attempts = dispatch.in_flight_max;
     // Each with how often it is there: there are two gRPC ports.
     let mut bounds = [
@@ -42,11 +50,10 @@ fn fitted(mut config: Config, files: usize) -> (Vec<&'static str>, Config) {
         ("dispatch.in_flight_max", &mut dispatch.in_flight_max, 1),
         ("dispatch.slow_in_flight_max", &mut dispatch.slow_in_flight_max, 1),
         ("executor.connections_kept_max", &mut executor.connections_kept_max, 1),
-        ("executor.dns_lookups_max", &mut executor.dns_lookups_max, FILES_PER_LOOKUP),
     ];
     bounds.sort_by_key(|(_, bound, _)| **bound);
     let mut times: usize = bounds.iter().map(|(_, _, times)| times).sum();
-    let (mut left, mut lowered) = (there, Vec::new());
+    let mut left = there;
     for (name, bound, each) in bounds {
         // From the lowest on: what one does not need is for those above it.
         let share = (left / times).max(LEAST);
@@ -83,11 +90,10 @@ mod tests {
         };
         for files in [512, 1_024, 4_096, 20_000] {
             let (lowered, fitted) = fitted(Config::default(), files);
-            let least = if files < 10_000 { 6 } else { 5 };
-            assert_eq!(lowered.len(), least, "{files}: {lowered:?}");
+            assert_eq!(lowered.len(), 6, "{files}: {lowered:?}");
             let reserved = FILES_RESERVED + Config::default().database.connections_max as usize;
             assert!(wanted(&fitted) + reserved <= files, "{files}: {}", wanted(&fitted));
-            assert!(wanted(&fitted) + reserved + 16 > files, "{files}: {} is less than there is", wanted(&fitted));
+            assert!(wanted(&fitted) + reserved + 24 > files, "{files}: {} is less than there is", wanted(&fitted));
             let (all, one) = (fitted.dispatch.in_flight_max, fitted.dispatch.tenant_in_flight_max);
             assert!(one < all, "a tenant leaves some to others: {one} of {all}");
         }

@@ -38,7 +38,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, interval_at, sleep};
 
 /// Before the registry is looked at again that could not be read.
-const HEED_AGAIN: Duration = Duration::from_secs(1);
+const HEED_AGAIN: Duration = Duration::from_millis(250);
 /// Between two tries to write a decision that the database did not take.
 const WRITE_AGAIN: Duration = Duration::from_millis(250);
 /// How often a decision is tried to be written; then the lease ends, and whoever takes the event over decides again.

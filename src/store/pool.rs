@@ -15,7 +15,7 @@ use sqlx::{
 };
 use std::io;
 use std::ops::{Deref, DerefMut};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -34,18 +34,47 @@ impl Doubt {
     }
 }
 
+/// Between two looks at whether a connection is still waited for, which has a bound of its own.
+const WAITS_ON: Duration = Duration::from_millis(100);
+
 tokio::task_local! {
-    /// Microseconds that the work of a [`Pool::within`] has waited for connections.
-    static WAITED: Arc<AtomicU64>;
+    /// What the work of a [`Pool::within`] waits for connections.
+    static WAITED: Arc<Waited>;
+}
+
+#[derive(Default)]
+struct Waited {
+    micros: AtomicU64,
+    /// How many waits there are at this moment.
+    now: AtomicUsize,
 }
 
 /// Waits, and leaves that out of what Postgres is given.
 async fn waiting<T>(wait: impl Future<Output = T>) -> T {
-    let begun = Instant::now();
-    let done = Box::pin(wait).await;
-    let micros = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
-    let _outside_of_any = WAITED.try_with(|waited| waited.fetch_add(micros, Ordering::Relaxed));
-    done
+    let _waiting = Waiting::begin();
+    Box::pin(wait).await
+}
+
+/// A wait that ends when this is dropped.
+struct Waiting {
+    of: Arc<Waited>,
+    begun: Instant,
+}
+
+impl Waiting {
+    fn begin() -> Self {
+        let of = WAITED.try_with(Arc::clone).unwrap_or_default();
+        of.now.fetch_add(1, Ordering::Relaxed);
+        Self { of, begun: Instant::now() }
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        let micros = u64::try_from(self.begun.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.of.micros.fetch_add(micros, Ordering::Relaxed);
+        self.of.now.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// Connections to Postgres. Cheap to clone. Statements run on it directly, or on a [`Lease`] or a [`Tx`] of it.
@@ -73,17 +102,19 @@ impl Pool {
         E: From<sqlx::Error>,
         F: Future<Output = Result<T, E>>,
     {
-        let (waited, begun) = (Arc::new(AtomicU64::new(0)), tokio::time::Instant::now());
+        let (waited, begun) = (Arc::<Waited>::default(), tokio::time::Instant::now());
         // Lives until the doubt is cast: what the work holds is given up only then, and so is closed.
         let mut work = Box::pin(WAITED.scope(waited.clone(), work));
         loop {
             // What was waited for a connection is nothing that Postgres owes an answer for.
-            let end = begun + self.answer_max + Duration::from_micros(waited.load(Ordering::Relaxed));
+            let end = || begun + self.answer_max + Duration::from_micros(waited.micros.load(Ordering::Relaxed));
+            let at =
+                if waited.now.load(Ordering::Relaxed) > 0 { tokio::time::Instant::now() + WAITS_ON } else { end() };
             tokio::select! {
                 biased;
                 result = &mut work => return result,
-                () = tokio::time::sleep_until(end) => {
-                    if end < begun + self.answer_max + Duration::from_micros(waited.load(Ordering::Relaxed)) {
+                () = tokio::time::sleep_until(at) => {
+                    if waited.now.load(Ordering::Relaxed) > 0 || at < end() {
                         continue;
                     }
                     self.doubt.cast();

@@ -7,6 +7,7 @@ use crate::domain::ids::EventId;
 use crate::pending::{PendingError, Until};
 use crate::proto::internal::PublishResponse;
 use crate::publish::PublishError;
+use crate::store::StoreError;
 use crate::store::publish::NewKey;
 use crate::telemetry::measured;
 use futures::{StreamExt as _, TryStreamExt as _};
@@ -41,7 +42,13 @@ impl Answers<'_> {
     /// Errors: the refusal, where any is new; what the first of the events was refused with.
     pub async fn first(&self, keys: &[Option<&NewKey>], refusal: Refusal) -> Result<Vec<PublishResponse>, Refusal> {
         if refusal.error.may_be_repetition() && keys.iter().all(Option::is_some) {
-            let events = self.events_of(keys).await?;
+            let events = match self.events_of(keys).await {
+                // Too much of the tenant's own work to find out: the refusal stands.
+                Err(Refusal { error: PendingError::Publish(PublishError::Store(StoreError::Crowded)), .. }) => {
+                    return Err(refusal);
+                }
+                events => events?,
+            };
             if events.iter().all(Option::is_some) {
                 return Ok(self.read(events).await?.into_iter().flatten().collect());
             }

@@ -5,8 +5,9 @@
 
 use super::egress::ResolveError;
 use crate::executor::config::NameServer;
-use futures::future::join;
-use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts};
+use hickory_resolver::config::{
+    ConnectionConfig, LookupIpStrategy, NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts,
+};
 use hickory_resolver::lookup::Lookup;
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::net::{DnsError, NetError};
@@ -65,7 +66,8 @@ impl fmt::Debug for Names {
 impl Names {
     /// Asks these name servers, or does as the system does where there are none. A look-up takes no longer than `limit`.
     pub fn new(servers: &[NameServer], limit: Duration) -> Self {
-        let patience = limit / ASKED;
+        // A little less than the look-up has: what one family has answered counts although the other one stays silent.
+        let patience = limit / (ASKED + 1);
         // What an operator's own servers do not know is not known: neither this machine's files nor its search list are asked.
         let named = (!servers.is_empty()).then(|| {
             build((configured(servers), ResolverOpts::default()), patience)
@@ -77,7 +79,7 @@ impl Names {
     /// Every address of a name, of both families, in the order in which they are to be tried; at least one.
     pub async fn look_up(&self, name: &str) -> Result<Vec<IpAddr>, ResolveError> {
         let found = match &self.named {
-            Some(resolver) => both_families(resolver, &format!("{name}.")).await,
+            Some(resolver) => resolver.lookup_ip(format!("{name}.")).await,
             None => {
                 let Way { hosts, resolver } = self.system().map_err(|_| ResolveError::NotFound)?;
                 // Of a name that is in the file, be it with addresses of one family alone, nobody is asked.
@@ -85,13 +87,19 @@ impl Names {
                 if !known.is_empty() {
                     return Ok(known);
                 }
-                both_families(&resolver, name).await
+                resolver.lookup_ip(name).await
             }
         };
-        match found? {
-            addresses if addresses.is_empty() => Err(ResolveError::NotFound),
-            addresses => Ok(addresses),
-        }
+        let found = found.map_err(|error| match error {
+            NetError::Dns(DnsError::NoRecordsFound(none)) if none.response_code != ResponseCode::ServFail => {
+                ResolveError::NotFound
+            }
+            NetError::Proto(_) => ResolveError::NotFound,
+            // Not answered for: a moment later it may be there.
+            _ => ResolveError::Timeout,
+        })?;
+        let addresses = each_once(found.iter());
+        if addresses.is_empty() { Err(ResolveError::NotFound) } else { Ok(addresses) }
     }
 
     /// The system's way as its files say it now, or said it a moment ago.
@@ -134,30 +142,11 @@ fn configured(servers: &[NameServer]) -> ResolverConfig {
 fn build((config, mut options): (ResolverConfig, ResolverOpts), patience: Duration) -> Result<TokioResolver, NetError> {
     options.use_hosts_file = ResolveHosts::Never;
     options.timeout = options.timeout.min(patience);
-    // One name server after the other: each question holds a socket.
-    options.num_concurrent_reqs = 1;
+    // Both families always: one inner address among the others has to be seen.
+    options.ip_strategy = LookupIpStrategy::Ipv6AndIpv4;
     // The guard keeps answers itself.
     options.cache_size = 0;
     TokioResolver::builder_with_config(config, TokioRuntimeProvider::default()).with_options(options).build()
-}
-
-/// Asks for the addresses of both families: one inner address among the others has to be seen.
-///
-/// Errors: Timeout, where a family was not answered for and the other one has no address: a moment later it may be there.
-async fn both_families(resolver: &TokioResolver, name: &str) -> Result<Vec<IpAddr>, ResolveError> {
-    let ask = async |family| match resolver.lookup(name, family).await {
-        Ok(found) => Ok(found.answers().iter().filter_map(|record| record.data.ip_addr()).collect()),
-        Err(NetError::Dns(DnsError::NoRecordsFound(none))) if none.response_code != ResponseCode::ServFail => {
-            Ok(Vec::new())
-        }
-        Err(_) => Err(ResolveError::Timeout),
-    };
-    let found: [Result<Vec<IpAddr>, ResolveError>; 2] = join(ask(RecordType::AAAA), ask(RecordType::A)).await.into();
-    let addresses = each_once(found.iter().flatten().flatten().copied());
-    match found.into_iter().find_map(Result::err) {
-        Some(error) if addresses.is_empty() => Err(error),
-        _ => Ok(addresses),
-    }
 }
 
 /// What the file of hosts says of a name.
