@@ -37,7 +37,7 @@ fn fitted(mut config: Config, files: usize) -> (Vec<&'static str>, Config) {
     let mut there = files.saturating_sub(reserved);
     let mut lowered = Vec::new();
     // A quarter for look-ups of names.
-    let lookups = (there / 4 / FILES_PER_LOOKUP).max(LEAST);
+    let lookups = (there / 4 / FILES_PER_LOOKUP).max(1);
     if lookups < executor.dns_lookups_max {
         executor.dns_lookups_max = lookups;
         lowered.push("executor.dns_lookups_max");
