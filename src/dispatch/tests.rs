@@ -341,7 +341,8 @@ async fn dead_letters_are_announced_redriven_and_cancelled_and_a_gone_receiver_i
         .await
         .expect("answered");
     let InvocationChange::Done { head, invocation } = retried else { panic!("{retried:?}") };
-    assert_eq!(invocation.state, State::Waiting);
+    // The dispatcher may have heard of it by the pulse, and have run it, before the answer was read.
+    assert!(matches!(invocation.state, State::Waiting | State::Succeeded), "{invocation:?}");
     world.parts.feed.send(&News::Head(head));
     world.until(State::Succeeded, dead + 3).await;
     let again = world.read(entries[2].invocation(broken_no)).await;
