@@ -1,10 +1,10 @@
 //! Operator events: what an operator should know of dispatching, published into the tenant's own log.
 //!
 //! Dead letters are announced from their rows, or from what a caller who removed one left of it; changes of the registry from the
-//! outbox that their transactions write. So a crash loses none; the idempotency key makes a repetition harmless. The event of a dead letter is caused by the invocation it
-//! tells about, and that of a circuit by the one whose attempt opened or closed it: a subscription that fails on its own failures is in
-//! its own lineage, and does not fire again. A circuit is announced before its row is written; one that changes while its owner crashes is
-//! found by the failures that follow.
+//! outbox that their transactions write. So a crash loses none; the idempotency key makes a repetition harmless. The event of a dead
+//! letter is caused by the invocation it tells about, and that of a circuit by the one whose attempt opened or closed it: a
+//! subscription that fails on its own failures is in its own lineage, and does not fire again. A circuit is announced before its row
+//! is written; one that changes while its owner crashes is found by the failures that follow.
 
 use super::Parts;
 use super::run::{self, Input, Life, Shared};

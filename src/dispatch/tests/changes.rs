@@ -4,6 +4,7 @@ use super::*;
 use crate::domain::announcement::Announcement;
 use crate::domain::subscription::Subscription;
 use crate::store::subscriptions::{Missed, Selector, StateChange};
+use crate::store::tests::eventually;
 
 impl World {
     async fn log(&self) -> Vec<(String, serde_json::Value)> {
@@ -241,12 +242,10 @@ async fn dead_letters_are_announced_in_one_commit_without_the_one_that_is_refuse
     sqlx::query(rows).bind(world.tenant.0).bind(no).execute(&mut connection).await.expect("inserted");
     let refused = crate::telemetry::measured().dispatch.announcements_refused.get();
     let dispatch = world.dispatch();
-    let announced = async {
-        while !world.store.unannounced(world.tenant, 100).await.expect("readable").is_empty() {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(20), announced).await.expect("the refused one holds up no other");
+    eventually("the refused one holds up no other", || async {
+        world.store.unannounced(world.tenant, 100).await.expect("readable").is_empty()
+    })
+    .await;
     let place = LogPlace { after: 0, day: NaiveDate::default() };
     let log = world.store.read_log(world.tenant, place, 1_000, 1_000).await.expect("readable");
     let told: Vec<_> =
@@ -294,12 +293,10 @@ async fn a_dead_letter_that_a_caller_removes_at_once_is_announced_all_the_same_a
 
     let dispatch = world.dispatch();
     world.until(State::DeadLettered, 2).await;
-    let announced = async {
-        while !world.store.unannounced(world.tenant, 100).await.expect("readable").is_empty() {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(20), announced).await.expect("everything is told");
+    eventually("everything is told", || async {
+        world.store.unannounced(world.tenant, 100).await.expect("readable").is_empty()
+    })
+    .await;
     let mut told: Vec<(String, i64, String)> = world
         .log()
         .await
