@@ -30,7 +30,7 @@ use calls::{batches, bytes_of, fail, split, weight};
 use chrono::TimeDelta;
 use futures::FutureExt as _;
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
@@ -82,7 +82,7 @@ struct Call {
 enum Round {
     /// These calls must be tried again.
     Done(Vec<Call>),
-    /// These calls must be tried again, but for those that repeat one of these keys: nothing was written of them.
+    /// These calls must be tried again, but for those that repeat one of these keys.
     Repeated(Vec<Call>, Vec<UsedKey>),
     /// Nothing was written: while the commit waited for a lock, somebody else took a key of these calls.
     KeyTaken(Vec<Call>),
@@ -321,7 +321,10 @@ impl Core {
         }
         match written {
             Ok(Committed { written, used }) => {
-                let (repeated, calls): (Vec<Call>, Vec<Call>) = calls.into_iter().partition(|call| call.repeats(&used));
+                // Of a tenant one of whose calls repeats a key nothing was written: its other calls come again without it.
+                let held: HashSet<TenantId> = used.iter().map(|used| used.tenant).collect();
+                let (held, calls): (Vec<Call>, Vec<Call>) =
+                    calls.into_iter().partition(|call| held.contains(&call.tenant));
                 let places: HashMap<TenantId, _> = written.into_iter().map(|batch| (batch.tenant, batch)).collect();
                 let (mut stale, mut events) = (Vec::new(), 0);
                 let mut tenants: BTreeMap<TenantId, Vec<Call>> = BTreeMap::new();
@@ -348,7 +351,7 @@ impl Core {
                 } else {
                     self.reload(stale).await
                 };
-                left.extend(repeated);
+                left.extend(held);
                 if used.is_empty() { Round::Done(left) } else { Round::Repeated(left, used) }
             }
             // On a distributed Postgres the name carries the shard's number behind it.

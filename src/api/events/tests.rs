@@ -114,7 +114,6 @@ impl World {
             matched: Arc::from([]),
             refused: Arc::from([]),
             key: None,
-            call: 0,
         };
         let tenant = self.caller.tenant;
         let batch = TenantBatch { tenant, registry_version: 0, events: events.iter().map(new).collect() };

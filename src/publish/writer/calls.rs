@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, HashSet};
 /// Groups calls by tenant, in tenant order; within a tenant in the order of the calls.
 pub(super) fn batches(calls: &[Call]) -> Vec<TenantBatch> {
     let mut tenants: BTreeMap<TenantId, TenantBatch> = BTreeMap::new();
-    for (number, call) in (0..).zip(calls) {
+    for call in calls {
         for prepared in &call.events {
             let batch = tenants.entry(call.tenant).or_insert_with(|| TenantBatch {
                 tenant: call.tenant,
@@ -23,7 +23,6 @@ pub(super) fn batches(calls: &[Call]) -> Vec<TenantBatch> {
                 matched: prepared.matched.clone(),
                 refused: prepared.refused.clone(),
                 key: prepared.key.clone(),
-                call: number,
             });
         }
     }

@@ -5,21 +5,13 @@ use crate::domain::event::LogEntry;
 use crate::domain::ids::{EventId, TenantId};
 use crate::publish::PublishError;
 use crate::publish::prepare::Prepared;
-use crate::store::publish::{NewKey, UsedKey};
+use crate::store::publish::UsedKey;
 use std::collections::HashMap;
 use std::sync::Arc;
 use tokio::sync::oneshot;
 
 /// Events that were read for answers: of the many repetitions of one call each gets the same.
 type Read = HashMap<EventId, Option<Arc<LogEntry>>>;
-
-impl Call {
-    /// True where an event of it has one of these keys.
-    pub(super) fn repeats(&self, used: &[UsedKey]) -> bool {
-        let is_of = |used: &UsedKey, key: &NewKey| used.tenant == self.tenant && used.key == key.key;
-        self.events.iter().filter_map(|event| event.key.as_ref()).any(|key| used.iter().any(|used| is_of(used, key)))
-    }
-}
 
 impl Core {
     /// Some of these calls repeat keys that were used before: answers them, and returns what is left to write.

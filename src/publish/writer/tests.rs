@@ -5,7 +5,8 @@ use crate::publish::config::BatchScope;
 use crate::store::publish::{NewEvent, TenantBatch};
 use crate::store::tests::{Database, eventually, publish};
 use sqlx::Connection as _;
-use std::collections::HashSet;
+use std::collections::HashMap;
+use uuid::Uuid;
 
 async fn lock_head(connection: &mut sqlx::PgConnection, tenant: TenantId) -> sqlx::Transaction<'_, sqlx::Postgres> {
     let mut transaction = connection.begin().await.expect("a transaction");
@@ -130,14 +131,15 @@ async fn commits_of_one_tenant_each_serve_more_tenants_than_a_call_is_tried() {
     database.end().await;
 }
 
-/// Commits calls of one tenant, each with events of these keys.
+/// Commits events of one tenant with these keys.
 async fn commit(
     database: &Database,
     tenant: TenantId,
-    calls: &[&[&str]],
+    keys: &[&str],
     locks: OnLocked,
 ) -> Result<Committed, StoreError> {
-    let event = |call: usize, key: &str| {
+    let event = |key: &&str| {
+        let key = (*key).to_owned();
         let id = EventId(clock::new_uuid());
         NewEvent {
             event: Arc::new(Event {
@@ -145,7 +147,7 @@ async fn commit(
                 event_type: EventTypeName::parse(crate::store::tests::NAME).expect("a name"),
                 schema_version: 0,
                 source: "s".to_owned(),
-                subject: Some(key.to_owned()),
+                subject: Some(key.clone()),
                 time: clock::now(),
                 content_type: None,
                 extensions: Vec::new(),
@@ -154,12 +156,10 @@ async fn commit(
             }),
             matched: [].into(),
             refused: [].into(),
-            key: Some(NewKey { key: key.to_owned(), request_hash: [0; 32] }),
-            call: i32::try_from(call).expect("a few"),
+            key: Some(NewKey { key, request_hash: [0; 32] }),
         }
     };
-    let events =
-        calls.iter().enumerate().flat_map(|(call, keys)| keys.iter().map(move |key| event(call, key))).collect();
+    let events = keys.iter().map(event).collect();
     let registry_version = database.store.head(tenant).await.expect("readable").expect("exists").registry_version;
     let batch = TenantBatch { tenant, registry_version, events };
     let mut connection = database.store.commit_connection(Duration::from_secs(10));
@@ -167,25 +167,53 @@ async fn commit(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn g03_a_call_that_repeats_a_key_is_left_out_whole_and_the_others_of_its_commit_are_written() {
+async fn g03_a_commit_that_repeats_keys_writes_nothing_and_tells_what_they_were_used_for() {
     let database = Database::new().await;
     let tenant = database.tenant("a").await;
-    commit(&database, tenant, &[&["a", "b"]], OnLocked::Wait).await.expect("committed");
-    let calls: [&[&str]; 5] = [&["c"], &["a"], &["d", "b", "e"], &["f", "g"], &["a"]];
-    let second = commit(&database, tenant, &calls, OnLocked::Wait).await.expect("no key is a failure of the others");
-    assert_eq!(second.written.iter().map(|share| share.first_position).collect::<Vec<_>>(), [3]);
-    let used: HashSet<_> = second.used.iter().map(|used| used.key.as_str()).collect();
-    assert_eq!(used, ["a", "b"].into());
-    let only = commit(&database, tenant, &[&["a"], &["c"]], OnLocked::Wait).await.expect("answered");
-    assert_eq!((only.written.len(), only.used.len()), (0, 2));
+    let first = commit(&database, tenant, &["a", "b"], OnLocked::Wait).await.expect("committed");
+    assert_eq!((first.written[0].first_position, first.used), (1, Vec::new()));
+    let again = commit(&database, tenant, &["c", "a", "d", "b"], OnLocked::Wait).await.expect("answered");
+    assert_eq!(again.written, []);
+    let used: HashMap<_, _> = again.used.into_iter().map(|used| (used.key, used.event.0)).collect();
     let mut connection = database.connection().await;
-    let written: Vec<(i64, String)> = sqlx::query_as("SELECT position, subject FROM events ORDER BY position")
+    let written: Vec<(String, Uuid)> = sqlx::query_as("SELECT subject, event_id FROM events ORDER BY position")
         .fetch_all(&mut connection)
         .await
         .expect("readable");
-    let expected = ["a", "b", "c", "f", "g"].map(str::to_owned);
-    assert_eq!(written, (1..).zip(expected).collect::<Vec<_>>(), "in the order of the calls, without a gap");
-    assert_eq!(database.store.head(tenant).await.expect("readable").expect("exists").position, 5);
+    assert_eq!(used, written.into_iter().collect());
+    assert_eq!(database.store.head(tenant).await.expect("readable").expect("exists").position, 2);
+    database.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn g03_what_shares_a_commit_with_repeated_keys_is_published_in_the_order_of_the_calls() {
+    let database = Database::new().await;
+    let (one, two) = (database.tenant("a").await, database.tenant("b").await);
+    let (writer, tasks) = database.writer(Config::default());
+    publish(&writer, one, "used").await.expect("published");
+    // While its head is locked the calls gather: one commit then has them all.
+    let mut connection = database.connection().await;
+    let lock = lock_head(&mut connection, one).await;
+    let room = writer.room.available_permits();
+    let calls = [(one, "used"), (one, "b"), (two, "c"), (one, "used"), (one, "d"), (two, "e")];
+    let answers = calls.map(|(tenant, key)| {
+        let writer = writer.clone();
+        async move { publish(&writer, tenant, key).await }
+    });
+    let release = async {
+        eventually("one of them waits", || async { writer.room.available_permits() < room }).await;
+        lock.rollback().await.expect("unlocked");
+    };
+    let (answers, ()) = tokio::join!(futures::future::join_all(answers), release);
+    let answers: Vec<_> = answers
+        .into_iter()
+        .map(|answer| answer.expect("answered"))
+        .map(|published| (published.entry.position, published.duplicate))
+        .collect();
+    let expected = [(1, true), (2, false), (1, false), (1, true), (3, false), (2, false)];
+    assert_eq!(answers, expected);
+    drop(writer);
+    tasks.join().await;
     database.end().await;
 }
 
@@ -210,12 +238,12 @@ async fn g03_who_takes_the_lock_first_sees_a_key_that_was_taken_while_it_waited(
             }
             lock.commit().await.expect("unlocked");
         };
-        let calls: [&[&str]; 2] = [&[key], &["new"]];
-        let (committed, ()) = tokio::join!(commit(&database, tenant, &calls, locks), release);
+        let keys = [key, "new"];
+        let (committed, ()) = tokio::join!(commit(&database, tenant, &keys, locks), release);
         match locks {
             OnLocked::WaitFirst => {
                 let committed = committed.expect("it sees the key");
-                assert_eq!((committed.written.len(), committed.used.len()), (1, 1));
+                assert_eq!((committed.written.len(), committed.used.len()), (0, 1));
             }
             _ => assert!(matches!(committed, Err(StoreError::Conflict { .. })), "{committed:?}"),
         }

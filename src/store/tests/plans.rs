@@ -260,9 +260,9 @@ fn event() -> Arc<Event> {
     })
 }
 
-fn batch(tenant: TenantId) -> TenantBatch {
-    let key = Some(NewKey { key: crate::clock::new_uuid().to_string(), request_hash: [0; 32] });
-    let new = NewEvent { event: event(), matched: [1].into(), refused: [].into(), key, call: 0 };
+fn batch(tenant: TenantId, keyed: bool) -> TenantBatch {
+    let key = keyed.then(|| NewKey { key: crate::clock::new_uuid().to_string(), request_hash: [0; 32] });
+    let new = NewEvent { event: event(), matched: [1].into(), refused: [].into(), key };
     TenantBatch { tenant, registry_version: 0, events: vec![new] }
 }
 
@@ -471,19 +471,22 @@ async fn populate(database: &Database) {
     superuser.execute(AssertSqlSafe(format!("VACUUM ANALYZE {}", filled.join(", ")))).await.expect("analyzed");
 }
 
-/// The three statements of a publish, on the connection that commits keep.
+/// The statements of a publish, without keys and with them, on the connection that commits keep.
 async fn commits(store: &Store, wrong: &mut Vec<String>) {
     let mut known = BTreeSet::new();
     let mut commits = store.commit_connection(Duration::from_secs(1));
     let expires = store.now() + TimeDelta::days(1);
-    let whole: &[&str] = &["tenant_heads_pk", "idempotency_keys_pk"];
-    for (name, tenants, on_locked, indexes) in [
-        ("publish to one tenant", 1, OnLocked::Wait, whole),
-        ("the lock before a publish", 1, OnLocked::WaitFirst, &["tenant_heads_pk"]),
-        ("publish to several tenants", 2, OnLocked::Wait, whole),
-        ("publish to those that are free", 2, OnLocked::Skip, whole),
+    let (heads, keys): (&[&str], &[&str]) = (&["tenant_heads_pk"], &["tenant_heads_pk", "idempotency_keys_pk"]);
+    for (name, tenants, keyed, on_locked, indexes) in [
+        ("publish to one tenant", 1, false, OnLocked::Wait, heads),
+        ("publish to several tenants", 2, false, OnLocked::Wait, heads),
+        ("publish to those that are free", 2, false, OnLocked::Skip, heads),
+        ("publish with keys to one tenant", 1, true, OnLocked::Wait, keys),
+        ("the lock before a publish", 1, true, OnLocked::WaitFirst, heads),
+        ("publish with keys to several tenants", 2, true, OnLocked::Wait, keys),
+        ("publish with keys to those that are free", 2, true, OnLocked::Skip, keys),
     ] {
-        let batches: Vec<TenantBatch> = (1..=tenants).map(|n| batch(tenant(n))).collect();
+        let batches: Vec<TenantBatch> = (1..=tenants).map(|n| batch(tenant(n), keyed)).collect();
         let written = commits.commit_events(&batches, expires, on_locked).await.expect("committed").written;
         assert_eq!(written.len(), batches.len());
         let found = plans(commits.get().await.expect("a connection"), &mut known).await;
