@@ -368,6 +368,10 @@ mod tests {
                 "INVOCATIONS_EXPIRED",
                 Announcement::invocations_expired(("sub_1", "shop"), &expired, day, DateTime::UNIX_EPOCH),
             ),
+            (
+                "INVOCATIONS_EXPIRED",
+                Announcement::invocations_expired(("sub_1", ""), &expired, day, DateTime::UNIX_EPOCH),
+            ),
             ("DELAYED_EVENT_ABORTED", late),
         ];
         let catalogue = Catalogue::builtin();

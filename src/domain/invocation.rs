@@ -150,11 +150,11 @@ pub struct Invocation {
     pub event_position: Position,
     /// The subscription.
     pub subscription: SubscriptionId,
-    /// The app that owns the subscription.
+    /// The app that owns the subscription; empty where it is deleted.
     pub app_slug: String,
     /// Where it is in its life.
     pub state: State,
-    /// Attempts that have ended.
+    /// Number of the last attempt, also of one that was lost with the replica that made it; 0 for none.
     pub attempt_count: i32,
     /// When the event was committed.
     pub created_at: DateTime<Utc>,

@@ -76,7 +76,7 @@ pub struct Subscription {
     pub no: SubscriptionNo,
     /// The app that owns it.
     pub app: AppId,
-    /// That app's slug.
+    /// That app's slug; empty where it is deleted, which only a deleted subscription outlives.
     pub app_slug: String,
     /// What it listens to.
     pub event_type: EventTypeName,

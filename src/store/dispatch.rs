@@ -101,7 +101,7 @@ pub struct DeadLetter {
     pub dead_at: DateTime<Utc>,
     /// The subscription.
     pub subscription: SubscriptionId,
-    /// The app that owns the subscription.
+    /// The app that owns the subscription; empty where it is deleted.
     pub app_slug: String,
     /// How the last attempt ended.
     pub class: OutcomeClass,
@@ -115,6 +115,36 @@ impl DeadLetter {
     /// The invocation's id.
     pub fn invocation(&self) -> InvocationId {
         InvocationId { event: self.event, subscription_no: self.place.subscription_no }
+    }
+}
+
+#[derive(sqlx::FromRow)]
+struct DeadLetterRow {
+    position: i64,
+    subscription_no: i32,
+    attempt: i32,
+    dead_at: DateTime<Utc>,
+    event_id: Uuid,
+    subscription_id: Uuid,
+    app_slug: String,
+    first_attempt_at: Option<DateTime<Utc>>,
+    outcome_class: Option<i16>,
+    error: Option<String>,
+}
+
+impl DeadLetterRow {
+    fn parse(self) -> Result<DeadLetter, StoreError> {
+        Ok(DeadLetter {
+            place: Place { position: self.position, subscription_no: self.subscription_no },
+            event: EventId(self.event_id),
+            attempt: self.attempt,
+            dead_at: self.dead_at,
+            subscription: SubscriptionId(self.subscription_id),
+            app_slug: self.app_slug,
+            class: self.outcome_class.map_or(Ok(OutcomeClass::Failed), parse_class)?,
+            error: self.error.unwrap_or_default(),
+            first_attempt_at: self.first_attempt_at.unwrap_or(self.dead_at),
+        })
     }
 }
 
@@ -317,9 +347,10 @@ impl Store {
 
     /// Dead letters of a tenant whose operator event has not been published, oldest first: also those that a caller has removed.
     pub async fn unannounced(&self, tenant: TenantId, limit: u32) -> Result<Vec<DeadLetter>, StoreError> {
-        type Row = (i64, i32, NaiveDate, i32, DateTime<Utc>, Uuid, Uuid, String);
-        let rows: Vec<Row> = sqlx::query_as(
-            "SELECT d.position, d.subscription_no, d.day, d.attempt, d.dead_at, e.event_id, s.subscription_id, a.slug
+        // A deleted subscription may outlive its app. Of the attempts, those do not count that a redrive has made since.
+        let rows: Vec<DeadLetterRow> = sqlx::query_as(
+            "SELECT d.position, d.subscription_no, d.attempt, d.dead_at, e.event_id, s.subscription_id,
+                    COALESCE(a.slug, '') AS app_slug, first.started_at AS first_attempt_at, last.outcome_class, last.error
                FROM ((SELECT position, subscription_no, day, attempt, dead_at FROM dead_letters
                        WHERE tenant_id = $1 AND announced_at IS NULL ORDER BY position, subscription_no LIMIT $2)
                      UNION ALL
@@ -327,44 +358,24 @@ impl Store {
                        WHERE tenant_id = $1 ORDER BY position, subscription_no, attempt LIMIT $2)) AS d
                JOIN events e ON e.tenant_id = $1 AND e.day = d.day AND e.position = d.position
                JOIN subscriptions s ON s.tenant_id = $1 AND s.subscription_no = d.subscription_no
-               JOIN apps a ON a.tenant_id = s.tenant_id AND a.app_id = s.app_id
+               LEFT JOIN apps a ON a.tenant_id = s.tenant_id AND a.app_id = s.app_id
+               LEFT JOIN LATERAL (
+                    SELECT t.started_at FROM attempts t
+                     WHERE t.tenant_id = $1 AND t.day = d.day AND t.position = d.position
+                       AND t.subscription_no = d.subscription_no AND t.attempt <= d.attempt
+                     ORDER BY t.attempt LIMIT 1) AS first ON true
+               LEFT JOIN LATERAL (
+                    SELECT t.outcome_class, t.error FROM attempts t
+                     WHERE t.tenant_id = $1 AND t.day = d.day AND t.position = d.position
+                       AND t.subscription_no = d.subscription_no AND t.attempt <= d.attempt
+                     ORDER BY t.attempt DESC LIMIT 1) AS last ON true
               ORDER BY d.position, d.subscription_no, d.attempt LIMIT $2",
         )
         .bind(tenant.0)
         .bind(i64::from(limit))
         .fetch_all(self.engine())
         .await?;
-        let mut letters = Vec::with_capacity(rows.len());
-        for (position, subscription_no, day, attempt, dead_at, event, subscription, app_slug) in rows {
-            // Without those that a redrive has made since.
-            let tried: Vec<(i16, Option<String>, DateTime<Utc>)> = sqlx::query_as(
-                "SELECT outcome_class, error, started_at FROM attempts
-                  WHERE tenant_id = $1 AND day = $2 AND position = $3 AND subscription_no = $4 AND attempt <= $5
-                  ORDER BY attempt LIMIT 1000",
-            )
-            .bind(tenant.0)
-            .bind(day)
-            .bind(position)
-            .bind(subscription_no)
-            .bind(attempt)
-            .fetch_all(self.engine())
-            .await?;
-            let first_attempt_at = tried.first().map_or(dead_at, |first| first.2);
-            let last = tried.into_iter().next_back();
-            let class = last.as_ref().map_or(Ok(OutcomeClass::Failed), |last| parse_class(last.0))?;
-            letters.push(DeadLetter {
-                place: Place { position, subscription_no },
-                event: EventId(event),
-                attempt,
-                dead_at,
-                subscription: SubscriptionId(subscription),
-                app_slug,
-                class,
-                error: last.and_then(|last| last.1).unwrap_or_default(),
-                first_attempt_at,
-            });
-        }
-        Ok(letters)
+        rows.into_iter().map(DeadLetterRow::parse).collect()
     }
 
     /// Records that dead letters have been announced, each given with its last attempt.

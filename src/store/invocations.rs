@@ -256,7 +256,8 @@ impl Store {
         };
         let mut sql = QueryBuilder::<Postgres>::new(
             "SELECT k.day, k.position, k.subscription_no, k.state, k.attempt, k.outcome_class, k.status_code, k.duration_us,
-                    k.at, k.excerpt, k.reason, e.event_id, e.event_type, e.committed_at, s.subscription_id, a.slug,
+                    k.at, k.excerpt, k.reason, e.event_id, e.event_type, e.committed_at, s.subscription_id,
+                    COALESCE(a.slug, '') AS slug,
                     k.subscription_no <> ALL(e.matched || e.refused) AS replay FROM (
              (SELECT NULL::date AS day, 0::bigint AS position, 0 AS subscription_no, 0::smallint AS state, 0 AS attempt,
                      0::smallint AS outcome_class, 0::smallint AS status_code, 0 AS duration_us, NULL::timestamptz AS at,
@@ -316,13 +317,14 @@ impl Store {
             }
             bounds(&mut sql, "m", "e", "e.day DESC, ");
         }
+        // The sources are limited already, so nothing of them may get lost here: a deleted subscription may outlive its app.
         sql.push(
             ") AS k
               JOIN events e ON e.tenant_id = ",
         );
         sql.push_bind(tenant)
             .push(" AND e.day = k.day AND e.position = k.position JOIN subscriptions s ON s.tenant_id = ");
-        sql.push_bind(tenant).push(" AND s.subscription_no = k.subscription_no JOIN apps a ON a.tenant_id = ");
+        sql.push_bind(tenant).push(" AND s.subscription_no = k.subscription_no LEFT JOIN apps a ON a.tenant_id = ");
         sql.push_bind(tenant).push(" AND a.app_id = s.app_id ORDER BY k.position DESC, k.subscription_no DESC LIMIT ");
         sql.push_bind(limit);
         Ok(sql.build_query_as().fetch_all(self.as_tenant(principal.tenant)).await?)

@@ -229,8 +229,8 @@ impl Store {
             let version = bump_registry(&mut tx, tenant, now).await?.registry_version;
             let numbers: Vec<SubscriptionNo> = expired.keys().copied().collect();
             let names: Vec<(SubscriptionNo, Uuid, String)> = sqlx::query_as(
-                "SELECT s.subscription_no, s.subscription_id, a.slug FROM subscriptions s
-                   JOIN apps a ON a.tenant_id = s.tenant_id AND a.app_id = s.app_id
+                "SELECT s.subscription_no, s.subscription_id, COALESCE(a.slug, '') FROM subscriptions s
+                   LEFT JOIN apps a ON a.tenant_id = s.tenant_id AND a.app_id = s.app_id
                   WHERE s.tenant_id = $1 AND s.subscription_no = ANY($2) ORDER BY s.subscription_no LIMIT 10000",
             )
             .bind(tenant.0)

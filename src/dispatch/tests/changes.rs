@@ -355,3 +355,65 @@ async fn only_the_dead_letter_that_was_announced_counts_as_announced() {
     assert!(world.store.unannounced(world.tenant, 100).await.expect("readable").is_empty());
     world.end().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_deleted_app_leaves_stays_readable_hides_nothing_and_is_told() {
+    let world = World::new().await;
+    let (_, kept) = world.subscribe("shop", NAME, "/fine").await;
+    let (id, no) = world.subscribe("other", NAME, "/broken").await;
+    let entries = world.publish(2).await;
+    let mut connection =
+        sqlx::PgConnection::connect(&world.postgres.owner_url("carillon")).await.expect("Postgres answers");
+    // Two attempts each, and one that a redrive has made since.
+    let rows = "WITH dead AS (
+                    INSERT INTO dead_letters (tenant_id, position, subscription_no, day, attempt, dead_at)
+                    SELECT tenant_id, position, $2, day, 2, now() FROM events WHERE tenant_id = $1 AND event_type = $3
+                    RETURNING tenant_id, day, position, subscription_no)
+                INSERT INTO attempts (tenant_id, day, position, subscription_no, attempt, outcome_class, status_code, duration_us,
+                       started_at, error)
+                SELECT tenant_id, day, position, subscription_no, n, 2, 400, 1, 'epoch'::timestamptz + n * interval '1 s', 'no ' || n
+                  FROM dead CROSS JOIN generate_series(1, 3) AS n";
+    sqlx::query(rows).bind(world.tenant.0).bind(no).bind(NAME).execute(&mut connection).await.expect("inserted");
+    let by = Principal::server(world.tenant);
+    let (which, delete) = (Selector::Id(id), StateChange::Delete);
+    world
+        .store
+        .change_subscription_state(by.clone(), which, None, delete, 100, Repeatable::default())
+        .await
+        .expect("unsubscribed");
+    world.store.delete_app(by.clone(), "other".into(), Repeatable::default()).await.expect("it owns nothing any more");
+
+    let invocation = world.read(entries[0].invocation(no)).await;
+    assert_eq!((invocation.state, invocation.subscription, invocation.app_slug.as_str()), (State::DeadLettered, id, ""));
+    let (mut listed, mut key) = (Vec::new(), None);
+    loop {
+        let page = world.store.list_invocations(&by, &InvocationFilter::default(), key, 1).await;
+        let (page, next) = page.expect("readable");
+        listed.extend(page.iter().map(|invocation| (invocation.event_position, invocation.id.subscription_no)));
+        key = next;
+        if key.is_none() {
+            break;
+        }
+    }
+    assert_eq!(listed, [(2, no), (2, kept), (1, no), (1, kept)]);
+
+    let dispatch = world.dispatch();
+    let told = eventually_told(&world, "INVOCATION_DEAD_LETTERED", 2).await;
+    for data in told {
+        assert_eq!((&data["app"], &data["subscription"]), (&json!(""), &json!(id.to_string())));
+        assert_eq!((&data["attempts"], &data["error"]["message"]), (&json!(2), &json!("no 2")));
+        assert_eq!(data["first_attempt_at"], json!("1970-01-01T00:00:01+00:00"));
+    }
+    dispatch.stop().await;
+    world.end().await;
+}
+
+/// Waits until the log holds so many events of a type, and answers their data.
+async fn eventually_told(world: &World, event_type: &str, count: usize) -> Vec<serde_json::Value> {
+    let of_type = || async {
+        let log = world.log().await.into_iter();
+        log.filter(|(name, _)| name == event_type).map(|(_, data)| data).collect::<Vec<_>>()
+    };
+    eventually(event_type, || async { of_type().await.len() == count }).await;
+    of_type().await
+}

@@ -54,7 +54,8 @@ async fn expired_days_go_whole_and_what_waited_for_them_is_told() {
         "INSERT INTO subscriptions (tenant_id, subscription_id, subscription_no, app_id, event_type, display_name, filter,
                 target_kind, target_key, max_attempts, initial_backoff_ms, max_backoff_ms, timeout_ms, max_in_flight, state,
                 effective_position, registry_version, created_at, updated_at)
-         VALUES ($1, $1, 1, $1, 'CUSTOM_TESTED', '', '', 1, '', 3, 10, 10, 10, 1, 1, 0, 1, now(), now())",
+         VALUES ($1, $1, 1, $1, 'CUSTOM_TESTED', '', '', 1, '', 3, 10, 10, 10, 1, 1, 0, 1, now(), now()),
+                ($1, gen_random_uuid(), 2, gen_random_uuid(), 'CUSTOM_TESTED', '', '', 1, '', 3, 10, 10, 10, 1, 1, 0, 1, now(), now())",
         "INSERT INTO deferred_invocations (tenant_id, position, subscription_no, day, shard, attempt, due_at)
          VALUES ($1, 1, 1, CURRENT_DATE, 0, 1, now()), ($1, 4, 1, CURRENT_DATE, 0, 1, now())",
         "INSERT INTO dead_letters (tenant_id, position, subscription_no, day, attempt, dead_at)
@@ -92,7 +93,10 @@ async fn expired_days_go_whole_and_what_waited_for_them_is_told() {
     let left = store.read_log(a, place, 4, 10).await.expect("readable");
     assert_eq!(left.iter().map(|entry| entry.position).collect::<Vec<_>>(), [3, 4]);
     let told = store.announcements(a, 10).await.expect("readable");
-    assert_eq!(told.len(), 1, "{told:?}");
+    assert_eq!(told.len(), 2, "{told:?}");
+    let of_no_app = &told[1].announcement;
+    assert_eq!(of_no_app.event_type, "INVOCATIONS_EXPIRED");
+    assert_eq!((&of_no_app.data["app"], &of_no_app.data["replay"]["to_position"]), (&"".into(), &3.into()));
     let told = &told[0].announcement;
     let counts = (&told.data["waiting"], &told.data["dead_letters"]);
     assert_eq!((told.event_type.as_str(), counts), ("INVOCATIONS_EXPIRED", (&1.into(), &1.into())));
