@@ -3,6 +3,10 @@
 //! A tenant's registry is loaded once and then follows by deltas. It may be behind the database at any time: publishing is
 //! exact all the same, because the commit checks the version under the head row's lock (see `store::publish`).
 
+mod entry;
+
+pub use entry::Entry;
+
 use super::PublishError;
 use super::quotas::{Allowance, Standing};
 use crate::domain::catalogue::Catalogue;
@@ -10,9 +14,7 @@ use crate::domain::event_type::{CompiledSchema, EventType, EventTypeName};
 use crate::domain::ids::{SubscriptionNo, TenantId};
 use crate::domain::quotas::{Limits, Quota};
 use crate::domain::schema::Schema;
-use crate::domain::signing::Scheme;
-use crate::domain::subscription::{State, Subscription, Target};
-use crate::domain::webhook::{SigningSecret, WebhookCall};
+use crate::domain::subscription::State;
 use crate::feed::News;
 use crate::long_work;
 use crate::store::secrets::Keyring;
@@ -73,46 +75,6 @@ struct Registered {
     custom_types: HashMap<EventTypeName, Arc<EventType>>,
     /// The subscriptions that are not deleted and have an ordering key.
     ordered: HashSet<SubscriptionNo>,
-}
-
-/// A subscription with its secrets.
-#[derive(Debug)]
-pub struct Entry {
-    /// The subscription.
-    pub subscription: Subscription,
-    /// Signing secrets, newest first, each with the time it ends.
-    secrets: Vec<(SigningSecret, Option<DateTime<Utc>>)>,
-    /// What an attempt needs, where none of the secrets expires; made once.
-    call: Option<Arc<WebhookCall>>,
-}
-
-impl Entry {
-    fn new(subscription: Subscription, secrets: Vec<(SigningSecret, Option<DateTime<Utc>>)>) -> Self {
-        let mut entry = Self { subscription, secrets, call: None };
-        if entry.secrets.iter().all(|(_, expires_at)| expires_at.is_none()) {
-            entry.call = entry.build_call(DateTime::<Utc>::MIN_UTC).map(Arc::new);
-        }
-        entry
-    }
-
-    /// What an attempt at `now` needs; none where no signing secret can be opened, since nothing is sent unsigned, or the target's
-    /// headers cannot.
-    pub fn webhook_call(&self, now: DateTime<Utc>) -> Option<Arc<WebhookCall>> {
-        self.call.clone().or_else(|| self.build_call(now).map(Arc::new))
-    }
-
-    /// How its newest secret signs.
-    pub fn scheme(&self) -> Option<Scheme> {
-        self.secrets.first().map(|(secret, _)| secret.scheme())
-    }
-
-    fn build_call(&self, now: DateTime<Utc>) -> Option<WebhookCall> {
-        let Target::Webhook(target) = &self.subscription.target;
-        let valid = self.secrets.iter().filter(|(_, expires_at)| expires_at.is_none_or(|at| at > now));
-        let secrets: Arc<[SigningSecret]> = valid.map(|(secret, _)| secret.clone()).collect();
-        let call = WebhookCall { subscription: self.subscription.id, target: target.clone(), secrets };
-        (!call.secrets.is_empty() && call.target.headers.is_some()).then_some(call)
-    }
 }
 
 impl Registry {

@@ -2,9 +2,11 @@
 
 use super::{Store, StoreError};
 use chrono::{DateTime, Utc};
+use sqlx::postgres::PgQueryResult;
 
 impl Store {
-    /// Deletes idempotency keys, request ids and final pending events that ended before `now`: at most `limit` of each. Returns how many in all.
+    /// Deletes idempotency keys, request ids, final pending events and signing secrets that ended before `now`: at most `limit` of each.
+    /// Returns how many in all.
     ///
     /// The ids of a batch are chosen by the index on the end of life, so a batch never scans what is alive.
     pub async fn delete_expired(&self, now: DateTime<Utc>, limit: u32) -> Result<u64, StoreError> {
@@ -41,6 +43,19 @@ impl Store {
         .bind(i64::from(limit))
         .execute(self.engine())
         .await?;
-        Ok(keys.rows_affected() + requests.rows_affected() + pending.rows_affected())
+        // What a rotation has replaced: whoever has it in memory knows its end.
+        let secrets = sqlx::query(
+            "DELETE FROM webhook_secrets w USING (
+                 SELECT tenant_id, subscription_id, secret_id FROM webhook_secrets WHERE expires_at < $1
+                  ORDER BY expires_at LIMIT $2) AS old
+              WHERE w.tenant_id = old.tenant_id AND w.subscription_id = old.subscription_id AND w.secret_id = old.secret_id
+                AND w.expires_at < $1",
+        )
+        .bind(now)
+        .bind(i64::from(limit))
+        .execute(self.engine())
+        .await?;
+        let deleted = [keys, requests, pending, secrets];
+        Ok(deleted.iter().map(PgQueryResult::rows_affected).sum())
     }
 }

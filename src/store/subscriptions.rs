@@ -33,7 +33,7 @@ use uuid::Uuid;
 pub struct SubscriptionRecord {
     /// The subscription, in any state.
     pub subscription: Subscription,
-    /// Its secrets, oldest first; those whose time is over may still be among them.
+    /// Its secrets, oldest first, without those whose time is over.
     pub secrets: Vec<StoredSecret>,
 }
 

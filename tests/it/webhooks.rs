@@ -79,7 +79,7 @@ async fn a_v1a_delivery_verifies_with_the_public_key_and_a_rotation_keeps_the_sc
     let id = made.subscription.expect("it is set").id;
     let rotate = RotateSubscriptionSecretRequest { subscription_id: id, ..Default::default() };
     let rotated = tenant.events().rotate_subscription_secret(rotate.clone()).await.expect("valid").into_inner();
-    let to_shared = RotateSubscriptionSecretRequest { signature_scheme: SignatureScheme::V1.into(), ..rotate };
+    let to_shared = RotateSubscriptionSecretRequest { signature_scheme: SignatureScheme::V1.into(), ..rotate.clone() };
     let shared = tenant.events().rotate_subscription_secret(to_shared).await.expect("valid").into_inner();
     assert!(shared.public_key.is_empty(), "{shared:?}");
     tenant.publish("CUSTOM_HOOKED", &json!({})).await;
@@ -87,6 +87,12 @@ async fn a_v1a_delivery_verifies_with_the_public_key_and_a_rotation_keeps_the_sc
     for key in [made.public_key, rotated.public_key, shared.signing_secret] {
         assert!(verifies(second, &key), "{key} does not verify {}", second.header("webhook-signature"));
     }
+    let kept = tenant.events().rotate_subscription_secret(rotate.clone()).await.expect("valid").into_inner();
+    assert!(kept.signing_secret.starts_with("whsec_"), "as the newest signs, not as the first: {kept:?}");
+    let back = RotateSubscriptionSecretRequest { signature_scheme: SignatureScheme::V1a.into(), ..rotate.clone() };
+    tenant.events().rotate_subscription_secret(back).await.expect("valid");
+    let kept = tenant.events().rotate_subscription_secret(rotate).await.expect("valid").into_inner();
+    assert!(kept.public_key.starts_with("whpk_"), "{kept:?}");
 }
 
 #[tokio::test]

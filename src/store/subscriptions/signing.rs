@@ -22,7 +22,7 @@ struct SecretRow {
 }
 
 impl Store {
-    /// The secrets of some subscriptions, oldest first. A subscription has [`SIGNING_SECRETS_MAX`] at most.
+    /// The secrets of some subscriptions that still sign, oldest first. A subscription has [`SIGNING_SECRETS_MAX`] at most.
     pub(super) async fn secrets_of(
         &self,
         tenant: TenantId,
@@ -30,10 +30,12 @@ impl Store {
     ) -> Result<HashMap<Uuid, Vec<StoredSecret>>, StoreError> {
         let rows: Vec<SecretRow> = sqlx::query_as(
             "SELECT subscription_id, secret_id, key_id, ciphertext, expires_at FROM webhook_secrets
-              WHERE tenant_id = $1 AND subscription_id = ANY($2) ORDER BY subscription_id, secret_id",
+              WHERE tenant_id = $1 AND subscription_id = ANY($2) AND (expires_at IS NULL OR expires_at > $3)
+              ORDER BY subscription_id, secret_id",
         )
         .bind(tenant.0)
         .bind(subscriptions)
+        .bind(self.now())
         .fetch_all(self.as_tenant(tenant))
         .await?;
         let mut secrets: HashMap<Uuid, Vec<StoredSecret>> = HashMap::with_capacity(subscriptions.len());

@@ -78,6 +78,8 @@ const POPULATION: &str = "
       SELECT id, s, 1, 1, 1 FROM t CROSS JOIN generate_series(1, 200) AS s;
     INSERT INTO subscription_rates (tenant_id, subscription_no, registry_version, full_at)
       SELECT id, s, 1, now() FROM t CROSS JOIN generate_series(1, 200) AS s;
+    INSERT INTO webhook_secrets SELECT tenant_id, subscription_id, md5(n::text)::uuid, 'k', '', now(),
+           CASE n WHEN 1 THEN now() + subscription_no * interval '1 min' END FROM subscriptions CROSS JOIN generate_series(1, 2) AS n;
     INSERT INTO replays SELECT id, s, 1, (now() AT TIME ZONE 'UTC')::date - 2, 10 FROM t CROSS JOIN generate_series(1, 200) AS s;
     INSERT INTO api_keys (api_key_id, tenant_id, role, display_name, secret_hash, created_at)
       SELECT gen_random_uuid(), id, 1, '', sha256(''), now() FROM t CROSS JOIN generate_series(1, 200);
@@ -380,8 +382,8 @@ async fn every_hot_statement_is_served_by_its_index_and_looks_at_no_more_days_th
         store.claim_pending(one, now, now, &[], 10));
     look!("who has something due", ["pending_events_by_due"], scans [], prunes false,
         store.tenants_with_due(now, &[], 10), store.next_pending_due(&[]));
-    look!("sweep", ["idempotency_keys_by_expiry", "request_ids_by_end", "pending_events_by_expiry", "watches_by_expiry"], scans [],
-        prunes false, store.delete_expired(now, 100), store.delete_expired_watches(now, 100));
+    look!("sweep", ["idempotency_keys_by_expiry", "request_ids_by_end", "pending_events_by_expiry", "webhook_secrets_by_end",
+        "watches_by_expiry"], scans [], prunes false, store.delete_expired(now, 100), store.delete_expired_watches(now, 100));
     look!("purge", ["subscriptions_deleted", "event_types_deleted"], scans [], prunes false,
         store.purge_subscriptions(now, 100), store.purge_event_types(now, 100));
     look!("unannounced", ["dead_letters_unannounced", "removed_dead_letters_pk", "announcements_pk"], scans [], prunes false,

@@ -1,4 +1,5 @@
-//! What was deleted long ago is purged in batches, with what hangs on it; what lives, or what the log still knows, is not.
+//! What was deleted long ago is purged in batches, with what hangs on it; what lives, or what the log still knows, is not. Signing
+//! secrets go when they have ended.
 
 use super::Database;
 use chrono::TimeDelta;
@@ -53,5 +54,36 @@ async fn only_what_was_deleted_long_ago_and_is_forgotten_by_the_log_is_purged() 
         let left: Vec<String> = sqlx::query_scalar(sql).fetch_all(&mut owner).await.expect("readable");
         assert_eq!(left, ["CUSTOM_3", "CUSTOM_TESTED"], "{column}");
     }
+    database.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_signing_secret_that_has_ended_is_not_loaded_and_goes_with_the_next_sweep() {
+    let database = Database::new().await;
+    let tenant = database.tenant("a").await;
+    let mut owner = database.connection().await;
+    // Two have ended, one will, one has no end.
+    let sql = format!(
+        "INSERT INTO subscriptions (tenant_id, subscription_id, subscription_no, app_id, event_type, display_name, filter, target_kind,
+                target_key, webhook_uri, webhook_mode, max_attempts, initial_backoff_ms, max_backoff_ms, timeout_ms, max_in_flight, state,
+                effective_position, registry_version, created_at, updated_at)
+         VALUES ('{0}', '{0}', 1, '{0}', 'CUSTOM_TESTED', '', '', 1, '', 'https://hooks.example.com/', 1, 3, 10, 10, 1000, 1, 1, 0, 100,
+                now(), now());
+         INSERT INTO webhook_secrets (tenant_id, subscription_id, secret_id, key_id, ciphertext, created_at, expires_at)
+         SELECT '{0}', '{0}', ('00000000-0000-7000-8000-00000000000' || n)::uuid, 'k', '', now(),
+                CASE WHEN n < 4 THEN now() + (n - 2.5) * interval '1 h' END FROM generate_series(1, 4) AS n",
+        tenant.0
+    );
+    owner.execute(AssertSqlSafe(sql)).await.expect("made");
+    let store = &database.store;
+    let loaded = store.subscriptions_changed_since(tenant, 0).await.expect("readable");
+    let signing: Vec<u128> = loaded[0].secrets.iter().map(|secret| secret.id.as_u128() & 0xf).collect();
+    assert_eq!(signing, [3, 4], "oldest first");
+    for deleted in [1, 1, 0] {
+        assert_eq!(store.delete_expired(store.now(), 1).await.expect("swept"), deleted);
+    }
+    let left: i64 =
+        sqlx::query_scalar("SELECT count(*) FROM webhook_secrets").fetch_one(&mut owner).await.expect("readable");
+    assert_eq!(left, 2);
     database.end().await;
 }
