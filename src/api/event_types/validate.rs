@@ -1,9 +1,11 @@
-//! ValidateEvent: checks data against a schema version without publishing anything.
+//! ValidateEvent: checks data as Publish does, against a schema version, without publishing anything.
 
 use crate::api::registry::{RegistryDeps, authorised, invalid};
 use crate::api::status::ApiError;
 use crate::domain::access::Role;
 use crate::domain::event_type::CompiledSchema;
+use crate::domain::json::check_json;
+use crate::domain::schema::Violation;
 use crate::long_work;
 use crate::proto::public::{ValidateEventRequest, ValidateEventResponse};
 use crate::wire::FieldError;
@@ -22,16 +24,18 @@ pub(super) async fn handle(
     if request.schema_version < 0 {
         return Err(invalid(FieldError::new("schema_version", "must not be negative")));
     }
+    // As Publish answers, where the attributes count besides.
+    let limit_bytes = deps.registry.tenant(caller.tenant).await?.event_bytes_max();
+    if request.data.len() > limit_bytes {
+        return Err(ApiError::EventTooLarge { field: "data".to_owned(), limit_bytes });
+    }
     let known = deps.event_type(caller.tenant, &name).await?;
     let latest = known.event_type().latest_schema;
     let version = if request.schema_version == 0 { latest } else { request.schema_version };
-    let Some(CompiledSchema { schema, .. }) = deps.schema(caller.tenant, &known, version).await? else {
-        // No schema is registered, so any data may be published.
-        return Ok(ValidateEventResponse { valid: true, ..Default::default() });
-    };
+    let compiled = deps.schema(caller.tenant, &known, version).await?;
     // Away from the reactor: a large payload takes a while.
     let data = request.data;
-    let checked = long_work::run(caller.tenant, move || schema.validate(&data)).await;
+    let checked = long_work::run(caller.tenant, move || check(compiled.as_ref(), &data)).await;
     let checked = checked.ok_or_else(|| ApiError::internal("check data against a schema", "it panicked"))?;
     let violations = checked.err().unwrap_or_default();
     Ok(ValidateEventResponse {
@@ -39,4 +43,16 @@ pub(super) async fn handle(
         violations: violations.into_iter().take(VIOLATIONS_MAX).map(violation_to_proto).collect(),
         schema_version: version,
     })
+}
+
+/// Without a schema any JSON may be published, and no data at all.
+fn check(compiled: Option<&CompiledSchema>, data: &[u8]) -> Result<(), Vec<Violation>> {
+    match compiled {
+        Some(compiled) => compiled.schema.validate(data),
+        None if data.is_empty() => Ok(()),
+        None => check_json(data).map_err(|error| {
+            let message = format!("is not JSON: {error}");
+            vec![Violation { data_pointer: String::new(), schema_pointer: String::new(), message }]
+        }),
+    }
 }
