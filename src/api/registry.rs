@@ -301,12 +301,12 @@ impl RegistryDeps {
             EventTypeRefusal::Subscribed => state("the event type still has subscriptions; unsubscribe them first"),
             // A schema that lost every race is told the same: somebody else changed the type.
             EventTypeRefusal::Etag | EventTypeRefusal::SchemasChanged => ApiError::EtagMismatch { resource: text },
-            EventTypeRefusal::TooMany(_) => quota("event_types_max", self.config.event_types_max.into()),
+            EventTypeRefusal::TooMany(_) => quota("limits.event_types_max", self.config.event_types_max.into()),
             EventTypeRefusal::TooManyDeleted(_) => {
                 quota("limits.deleted_event_types_max", self.config.deleted_event_types_max.into())
             }
             EventTypeRefusal::TooManyVersions(_) => {
-                quota("schema_versions_max", self.config.schema_versions_max.into())
+                quota("limits.schema_versions_max", self.config.schema_versions_max.into())
             }
             EventTypeRefusal::Store(error) => error.into(),
         }

@@ -158,9 +158,9 @@ pub enum SubscriptionRefusal {
     /// The event type does not exist or is retired.
     #[error("no such event type")]
     EventTypeNotFound(EventTypeName),
-    /// The app does not exist any more.
-    #[error("no such app")]
-    AppNotFound,
+    /// The app that owns it does not exist any more.
+    #[error("no such app as {0}")]
+    AppNotFound(AppId),
     /// Its state does not allow the change.
     #[error("the subscription's state does not allow it")]
     State(State),

@@ -18,7 +18,7 @@ const SETTINGS: &str = "[limits]\nsubscriptions_max = 1\nevent_types_max = 1\nsc
 pub fn at_bound<T: std::fmt::Debug>(result: Result<T, Status>, named: &str, limit: &str) {
     let status = assert_refused(result, Code::ResourceExhausted, "QUOTA_EXCEEDED");
     let info = status.get_details_error_info().expect("it is set");
-    assert!(info.metadata["quota"].contains(named), "{named}: {info:?}");
+    assert_eq!(info.metadata["quota"], named, "{info:?}");
     assert_eq!(info.metadata["limit"], limit, "{named}: {info:?}");
     let violations = status.get_details_quota_failure().expect("it is set").violations;
     assert!(!violations.is_empty(), "{named}: no QuotaFailure");
@@ -34,19 +34,19 @@ async fn each_bound_has_a_name_and_an_answer() {
     let world = World::start_with(1, SETTINGS).await;
     let tenant = world.tenant().await;
     declare(&tenant, "CUSTOM_ONE").await.expect("the first one");
-    at_bound(declare(&tenant, "CUSTOM_TWO").await, "event_types_max", "1");
+    at_bound(declare(&tenant, "CUSTOM_TWO").await, "limits.event_types_max", "1");
     let request = AddEventTypeSchemaRequest {
         event_type: "CUSTOM_ONE".to_owned(),
         schema: "{\"title\":\"b\"}".to_owned(),
         ..Default::default()
     };
-    at_bound(tenant.types().add_event_type_schema(request).await, "schema_versions_max", "1");
+    at_bound(tenant.types().add_event_type_schema(request).await, "limits.schema_versions_max", "1");
     let subscribe = |path: &str| tenant.subscribe_request("CUSTOM_ONE", &format!("http://127.0.0.1:9/{path}"));
     tenant.events().subscribe(subscribe("a")).await.expect("the first one");
-    at_bound(tenant.events().subscribe(subscribe("b")).await, "subscriptions_max", "1");
+    at_bound(tenant.events().subscribe(subscribe("b")).await, "limits.subscriptions_max", "1");
 
     let mut first = tenant.events().watch(WatchRequest::default()).await.expect("the first one").into_inner();
-    at_bound(tenant.events().watch(WatchRequest::default()).await, "streams_per_credential_max", "1");
+    at_bound(tenant.events().watch(WatchRequest::default()).await, "watch.streams_per_credential_max", "1");
     let created = first.message().await.expect("it lives").expect("it goes on");
     let Some(carillon::proto::public::watch_response::Kind::Created(created)) = created.kind else {
         panic!("unexpected {created:?}")

@@ -4,6 +4,7 @@ use crate::api::status::{ApiError, PreVerdict};
 use crate::domain::pre::{AbortReason, Aborted, Verdict, VerdictKind};
 use crate::pending::PendingError;
 use crate::publish::PublishError;
+use crate::store::StoreError;
 use std::time::Duration;
 
 /// `path` leads to the event: `event`, or `requests[3].event`; it is empty where the request holds nothing of an event but its data.
@@ -24,11 +25,8 @@ pub(in crate::api) fn to_api_error(error: PublishError, path: &str) -> ApiError 
         PublishError::KeyReused => ApiError::RequestIdReused {
             field: format!("{}idempotency_key", path.strip_suffix("event").unwrap_or_default()),
         },
-        PublishError::Contended | PublishError::Gated => ApiError::QuotaExceeded {
-            quota: "registry changes while publishing".to_owned(),
-            limit: 100,
-            retry_delay: Some(Duration::from_millis(100)),
-        },
+        // Changes of what matches have the tenant's lock again and again.
+        PublishError::Contended | PublishError::Gated => ApiError::Store(StoreError::Locked),
         PublishError::QueueFull { limit_bytes } => ApiError::QuotaExceeded {
             quota: "publish.queue_bytes_max".to_owned(),
             limit: u64::try_from(limit_bytes).unwrap_or(u64::MAX),
@@ -89,5 +87,23 @@ fn aborted_to_api_error(aborted: &Aborted) -> ApiError {
         AbortReason::ListenerFailed => ApiError::PreListenerUnavailable { message, event, verdicts },
         AbortReason::Deadline | AbortReason::Abandoned => ApiError::PreDeadline { message, event, verdicts },
         AbortReason::Unpublishable => ApiError::ResourceState { kind: "carillon.dev/Event", name: event, message },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tonic::{Code, Status};
+    use tonic_types::StatusExt as _;
+
+    #[test]
+    fn a_registry_that_changes_too_fast_is_no_quota_and_may_be_tried_again() {
+        for error in [PublishError::Contended, PublishError::Gated] {
+            let status = Status::from(to_api_error(error, "event"));
+            let reason = status.get_details_error_info().expect("it is set").reason;
+            assert_eq!((status.code(), reason.as_str()), (Code::Unavailable, "STORE_UNAVAILABLE"));
+            assert!(status.get_details_retry_info().expect("it passes").retry_delay.is_some());
+            assert!(status.get_details_quota_failure().is_none());
+        }
     }
 }

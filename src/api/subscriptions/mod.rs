@@ -103,7 +103,8 @@ async fn refused(deps: &RegistryDeps, caller: &Caller, named: &str, refusal: Sub
             ApiError::EnrichPathTaken { path: path.to_string(), subscription: other.map(|id| id.to_string()) }
         }
         SubscriptionRefusal::EventTypeNotFound(name) => deps.event_type_not_found(caller.tenant, &name).await,
-        SubscriptionRefusal::AppNotFound => ApiError::AppNotFound { app: named.to_owned() },
+        // Its slug is gone with it.
+        SubscriptionRefusal::AppNotFound(app) => ApiError::AppNotFound { app: app.to_string() },
         SubscriptionRefusal::State(state) => {
             let hint = if state == State::Deleted { "; undelete it first" } else { "" };
             let message = format!("the subscription is {}{hint}", state_name(state));

@@ -282,7 +282,7 @@ async fn check_place(
     target: &Target,
     own: SubscriptionId,
 ) -> Result<String, SubscriptionRefusal> {
-    let slug = apps::slug_of(tx, tenant, app).await?.ok_or(SubscriptionRefusal::AppNotFound)?;
+    let slug = apps::slug_of(tx, tenant, app).await?.ok_or(SubscriptionRefusal::AppNotFound(app))?;
     if event_type.is_custom() && !event_types::is_active(tx, tenant, event_type).await? {
         return Err(SubscriptionRefusal::EventTypeNotFound(event_type.clone()));
     }
