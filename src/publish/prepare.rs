@@ -35,6 +35,8 @@ pub struct Prepared {
     pub registry_version: i64,
     /// The publisher's idempotency key.
     pub key: Option<NewKey>,
+    /// The bound that its size was measured with, bytes.
+    pub event_bytes_max: usize,
 }
 
 impl Prepared {
@@ -80,6 +82,7 @@ pub async fn prepare(
         phase: decided.phase,
         registry_version: decided.registry_version,
         key,
+        event_bytes_max,
     })
 }
 

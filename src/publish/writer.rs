@@ -234,8 +234,7 @@ impl Core {
         }
     }
 
-    /// What is waiting right now, up to the bounds. A key that stands in the batch twice ends the batch before its second use,
-    /// which then finds the first one committed.
+    /// What is waiting right now, up to the bounds: a call that begins below them is taken whole.
     fn gather(&self, first: Call, queue: &mut mpsc::Receiver<Call>) -> Vec<Call> {
         let (mut events, mut bytes) = (weight(&first).0, weight(&first).1);
         let mut calls = vec![first];
@@ -389,7 +388,7 @@ impl Core {
                 }
                 let event = prepared.event.clone();
                 let key = prepared.key.clone();
-                let limit = registry.event_bytes_max();
+                let limit = prepared.event_bytes_max;
                 match prepare(&self.registry, &registry, event, prepared.requested_schema, key, limit).await {
                     // It has got listeners that may refuse it.
                     Ok(again) if again.is_gated() => refused = Some(PublishError::Gated),

@@ -1,8 +1,11 @@
 //! The writer against a real Postgres: what one tenant's trouble does to the others, and what happens at the bounds.
 
 use super::*;
+use crate::domain::quotas::Quota;
 use crate::publish::config::BatchScope;
 use crate::store::publish::{NewEvent, TenantBatch};
+use crate::store::request_ids::Repeatable;
+use crate::store::tenants::TenantChange;
 use crate::store::tests::{Database, eventually, publish};
 use sqlx::Connection as _;
 use std::collections::HashMap;
@@ -82,6 +85,23 @@ async fn a_commit_that_postgres_refuses_fails_only_the_call_it_is_about() {
     );
     assert_eq!(database.store.head(a).await.expect("readable").expect("exists").position, 2);
     drop(head);
+    database.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_matched_again_is_measured_by_the_bound_that_it_was_accepted_with() {
+    let database = Database::new().await;
+    let tenant = database.tenant("a").await;
+    let (writer, _tasks) = database.writer(Config::default());
+    let name = EventTypeName::parse(crate::store::tests::NAME).expect("a name");
+    let data = serde_json::json!("x".repeat(2_000));
+    let own = writer.prepare_system(tenant, name, "large".to_owned(), &data, None, "large").await.expect("valid");
+    let change = TenantChange { display_name: None, quotas: vec![(Quota::EventBytes, Some(1_024))] };
+    database.store.update_tenant("test".into(), tenant, change, Repeatable::default()).await.expect("changed");
+    let before = own.registry_version;
+    writer.write(tenant, vec![own]).await.expect("the tenant's quota is none of Carillon's own events");
+    let registry = writer.registry().tenant(tenant).await.expect("readable");
+    assert!(registry.version() > before && registry.event_bytes_max() == 1_024, "it was matched again");
     database.end().await;
 }
 
