@@ -133,6 +133,11 @@ impl Config {
         self.dispatch.check().map_err(|error| {
             ConfigError::bad(&format!("dispatch.{}", error.key), format!("must be {}", error.bounds))
         })?;
+        // A retry is answered from the event that its key stands for.
+        if self.publish.idempotency_hours > self.dispatch.retention_days * 24 {
+            let bound = "must be at most 24 times dispatch.retention_days: a key is of no use without its event";
+            return Err(ConfigError::bad("publish.idempotency_hours", bound));
+        }
         self.traces.check().map_err(|(key, reason)| ConfigError::bad(&format!("traces.{key}"), reason))?;
         self.watch.check().map_err(|(key, reason)| ConfigError::bad(&format!("watch.{key}"), reason))?;
         self.limits.check().map_err(|(key, reason)| ConfigError::bad(&format!("limits.{key}"), reason))?;

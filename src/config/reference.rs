@@ -125,8 +125,11 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
     ("auth.token_bytes_max", "largest token, bytes; 512 to 65,536"),
     ("catalogue.file", "TOML file with the operator's own SYSTEM event types"),
     ("publish.event_bytes_max", "largest event, attributes and data together, bytes; 1,024 to 4,194,304"),
-    ("publish.commit_events_max", "events in one commit at most; 1 to 10,000"),
-    ("publish.commit_bytes_max", "bytes of events in one commit at most, attributes and data"),
+    (
+        "publish.commit_events_max",
+        "events in one commit, beyond which no further call is added: one that begins below it is taken whole; 1 to 10,000",
+    ),
+    ("publish.commit_bytes_max", "bytes of events in one commit, attributes and data, likewise"),
     (
         "publish.commits_in_flight",
         "commits that may run at the same time; 1 to 16; more than one pays only where many tenants publish",
@@ -144,7 +147,10 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
         "publish.batch_scope",
         "any or tenant: whether one commit may hold events of several tenants; on a distributed Postgres it must not",
     ),
-    ("publish.idempotency_hours", "how long an idempotency key is kept, hours; at least 24"),
+    (
+        "publish.idempotency_hours",
+        "how long an idempotency key is kept, hours; 24 to 8,760, and no longer than events are (dispatch.retention_days)",
+    ),
     ("publish.registry_tenants_max", "tenants whose registry is kept in memory"),
     ("publish.schemas_max", "compiled schemas kept in memory"),
     (

@@ -8,9 +8,9 @@ use serde::{Deserialize, Serialize};
 pub struct Config {
     /// Largest event, attributes and data together, bytes. 1,024 to 4,194,304.
     pub event_bytes_max: usize,
-    /// Events in one commit at most. 1 to 10,000.
+    /// Events in one commit, beyond which no further call is added: one that begins below it is taken whole. 1 to 10,000.
     pub commit_events_max: usize,
-    /// Bytes of events in one commit at most, attributes and data.
+    /// Bytes of events in one commit, attributes and data, likewise.
     pub commit_bytes_max: usize,
     /// Commits that may run at the same time. 1 to 16. A tenant's commits wait for each other, so a second one under way only
     /// splits what would have been one commit: more than one pays only where many tenants publish.
@@ -25,7 +25,7 @@ pub struct Config {
     pub lock_patience_ms: u64,
     /// Whether one commit may hold events of several tenants: on a distributed Postgres it must not.
     pub batch_scope: BatchScope,
-    /// How long an idempotency key is kept, hours. At least 24.
+    /// How long an idempotency key is kept, hours. At least 24, and no longer than events are.
     pub idempotency_hours: u32,
     /// Tenants whose registry is kept in memory.
     pub registry_tenants_max: u64,

@@ -96,7 +96,7 @@ impl Answers<'_> {
             let Some(event) = event else { return Ok(None) };
             match self.api.pending.wait(self.registry.tenant(), event, Until::Accepted, true).await {
                 Ok(answer) => Ok(Some(self.decided(&answer).await)),
-                // The key outlived its event, which only retention removes.
+                // The key outlived its event: retention was shortened since.
                 Err(PendingError::NotFound) => Err(Refusal::at(index, PublishError::KeyReused)),
                 Err(error) => Err(Refusal::at(index, error)),
             }

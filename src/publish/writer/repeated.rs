@@ -70,7 +70,7 @@ impl Core {
                 Ok(entry) => {
                     read.insert(earlier.event, entry.clone());
                     if entry.is_none() {
-                        // The key outlived its event, which only retention removes.
+                        // The key outlived its event: retention was shortened since.
                         let _ = answer.send(Err(PublishError::KeyReused));
                         return None;
                     }

@@ -145,6 +145,8 @@ async fn l1_a_bad_setting_stops_the_start_and_is_named_without_its_value() {
         (with(&put("dispatch", "lease_ms", 0.into())), "dispatch.lease_ms"),
         (with(&put("watch", "ring_entries_max", 1.into())), "watch.ring_entries_max"),
         (with(&put("publish", "event_bytes_max", 1.into())), "publish.event_bytes_max"),
+        (with(&put("publish", "idempotency_hours", 8_760.into())), "publish.idempotency_hours"),
+        (with(&put("dispatch", "retention_days", 1.into())), "dispatch.retention_days"),
         // What is twice in a file is no TOML: its line is named.
         ("[log]\nlevel = \"info\"\nlevel = \"hunter2\"\n".to_owned(), "line 3: duplicate key: level"),
         ("[log\n".to_owned(), "line 1"),
