@@ -85,7 +85,7 @@ struct Core {
     feed: Feed,
     config: Config,
     event_bytes_max: usize,
-    /// How long an answer is kept.
+    /// How long a key and its answer are kept.
     kept: TimeDelta,
     phases: DashMap<(TenantId, EventId), Arc<Handle>>,
     /// Of the phases that publishers begin here.
@@ -254,7 +254,7 @@ impl Pending {
         request: Repeatable<()>,
     ) -> Result<Once<()>, CancelRefusal> {
         let (core, tenant) = (&self.core, by.tenant);
-        if let Some(done) = core.store.cancel_pending(by, event, core.final_until(), request).await? {
+        if let Some(done) = core.store.cancel_pending(by, event, core.kept, request).await? {
             if let Some(handle) = core.phases.get(&(tenant, event)) {
                 handle.cancelled.cancel();
             }
@@ -302,9 +302,10 @@ impl Core {
         self.store.now() + Duration::from_millis(self.config.lease_ms)
     }
 
-    /// How long a final row is kept.
-    fn final_until(&self) -> DateTime<Utc> {
-        self.store.now() + self.kept
+    /// Until when a final row is kept: no shorter than its key, which a delayed event has from its time on.
+    fn final_until(&self, deliver_at: Option<DateTime<Utc>>) -> DateTime<Utc> {
+        let now = self.store.now();
+        deliver_at.map_or(now, |at| at.max(now)) + self.kept
     }
 
     /// Answers how the receivers that the event fires do.

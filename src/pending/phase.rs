@@ -415,7 +415,7 @@ impl Core {
         deliver_at: Option<DateTime<Utc>>,
         aborted: &Aborted,
     ) -> Result<bool, StoreError> {
-        let expires_at = self.final_until();
+        let expires_at = self.final_until(deliver_at);
         let Some(deliver_at) = deliver_at else {
             return self.write(|| self.store.abort_pending(tenant, token, aborted, expires_at)).await;
         };

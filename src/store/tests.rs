@@ -18,6 +18,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+mod cancelled;
 mod health;
 mod pages;
 mod places;

@@ -9,7 +9,7 @@ use crate::store::audit::{Principal, record};
 use crate::store::invocations::InvocationFilter;
 use crate::store::request_ids::{Once, Repeatable};
 use crate::store::{Store, StoreError};
-use chrono::{DateTime, Utc};
+use chrono::TimeDelta;
 
 impl Store {
     /// Reads one pending event.
@@ -34,23 +34,24 @@ impl Store {
         row.as_ref().map(parse_standing).transpose()
     }
 
-    /// Takes an event back. None where there is none that could be.
+    /// Takes an event back. None where there is none that could be. That it was is kept as long as its key: from now on, or from the time
+    /// on that it was delayed to.
     pub async fn cancel_pending(
         &self,
         by: &Principal,
         event: EventId,
-        expires_at: DateTime<Utc>,
+        kept: TimeDelta,
         request: Repeatable<()>,
     ) -> Result<Option<Once<()>>, StoreError> {
         let (store, by) = (self.clone(), by.clone());
-        self.run(async move { store.cancel_pending_in(&by, event, expires_at, request).await }).await
+        self.run(async move { store.cancel_pending_in(&by, event, kept, request).await }).await
     }
 
     async fn cancel_pending_in(
         &self,
         by: &Principal,
         event: EventId,
-        expires_at: DateTime<Utc>,
+        kept: TimeDelta,
         request: Repeatable<()>,
     ) -> Result<Option<Once<()>>, StoreError> {
         let (tenant, now) = (by.tenant, self.now());
@@ -59,12 +60,15 @@ impl Store {
             return Ok(Some(Once::Before(answer)));
         }
         let done = sqlx::query(
-            "UPDATE pending_events SET state = 4, due_at = NULL, expires_at = $3, data = '', extensions = '', data_kind = 0
+            "UPDATE pending_events
+                SET state = 4, due_at = NULL, expires_at = GREATEST($3, COALESCE(deliver_at, due_at)) + $4, data = '',
+                    extensions = '', data_kind = 0
               WHERE tenant_id = $1 AND event_id = $2 AND state IN (1, 2)",
         )
         .bind(tenant.0)
         .bind(event.0)
-        .bind(expires_at)
+        .bind(now)
+        .bind(kept)
         .execute(&mut *tx)
         .await?;
         if done.rows_affected() == 0 {
