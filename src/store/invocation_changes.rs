@@ -208,6 +208,7 @@ impl Store {
         }
         let (store, actor) = (self.clone(), principal.clone());
         let (day, place) = (entry.day(), Place { position: entry.position, subscription_no: id.subscription_no });
+        let is_refused = entry.refused.contains(&id.subscription_no);
         let done = self
             .run(async move {
                 let now = store.now();
@@ -225,6 +226,8 @@ impl Store {
                 }
                 let made = match change {
                     Change::Retry => retry(&mut transaction, actor.tenant, place, now).await?,
+                    // Cancelled from birth, even before its owner has recorded it.
+                    Change::Cancel if is_refused => false,
                     Change::Cancel => cancel(&mut transaction, actor.tenant, day, place, now).await?,
                 };
                 if !made {

@@ -2,6 +2,8 @@
 
 use super::*;
 use crate::domain::announcement::Announcement;
+use crate::domain::event::Lineage;
+use crate::domain::ids::EventId;
 use crate::domain::subscription::Subscription;
 use crate::store::subscriptions::{Missed, Selector, StateChange};
 use crate::store::tests::eventually;
@@ -384,7 +386,10 @@ async fn what_a_deleted_app_leaves_stays_readable_hides_nothing_and_is_told() {
     world.store.delete_app(by.clone(), "other".into(), Repeatable::default()).await.expect("it owns nothing any more");
 
     let invocation = world.read(entries[0].invocation(no)).await;
-    assert_eq!((invocation.state, invocation.subscription, invocation.app_slug.as_str()), (State::DeadLettered, id, ""));
+    assert_eq!(
+        (invocation.state, invocation.subscription, invocation.app_slug.as_str()),
+        (State::DeadLettered, id, "")
+    );
     let (mut listed, mut key) = (Vec::new(), None);
     loop {
         let page = world.store.list_invocations(&by, &InvocationFilter::default(), key, 1).await;
@@ -416,4 +421,23 @@ async fn eventually_told(world: &World, event_type: &str, count: usize) -> Vec<s
     };
     eventually(event_type, || async { of_type().await.len() == count }).await;
     of_type().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_chain_has_refused_is_cancelled_already_before_its_owner_has_recorded_it() {
+    let world = World::new().await;
+    let (_, no) = world.subscribe("shop", NAME, "/fine").await;
+    let name = EventTypeName::parse(NAME).expect("a name");
+    let lineage = Lineage { subscriptions: vec![no], ..Lineage::root(EventId(clock::new_uuid())) };
+    let (writer, data) = (&world.parts.writer, json!({}));
+    let looped = writer.publish_system(world.tenant, name, "looped".to_owned(), &data, Some(lineage), "looped").await;
+    let id = looped.expect("published").entry.invocation(no);
+    let by = Principal::server(world.tenant);
+    for _ in 0..2 {
+        let cancelled = world.store.cancel_invocation(&by, id, Repeatable::default()).await.expect("answered");
+        assert!(matches!(cancelled, InvocationChange::WrongState(State::Cancelled)), "{cancelled:?}");
+        let refused = world.read(id).await;
+        assert_eq!((refused.state, refused.cancel_reason.as_deref()), (State::Cancelled, Some("CHAIN_CYCLE")));
+    }
+    world.end().await;
 }
