@@ -52,13 +52,13 @@ pub async fn retain_once(store: &Store, config: &Config, replica: ReplicaId) -> 
     Ok(())
 }
 
-/// Removes for good what was deleted long ago. After retention: a subscription stays while the log holds an event from before its end.
+/// Removes for good what was deleted long ago. After retention: what the log holds an event of from before its end stays.
 pub async fn purge_once(store: &Store, config: &Config) -> Result<(), StoreError> {
     let now = store.now();
     let most = config.sweep_rows_max.min(PURGED_AT_A_TIME);
     let undelete = TimeDelta::days(config.undelete_days.into());
     while store.purge_subscriptions(now - undelete, most).await? >= u64::from(most) {}
-    // A new type of the same name must not meet events of the old one: its day goes after the retention and is not over before.
+    // A PRE event that was asked about when its type was retired may have come into the log a little after that: so the day goes too.
     let logged = TimeDelta::days(i64::from(config.retention_days) + 1);
     while store.purge_event_types(now - undelete.max(logged), most).await? >= u64::from(most) {}
     Ok(())

@@ -1,7 +1,7 @@
 //! Purging: deleted subscriptions and retired event types go for good once they have had their time to be undeleted.
 //!
-//! In bounded batches, across tenants. What an invocation's record names must not go before the record does: a subscription stays while
-//! the log holds an event from before its deletion.
+//! In bounded batches, across tenants. What a record names must not go before the record does, and a new event type must not meet events
+//! of an old one of its name: both stay while the log holds an event from before their deletion.
 
 use super::{Store, StoreError};
 use chrono::{DateTime, Utc};
@@ -44,8 +44,10 @@ impl Store {
     pub async fn purge_event_types(&self, before: DateTime<Utc>, limit: u32) -> Result<u64, StoreError> {
         let purged: i64 = sqlx::query_scalar(
             "WITH old AS (
-                 SELECT tenant_id, name FROM event_types WHERE deleted_at IS NOT NULL AND deleted_at < $1
-                  ORDER BY deleted_at, tenant_id, name LIMIT $2),
+                 SELECT t.tenant_id, t.name FROM event_types t JOIN tenant_heads h ON h.tenant_id = t.tenant_id
+                  WHERE t.deleted_at IS NOT NULL AND t.deleted_at < $1
+                    AND COALESCE(t.deleted_position, 0) < h.earliest_position
+                  ORDER BY t.deleted_at, t.tenant_id, t.name LIMIT $2),
              gone AS (
                  DELETE FROM event_types t USING old o
                   WHERE t.tenant_id = o.tenant_id AND t.name = o.name AND t.deleted_at IS NOT NULL AND t.deleted_at < $1

@@ -9,6 +9,7 @@ use crate::domain::event_type::{EventType, EventTypeName, Origin, SchemaVersion}
 use crate::domain::ids::TenantId;
 use crate::domain::schema::compatibility::Compatibility;
 use crate::store::audit::{self, Principal};
+use crate::store::heads::RegistryChange;
 use crate::store::request_ids::{Once, Repeatable};
 use crate::store::{Store, StoreError, announcements, heads};
 use chrono::{DateTime, Utc};
@@ -57,11 +58,11 @@ impl Store {
             let now = store.now();
             let work = async {
                 let mut tx = store.begin_as(by.tenant).await?;
-                let version = heads::bump_registry(&mut tx, by.tenant, now).await?.registry_version;
+                let registry = heads::bump_registry(&mut tx, by.tenant, now).await?;
                 if let Some(answer) = request.begin(&mut tx, by.tenant, now).await? {
                     return Ok(Once::Before(answer));
                 }
-                let changed = apply(&mut tx, &by, &name, etag, &change, quota, version, now).await?;
+                let changed = apply(&mut tx, &by, &name, etag, &change, quota, registry, now).await?;
                 request.keep(&mut tx, by.tenant, &changed, now).await?;
                 tx.commit().await?;
                 Ok(Once::Made(changed))
@@ -188,9 +189,10 @@ async fn apply(
     etag: Option<i64>,
     change: &EventTypeChange,
     quota: EventTypeQuota,
-    registry_version: i64,
+    registry: RegistryChange,
     now: DateTime<Utc>,
 ) -> Result<EventTypeRecord, EventTypeRefusal> {
+    let RegistryChange { registry_version, position } = registry;
     let record = read(tx, by.tenant, name.as_str()).await?.ok_or(EventTypeRefusal::NotFound)?;
     if etag.is_some_and(|etag| etag != record.registry_version) {
         return Err(EventTypeRefusal::Etag);
@@ -232,7 +234,7 @@ async fn apply(
     event_type.updated_at = now;
     sqlx::query(
         "UPDATE event_types SET display_name = $3, description = $4, deleted_at = $5, registry_version = $6, updated_at = $7,
-             compatibility = $8
+             compatibility = $8, deleted_position = $9
           WHERE tenant_id = $1 AND name = $2",
     )
     .bind(by.tenant.0)
@@ -243,6 +245,7 @@ async fn apply(
     .bind(registry_version)
     .bind(now)
     .bind(compatibility_code(event_type.compatibility))
+    .bind(event_type.deleted_at.map(|_| position))
     .execute(&mut *tx)
     .await?;
     audit::record(tx, by.tenant, now, &by.name, action, name.as_str()).await?;

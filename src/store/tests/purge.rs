@@ -1,7 +1,11 @@
 //! What was deleted long ago is purged in batches, with what hangs on it; what lives, or what the log still knows, is not. Signing
 //! secrets go when they have ended.
 
-use super::Database;
+use super::{Database, NAME, publish};
+use crate::domain::event_type::EventTypeName;
+use crate::store::audit::Principal;
+use crate::store::event_types::{EventTypeChange, EventTypeQuota};
+use crate::store::request_ids::Repeatable;
 use chrono::TimeDelta;
 use sqlx::{AssertSqlSafe, Executor as _};
 
@@ -10,7 +14,8 @@ async fn only_what_was_deleted_long_ago_and_is_forgotten_by_the_log_is_purged() 
     let database = Database::new().await;
     let tenant = database.tenant("a").await;
     let mut owner = database.connection().await;
-    // 1 lives; 2 to 4 were deleted long ago, 4 when the log had events that are there still; 5 was deleted just now.
+    // Subscription 1 lives; 2 to 4 were deleted long ago, 4 when the log had events that are there still; 5 was deleted just now. Of the
+    // types 1, 2 and 4 were retired long ago, 1 by a release that did not note the log's position, 4 when it had those events.
     owner
         .execute(AssertSqlSafe(format!(
             "UPDATE tenant_heads SET position = 9, earliest_position = 7 WHERE tenant_id = '{0}';
@@ -25,9 +30,11 @@ async fn only_what_was_deleted_long_ago_and_is_forgotten_by_the_log_is_purged() 
              INSERT INTO webhook_secrets SELECT tenant_id, subscription_id, subscription_id, 'k', '', now() FROM subscriptions;
              INSERT INTO subscription_health SELECT tenant_id, subscription_no, 1, 1, NULL, 0 FROM subscriptions;
              INSERT INTO subscription_rates SELECT tenant_id, subscription_no, 1, now() FROM subscriptions;
-             INSERT INTO event_types (tenant_id, name, phase, display_name, description, registry_version, created_at, updated_at, deleted_at)
-             SELECT '{0}', 'CUSTOM_' || n, 2, '', '', n, now(), now(), CASE n WHEN 3 THEN now() ELSE now() - interval '31 days' END
-               FROM generate_series(1, 3) AS n;
+             INSERT INTO event_types (tenant_id, name, phase, display_name, description, registry_version, created_at, updated_at, deleted_at,
+                    deleted_position)
+             SELECT '{0}', 'CUSTOM_' || n, 2, '', '', n, now(), now(), CASE n WHEN 3 THEN now() ELSE now() - interval '31 days' END,
+                    CASE n WHEN 1 THEN NULL WHEN 4 THEN 7 ELSE 6 END
+               FROM generate_series(1, 4) AS n;
              INSERT INTO event_type_schemas SELECT tenant_id, name, 1, '{{}}', now() FROM event_types",
             tenant.0
         )))
@@ -52,7 +59,7 @@ async fn only_what_was_deleted_long_ago_and_is_forgotten_by_the_log_is_purged() 
     for column in ["name FROM event_types", "event_type FROM event_type_schemas"] {
         let sql = AssertSqlSafe(format!("SELECT {column} ORDER BY 1"));
         let left: Vec<String> = sqlx::query_scalar(sql).fetch_all(&mut owner).await.expect("readable");
-        assert_eq!(left, ["CUSTOM_3", "CUSTOM_TESTED"], "{column}");
+        assert_eq!(left, ["CUSTOM_3", "CUSTOM_4", "CUSTOM_TESTED"], "{column}");
     }
     database.end().await;
 }
@@ -85,5 +92,24 @@ async fn a_signing_secret_that_has_ended_is_not_loaded_and_goes_with_the_next_sw
     let left: i64 =
         sqlx::query_scalar("SELECT count(*) FROM webhook_secrets").fetch_one(&mut owner).await.expect("readable");
     assert_eq!(left, 2);
+    database.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_retired_type_is_kept_while_retention_is_held_back_before_its_end() {
+    let database = Database::new().await;
+    let tenant = database.tenant("a").await;
+    let (writer, _tasks) = database.writer(crate::publish::Config::default());
+    publish(&writer, tenant, "of before").await.expect("published");
+    let (store, name) = (&database.store, EventTypeName::parse(NAME).expect("a name"));
+    let (by, quota) =
+        (Principal::server(tenant), EventTypeQuota { event_types: 10, deleted_event_types: 10, schema_versions: 10 });
+    let retired = store.change_event_type(by, name, None, EventTypeChange::Delete, quota, Repeatable::default()).await;
+    retired.expect("nobody is subscribed");
+    let long_after = store.now() + TimeDelta::days(100);
+    assert_eq!(store.purge_event_types(long_after, 10).await.expect("purged"), 0, "the log holds its event");
+    let mut owner = database.connection().await;
+    owner.execute("UPDATE tenant_heads SET earliest_position = 2").await.expect("cut");
+    assert_eq!(store.purge_event_types(long_after, 10).await.expect("purged"), 1);
     database.end().await;
 }
