@@ -7,7 +7,8 @@ use super::catalogue::Catalogue;
 use super::event::{Event, Lineage};
 use super::event_type::{EventType, Phase};
 use super::ids::Position;
-use super::pre::Aborted;
+use super::pre::{Aborted, EnrichPath, FailurePolicy, PrePolicy};
+use super::retry::OnDeadLetter;
 use super::subscription::{Circuit, CircuitState, ReplayGap, State, Subscription, Target};
 use super::webhook::WebhookMode;
 use chrono::{DateTime, NaiveDate, Utc};
@@ -244,6 +245,8 @@ fn subscription_changes(before: &Subscription, after: &Subscription) -> Map<Stri
     if before.policy != after.policy {
         changes.insert("delivery_policy".to_owned(), json!({ "before": policy(before), "after": policy(after) }));
     }
+    let veto = |subscription: &Subscription| json!(subscription.pre_policy.as_ref().map(pre_policy));
+    change(&mut changes, "pre_policy", &veto(before), &veto(after));
     changes
 }
 
@@ -286,7 +289,23 @@ fn policy(subscription: &Subscription) -> Value {
             "open_seconds": seconds(breaker.open_duration()),
         })),
         "auto_disable_after_seconds": seconds(policy.auto_disable_after()),
+        "ordering": policy.ordering().map(|ordering| json!({
+            "key": ordering.key.source(),
+            "on_dead_letter": match ordering.on_dead_letter {
+                OnDeadLetter::Skip => "SKIP",
+                OnDeadLetter::Block => "BLOCK",
+            },
+        })),
     })
+}
+
+fn pre_policy(policy: &PrePolicy) -> Value {
+    let failure_policy = match policy.failure_policy {
+        FailurePolicy::Fail => "FAIL",
+        FailurePolicy::Ignore => "IGNORE",
+    };
+    let enrich_paths: Vec<String> = policy.enrich_paths.iter().map(EnrichPath::to_string).collect();
+    json!({ "failure_policy": failure_policy, "priority": policy.priority, "enrich_paths": enrich_paths })
 }
 
 fn state(state: State) -> &'static str {

@@ -1,9 +1,11 @@
 //! What the edge accepts and refuses of subscriptions.
 
 use super::*;
+use crate::domain::announcement::Announcement;
 use crate::domain::ids::AppId;
 use crate::domain::subscription::Circuit;
 use pbjson_types::Duration as ProtoDuration;
+use std::collections::BTreeSet;
 use std::time::Duration;
 use uuid::Uuid;
 
@@ -390,4 +392,88 @@ fn what_is_shown_can_be_sent_back() {
     assert_eq!((shown.etag.as_str(), shown.effective_position, shown.delete_time), ("7", 5, None));
     let unchanged = parse_patch(shown, None).expect("what was shown").apply(stored()).expect("within bounds");
     assert_eq!(to_proto(&unchanged), to_proto(&stored()));
+}
+
+/// What a mask may name, but for `*`.
+const PATHS: [&str; 28] = [
+    "display_name",
+    "filter",
+    "schema_version",
+    "target",
+    "target.webhook",
+    "target.webhook.uri",
+    "target.webhook.mode",
+    "target.webhook.headers",
+    "delivery_policy",
+    "delivery_policy.max_attempts",
+    "delivery_policy.initial_backoff",
+    "delivery_policy.max_backoff",
+    "delivery_policy.timeout",
+    "delivery_policy.max_in_flight",
+    "delivery_policy.rate_limit",
+    "delivery_policy.rate_limit.count",
+    "delivery_policy.rate_limit.interval",
+    "delivery_policy.circuit_breaker",
+    "delivery_policy.circuit_breaker.failure_threshold",
+    "delivery_policy.circuit_breaker.open_duration",
+    "delivery_policy.auto_disable_after",
+    "delivery_policy.ordering",
+    "delivery_policy.ordering.key",
+    "delivery_policy.ordering.on_dead_letter",
+    "pre_policy",
+    "pre_policy.failure_policy",
+    "pre_policy.priority",
+    "pre_policy.enrich_paths",
+];
+
+#[test]
+fn whatever_a_mask_names_its_change_is_told() {
+    let policy = |limit, breaker, key, on_dead_letter| proto::DeliveryPolicy {
+        rate_limit: limited(limit, Some(seconds(i64::from(limit)))).rate_limit,
+        circuit_breaker: breaking(breaker, Some(seconds(i64::from(breaker)))).circuit_breaker,
+        ordering: ordered(key, on_dead_letter).ordering,
+        ..Default::default()
+    };
+    let present = parse_policy("delivery_policy", Some(&policy(1, 1, "data.a", 1))).expect("valid");
+    let before = Subscription { policy: present, pre_policy: Some(PrePolicy::default()), ..stored() };
+    let mut target = with_headers(&[("x-a", "1")]);
+    if let Some(proto::target::Kind::Webhook(webhook)) = &mut target.kind {
+        webhook.mode = proto::WebhookMode::Raw.into();
+    }
+    let sent = proto::Subscription {
+        display_name: "Other".to_owned(),
+        filter: "data.n == 1".to_owned(),
+        schema_version: 2,
+        target: Some(target),
+        delivery_policy: Some(proto::DeliveryPolicy {
+            max_attempts: 2,
+            initial_backoff: Some(seconds(2)),
+            max_backoff: Some(seconds(7_200)),
+            timeout: Some(seconds(2)),
+            max_in_flight: 2,
+            auto_disable_after: Some(seconds(60)),
+            ..policy(2, 2, "data.b", 2)
+        }),
+        pre_policy: Some(proto::PrePolicy {
+            failure_policy: proto::PreFailurePolicy::Ignore.into(),
+            priority: 7,
+            enrich_paths: vec!["/a".to_owned()],
+        }),
+        ..Default::default()
+    };
+    let told = |path: &str| {
+        let mask = FieldMask { paths: vec![path.to_owned()] };
+        let patch = parse_patch(sent.clone(), Some(&mask)).expect("a mask");
+        let after = patch.apply(before.clone()).expect("a valid subscription");
+        let told = Announcement::subscription_changed(&before, &after, "key_1").data;
+        told["changes"].as_object().expect("an object").clone()
+    };
+    for path in PATHS {
+        let (changes, name) = (told(path), path.split('.').next().expect("a name"));
+        assert_eq!(changes.keys().collect::<Vec<_>>(), [name], "{path}: {changes:?}");
+        assert_ne!(changes[name].get("before"), changes[name].get("after"), "{path}: {changes:?}");
+    }
+    let names: BTreeSet<String> = told("*").into_iter().map(|(name, _)| name).collect();
+    let all: BTreeSet<&str> = PATHS.into_iter().filter_map(|path| path.split('.').next()).collect();
+    assert_eq!(names, all.into_iter().map(str::to_owned).collect());
 }
