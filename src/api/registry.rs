@@ -206,9 +206,10 @@ impl RegistryDeps {
 
     /// Tells this process that a tenant's registry changed, so that it publishes by it at once.
     ///
-    /// Only a hint: a head that cannot be read now is noticed by the poll.
+    /// Only a hint: a head that cannot be read now is noticed by the poll. The change is made, so this waits for no turn among the tenant's
+    /// calls.
     pub(super) async fn announce(&self, tenant: TenantId) {
-        match self.store.head(tenant).await {
+        match self.store.owed().head(tenant).await {
             Ok(Some(head)) => self.feed.send(&News::Head(head.head())),
             Ok(None) => {}
             Err(error) => tracing::debug!(error = &error as &dyn Error, "a changed head is left to the poll"),

@@ -100,6 +100,15 @@ pub(crate) async fn publish(
     writer.publish_system(tenant, name, "test".to_owned(), &serde_json::json!({}), None, key).await
 }
 
+/// Takes every turn that a tenant may have at a store's connections, until what is answered is dropped.
+pub(crate) async fn take_turns(store: &Store, tenant: TenantId) -> Vec<impl Sized + use<>> {
+    let mut turns = Vec::new();
+    while let Ok(turn) = store.begin_as(tenant).await {
+        turns.push(turn);
+    }
+    turns
+}
+
 /// Looks until the predicate holds, for 20 seconds at most.
 pub(crate) async fn eventually<F, R>(what: &str, mut look: F)
 where

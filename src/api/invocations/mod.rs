@@ -138,4 +138,42 @@ impl InvocationDeps {
             }),
         }
     }
+
+    /// Keeps the answer to a change for a retry. What was changed is to be told, so this waits for no turn among the tenant's calls.
+    async fn answer<R: Message>(&self, repeat: &Repeat, answer: R) -> Result<R, ApiError> {
+        repeat.keep(&self.store.owed(), &answer).await?;
+        Ok(answer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::connect;
+    use crate::store::tests::{Database, take_turns};
+    use proto::{RedriveInvocationsRequest, RedriveInvocationsResponse};
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_was_changed_is_answered_and_kept_though_the_tenants_other_calls_take_every_turn() {
+        let database = Database::new().await;
+        let tenant = database.tenant("a").await;
+        let url = database.postgres.server_url();
+        let config = connect::Config { connections_max: 8, acquire_timeout_ms: 100, ..Database::config(&url) };
+        let store = connect::open(&config).await.expect("Postgres answers");
+        let page_tokens = PageTokens::new(&[7; 32]);
+        let deps = InvocationDeps { store: store.clone(), feed: Feed::default(), page_tokens };
+        let request = RedriveInvocationsRequest::default();
+        let repeat = Repeat::of(tenant, "RedriveInvocations", "once", &request).expect("a request id");
+
+        let turns = take_turns(&store, tenant).await;
+        let crowded = repeat.first_bytes(&store).await;
+        assert!(matches!(crowded, Err(ApiError::Store(StoreError::Crowded))), "{crowded:?}");
+        let answer = RedriveInvocationsResponse { redriven_count: 500, more: false };
+        let answered = deps.answer(&repeat, answer).await.expect("kept");
+        drop(turns);
+        let first: Option<RedriveInvocationsResponse> = repeat.first(&database.store).await.expect("readable");
+        assert_eq!(first, Some(answered));
+        store.close().await;
+        database.end().await;
+    }
 }

@@ -50,6 +50,5 @@ pub(super) async fn handle(
         redriven_count: i32::try_from(redriven.count).unwrap_or(i32::MAX),
         more: redriven.more,
     };
-    repeat.keep(&deps.store, &answer).await?;
-    Ok(answer)
+    deps.answer(&repeat, answer).await
 }

@@ -26,9 +26,8 @@ pub(super) async fn handle(
     match deps.store.retry_invocation(&by, id, repeat.keeping(|(): &()| ())).await? {
         InvocationChange::Before(kept) => deps.repeated(&repeat, &by, id, &kept, answer).await,
         change => {
-            let done = answer(deps.changed(id, change)?);
-            repeat.keep(&deps.store, &done).await?;
-            Ok(done)
+            let changed = deps.changed(id, change)?;
+            deps.answer(&repeat, answer(changed)).await
         }
     }
 }
