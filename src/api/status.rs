@@ -297,7 +297,7 @@ pub enum ApiError {
     #[error("the cursor is unreadable")]
     CursorMalformed,
     /// CURSOR_EXPIRED.
-    #[error("the cursor is older than the retained log; the first usable one is in the metadata")]
+    #[error("the cursor or time is older than the retained log; the first usable cursor is in the metadata")]
     CursorExpired {
         /// The first usable cursor.
         earliest: String,

@@ -23,6 +23,8 @@ pub struct HeadRow {
     pub committed_at: DateTime<Utc>,
     /// First position that retention has left.
     pub earliest_position: Position,
+    /// Commit time of the last event that retention has taken; none where it has taken none.
+    pub removed_until: Option<DateTime<Utc>>,
 }
 
 impl HeadRow {
@@ -37,8 +39,7 @@ impl HeadRow {
     }
 }
 
-const COLUMNS: &str =
-    "tenant_id, position, registry_version, log_epoch, deferred_version, committed_at, earliest_position";
+const COLUMNS: &str = "tenant_id, position, registry_version, log_epoch, deferred_version, committed_at, earliest_position, removed_until";
 
 impl Store {
     /// Reads one head; none for an unknown tenant.

@@ -1,8 +1,8 @@
 //! Retention: days of the log that are over are dropped whole, by one replica at a time.
 //!
-//! A tenant's log is cut first: `earliest_position` moves behind the last expired event, so that every reader is told of it, and
-//! what still waited for one of those events (a retry, a redrive, a replay) is given up with an announcement that counts it, in the
-//! same transaction. Only then is the day's partition dropped. A day that holds an event which its tenant's dispatcher has not come to
+//! A tenant's log is cut first: `earliest_position` moves behind the last expired event and `removed_until` to its time, so that every
+//! reader is told of it, whether it starts at a cursor or at a time; and what still waited for one of those events (a retry, a redrive,
+//! a replay) is given up with an announcement that counts it, in the same transaction. Only then is the day's partition dropped. A day that holds an event which its tenant's dispatcher has not come to
 //! yet stays, with all days after it.
 //!
 //! Readers need no notice of their own: a watch gets a bookmark within its interval, seconds or minutes, and a day is the least
@@ -13,7 +13,7 @@ use super::leases::shard_of;
 use super::{Store, StoreError, announcements, replays};
 use crate::domain::announcement::{Announcement, Expired};
 use crate::domain::ids::{Position, ReplicaId, SubscriptionId, SubscriptionNo, TenantId};
-use chrono::{NaiveDate, TimeDelta};
+use chrono::{DateTime, NaiveDate, TimeDelta, Utc};
 use sqlx::{AssertSqlSafe, PgConnection};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -164,8 +164,9 @@ impl Store {
         .fetch_optional(self.engine())
         .await?;
         let until = held_from.unwrap_or(before);
-        let last: Option<Position> = sqlx::query_scalar(
-            "SELECT position FROM events WHERE tenant_id = $1 AND day < $2 ORDER BY day DESC, position DESC LIMIT 1",
+        let last: Option<(Position, DateTime<Utc>)> = sqlx::query_as(
+            "SELECT position, committed_at FROM events WHERE tenant_id = $1 AND day < $2
+              ORDER BY day DESC, position DESC LIMIT 1",
         )
         .bind(tenant.0)
         .bind(until)
@@ -182,18 +183,25 @@ impl Store {
     }
 
     /// One transaction of a cut; true where more is to be given up.
-    async fn cut_chunk(&self, tenant: TenantId, last: Position, until: NaiveDate) -> Result<bool, StoreError> {
+    async fn cut_chunk(
+        &self,
+        tenant: TenantId,
+        (last, committed_at): (Position, DateTime<Utc>),
+        until: NaiveDate,
+    ) -> Result<bool, StoreError> {
         let now = self.now();
         let mut tx = self.begin_owed(tenant).await?;
         // As callers' changes do: the head first, then the cursor, so that no settle runs meanwhile.
         sqlx::query(
             "UPDATE tenant_heads SET earliest_position = GREATEST(earliest_position, $2),
+                    removed_until = GREATEST(removed_until, $4),
                     deferred_version = deferred_version + 1, changed_at = $3
               WHERE tenant_id = $1",
         )
         .bind(tenant.0)
         .bind(last + 1)
         .bind(now)
+        .bind(committed_at)
         .execute(&mut *tx)
         .await?;
         sqlx::query("SELECT token FROM dispatch_cursors WHERE tenant_id = $1 AND shard = $2 FOR UPDATE")

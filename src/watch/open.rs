@@ -237,25 +237,16 @@ impl Shared {
         head: &HeadRow,
         request: &WatchRequest,
     ) -> Result<(LogPlace, Option<LogPlace>), OpenError> {
-        let earliest = place::earliest(head);
         let found = match &request.start {
             Start::Now => Ok(place::end(head)),
-            Start::Earliest => Ok(earliest),
+            Start::Earliest => Ok(place::earliest(head)),
             Start::Cursor(text) | Start::Watch { cursor: text, .. } => {
                 place::of_cursor(&self.sealer, tenant, head, text).map(|place| {
                     let late = planted::has(Defect::ResumeLate) && place.after < head.position;
                     LogPlace { after: place.after + i64::from(late), ..place }
                 })
             }
-            Start::Time(time) => {
-                let found = self.store.place_at(tenant, *time, place::end(head)).await?;
-                // Retention drops whole days, so only a time before the first retained day can have lost events.
-                if head.earliest_position > 1 && found.after <= earliest.after && time.date_naive() < found.day {
-                    Err(PlaceError::Expired { missing_from: 1, earliest: found })
-                } else {
-                    Ok(found)
-                }
-            }
+            Start::Time(time) => place::of_time(&self.store, tenant, head, *time).await?,
         };
         match found {
             Ok(place) => Ok((place, None)),

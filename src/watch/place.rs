@@ -1,12 +1,13 @@
 //! Where a reader starts: cursors and times become places in the log, or a typed reason why not.
 //!
-//! Used by Watch and by ListEvents, so that both take the same cursors and refuse them alike.
+//! Used by Watch and by ListEvents, so that both take the same cursors and times and refuse them alike.
 
 use crate::domain::cursor::{Cursor, CursorError, CursorSealer};
 use crate::domain::ids::{Position, TenantId};
 use crate::store::events::LogPlace;
 use crate::store::heads::HeadRow;
-use chrono::NaiveDate;
+use crate::store::{Store, StoreError};
+use chrono::{DateTime, NaiveDate, Utc};
 
 /// Why a reader cannot start where it asked to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -21,9 +22,9 @@ pub enum PlaceError {
     #[error("the cursor is ahead of the log's end")]
     Ahead,
     /// Retention has removed what comes next.
-    #[error("the cursor is older than the retained log")]
+    #[error("the start is older than the retained log")]
     Expired {
-        /// Position of the first missing event.
+        /// Position of the first missing event. Of a start by time that is not known any more: the log's first.
         missing_from: Position,
         /// The place from which everything is still there.
         earliest: LogPlace,
@@ -54,6 +55,23 @@ pub fn of_cursor(sealer: &CursorSealer, tenant: TenantId, head: &HeadRow, text: 
         return Err(PlaceError::Expired { missing_from: cursor.position + 1, earliest: earliest(head) });
     }
     Ok(LogPlace { after: cursor.position, day: cursor.day })
+}
+
+/// The place just before the first event committed at or after a time; refused where retention has taken one of these events. A time
+/// from before the log's first event is the log's start for as long as nothing of it is gone.
+pub async fn of_time(
+    store: &Store,
+    tenant: TenantId,
+    head: &HeadRow,
+    time: DateTime<Utc>,
+) -> Result<Result<LogPlace, PlaceError>, StoreError> {
+    let found = store.place_at(tenant, time, end(head)).await?;
+    // Read after the events, so that it knows of every cut that they may have been read behind.
+    let head = store.head(tenant).await?.ok_or(StoreError::Corrupt { what: "head" })?;
+    if head.removed_until.is_some_and(|removed| time <= removed) {
+        return Ok(Err(PlaceError::Expired { missing_from: 1, earliest: earliest(&head) }));
+    }
+    Ok(Ok(found))
 }
 
 /// The text form of a place.

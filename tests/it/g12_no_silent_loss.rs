@@ -78,6 +78,22 @@ async fn what_retention_took_is_told_to_whoever_reads_on() {
         }
     };
     assert_eq!((told, seen), (Some((2, 5)), 5), "the gap is told before what comes after it");
+
+    // By a time: refused where something after it is gone, and where only time has gone by, the log as it is.
+    let ago = |days| Some((carillon::clock::now() - chrono::TimeDelta::days(days)).into());
+    for (days, is_refused) in [(41, true), (39, false)] {
+        let list = ListEventsRequest { start_time: ago(days), ..Default::default() };
+        let listed = tenant.events().list_events(list).await.map(|page| page.into_inner().events[0].position);
+        let start = ago(days).map(Start::StartTime);
+        let watched = tenant.events().watch(WatchRequest { start, ..Default::default() }).await.map(|_| ());
+        if is_refused {
+            assert_refused(listed, Code::OutOfRange, "CURSOR_EXPIRED");
+            assert_refused(watched, Code::OutOfRange, "CURSOR_EXPIRED");
+        } else {
+            assert_eq!(listed.expect("a page"), 5);
+            watched.expect("nothing of that time is gone");
+        }
+    }
 }
 
 #[tokio::test]

@@ -53,11 +53,11 @@ pub async fn handle(deps: &EventsDeps, request: Request<ListEventsRequest>) -> R
 
     let head = deps.store.head(tenant).await?.ok_or(StoreError::Corrupt { what: "head" })?;
     let start = match (request.cursor.as_str(), start_time) {
-        ("", None) => place::earliest(&head),
-        ("", Some(time)) => deps.store.place_at(tenant, time, place::end(&head)).await?,
-        (text, _) => place::of_cursor(&deps.sealer, tenant, &head, text)
-            .map_err(|error| parse::place_error(error, || cursor(deps, tenant, &head, place::earliest(&head))))?,
+        ("", None) => Ok(place::earliest(&head)),
+        ("", Some(time)) => place::of_time(&deps.store, tenant, &head, time).await?,
+        (text, _) => place::of_cursor(&deps.sealer, tenant, &head, text),
     };
+    let start = start.map_err(|error| parse::place_error(error, |earliest| cursor(deps, tenant, &head, earliest)))?;
 
     let config = deps.watches.config();
     let began = Instant::now();

@@ -5,6 +5,7 @@ use crate::api::status::ApiError;
 use crate::domain::ids::{TenantId, WatchId};
 use crate::proto::public::{EventView, UpdateWatchRequest};
 use crate::watch::WatchUpdate;
+use crate::store::events::LogPlace;
 use crate::watch::filter_set::FilterSetError;
 use crate::watch::place::PlaceError;
 use chrono::{DateTime, TimeDelta, Utc};
@@ -54,11 +55,11 @@ pub(super) fn view(view: i32) -> Result<EventView, ApiError> {
 }
 
 /// Why a place in the log cannot be used, as an error.
-pub(super) fn place_error(error: PlaceError, earliest_cursor: impl FnOnce() -> String) -> ApiError {
+pub(super) fn place_error(error: PlaceError, cursor: impl FnOnce(LogPlace) -> String) -> ApiError {
     match error {
         PlaceError::Malformed => ApiError::CursorMalformed,
         PlaceError::Foreign => ApiError::CursorForeign,
         PlaceError::Ahead => ApiError::CursorAhead,
-        PlaceError::Expired { .. } => ApiError::CursorExpired { earliest: earliest_cursor() },
+        PlaceError::Expired { earliest, .. } => ApiError::CursorExpired { earliest: cursor(earliest) },
     }
 }

@@ -36,6 +36,8 @@ use tonic::{Request, Status};
 use tower::{Layer as _, Service, ServiceExt as _};
 use uuid::Uuid;
 
+mod times;
+
 struct World {
     _postgres: PrivatePostgres,
     pool: PgPool,

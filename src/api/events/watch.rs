@@ -100,7 +100,7 @@ fn open_error(error: OpenError) -> ApiError {
             ApiError::QuotaExceeded { quota: setting.to_owned(), limit: limit as u64, retry_delay: Some(QUOTA_RETRY) }
         }
         OpenError::WatchNotFound(watch) => ApiError::WatchNotFound { watch: watch.to_string() },
-        OpenError::Place(error) => parse::place_error(error, String::new),
+        OpenError::Place(error) => parse::place_error(error, |_| String::new()),
         OpenError::Expired { earliest_cursor } => ApiError::CursorExpired { earliest: earliest_cursor },
         OpenError::Store(error) => error.into(),
     }

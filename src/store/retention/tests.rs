@@ -77,7 +77,10 @@ async fn expired_days_go_whole_and_what_waited_for_them_is_told() {
         .await;
     let retained = store.retain(before).await.expect("answered");
     assert_eq!((retained.dropped.len(), retained.held_from), (0, Some(old)));
-    assert_eq!(store.head(a).await.expect("readable").expect("exists").earliest_position, 1);
+    let head = store.head(a).await.expect("readable").expect("exists");
+    assert_eq!((head.earliest_position, head.removed_until), (1, None));
+    let place = LogPlace { after: 0, day: NaiveDate::default() };
+    let all = store.read_log(a, place, 4, 10).await.expect("readable");
     assert!(store.announcements(a, 10).await.expect("readable").is_empty());
 
     let cursor = "INSERT INTO dispatch_cursors (tenant_id, shard, position, day) VALUES ($1, 0, 4, CURRENT_DATE)
@@ -88,8 +91,8 @@ async fn expired_days_go_whole_and_what_waited_for_them_is_told() {
     assert!(!exists(&database, &older_name).await);
     let head = store.head(a).await.expect("readable").expect("exists");
     assert_eq!((head.earliest_position, head.position), (3, 4));
+    assert_eq!(head.removed_until, Some(all[1].committed_at), "what came after it is all there");
     assert_eq!(store.head(b).await.expect("readable").expect("exists").earliest_position, 1, "another tenant's log");
-    let place = LogPlace { after: 0, day: NaiveDate::default() };
     let left = store.read_log(a, place, 4, 10).await.expect("readable");
     assert_eq!(left.iter().map(|entry| entry.position).collect::<Vec<_>>(), [3, 4]);
     let told = store.announcements(a, 10).await.expect("readable");
