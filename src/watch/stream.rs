@@ -172,10 +172,7 @@ impl WatchStream {
                     self.note_message(now);
                     return Poll::Ready(Some(Ok(frame)));
                 }
-                Turn::End(ending) => {
-                    self.phase = Phase::Done;
-                    return Poll::Ready(Some(Err(ending)));
-                }
+                Turn::End(ending) => return self.close(ending),
                 Turn::Yield => {
                     cx.waker().wake_by_ref();
                     return Poll::Pending;

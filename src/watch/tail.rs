@@ -19,6 +19,7 @@ use crate::long_work::TURN;
 use crate::proto::public::EventView;
 use crate::store::StoreError;
 use crate::store::events::LogPlace;
+use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
@@ -33,6 +34,8 @@ const WAITING_BATCHES_MAX: usize = 1_024;
 /// First and last delay between reads that fail.
 const RETRY_MIN: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(2);
+/// How long a stream that is behind tries to read before it ends: longer than a fail-over of Postgres takes.
+const READ_PATIENCE: Duration = Duration::from_secs(30);
 const NO_PANIC: &str = "nothing panics while it holds the lock";
 
 /// Entries read from the store.
@@ -153,9 +156,23 @@ impl Tail {
         place::to_cursor(&self.sealer, self.tenant, self.epoch, at)
     }
 
-    /// A read of the store for a stream that is behind the ring.
+    /// A read of the store for a stream that is behind the ring. One that fails is tried again, for a while.
     pub(super) fn read_page(&self, after: LogPlace, up_to: Position) -> BoxFuture<'static, Result<Page, StoreError>> {
-        (self.reads.catch_up)(after, up_to)
+        let (read, tenant) = (Arc::clone(&self.reads.catch_up), self.tenant);
+        async move {
+            let (begun, mut retry) = (Instant::now(), RETRY_MIN);
+            loop {
+                match read(after, up_to).await {
+                    Err(error) if begun.elapsed() + retry < READ_PATIENCE => {
+                        tracing::warn!(error = &error as &dyn std::error::Error, %tenant, "a watch that is behind cannot read");
+                        tokio::time::sleep(retry).await;
+                        retry = (retry * 2).min(RETRY_MAX);
+                    }
+                    done => return done,
+                }
+            }
+        }
+        .boxed()
     }
 
     /// The entries after a position that the ring still has.

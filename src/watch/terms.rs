@@ -64,13 +64,13 @@ pub enum Ending {
     /// The log was restored from a backup, and has other events in these places.
     #[error("the log has begun another life")]
     Foreign,
-    /// The store cannot be read.
+    /// The store cannot be read, and could not for a while.
     #[error("the log cannot be read")]
     Store(#[source] StoreError),
 }
 
 impl Ending {
-    /// Its name among the error reasons.
+    /// Its name among the error reasons: that of the status which follows.
     pub fn reason(&self) -> &'static str {
         match self {
             Self::Draining => "SERVER_DRAINING",
@@ -79,7 +79,19 @@ impl Ending {
             Self::CredentialInvalid => "CREDENTIAL_INVALID",
             Self::Expired { .. } => "CURSOR_EXPIRED",
             Self::Foreign => "CURSOR_FOREIGN",
-            Self::Store(_) => "STORE_UNAVAILABLE",
+            Self::Store(error) => match error {
+                StoreError::Unavailable(_)
+                | StoreError::TooSlow(_)
+                | StoreError::Locked
+                | StoreError::PartitionMissing => "STORE_UNAVAILABLE",
+                StoreError::Crowded => "QUOTA_EXCEEDED",
+                StoreError::Full(_) => "STORAGE_FULL",
+                StoreError::RequestIdReused => "REQUEST_ID_REUSED",
+                StoreError::Conflict { .. }
+                | StoreError::Corrupt { .. }
+                | StoreError::Interrupted
+                | StoreError::Statement(_) => "INTERNAL",
+            },
         }
     }
 }

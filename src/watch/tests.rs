@@ -86,6 +86,7 @@ struct Recorded {
 pub(super) struct Bench {
     log: Arc<Mutex<Log>>,
     reads: Arc<AtomicUsize>,
+    failing: Arc<AtomicBool>,
     revoked: Arc<AtomicBool>,
     recorded: Arc<Mutex<Recorded>>,
     sealer: CursorSealer,
@@ -97,16 +98,19 @@ impl Bench {
     pub(super) fn start(config: Config, base: Position) -> Self {
         let log = Arc::new(Mutex::new(Log { base, ..Log::default() }));
         let reads = Arc::new(AtomicUsize::new(0));
-        let revoked = Arc::new(AtomicBool::new(false));
+        let [failing, revoked] = [(); 2].map(|()| Arc::new(AtomicBool::new(false)));
         let sealer = CursorSealer::new(&[3; 32]);
         let page_entries = config.message_events_max;
-        let (source, counter) = (Arc::clone(&log), Arc::clone(&reads));
+        let (source, counter, broken) = (Arc::clone(&log), Arc::clone(&reads), Arc::clone(&failing));
         let read: Arc<ReadPage> = Arc::new(move |place, up_to| {
-            let (source, counter) = (Arc::clone(&source), Arc::clone(&counter));
+            let (source, counter, broken) = (Arc::clone(&source), Arc::clone(&counter), Arc::clone(&broken));
             async move {
                 // A read takes time, in which anything may happen.
                 tokio::task::yield_now().await;
                 counter.fetch_add(1, Ordering::Relaxed);
+                if broken.load(Ordering::Relaxed) {
+                    return Err(StoreError::unavailable_example());
+                }
                 let log = source.lock().expect("no panic");
                 let wanted = |entry: &&Arc<LogEntry>| {
                     entry.position > place.after
@@ -169,7 +173,7 @@ impl Bench {
         ));
         let (running, stop) = (Arc::clone(&tail), shared.stop.clone());
         tokio::spawn(async move { running.run(stop).await });
-        Self { log, reads, revoked, recorded, sealer, shared, tail }
+        Self { log, reads, failing, revoked, recorded, sealer, shared, tail }
     }
 
     /// Commits an event; nobody is told.
@@ -199,6 +203,11 @@ impl Bench {
 
     pub(super) fn reads(&self) -> usize {
         self.reads.load(Ordering::Relaxed)
+    }
+
+    /// Whether the store is away.
+    pub(super) fn fail_reads(&self, failing: bool) {
+        self.failing.store(failing, Ordering::Relaxed);
     }
 
     pub(super) fn revoke(&self) {

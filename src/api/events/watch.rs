@@ -154,3 +154,36 @@ impl http_body::Body for WatchBody {
         self.ended
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::StoreError;
+
+    #[test]
+    fn a_stream_closes_with_the_reason_that_its_status_has() {
+        let cursor = String::new;
+        let store = [
+            StoreError::unavailable_example(),
+            StoreError::full_example(),
+            StoreError::Locked,
+            StoreError::PartitionMissing,
+            StoreError::Crowded,
+            StoreError::RequestIdReused,
+            StoreError::Corrupt { what: "log" },
+            StoreError::Interrupted,
+        ];
+        let others = [
+            Ending::Draining,
+            Ending::Age { resume_cursor: cursor() },
+            Ending::SlowConsumer { resume_cursor: cursor() },
+            Ending::CredentialInvalid,
+            Ending::Expired { earliest_cursor: cursor() },
+            Ending::Foreign,
+        ];
+        for ending in others.into_iter().chain(store.map(Ending::Store)) {
+            let said = ending.reason();
+            assert_eq!(ending_error(ending).reason_name(), said);
+        }
+    }
+}

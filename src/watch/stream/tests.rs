@@ -11,6 +11,9 @@ use futures::StreamExt as _;
 use proptest::prelude::*;
 use std::collections::BTreeSet;
 
+mod endings;
+use endings::closing;
+
 fn small() -> Config {
     Config { ring_entries_max: 16, message_events_max: 10, bookmark_events: 20, ..Config::default() }
 }
@@ -160,90 +163,6 @@ async fn silence_is_broken_by_bookmarks_at_the_interval() {
         let waited = begun.elapsed();
         assert!(waited >= Duration::from_millis(14_990) && waited <= Duration::from_millis(15_020), "{waited:?}");
     }
-}
-
-#[tokio::test(start_paused = true)]
-async fn g12_what_retention_removed_is_an_error_or_a_gap_as_asked() {
-    for (on_expired, is_told) in [(OnExpired::Fail, false), (OnExpired::FromEarliest, true)] {
-        let bench = Bench::start(small(), 0);
-        for _ in 0..60 {
-            bench.append("A");
-        }
-        bench.announce();
-        bench.settle().await;
-        bench.retain_from(31);
-        let mut stream = bench.watch(10, FilterSet::default(), on_expired);
-        assert!(matches!(next(&mut stream).await.kind, Some(Kind::Created(_))));
-        if is_told {
-            let message = next(&mut stream).await;
-            assert_eq!(message.kind, Some(Kind::Gap(WatchGap { from_position: 11, to_position: 31 })));
-            assert_eq!(bench.open(&message.cursor), 30);
-            assert_eq!(positions(&events(&bench, &mut stream, 30).await), (31..=60).collect::<Vec<_>>());
-        } else {
-            let Some(Err(Ending::Expired { earliest_cursor })) = stream.next().await else { panic!("it ends") };
-            assert_eq!(bench.open(&earliest_cursor), 30);
-            assert!(stream.next().await.is_none());
-        }
-    }
-}
-
-async fn closing(bench: &Bench, stream: &mut WatchStream, reason: &str, at: Position) -> Ending {
-    loop {
-        let message = next(stream).await;
-        match message.kind.expect("set") {
-            Kind::Bookmark(_) => {}
-            Kind::Closing(closing) => {
-                assert_eq!(closing.reason, reason);
-                assert_eq!(closing.resume_cursor, message.cursor);
-                assert_eq!(bench.open(&message.cursor), at);
-                break;
-            }
-            other => panic!("unexpected {other:?}"),
-        }
-    }
-    let ending = stream.next().await.expect("a reason").expect_err("the end");
-    assert!(stream.next().await.is_none());
-    ending
-}
-
-#[tokio::test(start_paused = true)]
-async fn it_says_goodbye_when_the_server_drains_and_when_it_is_old() {
-    let bench = Bench::start(small(), 3);
-    let mut old = bench.watch_from(3);
-    let begun = Instant::now();
-    next(&mut old).await;
-    assert!(matches!(closing(&bench, &mut old, "STREAM_AGE", 3).await, Ending::Age { .. }));
-    let age = begun.elapsed();
-    assert!(age >= Duration::from_mins(30) && age <= Duration::from_mins(61), "{age:?}");
-
-    let mut stream = bench.watch_from(3);
-    next(&mut stream).await;
-    let (mut waiting, goodbye) = (stream, bench.drain_later());
-    assert!(matches!(closing(&bench, &mut waiting, "SERVER_DRAINING", 3).await, Ending::Draining));
-    goodbye.await.expect("drained");
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_revoked_credential_ends_it_within_a_minute() {
-    let bench = Bench::start(small(), 3);
-    let mut stream = bench.watch_from(3);
-    next(&mut stream).await;
-    next(&mut stream).await;
-    let revoked = Instant::now();
-    bench.revoke();
-    assert!(matches!(closing(&bench, &mut stream, "CREDENTIAL_INVALID", 3).await, Ending::CredentialInvalid));
-    assert!(revoked.elapsed() <= Duration::from_mins(1));
-}
-
-#[tokio::test(start_paused = true)]
-async fn it_ends_in_the_moment_that_its_credential_does() {
-    let bench = Bench::start(small(), 3);
-    let mut stream = bench.watch_from(3);
-    next(&mut stream).await;
-    let expiry = Instant::now() + Duration::from_secs(90);
-    stream.expires_at = Some(expiry);
-    assert!(matches!(closing(&bench, &mut stream, "CREDENTIAL_INVALID", 3).await, Ending::CredentialInvalid));
-    assert!(Instant::now() - expiry < Duration::from_millis(10));
 }
 
 #[tokio::test(start_paused = true)]
