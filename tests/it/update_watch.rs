@@ -1,6 +1,7 @@
 //! `EventService.UpdateWatch`: the filters of a running watch change at one exact position, from any replica, and a later watch
 //! takes them up again.
 
+use carillon::proto::internal::{CreateAppRequest, Role};
 use carillon::proto::public::watch_request::Start;
 use carillon::proto::public::watch_response::Kind;
 use carillon::proto::public::{
@@ -9,7 +10,7 @@ use carillon::proto::public::{
 use serde_json::json;
 use tonic::{Code, Status, Streaming};
 
-use crate::harness::tenant::assert_refused;
+use crate::harness::tenant::{admin, assert_refused, create_key};
 use crate::harness::{Tenant, World, eventually, within};
 
 /// A filter on `data.kind`, named after it.
@@ -354,4 +355,21 @@ async fn a_watch_of_a_killed_replica_is_gone_and_resumes_elsewhere_with_its_filt
     let mut resumed = Open::at(&tenant, 0, resume).await;
     assert_eq!(resumed.version, 2);
     assert_eq!(seen(resumed.events(1).await), [(2, vec!["b".to_owned()])]);
+}
+
+#[tokio::test]
+async fn keys_of_two_apps_may_use_the_same_request_id() {
+    let world = World::shared().await;
+    let mut tenant = world.tenant().await;
+    let request = CreateAppRequest { tenant: tenant.slug.clone(), slug: "other".to_owned(), ..Default::default() };
+    admin(world).create_app(request).await.expect("an app can be made");
+    for app in ["shop", "other"] {
+        tenant.key = create_key(world, &tenant.slug, app, Role::Viewer).await;
+        tenant.reconnect(world);
+        let mut watch = Open::at(&tenant, 0, filtered(vec![kind("a")])).await;
+        let request = UpdateWatchRequest { request_id: "1".to_owned(), ..adding(&watch, vec![kind("b")]) };
+        let first = update(&tenant, 0, request.clone()).await.expect("it is this app's first use of the id");
+        assert_eq!((first.filter_version, watch.changed().await), (2, 2));
+        assert_eq!(update(&tenant, 1, request).await.expect("the first answer"), first);
+    }
 }

@@ -2,10 +2,11 @@
 
 use crate::api::repeat::Repeat;
 use crate::api::status::ApiError;
-use crate::domain::ids::{TenantId, WatchId};
+use crate::domain::access::Caller;
+use crate::domain::ids::WatchId;
 use crate::proto::public::{EventView, UpdateWatchRequest};
-use crate::watch::WatchUpdate;
 use crate::store::events::LogPlace;
+use crate::watch::WatchUpdate;
 use crate::watch::filter_set::FilterSetError;
 use crate::watch::place::PlaceError;
 use chrono::{DateTime, TimeDelta, Utc};
@@ -23,18 +24,18 @@ pub(super) fn filter_error(error: FilterSetError) -> ApiError {
 
 /// Parses a change of a watch's filters, the id apart.
 pub(super) fn change(
-    tenant: TenantId,
+    caller: &Caller,
     watch: WatchId,
     mut message: UpdateWatchRequest,
 ) -> Result<WatchUpdate, ApiError> {
     let request_id = std::mem::take(&mut message.request_id);
-    let request = Repeat::of(tenant, "UpdateWatch", &request_id, &message)?.key();
+    let request = Repeat::by(caller, "UpdateWatch", &request_id, &message)?.key();
     let known_version = match message.filter_version {
         0 => None,
         version if version > 0 => Some(version),
         _ => return Err(ApiError::field("filter_version", "must not be negative")),
     };
-    Ok(WatchUpdate { tenant, watch, add: message.add, remove: message.remove, known_version, request })
+    Ok(WatchUpdate { tenant: caller.tenant, watch, add: message.add, remove: message.remove, known_version, request })
 }
 
 /// Refuses a start that is ahead: of the log, what is committed until then comes before it. Clocks may differ a little.

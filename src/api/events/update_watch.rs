@@ -11,10 +11,10 @@ use tonic::Request;
 
 /// Answers UpdateWatch.
 pub async fn handle(deps: &EventsDeps, request: Request<UpdateWatchRequest>) -> Result<UpdateWatchResponse, ApiError> {
-    let tenant = caller(&request)?.require(Role::Viewer)?.tenant;
+    let caller = caller(&request)?.require(Role::Viewer)?.clone();
     let request = request.into_inner();
     let watch = WatchId::parse(&request.watch_id).map_err(|error| ApiError::field("watch_id", error.to_string()))?;
-    let update = parse::change(tenant, watch, request)?;
+    let update = parse::change(&caller, watch, request)?;
     let updated = deps.watches.update(update).await.map_err(|error| update_error(error, watch))?;
     Ok(UpdateWatchResponse { filter_version: updated.version, cursor: updated.cursor })
 }

@@ -276,7 +276,7 @@ fn parse_change(text: &str, stream: &WatchStream, caller: &Caller) -> Result<Wat
     if !message.watch_id.is_empty() && message.watch_id != stream.id().to_string() {
         return Err(ApiError::field("watch_id", "must be this stream's, or empty"));
     }
-    parse::change(caller.tenant, stream.id(), message)
+    parse::change(caller, stream.id(), message)
 }
 
 /// What a client has sent.
