@@ -173,6 +173,13 @@ impl Pool {
         (self.inner.size(), self.inner.num_idle())
     }
 
+    /// Takes all that a tenant's calls may have of the connections now, until it is dropped.
+    #[cfg(test)]
+    pub(in crate::store) fn crowd(&self, tenant: TenantId) -> Vec<Pass> {
+        use futures::FutureExt as _;
+        std::iter::from_fn(|| self.turns.enter(tenant).now_or_never()).collect()
+    }
+
     pub(in crate::store) async fn close(&self) {
         self.inner.close().await;
     }

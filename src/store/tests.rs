@@ -100,13 +100,11 @@ pub(crate) async fn publish(
     writer.publish_system(tenant, name, "test".to_owned(), &serde_json::json!({}), None, key).await
 }
 
-/// Takes every turn that a tenant may have at a store's connections, until what is answered is dropped.
-pub(crate) async fn take_turns(store: &Store, tenant: TenantId) -> Vec<impl Sized + use<>> {
-    let mut turns = Vec::new();
-    while let Ok(turn) = store.begin_as(tenant).await {
-        turns.push(turn);
+impl Store {
+    /// As many other calls of a tenant as take every connection that these may have, until what it returns is dropped.
+    pub(crate) fn crowd(&self, tenant: TenantId) -> Vec<crate::turnstile::Pass> {
+        self.engine().crowd(tenant)
     }
-    turns
 }
 
 /// Looks until the predicate holds, for 20 seconds at most.

@@ -141,7 +141,7 @@ impl Watches {
             config: Arc::new(config),
             replica,
             feed: feed.clone(),
-            record: update::recorder(store.clone(), feed.clone()),
+            record: update::recorder(&store, feed.clone()),
             store,
             sealer,
             credential_check,

@@ -112,9 +112,11 @@ impl Shared {
                 kept.filter_version
             }
         };
+        // From here on there is a change that may take effect at any time: what finds out is owed, and waits for no turn.
+        let store = self.store.owed();
         if self.slot(watch).is_some() {
             self.feed.send_watch(WatchNews::Asked(watch));
-        } else if let Err(error) = self.store.notify_watch(WatchNews::Asked(watch)).await {
+        } else if let Err(error) = store.notify_watch(WatchNews::Asked(watch)).await {
             // The holder finds it by its pulse.
             tracing::debug!(%error, "a hint about a watch could not be sent");
         }
@@ -126,16 +128,16 @@ impl Shared {
                 () = self.stop.cancelled() => true,
             };
             look_at = Instant::now() + LOOK_EVERY;
-            let given_up = match self.store.watch_version(tenant, watch, version).await? {
-                None => return Err(self.gone(&update).await?),
-                Some(VersionState::InEffect(place)) => return self.updated(&update, version, place).await,
+            let given_up = match store.watch_version(tenant, watch, version).await? {
+                None => return Err(gone(&store, &update).await?),
+                Some(VersionState::InEffect(place)) => return self.updated(&store, &update, version, place).await,
                 Some(VersionState::Waiting { holder_lives: false }) if self.slot(watch).is_none() => {
                     UpdateError::NotFound
                 }
                 Some(VersionState::Waiting { .. }) if stopping || Instant::now() >= deadline => UpdateError::Stalled,
                 Some(VersionState::Waiting { .. }) => continue,
             };
-            if self.store.withdraw_watch_filters(tenant, watch, version, update.request.as_ref()).await? {
+            if store.withdraw_watch_filters(tenant, watch, version, update.request.as_ref()).await? {
                 return Err(given_up);
             }
             // It came into effect, or was refused, in this very moment: the next look says which.
@@ -212,22 +214,20 @@ impl Shared {
         if newest.holder == self.replica { self.slot(watch).is_some() } else { newest.holder_lives }
     }
 
-    async fn updated(&self, update: &WatchUpdate, version: i64, at: LogPlace) -> Result<Updated, UpdateError> {
+    async fn updated(
+        &self,
+        store: &Store,
+        update: &WatchUpdate,
+        version: i64,
+        at: LogPlace,
+    ) -> Result<Updated, UpdateError> {
         let tenant = update.tenant;
-        let head = self.store.head(tenant).await?.ok_or(StoreError::Corrupt { what: "head" })?;
+        let head = store.head(tenant).await?.ok_or(StoreError::Corrupt { what: "head" })?;
         let cursor = place::to_cursor(&self.sealer, tenant, head.log_epoch, at);
         if let Some(key) = &update.request {
-            self.store.keep_answer(tenant, key, &answer(version, cursor.clone()).encode_to_vec()).await?;
+            store.keep_answer(tenant, key, &answer(version, cursor.clone()).encode_to_vec()).await?;
         }
         Ok(Updated { version, cursor })
-    }
-
-    /// Why a change is gone: the holder has refused it, because the stream has ended; or another call with the same request id has
-    /// taken it back, and the id with it.
-    async fn gone(&self, update: &WatchUpdate) -> Result<UpdateError, StoreError> {
-        let Some(key) = &update.request else { return Ok(UpdateError::NotFound) };
-        let kept = self.store.earlier_answer(update.tenant, key).await?;
-        Ok(if kept.is_some() { UpdateError::NotFound } else { UpdateError::Stalled })
     }
 
     /// Brings the change that waits for a stream of this replica to it; refuses it where the stream has ended.
@@ -257,6 +257,14 @@ impl Shared {
     }
 }
 
+/// Why a change is gone: the holder has refused it, because the stream has ended; or another call with the same request id has taken
+/// it back, and the id with it.
+async fn gone(store: &Store, update: &WatchUpdate) -> Result<UpdateError, StoreError> {
+    let Some(key) = &update.request else { return Ok(UpdateError::NotFound) };
+    let kept = store.earlier_answer(update.tenant, key).await?;
+    Ok(if kept.is_some() { UpdateError::NotFound } else { UpdateError::Stalled })
+}
+
 fn answer(filter_version: i64, cursor: String) -> UpdateWatchResponse {
     UpdateWatchResponse { filter_version, cursor }
 }
@@ -274,8 +282,9 @@ async fn changed(news: &mut broadcast::Receiver<WatchNews>, watch: WatchId) {
     }
 }
 
-/// Records changes in the store and tells those that wait for them.
-pub(super) fn recorder(store: Store, feed: Feed) -> Arc<RecordChange> {
+/// Records changes in the store and tells those that wait for them. The stream is held up meanwhile, so it waits for no turn.
+pub(super) fn recorder(store: &Store, feed: Feed) -> Arc<RecordChange> {
+    let store = store.owed();
     Arc::new(move |tenant, watch, version, place| {
         let (store, feed) = (store.clone(), feed.clone());
         async move {

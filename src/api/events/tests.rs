@@ -36,6 +36,7 @@ use tonic::{Request, Status};
 use tower::{Layer as _, Service, ServiceExt as _};
 use uuid::Uuid;
 
+mod changes;
 mod times;
 
 struct World {

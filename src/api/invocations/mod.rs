@@ -150,7 +150,7 @@ impl InvocationDeps {
 mod tests {
     use super::*;
     use crate::store::connect;
-    use crate::store::tests::{Database, take_turns};
+    use crate::store::tests::Database;
     use proto::{RedriveInvocationsRequest, RedriveInvocationsResponse};
 
     #[tokio::test(flavor = "multi_thread")]
@@ -165,7 +165,7 @@ mod tests {
         let request = RedriveInvocationsRequest::default();
         let repeat = Repeat::of(tenant, "RedriveInvocations", "once", &request).expect("a request id");
 
-        let turns = take_turns(&store, tenant).await;
+        let turns = store.crowd(tenant);
         let crowded = repeat.first_bytes(&store).await;
         assert!(matches!(crowded, Err(ApiError::Store(StoreError::Crowded))), "{crowded:?}");
         let answer = RedriveInvocationsResponse { redriven_count: 500, more: false };
