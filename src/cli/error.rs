@@ -17,6 +17,7 @@ use tonic_types::{PreconditionViolation, StatusExt as _};
 
 use super::client::Identity;
 use super::output::human;
+use super::plain::plain;
 use crate::app::AppError;
 
 /// Why a command failed.
@@ -184,13 +185,13 @@ impl CliError {
             return;
         }
         let red = Style::new().fg_color(Some(AnsiColor::Red.into())).bold();
-        anstream::eprintln!("{red}error:{red:#} {}", with_causes(self));
+        anstream::eprintln!("{red}error:{red:#} {}", plain(&with_causes(self)));
         for line in self.details() {
-            anstream::eprintln!("  {line}");
+            anstream::eprintln!("  {}", plain(&line));
         }
         if let Some(way_out) = self.way_out() {
             let green = Style::new().fg_color(Some(AnsiColor::Green.into()));
-            anstream::eprintln!("{green}help:{green:#} {way_out}");
+            anstream::eprintln!("{green}help:{green:#} {}", plain(way_out));
         }
     }
 

@@ -7,6 +7,7 @@ use comfy_table::Cell;
 use super::client::{InternalArgs, PublicArgs, PublicClient, Purpose, call};
 use super::error::CliError;
 use super::output::{Output, excerpt, note, time};
+use super::plain::plain;
 use super::values::{From, parse_from, parse_time};
 use crate::proto::cloudevents::CloudEvent;
 use crate::proto::cloudevents::cloud_event::Data;
@@ -223,7 +224,7 @@ fn show(output: Output, event: &Event) -> Result<(), CliError> {
     // Numbers keep their spelling, because the JSON reader keeps any precision.
     let pretty = serde_json::from_slice::<serde_json::Value>(bytes).ok();
     let pretty = pretty.and_then(|value| serde_json::to_string_pretty(&value).ok());
-    output.line(&pretty.unwrap_or_else(|| String::from_utf8_lossy(bytes).into_owned()))
+    output.line(&plain(&pretty.unwrap_or_else(|| String::from_utf8_lossy(bytes).into_owned())))
 }
 
 /// Writes the bytes as they are, without the change that styles or a line end would be.

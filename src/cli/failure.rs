@@ -12,6 +12,7 @@ use clap::error::ErrorKind;
 use serde_json::{Value, json};
 
 use super::error::{CliError, with_causes};
+use super::plain;
 use crate::api::status::to_json;
 use crate::app::AppError;
 
@@ -70,7 +71,7 @@ pub fn usage(error: &clap::Error, arguments: &[OsString]) -> ExitCode {
 }
 
 fn print(failure: &Value) {
-    anstream::eprintln!("{}", json!({ "error": failure }));
+    anstream::eprintln!("{}", plain::json(&json!({ "error": failure }).to_string()));
 }
 
 /// The reason of a failure that is not the server's.

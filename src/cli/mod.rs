@@ -17,6 +17,7 @@ mod failure;
 mod invocations;
 mod migrate;
 mod output;
+mod plain;
 mod publish;
 mod receiver;
 mod reseal;
@@ -177,7 +178,7 @@ impl Cli {
                     failure::report_other(&error);
                     return ExitCode::FAILURE;
                 }
-                anstream::eprintln!("error: {}", with_causes(error.as_ref()));
+                anstream::eprintln!("error: {}", plain::plain(&with_causes(error.as_ref())));
                 ExitCode::FAILURE
             }
         }

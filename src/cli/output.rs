@@ -1,7 +1,8 @@
 //! How results reach standard output: tables and lines for people, one JSON document per line for programs.
 //!
 //! Every client command writes through [`Output`]. Colour reaches a terminal only, and not where NO_COLOR says so.
-//! Notes and progress go to standard error, so that they never mix with results.
+//! Notes and progress go to standard error, so that they never mix with results. What others wrote, such as payloads and names, is
+//! made harmless to the terminal on the way; see [`super::plain`].
 
 use std::borrow::Cow;
 use std::io::{IsTerminal as _, Write as _};
@@ -15,6 +16,7 @@ use serde::Serialize;
 
 use super::Global;
 use super::error::CliError;
+use super::plain::{self, plain, visible};
 
 /// Columns of a terminal that does not say how many it has.
 const WIDTH_UNKNOWN: u16 = 80;
@@ -41,14 +43,14 @@ impl Output {
     /// *Shape*: a proto message becomes its canonical proto JSON.
     pub fn document(self, document: &impl Serialize) -> Result<(), CliError> {
         let text = serde_json::to_string(document).map_err(|error| CliError::Output(error.into()))?;
-        self.line(&text)
+        self.line(&plain::json(&text))
     }
 
     /// Writes one line for people, with its styles where the terminal shows them.
     #[expect(clippy::unused_self, reason = "only who knows the form that the reader wants may write")]
     pub fn line(self, text: &str) -> Result<(), CliError> {
         let mut stdout = anstream::stdout().lock();
-        writeln!(stdout, "{text}").and_then(|()| stdout.flush()).map_err(CliError::Output)
+        writeln!(stdout, "{}", plain::styled(text)).and_then(|()| stdout.flush()).map_err(CliError::Output)
     }
 
     /// Writes the names and values of one thing, aligned; empty values are left out.
@@ -56,7 +58,7 @@ impl Output {
         let width = fields.iter().map(|(name, _)| name.len()).max().unwrap_or_default();
         let dim = Style::new().dimmed();
         for (name, value) in fields.iter().filter(|(_, value)| !value.is_empty()) {
-            self.line(&format!("{dim}{name:<width$}{dim:#}  {value}"))?;
+            self.line(&format!("{dim}{name:<width$}{dim:#}  {}", plain(value)))?;
         }
         Ok(())
     }
@@ -74,12 +76,20 @@ impl Output {
             arrange(&mut table);
         }
         for row in rows {
-            table.add_row(row);
+            table.add_row(row.into_iter().map(harmless));
         }
         for column in table.column_iter_mut() {
             column.set_padding((0, 2));
         }
         self.line(&table.trim_fmt())
+    }
+}
+
+/// A cell without what a terminal would obey. Only what others wrote can have that, and it has no colour to lose.
+fn harmless(cell: Cell) -> Cell {
+    match plain(&cell.content()) {
+        Cow::Borrowed(_) => cell,
+        Cow::Owned(text) => Cell::new(text),
     }
 }
 
@@ -94,13 +104,13 @@ fn arrange(table: &mut Table) {
 /// Tells something beside the result, on standard error.
 pub fn note(text: &str) {
     let dim = Style::new().dimmed();
-    anstream::eprintln!("{dim}{text}{dim:#}");
+    anstream::eprintln!("{dim}{}{dim:#}", plain(text));
 }
 
 /// Warns, on standard error.
 pub fn warn(text: &str) {
     let yellow = Style::new().fg_color(Some(AnsiColor::Yellow.into()));
-    anstream::eprintln!("{yellow}note:{yellow:#} {text}");
+    anstream::eprintln!("{yellow}note:{yellow:#} {}", plain(text));
 }
 
 /// A progress bar on standard error; it shows only on a terminal.
@@ -181,7 +191,7 @@ pub fn excerpt(text: &str, width: usize) -> String {
         if !line.is_empty() {
             line.push(' ');
         }
-        line.extend(word.chars().take(width + 1));
+        line.extend(word.chars().take(width + 1).map(visible));
     }
     let mut short: String = line.chars().take(width.saturating_sub(1)).collect();
     short.push('…');
@@ -199,6 +209,14 @@ mod tests {
         assert_eq!(excerpt("aaaaa", 5), "aaaaa");
         assert_eq!(excerpt("ää öö üü", 5), "ää ö…");
         assert_eq!(excerpt("", 5), "");
+        assert_eq!(excerpt("a\u{1b}[2J \u{9b}b", 20), "a\u{fffd}[2J \u{fffd}b");
+    }
+
+    #[test]
+    fn a_cell_is_harmless_and_keeps_its_colour() {
+        let state = state_cell("ACTIVE");
+        assert_eq!(harmless(state.clone()), state);
+        assert_eq!(harmless(Cell::new("a\u{1b}]0;t\u{7}")).content(), "a\u{fffd}]0;t\u{fffd}");
     }
 
     #[test]

@@ -23,6 +23,7 @@ use tokio_util::task::TaskTracker;
 
 use super::error::CliError;
 use super::output::{Output, excerpt, note};
+use super::plain::plain;
 use super::values::read_verification_key;
 use crate::clock;
 use crate::domain::webhook::VerificationKey;
@@ -308,7 +309,7 @@ fn show(output: Output, delivery: &Delivery) -> Result<(), CliError> {
         None => excerpt(&String::from_utf8_lossy(&delivery.body), 140),
     };
     let time = clock::now().format("%H:%M:%S%.3fZ");
-    output.line(&format!("{time} {} {verdict} {text}", delivery.path))
+    output.line(&plain(&format!("{time} {} {verdict} {text}", delivery.path)))
 }
 
 #[cfg(test)]

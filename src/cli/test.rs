@@ -6,6 +6,7 @@ use super::client::{PublicArgs, call};
 use super::error::CliError;
 use super::explain::show_deciding;
 use super::output::{Output, duration, excerpt, short};
+use super::plain::plain;
 use super::values::read_input;
 use crate::proto::public::{OutcomeClass, TestHeader, TestSubscriptionRequest, TestSubscriptionResponse};
 
@@ -66,7 +67,7 @@ fn show(output: Output, answer: &TestSubscriptionResponse) -> Result<(), CliErro
     output.line(&excerpt(&String::from_utf8_lossy(&request.body), 400))?;
     if let Some(came) = &answer.answer {
         headers(output, "CAME BACK", &came.headers)?;
-        output.line(&attempt.response_excerpt)?;
+        output.line(&plain(&attempt.response_excerpt))?;
     }
     Ok(())
 }

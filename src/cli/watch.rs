@@ -15,6 +15,7 @@ use super::client::{PublicArgs, PublicClient};
 use super::error::CliError;
 use super::events::{attribute, data};
 use super::output::{Output, excerpt, note, time, warn};
+use super::plain::plain;
 use super::values::{From, parse_from};
 use crate::clock;
 use crate::proto::public::watch_request::Start;
@@ -241,10 +242,11 @@ fn show(output: Output, watched: &WatchedEvent) -> Result<(), CliError> {
     let (dim, bold) = (Style::new().dimmed(), Style::new().fg_color(Some(AnsiColor::Cyan.into())));
     let subject = attribute(&cloud_event, "subject").map(|subject| format!(" {subject}")).unwrap_or_default();
     output.line(&format!(
-        "{:>8} {dim}{}{dim:#} {bold}{}{bold:#}{subject} {dim}{}{dim:#} {}",
+        "{:>8} {dim}{}{dim:#} {bold}{}{bold:#}{} {dim}{}{dim:#} {}",
         event.position,
         time(event.commit_time.as_ref()),
         cloud_event.r#type,
+        plain(&subject),
         event.id,
         excerpt(&String::from_utf8_lossy(data(&cloud_event)), 100),
     ))

@@ -7,6 +7,7 @@ mod names;
 mod piped;
 mod refusals;
 mod starts;
+mod terminal;
 
 use std::process::Stdio;
 
