@@ -32,6 +32,7 @@ use crate::proto::internal::PublishRequest;
 use crate::proto::public::watch_request::Start;
 use crate::proto::public::watch_response::Kind as Message;
 use crate::proto::public::{ValidateEventRequest, WatchFilter, WatchRequest};
+use crate::shutdown::Signals;
 
 const EXAMPLES: &str = "Examples:
   carillon demo
@@ -96,11 +97,7 @@ pub async fn run(args: DemoArgs, output: Output) -> Result<(), CliError> {
         let server = Box::pin(start_own(&args)).await?;
         (connect(server.client_file()).await?, Some(server))
     };
-    let mut signals = crate::shutdown::Signals::listen().map_err(CliError::Signals)?;
-    let shown = tokio::select! {
-        shown = perform(&args, &kinds, &clients, output) => shown,
-        () = signals.next() => Err(CliError::Result("ended before everything was published".to_owned())),
-    };
+    let shown = perform(&args, &kinds, &clients, output).await;
     if let Some(server) = own {
         server.stop().await?;
     }
@@ -153,8 +150,25 @@ async fn connect(file: &ClientFile) -> Result<Clients, CliError> {
     Ok(Clients { public, internal, app: file.app.clone().ok_or_else(incomplete)? })
 }
 
+/// Plays the demo and clears the stage, however it ended: what is subscribed must not stay for a receiver that is gone.
 async fn perform(args: &DemoArgs, kinds: &[Kind], clients: &Clients, output: Output) -> Result<(), CliError> {
-    let mut stage = Stage::set(&clients.public, &clients.app, kinds).await?;
+    let mut signals = Signals::listen().map_err(CliError::Signals)?;
+    let mut stage = Stage::open(&clients.app, kinds).await?;
+    let verdict = tokio::select! {
+        verdict = play(args, kinds, clients, &mut stage) => verdict,
+        () = signals.next() => Err(CliError::Result("ended before everything was published".to_owned())),
+    };
+    // Whoever asks again does not want to wait for that.
+    let impatience = signals.exit_on_next();
+    let struck = stage.strike(&clients.public).await;
+    impatience.abort();
+    let verdict = verdict?;
+    struck?;
+    show(output, kinds, &verdict)
+}
+
+async fn play(args: &DemoArgs, kinds: &[Kind], clients: &Clients, stage: &mut Stage) -> Result<Verdict, CliError> {
+    stage.set(&clients.public, kinds).await?;
     let checked = validate(&clients.public, kinds, stage.versions()).await?;
     let ledger = Arc::new(Ledger::default());
     let mut collectors = JoinSet::new();
@@ -162,7 +176,7 @@ async fn perform(args: &DemoArgs, kinds: &[Kind], clients: &Clients, output: Out
     let watch = open_watch(&clients.public).await?;
     collectors.spawn(book_watched(watch, Arc::clone(&ledger)));
 
-    let published = publish_all(args, clients, kinds, &stage, &checked, &ledger).await;
+    let published = publish_all(args, clients, kinds, stage, &checked, &ledger).await;
     if published.is_ok() {
         let waiting = spinner("waiting for the last deliveries");
         ledger
@@ -172,9 +186,7 @@ async fn perform(args: &DemoArgs, kinds: &[Kind], clients: &Clients, output: Out
     }
     // What is still on its way now would be seen as unexpected or repeated only by luck: nothing is waited for.
     collectors.shutdown().await;
-    let struck = stage.strike(&clients.public).await;
-    published.and(struck)?;
-    show(output, kinds, &ledger.verdict())
+    published.map(|()| ledger.verdict())
 }
 
 /// Which schema version each payload goes with: the real one where it fits, else the shape that the older ones share.

@@ -40,10 +40,13 @@ pub struct Versions {
 /// What is set up for one run.
 #[derive(Debug)]
 pub struct Stage {
+    app: String,
     versions: Vec<Versions>,
-    /// By event type: (path, whether only `created` actions fire it).
-    listeners: HashMap<String, Vec<(String, Fires)>>,
-    subscriptions: Vec<String>,
+    listeners: Vec<Listener>,
+    /// By path.
+    secrets: HashMap<String, SigningSecret>,
+    /// What ends the subscriptions.
+    undo: Vec<UnsubscribeRequest>,
     receiver: Receiver,
     deliveries: Option<mpsc::Receiver<Delivery>>,
 }
@@ -56,6 +59,7 @@ enum Fires {
     OnCreated,
 }
 
+#[derive(Debug)]
 struct Listener {
     event_type: String,
     path: String,
@@ -64,17 +68,8 @@ struct Listener {
 }
 
 impl Stage {
-    /// Declares the event types, starts the receiver and subscribes it.
-    pub async fn set(client: &PublicClient, app: &str, kinds: &[Kind]) -> Result<Self, CliError> {
-        remove_left_behind(client, app).await?;
-        let bar = progress(kinds.len() as u64, "declaring event types");
-        let mut versions = Vec::new();
-        for kind in kinds {
-            versions.push(declare(client, kind).await?);
-            bar.inc(1);
-        }
-        bar.finish_and_clear();
-
+    /// Starts the receiver. Who opens a stage strikes it, whatever happens on it.
+    pub async fn open(app: &str, kinds: &[Kind]) -> Result<Self, CliError> {
         let listeners = listeners(kinds);
         let secrets: HashMap<String, SigningSecret> =
             listeners.iter().filter_map(|listener| Some((listener.path.clone(), new_secret()?))).collect();
@@ -83,32 +78,47 @@ impl Stage {
         let keys = Keys { by_path, others: Vec::new() };
         let anywhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let (receiver, deliveries) = Receiver::start(anywhere, keys, StatusCode::NO_CONTENT).await?;
-        let mut stage = Self {
-            versions,
-            listeners: HashMap::new(),
-            subscriptions: Vec::new(),
-            receiver,
-            deliveries: Some(deliveries),
-        };
-        let bar = progress(listeners.len() as u64, "subscribing");
-        for listener in listeners {
-            let filter = if listener.fires == Fires::OnCreated { "data.action == \"created\"" } else { "" };
-            let request = SubscribeRequest {
-                app: app.to_owned(),
-                event_type: listener.event_type.clone(),
-                target: Some(webhook(stage.receiver.url(&listener.path), listener.mode, [])),
-                display_name: DISPLAY_NAME.to_owned(),
-                filter: filter.to_owned(),
-                signing_secret: secrets.get(&listener.path).map(SigningSecret::reveal).unwrap_or_default(),
-                ..SubscribeRequest::default()
-            };
-            let answer = call("Subscribe", client.events().subscribe(client.request(request))).await?;
-            stage.subscriptions.extend(answer.subscription.map(|subscription| subscription.id));
-            stage.listeners.entry(listener.event_type).or_default().push((listener.path, listener.fires));
+        let (versions, undo) = (Vec::new(), Vec::new());
+        Ok(Self { app: app.to_owned(), versions, listeners, secrets, undo, receiver, deliveries: Some(deliveries) })
+    }
+
+    /// Declares the event types and subscribes the receiver.
+    pub async fn set(&mut self, client: &PublicClient, kinds: &[Kind]) -> Result<(), CliError> {
+        remove_left_behind(client, &self.app).await?;
+        let bar = progress(kinds.len() as u64, "declaring event types");
+        for kind in kinds {
+            self.versions.push(declare(client, kind).await?);
             bar.inc(1);
         }
         bar.finish_and_clear();
-        Ok(stage)
+
+        let bar = progress(self.listeners.len() as u64, "subscribing");
+        for listener in &self.listeners {
+            let filter = if listener.fires == Fires::OnCreated { "data.action == \"created\"" } else { "" };
+            let (app, event_type) = (self.app.clone(), listener.event_type.clone());
+            let target = Some(webhook(self.receiver.url(&listener.path), listener.mode, []));
+            // Noted first: a call that is broken off may have made it all the same.
+            self.undo.push(UnsubscribeRequest {
+                app: app.clone(),
+                event_type: event_type.clone(),
+                target: target.clone(),
+                allow_missing: true,
+                ..UnsubscribeRequest::default()
+            });
+            let request = SubscribeRequest {
+                app,
+                event_type,
+                target,
+                display_name: DISPLAY_NAME.to_owned(),
+                filter: filter.to_owned(),
+                signing_secret: self.secrets.get(&listener.path).map(SigningSecret::reveal).unwrap_or_default(),
+                ..SubscribeRequest::default()
+            };
+            call("Subscribe", client.events().subscribe(client.request(request))).await?;
+            bar.inc(1);
+        }
+        bar.finish_and_clear();
+        Ok(())
     }
 
     /// The schema versions, in the order of the kinds.
@@ -123,17 +133,19 @@ impl Stage {
 
     /// The paths that a payload must be delivered to.
     pub fn expected_paths(&self, kind: &Kind, payload: &Payload) -> Vec<String> {
-        let listeners = self.listeners.get(&kind.event_type).map(Vec::as_slice).unwrap_or_default();
-        let fires = |fires: &Fires| *fires == Fires::Always || payload.action() == Some("created");
-        listeners.iter().filter(|(_, when)| fires(when)).map(|(path, _)| path.clone()).collect()
+        let fires = |listener: &&Listener| {
+            listener.event_type == kind.event_type
+                && (listener.fires == Fires::Always || payload.action() == Some("created"))
+        };
+        self.listeners.iter().filter(fires).map(|listener| listener.path.clone()).collect()
     }
 
     /// Unsubscribes and ends the receiver; the event types stay for the next run.
     pub async fn strike(self, client: &PublicClient) -> Result<(), CliError> {
         let mut ended = Ok(());
-        for subscription_id in self.subscriptions {
+        for request in self.undo {
             // Every one is tried, so that a single failure leaves no more behind than it must.
-            ended = ended.and(unsubscribe(client, subscription_id).await);
+            ended = ended.and(unsubscribe(client, request).await);
         }
         self.receiver.stop().await;
         ended
@@ -229,12 +241,12 @@ async fn remove_left_behind(client: &PublicClient, app: &str) -> Result<(), CliE
         }
     }
     for subscription_id in left_behind {
-        unsubscribe(client, subscription_id).await?;
+        let request = UnsubscribeRequest { subscription_id, allow_missing: true, ..UnsubscribeRequest::default() };
+        unsubscribe(client, request).await?;
     }
     Ok(())
 }
 
-async fn unsubscribe(client: &PublicClient, subscription_id: String) -> Result<(), CliError> {
-    let request = UnsubscribeRequest { subscription_id, allow_missing: true, ..UnsubscribeRequest::default() };
+async fn unsubscribe(client: &PublicClient, request: UnsubscribeRequest) -> Result<(), CliError> {
     call("Unsubscribe", client.events().unsubscribe(client.request(request))).await.map(drop)
 }

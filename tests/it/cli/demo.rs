@@ -1,26 +1,84 @@
 //! `carillon demo` with packages of its own, against the service of `client.toml`.
 
+use carillon::proto::internal::{Tenant as ProtoTenant, TenantQuotas, UpdateTenantRequest};
+use carillon::proto::public::ListSubscriptionsRequest;
+use pbjson_types::FieldMask;
+use rustix::process::Signal;
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
 use super::Cli;
+use crate::harness::process::Process;
+use crate::harness::tenant::admin;
+use crate::harness::{World, eventually};
+
+/// A folder with the packages of these kinds; one payload of each breaks its schema.
+fn packages(kinds: &[String]) -> TempDir {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let payloads = json!([{"action": "created", "size": 1}, {"action": "created"}]);
+    let examples: Vec<_> = kinds.iter().map(|kind| json!({"name": kind, "examples": payloads})).collect();
+    let schema = json!({"type": "object", "required": ["size"]});
+    let schemas: serde_json::Map<_, _> = kinds.iter().map(|kind| (format!("{kind}_event"), schema.clone())).collect();
+    for (path, text) in [
+        ("webhooks-examples/package.json", json!({})),
+        ("webhooks-examples/api.github.com/index.json", json!(examples)),
+        ("webhooks-schemas/package.json", json!({})),
+        ("webhooks-schemas/schema.json", json!({ "definitions": schemas })),
+    ] {
+        let path = folder.path().join(path);
+        std::fs::create_dir_all(path.parent().expect("it has a folder")).expect("a folder in the temporary folder");
+        std::fs::write(path, text.to_string()).expect("a file in the temporary folder");
+    }
+    folder
+}
+
+/// How many subscriptions there are.
+async fn subscriptions(cli: &Cli) -> usize {
+    let request = ListSubscriptionsRequest { page_size: 1_000, ..Default::default() };
+    cli.tenant.events().list_subscriptions(request).await.expect("a page").into_inner().subscriptions.len()
+}
+
+#[tokio::test]
+async fn a_demo_that_fails_leaves_no_subscription_behind() {
+    let cli = Cli::new().await;
+    let quotas = Some(TenantQuotas { subscriptions_max: Some(2), ..Default::default() });
+    let request = UpdateTenantRequest {
+        tenant: Some(ProtoTenant { slug: cli.tenant.slug.clone(), quotas, ..Default::default() }),
+        update_mask: Some(FieldMask { paths: vec!["quotas.subscriptions_max".to_owned()] }),
+        ..Default::default()
+    };
+    admin(World::shared().await).update_tenant(request).await.expect("the quota is accepted");
+    let folder = packages(&["gadget".to_owned()]);
+    // A kind has three listeners.
+    let failed = cli.run(&["demo", "--packages", folder.path().to_str().expect("text")]).await;
+    failed.fails(1, &["Subscribe", "QUOTA_EXCEEDED"]);
+    assert_eq!(subscriptions(&cli).await, 0);
+}
+
+#[tokio::test]
+async fn a_demo_that_is_told_to_end_leaves_no_subscription_behind() {
+    let cli = Cli::new().await;
+    let kinds: Vec<_> = (0..60).map(|n| format!("gadget{n}")).collect();
+    let folder = packages(&kinds);
+    let command = cli.command(&["demo", "--packages", folder.path().to_str().expect("text")]);
+    let mut demo = Process::spawn(command, &cli.dir.path().join("demo.log")).expect("carillon runs");
+    eventually("it has begun to subscribe", || async {
+        let there = subscriptions(&cli).await;
+        if there > 0 { Ok(()) } else { Err(there) }
+    })
+    .await;
+    demo.signal(Signal::TERM);
+    let ended = demo.ended("the demo ends").await;
+    assert_eq!(ended.code(), Some(1), "{}", demo.log());
+    assert!(demo.log().contains("ended before everything was published"), "{}", demo.log());
+    assert_eq!(subscriptions(&cli).await, 0);
+}
 
 #[tokio::test]
 async fn the_demo_counts_what_breaks_its_real_schema_apart_and_loses_nothing() {
     let cli = Cli::new().await;
-    let packages = tempfile::tempdir().expect("a temporary folder");
-    let examples = json!([{"name": "gadget", "examples": [{"action": "created", "size": 1}, {"action": "created"}]}]);
-    let schemas = json!({"definitions": {"gadget_event": {"type": "object", "required": ["size"]}}});
-    for (path, text) in [
-        ("webhooks-examples/package.json", json!({})),
-        ("webhooks-examples/api.github.com/index.json", examples),
-        ("webhooks-schemas/package.json", json!({})),
-        ("webhooks-schemas/schema.json", schemas),
-    ] {
-        let path = packages.path().join(path);
-        std::fs::create_dir_all(path.parent().expect("it has a folder")).expect("a folder in the temporary folder");
-        std::fs::write(path, text.to_string()).expect("a file in the temporary folder");
-    }
-    let packages = packages.path().to_str().expect("text");
+    let folder = packages(&["gadget".to_owned()]);
+    let packages = folder.path().to_str().expect("text");
     let figures = cli.run(&["demo", "--packages", packages, "--json"]).await.document();
     let help = cli.run(&["demo", "--help"]).await.ok();
     let (_, named) = help.split_once("With --json the summary is one object: ").expect("the contract");
