@@ -44,6 +44,48 @@ fn the_page_of_errors_says_of_every_reason_what_the_proto_file_says() {
     assert_eq!(listed, expected);
 }
 
+/// These comments, too.
+#[test]
+fn every_call_lists_its_errors_and_those_that_come_with_its_fields_are_among_them() {
+    let reasons = (1..1_000).filter_map(|number| ErrorReason::try_from(number).ok());
+    let reasons: Vec<_> = reasons.map(|reason| reason.as_str_name().replace("ERROR_REASON_", "")).collect();
+    let mut calls = 0;
+    for file in ["v1/event_service", "v1/event_type", "v1/invocation", "internal/v1/publish", "internal/v1/admin"] {
+        let text = read(&format!("proto/carillon/{file}.proto"));
+        let mut comment = String::new();
+        for line in text.lines().map(str::trim) {
+            if let Some(more) = line.strip_prefix("//") {
+                comment.push_str(more);
+                continue;
+            }
+            let comment = std::mem::take(&mut comment);
+            let Some((name, rest)) = line.strip_prefix("rpc ").and_then(|rest| rest.split_once('(')) else { continue };
+            let listed = comment.split_once("Errors: ").unwrap_or_else(|| panic!("{name} lists no errors")).1;
+            let listed: Vec<_> = listed
+                .split(|letter: char| !letter.is_ascii_uppercase() && letter != '_')
+                .filter(|word| word.starts_with(|letter: char| letter.is_ascii_uppercase()) && word.contains('_'))
+                .collect();
+            for word in &listed {
+                assert!(reasons.iter().any(|reason| reason == word), "{name}: {word} is no reason");
+            }
+            let request = rest.split_once(')').expect("it has a request").0;
+            let fields = text.split_once(&format!("\nmessage {request} {{")).expect("it is in the same file").1;
+            let fields = fields.split_once("\n}").expect("it ends").0;
+            for (field, reason) in [
+                (" request_id = ", "REQUEST_ID_REUSED"),
+                (" page_token = ", "PAGE_TOKEN_INVALID"),
+                (" etag = ", "ETAG_MISMATCH"),
+                (" filter = ", "FILTER_INVALID"),
+                (" page_size = ", "FIELD_INVALID"),
+            ] {
+                assert!(!fields.contains(field) || listed.contains(&reason), "{name} does not list {reason}");
+            }
+            calls += 1;
+        }
+    }
+    assert!(calls > 40, "{calls}");
+}
+
 #[test]
 fn the_tests_named_for_a_guarantee_exist() {
     the_named_tests_exist("docs/guarantees.md", 25);
