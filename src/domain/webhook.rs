@@ -1,6 +1,6 @@
 //! Webhook targets: what may be called, and how.
 
-use super::ids::SubscriptionId;
+use super::ids::{SubscriptionId, TenantId};
 pub use super::signing::{SigningSecret, VerificationKey};
 use std::fmt;
 use std::sync::Arc;
@@ -168,6 +168,8 @@ pub fn parse_headers(
 /// What an attempt needs beside the event: where to, and signed how.
 #[derive(Debug, Clone)]
 pub struct WebhookCall {
+    /// Whose it is.
+    pub tenant: TenantId,
     /// The subscription, for metrics and limits.
     pub subscription: SubscriptionId,
     /// The endpoint.

@@ -21,8 +21,8 @@ pub struct Config {
     pub nameservers: Vec<NameServer>,
     /// Longest wait for a host name to be resolved. Unit: milliseconds. Default: 5,000. Bound: 1 to 300,000.
     pub dns_timeout_ms: u64,
-    /// Host names that may be in resolution at the same time; further ones wait, and the domains that they are in take turns. Each holds
-    /// several sockets. Default: 1,024. Bound: 1 to 100,000.
+    /// Host names that may be in resolution at the same time; further ones wait, and the tenants that they are looked up for take turns.
+    /// Each holds several sockets. Default: 1,024. Bound: 1 to 100,000.
     pub dns_lookups_max: usize,
     /// Longest wait for a TCP connection. Unit: milliseconds. Default: 5,000. Bound: 1 to 300,000.
     pub connect_timeout_ms: u64,

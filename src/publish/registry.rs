@@ -207,7 +207,7 @@ impl Registry {
                     }
                 }
             }
-            entries.push(Arc::new(Entry::new(record.subscription, secrets)));
+            entries.push(Arc::new(Entry::new(registry.tenant, record.subscription, secrets)));
         }
         let allowance = registry.allowance().changed(self.limits, standing);
         registry.apply(head.registry_version, entries, types, allowance);

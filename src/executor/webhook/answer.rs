@@ -101,7 +101,9 @@ fn unconnected(error: &ConnectError) -> Outcome {
     let class = match error {
         ConnectError::Blocked(_) => OutcomeClass::BlockedAddress,
         ConnectError::Timeout(_) => OutcomeClass::Timeout,
-        ConnectError::NotFound | ConnectError::Refused(_) | ConnectError::Tls(..) => OutcomeClass::Unreachable,
+        ConnectError::NotFound | ConnectError::Unanswered(_) | ConnectError::Refused(_) | ConnectError::Tls(..) => {
+            OutcomeClass::Unreachable
+        }
     };
     failed(class, 0, &format!("The receiver was not called: {error}."))
 }
@@ -155,7 +157,7 @@ pub fn excerpt(body: &[u8], call: &WebhookCall, signature: &str) -> Option<Strin
 mod tests {
     use super::super::egress::Blocked;
     use super::*;
-    use crate::domain::ids::SubscriptionId;
+    use crate::domain::ids::{SubscriptionId, TenantId};
     use crate::domain::webhook::{WebhookMode, WebhookTarget, WebhookUri};
     use std::sync::Arc;
 
@@ -218,6 +220,11 @@ mod tests {
         let refused = || std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
         let cases = [
             (ConnectError::NotFound, Unreachable, "the host name cannot be resolved"),
+            (
+                ConnectError::Unanswered("Query Refused"),
+                Unreachable,
+                "the name servers failed to answer: Query Refused",
+            ),
             (ConnectError::Refused(refused()), Unreachable, "no connection could be made"),
             (ConnectError::Tls("it broke", refused()), Unreachable, "the TLS handshake failed: it broke"),
             (ConnectError::Timeout("connecting"), Timeout, "connecting took too long"),
@@ -233,6 +240,7 @@ mod tests {
     #[test]
     fn excerpts_are_short_printable_and_free_of_the_requests_secrets() {
         let call = WebhookCall {
+            tenant: TenantId(uuid::Uuid::nil()),
             subscription: SubscriptionId(uuid::Uuid::nil()),
             target: WebhookTarget {
                 uri: WebhookUri::parse("https://a.example/").expect("a URI"),

@@ -6,7 +6,7 @@
 //! a receiver may have seen the request: whether to try again is dispatch's decision, and it is recorded.
 
 use super::answer;
-use super::connector::{Connector, OpenConnections};
+use super::connector::{Connector, OpenConnections, sent_for};
 use super::egress::EgressGuard;
 use super::{cloudevent, decide, sign};
 use crate::clock;
@@ -142,7 +142,7 @@ impl WebhookClient {
             request.headers_mut().insert(CARILLON_TEST, HeaderValue::from_static("true"));
             seen.request = Some(sent(&request).await);
         }
-        let mut response = match self.http.request(request).await {
+        let mut response = match sent_for(call.tenant, self.http.request(request)).await {
             Ok(response) => response,
             Err(error) => {
                 reply.unreached = answer::is_unreached(&error);

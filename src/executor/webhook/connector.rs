@@ -4,6 +4,7 @@
 //! return, and never hand out a connection whose certificate was not verified.
 
 use super::egress::{Blocked, EgressGuard, ResolveError};
+use crate::domain::ids::TenantId;
 use crate::executor::{Config, ExecutorError};
 use futures::stream::{FuturesUnordered, StreamExt as _};
 use hyper_util::client::legacy::connect::{Connected, Connection};
@@ -28,6 +29,16 @@ use tokio_rustls::client::TlsStream;
 /// How long one address may take before the next is tried beside it. Source: RFC 8305, "Connection Attempt Delay".
 const NEXT_ADDRESS_AFTER: Duration = Duration::from_millis(250);
 
+tokio::task_local! {
+    /// Whom the request is sent for that a connection is opened for: the client hands over nothing but the URI.
+    static TENANT: TenantId;
+}
+
+/// Sends a request for a tenant, by a client whose connections a [`Connector`] opens.
+pub(super) async fn sent_for<T>(tenant: TenantId, request: impl Future<Output = T>) -> T {
+    TENANT.scope(tenant, request).await
+}
+
 /// The setting that names the file of further roots.
 const EXTRA_CA: &str = "extra_ca_file";
 
@@ -51,6 +62,9 @@ pub enum ConnectError {
     /// The name does not resolve.
     #[error("the host name cannot be resolved")]
     NotFound,
+    /// The name servers cannot answer.
+    #[error("the name servers failed to answer: {0}")]
+    Unanswered(&'static str),
     /// The name's servers, the receiver, or its TLS took too long.
     #[error("{0} took too long")]
     Timeout(&'static str),
@@ -68,7 +82,7 @@ impl ConnectError {
         match self {
             Self::Blocked(_) | Self::NotFound | Self::Refused(_) => true,
             Self::Tls(_, error) => rustls_fault(error).is_some(),
-            Self::Timeout(_) => false,
+            Self::Unanswered(_) | Self::Timeout(_) => false,
         }
     }
 }
@@ -106,14 +120,15 @@ impl Connector {
         OpenConnections(Arc::downgrade(&self.open))
     }
 
-    async fn connect(self, uri: http::Uri) -> Result<TokioIo<ReceiverStream>, ConnectError> {
+    async fn connect(self, tenant: Option<TenantId>, uri: http::Uri) -> Result<TokioIo<ReceiverStream>, ConnectError> {
         self.guard.check(&uri).map_err(ConnectError::Blocked)?;
         let host = uri.host().unwrap_or_default();
         let https = uri.scheme_str() == Some("https");
         let port = uri.port_u16().unwrap_or(if https { 443 } else { 80 });
-        let addresses = self.guard.resolve(host, port).await.map_err(|error| match error {
+        let addresses = self.guard.resolve(tenant, host, port).await.map_err(|error| match error {
             ResolveError::Blocked(blocked) => ConnectError::Blocked(blocked),
             ResolveError::NotFound => ConnectError::NotFound,
+            ResolveError::Unanswered(why) => ConnectError::Unanswered(why),
             ResolveError::Timeout => ConnectError::Timeout("resolving the host name"),
         })?;
         let tcp = match timeout(self.connect_timeout, connect_first(&addresses)).await {
@@ -201,7 +216,9 @@ impl tower::Service<http::Uri> for Connector {
     }
 
     fn call(&mut self, uri: http::Uri) -> Self::Future {
-        Box::pin(self.clone().connect(uri))
+        // Called within the request, also where what follows goes on without it.
+        let tenant = TENANT.try_with(|tenant| *tenant).ok();
+        Box::pin(self.clone().connect(tenant, uri))
     }
 }
 

@@ -7,12 +7,12 @@
 //!
 //! Source: the IANA IPv4 and IPv6 Special-Purpose Address Registries; RFC 6052 (NAT64), RFC 3056 (6to4), RFC 4380 (Teredo).
 
-use super::names::Names;
+use super::names::{Names, is_localhost};
+use crate::domain::ids::TenantId;
 use crate::domain::webhook::WebhookUri;
 use crate::executor::config::{Cidr, Config};
 use crate::turnstile::Turnstile;
 use moka::future::Cache;
-use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,11 +38,12 @@ pub struct EgressGuard {
     allow_http: bool,
     allowed: Vec<Cidr>,
     lookup_timeout: Duration,
-    /// By the domain that a name is in: names that nobody answers for hold up those beside them.
-    lookups: Turnstile<u64>,
+    /// In turns of the tenants that names are looked up for: names that nobody answers for hold up no other tenant.
+    lookups: Turnstile<Option<TenantId>>,
     names: Names,
-    /// Addresses by name, before they are judged. One look-up serves all who ask at the same time.
-    kept: Cache<String, Arc<[IpAddr]>>,
+    /// Addresses by whom they were looked up for and name, before they are judged. One look-up serves all of a tenant who ask at the same
+    /// time, and none waits for the turn of another tenant.
+    kept: Cache<(Option<TenantId>, String), Arc<[IpAddr]>>,
 }
 
 /// Why a target must not be called. No text names an address.
@@ -77,6 +78,9 @@ pub enum ResolveError {
     /// The name's servers do not answer.
     #[error("the host name was not resolved in time")]
     Timeout,
+    /// The name servers answer that they cannot, or are not to be had.
+    #[error("the name servers failed to answer: {0}")]
+    Unanswered(&'static str),
 }
 
 /// What the host of a URI is.
@@ -130,20 +134,30 @@ impl EgressGuard {
         }
     }
 
-    /// The addresses that may be connected to for this host, at least one, in the resolver's order of preference.
+    /// The addresses that may be connected to for this host, at least one, in the resolver's order of preference. `tenant` is whom they
+    /// are looked up for; none for the service itself.
     ///
     /// Shape: `host` as a URI spells it, IPv6 in brackets. Errors: one address that is not permitted blocks them all, since a
     /// name with mixed records is an attempt to get inside.
-    pub async fn resolve(&self, host: &str, port: u16) -> Result<Vec<SocketAddr>, ResolveError> {
+    pub async fn resolve(
+        &self,
+        tenant: Option<TenantId>,
+        host: &str,
+        port: u16,
+    ) -> Result<Vec<SocketAddr>, ResolveError> {
         match parse_host(host)? {
             Host::Address(address) => self.judge(&[address], port),
-            Host::Name(name) => self.judge(&self.look_up(name).await?, port),
+            Host::Name(name) => self.judge(&self.look_up(tenant, name).await?, port),
         }
     }
 
-    async fn look_up(&self, name: &str) -> Result<Arc<[IpAddr]>, ResolveError> {
-        let answer = self.kept.try_get_with_by_ref(name, async {
-            let _pass = self.lookups.enter(domain_of(name)).await;
+    async fn look_up(&self, tenant: Option<TenantId>, name: &str) -> Result<Arc<[IpAddr]>, ResolveError> {
+        let known = self.names.known(name);
+        if !known.is_empty() {
+            return Ok(known.into());
+        }
+        let answer = self.kept.try_get_with((tenant, name.to_owned()), async {
+            let _pass = self.lookups.enter(tenant).await;
             self.names.look_up(name).await.map(Arc::from)
         });
         match timeout(self.lookup_timeout, answer).await {
@@ -177,18 +191,6 @@ impl EgressGuard {
                 },
             }
     }
-}
-
-/// Stands for the domain that a name is in, as far as its last two labels tell.
-fn domain_of(name: &str) -> u64 {
-    let start = name.rmatch_indices('.').nth(1).map_or(0, |(dot, _)| dot + 1);
-    let mut hasher = DefaultHasher::new();
-    name[start..].to_ascii_lowercase().hash(&mut hasher);
-    hasher.finish()
-}
-
-fn is_localhost(name: &str) -> bool {
-    name.rsplit('.').next().is_some_and(|last| last.eq_ignore_ascii_case("localhost"))
 }
 
 fn check_port(port: u16) -> Result<(), Blocked> {
@@ -261,6 +263,9 @@ fn embedded(address: Ipv6Addr) -> Option<[Ipv4Addr; 2]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::executor::webhook::names::tests::{name_server, says};
+    use std::sync::atomic::Ordering;
+    use uuid::Uuid;
 
     fn guard(allow_http: bool, ranges: &[&str]) -> EgressGuard {
         let ranges = ranges.iter().map(|range| range.parse().expect("a range")).collect();
@@ -359,10 +364,40 @@ mod tests {
     #[tokio::test]
     async fn a_name_that_resolves_to_loopback_is_blocked_where_it_is_connected_to() {
         let blocked = Err(ResolveError::Blocked(Blocked::Address));
-        assert_eq!(guard(true, &[]).resolve("localhost", 8080).await, blocked);
+        assert_eq!(guard(true, &[]).resolve(None, "localhost", 8080).await, blocked);
         let open = guard(true, &["127.0.0.0/8", "::1/128"]);
-        let addresses = open.resolve("localhost", 8080).await.expect("loopback addresses");
+        let addresses = open.resolve(None, "localhost", 8080).await.expect("loopback addresses");
         assert!(!addresses.is_empty() && addresses.iter().all(|address| address.ip().is_loopback()));
+    }
+
+    #[tokio::test]
+    async fn g9_names_that_nobody_answers_for_hold_up_no_other_tenant_and_nothing_that_is_known() {
+        let (server, asked) = name_server(says).await;
+        let ranges = ["192.0.2.0/24", "127.0.0.0/8", "::1/128"].map(|range| range.parse().expect("a range")).to_vec();
+        let guard = Arc::new(EgressGuard::new(&Config {
+            allow_private_ranges: ranges,
+            nameservers: vec![server],
+            dns_lookups_max: 4,
+            dns_timeout_ms: 60_000,
+            ..Config::default()
+        }));
+        let tenant = |number| Some(TenantId(Uuid::from_u128(number)));
+        // Each under a domain of its own, and far more than there are places.
+        let silent: Vec<_> = (0..40)
+            .map(|n| {
+                let guard = guard.clone();
+                tokio::spawn(async move { guard.resolve(tenant(1), &format!("a.{n}-silent.test"), 443).await })
+            })
+            .collect();
+        while asked.load(Ordering::SeqCst) < 3 {
+            tokio::task::yield_now().await;
+        }
+        for (whose, name) in [(2, "four.test"), (2, "four.test"), (1, "localhost"), (3, "localhost"), (3, "four.test")]
+        {
+            let found = timeout(Duration::from_secs(15), guard.resolve(tenant(whose), name, 443)).await;
+            assert!(found.is_ok_and(|found| found.is_ok()), "{name} of {whose}");
+        }
+        assert!(silent.iter().all(|look_up| !look_up.is_finished()), "they wait on");
     }
 
     #[test]

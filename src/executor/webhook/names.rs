@@ -5,9 +5,8 @@
 
 use super::egress::ResolveError;
 use crate::executor::config::NameServer;
-use hickory_resolver::config::{
-    ConnectionConfig, LookupIpStrategy, NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts,
-};
+use futures::stream::{FuturesUnordered, StreamExt as _};
+use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts};
 use hickory_resolver::lookup::Lookup;
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::net::{DnsError, NetError};
@@ -15,25 +14,30 @@ use hickory_resolver::proto::op::{Query, ResponseCode};
 use hickory_resolver::proto::rr::{Name, RecordType};
 use hickory_resolver::system_conf::read_system_conf;
 use hickory_resolver::{Hosts, TokioResolver};
+use std::collections::VecDeque;
 use std::fmt;
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::unix::fs::MetadataExt as _;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 /// What says how the system looks names up.
 const SYSTEM_FILES: [&str; 2] = ["/etc/resolv.conf", "/etc/hosts"];
 /// How old what was read of them may be.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
-/// How often a name server is asked within the time of a look-up: a packet may be lost.
-const ASKED: u32 = 3;
+/// How often a name server that says nothing is asked within the time of a look-up: a packet may be lost.
+const ASKED: usize = 3;
+/// Name servers that are asked at the same time: one that says nothing is waited for beside the next one.
+const AT_ONCE: usize = 2;
+/// How long one name server is waited for before the next one is asked too, at most.
+const NEXT_SERVER_AFTER: Duration = Duration::from_millis(250);
 
 /// Looks names up. Nothing is kept here.
 pub(super) struct Names {
     /// None: the system's way.
-    named: Option<TokioResolver>,
+    named: Option<Servers>,
     /// None before the first look-up.
     system: Mutex<Option<System>>,
     /// For how long one answer is waited for.
@@ -42,16 +46,26 @@ pub(super) struct Names {
 
 /// The system's way, as its files said it.
 struct System {
-    way: Way,
+    way: Arc<Way>,
     files: [Option<Stamp>; 2],
     looked_at: Instant,
 }
 
 /// Whom the system asks: its file of hosts, and then name servers.
-#[derive(Clone)]
 struct Way {
-    hosts: Arc<Hosts>,
-    resolver: TokioResolver,
+    hosts: Hosts,
+    servers: Servers,
+}
+
+/// Name servers in the order in which they are asked, each by itself: one that refuses must not speak for the others.
+struct Servers {
+    each: Vec<TokioResolver>,
+    /// Domains that a name may leave out.
+    search: Vec<Name>,
+    /// A name with fewer dots is looked for in those domains first.
+    dots: usize,
+    /// How long one is waited for before the next one is asked too.
+    next_after: Duration,
 }
 
 /// Which file it was: when it was changed, its length, its inode.
@@ -67,63 +81,139 @@ impl Names {
     /// Asks these name servers, or does as the system does where there are none. A look-up takes no longer than `limit`.
     pub fn new(servers: &[NameServer], limit: Duration) -> Self {
         // A little less than the look-up has: what one family has answered counts although the other one stays silent.
-        let patience = limit / (ASKED + 1);
+        let patience = limit / 4;
         // What an operator's own servers do not know is not known: neither this machine's files nor its search list are asked.
-        let named = (!servers.is_empty()).then(|| {
-            build((configured(servers), ResolverOpts::default()), patience)
-                .expect("only TLS could be refused, and there is none")
-        });
+        let named =
+            (!servers.is_empty()).then(|| Servers::new(configured(servers), &ResolverOpts::default(), patience));
         Self { named, system: Mutex::default(), patience }
     }
 
-    /// Every address of a name, of both families, in the order in which they are to be tried; at least one.
+    /// What is known of a name without asking anybody: of one in the file of hosts, be it with addresses of one family alone, and of one
+    /// that stands for this machine. Empty where that is nothing.
+    pub fn known(&self, name: &str) -> Vec<IpAddr> {
+        let known = if self.named.is_some() { Vec::new() } else { in_file(&self.system().hosts, name) };
+        if known.is_empty() && is_localhost(name) {
+            return vec![IpAddr::V6(Ipv6Addr::LOCALHOST), IpAddr::V4(Ipv4Addr::LOCALHOST)];
+        }
+        known
+    }
+
+    /// Every address that the name servers know of a name, of both families, in the order in which they are to be tried; at least one.
     pub async fn look_up(&self, name: &str) -> Result<Vec<IpAddr>, ResolveError> {
-        let found = match &self.named {
-            Some(resolver) => resolver.lookup_ip(format!("{name}.")).await,
-            None => {
-                let Way { hosts, resolver } = self.system().map_err(|_| ResolveError::NotFound)?;
-                // Of a name that is in the file, be it with addresses of one family alone, nobody is asked.
-                let known = in_file(&hosts, name);
-                if !known.is_empty() {
-                    return Ok(known);
-                }
-                resolver.lookup_ip(name).await
-            }
-        };
-        let found = found.map_err(|error| match error {
-            NetError::Dns(DnsError::NoRecordsFound(none)) if none.response_code != ResponseCode::ServFail => {
-                ResolveError::NotFound
-            }
-            NetError::Proto(_) => ResolveError::NotFound,
-            // Not answered for: a moment later it may be there.
-            _ => ResolveError::Timeout,
-        })?;
-        let addresses = each_once(found.iter());
-        if addresses.is_empty() { Err(ResolveError::NotFound) } else { Ok(addresses) }
+        match &self.named {
+            Some(servers) => servers.look_up(name).await,
+            None => self.system().servers.look_up(name).await,
+        }
     }
 
     /// The system's way as its files say it now, or said it a moment ago.
-    fn system(&self) -> Result<Way, NetError> {
+    fn system(&self) -> Arc<Way> {
         let mut system = self.system.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = &mut *system {
             if known.looked_at.elapsed() < LOOK_AGAIN {
-                return Ok(known.way.clone());
+                return known.way.clone();
             }
             known.looked_at = Instant::now();
             if known.files == stamps() {
-                return Ok(known.way.clone());
+                return known.way.clone();
             }
         }
         // Their stamps first: what changes while they are read is read again.
         let files = stamps();
-        let said = read_system_conf();
         // Source: resolv.conf(5), without name servers "the default is to use the name server on the local machine".
-        let local = || (configured(&[NameServer::from(IpAddr::V4(Ipv4Addr::LOCALHOST))]), ResolverOpts::default());
-        let resolver = build(said.unwrap_or_else(|_| local()), self.patience)?;
+        let local = |_| (configured(&[NameServer::from(IpAddr::V4(Ipv4Addr::LOCALHOST))]), ResolverOpts::default());
+        let (config, options) = read_system_conf().unwrap_or_else(local);
         // A file that is not there knows no name.
-        let way = Way { hosts: Arc::new(Hosts::from_system().unwrap_or_default()), resolver };
+        let hosts = Hosts::from_system().unwrap_or_default();
+        let way = Arc::new(Way { hosts, servers: Servers::new(config, &options, self.patience) });
         *system = Some(System { way: way.clone(), files, looked_at: Instant::now() });
-        Ok(way)
+        way
+    }
+}
+
+impl Servers {
+    fn new(config: ResolverConfig, options: &ResolverOpts, patience: Duration) -> Self {
+        let (domain, search, servers) = config.into_parts();
+        let each = servers.into_iter().map(|server| resolver(server, options, patience)).collect();
+        let search = domain.into_iter().chain(search).collect();
+        Self { each, search, dots: options.ndots, next_after: NEXT_SERVER_AFTER.min(patience / 2) }
+    }
+
+    /// As [`Names::look_up`]. Both families always: one inner address among the others has to be seen.
+    ///
+    /// Errors: a name is not there only where every question about it was answered.
+    async fn look_up(&self, name: &str) -> Result<Vec<IpAddr>, ResolveError> {
+        for name in self.spelled_out(name) {
+            // Of one host, not of two: a name that lacks a family is not looked for elsewhere by that one alone.
+            let (six, four) = tokio::join!(self.ask(&name, RecordType::AAAA), self.ask(&name, RecordType::A));
+            let found = each_once([&six, &four].into_iter().flatten().flatten().copied());
+            if !found.is_empty() {
+                return Ok(found);
+            }
+            // Not answered for: a moment later it may be there.
+            match (six, four) {
+                (Ok(_), Ok(_)) => {}
+                (Err(ResolveError::Timeout), _) | (_, Err(ResolveError::Timeout)) => return Err(ResolveError::Timeout),
+                (Err(error), _) | (_, Err(error)) => return Err(error),
+            }
+        }
+        Err(ResolveError::NotFound)
+    }
+
+    /// What a name may stand for, in the order of resolv.conf(5).
+    fn spelled_out(&self, name: &str) -> Vec<Name> {
+        let Ok(name) = Name::from_ascii(name) else { return Vec::new() };
+        let mut whole = name.clone();
+        whole.set_fqdn(true);
+        let in_domains = self.search.iter().filter_map(|domain| name.clone().append_domain(domain).ok());
+        if usize::from(name.num_labels()) > self.dots {
+            std::iter::once(whole).chain(in_domains).collect()
+        } else {
+            in_domains.chain([whole]).collect()
+        }
+    }
+
+    /// The addresses of one family; none where there are none. The servers are asked in their order, each a little after the one before,
+    /// at once where that one failed; one that says nothing is asked again.
+    async fn ask(&self, name: &Name, family: RecordType) -> Result<Vec<IpAddr>, ResolveError> {
+        let mut next: VecDeque<&TokioResolver> = self.each.iter().collect();
+        let mut questions = self.each.len().max(ASKED * self.each.len().min(AT_ONCE));
+        let mut running = FuturesUnordered::new();
+        let mut failed = None;
+        loop {
+            if running.len() < AT_ONCE
+                && questions > 0
+                && let Some(server) = next.pop_front()
+            {
+                questions -= 1;
+                running.push(async move { (server, server.lookup(name.clone(), family).await) });
+            }
+            let Ok(answered) = timeout(self.next_after, running.next()).await else { continue };
+            let Some((server, answer)) = answered else { return Err(failed.unwrap_or(ResolveError::Timeout)) };
+            match read(answer) {
+                Ok(found) => return Ok(found),
+                Err(ResolveError::Timeout) => {
+                    failed = Some(ResolveError::Timeout);
+                    next.push_back(server);
+                }
+                Err(error) => failed = failed.or(Some(error)),
+            }
+        }
+    }
+}
+
+/// What one name server has answered: addresses, or that there are none. Errors: it did not answer, or that it cannot.
+fn read(answer: Result<Lookup, NetError>) -> Result<Vec<IpAddr>, ResolveError> {
+    match answer {
+        Ok(found) => Ok(found.answers().iter().filter_map(|record| record.data.ip_addr()).collect()),
+        Err(NetError::Timeout) => Err(ResolveError::Timeout),
+        Err(NetError::Dns(DnsError::NoRecordsFound(none))) => match none.response_code {
+            ResponseCode::NoError | ResponseCode::NXDomain => Ok(Vec::new()),
+            code => Err(ResolveError::Unanswered(code.to_str())),
+        },
+        Err(NetError::Dns(DnsError::ResponseCode(code))) => Err(ResolveError::Unanswered(code.to_str())),
+        Err(NetError::Io(_) | NetError::NoConnections) => Err(ResolveError::Unanswered("no connection")),
+        Err(_) => Err(ResolveError::Unanswered("an answer that cannot be read")),
     }
 }
 
@@ -139,14 +229,22 @@ fn configured(servers: &[NameServer]) -> ResolverConfig {
     ResolverConfig::from_parts(None, Vec::new(), servers.iter().map(server).collect())
 }
 
-fn build((config, mut options): (ResolverConfig, ResolverOpts), patience: Duration) -> Result<TokioResolver, NetError> {
+/// What asks one name server, once.
+fn resolver(server: NameServerConfig, options: &ResolverOpts, patience: Duration) -> TokioResolver {
+    let mut options = options.clone();
     options.use_hosts_file = ResolveHosts::Never;
     options.timeout = options.timeout.min(patience);
-    // Both families always: one inner address among the others has to be seen.
-    options.ip_strategy = LookupIpStrategy::Ipv6AndIpv4;
+    options.attempts = 0;
     // The guard keeps answers itself.
     options.cache_size = 0;
-    TokioResolver::builder_with_config(config, TokioRuntimeProvider::default()).with_options(options).build()
+    let config = ResolverConfig::from_name_servers(vec![server]);
+    let builder = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default()).with_options(options);
+    builder.build().expect("only TLS could be refused, and there is none")
+}
+
+/// Whether a name stands for this machine. Source: RFC 6761, section 6.3.
+pub(super) fn is_localhost(name: &str) -> bool {
+    name.rsplit('.').next().is_some_and(|last| last.eq_ignore_ascii_case("localhost"))
 }
 
 /// What the file of hosts says of a name.
@@ -175,115 +273,4 @@ fn stamps() -> [Option<Stamp>; 2] {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use hickory_resolver::proto::op::Message;
-    use hickory_resolver::proto::rr::{RData, Record};
-    use std::net::SocketAddr;
-    use std::sync::atomic::{AtomicUsize, Ordering};
-    use tokio::net::UdpSocket;
-    use tokio::time::timeout;
-
-    /// What a name server of ours says of a name: nothing, or these addresses; of no address, that there is no such name.
-    type Says = fn(&str) -> Option<&'static [&'static str]>;
-
-    /// A name server on loopback, and how often it was asked for IPv4 addresses.
-    async fn name_server(says: Says) -> (NameServer, Arc<AtomicUsize>) {
-        let socket = UdpSocket::bind("127.0.0.1:0").await.expect("a free port");
-        let address: SocketAddr = socket.local_addr().expect("it is bound");
-        let asked = Arc::new(AtomicUsize::new(0));
-        let count = asked.clone();
-        tokio::spawn(async move {
-            let mut packet = [0; 4_096];
-            while let Ok((length, from)) = socket.recv_from(&mut packet).await {
-                let question = Message::from_vec(&packet[..length]).expect("a question");
-                let query = question.queries[0].clone();
-                count.fetch_add(usize::from(query.query_type() == RecordType::A), Ordering::SeqCst);
-                let Some(addresses) = says(query.name().to_string().trim_end_matches('.')) else { continue };
-                let mut answer = Message::response(question.id, question.op_code);
-                answer.add_query(query.clone());
-                if addresses.is_empty() {
-                    answer.metadata.response_code = ResponseCode::NXDomain;
-                }
-                for address in addresses.iter().map(|address| address.parse::<IpAddr>().expect("an address")) {
-                    if address.is_ipv4() == (query.query_type() == RecordType::A) {
-                        answer.add_answer(Record::from_rdata(query.name().clone(), 60, RData::from(address)));
-                    }
-                }
-                socket.send_to(&answer.to_vec().expect("an answer"), from).await.expect("it is sent");
-            }
-        });
-        (NameServer::try_from(address.to_string()).expect("an address with a port"), asked)
-    }
-
-    fn says(name: &str) -> Option<&'static [&'static str]> {
-        match name {
-            "both.test" => Some(&["192.0.2.1", "192.0.2.2", "2001:db8::1", "192.0.2.1"]),
-            "four.test" => Some(&["192.0.2.1"]),
-            "six.test" => Some(&["2001:db8::1"]),
-            _ if name.ends_with("silent.test") => None,
-            _ => Some(&[]),
-        }
-    }
-
-    #[tokio::test]
-    async fn both_families_are_found_and_each_address_once() {
-        let (server, _) = name_server(says).await;
-        let names = Names::new(&[server], Duration::from_secs(20));
-        let found = async |name| {
-            let mut found = names.look_up(name).await?;
-            found.sort_unstable();
-            Ok::<_, ResolveError>(found.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "))
-        };
-        assert_eq!(found("both.test").await.as_deref(), Ok("192.0.2.1 192.0.2.2 2001:db8::1"));
-        assert_eq!(found("four.test").await.as_deref(), Ok("192.0.2.1"));
-        assert_eq!(found("six.test").await.as_deref(), Ok("2001:db8::1"));
-        assert_eq!(found("absent.test").await, Err(ResolveError::NotFound));
-        // Where the operator names the servers, this machine's own names are nobody's.
-        assert_eq!(found("localhost.test").await, Err(ResolveError::NotFound));
-    }
-
-    #[tokio::test]
-    async fn a_name_server_that_says_nothing_is_asked_again_and_the_look_up_ends() {
-        let (server, asked) = name_server(says).await;
-        let names = Names::new(&[server], Duration::from_millis(600));
-        assert_eq!(names.look_up("silent.test").await, Err(ResolveError::Timeout));
-        assert!((2..=3).contains(&asked.load(Ordering::SeqCst)), "{asked:?}");
-    }
-
-    #[tokio::test]
-    async fn g9_names_that_nobody_answers_for_hold_up_no_other_name() {
-        let (server, asked) = name_server(says).await;
-        let names = Arc::new(Names::new(&[server], Duration::from_secs(60)));
-        let silent: Vec<_> = (0..300)
-            .map(|n| {
-                let names = names.clone();
-                tokio::spawn(async move { names.look_up(&format!("{n}.silent.test")).await })
-            })
-            .collect();
-        while asked.load(Ordering::SeqCst) < silent.len() {
-            tokio::task::yield_now().await;
-        }
-        let found =
-            timeout(Duration::from_secs(15), names.look_up("four.test")).await.expect("it does not wait for them");
-        assert_eq!(found.map(|found| found.len()), Ok(1));
-        assert!(silent.iter().all(|look_up| !look_up.is_finished()), "they wait on");
-    }
-
-    #[tokio::test]
-    async fn without_name_servers_of_its_own_it_does_as_the_system_does() {
-        let names = Names::new(&[], Duration::from_secs(5));
-        let found = names.look_up("localhost").await.expect("every system knows it");
-        assert!(found.iter().all(IpAddr::is_loopback), "{found:?}");
-    }
-
-    #[test]
-    fn of_a_name_in_the_file_of_hosts_nobody_else_is_asked_for_another_family() {
-        let mut hosts = Hosts::default();
-        let file = "192.0.2.1 four.test Both.test\n2001:db8::1 both.test\n192.0.2.1 four.test # twice\n";
-        hosts.read_hosts_conf(file.as_bytes()).expect("it is read");
-        let found = |name| in_file(&hosts, name).iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
-        assert_eq!((found("four.test").as_str(), found("both.test").as_str()), ("192.0.2.1", "2001:db8::1 192.0.2.1"));
-        assert_eq!((found("FOUR.test.").as_str(), found("absent.test").as_str()), ("192.0.2.1", ""));
-    }
-}
+pub(super) mod tests;

@@ -1,11 +1,12 @@
 //! The executor against real receivers on loopback, the hostile ones included.
 
+mod lookups;
 mod tls;
 
 use crate::clock;
 use crate::domain::event::{Data, Event, Lineage, LogEntry};
 use crate::domain::event_type::EventTypeName;
-use crate::domain::ids::{EventId, SubscriptionId};
+use crate::domain::ids::{EventId, SubscriptionId, TenantId};
 use crate::domain::invocation::{Outcome, OutcomeClass};
 use crate::domain::pre::Answer;
 use crate::domain::webhook::{SigningSecret, WebhookCall, WebhookMode, WebhookTarget, WebhookUri};
@@ -122,6 +123,7 @@ fn secret(byte: u8) -> SigningSecret {
 
 fn call(uri: &str) -> WebhookCall {
     WebhookCall {
+        tenant: TenantId(uuid::Uuid::from_u128(2)),
         subscription: SubscriptionId(uuid::Uuid::from_u128(1)),
         target: WebhookTarget {
             uri: WebhookUri::parse(uri).expect("a URI"),

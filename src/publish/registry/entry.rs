@@ -1,5 +1,6 @@
 //! A subscription as the registry keeps it: with its signing secrets opened, and what its attempts need.
 
+use crate::domain::ids::TenantId;
 use crate::domain::signing::Scheme;
 use crate::domain::subscription::{Subscription, Target};
 use crate::domain::webhook::{SigningSecret, WebhookCall};
@@ -9,6 +10,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// A subscription with its secrets.
 #[derive(Debug)]
 pub struct Entry {
+    /// Whose it is.
+    tenant: TenantId,
     /// The subscription.
     pub subscription: Subscription,
     /// Signing secrets, oldest first, each with the time it ends.
@@ -25,8 +28,12 @@ struct PreparedCall {
 }
 
 impl Entry {
-    pub(super) fn new(subscription: Subscription, secrets: Vec<(SigningSecret, Option<DateTime<Utc>>)>) -> Self {
-        Self { subscription, secrets, call: Mutex::default() }
+    pub(super) fn new(
+        tenant: TenantId,
+        subscription: Subscription,
+        secrets: Vec<(SigningSecret, Option<DateTime<Utc>>)>,
+    ) -> Self {
+        Self { tenant, subscription, secrets, call: Mutex::default() }
     }
 
     /// What an attempt at `now` needs; none where no signing secret can be opened, since nothing is sent unsigned, or the target's
@@ -53,7 +60,8 @@ impl Entry {
         let Target::Webhook(target) = &self.subscription.target;
         let valid = self.secrets.iter().filter(|(_, expires_at)| expires_at.is_none_or(|at| at > now));
         let secrets: Arc<[SigningSecret]> = valid.map(|(secret, _)| secret.clone()).collect();
-        let call = WebhookCall { subscription: self.subscription.id, target: target.clone(), secrets };
+        let (tenant, subscription) = (self.tenant, self.subscription.id);
+        let call = WebhookCall { tenant, subscription, target: target.clone(), secrets };
         (!call.secrets.is_empty() && call.target.headers.is_some()).then_some(call)
     }
 }
@@ -104,7 +112,7 @@ mod tests {
         let at = |seconds| DateTime::UNIX_EPOCH + TimeDelta::seconds(seconds);
         let secret = |byte| SigningSecret::from_bytes(vec![byte; 32]).expect("long enough");
         let secrets = vec![(secret(1), Some(at(10))), (secret(2), Some(at(20))), (secret(3), None)];
-        let entry = Entry::new(subscription(), secrets);
+        let entry = Entry::new(TenantId(Uuid::nil()), subscription(), secrets);
         let call = |seconds| entry.webhook_call(at(seconds)).expect("it can be called");
         let calls: Vec<_> = [0, 9, 10, 19, 20, 1_000].map(call).into();
         assert_eq!(calls.iter().map(|call| call.secrets.len()).collect::<Vec<_>>(), [3, 3, 2, 2, 1, 1]);
@@ -118,6 +126,6 @@ mod tests {
         let old = SigningSecret::from_bytes(vec![1; 32]).expect("long enough");
         let new = SigningSecret::from_seed([1; 32]).expect("a seed");
         let secrets = vec![(old, Some(DateTime::UNIX_EPOCH)), (new, None)];
-        assert_eq!(Entry::new(subscription(), secrets).scheme(), Some(Scheme::V1a));
+        assert_eq!(Entry::new(TenantId(Uuid::nil()), subscription(), secrets).scheme(), Some(Scheme::V1a));
     }
 }
