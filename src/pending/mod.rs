@@ -30,15 +30,14 @@ pub use error::PendingError;
 pub use wait::{Stands, Until};
 
 use crate::domain::event::LogEntry;
-use crate::domain::event_type::{EventTypeName, Phase as TypePhase};
+use crate::domain::event_type::EventTypeName;
 use crate::domain::health::HealthRow;
 use crate::domain::ids::{EventId, SubscriptionNo, TenantId};
-use crate::domain::invocation::State;
 use crate::domain::places::Places;
-use crate::domain::pre::{Verdict, VerdictKind};
+use crate::domain::pre::Verdict;
 use crate::executor::Executor;
 use crate::feed::Feed;
-use crate::publish::prepare::{Prepared, phase_of};
+use crate::publish::prepare::Prepared;
 use crate::publish::registry::{Registry, TenantRegistry};
 use crate::publish::{self, PublishError};
 use crate::store::audit::Principal;
@@ -374,32 +373,6 @@ impl Core {
         let attachment = handle.attach();
         self.spawn_in(phase, handle, Some(held));
         Ok(attachment)
-    }
-
-    /// What the listeners of a committed PRE event said.
-    async fn recorded(&self, tenant: TenantId, entry: &LogEntry) -> Result<Arc<[Verdict]>, StoreError> {
-        let registry = self.registry.tenant(tenant).await?;
-        if !matches!(phase_of(&self.registry, &registry, &entry.event.event_type), Ok(TypePhase::Pre)) {
-            return Ok(Arc::new([]));
-        }
-        let invocations = self.store.event_invocations(tenant, entry, u32::MAX).await?;
-        let verdict = |invocation: crate::domain::invocation::Invocation| Verdict {
-            subscription_no: invocation.id.subscription_no,
-            subscription: invocation.subscription,
-            kind: match (invocation.state, invocation.cancel_reason.as_deref()) {
-                (State::Succeeded, _) => VerdictKind::Succeeded,
-                (_, Some("PRE_FAILED")) => VerdictKind::Failed,
-                _ => VerdictKind::Skipped,
-            },
-            attempt: invocation.attempt_count,
-            started_at: invocation.created_at,
-            duration: Duration::ZERO,
-            outcome: None,
-            message: String::new(),
-            patch: None,
-            failed: Vec::new(),
-        };
-        Ok(invocations.into_iter().map(verdict).collect())
     }
 }
 

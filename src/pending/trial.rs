@@ -1,9 +1,10 @@
 //! Test runs: a listener is called once with an event that nobody publishes, and its answer judged as a publish would judge it.
 
+use super::Pending;
 use super::ask::{Listener, judged};
 use super::phase::Phase;
-use super::{Pending, TypePhase};
 use crate::domain::event::LogEntry;
+use crate::domain::event_type::Phase as TypePhase;
 use crate::domain::pre::VerdictKind;
 use crate::domain::trial::Trial;
 use crate::domain::webhook::WebhookCall;

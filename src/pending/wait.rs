@@ -47,7 +47,7 @@ impl Pending {
         let core = &self.core;
         let Some(row) = core.store.pending_standing(tenant, event).await? else {
             let entry = core.store.event(tenant, event).await?.ok_or(PendingError::NotFound)?;
-            let verdicts = core.recorded(tenant, &entry).await?;
+            let verdicts = core.store.committed_verdicts(tenant, entry.day(), entry.position).await?.into();
             return Ok(Stands::Final(Answer::Committed { entry, verdicts, duplicate }));
         };
         match (row.state, row.abort) {

@@ -6,6 +6,7 @@ use carillon::clock;
 use carillon::proto::internal::{CancelEventRequest, PublishBatchRequest, PublishRequest, PublishResponse};
 use carillon::proto::public::{
     AddEventTypeSchemaRequest, CreateEventTypeRequest, DeleteEventTypeRequest, DisableSubscriptionRequest, EventPhase,
+    InvocationState, PreFailurePolicy, PrePolicy, SubscribeRequest,
 };
 use chrono::TimeDelta;
 use futures::future::join_all;
@@ -143,6 +144,48 @@ async fn a_retry_of_a_batch_gets_the_refusal_of_its_pre_event_also_when_nobody_l
     // Also where the rest of the batch is new: it has no part in the log then.
     rejected(batch(&tenant, vec![keyed("CUSTOM_RACED", "x3"), requests[1].clone()]).await);
     assert_eq!(tenant.end_of_log().await, end);
+}
+
+#[tokio::test]
+async fn a_retry_hears_what_the_listeners_of_a_pre_event_said_whatever_has_become_of_them_and_of_its_type() {
+    let tenant = World::shared().await.tenant().await;
+    let receiver = Receiver::start().await;
+    let name = "CUSTOM_PRE_GONE";
+    let pre = CreateEventTypeRequest { name: name.to_owned(), phase: EventPhase::Pre.into(), ..Default::default() };
+    tenant.types().create_event_type(pre).await.expect("a PRE type can be declared");
+    let mut listeners = Vec::new();
+    for (path, answer) in [("/agrees", 200), ("/fails", 400)] {
+        receiver.answers(path, [Answer::Status(answer)]);
+        let failure_policy = PreFailurePolicy::Ignore.into();
+        let request = SubscribeRequest {
+            pre_policy: Some(PrePolicy { failure_policy, ..Default::default() }),
+            ..tenant.subscribe_request(name, &receiver.url(path))
+        };
+        let made = tenant.events().subscribe(request).await.expect("a listener can be subscribed").into_inner();
+        listeners.push(made.subscription.expect("it is set").id);
+    }
+    let first = tenant.try_publish(keyed(name, "pre")).await.expect("the failure is ignored");
+    assert_eq!(first.pre_verdicts.len(), 2);
+    let failed =
+        first.pre_verdicts.iter().find(|verdict| verdict.subscription_id == listeners[1]).expect("it has a say");
+    assert!(failed.message.contains("400"), "{failed:?}");
+    for id in &listeners {
+        tenant.unsubscribe(id).await;
+    }
+    let delete = DeleteEventTypeRequest { name: name.to_owned(), ..Default::default() };
+    tenant.types().delete_event_type(delete).await.expect("nobody listens");
+    for publisher in &tenant.publishers {
+        let again = publisher.clone().publish(keyed(name, "pre")).await.expect("the first answer").into_inner();
+        assert_eq!((again.duplicate, &again.event_id), (true, &first.event_id));
+        assert_eq!(again.pre_verdicts, first.pre_verdicts);
+    }
+    // Those of an ordinary event are called after it is in the log: they had no say.
+    tenant.declare("CUSTOM_PLAIN").await;
+    tenant.subscribe("CUSTOM_PLAIN", &receiver, "/agrees").await;
+    let plain = tenant.try_publish(keyed("CUSTOM_PLAIN", "plain")).await.expect("it is published");
+    tenant.all_invocations_become(&plain.event_id, InvocationState::Succeeded).await;
+    let again = tenant.try_publish(keyed("CUSTOM_PLAIN", "plain")).await.expect("the first answer");
+    assert_eq!((again.duplicate, again.pre_verdicts), (true, Vec::new()));
 }
 
 #[tokio::test]

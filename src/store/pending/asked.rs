@@ -2,14 +2,14 @@
 
 use super::verdicts::{self, Row};
 use super::{PendingEvent, STANDING_COLUMNS, Standing, columns, parse, parse_standing};
-use crate::domain::ids::{EventId, InvocationId, TenantId};
+use crate::domain::ids::{EventId, InvocationId, Position, TenantId};
 use crate::domain::invocation::{Attempt, Invocation, State};
 use crate::domain::pre::{Verdict, VerdictKind};
 use crate::store::audit::{Principal, record};
 use crate::store::invocations::InvocationFilter;
 use crate::store::request_ids::{Once, Repeatable};
 use crate::store::{Store, StoreError};
-use chrono::TimeDelta;
+use chrono::{DateTime, NaiveDate, TimeDelta, Utc};
 
 impl Store {
     /// Reads one pending event.
@@ -138,6 +138,31 @@ impl Store {
         )
         .bind(tenant.0)
         .bind(event.0)
+        .fetch_all(self.as_tenant(tenant))
+        .await?;
+        rows.into_iter().map(verdicts::parse).collect()
+    }
+
+    /// What the listeners of an event of the log answered before it was committed, by subscription number; none where none was asked.
+    pub async fn committed_verdicts(
+        &self,
+        tenant: TenantId,
+        day: NaiveDate,
+        position: Position,
+    ) -> Result<Vec<Verdict>, StoreError> {
+        // No limit: at most one row per subscription that the event matched. Outcomes of other events have no message, not even an
+        // empty one.
+        let rows: Vec<Row> = sqlx::query_as(
+            "SELECT o.subscription_no, s.subscription_id,
+                    (CASE WHEN o.state = 3 THEN 1 WHEN o.reason = 'PRE_FAILED' THEN 3 ELSE 5 END)::smallint, o.attempt,
+                    o.outcome_class, o.status_code, o.duration_us, o.started_at, o.excerpt, o.message, NULL::text
+               FROM outcomes o
+               LEFT JOIN subscriptions s ON s.tenant_id = o.tenant_id AND s.subscription_no = o.subscription_no
+              WHERE o.tenant_id = $1 AND o.day = $2 AND o.position = $3 AND o.message IS NOT NULL ORDER BY o.subscription_no",
+        )
+        .bind(tenant.0)
+        .bind(day)
+        .bind(position)
         .fetch_all(self.as_tenant(tenant))
         .await?;
         rows.into_iter().map(verdicts::parse).collect()

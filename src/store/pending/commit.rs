@@ -72,12 +72,13 @@ impl Store {
                    FROM head h JOIN gone g ON g.tenant_id = h.tenant_id),
              ended AS (
                  INSERT INTO outcomes (tenant_id, day, position, subscription_no, state, attempt, outcome_class, status_code,
-                        duration_us, started_at, excerpt, reason)
+                        duration_us, started_at, excerpt, reason, message)
                  SELECT h.tenant_id, (h.committed_at AT TIME ZONE 'UTC')::date, h.position, o.subscription_no, o.state, o.attempt,
-                        o.outcome_class, o.status_code, o.duration_us, o.started_at, o.excerpt, o.reason
+                        o.outcome_class, o.status_code, o.duration_us, o.started_at, o.excerpt, o.reason, o.message
                    FROM head h CROSS JOIN unnest($11::integer[], $12::smallint[], $13::integer[], $14::smallint[], $15::smallint[],
-                        $16::integer[], $17::timestamptz[], $18::text[], $19::text[])
-                        AS o(subscription_no, state, attempt, outcome_class, status_code, duration_us, started_at, excerpt, reason)),
+                        $16::integer[], $17::timestamptz[], $18::text[], $19::text[], $28::text[])
+                        AS o(subscription_no, state, attempt, outcome_class, status_code, duration_us, started_at, excerpt, reason,
+                             message)),
              tried AS (
                  INSERT INTO attempts (tenant_id, day, position, subscription_no, attempt, outcome_class, status_code, duration_us,
                         started_at, excerpt, error)
@@ -115,6 +116,7 @@ impl Store {
         .bind(failed.started_at)
         .bind(failed.excerpt)
         .bind(failed.error)
+        .bind(verdicts.message)
         .fetch_optional(self.engine())
         .await?;
         Ok(row.map(|(position, committed_at)| CommittedPending { position, committed_at }))

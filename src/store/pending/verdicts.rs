@@ -24,7 +24,7 @@ pub(super) struct VerdictColumns<'a> {
     pub duration_us: Vec<i32>,
     pub started_at: Vec<DateTime<Utc>>,
     pub excerpt: Vec<Option<&'a str>>,
-    message: Vec<&'a str>,
+    pub message: Vec<&'a str>,
     patch: Vec<Option<&'a str>>,
 }
 
