@@ -40,7 +40,7 @@ impl Pending {
             return Ok(Admission { at_once: AT_ONCE, held: None });
         }
         let (scheduled_max, phases_max) = (core.config.scheduled_max as usize, core.config.phases_max as usize);
-        let waiting = core.store.count_pending(tenant, core.config.scheduled_max, core.config.phases_max).await?;
+        let waiting = self.store.count_pending(tenant, core.config.scheduled_max, core.config.phases_max).await?;
         if scheduled > scheduled_max.saturating_sub(waiting.scheduled) {
             return Err(core.scheduled_full());
         }

@@ -61,7 +61,7 @@ use tokio_util::task::TaskTracker;
 
 /// What pending events need.
 pub struct Parts {
-    /// Postgres.
+    /// Postgres; what callers ask for takes turns there.
     pub store: Store,
     /// What matches.
     pub registry: Registry,
@@ -75,9 +75,12 @@ pub struct Parts {
 #[derive(Clone)]
 pub struct Pending {
     core: Arc<Core>,
+    /// For what callers ask: each tenant's take turns.
+    store: Store,
 }
 
 struct Core {
+    /// For what the service owes the events that it has accepted: it waits for no turn, since they have a deadline.
     store: Store,
     registry: Registry,
     executor: Executor,
@@ -150,7 +153,7 @@ impl Pending {
     pub fn start(parts: Parts, config: Config, publish: &publish::Config) -> Self {
         let Parts { store, registry, executor, feed } = parts;
         let core = Arc::new(Core {
-            store,
+            store: store.owed(),
             registry,
             executor,
             feed,
@@ -168,7 +171,7 @@ impl Pending {
             stop: CancellationToken::new(),
         });
         core.tasks.spawn(due::run(core.clone()));
-        Self { core }
+        Self { core, store }
     }
 
     /// Accepts a PRE event, asks its listeners and answers with what they decided. `until` is when the caller stops waiting, `admission` the
@@ -252,28 +255,27 @@ impl Pending {
         event: EventId,
         request: Repeatable<()>,
     ) -> Result<Once<()>, CancelRefusal> {
-        let (core, tenant) = (&self.core, by.tenant);
-        if let Some(done) = core.store.cancel_pending(by, event, core.kept, request).await? {
+        let (core, store, tenant) = (&self.core, &self.store, by.tenant);
+        if let Some(done) = store.cancel_pending(by, event, core.kept, request).await? {
             if let Some(handle) = core.phases.get(&(tenant, event)) {
                 handle.cancelled.cancel();
             }
             return Ok(done);
         }
-        match core.store.pending_standing(tenant, event).await? {
+        match store.pending_standing(tenant, event).await? {
             Some(row) if row.state == PendingState::Aborted => Err(CancelRefusal::TooLate("ABORTED")),
             Some(_) => Err(CancelRefusal::TooLate("CANCELLED")),
-            None if core.store.event(tenant, event).await?.is_some() => Err(CancelRefusal::TooLate("COMMITTED")),
+            None if store.event(tenant, event).await?.is_some() => Err(CancelRefusal::TooLate("COMMITTED")),
             None => Err(CancelRefusal::NotFound),
         }
     }
 
     /// The type of an event of the tenant, in the log or not yet; none where there is no such event.
     pub async fn event_type(&self, tenant: TenantId, event: EventId) -> Result<Option<EventTypeName>, StoreError> {
-        let store = &self.core.store;
-        if let Some(row) = store.pending_event(tenant, event).await? {
+        if let Some(row) = self.store.pending_event(tenant, event).await? {
             return Ok(Some(row.entry.event.event_type.clone()));
         }
-        Ok(store.event(tenant, event).await?.map(|entry| entry.event.event_type.clone()))
+        Ok(self.store.event(tenant, event).await?.map(|entry| entry.event.event_type.clone()))
     }
 
     /// How many PRE events ask their listeners here, now.

@@ -44,10 +44,10 @@ impl Pending {
     ///
     /// Errors: as [`Self::wait`].
     pub async fn stands(&self, tenant: TenantId, event: EventId, duplicate: bool) -> Result<Stands, PendingError> {
-        let core = &self.core;
-        let Some(row) = core.store.pending_standing(tenant, event).await? else {
-            let entry = core.store.event(tenant, event).await?.ok_or(PendingError::NotFound)?;
-            let verdicts = core.store.committed_verdicts(tenant, entry.day(), entry.position).await?.into();
+        let store = &self.store;
+        let Some(row) = store.pending_standing(tenant, event).await? else {
+            let entry = store.event(tenant, event).await?.ok_or(PendingError::NotFound)?;
+            let verdicts = store.committed_verdicts(tenant, entry.day(), entry.position).await?.into();
             return Ok(Stands::Final(Answer::Committed { entry, verdicts, duplicate }));
         };
         match (row.state, row.abort) {
@@ -55,7 +55,7 @@ impl Pending {
             (PendingState::Gated, _) => Ok(Stands::Gated),
             (PendingState::Cancelled, _) => Err(PendingError::Cancelled),
             (PendingState::Aborted, Some((reason, message))) => {
-                let verdicts = core.store.pending_verdicts(tenant, event).await?;
+                let verdicts = store.pending_verdicts(tenant, event).await?;
                 Err(PendingError::Aborted(Arc::new(Aborted { event, reason, message, verdicts })))
             }
             (PendingState::Aborted, None) => Err(StoreError::Corrupt { what: "aborted event" }.into()),
@@ -89,7 +89,7 @@ impl Pending {
                 Stands::Scheduled(at) if until == Until::Accepted => {
                     return Ok(Answer::Scheduled { event, at, duplicate });
                 }
-                Stands::Gated => core.store.attach_pending(tenant, event).await?,
+                Stands::Gated => self.store.attach_pending(tenant, event).await?,
                 Stands::Scheduled(_) => {}
             }
             // Bounded by the caller's deadline, which drops this.

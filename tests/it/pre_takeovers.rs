@@ -1,14 +1,123 @@
 //! PRE events whose owner dies while it asks: what the next owner goes on with.
 
-use carillon::proto::internal::{PublishRequest, WaitEventRequest};
-use carillon::proto::public::{CreateEventTypeRequest, DeliveryPolicy, EventPhase, InvocationState};
+use carillon::proto::internal::{PublishRequest, WaitEventRequest, WaitEventResponse};
+use carillon::proto::public::{
+    CreateEventTypeRequest, DeliveryPolicy, DisableSubscriptionRequest, EventPhase, InvocationState,
+};
 use pbjson_types::Duration;
 use serde_json::json;
+use sqlx::PgConnection;
+use tokio::sync::Mutex;
+use tokio::task::JoinSet;
+use tonic::{Code, Status};
 
-use crate::harness::tenant::{millis, publish_request};
-use crate::harness::{Answer, Receiver, World, eventually, within};
+use crate::harness::database::Cluster;
+use crate::harness::tenant::{assert_refused, millis, publish_request};
+use crate::harness::{Answer, Receiver, Tenant, World, eventually, within};
 
 const TYPE: &str = "CUSTOM_PRE_TAKEN_OVER";
+/// How long after its deadline an event may be decided at the latest, seconds, whatever becomes of its owner.
+const BEYOND_DEADLINE_MAX: f64 = 5.0;
+/// So that what is kept of an aborted event says when it was aborted.
+const KEPT_A_DAY: &str = "[publish]\nidempotency_hours = 24\n";
+
+async fn listened(tenant: &Tenant, receiver: &Receiver, path: &str) {
+    let pre = CreateEventTypeRequest { name: TYPE.to_owned(), phase: EventPhase::Pre.into(), ..Default::default() };
+    tenant.types().create_event_type(pre).await.expect("a PRE type can be declared");
+    let listener = tenant.subscribe_request(TYPE, &receiver.url(path));
+    tenant.events().subscribe(listener).await.expect("a listener can be subscribed");
+}
+
+fn timed(seconds: i64) -> PublishRequest {
+    PublishRequest { pre_timeout: Some(Duration { seconds, nanos: 0 }), ..publish_request(TYPE, &json!({})) }
+}
+
+async fn wait(tenant: &Tenant, event_id: &str) -> Result<WaitEventResponse, Status> {
+    let timeout = Some(Duration { seconds: 30, nanos: 0 });
+    let wait = WaitEventRequest { event_id: event_id.to_owned(), timeout };
+    within("the event", tenant.publisher().wait_event(wait)).await.map(tonic::Response::into_inner)
+}
+
+/// Publishes at the second replica, which dies while its listener is asked and says nothing; the event's id.
+async fn left_by_its_owner(world: &mut World, tenant: &Tenant, receiver: &Receiver, path: &str) -> String {
+    receiver.answers(path, [Answer::Hang]);
+    let mut publisher = tenant.publishers[1].clone();
+    let publishing = tokio::spawn(async move { publisher.publish(timed(2)).await });
+    let asked = receiver.receives(path, 1).await;
+    world.replicas[1].process.kill();
+    within("its publisher hears of it", publishing).await.expect("no panic").expect_err("its replica is dead");
+    asked[0].json()["id"].as_str().expect("an id").to_owned()
+}
+
+/// How long after its deadline the one event of the world was aborted, seconds, by what the database has of it.
+async fn aborted_after_its_deadline(world: &World) -> f64 {
+    let watcher = Mutex::new(Cluster::superuser(&world.database_url).await);
+    let sql = "SELECT extract(epoch FROM expires_at - interval '24 h' - deadline_at)::float8 FROM pending_events WHERE state = 3";
+    eventually("the event is aborted", || async {
+        let found = sqlx::query_scalar(sql).fetch_optional(&mut *watcher.lock().await).await;
+        found.expect("readable").ok_or("not yet")
+    })
+    .await
+}
+
+/// How many connections wait for a lock of the world's database.
+async fn waiting_for_locks(watcher: &mut PgConnection) -> i64 {
+    let sql = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    sqlx::query_scalar(sql).fetch_one(watcher).await.expect("a count")
+}
+
+#[tokio::test]
+async fn an_event_whose_owner_dies_while_a_listener_says_nothing_is_aborted_soon_after_its_deadline() {
+    let mut world = World::start_with(2, KEPT_A_DAY).await;
+    let (tenant, receiver) = (world.tenant().await, Receiver::start().await);
+    listened(&tenant, &receiver, "/silent").await;
+    let event_id = left_by_its_owner(&mut world, &tenant, &receiver, "/silent").await;
+    let after = aborted_after_its_deadline(&world).await;
+    assert!((0.0..=BEYOND_DEADLINE_MAX).contains(&after), "{after} s after its deadline");
+    assert_refused(wait(&tenant, &event_id).await, Code::DeadlineExceeded, "PRE_DEADLINE");
+}
+
+#[tokio::test]
+async fn however_much_its_tenant_asks_for_an_event_whose_owner_dies_is_aborted_soon_after_its_deadline() {
+    let mut world = World::start_with(2, &format!("{KEPT_A_DAY}[database]\nconnections_max = 12\n")).await;
+    let (tenant, receiver) = (world.tenant().await, Receiver::start().await);
+    listened(&tenant, &receiver, "/silent").await;
+    tenant.declare("CUSTOM_SHARED").await;
+    let stuck = tenant.subscribe("CUSTOM_SHARED", &receiver, "/stuck").await.subscription.expect("it is set").id;
+    // All turns that the tenant has at the first replica are taken, and many calls wait for the next one.
+    let mut holder = Cluster::superuser(&world.database_url).await;
+    let sql = format!(
+        "BEGIN; SELECT 1 FROM tenant_heads JOIN tenants USING (tenant_id) WHERE slug = '{}' FOR UPDATE OF tenant_heads",
+        tenant.slug
+    );
+    sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&mut holder).await.expect("the head is locked");
+    let mut calls = JoinSet::new();
+    for _ in 0..40 {
+        let (mut events, id) = (tenant.events(), stuck.clone());
+        calls.spawn(async move {
+            loop {
+                let request = DisableSubscriptionRequest { subscription_id: id.clone(), ..Default::default() };
+                drop(events.disable_subscription(request).await);
+            }
+        });
+    }
+    let watcher = Mutex::new(Cluster::superuser(&world.database_url).await);
+    eventually("the turns are taken", || async {
+        let many = waiting_for_locks(&mut *watcher.lock().await).await;
+        if many >= 7 { Ok(()) } else { Err(many) }
+    })
+    .await;
+    let event_id = left_by_its_owner(&mut world, &tenant, &receiver, "/silent").await;
+    let after = aborted_after_its_deadline(&world).await;
+    calls.shutdown().await;
+    sqlx::raw_sql("ROLLBACK").execute(&mut holder).await.expect("the head is free");
+    assert!((0.0..=BEYOND_DEADLINE_MAX).contains(&after), "{after} s after its deadline");
+    eventually("its publisher hears of it", || async {
+        let refused = wait(&tenant, &event_id).await.expect_err("it is aborted");
+        if refused.code() == Code::DeadlineExceeded { Ok(()) } else { Err(refused) }
+    })
+    .await;
+}
 
 #[tokio::test]
 async fn attempts_of_a_next_owner_go_on_above_those_of_the_one_that_died() {

@@ -9,7 +9,7 @@ use crate::store::audit::{Principal, record};
 use crate::store::invocations::InvocationFilter;
 use crate::store::request_ids::{Once, Repeatable};
 use crate::store::{Store, StoreError};
-use chrono::{DateTime, NaiveDate, TimeDelta, Utc};
+use chrono::{NaiveDate, TimeDelta};
 
 impl Store {
     /// Reads one pending event.
