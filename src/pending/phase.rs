@@ -226,10 +226,9 @@ impl Phase {
             VerdictKind::Rejected if planted::has(Defect::OpenGate) => None,
             VerdictKind::Rejected => Some(AbortReason::Rejected),
             VerdictKind::Failed if policy.unwrap_or_default() == FailurePolicy::Fail => {
-                let late = match &verdict.outcome {
-                    Some(outcome) => outcome.class == OutcomeClass::Timeout,
-                    None => Instant::now() >= self.deadline,
-                };
+                // One that takes longer than its own policy allows has failed: it says nothing of the time of all.
+                let waited_for = verdict.outcome.as_ref().is_none_or(|outcome| outcome.class == OutcomeClass::Timeout);
+                let late = waited_for && Instant::now() >= self.deadline;
                 Some(if late { AbortReason::Deadline } else { AbortReason::ListenerFailed })
             }
             _ => None,

@@ -321,6 +321,21 @@ async fn a_listener_whose_turn_never_comes_was_never_called() {
     assert_eq!(invocation.last_attempt, None);
 }
 
+#[tokio::test]
+async fn a_listener_that_takes_longer_than_its_own_policy_allows_has_failed_while_there_is_time() {
+    let tenant = World::shared().await.tenant().await;
+    let receiver = Receiver::start().await;
+    declare(&tenant).await;
+    let hurried = DeliveryPolicy { max_attempts: 1, timeout: Some(millis(300)), ..quick_policy() };
+    listen(&tenant, &receiver, "/slow", hurried).await;
+    receiver.answers("/slow", [Answer::Hang]);
+    let timed = |timeout| PublishRequest { pre_timeout: Some(timeout), ..publish_request(TYPE, &json!({})) };
+    let refused = tenant.try_publish(timed(Duration { seconds: 30, nanos: 0 })).await;
+    assert_refused(refused, Code::Unavailable, "PRE_LISTENER_UNAVAILABLE");
+    let refused = tenant.try_publish(timed(millis(200))).await;
+    assert_refused(refused, Code::DeadlineExceeded, "PRE_DEADLINE");
+}
+
 /// A listener whose failure is left out.
 async fn ignored(tenant: &Tenant, receiver: &Receiver, path: &str, policy: DeliveryPolicy) -> String {
     let mut request = tenant.subscribe_request(TYPE, &receiver.url(path));
