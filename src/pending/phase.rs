@@ -247,12 +247,18 @@ impl Phase {
         })
     }
 
-    /// Whether a publisher waits for the event at another replica.
+    /// Whether a publisher waits for the event at another replica; as long as that cannot be read one may.
     async fn waited_for_elsewhere(&self, core: &Core, grace: Duration) -> bool {
         let until = core.lease_until();
         let seen = core.store.renew_pending(self.tenant, self.entry.event.id, self.token, until).await;
         let recent = core.store.now() - grace.max(Duration::from_secs(1)) * 2;
-        seen.is_ok_and(|seen| seen.flatten().is_some_and(|at| at > recent))
+        match seen {
+            Ok(seen) => seen.flatten().is_some_and(|at| at > recent),
+            Err(error) => {
+                tracing::warn!(%error, "whether a publisher waits elsewhere could not be read; it is tried again");
+                true
+            }
+        }
     }
 
     /// Whoever was left no time to be asked has failed, unless it has no say any more.

@@ -1,5 +1,7 @@
 //! PRE events whose owner dies while it asks: what the next owner goes on with.
 
+use std::sync::Arc;
+
 use carillon::proto::internal::{PublishRequest, WaitEventRequest, WaitEventResponse};
 use carillon::proto::public::{
     CreateEventTypeRequest, DeliveryPolicy, DisableSubscriptionRequest, EventPhase, InvocationState,
@@ -7,7 +9,7 @@ use carillon::proto::public::{
 use pbjson_types::Duration;
 use serde_json::json;
 use sqlx::PgConnection;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Semaphore};
 use tokio::task::JoinSet;
 use tonic::{Code, Status};
 
@@ -117,6 +119,33 @@ async fn however_much_its_tenant_asks_for_an_event_whose_owner_dies_is_aborted_s
         if refused.code() == Code::DeadlineExceeded { Ok(()) } else { Err(refused) }
     })
     .await;
+}
+
+#[tokio::test]
+async fn an_event_is_not_given_up_while_it_cannot_be_read_who_waits_for_it() {
+    let world = World::start_with(2, "[database]\nstatement_timeout_ms = 1000\n").await;
+    let (tenant, receiver) = (world.tenant().await, Receiver::start().await);
+    listened(&tenant, &receiver, "/slow").await;
+    let gate = Arc::new(Semaphore::new(0));
+    receiver.answers("/slow", [Answer::Gated(gate.clone())]);
+    let mut publisher = tenant.publishers[1].clone();
+    let publishing = tokio::spawn(async move { publisher.publish(timed(30)).await });
+    let event_id = receiver.receives("/slow", 1).await[0].json()["id"].as_str().expect("an id").to_owned();
+    let mut holder = Cluster::superuser(&world.database_url).await;
+    let sql = "BEGIN; SELECT 1 FROM pending_events FOR UPDATE";
+    sqlx::raw_sql(sql).execute(&mut holder).await.expect("its row is locked");
+    publishing.abort();
+    eventually("its owner looks who waits", || async {
+        let log = world.replicas[1].process.log();
+        if log.contains("whether a publisher waits elsewhere could not be read") { Ok(()) } else { Err(log) }
+    })
+    .await;
+    gate.add_permits(10);
+    // As if somebody had asked for it at the other replica.
+    let sql = "UPDATE pending_events SET attached_at = clock_timestamp() + interval '1 min'; COMMIT";
+    sqlx::raw_sql(sql).execute(&mut holder).await.expect("its row is free");
+    let waited = wait(&tenant, &event_id).await.expect("it is born");
+    assert!(waited.done && waited.event.is_some(), "{waited:?}");
 }
 
 #[tokio::test]
