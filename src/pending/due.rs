@@ -25,7 +25,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 /// Events of one tenant that are claimed at a time.
 const CLAIM_MAX: u32 = 64;
-/// Due events that are looked at, over all tenants, to choose whose are claimed.
+/// Due events that one look sees, over all tenants, to choose whose are claimed.
 const LOOK_MAX: u32 = 256;
 /// Tenants whose due events are brought on their way at the same time.
 const TENANTS_MAX: usize = 64;
@@ -112,16 +112,24 @@ impl Core {
 
     /// Starts a task for each tenant that has something due and none yet, as long as there are places.
     async fn run_due(self: &Arc<Self>) -> Result<(), StoreError> {
-        for tenant in self.store.tenants_with_due(self.store.now(), &self.busy_with_due(), LOOK_MAX).await? {
-            if self.due_tenants.len() >= TENANTS_MAX || self.stop.is_cancelled() {
-                break;
+        let mut without = self.busy_with_due();
+        loop {
+            // What one look sees may be of one tenant alone: the next look leaves that one out.
+            let tenants = self.store.tenants_with_due(self.store.now(), &without, LOOK_MAX).await?;
+            if tenants.is_empty() {
+                return Ok(());
             }
-            // One event at a time, whatever others do, and more where there is room.
-            let places: Vec<Place> = std::iter::from_fn(|| self.due_places.take(tenant)).collect();
-            self.due_tenants.insert(tenant);
-            self.tasks.spawn(self.clone().run_due_of(tenant, places));
+            for tenant in tenants {
+                if self.due_tenants.len() >= TENANTS_MAX || self.stop.is_cancelled() {
+                    return Ok(());
+                }
+                // One event at a time, whatever others do, and more where there is room.
+                let places: Vec<Place> = std::iter::from_fn(|| self.due_places.take(tenant)).collect();
+                self.due_tenants.insert(tenant);
+                self.tasks.spawn(self.clone().run_due_of(tenant, places));
+                without.push(tenant);
+            }
         }
-        Ok(())
     }
 
     /// Claims what is due of a tenant and brings each event on its way, until nothing is left that this replica may claim.
@@ -282,5 +290,50 @@ impl Core {
         let (event, reason) = (row.entry.event.id, AbortReason::Unpublishable);
         let aborted = Aborted { event, reason, message: error.to_string(), verdicts: Vec::new() };
         self.abort((row.tenant, row.token), &row.entry, row.deliver_at, &aborted).await.map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::catalogue::Catalogue;
+    use crate::executor::{self, Executor};
+    use crate::feed::Feed;
+    use crate::pending::{Config, Parts, Pending};
+    use crate::publish;
+    use crate::publish::registry::Registry;
+    use crate::store::secrets::Keyring;
+    use crate::store::tests::Database;
+    use sqlx::{AssertSqlSafe, Executor as _};
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn one_look_finds_every_tenant_with_something_due_however_much_another_one_has() {
+        let database = Database::new().await;
+        let mut connection = database.connection().await;
+        for (slug, many) in [("a", 2 * LOOK_MAX), ("b", LOOK_MAX), ("c", 1), ("d", LOOK_MAX), ("e", 1)] {
+            let tenant = database.tenant(slug).await;
+            // Each tenant's after all of those before it.
+            let sql = format!(
+                "INSERT INTO pending_events (tenant_id, event_id, state, token, due_at, pre_timeout_ms, created_at, event_type,
+                        schema_version, source, event_time, extensions, data_kind, data, matched, refused, root_id, depth, lineage)
+                 SELECT '{}', gen_random_uuid(), 1, 1, now() - interval '1 h' + (ascii('{slug}') || ' s')::interval, 1, now(),
+                        'CUSTOM_TESTED', 0, 's', now(), '', 0, '', '{{}}', '{{}}', gen_random_uuid(), 0, '{{}}'
+                   FROM generate_series(1, {many})",
+                tenant.0
+            );
+            connection.execute(AssertSqlSafe(sql)).await.expect("they wait");
+        }
+        let keyring = Arc::new(Keyring::new(vec![("k1".to_owned(), [7; 32])]).expect("a keyring"));
+        let registry = Registry::new(database.store.clone(), keyring, Arc::new(Catalogue::builtin()), 100, 100);
+        let executor = Executor::new(&executor::Config::default()).expect("an executor");
+        let parts = Parts { store: database.store.clone(), registry, executor, feed: Feed::default() };
+        let pending = Pending::start(parts, Config::default(), &publish::Config::default());
+        // Nothing can be claimed, so whoever is found stays busy.
+        connection.execute("BEGIN; LOCK TABLE pending_events IN SHARE MODE").await.expect("locked");
+        pending.core.run_due().await.expect("readable");
+        assert_eq!(pending.core.busy_with_due().len(), 5);
+        connection.execute("ROLLBACK").await.expect("free");
+        pending.stop().await;
+        database.end().await;
     }
 }
