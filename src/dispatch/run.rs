@@ -6,7 +6,6 @@
 use super::replay::Step;
 use super::tenant::{Batch, Ended, HealthNote, LogPage, Start};
 use super::{Config, Parts};
-use crate::clock;
 use crate::domain::event::LogEntry;
 use crate::domain::health::HealthRow;
 use crate::domain::ids::{Position, ReplicaId, SubscriptionNo, TenantId};
@@ -165,9 +164,10 @@ pub(super) async fn caught<T>(work: impl Future<Output = Result<T, StoreError>>)
 pub(super) fn spawn_attempt(shared: &Arc<Shared>, life: Life, over: &CancellationToken, start: Start) {
     let (shared, over) = (shared.clone(), over.clone());
     tokio::spawn(async move {
-        let started_at = clock::now();
+        // By the database's clock: what is due is compared with it, also where that is when an attempt began.
+        let (started_at, began) = (shared.parts.store.now(), Instant::now());
         let key = start.key;
-        let took = || (clock::now() - started_at).to_std().unwrap_or_default();
+        let took = || began.elapsed();
         let outcome = tokio::select! {
             outcome = caught(async { Ok(attempt(&shared, start).await) }) => {
                 let outcome = outcome.unwrap_or_else(|_| failed("a fault of the server ended the attempt"));
@@ -204,5 +204,32 @@ fn failed(error: &str) -> Outcome {
         retry_after: None,
         excerpt: None,
         error: Some(error.to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock;
+    use crate::dispatch::tests::{NAME, World};
+    use crate::executor::{Delivery, EncodedEvent};
+    use chrono::TimeDelta;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn an_attempt_begins_by_the_clock_of_the_database() {
+        let world = World::new().await;
+        let (_, no) = world.subscribe("shop", NAME, "/fine").await;
+        let entry = world.publish(1).await.remove(0);
+        let (shared, mut inputs) = world.shared(Config::default());
+        let now = clock::now();
+        world.store.set_clock(now - TimeDelta::minutes(3), now);
+        let event = Arc::new(EncodedEvent::new(entry.clone()));
+        let delivery = Delivery { invocation: entry.invocation(no), attempt: 1, replay: false, event };
+        let start = Start { key: 1, call: None, delivery, timeout: Duration::from_secs(1), cost: 1 };
+        let life = Life { tenant: world.tenant, token: 1 };
+        spawn_attempt(&shared, life, &CancellationToken::new(), start);
+        let Some(Input::Ended { ended, .. }) = inputs.recv().await else { panic!("an attempt ends") };
+        assert!(ended.started_at <= world.store.now(), "{ended:?}");
+        world.end().await;
     }
 }

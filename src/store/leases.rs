@@ -263,7 +263,8 @@ impl Store {
         Ok(())
     }
 
-    fn set_clock(&self, database: DateTime<Utc>, local: DateTime<Utc>) {
+    /// Takes a time of the database's clock, and the local one at the same moment.
+    pub(crate) fn set_clock(&self, database: DateTime<Utc>, local: DateTime<Utc>) {
         let offset = (database - local).num_microseconds().unwrap_or_default();
         // As in `measure_clock`: half a round trip of uncertainty is not worth moving the clock for.
         let offset = if offset.abs() < 1_000 { 0 } else { offset };
