@@ -19,8 +19,9 @@ const EVENT: &str = "CUSTOM_FAIR";
 const SETTINGS: &str = "[dispatch]\nin_flight_max = 32\nslow_after_ms = 60000\n";
 const LISTENERS: usize = 4;
 const EVENTS: usize = 50;
-/// How often it is measured at most: what a machine that is busy with something else does to one of them it does not do to all.
-const ROUNDS: usize = 6;
+/// How often it is measured at most, and the middle of that counts: what a machine that is busy with something else does to one of them it
+/// does not do to most.
+const ROUNDS: usize = 5;
 /// Blocks of events that a latency is measured over, with the noisy tenant and without it, and how many events each has.
 const BLOCKS: usize = 6;
 const BLOCK: usize = 50;
@@ -65,6 +66,11 @@ fn p99(mut took_ms: Vec<f64>) -> f64 {
     took_ms[took_ms.len() * 99 / 100]
 }
 
+/// In how many of these rounds, each alone and beside the noisy tenant, the deliveries took no longer than they may.
+fn within(found: &[(f64, f64)]) -> usize {
+    found.iter().filter(|(alone, beside)| *beside <= alone * RATIO_MAX).count()
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_tenant_at_ten_times_its_share_with_hanging_receivers_leaves_anothers_p99_within_twice() {
     // One service has the noisy tenant, and one has never heard of it.
@@ -92,14 +98,14 @@ async fn a_tenant_at_ten_times_its_share_with_hanging_receivers_leaves_anothers_
             measure(&quiet, at_quiet, Some(&noisy), &mut beside).await;
         }
         found.push((p99(alone), p99(beside)));
-        if found.iter().any(|(alone, beside)| beside <= &(alone * RATIO_MAX)) {
+        // Where most are on one side, so is the middle.
+        if within(&found).max(found.len() - within(&found)) > ROUNDS / 2 {
             break;
         }
     }
     let stuck: usize = (0..LISTENERS).map(|listener| receiver.received(&format!("/noisy/{listener}")).len()).sum();
     assert_eq!(stuck, 16, "the noisy tenant has what it may have, and no answer");
-    let within = found.iter().any(|(alone, beside)| beside <= &(alone * RATIO_MAX));
-    assert!(within, "p99 alone and beside the noisy tenant, milliseconds: {found:.1?}");
+    assert!(within(&found) > ROUNDS / 2, "p99 alone and beside the noisy tenant, milliseconds: {found:.1?}");
 }
 
 #[tokio::test]
