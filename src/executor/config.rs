@@ -30,8 +30,8 @@ pub struct Config {
     pub tls_timeout_ms: u64,
     /// Most bytes that are read of an answer's body; a longer one is cut off. Default: 65,536. Bound: 0 to 1,048,576.
     pub response_bytes_max: usize,
-    /// Open connections kept for reuse for each receiver. Bound: 0 to 4,096. Default: 512: many subscriptions may call one
-    /// receiver, and a bound below their common number of running attempts would close connections only to open them again.
+    /// Open connections kept for reuse for each receiver. Bound: 0 to 4,096. Default: 4,096: many subscriptions may call one receiver, and
+    /// a bound below their common number of running attempts closes connections only to open them again, at twice the cost of a call.
     pub idle_connections_per_host: usize,
     /// Open connections to all receivers together; while there are more, none is kept for reuse. Bound: 0 to 1,000,000. Default: 8,192.
     pub connections_kept_max: usize,
@@ -84,7 +84,7 @@ impl Default for Config {
             connect_timeout_ms: 5_000,
             tls_timeout_ms: 5_000,
             response_bytes_max: 64 * 1024,
-            idle_connections_per_host: 512,
+            idle_connections_per_host: 4_096,
             connections_kept_max: 8_192,
             idle_timeout_ms: 4_000,
             extra_ca_file: None,
