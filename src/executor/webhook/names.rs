@@ -21,7 +21,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::unix::fs::MetadataExt as _;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout, timeout_at};
 
 /// What says how the system looks names up.
 const SYSTEM_FILES: [&str; 2] = ["/etc/resolv.conf", "/etc/hosts"];
@@ -40,8 +40,8 @@ pub(super) struct Names {
     named: Option<Servers>,
     /// None before the first look-up.
     system: Mutex<Option<System>>,
-    /// For how long one answer is waited for.
-    patience: Duration,
+    /// How long a look-up may take.
+    limit: Duration,
 }
 
 /// The system's way, as its files said it.
@@ -66,6 +66,8 @@ struct Servers {
     dots: usize,
     /// How long one is waited for before the next one is asked too.
     next_after: Duration,
+    /// How long the questions of a look-up may take together.
+    time: Duration,
 }
 
 /// Which file it was: when it was changed, its length, its inode.
@@ -80,12 +82,9 @@ impl fmt::Debug for Names {
 impl Names {
     /// Asks these name servers, or does as the system does where there are none. A look-up takes no longer than `limit`.
     pub fn new(servers: &[NameServer], limit: Duration) -> Self {
-        // A little less than the look-up has: what one family has answered counts although the other one stays silent.
-        let patience = limit / 4;
         // What an operator's own servers do not know is not known: neither this machine's files nor its search list are asked.
-        let named =
-            (!servers.is_empty()).then(|| Servers::new(configured(servers), &ResolverOpts::default(), patience));
-        Self { named, system: Mutex::default(), patience }
+        let named = (!servers.is_empty()).then(|| Servers::new(configured(servers), &ResolverOpts::default(), limit));
+        Self { named, system: Mutex::default(), limit }
     }
 
     /// What is known of a name without asking anybody: of one in the file of hosts, be it with addresses of one family alone, and of one
@@ -125,51 +124,74 @@ impl Names {
         let (config, options) = read_system_conf().unwrap_or_else(local);
         // A file that is not there knows no name.
         let hosts = Hosts::from_system().unwrap_or_default();
-        let way = Arc::new(Way { hosts, servers: Servers::new(config, &options, self.patience) });
+        let way = Arc::new(Way { hosts, servers: Servers::new(config, &options, self.limit) });
         *system = Some(System { way: way.clone(), files, looked_at: Instant::now() });
         way
     }
 }
 
 impl Servers {
-    fn new(config: ResolverConfig, options: &ResolverOpts, patience: Duration) -> Self {
+    fn new(config: ResolverConfig, options: &ResolverOpts, limit: Duration) -> Self {
         let (domain, search, servers) = config.into_parts();
+        let patience = limit / 4;
         let each = servers.into_iter().map(|server| resolver(server, options, patience)).collect();
         let search = domain.into_iter().chain(search).collect();
-        Self { each, search, dots: options.ndots, next_after: NEXT_SERVER_AFTER.min(patience / 2) }
+        // A little less than the look-up has: what one family has answered counts although the other one stays silent.
+        let time = limit / 8 * 7;
+        Self { each, search, dots: options.ndots, next_after: NEXT_SERVER_AFTER.min(patience / 2), time }
     }
 
-    /// As [`Names::look_up`]. Both families always: one inner address among the others has to be seen.
+    /// As [`Names::look_up`]. Source: res_search(3) of glibc, a search domain that nobody answers for does not end the search, and the
+    /// name as it is written is asked for in any case.
     ///
-    /// Errors: a name is not there only where every question about it was answered.
+    /// Errors: a name is not there only where every question about it was answered. One that was asked for as it is written and not
+    /// answered for is not looked for in search domains: another host's would stand for it.
     async fn look_up(&self, name: &str) -> Result<Vec<IpAddr>, ResolveError> {
-        for name in self.spelled_out(name) {
-            // Of one host, not of two: a name that lacks a family is not looked for elsewhere by that one alone.
-            let (six, four) = tokio::join!(self.ask(&name, RecordType::AAAA), self.ask(&name, RecordType::A));
-            let found = each_once([&six, &four].into_iter().flatten().flatten().copied());
-            if !found.is_empty() {
-                return Ok(found);
-            }
-            // Not answered for: a moment later it may be there.
-            match (six, four) {
-                (Ok(_), Ok(_)) => {}
-                (Err(ResolveError::Timeout), _) | (_, Err(ResolveError::Timeout)) => return Err(ResolveError::Timeout),
-                (Err(error), _) | (_, Err(error)) => return Err(error),
+        let ends = Instant::now() + self.time;
+        let Ok(mut written) = Name::from_ascii(name) else { return Err(ResolveError::NotFound) };
+        written.set_fqdn(true);
+        let names = self.spelled_out(&written);
+        let mut failed = None;
+        for (tried, name) in names.iter().enumerate() {
+            let now = Instant::now();
+            // A domain that nobody answers for has its share of the time, and leaves theirs to those that come after it.
+            let share = if *name == written { 1 } else { names.len() - tried };
+            let until = now + ends.saturating_duration_since(now) / u32::try_from(share).unwrap_or(u32::MAX);
+            match self.ask_for_both(name, until).await {
+                Ok(found) if found.is_empty() => {}
+                Ok(found) => return Ok(found),
+                Err(error) if *name == written => return Err(error),
+                Err(error) => failed = Some(error),
             }
         }
-        Err(ResolveError::NotFound)
+        Err(failed.unwrap_or(ResolveError::NotFound))
     }
 
     /// What a name may stand for, in the order of resolv.conf(5).
-    fn spelled_out(&self, name: &str) -> Vec<Name> {
-        let Ok(name) = Name::from_ascii(name) else { return Vec::new() };
-        let mut whole = name.clone();
-        whole.set_fqdn(true);
-        let in_domains = self.search.iter().filter_map(|domain| name.clone().append_domain(domain).ok());
-        if usize::from(name.num_labels()) > self.dots {
-            std::iter::once(whole).chain(in_domains).collect()
+    fn spelled_out(&self, written: &Name) -> Vec<Name> {
+        let in_domains = self.search.iter().filter_map(|domain| written.clone().append_domain(domain).ok());
+        if usize::from(written.num_labels()) > self.dots {
+            std::iter::once(written.clone()).chain(in_domains).collect()
         } else {
-            in_domains.chain([whole]).collect()
+            in_domains.chain([written.clone()]).collect()
+        }
+    }
+
+    /// The addresses of both families, always: one inner address among the others has to be seen. None where there are none.
+    async fn ask_for_both(&self, name: &Name, until: Instant) -> Result<Vec<IpAddr>, ResolveError> {
+        let ask = async |family| {
+            let answer = timeout_at(until, self.ask(name, family)).await;
+            answer.unwrap_or(Err(ResolveError::Timeout))
+        };
+        // Of one host, not of two: a name that lacks a family is not looked for elsewhere by that one alone.
+        let (six, four) = tokio::join!(ask(RecordType::AAAA), ask(RecordType::A));
+        let found = each_once([&six, &four].into_iter().flatten().flatten().copied());
+        // Not answered for: a moment later it may be there.
+        match (six, four) {
+            _ if !found.is_empty() => Ok(found),
+            (Ok(_), Ok(_)) => Ok(Vec::new()),
+            (Err(ResolveError::Timeout), _) | (_, Err(ResolveError::Timeout)) => Err(ResolveError::Timeout),
+            (Err(error), _) | (_, Err(error)) => Err(error),
         }
     }
 

@@ -62,6 +62,7 @@ pub fn says(name: &str, family: RecordType) -> Said {
         "six.test" | "half.test" => Said::Addresses(&["2001:db8::1"]),
         "lost.test" | "broken.test" => Said::Addresses(&[]),
         _ if name.ends_with("silent.test") => Said::Nothing,
+        _ if name.ends_with("failing.test") => Said::Code(ResponseCode::ServFail),
         _ => Said::Code(ResponseCode::NXDomain),
     }
 }
@@ -127,20 +128,66 @@ async fn a_name_is_not_there_only_where_every_question_about_it_was_answered() {
     assert_eq!(names.look_up("half.test").await.map(|found| found.len()), Ok(1));
 }
 
+/// Servers with a search list, which a name with fewer dots is looked for in first.
+fn searching(server: NameServer, domains: &[&str], ndots: usize, limit: Duration) -> Servers {
+    let (_, _, servers) = configured(&[server]).into_parts();
+    let domains = domains.iter().map(|domain| Name::from_ascii(domain).expect("a name")).collect();
+    let config = ResolverConfig::from_parts(None, domains, servers);
+    let mut options = ResolverOpts::default();
+    options.ndots = ndots;
+    Servers::new(config, &options, limit)
+}
+
 #[tokio::test]
 async fn no_other_name_of_the_search_list_stands_for_one_that_was_not_answered_for() {
     let (server, _) = name_server(says).await;
-    let office = Name::from_ascii("office.test.").expect("a name");
-    let (_, _, servers) = configured(&[server]).into_parts();
-    let config = ResolverConfig::from_parts(None, vec![office], servers);
-    let servers = Servers::new(config, &ResolverOpts::default(), Duration::from_millis(150));
+    let servers = searching(server, &["office.test."], 1, Duration::from_millis(600));
     assert_eq!(servers.look_up("lost.test").await, Err(ResolveError::Timeout));
     assert_eq!(servers.look_up("absent.test").await, Err(ResolveError::NotFound));
     assert_eq!(servers.look_up("four.test").await.map(|found| found.len()), Ok(1));
     assert_eq!(servers.look_up("in").await.map(|found| found.len()), Ok(1));
-    let spelled = |name| servers.spelled_out(name).iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
-    assert_eq!(spelled("in"), "in.office.test. in.");
-    assert_eq!(spelled("a.test"), "a.test. a.test.office.test.");
+    let spelled = |name| {
+        let names = servers.spelled_out(&Name::from_ascii(name).expect("a name"));
+        names.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(spelled("in."), "in.office.test. in.");
+    assert_eq!(spelled("a.test."), "a.test. a.test.office.test.");
+}
+
+#[tokio::test]
+async fn a_search_domain_that_nobody_answers_for_keeps_no_name_from_being_found() {
+    let (server, _) = name_server(says).await;
+    let limit = Duration::from_secs(2);
+    for domains in [&["failing.test."][..], &["silent.test.", "failing.test.", "a.silent.test."]] {
+        // As in a pod of Kubernetes: a name with fewer than five dots is looked for in the domains first.
+        let servers = searching(server, domains, 5, limit);
+        let found = async |name| {
+            let found = timeout(limit, servers.look_up(name)).await.expect("it ends within its time");
+            found.map(|found| found.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "))
+        };
+        assert_eq!(found("four.test").await.as_deref(), Ok("192.0.2.1"), "{domains:?}");
+        // What one family has answered counts here too, although the other one has all the time that is left.
+        assert_eq!(found("half.test").await.as_deref(), Ok("2001:db8::1"), "{domains:?}");
+        // A domain of the list comes after one that failed, too.
+        let servers = searching(server, &[domains, &["office.test."]].concat(), 5, limit);
+        assert_eq!(servers.look_up("in").await.map(|found| found.len()), Ok(1), "{domains:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_name_is_not_there_only_where_every_search_domain_was_answered_for() {
+    let (server, _) = name_server(says).await;
+    let failed = ResolveError::Unanswered(ResponseCode::ServFail.to_str());
+    let limit = Duration::from_millis(600);
+    for (ndots, domains, expected) in [
+        (5, &["office.test."][..], ResolveError::NotFound),
+        (5, &["failing.test.", "office.test."], failed),
+        (5, &["silent.test."], ResolveError::Timeout),
+        // Asked for as it is written first, which is answered: it may be in the domain.
+        (1, &["failing.test."], failed),
+    ] {
+        assert_eq!(searching(server, domains, ndots, limit).look_up("absent.test").await, Err(expected), "{domains:?}");
+    }
 }
 
 #[tokio::test]
