@@ -150,6 +150,8 @@ pub struct ResumingWatch {
     client: PublicClient,
     request: WatchRequest,
     stream: Option<tonic::Streaming<WatchResponse>>,
+    /// True once a stream stood.
+    stood: bool,
     backoff: Duration,
     /// True where it was told that there is no connection.
     lost: bool,
@@ -158,7 +160,7 @@ pub struct ResumingWatch {
 impl ResumingWatch {
     /// A watch that is opened by the first [`ResumingWatch::next`].
     pub fn new(client: PublicClient, request: WatchRequest) -> Self {
-        Self { client, request, stream: None, backoff: BACKOFF_FIRST, lost: false }
+        Self { client, request, stream: None, stood: false, backoff: BACKOFF_FIRST, lost: false }
     }
 
     /// The next message; waits as long as it takes, and says on standard error where that is for a connection.
@@ -179,6 +181,7 @@ impl ResumingWatch {
             };
             match ended {
                 Ok(Some(message)) => {
+                    self.stood = true;
                     self.backoff = BACKOFF_FIRST;
                     if std::mem::take(&mut self.lost) {
                         note("connected again; nothing was missed");
@@ -194,7 +197,10 @@ impl ResumingWatch {
                     return Ok(message);
                 }
                 Ok(None) => self.tell_lost("the stream has ended"),
-                Err(status) if can_resume(&status) => self.tell_lost(status.message()),
+                Err(status) if can_resume(&status, self.stood) => {
+                    self.tell_lost(status.message());
+                    sleep(retry_delay(&status).unwrap_or_default().min(BACKOFF_MAX)).await;
+                }
                 Err(status) => return Err(CliError::call("Watch")(status)),
             }
             self.stream = None;
@@ -212,15 +218,23 @@ impl ResumingWatch {
     }
 }
 
-/// True where the connection or the replica is at fault, not the request.
-fn can_resume(status: &Status) -> bool {
+/// True where the connection or the replica is at fault, not the request. A watch that has stood is resumed also where the server has
+/// no room for it just now, or has failed; one that never did has an error at once.
+fn can_resume(status: &Status, stood: bool) -> bool {
     match status.get_details_error_info() {
-        Some(info) => {
-            matches!(info.reason.as_str(), "SERVER_DRAINING" | "STREAM_AGE" | "STORE_UNAVAILABLE" | "SLOW_CONSUMER")
-        }
+        Some(info) => match info.reason.as_str() {
+            "SERVER_DRAINING" | "STREAM_AGE" | "STORE_UNAVAILABLE" | "SLOW_CONSUMER" => true,
+            "INTERNAL" => stood,
+            _ => stood && retry_delay(status).is_some(),
+        },
         // Without a reason it was not the server that answered.
         None => matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Internal | Code::Cancelled),
     }
+}
+
+/// When the server says that it makes sense to try again.
+fn retry_delay(status: &Status) -> Option<Duration> {
+    status.get_details_retry_info().and_then(|info| info.retry_delay)
 }
 
 /// A place in the log as the start of a watch.
@@ -250,4 +264,48 @@ fn show(output: Output, watched: &WatchedEvent) -> Result<(), CliError> {
         event.id,
         excerpt(&String::from_utf8_lossy(data(&cloud_event)), 100),
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::status::ApiError;
+    use crate::store::StoreError;
+
+    #[test]
+    fn a_watch_that_has_stood_goes_on_after_every_end_that_a_resume_mends() {
+        let cursor = || "cursor".to_owned();
+        let full = || ApiError::QuotaExceeded {
+            quota: "watch.streams_max".to_owned(),
+            limit: 1,
+            retry_delay: Some(Duration::from_secs(5)),
+        };
+        let fault = || ApiError::Store(StoreError::Corrupt { what: "log" });
+        let can_resume = |error: ApiError, stood| can_resume(&Status::from(error), stood);
+        for error in [
+            ApiError::ServerDraining,
+            ApiError::StreamAge { resume_cursor: cursor() },
+            ApiError::SlowConsumer { resume_cursor: cursor() },
+            ApiError::Store(StoreError::unavailable_example()),
+            ApiError::Store(StoreError::full_example()),
+            ApiError::Store(StoreError::Crowded),
+            full(),
+            fault(),
+        ] {
+            let reason = error.reason_name();
+            assert!(can_resume(error, true), "{reason}");
+        }
+        for error in [
+            ApiError::CredentialInvalid,
+            ApiError::CursorExpired { earliest: cursor() },
+            ApiError::CursorForeign,
+            ApiError::field("start_time", "is in the future"),
+        ] {
+            let reason = error.reason_name();
+            assert!(!can_resume(error, true), "{reason}");
+        }
+        // One that never stood waits for a connection and for nothing else.
+        assert!(can_resume(ApiError::Store(StoreError::unavailable_example()), false));
+        assert!(!can_resume(full(), false) && !can_resume(fault(), false));
+    }
 }

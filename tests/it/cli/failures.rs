@@ -1,10 +1,13 @@
 //! Failures as programs read them: with `--json` one JSON object on standard error, of every group of commands.
 
+use std::sync::Mutex;
+
+use carillon::proto::public::WatchRequest;
 use serde_json::Value;
 
 use super::{Cli, Done, alone, run};
 use crate::harness::process::Process;
-use crate::harness::{Answer, Receiver, World, eventually};
+use crate::harness::{Answer, Receiver, Tenant, World, eventually};
 
 /// The failure that a command tells a program, which is all that it says on standard error.
 #[track_caller]
@@ -174,21 +177,48 @@ async fn a_delayed_publish_is_made_once_however_often_its_command_line_is_repeat
     assert_eq!(again["duplicate"], true);
 }
 
+/// A `carillon watch` that stands.
+async fn watching(world: &World, tenant: &Tenant) -> Process {
+    let mut command = Process::carillon();
+    command.args(["watch", "--url", &format!("http://{}", world.replicas[0].addresses.public)]);
+    command.env("CARILLON_API_KEY", &tenant.key);
+    let watch = Process::spawn(command, &world.path("watch.log")).expect("carillon starts");
+    says(&watch, "watching (").await;
+    watch
+}
+
+async fn says(watch: &Process, words: &str) {
+    eventually(words, || async { if watch.log().contains(words) { Ok(()) } else { Err(watch.log()) } }).await;
+}
+
 #[tokio::test]
 async fn a_watch_says_that_its_server_is_gone_and_that_it_goes_on_trying() {
     let mut world = World::start(1).await;
     let tenant = world.tenant().await;
-    let mut command = Process::carillon();
-    command.args(["watch", "--url", &format!("http://{}", world.replicas[0].addresses.public)]);
-    command.env("CARILLON_API_KEY", &tenant.key);
-    let mut watch = Process::spawn(command, &world.path("watch.log")).expect("carillon starts");
-    let says = async |words: &str| {
-        eventually(words, || async { if watch.log().contains(words) { Ok(()) } else { Err(watch.log()) } }).await;
-    };
-    says("watching (").await;
+    let mut watch = watching(&world, &tenant).await;
     world.replicas[0].process.kill();
-    says("no connection").await;
+    says(&watch, "no connection").await;
     assert!(watch.is_running());
     watch.kill();
     assert_eq!(watch.log().matches("no connection").count(), 1, "{}", watch.log());
+}
+
+#[tokio::test]
+async fn a_watch_waits_for_its_place_where_another_one_has_taken_it() {
+    let age = "[watch]\nstreams_max = 1\nstream_age_min_ms = 3000\nstream_age_max_ms = 3000\n";
+    let world = World::start_with(1, age).await;
+    let tenant = world.tenant().await;
+    let mut watch = watching(&world, &tenant).await;
+    // It ends by its age, and comes back up to two seconds later.
+    let taken = Mutex::new(Vec::new());
+    eventually("it finds no place", || async {
+        if let Ok(stream) = tenant.events().watch(WatchRequest::default()).await {
+            taken.lock().expect("no panic").push(stream);
+        }
+        if watch.log().contains("watch.streams_max") { Ok(()) } else { Err(watch.log()) }
+    })
+    .await;
+    drop(taken);
+    says(&watch, "connected again").await;
+    assert!(watch.is_running());
 }
