@@ -17,6 +17,7 @@ use crate::api::call::{CallLimits, CallMetrics, Calls, Door};
 use crate::api::connections::Connections;
 use crate::api::event_service::EventService;
 use crate::api::event_types::EventTypeService;
+use crate::api::events::watch::ending_reason;
 use crate::api::events::websocket::WatchSocket;
 use crate::api::events::{EventsDeps, WatchRoute};
 use crate::api::health::{Health, Reflection, name_of};
@@ -443,7 +444,7 @@ impl Engine {
         };
         let dispatch = Dispatch::start(parts, config.dispatch.clone());
         let credentials = cursors.credentials;
-        let check = move |caller: &crate::domain::access::Caller| {
+        let check = Arc::new(move |caller: &crate::domain::access::Caller| {
             let (credentials, caller) = (credentials.clone(), caller.clone());
             async move {
                 match credentials.still_valid(&caller).await {
@@ -453,10 +454,10 @@ impl Engine {
                 }
             }
             .boxed()
-        };
+        });
         let replica = dispatch.replica();
         let watches =
-            Watches::start(replica, store.clone(), cursors.sealer, feed, config.watch.clone(), Arc::new(check));
+            Watches::start(replica, store.clone(), cursors.sealer, feed, config.watch.clone(), check, ending_reason);
         Self { registry, writer, writer_tasks, pending, dispatch, watches }
     }
 

@@ -33,7 +33,7 @@ mod update;
 pub use config::Config;
 pub use open::{OpenError, Start, WatchRequest};
 pub use stream::WatchStream;
-pub use terms::{CredentialCheck, Ending, OnExpired, Standing};
+pub use terms::{CredentialCheck, Ending, EndingReason, OnExpired, Standing};
 pub use update::{UpdateError, Updated, WatchUpdate};
 
 use crate::domain::access::Subject;
@@ -82,6 +82,7 @@ struct Shared {
     store: Store,
     sealer: CursorSealer,
     credential_check: Arc<CredentialCheck>,
+    ending_reason: EndingReason,
     /// Reads of the store by tails.
     tail_reads: Turnstile,
     /// Reads by streams that are behind: apart, so that they never hold up those that are not. Tenants take turns.
@@ -132,6 +133,7 @@ impl Watches {
         feed: &Feed,
         config: Config,
         credential_check: Arc<CredentialCheck>,
+        ending_reason: EndingReason,
     ) -> Self {
         let news = feed.subscribe(config.news_max);
         let shared = Arc::new(Shared {
@@ -145,6 +147,7 @@ impl Watches {
             store,
             sealer,
             credential_check,
+            ending_reason,
             state: Mutex::default(),
             draining: AtomicBool::new(false),
             stop: CancellationToken::new(),

@@ -404,7 +404,7 @@ impl WatchStream {
         // Clients of a server that goes away must not all come back in the same instant.
         let delay = Duration::from_secs(2).mul_f64(clock::jitter());
         let closing = WatchClosing {
-            reason: ending.reason().to_owned(),
+            reason: (self.shared.ending_reason)(&ending).to_owned(),
             resume_cursor: self.tail.cursor(self.at),
             retry_delay: Some(delay.into()),
         };

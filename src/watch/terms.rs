@@ -69,32 +69,8 @@ pub enum Ending {
     Store(#[source] StoreError),
 }
 
-impl Ending {
-    /// Its name among the error reasons: that of the status which follows.
-    pub fn reason(&self) -> &'static str {
-        match self {
-            Self::Draining => "SERVER_DRAINING",
-            Self::Age { .. } => "STREAM_AGE",
-            Self::SlowConsumer { .. } => "SLOW_CONSUMER",
-            Self::CredentialInvalid => "CREDENTIAL_INVALID",
-            Self::Expired { .. } => "CURSOR_EXPIRED",
-            Self::Foreign => "CURSOR_FOREIGN",
-            Self::Store(error) => match error {
-                StoreError::Unavailable(_)
-                | StoreError::TooSlow(_)
-                | StoreError::Locked
-                | StoreError::PartitionMissing => "STORE_UNAVAILABLE",
-                StoreError::Crowded => "QUOTA_EXCEEDED",
-                StoreError::Full(_) => "STORAGE_FULL",
-                StoreError::RequestIdReused => "REQUEST_ID_REUSED",
-                StoreError::Conflict { .. }
-                | StoreError::Corrupt { .. }
-                | StoreError::Interrupted
-                | StoreError::Statement(_) => "INTERNAL",
-            },
-        }
-    }
-}
+/// Names the reason of an end as the status names it that follows: the errors' names are the API's.
+pub type EndingReason = fn(&Ending) -> &'static str;
 
 /// What makes one watch different from another.
 pub(super) struct Terms {

@@ -152,6 +152,7 @@ impl Bench {
                 let standing = if answer.load(Ordering::Relaxed) { Standing::Revoked } else { Standing::Valid };
                 async move { standing }.boxed()
             }),
+            ending_reason: crate::api::events::watch::ending_reason,
             tail_reads: Turnstile::new(1),
             catch_up_reads: Turnstile::new(1),
             rings: Rings::new(usize::MAX),

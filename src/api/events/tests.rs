@@ -67,7 +67,8 @@ impl World {
         let feed = Feed::default();
         let valid = Arc::new(|_: &Caller| async { Standing::Valid }.boxed());
         let replica = ReplicaId(clock::new_uuid());
-        let watches = Watches::start(replica, store.clone(), sealer.clone(), &feed, config, valid);
+        let watches =
+            Watches::start(replica, store.clone(), sealer.clone(), &feed, config, valid, watch::ending_reason);
         let deps = EventsDeps::new(store.clone(), sealer.clone(), watches);
         let tenant = TenantId(clock::new_uuid());
         let subject = Subject::ApiKey(ApiKeyId(clock::new_uuid()));

