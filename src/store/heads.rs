@@ -3,7 +3,7 @@
 use super::{Store, StoreError};
 use crate::domain::ids::{Position, TenantId};
 use crate::feed::Head;
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, NaiveDate, NaiveTime, TimeDelta, Utc};
 use sqlx::{PgConnection, PgExecutor};
 use uuid::Uuid;
 
@@ -24,7 +24,9 @@ pub struct HeadRow {
     /// First position that retention has left.
     pub earliest_position: Position,
     /// Commit time of the last event that retention has taken; none where it has taken none.
-    pub removed_until: Option<DateTime<Utc>>,
+    removed_until: Option<DateTime<Utc>>,
+    /// The first position that was left then: where it is another one by now, a release that knows nothing of these two has cut the log.
+    removed_before: Position,
 }
 
 impl HeadRow {
@@ -39,12 +41,33 @@ impl HeadRow {
     }
 }
 
-const COLUMNS: &str = "tenant_id, position, registry_version, log_epoch, deferred_version, committed_at, earliest_position, removed_until";
+const COLUMNS: &str =
+    "tenant_id, position, registry_version, log_epoch, deferred_version, committed_at, earliest_position,
+     removed_until, removed_before";
 
 impl Store {
     /// Reads one head; none for an unknown tenant.
     pub async fn head(&self, tenant: TenantId) -> Result<Option<HeadRow>, StoreError> {
         read(self.as_tenant(tenant), tenant).await
+    }
+
+    /// The time after which nothing is gone from a log: whoever starts to read at it or before it may miss events. None where retention
+    /// has taken nothing.
+    pub async fn removed_until(&self, head: &HeadRow) -> Result<Option<DateTime<Utc>>, StoreError> {
+        if head.removed_before == head.earliest_position {
+            return Ok(head.removed_until);
+        }
+        // Whole days went: all that is gone is from before the day of the first event that is left, or, where none is, was the last of
+        // the log.
+        let first: Option<NaiveDate> = sqlx::query_scalar(
+            "SELECT day FROM events WHERE tenant_id = $1 AND position >= $2 ORDER BY day, position LIMIT 1",
+        )
+        .bind(head.tenant_id)
+        .bind(head.earliest_position)
+        .fetch_optional(self.as_tenant(TenantId(head.tenant_id)))
+        .await?;
+        let before = |day: NaiveDate| day.and_time(NaiveTime::MIN).and_utc() - TimeDelta::microseconds(1);
+        Ok(Some(first.map_or(head.committed_at, before)))
     }
 }
 

@@ -2,8 +2,8 @@
 //!
 //! A tenant's log is cut first: `earliest_position` moves behind the last expired event and `removed_until` to its time, so that every
 //! reader is told of it, whether it starts at a cursor or at a time; and what still waited for one of those events (a retry, a redrive,
-//! a replay) is given up with an announcement that counts it, in the same transaction. Only then is the day's partition dropped. A day that holds an event which its tenant's dispatcher has not come to
-//! yet stays, with all days after it.
+//! a replay) is given up with an announcement that counts it, in the same transaction. Only then is the day's partition dropped. A day
+//! that holds an event which its tenant's dispatcher has not come to yet stays, with all days after it.
 //!
 //! Readers need no notice of their own: a watch gets a bookmark within its interval, seconds or minutes, and a day is the least
 //! that is kept, so a cursor that has expired is one that nobody read on from.
@@ -194,7 +194,7 @@ impl Store {
         // As callers' changes do: the head first, then the cursor, so that no settle runs meanwhile.
         sqlx::query(
             "UPDATE tenant_heads SET earliest_position = GREATEST(earliest_position, $2),
-                    removed_until = GREATEST(removed_until, $4),
+                    removed_until = GREATEST(removed_until, $4), removed_before = GREATEST(removed_before, $2),
                     deferred_version = deferred_version + 1, changed_at = $3
               WHERE tenant_id = $1",
         )

@@ -68,7 +68,7 @@ pub async fn of_time(
     let found = store.place_at(tenant, time, end(head)).await?;
     // Read after the events, so that it knows of every cut that they may have been read behind.
     let head = store.head(tenant).await?.ok_or(StoreError::Corrupt { what: "head" })?;
-    if head.removed_until.is_some_and(|removed| time <= removed) {
+    if store.removed_until(&head).await?.is_some_and(|removed| time <= removed) {
         return Ok(Err(PlaceError::Expired { missing_from: 1, earliest: earliest(&head) }));
     }
     Ok(Ok(found))

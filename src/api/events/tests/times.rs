@@ -1,7 +1,7 @@
 //! A start by time against what retention has taken: ListEvents and Watch answer alike.
 
 use super::*;
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, NaiveTime, Utc};
 
 /// The position that reading begins at; as an error, the one that the earliest cursor begins at where the start is refused.
 type Begin = Result<Option<Position>, Option<Position>>;
@@ -66,7 +66,7 @@ async fn g12_a_time_is_refused_where_retention_took_something_after_it_and_only_
     assert_eq!(world.gap(ago(400)).await, None);
 
     // Retention of thirty days has taken what came forty days ago; since then the tenant was silent until just now.
-    sqlx::query("UPDATE tenant_heads SET earliest_position = 21, removed_until = $1")
+    sqlx::query("UPDATE tenant_heads SET earliest_position = 21, removed_until = $1, removed_before = 21")
         .bind(ago(40))
         .execute(&world.pool)
         .await
@@ -89,14 +89,35 @@ async fn g12_a_time_is_refused_where_retention_took_something_after_it_and_only_
     }
 
     // Also where nothing is left.
-    sqlx::query("UPDATE tenant_heads SET earliest_position = 31, removed_until = committed_at")
-        .execute(&world.pool)
-        .await
-        .expect("as retention does");
+    let cut = "UPDATE tenant_heads SET earliest_position = 31, removed_until = committed_at, removed_before = 31";
+    sqlx::query(cut).execute(&world.pool).await.expect("as retention does");
     sqlx::query("DELETE FROM events").execute(&world.pool).await.expect("as retention does");
     assert_eq!((world.listed(committed).await, world.watched(committed).await), (Err(None), Err(None)));
     assert_eq!(world.gap(committed).await, Some((1, 31)));
     let after = committed + TimeDelta::microseconds(1);
     assert_eq!((world.listed(after).await, world.watched(after).await), (Ok(None), Ok(None)));
+    world.deps.watches.stop().await;
+}
+
+#[tokio::test]
+async fn g12_a_cut_by_the_release_before_hides_nothing_from_a_start_by_time() {
+    let world = World::start(Config::default()).await;
+    let entries = world.publish(&["USER_CREATE"; 30], "{}").await;
+    let day = entries[20].committed_at.date_naive().and_time(NaiveTime::MIN).and_utc();
+    // Retention has taken what came forty days ago; then a replica that was not replaced yet took the days after it up to today, and
+    // said no more than where the log begins now.
+    for sql in [
+        "UPDATE tenant_heads SET earliest_position = 21, removed_until = now() - interval '40 days', removed_before = 11",
+        "DELETE FROM events WHERE position < 21",
+    ] {
+        sqlx::query(sql).execute(&world.pool).await.expect("as retention does");
+    }
+    let yesterday = day - TimeDelta::microseconds(1);
+    for (from, expected) in
+        [(yesterday - TimeDelta::days(6), Err(Some(21))), (yesterday, Err(Some(21))), (day, Ok(Some(21)))]
+    {
+        assert_eq!((world.listed(from).await, world.watched(from).await), (expected, expected), "from {from}");
+        assert_eq!(world.gap(from).await, if expected.is_err() { Some((1, 21)) } else { None }, "from {from}");
+    }
     world.deps.watches.stop().await;
 }
