@@ -3,7 +3,8 @@
 //! The library bounds what a frame may cost in memory, and ends floods of header continuations, of empty data and of resets in one
 //! burst. It answers settings and pings without end, and takes resets without end where they come one at a time: that is metered
 //! here. Each such frame costs one token, and so does each reset that the server is made to send; answers give some back, because
-//! resets, window updates and pings in return for them are what good clients do. Connections that do not open with HTTP/2's preface pass unmetered.
+//! resets, window updates and pings in return for them are what good clients do. Connections that do not open with HTTP/2's preface
+//! pass unmetered.
 //!
 //! It must never wait for a peer that is being turned away.
 

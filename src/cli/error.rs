@@ -154,7 +154,8 @@ impl CliError {
         Self::Connect { url: url.to_owned(), cause, way_out: way_out_of_connecting(error, identity) }
     }
 
-    /// What the process ends with: 2 where the command line is wrong, 3 and 4 for the outcomes of `publish --wait`, 0 where the reader of the output has left, else 1.
+    /// What the process ends with: 2 where the command line is wrong, 3 and 4 for the outcomes of `publish --wait`, 0 where the reader
+    /// of the output has left, else 1.
     pub fn exit_code(&self) -> ExitCode {
         self.exit_number().into()
     }

@@ -58,7 +58,8 @@ pub struct IssuerConfig {
     pub role_claim: String,
     /// Name of the claim that holds the slug of the app which the token is limited to, where it is there.
     pub app_claim: String,
-    /// Names of the signature algorithms that are accepted. Default: all that are known: RS256 to RS512, PS256 to PS512, ES256, ES384 and EdDSA.
+    /// Names of the signature algorithms that are accepted. Default: all that are known: RS256 to RS512, PS256 to PS512, ES256, ES384
+    /// and EdDSA.
     pub algorithms: Vec<String>,
     /// How far the issuer's clock may be from the database's, milliseconds. Default: 30,000. Bound: 0 to 300,000.
     pub leeway_ms: u64,
