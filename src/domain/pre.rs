@@ -294,8 +294,14 @@ fn last_of(members: &[(String, String)]) -> HashMap<String, usize> {
     members.iter().enumerate().map(|(index, (name, _))| (name.clone(), index)).collect()
 }
 
+/// A text of a receiver's own as it is told and stored: its first characters, and spaces for those that control something.
+pub fn shown(text: &str, chars_max: usize) -> String {
+    text.chars().take(chars_max).map(|character| if character.is_control() { ' ' } else { character }).collect()
+}
+
 fn undeclared(place: &[String]) -> EnrichError {
-    let place = EnrichPath(place.to_vec()).to_string();
+    // The names are the receiver's, as long as its answer and with any character that JSON can write.
+    let place = shown(&EnrichPath(place.to_vec()).to_string(), ENRICH_PATH_CHARS_MAX);
     EnrichError::Undeclared(if place.is_empty() { "the whole document".to_owned() } else { place })
 }
 
@@ -409,6 +415,9 @@ mod tests {
         assert_eq!(undeclared(r#"{"a":{}}"#, r#"{"a":{"c":1,"b":2}}"#, &["/a/b"]), "/a/c");
         assert_eq!(undeclared(r#"{"a":"text"}"#, r#"{"a":{"b":2}}"#, &["/a/b"]), "/a", "a text would be replaced");
         assert_eq!(undeclared(r"{}", r#"{"x":{}}"#, &["/x/y"]), "/x");
+        assert_eq!(undeclared(r"{}", r#"{"a\u0000b\n":1}"#, &[]), "/a b ", "it can be stored as text");
+        let long = format!(r#"{{"{}":1}}"#, "\u{20ac}".repeat(60_000));
+        assert_eq!(undeclared(r"{}", &long, &[]).chars().count(), ENRICH_PATH_CHARS_MAX);
         assert_eq!(enriched(r#"{"a":{}}"#, r#"{"a":{"b":2}}"#, &["/a/b"]).as_deref(), Ok(r#"{"a":{"b":2}}"#));
         assert_eq!(enriched(r"{}", r#"{"a":{"b":2}}"#, &["/a/b"]).as_deref(), Ok(r#"{"a":{"b":2}}"#));
     }

@@ -249,6 +249,37 @@ async fn a_refusal_aborts_however_long_its_body_is() {
 }
 
 #[tokio::test]
+async fn a_patch_fails_its_listener_alone_whatever_names_it_has() {
+    let tenant = World::shared().await.tenant().await;
+    let receiver = Receiver::start().await;
+    declare(&tenant).await;
+    let patches = [(r#"{"patch": {"\u0000": 1}}"#.to_owned(), "the patch changes / ,"), (
+        format!(r#"{{"patch": {{"{}": 1}}}}"#, "x".repeat(60_000)),
+        "the patch changes /xxx",
+    )];
+    let answers =
+        patches.map(|(body, said)| (Answer::Full(200, Vec::new(), body.into_bytes()), said.to_owned()));
+    ignored(&tenant, &receiver, "/named", quick_policy()).await;
+    for (answer, expected) in answers.clone() {
+        receiver.answers("/named", [answer]);
+        let published = tenant.try_publish(publish_request(TYPE, &json!({}))).await.expect("it is left out");
+        let verdict = &published.pre_verdicts[0];
+        assert_eq!(verdict.verdict(), PreVerdictKind::Failed);
+        assert!(verdict.message.starts_with(&expected) && verdict.message.len() < 400, "{}", verdict.message);
+    }
+    receiver.answers("/named", [Answer::Status(200)]);
+    listen(&tenant, &receiver, "/must", quick_policy()).await;
+    for (answer, expected) in answers {
+        receiver.answers("/must", [answer]);
+        let refused = tenant.try_publish(publish_request(TYPE, &json!({}))).await;
+        let status = assert_refused(refused, Code::Unavailable, "PRE_LISTENER_UNAVAILABLE");
+        let violations = status.get_details_precondition_failure().expect("a violation per listener").violations;
+        let failed = violations.into_iter().find(|violation| violation.r#type == "FAILED").expect("it is named");
+        assert!(failed.description.starts_with(&expected), "{}", failed.description);
+    }
+}
+
+#[tokio::test]
 async fn a_connection_that_breaks_is_tried_again() {
     let tenant = World::shared().await.tenant().await;
     let receiver = Receiver::start().await;

@@ -6,7 +6,7 @@
 
 use crate::domain::invocation::{Outcome, OutcomeClass};
 use crate::domain::json::check_json;
-use crate::domain::pre::Answer;
+use crate::domain::pre::{Answer, shown};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use std::collections::HashMap;
@@ -75,11 +75,7 @@ fn parse(bytes: &[u8]) -> Result<Option<Body<'_>>, &'static str> {
 }
 
 fn rejected(mut outcome: Outcome, reason: Option<String>) -> (Outcome, Answer) {
-    let mut reason = reason.unwrap_or_default();
-    if let Some((end, _)) = reason.char_indices().nth(REASON_CHARS_MAX) {
-        reason.truncate(end);
-    }
-    let reason = reason.replace(char::is_control, " ");
+    let reason = shown(&reason.unwrap_or_default(), REASON_CHARS_MAX);
     let reason = if reason.trim().is_empty() { "no reason given".to_owned() } else { reason };
     outcome.class = OutcomeClass::Rejected;
     outcome.retry_after = None;
