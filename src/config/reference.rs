@@ -170,7 +170,7 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
     ),
     (
         "pending.lease_ms",
-        "how long a replica owns a PRE event after its last sign of life, milliseconds: after a crash another one goes on after this time; 1,000 to 60,000",
+        "how long a replica owns a PRE event after its last sign of life, milliseconds: after a crash another one goes on after this time; 1,000 to 4,000",
     ),
     ("pending.schedule_horizon_hours", "how far ahead an event may be scheduled, hours; 1 to 8,760"),
     ("pending.scheduled_max", "events of one tenant that may be scheduled; 1 to 1,000,000"),

@@ -17,7 +17,8 @@ pub struct Config {
     pub pre_timeout_max_ms: u64,
     /// How long listeners are still asked after the last publisher that waited has gone away, milliseconds. 0 to 60,000.
     pub abandon_grace_ms: u64,
-    /// How long a replica owns an event after its last sign of life, milliseconds. 1,000 to 60,000.
+    /// How long a replica owns an event after its last sign of life, milliseconds; with the second that it takes to notice, what an event
+    /// may be decided after its deadline where its owner dies. 1,000 to 4,000.
     pub lease_ms: u64,
     /// How far ahead an event may be scheduled, hours. 1 to 8,760.
     pub schedule_horizon_hours: u32,
@@ -54,7 +55,7 @@ impl Config {
             ("pre_timeout_max_ms", (10..=300_000).contains(&self.pre_timeout_max_ms), "must be 10 to 300,000"),
             ("pre_timeout_ms", self.pre_timeout_ms <= self.pre_timeout_max_ms, "must be at most pre_timeout_max_ms"),
             ("abandon_grace_ms", self.abandon_grace_ms <= 60_000, "must be 0 to 60,000"),
-            ("lease_ms", (1_000..=60_000).contains(&self.lease_ms), "must be 1,000 to 60,000"),
+            ("lease_ms", (1_000..=4_000).contains(&self.lease_ms), "must be 1,000 to 4,000"),
             ("schedule_horizon_hours", (1..=8_760).contains(&self.schedule_horizon_hours), "must be 1 to 8,760"),
             ("scheduled_max", (1..=1_000_000).contains(&self.scheduled_max), "must be 1 to 1,000,000"),
         ];
@@ -76,7 +77,9 @@ mod tests {
             "pre_timeout_ms"
         );
         assert_eq!(key(Config { phases_bytes_max: 1_000, ..Config::default() }), "phases_bytes_max");
-        assert_eq!(key(Config { lease_ms: 999, ..Config::default() }), "lease_ms");
+        for lease_ms in [999, 4_001] {
+            assert_eq!(key(Config { lease_ms, ..Config::default() }), "lease_ms");
+        }
         assert_eq!(key(Config { schedule_horizon_hours: 0, ..Config::default() }), "schedule_horizon_hours");
         assert_eq!(key(Config { scheduled_max: 0, ..Config::default() }), "scheduled_max");
         assert_eq!(key(Config { abandon_grace_ms: 60_001, ..Config::default() }), "abandon_grace_ms");
