@@ -155,6 +155,8 @@ pub struct Verdict {
     pub patch: Option<String>,
     /// Attempts before the last one that this owner made.
     pub failed: Vec<Attempt>,
+    /// Whether it was this owner's deadline for all listeners that ended a silence, rather than the policy of the one.
+    pub late: bool,
 }
 
 /// Why a PRE event was aborted.

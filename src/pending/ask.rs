@@ -13,6 +13,7 @@ use crate::executor::{Delivery, EncodedEvent};
 use crate::long_work;
 use crate::publish::registry::{Entry, TenantRegistry};
 use crate::telemetry::measured;
+use chrono::{DateTime, Utc};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 use tokio::time::{Instant, sleep, timeout_at};
@@ -49,32 +50,38 @@ impl Listener {
     }
 
     /// Of one that was left no time to be asked.
-    pub fn unheard(&self) -> Verdict {
+    pub fn unheard(&self, now: DateTime<Utc>) -> Verdict {
         if self.inactive.is_cancelled() {
-            return self.verdict(VerdictKind::Skipped, NOT_ACTIVE);
+            return self.verdict(VerdictKind::Skipped, NOT_ACTIVE, now);
         }
-        self.verdict(VerdictKind::Failed, NO_TIME)
+        Verdict { late: true, ..self.verdict(VerdictKind::Failed, NO_TIME, now) }
     }
 
     /// A verdict without an attempt.
-    pub fn verdict(&self, kind: VerdictKind, message: &str) -> Verdict {
-        undecided(self.entry.subscription.no, self.entry.subscription.id, kind, message)
+    pub fn verdict(&self, kind: VerdictKind, message: &str, now: DateTime<Utc>) -> Verdict {
+        undecided((self.entry.subscription.no, self.entry.subscription.id), kind, message, now)
     }
 }
 
-/// A verdict of a subscription without an attempt.
-pub(super) fn undecided(no: SubscriptionNo, id: SubscriptionId, kind: VerdictKind, message: &str) -> Verdict {
+/// A verdict of a subscription without an attempt, at a time by the database's clock.
+pub(super) fn undecided(
+    (no, id): (SubscriptionNo, SubscriptionId),
+    kind: VerdictKind,
+    message: &str,
+    now: DateTime<Utc>,
+) -> Verdict {
     Verdict {
         subscription_no: no,
         subscription: id,
         kind,
         attempt: 0,
-        started_at: clock::now(),
+        started_at: now,
         duration: std::time::Duration::ZERO,
         outcome: None,
         message: message.to_owned(),
         patch: None,
         failed: Vec::new(),
+        late: false,
     }
 }
 
@@ -127,9 +134,10 @@ pub(super) async fn ask(
 ) -> Verdict {
     let subscription = &listener.entry.subscription;
     let invocation = event.entry().invocation(subscription.no);
-    let mut verdict = listener.verdict(VerdictKind::Failed, "");
-    for made in 1..=subscription.policy.max_attempts() {
-        let Some(call) = listener.entry.webhook_call(clock::now()) else {
+    let attempts_max = subscription.policy.max_attempts();
+    let mut verdict = listener.verdict(VerdictKind::Failed, "", core.store.now());
+    for made in 1..=attempts_max {
+        let Some(call) = listener.entry.webhook_call(core.store.now()) else {
             return unasked(verdict, "no signing secret of the subscription can be opened");
         };
         let number = numbers.base + made;
@@ -141,23 +149,30 @@ pub(super) async fn ask(
         let leave = match listener.inactive.run_until_cancelled(timeout_at(deadline, turn)).await {
             Some(Ok(Ok(leave))) => leave,
             Some(Ok(Err(why))) => return unasked(verdict, &why),
-            Some(Err(_)) => return unasked(verdict, NO_TIME),
+            Some(Err(_)) => return Verdict { late: true, ..unasked(verdict, NO_TIME) },
             None => return skipped(verdict),
         };
         verdict.attempt = number;
-        verdict.started_at = clock::now();
+        let began = Instant::now();
+        verdict.started_at = core.store.now();
         let delivery = Delivery { invocation, attempt: number, replay: false, event: event.clone() };
-        let until = (Instant::now() + subscription.policy.timeout()).min(deadline);
-        let asked = listener.inactive.run_until_cancelled(core.executor.ask(&call, &delivery, until)).await;
+        let own_end = began + subscription.policy.timeout();
+        let asking = core.executor.ask(&call, &delivery, own_end.min(deadline));
+        let asked = listener.inactive.run_until_cancelled(asking).await;
         let Some((outcome, answer)) = asked else { return skipped(verdict) };
         // From here on its answer counts, also where that disables it: 410.
+        verdict.duration = began.elapsed();
         core.asked(tenant, &listener, leave, &outcome, || event.entry().event.lineage.caused_by(invocation)).await;
-        verdict.duration = (clock::now() - verdict.started_at).to_std().unwrap_or_default();
         measured().dispatch.attempted(outcome.class.name(), verdict.duration);
         let wait = subscription.policy.backoff(made, clock::jitter(), outcome.retry_after);
-        let last = made == subscription.policy.max_attempts() || Instant::now() + wait >= deadline;
+        let used_up = made == attempts_max;
+        let no_time = Instant::now() + wait >= deadline;
+        // Of a silence the deadline is to blame where the policy would have let it last longer, and where it would have had the listener
+        // asked again: wherever the deadline happens to fall, in an attempt or in the wait for the next one.
+        let cut_off = deadline < own_end && began + verdict.duration >= deadline;
+        verdict.late = outcome.class == OutcomeClass::Timeout && (cut_off || no_time && !used_up);
         // Nothing to wait for within a publisher's patience where there is no way to it at all.
-        if answer != Answer::Failed || !outcome.class.is_retryable() || last {
+        if answer != Answer::Failed || !outcome.class.is_retryable() || used_up || no_time {
             return judged(tenant, verdict, &listener.policy, event.entry(), outcome, answer).await;
         }
         let (started_at, duration) = (verdict.started_at, verdict.duration);

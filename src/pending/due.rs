@@ -183,7 +183,8 @@ impl Core {
             .collect();
         if !gone.is_empty() {
             let ids = self.store.subscription_ids(row.tenant, &gone).await?;
-            verdicts.extend(ids.into_iter().map(|(no, id)| undecided(no, id, VerdictKind::Skipped, NOT_ACTIVE)));
+            let now = self.store.now();
+            verdicts.extend(ids.into_iter().map(|named| undecided(named, VerdictKind::Skipped, NOT_ACTIVE, now)));
         }
         let attempted = Some(row.attempted);
         self.phase(row, listeners, verdicts, attempted);

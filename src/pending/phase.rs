@@ -16,7 +16,6 @@ use crate::clock;
 use crate::domain::announcement::Announcement;
 use crate::domain::event::{Data, Event, LogEntry};
 use crate::domain::ids::{SubscriptionNo, TenantId};
-use crate::domain::invocation::OutcomeClass;
 use crate::domain::pre::{AbortReason, Aborted, EnrichPath, FailurePolicy, Verdict, VerdictKind, enrich};
 use crate::executor::EncodedEvent;
 use crate::feed::{Head, News};
@@ -196,7 +195,7 @@ impl Phase {
             }
         }
         drop(asking);
-        self.time_is_up();
+        self.time_is_up(core.store.now());
         self.aborts().map_or(Decision::Commit, Decision::Abort)
     }
 
@@ -227,9 +226,7 @@ impl Phase {
             VerdictKind::Rejected => Some(AbortReason::Rejected),
             VerdictKind::Failed if policy.unwrap_or_default() == FailurePolicy::Fail => {
                 // One that takes longer than its own policy allows has failed: it says nothing of the time of all.
-                let waited_for = verdict.outcome.as_ref().is_none_or(|outcome| outcome.class == OutcomeClass::Timeout);
-                let late = waited_for && Instant::now() >= self.deadline;
-                Some(if late { AbortReason::Deadline } else { AbortReason::ListenerFailed })
+                Some(if verdict.late { AbortReason::Deadline } else { AbortReason::ListenerFailed })
             }
             _ => None,
         }
@@ -262,11 +259,11 @@ impl Phase {
     }
 
     /// Whoever was left no time to be asked has failed, unless it has no say any more.
-    fn time_is_up(&mut self) {
+    fn time_is_up(&mut self, now: DateTime<Utc>) {
         for listener in &self.listeners {
             let no = listener.entry.subscription.no;
             if !self.verdicts.iter().any(|verdict| verdict.subscription_no == no) {
-                self.verdicts.push(listener.unheard());
+                self.verdicts.push(listener.unheard(now));
             }
         }
     }
@@ -384,7 +381,8 @@ impl Phase {
         for listener in &self.listeners {
             let no = listener.entry.subscription.no;
             if !self.verdicts.iter().any(|verdict| verdict.subscription_no == no) {
-                self.verdicts.push(listener.verdict(VerdictKind::Cancelled, "it was not waited for"));
+                let now = core.store.now();
+                self.verdicts.push(listener.verdict(VerdictKind::Cancelled, "it was not waited for", now));
             }
         }
         self.verdicts.sort_by_key(|verdict| verdict.subscription_no);

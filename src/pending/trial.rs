@@ -36,7 +36,7 @@ impl Pending {
         }
         let (mut trial, answer) = core.executor.ask_trial(call, &delivery, deadline).await;
         let listener = Listener::new(listener);
-        let verdict = listener.verdict(VerdictKind::Failed, "");
+        let verdict = listener.verdict(VerdictKind::Failed, "", core.store.now());
         let verdict = judged(registry.tenant(), verdict, &listener.policy, &entry, trial.outcome.clone(), answer).await;
         let enriches = verdict.patch.is_some();
         let mut phase = Phase {

@@ -253,12 +253,11 @@ async fn a_patch_fails_its_listener_alone_whatever_names_it_has() {
     let tenant = World::shared().await.tenant().await;
     let receiver = Receiver::start().await;
     declare(&tenant).await;
-    let patches = [(r#"{"patch": {"\u0000": 1}}"#.to_owned(), "the patch changes / ,"), (
-        format!(r#"{{"patch": {{"{}": 1}}}}"#, "x".repeat(60_000)),
-        "the patch changes /xxx",
-    )];
-    let answers =
-        patches.map(|(body, said)| (Answer::Full(200, Vec::new(), body.into_bytes()), said.to_owned()));
+    let patches = [
+        (r#"{"patch": {"\u0000": 1}}"#.to_owned(), "the patch changes / ,"),
+        (format!(r#"{{"patch": {{"{}": 1}}}}"#, "x".repeat(60_000)), "the patch changes /xxx"),
+    ];
+    let answers = patches.map(|(body, said)| (Answer::Full(200, Vec::new(), body.into_bytes()), said.to_owned()));
     ignored(&tenant, &receiver, "/named", quick_policy()).await;
     for (answer, expected) in answers.clone() {
         receiver.answers("/named", [answer]);
@@ -365,6 +364,34 @@ async fn a_listener_that_takes_longer_than_its_own_policy_allows_has_failed_whil
     assert_refused(refused, Code::Unavailable, "PRE_LISTENER_UNAVAILABLE");
     let refused = tenant.try_publish(timed(millis(200))).await;
     assert_refused(refused, Code::DeadlineExceeded, "PRE_DEADLINE");
+}
+
+#[tokio::test]
+async fn a_silence_is_late_wherever_the_deadline_falls_and_a_failure_once_its_attempts_are_used_up() {
+    let tenant = World::shared().await.tenant().await;
+    let receiver = Receiver::start().await;
+    declare(&tenant).await;
+    receiver.answers("/silent", [Answer::Hang]);
+    let hurried = |max_attempts, initial_backoff, max_backoff| DeliveryPolicy {
+        max_attempts,
+        initial_backoff: Some(initial_backoff),
+        max_backoff: Some(max_backoff),
+        timeout: Some(millis(200)),
+        ..quick_policy()
+    };
+    let [second, hour] = [1, 3_600].map(|seconds| Duration { seconds, nanos: 0 });
+    for (policy, pre_timeout, code, reason) in [
+        // In the wait for the second attempt, and in some attempt or wait.
+        (hurried(3, hour, hour), second, Code::DeadlineExceeded, "PRE_DEADLINE"),
+        (hurried(50, millis(100), millis(100)), second, Code::DeadlineExceeded, "PRE_DEADLINE"),
+        // Never.
+        (hurried(2, millis(10), millis(10)), hour, Code::Unavailable, "PRE_LISTENER_UNAVAILABLE"),
+    ] {
+        let subscription_id = listen(&tenant, &receiver, "/silent", policy).await;
+        let request = PublishRequest { pre_timeout: Some(pre_timeout), ..publish_request(TYPE, &json!({})) };
+        assert_refused(tenant.try_publish(request).await, code, reason);
+        tenant.unsubscribe(&subscription_id).await;
+    }
 }
 
 /// A listener whose failure is left out.

@@ -264,6 +264,7 @@ pub(super) fn parse(row: Row) -> Result<Verdict, StoreError> {
         message,
         patch,
         failed: Vec::new(),
+        late: false,
     })
 }
 

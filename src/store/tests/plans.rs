@@ -403,6 +403,7 @@ async fn every_hot_statement_is_served_by_its_index_and_looks_at_no_more_days_th
         message: String::new(),
         patch: None,
         failed: Vec::new(),
+        late: false,
     };
     let health = |no| HealthRow { subscription_no: no, registry_version: 1, ..HealthRow::default() };
     look!("token of a rate", ["subscription_rates_pk"], scans [], prunes false,
