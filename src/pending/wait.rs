@@ -51,7 +51,7 @@ impl Pending {
             return Ok(Stands::Final(Answer::Committed { entry, verdicts, duplicate }));
         };
         match (row.state, row.abort) {
-            (PendingState::Scheduled, _) => Ok(Stands::Scheduled(row.due_at.unwrap_or_default())),
+            (PendingState::Scheduled, _) => Ok(Stands::Scheduled(row.deliver_at.unwrap_or_default())),
             (PendingState::Gated, _) => Ok(Stands::Gated),
             (PendingState::Cancelled, _) => Err(PendingError::Cancelled),
             (PendingState::Aborted, Some((reason, message))) => {

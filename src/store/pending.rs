@@ -50,13 +50,11 @@ pub struct PendingEvent {
     pub state: PendingState,
     /// Fences its owners.
     pub token: i64,
-    /// When it is due, or its owner's lease ends.
-    pub due_at: Option<DateTime<Utc>>,
     /// When the listeners must have answered.
     pub deadline_at: Option<DateTime<Utc>>,
     /// How long the listeners have.
     pub pre_timeout: Duration,
-    /// Of a delayed event that has been due: the time that it was delayed to.
+    /// Of a delayed event, also once it is due: the time that it was delayed to.
     pub deliver_at: Option<DateTime<Utc>>,
     /// The highest number of an attempt that is written down; 0 where none was needed.
     pub attempted: i32,
@@ -69,8 +67,8 @@ pub struct PendingEvent {
 pub struct Standing {
     /// What it waits for.
     pub state: PendingState,
-    /// When it is due, or its owner's lease ends.
-    pub due_at: Option<DateTime<Utc>>,
+    /// Of a delayed event, also once it is due: the time that it was delayed to.
+    pub deliver_at: Option<DateTime<Utc>>,
     /// Why it was aborted, in a word and a sentence.
     pub abort: Option<(AbortReason, String)>,
 }
@@ -145,8 +143,9 @@ const TOKEN_FIRST: i64 = 1;
 fn columns() -> String {
     let event = EVENT_COLUMNS.replace("position, ", "").replace("committed_at, ", "");
     format!(
-        "tenant_id, 0::bigint AS position, created_at AS committed_at, {event}, {STANDING_COLUMNS}, token, deadline_at, \
-         pre_timeout_ms, attempted, deliver_at"
+        "tenant_id, 0::bigint AS position, created_at AS committed_at, {event}, {}, token, deadline_at, \
+         pre_timeout_ms, attempted",
+        standing_columns()
     )
 }
 
@@ -309,7 +308,7 @@ impl Store {
         let sql = format!(
             "WITH gated AS ({}), scheduled AS ({}), due AS (SELECT id FROM gated UNION ALL SELECT id FROM scheduled)
              UPDATE pending_events
-                SET token = token + 1, due_at = $3, deliver_at = COALESCE(deliver_at, CASE WHEN state = {SCHEDULED} THEN due_at END)
+                SET token = token + 1, due_at = $3, deliver_at = {DELIVER_AT}
                FROM due d WHERE tenant_id = $1 AND event_id = d.id RETURNING {}",
             of_state(GATED, "$4"),
             of_state(SCHEDULED, "$4 - (SELECT count(*) FROM gated)"),
@@ -382,7 +381,12 @@ impl Store {
     }
 }
 
-const STANDING_COLUMNS: &str = "state, due_at, abort_reason, abort_message";
+/// The time that an event was delayed to, which is when it is due until it is claimed.
+const DELIVER_AT: &str = "COALESCE(deliver_at, CASE WHEN state = 1 THEN due_at END)";
+
+fn standing_columns() -> String {
+    format!("state, {DELIVER_AT} AS deliver_at, abort_reason, abort_message")
+}
 
 fn parse_standing(row: &sqlx::postgres::PgRow) -> Result<Standing, StoreError> {
     let corrupt = |what| StoreError::Corrupt { what };
@@ -400,21 +404,20 @@ fn parse_standing(row: &sqlx::postgres::PgRow) -> Result<Standing, StoreError> {
             Some((reason, row.try_get::<Option<String>, _>("abort_message")?.unwrap_or_default()))
         }
     };
-    Ok(Standing { state, due_at: row.try_get("due_at")?, abort })
+    Ok(Standing { state, deliver_at: row.try_get("deliver_at")?, abort })
 }
 
 fn parse(row: &sqlx::postgres::PgRow) -> Result<PendingEvent, StoreError> {
     let entry = EventRow::from_row(row)?.parse()?;
-    let Standing { state, due_at, abort } = parse_standing(row)?;
+    let Standing { state, deliver_at, abort } = parse_standing(row)?;
     Ok(PendingEvent {
         tenant: TenantId(row.try_get("tenant_id")?),
         entry: Arc::new(entry),
         state,
         token: row.try_get("token")?,
-        due_at,
         deadline_at: row.try_get("deadline_at")?,
         pre_timeout: Duration::from_millis(u64::try_from(row.try_get::<i32, _>("pre_timeout_ms")?).unwrap_or_default()),
-        deliver_at: row.try_get("deliver_at")?,
+        deliver_at,
         attempted: row.try_get("attempted")?,
         abort,
     })

@@ -9,6 +9,7 @@ use carillon::proto::public::{
 use chrono::TimeDelta;
 use serde_json::json;
 use sqlx::Connection as _;
+use tokio::sync::Mutex;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
@@ -106,6 +107,28 @@ async fn a_retry_that_counts_its_delay_anew_gets_the_first_answer() {
     other.event = publish_request(TYPE, &json!({"n": 2})).event;
     assert_refused(tenant.try_publish(other).await, Code::FailedPrecondition, "REQUEST_ID_REUSED");
     assert_eq!(count(&tenant).await, 0, "it waits for its time");
+}
+
+#[tokio::test]
+async fn a_retry_gets_the_time_of_the_first_answer_also_while_the_event_is_brought_on_its_way() {
+    let world = World::start(1).await;
+    let tenant = world.tenant().await;
+    tenant.declare(TYPE).await;
+    let keyed = PublishRequest { idempotency_key: "later-1".to_owned(), ..later(TimeDelta::seconds(2)) };
+    let mut holder = Cluster::superuser(&world.database_url).await;
+    let first = tenant.try_publish(keyed.clone()).await.expect("it is accepted");
+    let mut lock = holder.begin().await.expect("a transaction");
+    sqlx::query("SELECT 1 FROM tenant_heads FOR UPDATE").execute(&mut *lock).await.expect("locked");
+    let watcher = Mutex::new(Cluster::superuser(&world.database_url).await);
+    eventually("it is claimed", || async {
+        let sql = "SELECT token FROM pending_events";
+        let token: i64 = sqlx::query_scalar(sql).fetch_one(&mut *watcher.lock().await).await.expect("it waits");
+        if token > 1 { Ok(()) } else { Err(token) }
+    })
+    .await;
+    let again = tenant.try_publish(keyed).await.expect("the first answer");
+    assert_eq!((again.duplicate, again.deliver_time), (true, first.deliver_time));
+    lock.rollback().await.expect("released");
 }
 
 #[tokio::test]

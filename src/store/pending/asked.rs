@@ -1,7 +1,7 @@
 //! What callers ask about a pending event: what became of it, what its listeners answered, and to take it back.
 
 use super::verdicts::{self, Row};
-use super::{PendingEvent, STANDING_COLUMNS, Standing, columns, parse, parse_standing};
+use super::{PendingEvent, Standing, columns, parse, parse_standing, standing_columns};
 use crate::domain::ids::{EventId, InvocationId, Position, TenantId};
 use crate::domain::invocation::{Attempt, Invocation, State};
 use crate::domain::pre::{Verdict, VerdictKind};
@@ -25,7 +25,7 @@ impl Store {
 
     /// Reads how a pending event stands, and nothing of the event.
     pub async fn pending_standing(&self, tenant: TenantId, event: EventId) -> Result<Option<Standing>, StoreError> {
-        let sql = format!("SELECT {STANDING_COLUMNS} FROM pending_events WHERE tenant_id = $1 AND event_id = $2");
+        let sql = format!("SELECT {} FROM pending_events WHERE tenant_id = $1 AND event_id = $2", standing_columns());
         let row = sqlx::query(sqlx::AssertSqlSafe(sql))
             .bind(tenant.0)
             .bind(event.0)
