@@ -225,7 +225,7 @@ impl Core {
                 Err(PublishError::Store(error)) => return Err(error),
                 Err(error) => return self.give_up(&row, &error).await,
             };
-            let done = if prepared.is_gated() {
+            if prepared.is_gated() {
                 let deadline_at = self.store.now() + row.pre_timeout;
                 let new = NewPending {
                     tenant: row.tenant,
@@ -240,21 +240,19 @@ impl Core {
                 };
                 // Before the gate, which says whether they are those of the match.
                 let listeners = listeners(&registry, &new.matched);
-                let gated = self.store.gate_pending(row.token, &new).await?;
-                if gated {
+                if self.store.gate_pending(row.token, &new).await? {
                     let NewPending { event, matched, refused, .. } = new;
                     let entry = LogEntry { event, matched, refused, ..LogEntry::clone(&row.entry) };
                     let row = PendingEvent { entry: Arc::new(entry), deadline_at: Some(deadline_at), ..row };
                     self.phase(row, listeners, Vec::new(), None);
                     return Ok(());
                 }
-                gated
-            } else {
-                self.commit_due(row.tenant, row.token, prepared).await?
-            };
+            } else if self.commit_due(row.tenant, row.token, prepared).await? {
+                return Ok(());
+            }
             // Either the registry moved on, or the event is not this replica's any more.
             let mine = self.store.pending_event(row.tenant, row.entry.event.id).await?;
-            if done || mine.is_none_or(|mine| mine.token != row.token || mine.state != PendingState::Scheduled) {
+            if mine.is_none_or(|mine| mine.token != row.token || mine.state != PendingState::Scheduled) {
                 return Ok(());
             }
             self.registry.reload(row.tenant).await?;
