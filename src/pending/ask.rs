@@ -259,3 +259,30 @@ pub(super) fn spoil(verdict: &mut Verdict, message: String) {
     }
     verdict.message = message;
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pending::tests::World;
+    use crate::store::pending::PendingState;
+    use chrono::TimeDelta;
+    use std::time::Duration;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn an_attempt_begins_by_the_clock_of_the_database() {
+        let world = World::new().await;
+        let tenant = world.database.tenant("acme").await;
+        let listener = Listener::new(world.listener(tenant).await);
+        world.wait(tenant, PendingState::Gated, 1).await;
+        let (core, now) = (world.core.clone(), clock::now());
+        let claimed = core.store.claim_pending(tenant, PendingState::Gated, now, now, &[], 1).await;
+        let event = Arc::new(EncodedEvent::new(claimed.expect("claimed").remove(0).entry));
+        core.store.set_clock(now - TimeDelta::minutes(3), now);
+        let (deadline, numbers) = (Instant::now() + Duration::from_secs(20), Arc::new(Numbers::after(None, 1)));
+        let verdict = ask(core.clone(), tenant, listener, event, deadline, numbers).await;
+        assert_eq!(verdict.attempt, 1, "{verdict:?}");
+        assert!(verdict.started_at <= core.store.now(), "{verdict:?}");
+        drop(core);
+        world.end().await;
+    }
+}

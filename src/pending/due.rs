@@ -1,56 +1,66 @@
 //! What is due: delayed events whose time has come, and PRE events whose owner has gone silent.
 //!
-//! One timer per replica, set by the pulse to the first time of all and by what is scheduled here, and a task for each tenant with
-//! something due: one whose log is locked holds up nobody else. Whoever claims an event owns it until the lease ends; an event is born by
-//! a statement that names the claim's token, so it is born once.
+//! One timer per replica, set by the pulse to the first time of all and by what is scheduled here. Tenants with something due take turns
+//! (`turns`), each in a task of its own: one whose log is locked holds up nobody else, and neither does one with much that is due. PRE
+//! events have turns of their own, since somebody waits for them. Whoever claims an event owns it until the lease ends; an event is born
+//! by a statement that names the claim's token, so it is born once.
 
 use super::ask::{Listener, NOT_ACTIVE, undecided};
 use super::phase::Phase;
 use super::running::Handle;
+use super::turns::Turns;
 use super::{Core, listeners};
 use crate::domain::event::LogEntry;
 use crate::domain::ids::{EventId, SubscriptionNo, TenantId};
-use crate::domain::places::Place;
+use crate::domain::places::{Place, Places};
 use crate::domain::pre::{AbortReason, Aborted, Verdict, VerdictKind};
 use crate::publish::PublishError;
 use crate::publish::prepare::prepare;
 use crate::store::StoreError;
 use crate::store::pending::{NewPending, PendingCommit, PendingEvent, PendingState, WaitsFor};
 use crate::telemetry::measured;
+use chrono::{DateTime, Utc};
 use futures::StreamExt as _;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
+use uuid::Uuid;
 
-/// Events of one tenant that are claimed at a time.
+/// Events that are claimed in one turn of a tenant.
 const CLAIM_MAX: u32 = 64;
-/// Due events that one look sees, over all tenants, to choose whose are claimed.
+/// Due events that a look reads, over all tenants. Where there are more, it looks for each tenant by itself.
 const LOOK_MAX: u32 = 256;
-/// Tenants whose due events are brought on their way at the same time.
+/// Tenants that are found at a time then.
+const FOUND_MAX: u32 = 1_000;
+/// Tenants whose due events of one kind are brought on their way at the same time.
 const TENANTS_MAX: usize = 64;
-/// Claimed events that are published at the same time beyond one of each tenant; one tenant alone gets half of them.
-pub(super) const AT_ONCE: usize = 8;
-/// After a look that failed, or that left something due: its tenant's task tells when it ends.
+/// Claimed events of one kind that are brought on their way at the same time beyond one of each tenant; one tenant alone gets half of them.
+const AT_ONCE: usize = 8;
+/// After a look that failed, or that found something due.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// Between two looks for each tenant, at least: they cost something where there are many.
+const LOOK_APART: Duration = Duration::from_millis(100);
 /// How often an event is matched again because the registry moved on.
 const ROUNDS_MAX: u32 = 20;
 
 /// Runs until the server stops.
 pub(super) async fn run(core: Arc<Core>) {
     let mut next = core.feed.pending_due();
+    let mut due = Due::new(core.clone(), TENANTS_MAX);
     loop {
         let due_at = *next.borrow_and_update();
-        let due = async {
+        let soonest = due.look_from;
+        let look = async {
             match due_at {
                 Some(at) => {
                     let wait = (at - core.store.now()).to_std().unwrap_or_default();
-                    sleep_until(Instant::now() + wait).await;
+                    sleep_until(soonest.max(Instant::now() + wait)).await;
                 }
                 None => std::future::pending().await,
             }
         };
-        // Every arm is cancel-safe: a signal, a channel that keeps its value, a timer.
+        // Every arm is cancel-safe: a signal, channels that keep their values, a timer.
         tokio::select! {
             () = core.stop.cancelled() => return,
             changed = next.changed() => {
@@ -58,99 +68,143 @@ pub(super) async fn run(core: Arc<Core>) {
                     return;
                 }
             }
-            () = due => {
-                let ended = core.due_ended.load(Ordering::Acquire);
-                let look = async {
-                    core.run_due().await?;
-                    core.store.next_pending_due(&core.busy_with_due()).await
-                };
-                match look.await {
-                    // A task that has ended meanwhile may have left room for what this look had to leave.
-                    Ok(_) if core.due_ended.load(Ordering::Acquire) != ended => {}
-                    Ok(due_at) => {
-                        let now = core.store.now();
-                        let later = |at| if at > now { at } else { now + LOOK_AGAIN };
-                        core.feed.set_pending_due(due_at.map(later));
-                    }
+            Some(ended) = due.ended.recv() => due.end(ended),
+            () = look => {
+                // From here on what is noted counts, and what this look finds beside it.
+                core.feed.set_pending_due(None);
+                let again = core.store.now() + LOOK_AGAIN;
+                match due.look().await {
+                    Ok(Some(at)) => core.feed.note_pending_due(at),
+                    Ok(None) => {}
                     Err(error) => {
                         tracing::warn!(%error, "pending events that are due could not be looked at; it is tried again");
-                        sleep(LOOK_AGAIN).await;
+                        due.look_from = Instant::now() + LOOK_AGAIN;
+                        core.feed.note_pending_due(again);
                     }
                 }
             }
         }
+        due.begin();
     }
 }
 
-/// A tenant whose events are brought on their way; it ends with the task, also where that panics.
-struct Busy<'a> {
-    core: &'a Core,
-    tenant: TenantId,
-    /// Whether the next look is made at once: after something was done.
-    tell: bool,
+/// What is known to be due at this replica, and whose turn it is.
+struct Due {
+    core: Arc<Core>,
+    kinds: [Kind; 2],
+    /// Not to look before.
+    look_from: Instant,
+    ended: mpsc::UnboundedReceiver<Ended>,
+    tell: mpsc::UnboundedSender<Ended>,
 }
 
-impl Drop for Busy<'_> {
+/// What waits for the same, and for nothing that waits for something else.
+struct Kind {
+    state: PendingState,
+    turns: Turns,
+    places: Places,
+}
+
+/// A turn that is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Ended {
+    tenant: TenantId,
+    state: PendingState,
+    /// Whether it has left something that is due.
+    more: bool,
+}
+
+/// A tenant's turn; it ends with its task, also where that panics.
+struct Turn {
+    ended: Ended,
+    tell: mpsc::UnboundedSender<Ended>,
+}
+
+impl Drop for Turn {
     fn drop(&mut self) {
-        self.core.due_tenants.remove(&self.tenant);
-        let now = self.core.store.now();
-        if self.tell {
-            self.core.due_ended.fetch_add(1, Ordering::AcqRel);
-            self.core.feed.note_pending_due(now);
-        } else {
-            // What could not be done now is looked at again, and not at once.
-            self.core.feed.note_pending_due(now + LOOK_AGAIN);
+        // Nobody listens while the server stops.
+        let _ = self.tell.send(self.ended);
+    }
+}
+
+impl Due {
+    /// Takes how many tenants have their turn at the same time.
+    fn new(core: Arc<Core>, tenants_max: usize) -> Self {
+        let (tell, ended) = mpsc::unbounded_channel();
+        let kind = |state| Kind { state, turns: Turns::new(tenants_max), places: Places::new(AT_ONCE) };
+        let kinds = [PendingState::Gated, PendingState::Scheduled].map(kind);
+        Self { core, kinds, look_from: Instant::now(), ended, tell }
+    }
+
+    /// Lets each tenant that has something due wait for its turn. Answers when to look again.
+    async fn look(&mut self) -> Result<Option<DateTime<Utc>>, StoreError> {
+        let (store, now) = (&self.core.store, self.core.store.now());
+        let first = store.first_due(now, LOOK_MAX).await?;
+        for kind in &mut self.kinds {
+            for (tenant, _) in first.iter().filter(|(_, state)| *state == kind.state) {
+                kind.turns.wait(*tenant);
+            }
+        }
+        if first.len() >= LOOK_MAX as usize {
+            self.look_from = Instant::now() + LOOK_APART;
+            for kind in &mut self.kinds {
+                let mut after = TenantId(Uuid::nil());
+                loop {
+                    let found = store.tenants_with_due(kind.state, now, after, FOUND_MAX).await?;
+                    for tenant in &found {
+                        kind.turns.wait(*tenant);
+                    }
+                    match found.last() {
+                        Some(last) if found.len() >= FOUND_MAX as usize => after = *last,
+                        _ => break,
+                    }
+                }
+            }
+        }
+        let next = store.next_pending_due(now).await?;
+        // What could not be done by then is found once more.
+        let again = (!first.is_empty()).then(|| now + LOOK_AGAIN);
+        Ok(next.into_iter().chain(again).min())
+    }
+
+    /// Begins turns as long as there are places.
+    fn begin(&mut self) {
+        for Kind { state, turns, places } in &mut self.kinds {
+            while let Some(tenant) = turns.next() {
+                // One event at a time, whatever others do, and more where there is room.
+                let places: Vec<Place> = std::iter::from_fn(|| places.take(tenant)).collect();
+                let turn = Turn { ended: Ended { tenant, state: *state, more: false }, tell: self.tell.clone() };
+                self.core.tasks.spawn(self.core.clone().take_turn(turn, places));
+            }
+        }
+    }
+
+    fn end(&mut self, ended: Ended) {
+        for kind in self.kinds.iter_mut().filter(|kind| kind.state == ended.state) {
+            kind.turns.end(ended.tenant, ended.more);
         }
     }
 }
 
 impl Core {
-    /// Tenants that have a task: it tells when it ends.
-    fn busy_with_due(&self) -> Vec<TenantId> {
-        self.due_tenants.iter().map(|tenant| *tenant).collect()
-    }
-
-    /// Starts a task for each tenant that has something due and none yet, as long as there are places.
-    async fn run_due(self: &Arc<Self>) -> Result<(), StoreError> {
-        let mut without = self.busy_with_due();
-        loop {
-            // What one look sees may be of one tenant alone: the next look leaves that one out.
-            let tenants = self.store.tenants_with_due(self.store.now(), &without, LOOK_MAX).await?;
-            if tenants.is_empty() {
-                return Ok(());
-            }
-            for tenant in tenants {
-                if self.due_tenants.len() >= TENANTS_MAX || self.stop.is_cancelled() {
-                    return Ok(());
-                }
-                // One event at a time, whatever others do, and more where there is room.
-                let places: Vec<Place> = std::iter::from_fn(|| self.due_places.take(tenant)).collect();
-                self.due_tenants.insert(tenant);
-                self.tasks.spawn(self.clone().run_due_of(tenant, places));
-                without.push(tenant);
-            }
+    /// Claims the first of what is due of a tenant and brings each event on its way.
+    async fn take_turn(self: Arc<Self>, mut turn: Turn, places: Vec<Place>) {
+        let Ended { tenant, state, .. } = turn.ended;
+        if self.stop.is_cancelled() {
+            return;
         }
-    }
-
-    /// Claims what is due of a tenant and brings each event on its way, until nothing is left that this replica may claim.
-    async fn run_due_of(self: Arc<Self>, tenant: TenantId, places: Vec<Place>) {
-        let mut ending = Busy { core: &self, tenant, tell: false };
-        while !self.stop.is_cancelled() {
-            // A phase that runs here goes on, also where its lease could not be renewed in time: only another replica may take it over.
-            let running: Vec<EventId> =
-                self.phases.iter().map(|phase| *phase.key()).filter(|key| key.0 == tenant).map(|key| key.1).collect();
-            match self.store.claim_pending(tenant, self.store.now(), self.lease_until(), &running, CLAIM_MAX).await {
-                Ok(claimed) if claimed.is_empty() => break,
-                Ok(claimed) => {
-                    ending.tell = true;
-                    let claimed = futures::stream::iter(claimed);
-                    claimed.for_each_concurrent(places.len() + 1, |row| self.bring(row)).await;
-                }
-                Err(error) => {
-                    tracing::warn!(%tenant, %error, "pending events that are due could not be claimed; it is tried again");
-                    ending.tell = false;
-                    break;
-                }
+        // A phase that runs here goes on, also where its lease could not be renewed in time: only another replica may take it over.
+        let running: Vec<EventId> =
+            self.phases.iter().map(|phase| *phase.key()).filter(|key| key.0 == tenant).map(|key| key.1).collect();
+        let (now, until) = (self.store.now(), self.lease_until());
+        match self.store.claim_pending(tenant, state, now, until, &running, CLAIM_MAX).await {
+            Ok(claimed) => {
+                turn.ended.more = claimed.len() >= CLAIM_MAX as usize;
+                let claimed = futures::stream::iter(claimed);
+                claimed.for_each_concurrent(places.len() + 1, |row| self.bring(row)).await;
+            }
+            Err(error) => {
+                tracing::warn!(%tenant, %error, "pending events that are due could not be claimed; it is tried again");
             }
         }
     }
@@ -295,44 +349,74 @@ impl Core {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::catalogue::Catalogue;
-    use crate::executor::{self, Executor};
-    use crate::feed::Feed;
-    use crate::pending::{Config, Parts, Pending};
-    use crate::publish;
-    use crate::publish::registry::Registry;
-    use crate::store::secrets::Keyring;
-    use crate::store::tests::Database;
-    use sqlx::{AssertSqlSafe, Executor as _};
+    use crate::pending::tests::World;
+    use sqlx::Executor as _;
 
     #[tokio::test(flavor = "multi_thread")]
     async fn one_look_finds_every_tenant_with_something_due_however_much_another_one_has() {
-        let database = Database::new().await;
-        let mut connection = database.connection().await;
+        let world = World::new().await;
+        let mut due = Due::new(world.core.clone(), TENANTS_MAX);
         for (slug, many) in [("a", 2 * LOOK_MAX), ("b", LOOK_MAX), ("c", 1), ("d", LOOK_MAX), ("e", 1)] {
-            let tenant = database.tenant(slug).await;
-            // Each tenant's after all of those before it.
-            let sql = format!(
-                "INSERT INTO pending_events (tenant_id, event_id, state, token, due_at, pre_timeout_ms, created_at, event_type,
-                        schema_version, source, event_time, extensions, data_kind, data, matched, refused, root_id, depth, lineage)
-                 SELECT '{}', gen_random_uuid(), 1, 1, now() - interval '1 h' + (ascii('{slug}') || ' s')::interval, 1, now(),
-                        'CUSTOM_TESTED', 0, 's', now(), '', 0, '', '{{}}', '{{}}', gen_random_uuid(), 0, '{{}}'
-                   FROM generate_series(1, {many})",
-                tenant.0
-            );
-            connection.execute(AssertSqlSafe(sql)).await.expect("they wait");
+            let tenant = world.database.tenant(slug).await;
+            world.wait(tenant, PendingState::Scheduled, many).await;
         }
-        let keyring = Arc::new(Keyring::new(vec![("k1".to_owned(), [7; 32])]).expect("a keyring"));
-        let registry = Registry::new(database.store.clone(), keyring, Arc::new(Catalogue::builtin()), 100, 100);
-        let executor = Executor::new(&executor::Config::default()).expect("an executor");
-        let parts = Parts { store: database.store.clone(), registry, executor, feed: Feed::default() };
-        let pending = Pending::start(parts, Config::default(), &publish::Config::default());
-        // Nothing can be claimed, so whoever is found stays busy.
-        connection.execute("BEGIN; LOCK TABLE pending_events IN SHARE MODE").await.expect("locked");
-        pending.core.run_due().await.expect("readable");
-        assert_eq!(pending.core.busy_with_due().len(), 5);
-        connection.execute("ROLLBACK").await.expect("free");
-        pending.stop().await;
-        database.end().await;
+        let asking = world.database.tenant("f").await;
+        world.wait(asking, PendingState::Gated, 1).await;
+        due.look().await.expect("readable");
+        let waiting = due.kinds.each_mut().map(|kind| std::iter::from_fn(|| kind.turns.next()).collect::<Vec<_>>());
+        assert_eq!((&waiting[0], waiting[1].len()), (&vec![asking], 5));
+        world.end().await;
+    }
+
+    /// Who comes when all places are taken by tenants with much to do is served before these are done.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn g9_tenants_with_much_that_is_due_hold_up_neither_one_with_little_nor_what_has_lost_its_owner() {
+        let world = World::new().await;
+        let mut due = Due::new(world.core.clone(), 2);
+        for slug in ["a", "b", "c", "d"] {
+            let tenant = world.database.tenant(slug).await;
+            world.wait(tenant, PendingState::Scheduled, 3 * CLAIM_MAX).await;
+        }
+        due.look().await.expect("readable");
+        due.begin();
+        let late = world.database.tenant("late").await;
+        world.wait(late, PendingState::Scheduled, 1).await;
+        world.wait(late, PendingState::Gated, 1).await;
+        due.look().await.expect("readable");
+        due.begin();
+        let mut turns: Vec<Ended> = Vec::new();
+        while turns.iter().filter(|turn| !turn.more).count() < 6 {
+            let ended = due.ended.recv().await.expect("turns are taken");
+            turns.push(ended);
+            due.end(ended);
+            due.begin();
+        }
+        let place = |state| turns.iter().position(|turn| turn.tenant == late && turn.state == state);
+        // Three turns of each of the four with something to do, and one without.
+        assert_eq!(turns.len(), 4 * 4 + 2, "{turns:?}");
+        assert!(place(PendingState::Gated) < Some(4) && place(PendingState::Scheduled) < Some(8), "{turns:?}");
+        let mut connection = world.database.connection().await;
+        let left = sqlx::query_scalar::<_, i64>("SELECT count(*) FROM pending_events");
+        assert_eq!(left.fetch_one(&mut connection).await.expect("a count"), 0, "all are in the log");
+        world.end().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_delayed_event_that_is_in_the_log_is_not_looked_for_any_more() {
+        let world = World::new().await;
+        let tenant = world.database.tenant("acme").await;
+        world.wait(tenant, PendingState::Scheduled, 1).await;
+        let (core, now) = (&world.core, world.core.store.now());
+        let claimed = core.store.claim_pending(tenant, PendingState::Scheduled, now, core.lease_until(), &[], 1).await;
+        let row = claimed.expect("claimed").remove(0);
+        // What waits cannot be read within the wall of a tenant, and is committed outside of it.
+        let sql = "CREATE POLICY unreadable ON pending_events AS RESTRICTIVE FOR SELECT USING
+                     (1 / CASE WHEN coalesce(current_setting('carillon.tenant', true), '') = '' THEN 1 ELSE 0 END = 1)";
+        world.database.connection().await.execute(sql).await.expect("a policy");
+        let event = row.entry.event.id;
+        core.store.pending_event(tenant, event).await.expect_err("it cannot be read");
+        core.publish_due(row).await.expect("it is in the log");
+        assert!(core.store.event(tenant, event).await.expect("readable").is_some());
+        world.end().await;
     }
 }

@@ -21,7 +21,10 @@ mod health;
 mod phase;
 mod receivers;
 mod running;
+#[cfg(test)]
+mod tests;
 mod trial;
+mod turns;
 mod wait;
 
 pub use admission::Admission;
@@ -48,12 +51,11 @@ use crate::store::{Store, StoreError};
 use admission::Held;
 use ask::Listener;
 use chrono::{DateTime, TimeDelta, Utc};
-use dashmap::{DashMap, DashSet};
+use dashmap::DashMap;
 use phase::{Ended, Phase};
 use receivers::Receivers;
 use running::{Attachment, Handle};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -94,10 +96,6 @@ struct Core {
     places: Places,
     /// Bytes of these events.
     room: Places,
-    /// Of events that are brought on their way when they are due, and whose tenants have a task for that; how many of these have ended.
-    due_places: Places,
-    due_tenants: DashSet<TenantId>,
-    due_ended: AtomicU64,
     receivers: Receivers,
     tasks: TaskTracker,
     stop: CancellationToken,
@@ -151,25 +149,7 @@ const STOP_PATIENCE: Duration = Duration::from_secs(5);
 impl Pending {
     /// Starts to take care of what is due.
     pub fn start(parts: Parts, config: Config, publish: &publish::Config) -> Self {
-        let Parts { store, registry, executor, feed } = parts;
-        let core = Arc::new(Core {
-            store: store.owed(),
-            registry,
-            executor,
-            feed,
-            places: Places::new(config.phases_max as usize),
-            room: Places::new(config.phases_bytes_max),
-            config,
-            event_bytes_max: publish.event_bytes_max,
-            kept: TimeDelta::hours(i64::from(publish.idempotency_hours)),
-            phases: DashMap::new(),
-            due_places: Places::new(due::AT_ONCE),
-            due_tenants: DashSet::new(),
-            due_ended: AtomicU64::new(0),
-            receivers: Receivers::default(),
-            tasks: TaskTracker::new(),
-            stop: CancellationToken::new(),
-        });
+        let (store, core) = (parts.store.clone(), Arc::new(Core::new(parts, config, publish)));
         core.tasks.spawn(due::run(core.clone()));
         Self { core, store }
     }
@@ -294,6 +274,24 @@ impl Pending {
 }
 
 impl Core {
+    fn new(Parts { store, registry, executor, feed }: Parts, config: Config, publish: &publish::Config) -> Self {
+        Self {
+            store: store.owed(),
+            registry,
+            executor,
+            feed,
+            places: Places::new(config.phases_max as usize),
+            room: Places::new(config.phases_bytes_max),
+            config,
+            event_bytes_max: publish.event_bytes_max,
+            kept: TimeDelta::hours(i64::from(publish.idempotency_hours)),
+            phases: DashMap::new(),
+            receivers: Receivers::default(),
+            tasks: TaskTracker::new(),
+            stop: CancellationToken::new(),
+        }
+    }
+
     fn pre_timeout(&self, asked: Option<Duration>) -> Duration {
         let longest = Duration::from_millis(self.config.pre_timeout_max_ms);
         asked.unwrap_or(Duration::from_millis(self.config.pre_timeout_ms)).min(longest)

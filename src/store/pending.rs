@@ -258,68 +258,79 @@ impl Store {
         TOKEN_FIRST
     }
 
-    /// When the first pending event is due; none where there is none.
-    pub async fn next_pending_due(&self, without: &[TenantId]) -> Result<Option<DateTime<Utc>>, StoreError> {
-        // In the order of the index, so that it ends at the first one.
-        let sql = "SELECT due_at FROM pending_events WHERE due_at IS NOT NULL AND tenant_id <> ALL($1) ORDER BY due_at LIMIT 1";
-        let without: Vec<Uuid> = without.iter().map(|tenant| tenant.0).collect();
-        Ok(sqlx::query_scalar(sql).bind(without).fetch_optional(self.engine()).await?)
+    /// When the first pending event that is not due yet will be; none where there is none.
+    pub async fn next_pending_due(&self, now: DateTime<Utc>) -> Result<Option<DateTime<Utc>>, StoreError> {
+        // In the order of the index, from `now` on: what is due already, however much it is, is not read.
+        let sql = "SELECT due_at FROM pending_events WHERE due_at > $1 ORDER BY due_at LIMIT 1";
+        Ok(sqlx::query_scalar(sql).bind(now).fetch_optional(self.engine()).await?)
     }
 
-    /// Tenants with pending events that are due, those that wait longest first, without some.
+    /// The pending events that have been due for longest: whose each is, and what it waits for.
+    pub async fn first_due(&self, now: DateTime<Utc>, limit: u32) -> Result<Vec<(TenantId, PendingState)>, StoreError> {
+        // Reads across tenants, as only the owner of a replica's timers does; claims are per tenant.
+        let rows: Vec<(Uuid, i16)> =
+            sqlx::query_as("SELECT tenant_id, state FROM pending_events WHERE due_at <= $1 ORDER BY due_at LIMIT $2")
+                .bind(now)
+                .bind(i64::from(limit))
+                .fetch_all(self.engine())
+                .await?;
+        rows.into_iter().map(|(tenant, state)| Ok((TenantId(tenant), parse_state(state)?))).collect()
+    }
+
+    /// Tenants with pending events in a state that are due, in the order of their ids, behind one.
     pub async fn tenants_with_due(
         &self,
+        state: PendingState,
         now: DateTime<Utc>,
-        without: &[TenantId],
+        after: TenantId,
         limit: u32,
     ) -> Result<Vec<TenantId>, StoreError> {
-        // Reads across tenants, as only the owner of a replica's timers does; claims are per tenant.
+        // One look into the index for each tenant, which finds its first event: that costs the same however many are due.
         let tenants: Vec<Uuid> = sqlx::query_scalar(
-            "SELECT tenant_id FROM (SELECT tenant_id, due_at FROM pending_events
-                                     WHERE due_at <= $1 AND tenant_id <> ALL($3) ORDER BY due_at LIMIT $2) AS d
-              GROUP BY tenant_id ORDER BY min(due_at), tenant_id LIMIT $2",
+            "SELECT h.tenant_id FROM tenant_heads h
+              WHERE h.tenant_id > $3
+                AND (SELECT min(p.due_at) FROM pending_events p WHERE p.tenant_id = h.tenant_id AND p.state = $1) <= $2
+              ORDER BY h.tenant_id LIMIT $4",
         )
+        .bind(state_code(state))
         .bind(now)
+        .bind(after.0)
         .bind(i64::from(limit))
-        .bind(without.iter().map(|tenant| tenant.0).collect::<Vec<_>>())
         .fetch_all(self.engine())
         .await?;
         Ok(tenants.into_iter().map(TenantId).collect())
     }
 
-    /// Becomes the owner of a tenant's events that are due, until `lease_until`; without those that the caller works on already.
+    /// Becomes the owner of a tenant's events in a state that are due, those that wait longest first, until `lease_until`; without those
+    /// that the caller works on already.
     pub async fn claim_pending(
         &self,
         tenant: TenantId,
+        state: PendingState,
         now: DateTime<Utc>,
         lease_until: DateTime<Utc>,
         without: &[EventId],
         limit: u32,
     ) -> Result<Vec<PendingEvent>, StoreError> {
-        // SKIP LOCKED: what another replica claims at this moment is its. Each state by itself, as the index of the tenant has them, those
-        // first that somebody waits for: in the order of all tenants, one with many would be read through for each of the others.
-        let of_state = |state: i16, limit: &str| {
-            format!(
-                "SELECT event_id AS id FROM pending_events
-                  WHERE tenant_id = $1 AND state = {state} AND due_at <= $2 AND event_id <> ALL($5)
-                  ORDER BY due_at, event_id LIMIT {limit} FOR UPDATE SKIP LOCKED"
-            )
-        };
+        // SKIP LOCKED: what another replica claims at this moment is its. The row comparison, which says no more than `due_at <= $3`, is
+        // what the index of the tenant has an order for: in that of all tenants, one with many would be read through for the others.
         let sql = format!(
-            "WITH gated AS ({}), scheduled AS ({}), due AS (SELECT id FROM gated UNION ALL SELECT id FROM scheduled)
-             UPDATE pending_events
-                SET token = token + 1, due_at = $3, deliver_at = {DELIVER_AT}
+            "WITH due AS (
+                 SELECT event_id AS id FROM pending_events
+                  WHERE tenant_id = $1 AND state = $2 AND due_at IS NOT NULL AND (tenant_id, state, due_at) <= ($1, $2, $3)
+                    AND event_id <> ALL($5)
+                  ORDER BY due_at, event_id LIMIT $6 FOR UPDATE SKIP LOCKED)
+             UPDATE pending_events SET token = token + 1, due_at = $4, deliver_at = {DELIVER_AT}
                FROM due d WHERE tenant_id = $1 AND event_id = d.id RETURNING {}",
-            of_state(GATED, "$4"),
-            of_state(SCHEDULED, "$4 - (SELECT count(*) FROM gated)"),
             columns()
         );
         let rows = sqlx::query(sqlx::AssertSqlSafe(sql))
             .bind(tenant.0)
+            .bind(state_code(state))
             .bind(now)
             .bind(lease_until)
-            .bind(i64::from(limit))
             .bind(without.iter().map(|event| event.0).collect::<Vec<_>>())
+            .bind(i64::from(limit))
             .fetch_all(self.engine())
             .await?;
         rows.iter().map(parse).collect()
@@ -388,19 +399,31 @@ fn standing_columns() -> String {
     format!("state, {DELIVER_AT} AS deliver_at, abort_reason, abort_message")
 }
 
-fn parse_standing(row: &sqlx::postgres::PgRow) -> Result<Standing, StoreError> {
-    let corrupt = |what| StoreError::Corrupt { what };
-    let state = match row.try_get::<i16, _>("state")? {
+fn state_code(state: PendingState) -> i16 {
+    match state {
+        PendingState::Scheduled => SCHEDULED,
+        PendingState::Gated => GATED,
+        PendingState::Aborted => ABORTED,
+        PendingState::Cancelled => CANCELLED,
+    }
+}
+
+fn parse_state(code: i16) -> Result<PendingState, StoreError> {
+    Ok(match code {
         SCHEDULED => PendingState::Scheduled,
         GATED => PendingState::Gated,
         ABORTED => PendingState::Aborted,
         CANCELLED => PendingState::Cancelled,
-        _ => return Err(corrupt("pending state")),
-    };
+        _ => return Err(StoreError::Corrupt { what: "pending state" }),
+    })
+}
+
+fn parse_standing(row: &sqlx::postgres::PgRow) -> Result<Standing, StoreError> {
+    let state = parse_state(row.try_get("state")?)?;
     let abort = match row.try_get::<Option<i16>, _>("abort_reason")? {
         None => None,
         Some(code) => {
-            let reason = verdicts::parse_reason(code).ok_or(corrupt("abort reason"))?;
+            let reason = verdicts::parse_reason(code).ok_or(StoreError::Corrupt { what: "abort reason" })?;
             Some((reason, row.try_get::<Option<String>, _>("abort_message")?.unwrap_or_default()))
         }
     };

@@ -19,7 +19,7 @@ use crate::store::events::LogPlace;
 use crate::store::health::Merged;
 use crate::store::invocations::{InvocationFilter, VisibleSubscription};
 use crate::store::leases::{Renewal, ShardLease};
-use crate::store::pending::{NewPending, PendingCommit, WaitsFor};
+use crate::store::pending::{NewPending, PendingCommit, PendingState, WaitsFor};
 use crate::store::publish::{NewEvent, NewKey, OnLocked, TenantBatch};
 use crate::store::replays::{Missed, Replay};
 use crate::store::request_ids::Repeatable;
@@ -379,9 +379,11 @@ async fn every_hot_statement_is_served_by_its_index_and_looks_at_no_more_days_th
     look!("how a pending event stands", ["pending_events_pk"], scans [], prunes false,
         store.pending_standing(one, known_event));
     look!("claim of what is due", ["pending_events_by_tenant_due"], scans [], prunes false,
-        store.claim_pending(one, now, now, &[], 10));
-    look!("who has something due", ["pending_events_by_due"], scans [], prunes false,
-        store.tenants_with_due(now, &[], 10), store.next_pending_due(&[]));
+        store.claim_pending(one, PendingState::Scheduled, now, now, &[], 10));
+    look!("what is due", ["pending_events_by_due"], scans [], prunes false,
+        store.first_due(now, 10), store.next_pending_due(now));
+    look!("who has something due", ["tenant_heads_pk", "pending_events_by_tenant_due"], scans [], prunes false,
+        store.tenants_with_due(PendingState::Gated, now, one, 10));
     look!("sweep", ["idempotency_keys_by_expiry", "request_ids_by_end", "pending_events_by_expiry", "webhook_secrets_by_end",
         "watches_by_expiry"], scans [], prunes false, store.delete_expired(now, 100), store.delete_expired_watches(now, 100));
     look!("purge", ["subscriptions_deleted", "event_types_deleted"], scans [], prunes false,

@@ -1,0 +1,101 @@
+//! Whose turn it is: tenants with something due take turns at a bounded number of places, first come, first served.
+//!
+//! A turn is short, and a tenant with more to do waits for its next one behind all that wait already: nobody waits for more than one
+//! turn of each of the others.
+
+use crate::domain::ids::TenantId;
+use std::collections::{HashMap, HashSet, VecDeque};
+
+/// The turns at one kind of work.
+#[derive(Debug)]
+pub(super) struct Turns {
+    places: usize,
+    waiting: VecDeque<TenantId>,
+    /// Those in `waiting`.
+    waits: HashSet<TenantId>,
+    /// Those that have their turn, and whether more was found for them meanwhile.
+    busy: HashMap<TenantId, bool>,
+}
+
+impl Turns {
+    /// Takes how many may have their turn at the same time.
+    pub fn new(places: usize) -> Self {
+        Self { places, waiting: VecDeque::new(), waits: HashSet::new(), busy: HashMap::new() }
+    }
+
+    /// Something was found to do for a tenant: it waits for a turn, where it does not yet.
+    pub fn wait(&mut self, tenant: TenantId) {
+        if let Some(more) = self.busy.get_mut(&tenant) {
+            *more = true;
+        } else if self.waits.insert(tenant) {
+            self.waiting.push_back(tenant);
+        }
+    }
+
+    /// Begins the next turn; none where nobody waits, or every place is taken.
+    pub fn next(&mut self) -> Option<TenantId> {
+        if self.busy.len() >= self.places {
+            return None;
+        }
+        let tenant = self.waiting.pop_front()?;
+        self.waits.remove(&tenant);
+        self.busy.insert(tenant, false);
+        Some(tenant)
+    }
+
+    /// A tenant's turn is over. `more` where it has left something to do.
+    pub fn end(&mut self, tenant: TenantId, more: bool) {
+        let found = self.busy.remove(&tenant).unwrap_or_default();
+        if more || found {
+            self.wait(tenant);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use uuid::Uuid;
+
+    fn tenant(n: u128) -> TenantId {
+        TenantId(Uuid::from_u128(n))
+    }
+
+    fn begun(turns: &mut Turns) -> Vec<u128> {
+        std::iter::from_fn(|| turns.next()).map(|tenant| tenant.0.as_u128()).collect()
+    }
+
+    #[test]
+    fn who_comes_last_waits_for_one_turn_of_each_of_the_others_however_much_they_have() {
+        let mut turns = Turns::new(2);
+        for n in 1..=3 {
+            turns.wait(tenant(n));
+        }
+        assert_eq!(begun(&mut turns), [1, 2]);
+        turns.wait(tenant(4));
+        turns.end(tenant(1), true);
+        assert_eq!(begun(&mut turns), [3]);
+        turns.end(tenant(2), true);
+        assert_eq!(begun(&mut turns), [4], "before those that have had a turn");
+        turns.end(tenant(4), false);
+        turns.end(tenant(3), true);
+        assert_eq!(begun(&mut turns), [1, 2]);
+    }
+
+    #[test]
+    fn a_tenant_waits_once_and_again_after_its_turn_where_more_was_found_meanwhile() {
+        let mut turns = Turns::new(2);
+        for _ in 0..3 {
+            turns.wait(tenant(1));
+        }
+        assert_eq!(begun(&mut turns), [1]);
+        turns.end(tenant(1), false);
+        assert_eq!(begun(&mut turns), [0; 0], "nothing is left to do");
+        turns.wait(tenant(1));
+        assert_eq!(begun(&mut turns), [1]);
+        turns.wait(tenant(1));
+        assert_eq!(begun(&mut turns), [0; 0], "it has its turn");
+        turns.end(tenant(1), false);
+        assert_eq!(begun(&mut turns), [1]);
+    }
+}
