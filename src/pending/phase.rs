@@ -125,8 +125,16 @@ impl Phase {
         };
         match decision {
             Decision::Abort(reason) => self.abort(core, reason).await,
-            Decision::Cancelled => Ended::Not(PendingError::Cancelled),
-            Decision::Commit | Decision::Left => Ended::Elsewhere,
+            Decision::Cancelled => {
+                self.note_cancelled(core).await;
+                Ended::Not(PendingError::Cancelled)
+            }
+            // A caller may have taken it back at another replica.
+            Decision::Left => {
+                self.note_cancelled(core).await;
+                Ended::Elsewhere
+            }
+            Decision::Commit => Ended::Elsewhere,
         }
     }
 
@@ -377,15 +385,28 @@ impl Phase {
         Ended::Committed(Arc::new(entry), commit.verdicts.into())
     }
 
-    async fn abort(mut self, core: &Core, reason: AbortReason) -> Ended {
+    /// Whoever has not answered yet is not waited for.
+    fn wait_no_more(&mut self, now: DateTime<Utc>) {
         for listener in &self.listeners {
             let no = listener.entry.subscription.no;
             if !self.verdicts.iter().any(|verdict| verdict.subscription_no == no) {
-                let now = core.store.now();
                 self.verdicts.push(listener.verdict(VerdictKind::Cancelled, "it was not waited for", now));
             }
         }
         self.verdicts.sort_by_key(|verdict| verdict.subscription_no);
+    }
+
+    /// Notes what its listeners did of an event that a caller has taken back.
+    async fn note_cancelled(mut self, core: &Core) {
+        self.wait_no_more(core.store.now());
+        let noted = core.store.note_cancelled(self.tenant, self.entry.event.id, self.token, &self.verdicts).await;
+        if let Err(error) = noted {
+            tracing::warn!(%error, "what the listeners of a cancelled event did could not be noted");
+        }
+    }
+
+    async fn abort(mut self, core: &Core, reason: AbortReason) -> Ended {
+        self.wait_no_more(core.store.now());
         let message = match reason {
             AbortReason::Rejected => "a listener refused the event",
             AbortReason::ListenerFailed => "a listener that must agree failed or could not be reached",

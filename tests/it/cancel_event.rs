@@ -1,7 +1,7 @@
 //! `PublishService.CancelEvent`: a delayed or pending event is taken back, by one caller, before it is born.
 
 use carillon::proto::internal::WaitEventRequest;
-use carillon::proto::public::{CreateEventTypeRequest, EventPhase};
+use carillon::proto::public::{CreateEventTypeRequest, EventPhase, InvocationState};
 use chrono::TimeDelta;
 use serde_json::json;
 use tonic::Code;
@@ -60,6 +60,9 @@ async fn a_pre_event_whose_listeners_are_asked_can_be_cancelled_on_either_replic
         cancel(&tenant, replica, &id).await.expect("its listener is still asked");
         let answer = within("the publisher", publishing).await.expect("no panic");
         assert_refused(answer, Code::FailedPrecondition, "RESOURCE_STATE");
+        // Its listener was called, and nothing denies that.
+        let listed = tenant.all_invocations_become(&id, InvocationState::Cancelled).await;
+        assert_eq!(listed.iter().map(|one| one.cancel_reason.as_str()).collect::<Vec<_>>(), ["PRE_CANCELLED"]);
     }
     assert_eq!(count(&tenant).await, 0);
 }

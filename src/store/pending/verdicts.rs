@@ -102,11 +102,34 @@ impl Store {
         token: i64,
         verdicts: &[Verdict],
     ) -> Result<bool, StoreError> {
+        self.note_in_state(2, tenant, event, token, verdicts).await
+    }
+
+    /// Notes what had become of its listeners when a caller took an event back. Nothing where that is not why the event is not the caller's
+    /// any more.
+    pub async fn note_cancelled(
+        &self,
+        tenant: TenantId,
+        event: EventId,
+        token: i64,
+        verdicts: &[Verdict],
+    ) -> Result<(), StoreError> {
+        self.note_in_state(4, tenant, event, token, verdicts).await.map(drop)
+    }
+
+    async fn note_in_state(
+        &self,
+        state: i16,
+        tenant: TenantId,
+        event: EventId,
+        token: i64,
+        verdicts: &[Verdict],
+    ) -> Result<bool, StoreError> {
         let columns = VerdictColumns::of(verdicts);
         let noted: i64 = sqlx::query_scalar(
             "WITH mine AS (
                  SELECT tenant_id, event_id FROM pending_events
-                  WHERE tenant_id = $1 AND event_id = $2 AND token = $3 AND state = 2 FOR UPDATE),
+                  WHERE tenant_id = $1 AND event_id = $2 AND token = $3 AND state = $14 FOR UPDATE),
              noted AS (
                  INSERT INTO pending_verdicts (tenant_id, event_id, subscription_no, verdict, attempt, outcome_class, status_code,
                         duration_us, started_at, excerpt, message, patch)
@@ -129,6 +152,7 @@ impl Store {
         .bind(columns.excerpt)
         .bind(columns.message)
         .bind(columns.patch)
+        .bind(state)
         .fetch_one(self.engine())
         .await?;
         Ok(noted > 0)
