@@ -7,7 +7,7 @@
 use crate::domain::invocation::{Outcome, OutcomeClass};
 use crate::domain::json::check_json;
 use crate::domain::pre::{Answer, shown};
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 use std::collections::HashMap;
 
@@ -17,12 +17,17 @@ const REASON_CHARS_MAX: usize = 256;
 /// The members that count; others are ignored.
 #[derive(Deserialize)]
 struct Body<'a> {
-    #[serde(default)]
-    decision: Option<String>,
+    /// Also where it is null, which is neither of the two.
+    #[serde(borrow, default, deserialize_with = "present")]
+    decision: Option<&'a RawValue>,
     #[serde(default)]
     reason: Option<String>,
     #[serde(borrow, default)]
     patch: Option<&'a RawValue>,
+}
+
+fn present<'de, D: Deserializer<'de>>(value: D) -> Result<Option<&'de RawValue>, D::Error> {
+    Deserialize::deserialize(value).map(Some)
 }
 
 /// Judges an answer. `body` is the whole body, none where it is too long, was cut off or did not arrive in time.
@@ -44,7 +49,7 @@ pub fn decide(outcome: Outcome, json: bool, body: Option<&[u8]>) -> (Outcome, An
         Ok(None) => return (outcome, Answer::Agreed(None)),
         Err(message) => return failed(outcome, message),
     };
-    match body.decision.as_deref() {
+    match body.decision.map(|decision| serde_json::from_str::<String>(decision.get()).unwrap_or_default()).as_deref() {
         None | Some("accept") => {}
         Some("reject") => return rejected(outcome, body.reason),
         Some(_) => return failed(outcome, "The receiver's decision is neither accept nor reject."),
@@ -152,6 +157,7 @@ mod tests {
             "[1] x",
             r#"{"decision":"maybe"}"#,
             r#"{"decision":true}"#,
+            r#"{"decision":null}"#,
             r#"{"reason":5}"#,
             r#"{"patch":[1]}"#,
             r#"{"patch":"x"}"#,
