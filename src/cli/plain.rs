@@ -50,9 +50,13 @@ pub fn json(text: &str) -> Cow<'_, str> {
     Cow::Owned(escaped)
 }
 
-/// C0, DEL and C1, but for what lays text out.
+/// C0, DEL and C1, but for what lays text out; and what turns the direction of the text that follows, to the end of a table's row.
 fn is_control(character: char) -> bool {
-    character.is_control() && !matches!(character, '\n' | '\t')
+    match character {
+        '\n' | '\t' => false,
+        '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => true,
+        other => other.is_control(),
+    }
 }
 
 /// True where what follows an escape sets a style: `[`, numbers with semicolons, `m`.
@@ -68,7 +72,7 @@ mod tests {
 
     /// The clipboard, the title, the cursor, a bell, and the same by single characters.
     const HOSTILE: &str =
-        "a\u{1b}]52;c;cm0=\u{7}\u{1b}]0;t\u{1b}\\\u{1b}[2J\u{1b}[31m\u{8}\r\u{7f}\u{9b}2J\u{9d}0;t\u{9c}b";
+        "a\u{1b}]52;c;cm0=\u{7}\u{1b}]0;t\u{1b}\\\u{1b}[2J\u{1b}[31m\u{8}\r\u{7f}\u{9b}2J\u{9d}0;t\u{9c}\u{202e}b";
 
     fn obeyed(text: &str) -> String {
         text.chars().filter(|character| is_control(*character)).collect()

@@ -93,6 +93,8 @@ impl DevServer {
     ///
     /// *Errors*: [`CliError::Dev`] without a usable Postgres; [`CliError::App`] where the server cannot start.
     pub async fn start(options: DevOptions) -> Result<Self, CliError> {
+        // Before anything is made: what is no setting is refused at once.
+        Config::read(&Sources::of_process(None, options.settings.clone()))?;
         let postgres = match &options.place {
             Place::Folder(dir) => PrivatePostgres::start(&options.search, Options::new(dir)).await?,
             Place::Throwaway => PrivatePostgres::throwaway(&options.search).await?,
