@@ -172,6 +172,11 @@ async fn a_retry_hears_what_the_listeners_of_a_pre_event_said_whatever_has_becom
     for id in &listeners {
         tenant.unsubscribe(id).await;
     }
+    // It is no PRE event any more that the same key would be used for now, alone or in a batch.
+    let again = tenant.try_publish(keyed(name, "pre")).await.expect("the first answer");
+    assert_eq!((again.duplicate, &again.pre_verdicts), (true, &first.pre_verdicts));
+    let again = batch(&tenant, vec![keyed(name, "new"), keyed(name, "pre")]).await.expect("one is new");
+    assert_eq!(again.iter().map(|one| &one.pre_verdicts).collect::<Vec<_>>(), [&Vec::new(), &first.pre_verdicts]);
     let delete = DeleteEventTypeRequest { name: name.to_owned(), ..Default::default() };
     tenant.types().delete_event_type(delete).await.expect("nobody listens");
     for publisher in &tenant.publishers {

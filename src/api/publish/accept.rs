@@ -48,7 +48,7 @@ async fn publish(
         } else {
             match api.writer.write(tenant, vec![prepared]).await {
                 Ok(published) => {
-                    let mut first = answers.published(&published).await;
+                    let mut first = answers.published(&published).await?;
                     return first.pop().ok_or(PublishError::Draining.into());
                 }
                 Err(error) => Err(error.into()),

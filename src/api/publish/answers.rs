@@ -5,7 +5,8 @@
 
 use super::PublishApi;
 use crate::domain::ids::{EventId, SubscriptionId, SubscriptionNo};
-use crate::pending::Answer;
+use crate::domain::pre::Verdict;
+use crate::pending::{Answer, PendingError};
 use crate::proto::internal::{InvocationRef, PreVerdict, PublishResponse};
 use crate::publish::registry::TenantRegistry;
 use crate::publish::writer::Published;
@@ -31,12 +32,19 @@ pub(super) struct Answers<'a> {
 
 impl Answers<'_> {
     /// The answers for events that are in the log.
-    pub async fn published(&self, published: &[Published]) -> Vec<PublishResponse> {
-        let most = INVOCATIONS_MAX / self.events.max(1);
-        let shown = published.iter().map(|one| &one.entry.matched[..one.entry.matched.len().min(most)]);
-        let shown: Vec<&[SubscriptionNo]> = shown.collect();
-        let deleted = self.deleted(&shown).await;
-        published.iter().zip(shown).map(|(published, shown)| self.one(published, shown, &deleted)).collect()
+    ///
+    /// A repeated key's event may have been a PRE event when it was published, also where its type has no listeners any more: its retry
+    /// hears what they said.
+    pub async fn published(&self, published: &[Published]) -> Result<Vec<PublishResponse>, PendingError> {
+        let mut answers = self.places(published).await;
+        let tenant = self.registry.tenant();
+        for (answer, one) in answers.iter_mut().zip(published) {
+            if one.duplicate && !one.entry.matched.is_empty() {
+                let place = (one.entry.day(), one.entry.position);
+                self.add_verdicts(answer, &self.api.store.committed_verdicts(tenant, place.0, place.1).await?);
+            }
+        }
+        Ok(answers)
     }
 
     /// The answer for an event that was decided by itself.
@@ -44,20 +52,34 @@ impl Answers<'_> {
         match answer {
             Answer::Committed { entry, verdicts, duplicate } => {
                 let published = [Published { entry: entry.clone(), duplicate: *duplicate }];
-                let answer = self.published(&published).await.pop().unwrap_or_default();
-                let mut bytes_left = VERDICT_BYTES_MAX / self.events.max(1);
-                let fits = |verdict: &PreVerdict| match bytes_left.checked_sub(verdict.encoded_len()) {
-                    Some(left) => {
-                        bytes_left = left;
-                        true
-                    }
-                    None => false,
-                };
-                let pre_verdicts = verdicts.iter().map(verdict_to_proto).take_while(fits).collect();
-                PublishResponse { pre_verdicts, total_pre_verdicts: count(verdicts.len()), ..answer }
+                let mut answer = self.places(&published).await.pop().unwrap_or_default();
+                self.add_verdicts(&mut answer, verdicts);
+                answer
             }
             Answer::Scheduled { event, at, duplicate } => scheduled(*event, *at, *duplicate),
         }
+    }
+
+    /// Where events are, and what they fire.
+    async fn places(&self, published: &[Published]) -> Vec<PublishResponse> {
+        let most = INVOCATIONS_MAX / self.events.max(1);
+        let shown = published.iter().map(|one| &one.entry.matched[..one.entry.matched.len().min(most)]);
+        let shown: Vec<&[SubscriptionNo]> = shown.collect();
+        let deleted = self.deleted(&shown).await;
+        published.iter().zip(shown).map(|(published, shown)| self.one(published, shown, &deleted)).collect()
+    }
+
+    fn add_verdicts(&self, answer: &mut PublishResponse, verdicts: &[Verdict]) {
+        let mut bytes_left = VERDICT_BYTES_MAX / self.events.max(1);
+        let fits = |verdict: &PreVerdict| match bytes_left.checked_sub(verdict.encoded_len()) {
+            Some(left) => {
+                bytes_left = left;
+                true
+            }
+            None => false,
+        };
+        answer.pre_verdicts = verdicts.iter().map(verdict_to_proto).take_while(fits).collect();
+        answer.total_pre_verdicts = count(verdicts.len());
     }
 
     fn one(

@@ -83,7 +83,7 @@ async fn publish(
             let (indices, prepared): (Vec<usize>, Vec<Prepared>) = together.into_iter().unzip();
             match api.writer.write(registry.tenant(), prepared).await {
                 Ok(published) => {
-                    for (index, response) in indices.into_iter().zip(answers.published(&published).await) {
+                    for (index, response) in indices.into_iter().zip(answers.published(&published).await?) {
                         responses[index] = Some(response);
                     }
                 }
