@@ -4,10 +4,12 @@
 //! disk already, and one that does not arrive would be retried for ever.
 
 use super::PublishApi;
+use crate::domain::event_type::Phase;
 use crate::domain::ids::{EventId, SubscriptionId, SubscriptionNo};
 use crate::domain::pre::Verdict;
 use crate::pending::{Answer, PendingError};
 use crate::proto::internal::{InvocationRef, PreVerdict, PublishResponse};
+use crate::publish::prepare::phase_of;
 use crate::publish::registry::TenantRegistry;
 use crate::publish::writer::Published;
 use crate::telemetry::measured;
@@ -35,13 +37,21 @@ impl Answers<'_> {
     ///
     /// A repeated key's event may have been a PRE event when it was published, also where its type has no listeners any more: its retry
     /// hears what they said.
+    ///
+    /// Errors: what they said cannot be read, and the call has published nothing new.
     pub async fn published(&self, published: &[Published]) -> Result<Vec<PublishResponse>, PendingError> {
         let mut answers = self.places(published).await;
-        let tenant = self.registry.tenant();
         for (answer, one) in answers.iter_mut().zip(published) {
-            if one.duplicate && !one.entry.matched.is_empty() {
-                let place = (one.entry.day(), one.entry.position);
-                self.add_verdicts(answer, &self.api.store.committed_verdicts(tenant, place.0, place.1).await?);
+            let phase = phase_of(self.api.writer.registry(), self.registry, &one.entry.event.event_type);
+            if !one.duplicate || matches!(phase, Ok(Phase::Post)) {
+                continue;
+            }
+            // What else the call has published is on disk, so this waits for no turn among the tenant's calls.
+            let store = self.api.store.owed();
+            match store.committed_verdicts(self.registry.tenant(), one.entry.day(), one.entry.position).await {
+                Ok(verdicts) => self.add_verdicts(answer, &verdicts),
+                Err(error) if published.iter().all(|one| one.duplicate) => return Err(error.into()),
+                Err(error) => tracing::debug!(%error, "a retry is answered without the verdicts"),
             }
         }
         Ok(answers)
