@@ -52,6 +52,12 @@ pub struct Operator {
     pub subject: String,
 }
 
+/// Slug of the app that a caller is limited to; empty where that app is gone, of which nothing is told any more.
+pub async fn app_of(store: &Store, caller: &Caller) -> Result<Option<String>, ApiError> {
+    let Some(id) = caller.app else { return Ok(None) };
+    Ok(Some(store.app(caller.tenant, id).await?.map(|app| app.slug).unwrap_or_default()))
+}
+
 /// Whom the credential stands for that the request carries.
 ///
 /// Errors: CREDENTIAL_INVALID where there is none.

@@ -7,10 +7,10 @@
 //!
 //! This module must never start a server whose lock it does not hold, or remove a cluster that is not a throwaway.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::Duration;
+use std::{fs, io};
 
 use rustix::process::Signal;
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
@@ -23,6 +23,9 @@ use super::error::Error;
 use super::initdb::{Durability, OWNER, ROLE, SERVER_ROLE, make_cluster, reachable};
 use super::installation::{Installation, Search};
 use super::server::{LOOK_EVERY, Server, end_stranger};
+
+/// How often a throw-away folder is tried to be removed.
+const REMOVALS_MAX: u32 = 20;
 
 /// What to do when another live carillon runs the cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -293,9 +296,14 @@ impl RemoveOnDrop {
 
 impl Drop for RemoveOnDrop {
     fn drop(&mut self) {
-        if let Some(folder) = self.0.take() {
-            // Nobody is left to tell, and what stays is a folder for temporary files.
-            let _left_behind = fs::remove_dir_all(folder);
+        let Some(folder) = self.0.take() else { return };
+        // A program that has just been killed may have children that write for a moment longer. Nobody is left to tell, and what
+        // stays in the end is a folder for temporary files.
+        for _ in 0..REMOVALS_MAX {
+            match fs::remove_dir_all(&folder) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => std::thread::sleep(LOOK_EVERY),
+                _ => return,
+            }
         }
     }
 }

@@ -249,7 +249,7 @@ pub(super) fn parse_key(field: &str, expression: &str) -> Result<Option<Filter>,
     if expression.is_empty() {
         return Ok(None);
     }
-    compiled(field, Filter::parse_value(expression))
+    compiled(field, Filter::parse_key(expression))
 }
 
 fn compiled(field: &str, parsed: Result<Filter, FilterError>) -> Result<Option<Filter>, SubscriptionError> {

@@ -257,6 +257,14 @@ fn verdict(plan: &Plan, report: &Report) -> bool {
         "faults: {} events, {} invocations, {} executions beyond the first, {} changed filters",
         report.events, report.invocations, report.repeated, report.splits
     );
+    eprintln!(
+        "faults: {} executions were so far from every fault that another one would have counted",
+        report.unexcused
+    );
+    if report.unexcused == 0 {
+        eprintln!("faults: every repetition would have been excused: the run proves nothing of duplicates");
+        good = false;
+    }
     for kind in Kind::ALL.into_iter().filter(|kind| plan.faults.contains(kind)) {
         let met = report.met.get(kind.name()).copied().unwrap_or_default();
         eprintln!("faults: {:<18} met {met} publish calls", kind.name());

@@ -87,7 +87,7 @@ impl Planted {
             seed,
             shape: Shape { program: program.to_owned(), planted: planted.to_owned(), ..shape.clone() },
             faults: self.faults.clone(),
-            calm: Duration::from_secs(4),
+            calm: Duration::from_secs(2),
             // What such a defect has stopped does not start again.
             patience: Duration::from_secs(8),
         })

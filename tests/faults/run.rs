@@ -11,6 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::check::AFTERMATH;
 use super::faults::{self, Kind};
 use super::parties::reader::Taste;
 use super::parties::receiver::Receiver;
@@ -21,6 +22,8 @@ use super::stage::{LEASE, Shape, Stage};
 use super::{dump, until};
 
 const PUBLISHERS: usize = 6;
+/// Faults between two rests, in which nothing that runs again is excused.
+const REST_EVERY: usize = 10;
 
 /// What a run consists of.
 #[derive(Debug, Clone)]
@@ -29,7 +32,7 @@ pub struct Plan {
     pub shape: Shape,
     /// In the order in which they are committed.
     pub faults: Vec<Kind>,
-    /// How long traffic goes on without a fault, at the beginning and at the end.
+    /// How long traffic goes on far from any fault: at the beginning, at the end, and now and then in between.
     pub calm: Duration,
     /// How long nothing may move before a part of the run is given up and left to the checker.
     pub patience: Duration,
@@ -111,7 +114,9 @@ async fn play(plan: &Plan, stage: &mut Stage, journal: &Journal, random: &mut Ra
     readers.spawn(switcher::run(Link::new(&scene, random.fork()), journal.open("switcher")?));
     readers.spawn(reader::list(Link::new(&scene, random.fork()), journal.open("lister")?));
 
-    scene.pause(plan.calm).await;
+    // What the checker excuses by a fault comes within so long after it, and begins a lease before the next.
+    let aftermath = LEASE + Duration::from_micros(u64::try_from(AFTERMATH)?);
+    scene.pause(plan.calm + LEASE).await;
     let mut back = true;
     for (index, kind) in plan.faults.iter().enumerate() {
         commit(plan, stage, &scene, &receiver, random, &log, (index, *kind)).await?;
@@ -121,9 +126,13 @@ async fn play(plan: &Plan, stage: &mut Stage, journal: &Journal, random: &mut Ra
             back = false;
             break;
         }
+        let is_last = index + 1 == plan.faults.len();
+        if !is_last && (index + 1) % REST_EVERY == 0 {
+            scene.pause(aftermath + plan.calm + LEASE).await;
+        }
         scene.pause(Duration::from_millis(u64::try_from(500 + random.below(1_500))?)).await;
     }
-    scene.pause(plan.calm).await;
+    scene.pause(aftermath + plan.calm).await;
 
     scene.stop.cancel();
     join(&mut writers, plan.patience * 2, "publishers, the subscriber and the auditor").await;

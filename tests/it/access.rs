@@ -6,9 +6,9 @@ use carillon::proto::internal::{CreateAppRequest, Role};
 use carillon::proto::public::watch_request::Start;
 use carillon::proto::public::watch_response::Kind;
 use carillon::proto::public::{
-    CreateEventTypeRequest, DisableSubscriptionRequest, GetEventRequest, GetSubscriptionRequest, ListEventTypesRequest,
-    ListEventsRequest, ListSubscriptionsRequest, RotateSubscriptionSecretRequest, UnsubscribeRequest, WatchRequest,
-    target,
+    CreateEventTypeRequest, DisableSubscriptionRequest, DraftFilter, ExplainMatchRequest, GetEventRequest,
+    GetSubscriptionRequest, ListEventTypesRequest, ListEventsRequest, ListSubscriptionsRequest,
+    RotateSubscriptionSecretRequest, UnsubscribeRequest, WatchRequest, target,
 };
 use chrono::TimeDelta;
 use serde_json::json;
@@ -81,6 +81,13 @@ async fn a_key_of_an_app_sees_only_that_apps_subscriptions() {
     .await;
     let seen = clients.events.clone().list_events(told).await.expect("a page").into_inner().events;
     assert_eq!(seen.iter().map(|event| &event.id).collect::<Vec<_>>(), [&all[1].id]);
+    let draft =
+        DraftFilter { event_type: "SUBSCRIPTION_CREATED".to_owned(), filter: "true".to_owned(), last_events: 0 };
+    let drafted = ExplainMatchRequest { draft: Some(draft), ..Default::default() };
+    let drafted = clients.events.clone().explain_match(drafted).await.expect("a draft").into_inner().draft;
+    let drafted = drafted.expect("it is set");
+    assert_eq!((drafted.of_type, drafted.matched), (1, 1));
+    assert_eq!(drafted.sample_event_ids, [all[1].id.clone()]);
     let get = GetEventRequest { event_id: all[0].id.clone() };
     assert_refused(clients.events.clone().get_event(get).await, Code::NotFound, "EVENT_NOT_FOUND");
     let watch = WatchRequest { start: Some(Start::Earliest(true)), ..Default::default() };

@@ -5,10 +5,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use carillon::proto::internal::PublishResponse;
+use carillon::proto::public::watch_request::Start;
 use carillon::proto::public::{InvocationState, ListEventsRequest, ListInvocationsRequest, WatchRequest};
 use serde_json::json;
+use sqlx::Connection as _;
 use tokio::task::JoinHandle;
+use uuid::Uuid;
 
+use crate::harness::database::Cluster;
 use crate::harness::tenant::publish_request;
 use crate::harness::{Receiver, Tenant, World, eventually, within};
 use crate::watch::{positions, watch};
@@ -121,29 +125,67 @@ async fn loaded(world: &World) -> (Tenant, Receiver) {
     (tenant, receiver)
 }
 
+/// Who dispatches: each shard's owner, and that of the only tenant there is.
+async fn owners(world: &World) -> (HashSet<Uuid>, Option<Uuid>) {
+    let mut connection = Cluster::superuser(&world.database_url).await;
+    let all: Vec<Uuid> = sqlx::query_scalar("SELECT DISTINCT owner FROM shard_leases WHERE owner IS NOT NULL")
+        .fetch_all(&mut connection)
+        .await
+        .expect("owners");
+    let of_tenant = sqlx::query_scalar(
+        "SELECT l.owner FROM shard_leases l JOIN dispatch_cursors c ON c.shard = l.shard WHERE l.owner IS NOT NULL",
+    )
+    .fetch_optional(&mut connection)
+    .await
+    .expect("an owner");
+    connection.close().await.expect("the connection closes");
+    (all.into_iter().collect(), of_tenant)
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_replica_loses_nothing_that_was_acknowledged() {
-    let mut world = World::start(2).await;
+    let mut world = World::start(1).await;
+    let first = eventually("the first replica has shards", || async {
+        let (all, _) = owners(&world).await;
+        all.iter().copied().next().ok_or(all)
+    })
+    .await;
+    world.add_replica().await;
+    eventually("the shards are shared out", || async {
+        let (all, _) = owners(&world).await;
+        if all.len() == 2 { Ok(()) } else { Err(all) }
+    })
+    .await;
     let (mut tenant, receiver) = loaded(&world).await;
-    let mut stream = watch(&tenant, 0, WatchRequest::default()).await;
     let load = Load::start(&tenant, 8);
     receiver.receives("/hook", 50).await;
-    world.replicas[1].process.kill();
+    // The one that delivers, in the middle of it.
+    let (_, owner) = owners(&world).await;
+    let victim = usize::from(owner != Some(first));
+    let earliest = WatchRequest { start: Some(Start::Earliest(true)), ..Default::default() };
+    let mut stream = watch(&tenant, 1 - victim, earliest).await;
+    world.replicas[victim].process.kill();
     let so_far = receiver.received("/hook").len();
     receiver.receives("/hook", so_far + 50).await;
     let acknowledged = load.end().await;
-    world.replace(1).await;
+    world.replace(victim).await;
     tenant.reconnect(&world);
     account(&tenant, &receiver, &acknowledged).await;
-    let count = acknowledged.len();
-    let expected: Vec<i64> = (3..=i64::try_from(count).expect("a count fits") + 2).collect();
-    assert_eq!(positions(&mut stream, count).await.0, expected, "the watch on the other replica has a gap");
+    let expected = every_position(&acknowledged);
+    assert_eq!(positions(&mut stream, expected.len()).await.0, expected, "the watch on the other replica has a gap");
+}
+
+/// The positions of a log with these events, after the declaration and the subscription.
+fn every_position(acknowledged: &[PublishResponse]) -> Vec<i64> {
+    (1..=i64::try_from(acknowledged.len()).expect("a count fits") + 2).collect()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_postgres_loses_nothing_that_was_acknowledged() {
     let mut world = World::with_own_postgres(2).await;
     let (tenant, receiver) = loaded(&world).await;
+    let earliest = || WatchRequest { start: Some(Start::Earliest(true)), ..Default::default() };
+    let mut streams = [watch(&tenant, 0, earliest()).await, watch(&tenant, 1, earliest()).await];
     let load = Load::start(&tenant, 8);
     receiver.receives("/hook", 50).await;
     let postgres = &mut world.own.as_mut().expect("it is its own").postgres;
@@ -153,4 +195,8 @@ async fn a_killed_postgres_loses_nothing_that_was_acknowledged() {
     receiver.receives("/hook", so_far + 50).await;
     let acknowledged = load.end().await;
     account(&tenant, &receiver, &acknowledged).await;
+    let expected = every_position(&acknowledged);
+    for stream in &mut streams {
+        assert_eq!(positions(stream, expected.len()).await.0, expected, "a watch over the crash has a gap");
+    }
 }

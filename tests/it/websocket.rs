@@ -117,7 +117,8 @@ async fn a_websocket_watches_changes_its_filters_and_resumes_at_the_other_replic
         (json!({"add": [{"name": "c", "filter": "data."}]}), "FILTER_INVALID", "add[0].filter: "),
         (json!({"add": [{"name": "c", "eventTypes": ["?"]}]}), "FIELD_INVALID", "add[0].eventTypes[0]: "),
         (json!({"watchId": "wat_00000000000000000000000000", "add": [kind("c")]}), "FIELD_INVALID", "watchId: "),
-        (json!({"unknown": 1}), "FIELD_INVALID", "must be one UpdateWatchRequest in proto JSON"),
+        (json!({"unknown": 1}), "FIELD_INVALID", "unknown: the message must be one UpdateWatchRequest in proto JSON"),
+        (json!({"add": [kind("c"), {"name": 7}]}), "FIELD_INVALID", "add[1].name: the message must be one"),
         (json!([]), "FIELD_INVALID", "must be one UpdateWatchRequest in proto JSON"),
     ] {
         socket.say(&change).await;
@@ -207,6 +208,7 @@ async fn every_end_has_its_code_and_reason() {
     let big = "x".repeat(300 * 1024);
     let cases = [
         (Message::text("not json"), 4003, "FIELD_INVALID"),
+        (Message::text("{} {}"), 4003, "FIELD_INVALID"),
         (Message::text(r#"{"cursor": "x"}"#), 4003, "CURSOR_MALFORMED"),
         (Message::text(r#"{"filters": [{"filter": "data."}]}"#), 4003, "FILTER_INVALID"),
         (
@@ -232,6 +234,32 @@ async fn every_end_has_its_code_and_reason() {
         if !reason.is_empty() {
             assert_eq!(said, reason);
         }
+    }
+}
+
+#[tokio::test]
+async fn a_first_message_that_is_no_watch_request_is_told_which_field_is_wrong_and_why() {
+    let world = World::shared().await;
+    let tenant = world.tenant().await;
+    for (first, field, words) in [
+        ("not json", "", "must be one WatchRequest in proto JSON"),
+        ("[]", "", "must be one WatchRequest in proto JSON"),
+        (r#"{"colour": "red"}"#, "colour", "unknown field `colour`"),
+        (r#"{"filters": [{}, {"colour": "red"}]}"#, "filters[1].colour", "unknown field `colour`"),
+        (r#"{"filters": [{"eventTypes": "A"}]}"#, "filters[0].eventTypes", "invalid type: string"),
+        (r#"{"onExpired": "PERHAPS"}"#, "onExpired", "PERHAPS"),
+        (r#"{"now": true, "earliest": true}"#, "", "duplicate field `earliest`"),
+        (r#"{"bookmarkInterval": "soon"}"#, "bookmarkInterval", "proto JSON"),
+    ] {
+        let request = with(handshake(world, 0), "authorization", &bearer(&tenant));
+        let (stream, _) = tokio_tungstenite::client_async(request, tcp(world, 0).await).await.expect("a WebSocket");
+        let mut socket = Socket(stream);
+        socket.0.send(Message::text(first)).await.expect("sent");
+        let answer = socket.text().await;
+        assert_eq!(answer["error"]["reason"], "FIELD_INVALID", "{first}: {answer}");
+        let violation = &answer["error"]["fieldViolations"][0];
+        assert_eq!(violation["field"].as_str().unwrap_or_default(), field, "{first}: {answer}");
+        assert!(violation["description"].as_str().is_some_and(|text| text.contains(words)), "{first}: {answer}");
     }
 }
 

@@ -1,7 +1,7 @@
 //! GetEvent: one event by its id.
 
 use super::EventsDeps;
-use crate::api::auth::caller;
+use crate::api::auth::{app_of, caller};
 use crate::api::status::ApiError;
 use crate::domain::access::Role;
 use crate::domain::announcement::tells_of_another_app;
@@ -14,7 +14,7 @@ use tonic::Request;
 /// Answers GetEvent.
 pub async fn handle(deps: &EventsDeps, request: Request<GetEventRequest>) -> Result<GetEventResponse, ApiError> {
     let caller = caller(&request)?.require(Role::Viewer)?.clone();
-    let app = deps.app_of(&caller).await?;
+    let app = app_of(&deps.store, &caller).await?;
     let text = request.into_inner().event_id;
     let id = EventId::parse(&text).map_err(|error| ApiError::field("event_id", error.to_string()))?;
     let entry = deps.store.event(caller.tenant, id).await?;

@@ -13,8 +13,6 @@ pub mod websocket;
 
 pub use route::WatchRoute;
 
-use super::status::ApiError;
-use crate::domain::access::Caller;
 use crate::domain::cursor::CursorSealer;
 use crate::store::Store;
 use crate::watch::Watches;
@@ -31,13 +29,6 @@ impl EventsDeps {
     /// Takes the parts.
     pub fn new(store: Store, sealer: CursorSealer, watches: Watches) -> Self {
         Self { store, sealer, watches }
-    }
-
-    /// Slug of the app that a caller is limited to; none for the whole tenant.
-    async fn app_of(&self, caller: &Caller) -> Result<Option<String>, ApiError> {
-        let Some(id) = caller.app else { return Ok(None) };
-        // Of an app that is gone nothing is told any more.
-        Ok(Some(self.store.app(caller.tenant, id).await?.map(|app| app.slug).unwrap_or_default()))
     }
 }
 

@@ -7,7 +7,7 @@ use crate::dev::{PrivatePostgres, Search};
 use crate::domain::access::{Caller, Role, Subject};
 use crate::domain::event::{Data, Event, Lineage, LogEntry};
 use crate::domain::event_type::EventTypeName;
-use crate::domain::ids::{ApiKeyId, EventId, Position, ReplicaId, TenantId};
+use crate::domain::ids::{ApiKeyId, AppId, EventId, Position, ReplicaId, TenantId};
 use crate::feed::{Feed, Head, News};
 use crate::proto::public::event_service_client::EventServiceClient;
 use crate::proto::public::watch_request::Start;
@@ -217,6 +217,21 @@ impl Service<http::Request<Body>> for Nothing {
 
 fn positions(response: &ListEventsResponse) -> Vec<Position> {
     response.events.iter().map(|event| event.position).collect()
+}
+
+#[tokio::test]
+async fn g15_what_a_key_of_an_app_does_not_see_counts_among_what_one_call_looks_at() {
+    let world = World::start(Config { list_scan_max: 1_000, ..Config::default() }).await;
+    world.publish(&["SUBSCRIPTION_CREATED"; 1_100], "{\"app\":\"other\"}").await;
+    let list = |cursor: String| {
+        let mut request = Request::new(ListEventsRequest { cursor, page_size: 1, ..Default::default() });
+        request.extensions_mut().insert(Caller { app: Some(AppId(clock::new_uuid())), ..world.caller.clone() });
+        list_events::handle(&world.deps, request)
+    };
+    let first = list(String::new()).await.expect("a page");
+    assert!(first.events.is_empty() && !first.end_of_log);
+    let second = list(first.next_cursor).await.expect("a page");
+    assert!(second.events.is_empty() && second.end_of_log);
 }
 
 #[tokio::test]

@@ -1,7 +1,7 @@
 //! Watch: parse, open, and the body that carries ready-made frames.
 
 use super::{EventsDeps, parse};
-use crate::api::auth::caller;
+use crate::api::auth::{app_of, caller};
 use crate::api::status::ApiError;
 use crate::domain::access::Role;
 use crate::domain::ids::WatchId;
@@ -88,7 +88,7 @@ pub(super) async fn open(deps: &EventsDeps, request: Request<proto::WatchRequest
         return Err(ApiError::field("filters", "must be empty with watch: those of the earlier watch apply"));
     }
     let filters = FilterSet::parse("filters", request.filters).map_err(parse::filter_error)?;
-    let app = deps.app_of(&caller).await?.map(Arc::from);
+    let app = app_of(&deps.store, &caller).await?.map(Arc::from);
     let request = WatchRequest { caller, app, filters, start, on_expired, bookmark_interval, view };
     deps.watches.open(request).await.map_err(open_error)
 }

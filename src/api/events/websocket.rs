@@ -388,10 +388,18 @@ fn credential(headers: &HeaderMap, offered: &[&str]) -> Option<HeaderMap> {
     Some(HeaderMap::from_iter([(header::AUTHORIZATION, only)]))
 }
 
+/// Reads a client's message.
+///
+/// Errors: FIELD_INVALID with the path to what does not fit, such as `filters[0].eventTypes`; empty where the whole does not.
 fn parse_json<T: DeserializeOwned>(name: &str, text: &str) -> Result<T, ApiError> {
-    serde_json::from_str(text).map_err(|error| {
-        let at = format!("line {} column {}", error.line(), error.column());
-        ApiError::field("", format!("the message must be one {name} in proto JSON, and is not at {at}"))
+    let mut json = serde_json::Deserializer::from_str(text);
+    let parsed = serde_path_to_error::deserialize(&mut json).map_err(|error| {
+        let field = if error.path().iter().next().is_some() { error.path().to_string() } else { String::new() };
+        (field, error.into_inner())
+    });
+    let parsed = parsed.and_then(|message| json.end().map(|()| message).map_err(|error| (String::new(), error)));
+    parsed.map_err(|(field, error)| {
+        ApiError::field(field, format!("the message must be one {name} in proto JSON, and is not: {error}"))
     })
 }
 

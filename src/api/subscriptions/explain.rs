@@ -5,6 +5,7 @@
 //! same time: what reads much must not take the processors and the connections from those who publish.
 
 use super::hand_written::{check, hand_written};
+use crate::api::auth::app_of;
 use crate::api::registry::{RegistryDeps, authorised, invalid, refused, wrong_page};
 use crate::api::status::ApiError;
 use crate::domain::access::{Caller, Role};
@@ -79,7 +80,7 @@ pub(crate) async fn handle(
     }
     let _place = deps.explains.begin(caller.tenant)?;
     if let Some(draft) = request.draft.take() {
-        let draft = Some(try_draft(deps, caller.tenant, draft).await?);
+        let draft = Some(try_draft(deps, &caller, draft).await?);
         return Ok(ExplainMatchResponse { draft, ..Default::default() });
     }
     let size = page_size("page_size", request.page_size, 100, 1_000).map_err(invalid)?;
@@ -95,8 +96,10 @@ pub(crate) async fn handle(
             let id = EventId::parse(&request.event_id)
                 .map_err(|error| invalid(FieldError::new("event_id", error.to_string())))?;
             let entry = deps.store.event(caller.tenant, id).await?;
-            let hidden = hides(deps, &caller, entry.as_deref()).await?;
-            let entry = entry.filter(|_| !hidden).ok_or(ApiError::EventNotInLog { event: request.event_id })?;
+            let app = app_of(&deps.store, &caller).await?;
+            let entry = entry
+                .filter(|entry| !is_hidden(entry, app.as_deref()))
+                .ok_or(ApiError::EventNotInLog { event: request.event_id })?;
             (Arc::clone(&entry.event), Some(entry))
         }
         Some(event) => {
@@ -110,11 +113,9 @@ pub(crate) async fn handle(
     explain_page(deps, &caller, event, entry, (after, size), &scope).await
 }
 
-/// Whether an event tells of an app that the caller does not see.
-async fn hides(deps: &RegistryDeps, caller: &Caller, entry: Option<&LogEntry>) -> Result<bool, ApiError> {
-    let (Some(app), Some(entry)) = (caller.app, entry) else { return Ok(false) };
-    let slug = deps.store.app(caller.tenant, app).await?.map(|app| app.slug).unwrap_or_default();
-    Ok(tells_of_another_app(&entry.event, &slug))
+/// Whether an event tells of an app that one who is limited to `app` does not see.
+fn is_hidden(entry: &LogEntry, app: Option<&str>) -> bool {
+    app.is_some_and(|app| tells_of_another_app(&entry.event, app))
 }
 
 async fn explain_page(
@@ -151,10 +152,13 @@ async fn explain_page(
 #[derive(Default)]
 struct Tried {
     answer: DraftMatch,
+    /// Events that were read, those included that the caller does not see.
+    read: i32,
     failures: HashMap<String, (i32, String)>,
 }
 
-async fn try_draft(deps: &RegistryDeps, tenant: TenantId, draft: DraftFilter) -> Result<DraftMatch, ApiError> {
+async fn try_draft(deps: &RegistryDeps, caller: &Caller, draft: DraftFilter) -> Result<DraftMatch, ApiError> {
+    let (tenant, app) = (caller.tenant, app_of(&deps.store, caller).await?);
     let name = parse_name("draft.event_type", &draft.event_type).map_err(invalid)?;
     let filter = parse_filter("draft.filter", &draft.filter).map_err(refused)?;
     let filter = filter.ok_or_else(|| invalid(FieldError::new("draft.filter", "is required")))?;
@@ -170,20 +174,23 @@ async fn try_draft(deps: &RegistryDeps, tenant: TenantId, draft: DraftFilter) ->
     let mut before = head.position + 1;
     let mut bytes = 0;
     let mut tried = Tried::default();
-    while tried.answer.of_type < last && tried.answer.looked_at < LOOKED_AT_MAX && bytes < DRAFT_BYTES_MAX {
-        let left = u32::try_from(LOOKED_AT_MAX - tried.answer.looked_at).unwrap_or(0);
+    while tried.answer.of_type < last && tried.read < LOOKED_AT_MAX && bytes < DRAFT_BYTES_MAX {
+        let left = u32::try_from(LOOKED_AT_MAX - tried.read).unwrap_or(0);
         let bound = PageBound { entries: left.min(DRAFT_PAGE.entries), ..DRAFT_PAGE };
         let page = deps.store.read_log_before(tenant, day, before, bound).await?;
         let Some(oldest) = page.last() else { break };
         (day, before) = (oldest.day(), oldest.position);
         bytes += page.iter().map(|entry| entry.event.bytes()).sum::<usize>();
-        let (filter, name) = (filter.clone(), name.clone());
+        let (filter, name, app) = (filter.clone(), name.clone(), app.clone());
         let look = move || {
             for entry in &page {
                 if tried.answer.of_type == last {
                     break;
                 }
-                tried.look(entry, &filter, entry.event.event_type == name);
+                tried.read += 1;
+                if !is_hidden(entry, app.as_deref()) {
+                    tried.look(entry, &filter, entry.event.event_type == name);
+                }
             }
             tried
         };

@@ -84,6 +84,7 @@ struct Clients {
 ///
 /// *Errors*: [`CliError::Result`] where anything was lost, changed or refused.
 pub async fn run(args: DemoArgs, output: Output) -> Result<(), CliError> {
+    let mut signals = Signals::listen().map_err(CliError::Signals)?;
     let kinds = payloads::load(args.packages.as_deref())?;
     if args.packages.is_none() {
         note(
@@ -94,14 +95,22 @@ pub async fn run(args: DemoArgs, output: Output) -> Result<(), CliError> {
     let (clients, own) = if let Some(clients) = running(&args).await? {
         (clients, None)
     } else {
-        let server = Box::pin(start_own(&args)).await?;
+        // Dropping the start takes everything away that it has made so far.
+        let server = tokio::select! {
+            server = Box::pin(start_own(&args)) => server?,
+            () = signals.next() => return Err(ended_early()),
+        };
         (connect(server.client_file()).await?, Some(server))
     };
-    let shown = perform(&args, &kinds, &clients, output).await;
+    let shown = perform(&args, &kinds, &clients, signals, output).await;
     if let Some(server) = own {
         server.stop().await?;
     }
     shown
+}
+
+fn ended_early() -> CliError {
+    CliError::Result("ended before everything was published".to_owned())
 }
 
 async fn start_own(args: &DemoArgs) -> Result<DevServer, CliError> {
@@ -151,12 +160,17 @@ async fn connect(file: &ClientFile) -> Result<Clients, CliError> {
 }
 
 /// Plays the demo and clears the stage, however it ended: what is subscribed must not stay for a receiver that is gone.
-async fn perform(args: &DemoArgs, kinds: &[Kind], clients: &Clients, output: Output) -> Result<(), CliError> {
-    let mut signals = Signals::listen().map_err(CliError::Signals)?;
+async fn perform(
+    args: &DemoArgs,
+    kinds: &[Kind],
+    clients: &Clients,
+    mut signals: Signals,
+    output: Output,
+) -> Result<(), CliError> {
     let mut stage = Stage::open(&clients.app, kinds).await?;
     let verdict = tokio::select! {
         verdict = play(args, kinds, clients, &mut stage) => verdict,
-        () = signals.next() => Err(CliError::Result("ended before everything was published".to_owned())),
+        () = signals.next() => Err(ended_early()),
     };
     // Whoever asks again does not want to wait for that.
     let impatience = signals.exit_on_next();

@@ -3,8 +3,8 @@
 //! The rewriting puts the functions of `cost` around what can be expensive: the range of every comprehension, every path into the
 //! event inside a comprehension, and every path where there are many of them. Patterns are compiled here, once.
 
-use super::boolean::never_boolean;
 use super::cost::{self, Pattern};
+use super::wanted::{Wanted, never};
 use super::{FilterError, NESTING_MAX, Program, SOURCE_BYTES_MAX};
 use cel::Env;
 use cel::common::ast::{CallExpr, ComprehensionExpr, EntryExpr, Expr, IdedExpr, LiteralValue, SourceInfo, operators};
@@ -113,10 +113,12 @@ fn compile_bounded(source: &str) -> Result<Program, FilterError> {
     })?;
     let mut check = Check { places, patterns: Vec::new(), nodes: 0, additions: 0, paths: 0, references_data: false };
     check.walk(&mut expression, &Place { depth: 0, variables: &[], in_body: false })?;
-    let never_boolean = never_boolean(&expression).map(|id| check.column_of(id));
+    let [never_boolean, never_key] =
+        [Wanted::Boolean, Wanted::Key].map(|wanted| never(wanted, &expression).map(|id| check.column_of(id)));
     let charge_all = check.paths > FREE_PATHS_MAX;
     meter(&mut expression, charge_all, &[]);
-    Ok(Program { expression, patterns: check.patterns, references_data: check.references_data, never_boolean })
+    let (patterns, references_data) = (check.patterns, check.references_data);
+    Ok(Program { expression, patterns, references_data, never_boolean, never_key })
 }
 
 fn refuse(column: usize, message: impl Into<String>) -> FilterError {

@@ -9,12 +9,12 @@
 //! the event has them) and `data`, the payload as JSON (null where there is none or it is not JSON). JSON integers are `int` where they
 //! fit 64 bits, every other number is `double`. Functions and macros are those of the CEL standard library.
 
-mod boolean;
 mod compile;
 mod cost;
 mod explain;
 mod key;
 mod values;
+mod wanted;
 
 use super::event::Event;
 use cel::common::ast::IdedExpr;
@@ -50,6 +50,8 @@ struct Program {
     references_data: bool,
     /// The column of what makes it impossible that the value is a boolean.
     never_boolean: Option<usize>,
+    /// The same for a string, an integer or a boolean.
+    never_key: Option<usize>,
 }
 
 /// Why a filter is refused.
@@ -91,7 +93,21 @@ impl Filter {
         }
     }
 
-    /// The same for an expression that is wanted for its value, of whatever type: an ordering key.
+    /// The same for an ordering key.
+    ///
+    /// Errors: those of [`Filter::parse`], the last for what can never be a string, an integer or a boolean.
+    pub fn parse_key(source: &str) -> Result<Self, FilterError> {
+        let key = Self::parse_value(source)?;
+        match key.program.never_key {
+            None => Ok(key),
+            Some(column) => {
+                let message = "is never a string, an integer or a boolean: an ordering key's value must be".to_owned();
+                Err(FilterError { column, message })
+            }
+        }
+    }
+
+    /// The same for an expression that has been checked before, when it was saved.
     ///
     /// Errors: those of [`Filter::parse`] but the last.
     pub fn parse_value(source: &str) -> Result<Self, FilterError> {

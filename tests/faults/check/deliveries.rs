@@ -8,7 +8,7 @@ use super::{Guarantee, Report};
 use crate::record::Micros;
 
 /// After a fault, what it has interrupted is done again for as long as this, on top of a lease.
-const AFTERMATH: Micros = 2_000_000;
+pub const AFTERMATH: Micros = 2_000_000;
 
 /// G2: an event has an invocation for every subscription that was ACTIVE and matched at its position, and for no other.
 pub fn fanned_out(history: &History, report: &mut Report) {
@@ -101,6 +101,7 @@ pub fn executed(history: &History, report: &mut Report) {
             }
         }
         report.repeated += receipts.len() - 1;
+        report.unexcused += receipts.iter().filter(|receipt| !is_near_a_fault(history, receipt)).count();
         for (before, pair) in receipts.windows(2).enumerate() {
             let [first, second] = pair else { continue };
             if !explained(history, id, before, first, second) {
@@ -128,12 +129,20 @@ pub fn executed(history: &History, report: &mut Report) {
 fn explained(history: &History, id: &str, before: usize, first: &Receipt, second: &Receipt) -> bool {
     let failures = |attempts: &Vec<(i32, bool)>| attempts.iter().filter(|(_, succeeded)| !succeeded).count();
     let failed = history.attempts.get(id).is_some_and(|attempts| failures(attempts) > before);
+    !first.answer.may_succeed() || failed || touched(history, first.at, second.at)
+}
+
+/// Whether a fault would have excused it if this had run again within a lease.
+fn is_near_a_fault(history: &History, receipt: &Receipt) -> bool {
+    touched(history, receipt.at, receipt.at + history.lease)
+}
+
+/// Whether a fault of the service, or what comes of it, lay between the two.
+fn touched(history: &History, from: Micros, to: Micros) -> bool {
     let touches = |fault: &Fault| {
-        !fault.kind.starts_with("receiver_")
-            && fault.from <= second.at
-            && fault.to + history.lease + AFTERMATH >= first.at
+        !fault.kind.starts_with("receiver_") && fault.from <= to && fault.to + history.lease + AFTERMATH >= from
     };
-    !first.answer.may_succeed() || failed || history.faults.iter().any(touches)
+    history.faults.iter().any(touches)
 }
 
 /// G6: a final state stays as it was first read.

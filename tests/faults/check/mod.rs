@@ -18,6 +18,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+pub use deliveries::AFTERMATH;
 pub use history::History;
 
 /// Breaches of one guarantee that are told in full; the others are counted.
@@ -59,6 +60,8 @@ pub struct Report {
     pub invocations: usize,
     /// Executions beyond the first of an invocation.
     pub repeated: usize,
+    /// Executions so far from every fault that another one would have been found: what `duplicates_without_fault` is judged by.
+    pub unexcused: usize,
     /// Changes of filters that readers have seen.
     pub splits: usize,
     /// Per kind of fault, the publish calls that were sent while it lasted.

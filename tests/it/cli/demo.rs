@@ -1,5 +1,7 @@
 //! `carillon demo` with packages of its own, against the service of `client.toml`.
 
+use std::path::{Path, PathBuf};
+
 use carillon::proto::internal::{Tenant as ProtoTenant, TenantQuotas, UpdateTenantRequest};
 use carillon::proto::public::ListSubscriptionsRequest;
 use pbjson_types::FieldMask;
@@ -72,6 +74,37 @@ async fn a_demo_that_is_told_to_end_leaves_no_subscription_behind() {
     assert_eq!(ended.code(), Some(1), "{}", demo.log());
     assert!(demo.log().contains("ended before everything was published"), "{}", demo.log());
     assert_eq!(subscriptions(&cli).await, 0);
+}
+
+/// The folder of the throw-away service that a process is making, as soon as a program runs on it.
+fn folder_in_making(process: u32) -> Option<PathBuf> {
+    let tasks = std::fs::read_dir(format!("/proc/{process}/task")).ok()?;
+    let children = tasks.flatten().filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok());
+    let children: Vec<_> = children.flat_map(|ids| ids.split(' ').map(str::to_owned).collect::<Vec<_>>()).collect();
+    let lines = children.iter().filter_map(|child| std::fs::read_to_string(format!("/proc/{child}/cmdline")).ok());
+    let mut words = lines.flat_map(|line| line.split('\0').map(PathBuf::from).collect::<Vec<_>>());
+    words.find_map(|word| {
+        let folder = word
+            .ancestors()
+            .find(|folder| folder.file_name().is_some_and(|name| name.to_string_lossy().starts_with("carillon-test-")));
+        folder.map(Path::to_owned)
+    })
+}
+
+#[tokio::test]
+async fn a_demo_that_is_told_to_end_while_it_makes_its_service_leaves_no_folder_behind() {
+    let cli = Cli::new().await;
+    let mut demo =
+        Process::spawn(cli.command(&["demo", "--throwaway"]), &cli.dir.path().join("demo.log")).expect("carillon runs");
+    let folder = eventually("it has begun to make its service", || async {
+        folder_in_making(demo.pid()).ok_or_else(|| demo.log())
+    })
+    .await;
+    demo.signal(Signal::INT);
+    let ended = demo.ended("the demo ends").await;
+    assert_eq!(ended.code(), Some(1), "{}", demo.log());
+    assert!(demo.log().contains("ended before everything was published"), "{}", demo.log());
+    assert!(!folder.exists(), "{} is still there", folder.display());
 }
 
 #[tokio::test]

@@ -85,6 +85,11 @@ impl Process {
         let _gone_already = kill_process(Pid::from_raw(id).expect("a child's id is not zero"), signal);
     }
 
+    /// The child's process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Whether the child still runs.
     pub fn is_running(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))

@@ -30,6 +30,8 @@ pub enum Answer {
     Full(u16, Vec<(&'static str, String)>, Vec<u8>),
     /// 200, once the gate has a permit for it.
     Gated(Arc<Semaphore>),
+    /// 500, once the gate has a permit for it.
+    GatedFailure(Arc<Semaphore>),
     /// No answer for as long as the receiver lives.
     Hang,
     /// No answer: the connection ends.
@@ -173,6 +175,10 @@ async fn answer(
         Answer::Gated(gate) => {
             gate.acquire().await.map_err(|_| ResetOnPurpose)?.forget();
             Ok(response(200, Vec::new(), Vec::new()))
+        }
+        Answer::GatedFailure(gate) => {
+            gate.acquire().await.map_err(|_| ResetOnPurpose)?.forget();
+            Ok(response(500, Vec::new(), Vec::new()))
         }
         Answer::Hang => std::future::pending().await,
         Answer::Reset => Err(ResetOnPurpose),
