@@ -134,6 +134,8 @@ struct Slot {
 
 struct Running {
     job: Job,
+    /// The registry version of the subscription that it is made for.
+    version: i64,
     started_at: DateTime<Utc>,
     slow: bool,
     /// True where it tells whether the receiver is well again.
@@ -330,7 +332,7 @@ impl Tenant {
             // An event's data is shared by the invocations it causes.
             let shared_by = job.event.entry().matched.len().max(1);
             let cost = turns::cost(job.event.entry().event.bytes() / shared_by);
-            let running = Running { job, started_at: now, slow: false, probe };
+            let running = Running { job, version: listener.version, started_at: now, slow: false, probe };
             let key = if let Some(key) = self.free.pop() {
                 self.running[key as usize] = Some(running);
                 key
@@ -370,7 +372,8 @@ impl Tenant {
 
     /// Takes the result of an attempt; `jitter` is a random number in 0..1.
     pub fn ended(&mut self, key: u32, ended: Ended, now: DateTime<Utc>, jitter: f64) {
-        let Some(Running { job, slow, probe, .. }) = self.running.get_mut(key as usize).and_then(Option::take) else {
+        let Some(Running { job, version, slow, probe, .. }) = self.running.get_mut(key as usize).and_then(Option::take)
+        else {
             return;
         };
         self.free.push(key);
@@ -397,7 +400,7 @@ impl Tenant {
             let due_at = now + TimeDelta::from_std(wait).unwrap_or(TimeDelta::days(1));
             Fate::Deferred { attempt, base: job.base, due_at }
         } else {
-            Fate::Dead { at: now }
+            Fate::Dead { at: now, version }
         };
         if verdict.disable {
             self.failing.push(Failing { subscription_no: no, version: queue.health.version(), class });

@@ -72,7 +72,7 @@ impl Tenant {
                     queue.now_due(due_at);
                     self.next_due = Some(earlier(self.next_due, due_at));
                 }
-                Fate::Dead { at } => {
+                Fate::Dead { at, .. } => {
                     self.announce = true;
                     // What waited behind it in its key may go on, or is to be found blocked. And a caller may have redriven it before
                     // this was known to be written: its row was left out of loads as one that is in memory.

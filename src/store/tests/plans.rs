@@ -323,9 +323,9 @@ async fn every_hot_statement_is_served_by_its_index_and_looks_at_no_more_days_th
         store.settle(one, 1, LogPlace { after: 1192, day: today }, &[
             settled(1193, today, Fate::Deferred { attempt: 9, base: 0, due_at: now }),
             Settled { deferred: true, ..settled(1194, today, Fate::Deferred { attempt: 9, base: 0, due_at: now }) },
-            Settled { deferred: true, ..settled(1195, today, Fate::Dead { at: now }) },
+            Settled { deferred: true, ..settled(1195, today, Fate::Dead { at: now, version: 1 }) },
             Settled { deferred: true, ..settled(1196, today, Fate::Succeeded) },
-            settled(1197, today, Fate::Dead { at: now })]));
+            settled(1197, today, Fate::Dead { at: now, version: 1 })]));
     // The heads are scanned by intent: an index on their times would cost every publish.
     look!("pulse", ["watches_pending", "pending_events_by_due"], scans ["tenant_heads"], prunes false,
         store.pulse(replica, Some(Renewal::Staying(Duration::from_secs(1))), now));
