@@ -386,8 +386,7 @@ impl Tenant {
         let attempt = job.attempt + 1;
         let tries = attempt - job.base;
         let class = ended.outcome.class;
-        let verdict = queue.health.ended(&ended.outcome, probe, &queue.policy, now);
-        queue.health.slow_down(&ended.outcome, &queue.policy, now);
+        let verdict = queue.ended(version, &ended.outcome, probe, now);
         if verdict.keep {
             let entry = job.event.entry();
             let by = |state| (state, entry.event.lineage.caused_by(entry.invocation(no)));
@@ -403,7 +402,7 @@ impl Tenant {
             Fate::Dead { at: now, version }
         };
         if verdict.disable {
-            self.failing.push(Failing { subscription_no: no, version: queue.health.version(), class });
+            self.failing.push(Failing { subscription_no: no, version, class });
         }
         if let Some(key) = job.key {
             self.turn_key(no, key, fate, now);
