@@ -427,8 +427,8 @@ impl Engine {
             return;
         }
         while self.running.saturating_sub(self.slow) < self.shared.config.in_flight_max {
-            let Some((id, budget)) = self.turns.next() else { return };
             let bounds = self.room();
+            let Some((id, budget)) = self.turns.next(bounds.free) else { return };
             let leaving = self.is_leaving(id);
             let Some(held) = self.tenants.get_mut(&id) else { continue };
             held.in_turn = false;
@@ -458,6 +458,11 @@ impl Engine {
                         // The next pump reloads, at once or when the last failure allows it; nothing starts before that.
                         held.unsure = true;
                         self.timers.push(Reverse((now.max(held.not_before), id)));
+                        nothing = true;
+                        break;
+                    }
+                    Next::Crowded(in_flight) => {
+                        self.turns.crowded(id, in_flight);
                         nothing = true;
                         break;
                     }

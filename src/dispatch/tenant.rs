@@ -98,6 +98,8 @@ pub(super) enum Next {
     Start(Start),
     /// The registry says that waiting work is to be cancelled, but it may be older than that work: it must be reloaded.
     Unsure,
+    /// Something waits until more attempts may start than these, which the tenant has in flight.
+    Crowded(usize),
     /// Nothing can start now.
     Nothing,
 }
@@ -272,8 +274,14 @@ impl Tenant {
         config: &Config,
         listener: impl Fn(SubscriptionNo) -> Option<Listener>,
     ) -> Next {
-        while self.running_count - self.slow_count < config.tenant_in_flight_max.min(room.free) {
-            let Some(no) = self.ready.pop_front() else { return Next::Nothing };
+        let in_flight = self.running_count - self.slow_count;
+        if in_flight >= config.tenant_in_flight_max || !self.has_ready() {
+            return Next::Nothing;
+        }
+        if in_flight >= room.free {
+            return Next::Crowded(in_flight);
+        }
+        while let Some(no) = self.ready.pop_front() {
             let Some(queue) = self.queues.get_mut(&no) else { continue };
             queue.ready = false;
             if queue.waiting() == 0 {
@@ -481,11 +489,6 @@ impl Tenant {
             }
         }
     }
-}
-
-/// How many owners may have started an attempt of what there is since then, and have recorded nothing of it.
-fn lost_attempts(unclean_ends: &[DateTime<Utc>], since: DateTime<Utc>) -> i32 {
-    i32::try_from(unclean_ends.iter().filter(|end| since < **end).count()).unwrap_or(i32::MAX / 2)
 }
 
 fn earlier(known: Option<DateTime<Utc>>, other: DateTime<Utc>) -> DateTime<Utc> {

@@ -1,6 +1,6 @@
 //! What leaves memory and what comes back: settling, deferred work, callers' changes.
 
-use super::{Batch, Config, OrderingKey, Settled, Tenant, earlier, lost_attempts};
+use super::{Batch, Config, OrderingKey, Settled, Tenant, earlier};
 use crate::dispatch::queue::{JOB_BYTES, Job};
 use crate::dispatch::run::DuePage;
 use crate::domain::ids::{Position, SubscriptionNo};
@@ -297,6 +297,11 @@ impl Tenant {
         }
         self.advance();
     }
+}
+
+/// How many owners may have started an attempt of what there is since then, and have recorded nothing of it.
+pub(super) fn lost_attempts(unclean_ends: &[DateTime<Utc>], since: DateTime<Utc>) -> i32 {
+    i32::try_from(unclean_ends.iter().filter(|end| since < **end).count()).unwrap_or(i32::MAX / 2)
 }
 
 #[cfg(test)]

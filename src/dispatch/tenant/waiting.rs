@@ -57,10 +57,23 @@ impl Tenant {
 mod tests {
     use super::*;
     use crate::dispatch::tenant::fixture::*;
-    use crate::dispatch::tenant::{Ended, Listener, Start};
+    use crate::dispatch::tenant::{Config, Ended, Listener, Next, Room, Start};
     use crate::domain::invocation::{Outcome, OutcomeClass};
     use crate::domain::retry::CircuitBreaker;
     use std::time::Duration;
+
+    #[test]
+    fn a_tenant_with_as_much_in_flight_as_is_left_says_so_where_something_waits() {
+        let mut tenant = tenant();
+        hear(&mut tenant, &[entry(1, &[1]), entry(2, &[1, 2])]);
+        let _running = [start(&mut tenant), start(&mut tenant)];
+        let narrow = Room { free: 2, ..ROOM };
+        assert!(matches!(tenant.next(at(1_000), narrow, &config(), active), Next::Crowded(2)));
+        let own = Config { tenant_in_flight_max: 2, ..config() };
+        assert!(matches!(tenant.next(at(1_000), narrow, &own, active), Next::Nothing), "its own ends lead back");
+        assert!(start(&mut tenant).is_some());
+        assert!(matches!(tenant.next(at(1_000), narrow, &config(), active), Next::Nothing), "nothing waits");
+    }
 
     #[test]
     fn what_began_before_a_change_says_nothing_of_the_receiver_since() {
