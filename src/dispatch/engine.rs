@@ -282,12 +282,12 @@ impl Engine {
                 match result {
                     Ok(None) => {}
                     Ok(Some(step)) => {
-                        if step.deferred > 0 || step.ended {
-                            held.tenant.due_summary(&[(step.subscription_no, now)]);
-                            held.tenant.rows += i64::try_from(step.deferred).unwrap_or_default();
+                        if let Some(no) = step.due {
+                            held.tenant.due_summary(&[(no, now)]);
+                            held.tenant.rows += step.deferred;
                         }
                         held.tenant.replay = true;
-                        held.replay_at = now + step.pause(config.replay_per_second);
+                        held.replay_at = now + step.pause;
                     }
                     Err(error) => {
                         tracing::warn!(tenant = %life.tenant, %error, "a replay could not go on; it is tried again");

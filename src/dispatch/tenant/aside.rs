@@ -1,7 +1,8 @@
 //! What leaves memory and what comes back: settling, deferred work, callers' changes.
 
 use super::{Batch, Config, OrderingKey, Settled, Tenant, earlier};
-use crate::dispatch::queue::{JOB_BYTES, Job};
+use crate::dispatch::queue::{JOB_BYTES, Job, Queue};
+use crate::dispatch::replay;
 use crate::dispatch::run::DuePage;
 use crate::domain::ids::{Position, SubscriptionNo};
 use crate::domain::subscription::State;
@@ -191,6 +192,14 @@ impl Tenant {
             // A full queue asks again when it has drained.
         }
         wanted
+    }
+
+    /// Subscriptions of which so much waits in memory that a replay must not add to it.
+    pub fn busy(&self, config: &Config) -> Vec<SubscriptionNo> {
+        // Beyond that bound of the queue rows stay in the database, which nothing here tells.
+        let most = (replay::ahead_max(config) as usize).min(config.queue_max / 4);
+        let busy = |queue: &Queue| queue.waiting() > most || queue.is_held_back(&self.memory);
+        self.queues.iter().filter(|(_, queue)| busy(queue)).map(|(no, _)| *no).collect()
     }
 
     /// Takes deferred rows, by due time, a page at most; their events by position.

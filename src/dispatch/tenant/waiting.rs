@@ -76,6 +76,20 @@ mod tests {
     }
 
     #[test]
+    fn a_replay_adds_nothing_to_what_waits_for_a_receiver() {
+        let mut tenant = tenant();
+        hear(&mut tenant, &(1..=4).map(|position| entry(position, &[1])).collect::<Vec<_>>());
+        hear(&mut tenant, &[entry(5, &[2])]);
+        assert_eq!(tenant.busy(&config()), [1], "more than a quarter of a queue");
+        let slow = Config { queue_max: 80, replay_per_second: 1, ..config() };
+        assert!(tenant.busy(&slow).is_empty(), "less than ten seconds bring");
+        let hanging =
+            [start(&mut tenant), start(&mut tenant), start(&mut tenant)].map(|start| start.expect("it waits"));
+        assert!(tenant.busy(&config()).is_empty(), "what runs does not wait");
+        assert_eq!(hanging.iter().filter(|start| place(start).1 == 1).count(), 2);
+    }
+
+    #[test]
     fn what_began_before_a_change_says_nothing_of_the_receiver_since() {
         let breaker = CircuitBreaker::new(3, Duration::from_secs(30)).expect("within bounds");
         let of = |version| {
