@@ -208,7 +208,10 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
     ("dispatch.page_max", "events read from the log, or deferred invocations, at a time; 1 to 10,000"),
     ("dispatch.settle_rows_max", "changes that a settle may hold before no further events are taken; 1 to 100,000"),
     ("dispatch.settle_gather_ms", "least time between two settles of a tenant, milliseconds; 0 to 1,000"),
-    ("dispatch.replay_per_second", "missed invocations of a tenant that are replayed a second at most; 1 to 100,000"),
+    (
+        "dispatch.replay_per_second",
+        "missed invocations of a tenant that replays take up a second at most; 1 to 100,000",
+    ),
     (
         "dispatch.drain_ms",
         "how long a stop, or giving a shard away, waits for attempts that run, milliseconds; 0 to 600,000",

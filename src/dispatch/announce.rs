@@ -22,9 +22,8 @@ use crate::store::dispatch::{DeadLetter, Place};
 use crate::store::subscriptions::ServerReason;
 use crate::store::{Store, StoreError};
 use crate::telemetry::measured;
-use chrono::{DateTime, Utc};
 use serde_json::json;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use uuid::Uuid;
 
@@ -53,13 +52,13 @@ async fn announce(shared: &Shared, tenant: TenantId) -> Result<(), AnnounceError
         let last = letters.len() < PAGE as usize;
         // The dead letter is the record that the receiver is gone: it counts as announced only once its subscription is disabled,
         // which writes the announcement of that.
-        let gone: BTreeMap<SubscriptionNo, DateTime<Utc>> = letters
+        let gone: BTreeSet<(SubscriptionNo, i64)> = letters
             .iter()
             .filter(|letter| letter.class == OutcomeClass::Gone)
-            .map(|letter| (letter.place.subscription_no, letter.dead_at))
+            .filter_map(|letter| Some((letter.place.subscription_no, letter.version?)))
             .collect();
-        for (subscription_no, gone_at) in gone {
-            disable_gone(shared, tenant, subscription_no, gone_at).await?;
+        for (subscription_no, version) in gone {
+            disable_and_tell(shared, tenant, subscription_no, ServerReason::Gone { version }).await?;
         }
         let places: Vec<(Place, i32)> = letters.iter().map(|letter| (letter.place, letter.attempt)).collect();
         let mut announcements = Vec::with_capacity(letters.len());
@@ -149,16 +148,6 @@ async fn publish(
     Ok(())
 }
 
-/// Disables a subscription whose receiver is gone. One that was changed since stays: a later delivery tells whether that helped.
-async fn disable_gone(
-    shared: &Shared,
-    tenant: TenantId,
-    subscription_no: SubscriptionNo,
-    gone_at: DateTime<Utc>,
-) -> Result<(), AnnounceError> {
-    disable_and_tell(shared, tenant, subscription_no, ServerReason::Gone { at: gone_at }).await
-}
-
 /// Disables a subscription that only fails. A later failure asks for it again where this one did not get through.
 pub(super) fn disable_failing(shared: &Arc<Shared>, tenant: TenantId, failing: Failing) {
     let shared = shared.clone();
@@ -171,7 +160,8 @@ pub(super) fn disable_failing(shared: &Arc<Shared>, tenant: TenantId, failing: F
     });
 }
 
-/// The announcement of it is written with it, and published as that of any other change.
+/// Disables a subscription because of its receiver. One that was changed since stays: a later delivery tells whether that helped. The
+/// announcement of it is written with it, and published as that of any other change.
 async fn disable_and_tell(
     shared: &Shared,
     tenant: TenantId,

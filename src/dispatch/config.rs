@@ -36,7 +36,7 @@ pub struct Config {
     pub settle_rows_max: usize,
     /// Least time between two settles of a tenant, milliseconds: results gather meanwhile. 0 to 1,000.
     pub settle_gather_ms: u64,
-    /// Missed invocations of a tenant that are replayed a second at most. 1 to 100,000.
+    /// Missed invocations of a tenant that replays take up a second at most. 1 to 100,000.
     pub replay_per_second: u32,
     /// How long a stop, or giving a shard away, waits for attempts that run, milliseconds. 0 to 600,000.
     pub drain_ms: u64,

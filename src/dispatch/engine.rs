@@ -282,12 +282,12 @@ impl Engine {
                 match result {
                     Ok(None) => {}
                     Ok(Some(step)) => {
-                        if step.deferred > 0 || step.ended {
-                            held.tenant.due_summary(&[(step.subscription_no, now)]);
-                            held.tenant.rows += i64::try_from(step.deferred).unwrap_or_default();
+                        if let Some(no) = step.due {
+                            held.tenant.due_summary(&[(no, now)]);
+                            held.tenant.rows += step.deferred;
                         }
                         held.tenant.replay = true;
-                        held.replay_at = now + step.pause(config.replay_per_second);
+                        held.replay_at = now + step.pause;
                     }
                     Err(error) => {
                         tracing::warn!(tenant = %life.tenant, %error, "a replay could not go on; it is tried again");
@@ -427,8 +427,8 @@ impl Engine {
             return;
         }
         while self.running.saturating_sub(self.slow) < self.shared.config.in_flight_max {
-            let Some((id, budget)) = self.turns.next() else { return };
             let bounds = self.room();
+            let Some((id, budget)) = self.turns.next(bounds.free) else { return };
             let leaving = self.is_leaving(id);
             let Some(held) = self.tenants.get_mut(&id) else { continue };
             held.in_turn = false;
@@ -458,6 +458,11 @@ impl Engine {
                         // The next pump reloads, at once or when the last failure allows it; nothing starts before that.
                         held.unsure = true;
                         self.timers.push(Reverse((now.max(held.not_before), id)));
+                        nothing = true;
+                        break;
+                    }
+                    Next::Crowded(in_flight) => {
+                        self.turns.crowded(id, in_flight);
                         nothing = true;
                         break;
                     }

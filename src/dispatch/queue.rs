@@ -6,8 +6,9 @@
 use super::keys::Chains;
 use crate::domain::bucket::Bucket;
 use crate::domain::filter::OrderingKey;
-use crate::domain::health::{Gate, Health};
+use crate::domain::health::{Gate, Health, Verdict};
 use crate::domain::ids::{Position, SubscriptionNo};
+use crate::domain::invocation::Outcome;
 use crate::domain::memory::{Kept, Memory};
 use crate::domain::retry::DeliveryPolicy;
 use crate::executor::EncodedEvent;
@@ -152,6 +153,17 @@ impl Queue {
             return wait(self.resume_at, at);
         }
         Ok(gate)
+    }
+
+    /// What the end of an attempt, made for the subscription at this version, means beyond its invocation: nothing where that was
+    /// changed since, as its receiver may be another one.
+    pub fn ended(&mut self, version: i64, outcome: &Outcome, probe: bool, now: DateTime<Utc>) -> Verdict {
+        if self.health.version() != version {
+            return Verdict::default();
+        }
+        let verdict = self.health.ended(outcome, probe, &self.policy, now);
+        self.health.slow_down(outcome, &self.policy, now);
+        verdict
     }
 
     /// True where work may be in the database, or work with an ordering key on its way there: what is new of a key goes behind it.

@@ -98,6 +98,8 @@ pub(super) enum Next {
     Start(Start),
     /// The registry says that waiting work is to be cancelled, but it may be older than that work: it must be reloaded.
     Unsure,
+    /// Something waits until more attempts may start than these, which the tenant has in flight.
+    Crowded(usize),
     /// Nothing can start now.
     Nothing,
 }
@@ -134,6 +136,8 @@ struct Slot {
 
 struct Running {
     job: Job,
+    /// The registry version of the subscription that it is made for.
+    version: i64,
     started_at: DateTime<Utc>,
     slow: bool,
     /// True where it tells whether the receiver is well again.
@@ -270,8 +274,14 @@ impl Tenant {
         config: &Config,
         listener: impl Fn(SubscriptionNo) -> Option<Listener>,
     ) -> Next {
-        while self.running_count - self.slow_count < config.tenant_in_flight_max.min(room.free) {
-            let Some(no) = self.ready.pop_front() else { return Next::Nothing };
+        let in_flight = self.running_count - self.slow_count;
+        if in_flight >= config.tenant_in_flight_max || !self.has_ready() {
+            return Next::Nothing;
+        }
+        if in_flight >= room.free {
+            return Next::Crowded(in_flight);
+        }
+        while let Some(no) = self.ready.pop_front() {
             let Some(queue) = self.queues.get_mut(&no) else { continue };
             queue.ready = false;
             if queue.waiting() == 0 {
@@ -330,7 +340,7 @@ impl Tenant {
             // An event's data is shared by the invocations it causes.
             let shared_by = job.event.entry().matched.len().max(1);
             let cost = turns::cost(job.event.entry().event.bytes() / shared_by);
-            let running = Running { job, started_at: now, slow: false, probe };
+            let running = Running { job, version: listener.version, started_at: now, slow: false, probe };
             let key = if let Some(key) = self.free.pop() {
                 self.running[key as usize] = Some(running);
                 key
@@ -370,7 +380,8 @@ impl Tenant {
 
     /// Takes the result of an attempt; `jitter` is a random number in 0..1.
     pub fn ended(&mut self, key: u32, ended: Ended, now: DateTime<Utc>, jitter: f64) {
-        let Some(Running { job, slow, probe, .. }) = self.running.get_mut(key as usize).and_then(Option::take) else {
+        let Some(Running { job, version, slow, probe, .. }) = self.running.get_mut(key as usize).and_then(Option::take)
+        else {
             return;
         };
         self.free.push(key);
@@ -383,8 +394,7 @@ impl Tenant {
         let attempt = job.attempt + 1;
         let tries = attempt - job.base;
         let class = ended.outcome.class;
-        let verdict = queue.health.ended(&ended.outcome, probe, &queue.policy, now);
-        queue.health.slow_down(&ended.outcome, &queue.policy, now);
+        let verdict = queue.ended(version, &ended.outcome, probe, now);
         if verdict.keep {
             let entry = job.event.entry();
             let by = |state| (state, entry.event.lineage.caused_by(entry.invocation(no)));
@@ -397,10 +407,10 @@ impl Tenant {
             let due_at = now + TimeDelta::from_std(wait).unwrap_or(TimeDelta::days(1));
             Fate::Deferred { attempt, base: job.base, due_at }
         } else {
-            Fate::Dead { at: now }
+            Fate::Dead { at: now, version }
         };
         if verdict.disable {
-            self.failing.push(Failing { subscription_no: no, version: queue.health.version(), class });
+            self.failing.push(Failing { subscription_no: no, version, class });
         }
         if let Some(key) = job.key {
             self.turn_key(no, key, fate, now);
@@ -479,11 +489,6 @@ impl Tenant {
             }
         }
     }
-}
-
-/// How many owners may have started an attempt of what there is since then, and have recorded nothing of it.
-fn lost_attempts(unclean_ends: &[DateTime<Utc>], since: DateTime<Utc>) -> i32 {
-    i32::try_from(unclean_ends.iter().filter(|end| since < **end).count()).unwrap_or(i32::MAX / 2)
 }
 
 fn earlier(known: Option<DateTime<Utc>>, other: DateTime<Utc>) -> DateTime<Utc> {

@@ -413,7 +413,7 @@ async fn g6_an_owner_that_was_replaced_writes_nothing() {
     assert_eq!((claimed.len(), claimed[0].cursor.after, claimed[0].head.position), (1, 1, 3));
 
     let later = LogPlace { after: 3, ..cursor };
-    let dead = Settled { fate: Fate::Dead { at: store.now() }, ..done(3) };
+    let dead = Settled { fate: Fate::Dead { at: store.now(), version: 1 }, ..done(3) };
     for changes in [vec![done(2)], vec![done(2), dead.clone()]] {
         assert_eq!(store.settle(world.tenant, old, later, &changes).await.expect("answered"), Fenced::Yes);
     }
@@ -455,7 +455,7 @@ async fn a_settle_that_is_repeated_after_a_redrive_leaves_the_redriven_row() {
         tried: Some(Tried { attempt, started_at: store.now(), duration: Duration::from_millis(1), outcome: None }),
         fate,
     };
-    let (later, dead) = (store.now() + chrono::TimeDelta::hours(1), Fate::Dead { at: store.now() });
+    let (later, dead) = (store.now() + chrono::TimeDelta::hours(1), Fate::Dead { at: store.now(), version: 1 });
     let again = |attempt| Fate::Deferred { attempt, base: 0, due_at: later };
     // One dies at once, one after a first retry; both are redriven, and then both settles are written once more.
     let first = [failed(1, 1, false, dead), failed(2, 1, false, again(1))];

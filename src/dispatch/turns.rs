@@ -2,9 +2,12 @@
 //!
 //! Pure. Each round gives a tenant the same budget; an attempt costs the more the larger its event is. What a tenant overdraws, its next
 //! round pays. However much one has waiting, the others get their turn after one budget of it.
+//!
+//! A tenant that has as much in flight as is left for the others gives up its turn, and gets it again once more is left: those with
+//! the least in flight first.
 
 use crate::domain::ids::TenantId;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 
 /// What a round gives.
 const BUDGET: i64 = 16;
@@ -22,6 +25,9 @@ pub(super) struct Turns {
     queue: VecDeque<TenantId>,
     /// What those in the queue have left over, or owe.
     balances: HashMap<TenantId, i64>,
+    /// Those that wait for room, by what they had in flight; some may be in the queue again.
+    crowded: BTreeSet<(usize, TenantId)>,
+    in_flight: HashMap<TenantId, usize>,
 }
 
 impl Turns {
@@ -30,11 +36,21 @@ impl Turns {
         self.queue.push_back(tenant);
     }
 
-    /// The next tenant, and what it may spend; nothing to spend means that it pays what it owes.
-    pub fn next(&mut self) -> Option<(TenantId, i64)> {
-        let tenant = self.queue.pop_front()?;
+    /// The next tenant where so many attempts may still start, and what it may spend; nothing to spend means that it pays what it owes.
+    pub fn next(&mut self, free: usize) -> Option<(TenantId, i64)> {
+        let has_room = || self.crowded.first().filter(|(in_flight, _)| *in_flight < free).map(|(_, tenant)| *tenant);
+        let tenant = self.queue.pop_front().or_else(has_room)?;
+        if let Some(in_flight) = self.in_flight.remove(&tenant) {
+            self.crowded.remove(&(in_flight, tenant));
+        }
         let balance = self.balances.remove(&tenant).unwrap_or(0) + BUDGET;
         Some((tenant, balance))
+    }
+
+    /// A tenant has something to start, and waits until more may start than it has in flight.
+    pub fn crowded(&mut self, tenant: TenantId, in_flight: usize) {
+        self.in_flight.insert(tenant, in_flight);
+        self.crowded.insert((in_flight, tenant));
     }
 
     /// A tenant that has more to start goes to the end, with what is left of its budget.
@@ -59,7 +75,7 @@ mod tests {
         (0..costs.len()).for_each(|index| turns.add(id(index)));
         let mut got = vec![0; costs.len()];
         while got.iter().sum::<i64>() < units {
-            let (tenant, budget) = turns.next().expect("all of them wait");
+            let (tenant, budget) = turns.next(1).expect("all of them wait");
             let index = usize::try_from(tenant.0.as_u128()).expect("small");
             let mut left = budget;
             while left > 0 {
@@ -83,11 +99,27 @@ mod tests {
         let mut turns = Turns::default();
         let [hog, other] = [1, 2].map(|id| TenantId(Uuid::from_u128(id)));
         turns.add(hog);
-        let (first, budget) = turns.next().expect("it waits");
+        let (first, budget) = turns.next(1).expect("it waits");
         assert_eq!((first, budget), (hog, BUDGET));
         turns.add(other);
         turns.again(hog, 0);
-        assert_eq!(turns.next(), Some((other, BUDGET)));
+        assert_eq!(turns.next(1), Some((other, BUDGET)));
+    }
+
+    #[test]
+    fn who_waits_for_room_gets_its_turn_when_there_is_more_of_it_and_no_second_one() {
+        let mut turns = Turns::default();
+        let [most, least, other] = [1, 2, 3].map(|id| TenantId(Uuid::from_u128(id)));
+        turns.crowded(most, 4);
+        turns.crowded(least, 2);
+        assert_eq!(turns.next(2), None, "no more than it has");
+        turns.add(other);
+        let order = [4, 4, 4].map(|free| turns.next(free).map(|(tenant, _)| tenant));
+        assert_eq!(order, [Some(other), Some(least), None]);
+        // Its own attempts have brought it back meanwhile.
+        turns.add(most);
+        assert_eq!(turns.next(4), Some((most, BUDGET)));
+        assert_eq!(turns.next(100), None);
     }
 
     #[test]

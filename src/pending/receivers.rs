@@ -270,7 +270,7 @@ impl Core {
         let subscription = &listener.entry.subscription;
         let (no, policy, at) = (subscription.no, &subscription.policy, self.store.now());
         if outcome.class == OutcomeClass::Gone {
-            self.disable(tenant, no, ServerReason::Gone { at });
+            self.disable(tenant, no, ServerReason::Gone { version: subscription.registry_version });
         }
         let probe = leave.probe.as_mut().map(|probe| {
             probe.answered = true;

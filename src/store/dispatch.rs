@@ -101,6 +101,8 @@ pub struct DeadLetter {
     pub dead_at: DateTime<Utc>,
     /// The subscription.
     pub subscription: SubscriptionId,
+    /// The registry version of it that the last attempt was made for; none where that was not recorded.
+    pub version: Option<i64>,
     /// The app that owns the subscription; empty where it is deleted.
     pub app_slug: String,
     /// How the last attempt ended.
@@ -126,6 +128,7 @@ struct DeadLetterRow {
     dead_at: DateTime<Utc>,
     event_id: Uuid,
     subscription_id: Uuid,
+    registry_version: Option<i64>,
     app_slug: String,
     first_attempt_at: Option<DateTime<Utc>>,
     outcome_class: Option<i16>,
@@ -140,6 +143,7 @@ impl DeadLetterRow {
             attempt: self.attempt,
             dead_at: self.dead_at,
             subscription: SubscriptionId(self.subscription_id),
+            version: self.registry_version,
             app_slug: self.app_slug,
             class: self.outcome_class.map_or(Ok(OutcomeClass::Failed), parse_class)?,
             error: self.error.unwrap_or_default(),
@@ -349,12 +353,12 @@ impl Store {
     pub async fn unannounced(&self, tenant: TenantId, limit: u32) -> Result<Vec<DeadLetter>, StoreError> {
         // A deleted subscription may outlive its app. Of the attempts, those do not count that a redrive has made since.
         let rows: Vec<DeadLetterRow> = sqlx::query_as(
-            "SELECT d.position, d.subscription_no, d.attempt, d.dead_at, e.event_id, s.subscription_id,
+            "SELECT d.position, d.subscription_no, d.attempt, d.dead_at, e.event_id, s.subscription_id, d.registry_version,
                     COALESCE(a.slug, '') AS app_slug, first.started_at AS first_attempt_at, last.outcome_class, last.error
-               FROM ((SELECT position, subscription_no, day, attempt, dead_at FROM dead_letters
+               FROM ((SELECT position, subscription_no, day, attempt, dead_at, registry_version FROM dead_letters
                        WHERE tenant_id = $1 AND announced_at IS NULL ORDER BY position, subscription_no LIMIT $2)
                      UNION ALL
-                     (SELECT position, subscription_no, day, attempt, dead_at FROM removed_dead_letters
+                     (SELECT position, subscription_no, day, attempt, dead_at, registry_version FROM removed_dead_letters
                        WHERE tenant_id = $1 ORDER BY position, subscription_no, attempt LIMIT $2)) AS d
                JOIN events e ON e.tenant_id = $1 AND e.day = d.day AND e.position = d.position
                JOIN subscriptions s ON s.tenant_id = $1 AND s.subscription_no = d.subscription_no

@@ -57,8 +57,8 @@ const REDRIVEN_AT_A_TIME: u32 = 500;
 
 /// Keeps what tells of the dead letters in `gone` that are not announced.
 const KEEP_UNTOLD: &str =
-    "INSERT INTO removed_dead_letters (tenant_id, position, subscription_no, attempt, day, dead_at)
-             SELECT tenant_id, position, subscription_no, attempt, day, dead_at FROM gone WHERE announced_at IS NULL
+    "INSERT INTO removed_dead_letters (tenant_id, position, subscription_no, attempt, day, dead_at, registry_version)
+             SELECT tenant_id, position, subscription_no, attempt, day, dead_at, registry_version FROM gone WHERE announced_at IS NULL
              ON CONFLICT DO NOTHING";
 
 /// What a part of a redrive did: how many, the last one that it looked at, and the head.
@@ -344,7 +344,8 @@ async fn redrive(
               WHERE d.tenant_id = $1 AND d.position = f.position AND d.subscription_no = f.subscription_no
                 AND EXISTS (SELECT FROM subscriptions s
                              WHERE s.tenant_id = $1 AND s.subscription_no = f.subscription_no AND s.state = 1)
-             RETURNING d.tenant_id, d.position, d.subscription_no, d.day, d.attempt, d.ordering_key, d.dead_at, d.announced_at),
+             RETURNING d.tenant_id, d.position, d.subscription_no, d.day, d.attempt, d.ordering_key, d.dead_at, d.announced_at,
+                       d.registry_version),
          untold AS ({KEEP_UNTOLD})
          INSERT INTO deferred_invocations (tenant_id, position, subscription_no, day, ordering_key, shard, attempt, attempt_base,
                 due_at)
@@ -374,7 +375,7 @@ async fn cancel(
              DELETE FROM deferred_invocations WHERE tenant_id = $1 AND position = $3 AND subscription_no = $4 RETURNING attempt),
          gone AS (
              DELETE FROM dead_letters WHERE tenant_id = $1 AND position = $3 AND subscription_no = $4
-             RETURNING tenant_id, position, subscription_no, day, attempt, dead_at, announced_at),
+             RETURNING tenant_id, position, subscription_no, day, attempt, dead_at, announced_at, registry_version),
          untold AS ({KEEP_UNTOLD})
          INSERT INTO outcomes (tenant_id, day, position, subscription_no, state, attempt, outcome_class, status_code,
                 duration_us, started_at, reason)

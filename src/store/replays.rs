@@ -42,13 +42,27 @@ pub struct Missed {
 }
 
 impl Store {
-    /// The tenant's replay that is furthest behind.
-    pub async fn replay(&self, tenant: TenantId) -> Result<Option<Replay>, StoreError> {
+    /// The tenant's replay that is furthest behind, of none of the subscriptions that are `busy`, and of none of which `later_max`
+    /// invocations wait for another attempt.
+    pub async fn replay(
+        &self,
+        tenant: TenantId,
+        busy: &[SubscriptionNo],
+        later_max: u32,
+    ) -> Result<Option<Replay>, StoreError> {
+        // What waits behind another one of its key is due, so that it is not among these.
         let row: Option<(SubscriptionNo, Position, NaiveDate, Position)> = sqlx::query_as(
-            "SELECT subscription_no, position, day, up_to FROM replays
-              WHERE tenant_id = $1 ORDER BY position, subscription_no LIMIT 1",
+            "SELECT r.subscription_no, r.position, r.day, r.up_to FROM replays r
+              WHERE r.tenant_id = $1 AND r.subscription_no <> ALL($2)
+                AND (SELECT count(*) FROM (SELECT FROM deferred_invocations d
+                                            WHERE d.tenant_id = $1 AND d.subscription_no = r.subscription_no AND d.due_at > $3
+                                            LIMIT $4) AS later) < $4
+              ORDER BY r.position, r.subscription_no LIMIT 1",
         )
         .bind(tenant.0)
+        .bind(busy)
+        .bind(self.now())
+        .bind(i64::from(later_max))
         .fetch_optional(self.engine())
         .await?;
         let parse =
@@ -66,8 +80,8 @@ impl Store {
         Ok(rows.into_iter().map(TenantId).collect())
     }
 
-    /// Defers invocations, cancels those that would go round, and moves the replay on to `reached`, all or nothing, where `token` is still the owner's. Nothing is
-    /// written of a replay that has ended, or moved on, meanwhile.
+    /// Defers invocations, cancels those that would go round, and moves the replay on to `reached`, all or nothing, where `token` is
+    /// still the owner's. Nothing is written of a replay that has ended, or moved on, meanwhile.
     pub async fn continue_replay(
         &self,
         tenant: TenantId,

@@ -49,6 +49,8 @@ pub enum Fate {
     Dead {
         /// When.
         at: DateTime<Utc>,
+        /// The registry version of the subscription that the last one was made for.
+        version: i64,
     },
 }
 
@@ -94,8 +96,7 @@ impl Store {
     /// Writes what happened and moves the cursor, all or nothing, where `token` is still the owner's.
     ///
     /// An outcome that exists already stays: a caller's cancellation that came first wins; an attempt that ran on is recorded as
-    /// what it was. Callers' changes lock the cursor's
-    /// row too, so what a transaction here sees after its fence does not change under it.
+    /// what it was. Callers' changes lock the cursor's row too, so what a transaction here sees after its fence does not change under it.
     pub async fn settle(
         &self,
         tenant: TenantId,
@@ -415,44 +416,42 @@ async fn write_deferred(
 }
 
 async fn write_dead(connection: &mut PgConnection, tenant: TenantId, changes: &[Settled]) -> Result<(), StoreError> {
+    const INTO: &str =
+        "INSERT INTO dead_letters (tenant_id, day, position, subscription_no, attempt, dead_at, ordering_key, registry_version)
+         SELECT $1, k.day, k.position, k.subscription_no, k.attempt, k.dead_at, k.ordering_key, k.version
+           FROM unnest($2::date[], $3::bigint[], $4::integer[], $5::integer[], $6::timestamptz[], $7::uuid[], $8::bigint[])
+                AS k(day, position, subscription_no, attempt, dead_at, ordering_key, version)";
     // A settle may be repeated after its answer was lost, and a caller may have redriven the dead letter in between: the row of
     // that stays, and is known by an attempt number that is not lower.
-    const FROM_DEFERRED: &str = "WITH gone AS (
+    let from_deferred = format!(
+        "WITH gone AS (
              DELETE FROM deferred_invocations d USING unnest($3::bigint[], $4::integer[], $5::integer[])
                     AS k(position, subscription_no, attempt)
-              WHERE d.tenant_id = $1 AND d.position = k.position AND d.subscription_no = k.subscription_no
-                AND d.attempt < k.attempt
+              WHERE d.tenant_id = $1 AND d.position = k.position AND d.subscription_no = k.subscription_no AND d.attempt < k.attempt
              RETURNING d.position, d.subscription_no)
-         INSERT INTO dead_letters (tenant_id, day, position, subscription_no, attempt, dead_at, ordering_key)
-         SELECT $1, k.day, k.position, k.subscription_no, k.attempt, k.dead_at, k.ordering_key
-           FROM unnest($2::date[], $3::bigint[], $4::integer[], $5::integer[], $6::timestamptz[], $7::uuid[])
-                AS k(day, position, subscription_no, attempt, dead_at, ordering_key)
-           JOIN gone g ON g.position = k.position AND g.subscription_no = k.subscription_no
-         ON CONFLICT DO NOTHING";
-    const AT_ONCE: &str =
-        "INSERT INTO dead_letters (tenant_id, day, position, subscription_no, attempt, dead_at, ordering_key)
-         SELECT $1, k.day, k.position, k.subscription_no, k.attempt, k.dead_at, k.ordering_key
-           FROM unnest($2::date[], $3::bigint[], $4::integer[], $5::integer[], $6::timestamptz[], $7::uuid[])
-                AS k(day, position, subscription_no, attempt, dead_at, ordering_key)
-          WHERE NOT EXISTS (SELECT FROM outcomes o WHERE o.tenant_id = $1 AND o.day = k.day AND o.position = k.position
+         {INTO} JOIN gone g ON g.position = k.position AND g.subscription_no = k.subscription_no ON CONFLICT DO NOTHING"
+    );
+    let at_once = format!(
+        "{INTO} WHERE NOT EXISTS (SELECT FROM outcomes o WHERE o.tenant_id = $1 AND o.day = k.day AND o.position = k.position
                                AND o.subscription_no = k.subscription_no)
             AND NOT EXISTS (SELECT FROM deferred_invocations d WHERE d.tenant_id = $1 AND d.position = k.position
-                               AND d.subscription_no = k.subscription_no)
-         ON CONFLICT DO NOTHING";
-    for (sql, has_row) in [(FROM_DEFERRED, true), (AT_ONCE, false)] {
+                               AND d.subscription_no = k.subscription_no) ON CONFLICT DO NOTHING"
+    );
+    for (sql, has_row) in [(from_deferred, true), (at_once, false)] {
         let mut keys = Keys::default();
-        let (mut attempts, mut dead_ats) = (Vec::new(), Vec::new());
+        let (mut attempts, mut dead_ats, mut versions) = (Vec::new(), Vec::new(), Vec::new());
         for change in changes.iter().filter(|change| change.deferred == has_row) {
-            if let Fate::Dead { at } = change.fate {
+            if let Fate::Dead { at, version } = change.fate {
                 keys.push(change);
                 attempts.push(change.tried.as_ref().map_or(0, |tried| tried.attempt));
                 dead_ats.push(at);
+                versions.push(version);
             }
         }
         if keys.position.is_empty() {
             continue;
         }
-        sqlx::query(sql)
+        sqlx::query(AssertSqlSafe(sql))
             .bind(tenant.0)
             .bind(keys.day)
             .bind(keys.position)
@@ -460,6 +459,7 @@ async fn write_dead(connection: &mut PgConnection, tenant: TenantId, changes: &[
             .bind(attempts)
             .bind(dead_ats)
             .bind(keys.ordering_key)
+            .bind(versions)
             .execute(&mut *connection)
             .await?;
     }

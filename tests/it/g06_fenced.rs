@@ -17,7 +17,7 @@ async fn a_replica_that_wakes_after_its_lease_changes_no_invocation() {
     let receiver = Receiver::start().await;
     tenant.declare("CUSTOM_FENCED").await;
     let gate = Arc::new(Semaphore::new(0));
-    receiver.answers("/hook", [Answer::GatedFailure(gate.clone()), Answer::Status(201)]);
+    receiver.answers("/hook", [Answer::GatedStatus(gate.clone(), 500), Answer::Status(201)]);
     tenant.subscribe("CUSTOM_FENCED", &receiver, "/hook").await;
     // The only replica has the tenant, and its attempt is under way.
     let published = tenant.publish("CUSTOM_FENCED", &json!({})).await;

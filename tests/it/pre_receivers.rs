@@ -6,6 +6,7 @@ use carillon::proto::internal::{CreateAppRequest, PreVerdictKind, PublishRequest
 use carillon::proto::public::{
     CircuitBreaker, CircuitState, CreateEventTypeRequest, DeliveryPolicy, EventPhase, GetSubscriptionRequest,
     PreFailurePolicy, PrePolicy, RateLimit, SubscribeRequest, Subscription, SubscriptionState,
+    UpdateSubscriptionRequest, WebhookMode,
 };
 use pbjson_types::Duration;
 use serde_json::json;
@@ -13,7 +14,9 @@ use tokio::sync::Semaphore;
 use tonic::Code;
 use tonic_types::StatusExt as _;
 
-use crate::harness::tenant::{Clients, admin, assert_refused, create_key, millis, publish_request, quick_policy};
+use crate::harness::tenant::{
+    Clients, admin, assert_refused, create_key, millis, publish_request, quick_policy, webhook,
+};
 use crate::harness::{Answer, Receiver, Tenant, World, eventually};
 
 const TYPE: &str = "CUSTOM_PRE_ASKED";
@@ -55,6 +58,32 @@ async fn a_listener_that_answers_410_is_disabled_and_asked_no_more() {
     tenant.told("SUBSCRIPTION_DISABLED", &gone).await;
     tenant.publish(TYPE, &json!({})).await;
     assert_eq!(receiver.received("/gone").len(), 1, "it is asked once");
+}
+
+#[tokio::test]
+async fn a_receiver_that_answers_410_says_nothing_of_the_one_that_has_replaced_it() {
+    let tenant = World::shared().await.tenant().await;
+    let receiver = Receiver::start().await;
+    declare(&tenant).await;
+    let id = listen(&tenant, &receiver, "/old", quick_policy()).await;
+    let gate = Arc::new(Semaphore::new(0));
+    receiver.answers("/old", [Answer::GatedStatus(gate.clone(), 410)]);
+    let mut publisher = tenant.publisher();
+    let asked = tokio::spawn(async move { publisher.publish(publish_request(TYPE, &json!({}))).await });
+    receiver.receives("/old", 1).await;
+    let target = Some(webhook(&receiver.url("/new"), WebhookMode::Structured));
+    let subscription = Some(Subscription { id: id.clone(), target, ..Default::default() });
+    let update = UpdateSubscriptionRequest { subscription, ..Default::default() };
+    tenant.events().update_subscription(update).await.expect("the receiver is another one");
+    gate.add_permits(1);
+    let refused = asked.await.expect("no panic").map(tonic::Response::into_inner);
+    assert_refused(refused, Code::Unavailable, "PRE_LISTENER_UNAVAILABLE");
+    // What the answer leads to is not waited for: it would come among these.
+    for asked in 1..=20 {
+        tenant.publish(TYPE, &json!({})).await;
+        assert_eq!(receiver.received("/new").len(), asked, "the gate stays closed");
+    }
+    assert_eq!(shown(&tenant, &id).await.state(), SubscriptionState::Active);
 }
 
 #[tokio::test]

@@ -2,16 +2,18 @@
 //! early no further.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use carillon::proto::public::{
-    DisableSubscriptionRequest, EnableSubscriptionRequest, GetInvocationRequest, InvocationState, Subscription,
-    UpdateSubscriptionRequest,
+    DeliveryPolicy, DisableSubscriptionRequest, EnableSubscriptionRequest, GetInvocationRequest, InvocationState,
+    ListInvocationsRequest, SubscribeRequest, Subscription, UpdateSubscriptionRequest,
 };
 use serde_json::json;
+use tokio::sync::Semaphore;
 
-use crate::harness::tenant::Tenant;
+use crate::harness::tenant::{Tenant, quick_policy};
 use crate::harness::wait::eventually;
-use crate::harness::{Receiver, World};
+use crate::harness::{Answer, Receiver, World};
 
 const EVENT: &str = "CUSTOM_MISSED";
 
@@ -125,6 +127,35 @@ async fn a_crash_in_the_middle_of_a_replay_leaves_nothing_out_and_adds_nothing()
     publish(&tenant, 60..61).await;
     receives(&receiver, "/hook", true, 0..60).await;
     receives(&receiver, "/hook", false, 60..61).await;
+}
+
+#[tokio::test]
+async fn a_receiver_that_hangs_holds_its_own_replay_and_no_other_one() {
+    let world = World::start_with(1, "[dispatch]\nqueue_max = 8\n").await;
+    let tenant = world.tenant().await;
+    tenant.declare(EVENT).await;
+    let (receiver, gate) = (Receiver::start().await, Arc::new(Semaphore::new(0)));
+    receiver.answers("/hangs", [Answer::Gated(gate.clone())]);
+    let policy = DeliveryPolicy { max_in_flight: 1, ..quick_policy() };
+    let request = tenant.subscribe_request(EVENT, &receiver.url("/hangs"));
+    let hangs = tenant.events().subscribe(SubscribeRequest { delivery_policy: Some(policy), ..request }).await;
+    let hangs = hangs.expect("valid").into_inner().subscription.expect("it is set").id;
+    let well = subscribe(&tenant, &receiver, "/well").await;
+    for id in [&hangs, &well] {
+        tenant.unsubscribe(id).await;
+    }
+    publish(&tenant, 0..200).await;
+    for id in [&hangs, &well] {
+        tenant.undelete(id, true).await;
+    }
+    // The one that is furthest behind goes on first: were the other one not held, it would be as far.
+    receives(&receiver, "/well", true, 0..200).await;
+    let request = ListInvocationsRequest { subscription_id: hangs, page_size: 1_000, ..Default::default() };
+    let taken_up = tenant.invocations().list_invocations(request).await.expect("listed").into_inner().invocations.len();
+    assert!((1..100).contains(&taken_up), "{taken_up} are taken up");
+    gate.add_permits(200);
+    receives(&receiver, "/hangs", true, 0..200).await;
+    assert_eq!(receiver.received("/hangs").len(), 200, "each once");
 }
 
 #[tokio::test]

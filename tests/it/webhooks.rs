@@ -1,13 +1,16 @@
 //! What a webhook receiver sees.
 
+use std::sync::Arc;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use carillon::domain::webhook::{SigningSecret, VerificationKey};
 use carillon::proto::public::{
     GetSubscriptionRequest, InvocationState, RotateSubscriptionSecretRequest, SignatureScheme, SubscribeRequest,
-    WebhookMode,
+    Subscription, SubscriptionState, UpdateSubscriptionRequest, WebhookMode,
 };
 use serde_json::json;
+use tokio::sync::Semaphore;
 use tonic::Code;
 use tonic_types::StatusExt as _;
 
@@ -134,4 +137,27 @@ async fn a_receiver_that_is_gone_disables_its_subscription() {
     .await;
     assert!(tenant.publish("CUSTOM_RUN", &json!({})).await.invocations.is_empty());
     assert_eq!(receiver.received("/hook").len(), 1);
+}
+
+#[tokio::test]
+async fn a_receiver_that_is_gone_says_nothing_of_the_one_that_has_replaced_it() {
+    let gate = Arc::new(Semaphore::new(0));
+    let (tenant, receiver) = Tenant::with_listener(vec![Answer::GatedStatus(gate.clone(), 410)]).await;
+    let old = tenant.publish("CUSTOM_RUN", &json!({})).await;
+    let id = tenant.invocations_of(&old.event_id).await[0].subscription_id.clone();
+    receiver.receives("/hook", 1).await;
+    let target = Some(webhook(&receiver.url("/new"), WebhookMode::Structured));
+    let subscription = Some(Subscription { id: id.clone(), target, ..Default::default() });
+    let update = UpdateSubscriptionRequest { subscription, ..Default::default() };
+    tenant.events().update_subscription(update).await.expect("the receiver is another one");
+    gate.add_permits(1);
+    let dead = tenant.all_invocations_become(&old.event_id, InvocationState::DeadLettered).await;
+    // It is told only once it is decided whether it disables the subscription.
+    tenant.told("INVOCATION_DEAD_LETTERED", &dead[0].id).await;
+    let answer = tenant.events().get_subscription(GetSubscriptionRequest { subscription_id: id }).await;
+    let subscription = answer.expect("it is there").into_inner().subscription.expect("it is set");
+    assert_eq!(subscription.state(), SubscriptionState::Active, "{subscription:?}");
+    let new = tenant.publish("CUSTOM_RUN", &json!({})).await;
+    tenant.all_invocations_become(&new.event_id, InvocationState::Succeeded).await;
+    assert_eq!((receiver.received("/hook").len(), receiver.received("/new").len()), (1, 1));
 }

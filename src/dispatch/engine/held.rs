@@ -127,7 +127,7 @@ impl Held {
         if self.tenant.replay && !self.replaying && now >= self.replay_at {
             self.tenant.replay = false;
             self.replaying = true;
-            replay::spawn(shared, life);
+            replay::spawn(shared, life, self.tenant.busy(&shared.config));
         }
     }
 

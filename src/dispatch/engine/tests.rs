@@ -3,7 +3,9 @@
 use super::*;
 use crate::dispatch::Config;
 use crate::dispatch::run::spawn;
+use crate::dispatch::tenant::Ended;
 use crate::dispatch::tests::{NAME, World};
+use crate::domain::invocation::{Outcome, OutcomeClass};
 use crate::store::leases::SHARDS;
 
 struct Stepped {
@@ -65,6 +67,36 @@ async fn g9_attempts_of_a_tenant_that_is_let_go_leave_their_room_to_others() {
     assert_eq!((stepped.engine.slow, stepped.engine.room().free), (0, 0), "they run still");
     stepped.until("they are cut off", |engine| engine.running == 0).await;
     assert_eq!(stepped.engine.room().free, 3);
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn g9_a_tenant_that_waits_for_room_starts_when_another_one_leaves_it() {
+    let world = World::new().await;
+    world.subscribe("shop", NAME, "/hang").await;
+    // What hangs stays in the way however slow the machine is.
+    let config = Config { in_flight_max: 5, slow_after_ms: 60_000, ..Config::default() };
+    let mut stepped = Stepped::new(&world, config).await;
+    stepped.until("the tenant is claimed", |engine| !engine.tenants.is_empty()).await;
+    world.publish(2).await;
+    stepped.until("two hang", |engine| engine.running == 2).await;
+    // Others have taken one more: as much is left as the tenant has.
+    stepped.engine.running += 1;
+    world.publish(1).await;
+    stepped
+        .until("a third waits", |engine| {
+            let held = &engine.tenants[&world.tenant];
+            held.tenant.has_ready() && held.is_current() && !held.in_turn
+        })
+        .await;
+    let result =
+        Outcome { class: OutcomeClass::Succeeded, status_code: 200, retry_after: None, excerpt: None, error: None };
+    let ended = Ended { started_at: stepped.now(), duration: Duration::ZERO, outcome: result };
+    let life = Life { tenant: TenantId(clock::new_uuid()), token: 1 };
+    let now = stepped.now();
+    stepped.engine.take(Input::Ended { life, key: 0, ended }, now);
+    stepped.engine.act(now);
+    assert_eq!(stepped.engine.running, 3, "the third has started");
     world.end().await;
 }
 

@@ -1,7 +1,8 @@
 //! What leaves memory and what comes back: settling, deferred work, callers' changes.
 
-use super::{Batch, Config, OrderingKey, Settled, Tenant, earlier, lost_attempts};
-use crate::dispatch::queue::{JOB_BYTES, Job};
+use super::{Batch, Config, OrderingKey, Settled, Tenant, earlier};
+use crate::dispatch::queue::{JOB_BYTES, Job, Queue};
+use crate::dispatch::replay;
 use crate::dispatch::run::DuePage;
 use crate::domain::ids::{Position, SubscriptionNo};
 use crate::domain::subscription::State;
@@ -72,7 +73,7 @@ impl Tenant {
                     queue.now_due(due_at);
                     self.next_due = Some(earlier(self.next_due, due_at));
                 }
-                Fate::Dead { at } => {
+                Fate::Dead { at, .. } => {
                     self.announce = true;
                     // What waited behind it in its key may go on, or is to be found blocked. And a caller may have redriven it before
                     // this was known to be written: its row was left out of loads as one that is in memory.
@@ -193,6 +194,14 @@ impl Tenant {
         wanted
     }
 
+    /// Subscriptions of which so much waits in memory that a replay must not add to it.
+    pub fn busy(&self, config: &Config) -> Vec<SubscriptionNo> {
+        // Beyond that bound of the queue rows stay in the database, which nothing here tells.
+        let most = (replay::ahead_max(config) as usize).min(config.queue_max / 4);
+        let busy = |queue: &Queue| queue.waiting() > most || queue.is_held_back(&self.memory);
+        self.queues.iter().filter(|(_, queue)| busy(queue)).map(|(no, _)| *no).collect()
+    }
+
     /// Takes deferred rows, by due time, a page at most; their events by position.
     pub fn due(&mut self, no: SubscriptionNo, page: &DuePage, config: &Config) {
         let DuePage { rows, events, at, more, rest } = page;
@@ -297,6 +306,11 @@ impl Tenant {
         }
         self.advance();
     }
+}
+
+/// How many owners may have started an attempt of what there is since then, and have recorded nothing of it.
+pub(super) fn lost_attempts(unclean_ends: &[DateTime<Utc>], since: DateTime<Utc>) -> i32 {
+    i32::try_from(unclean_ends.iter().filter(|end| since < **end).count()).unwrap_or(i32::MAX / 2)
 }
 
 #[cfg(test)]

@@ -79,7 +79,7 @@ pub fn start(tenant: &mut Tenant) -> Option<Start> {
 pub fn start_with(tenant: &mut Tenant, look_up: impl Fn(SubscriptionNo) -> Option<Listener>) -> Option<Start> {
     match tenant.next(at(1_000), ROOM, &config(), look_up) {
         Next::Start(start) => Some(start),
-        Next::Unsure | Next::Nothing => None,
+        Next::Unsure | Next::Crowded(_) | Next::Nothing => None,
     }
 }
 

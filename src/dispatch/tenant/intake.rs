@@ -1,6 +1,7 @@
 //! How events come into memory: what was committed here where it follows on, and pages of the log for everything else.
 
-use super::{Config, Slot, Tenant, earlier, lost_attempts};
+use super::aside::lost_attempts;
+use super::{Config, Slot, Tenant, earlier};
 use crate::dispatch::queue::{JOB_BYTES, Job};
 use crate::domain::event::LogEntry;
 use crate::domain::filter::OrderingKey;

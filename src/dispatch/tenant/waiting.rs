@@ -52,3 +52,73 @@ impl Tenant {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dispatch::tenant::fixture::*;
+    use crate::dispatch::tenant::{Config, Ended, Listener, Next, Room, Start};
+    use crate::domain::invocation::{Outcome, OutcomeClass};
+    use crate::domain::retry::CircuitBreaker;
+    use std::time::Duration;
+
+    #[test]
+    fn a_tenant_with_as_much_in_flight_as_is_left_says_so_where_something_waits() {
+        let mut tenant = tenant();
+        hear(&mut tenant, &[entry(1, &[1]), entry(2, &[1, 2])]);
+        let _running = [start(&mut tenant), start(&mut tenant)];
+        let narrow = Room { free: 2, ..ROOM };
+        assert!(matches!(tenant.next(at(1_000), narrow, &config(), active), Next::Crowded(2)));
+        let own = Config { tenant_in_flight_max: 2, ..config() };
+        assert!(matches!(tenant.next(at(1_000), narrow, &own, active), Next::Nothing), "its own ends lead back");
+        assert!(start(&mut tenant).is_some());
+        assert!(matches!(tenant.next(at(1_000), narrow, &config(), active), Next::Nothing), "nothing waits");
+    }
+
+    #[test]
+    fn a_replay_adds_nothing_to_what_waits_for_a_receiver() {
+        let mut tenant = tenant();
+        hear(&mut tenant, &(1..=4).map(|position| entry(position, &[1])).collect::<Vec<_>>());
+        hear(&mut tenant, &[entry(5, &[2])]);
+        assert_eq!(tenant.busy(&config()), [1], "more than a quarter of a queue");
+        let slow = Config { queue_max: 80, replay_per_second: 1, ..config() };
+        assert!(tenant.busy(&slow).is_empty(), "less than ten seconds bring");
+        let hanging =
+            [start(&mut tenant), start(&mut tenant), start(&mut tenant)].map(|start| start.expect("it waits"));
+        assert!(tenant.busy(&config()).is_empty(), "what runs does not wait");
+        assert_eq!(hanging.iter().filter(|start| place(start).1 == 1).count(), 2);
+    }
+
+    #[test]
+    fn what_began_before_a_change_says_nothing_of_the_receiver_since() {
+        let breaker = CircuitBreaker::new(3, Duration::from_secs(30)).expect("within bounds");
+        let of = |version| {
+            let listener = listener(3, 100);
+            move |_| {
+                let policy = listener.policy.clone().with_circuit_breaker(Some(breaker));
+                Some(Listener { version, policy, ..listener.clone() })
+            }
+        };
+        let fails = |tenant: &mut Tenant, start: &Start, retry_after| {
+            let outcome =
+                Outcome { class: OutcomeClass::Throttled, status_code: 503, retry_after, excerpt: None, error: None };
+            let ended = Ended { started_at: at(1_000), duration: Duration::from_millis(1), outcome };
+            tenant.ended(start.key, ended, at(1_001), 0.5);
+        };
+        let mut tenant = tenant();
+        hear(&mut tenant, &(1..=8).map(|position| entry(position, &[1])).collect::<Vec<_>>());
+        let old: Vec<Start> = (0..4).map(|_| start_with(&mut tenant, of(1)).expect("it waits")).collect();
+        let new = start_with(&mut tenant, of(2)).expect("it waits");
+        for attempt in &old[..3] {
+            fails(&mut tenant, attempt, Some(Duration::from_secs(3_600)));
+        }
+        assert!(tenant.notes.is_empty(), "the circuit stays closed");
+        let next = start_with(&mut tenant, of(2)).expect("neither a pause nor a circuit holds it");
+        fails(&mut tenant, &new, None);
+        end(&mut tenant, &old[3], OutcomeClass::Succeeded);
+        assert!(tenant.queues[&1].health.shared(1).failing_since.is_some(), "an old success clears nothing");
+        fails(&mut tenant, &next, Some(Duration::from_secs(20)));
+        assert!(start_with(&mut tenant, of(2)).is_none(), "what it asks for itself counts");
+        assert_eq!(settle(&mut tenant).len(), 6, "what becomes of the invocations is decided as ever");
+    }
+}

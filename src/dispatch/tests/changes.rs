@@ -269,9 +269,10 @@ async fn a_dead_letter_that_a_caller_removes_at_once_is_announced_all_the_same_a
         sqlx::PgConnection::connect(&world.postgres.owner_url("carillon")).await.expect("Postgres answers");
     // One attempt each that has ended so, and nobody who announces it yet.
     let rows = "WITH dead AS (
-                    INSERT INTO dead_letters (tenant_id, position, subscription_no, day, attempt, dead_at)
-                    SELECT tenant_id, position, no, day, 1, now() FROM events CROSS JOIN unnest($2::integer[]) AS no
-                     WHERE tenant_id = $1 AND event_type = $4
+                    INSERT INTO dead_letters (tenant_id, position, subscription_no, day, attempt, dead_at, registry_version)
+                    SELECT s.tenant_id, e.position, s.subscription_no, e.day, 1, now(), s.registry_version
+                      FROM events e JOIN subscriptions s ON s.tenant_id = e.tenant_id AND s.subscription_no = ANY($2)
+                     WHERE e.tenant_id = $1 AND e.event_type = $4
                     RETURNING tenant_id, day, position, subscription_no, attempt)
                 INSERT INTO attempts (tenant_id, day, position, subscription_no, attempt, outcome_class, status_code, duration_us,
                        started_at, error)

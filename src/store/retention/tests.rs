@@ -105,7 +105,7 @@ async fn expired_days_go_whole_and_what_waited_for_them_is_told() {
     let counts = (&told.data["waiting"], &told.data["dead_letters"]);
     assert_eq!((told.event_type.as_str(), counts), ("INVOCATIONS_EXPIRED", (&1.into(), &1.into())));
     assert_eq!(told.data["replay"], serde_json::json!({ "from_position": 1, "to_position": 3 }));
-    let replay = store.replay(a).await.expect("readable").expect("it goes on with what is left");
+    let replay = store.replay(a, &[], 10).await.expect("readable").expect("it goes on with what is left");
     assert_eq!((replay.subscription_no, replay.done.after, replay.up_to), (1, 2, 4), "the other one is over");
     let deferred = store.due_subscriptions(&[a]).await.expect("readable");
     assert_eq!(deferred.len(), 1, "what waits for a younger event stays");

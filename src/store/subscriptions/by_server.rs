@@ -10,7 +10,6 @@ use crate::domain::subscription::{State, Subscription};
 use crate::store::audit::Principal;
 use crate::store::heads::{self, RegistryChange};
 use crate::store::{Store, StoreError, announcements};
-use chrono::{DateTime, Utc};
 use sqlx::AssertSqlSafe;
 
 /// Why the server disables a subscription.
@@ -18,8 +17,8 @@ use sqlx::AssertSqlSafe;
 pub enum ServerReason {
     /// Its receiver answered 410 Gone.
     Gone {
-        /// When.
-        at: DateTime<Utc>,
+        /// The registry version of the subscription that it was called for.
+        version: i64,
     },
     /// Its attempts only failed for as long as its policy allows.
     Failing {
@@ -33,10 +32,8 @@ pub enum ServerReason {
 impl ServerReason {
     /// False where the subscription was changed since: it may have a receiver that is well.
     fn still_holds(self, subscription: &Subscription) -> bool {
-        match self {
-            Self::Gone { at } => subscription.updated_at <= at,
-            Self::Failing { version, .. } => subscription.registry_version == version,
-        }
+        let (Self::Gone { version } | Self::Failing { version, .. }) = self;
+        subscription.registry_version == version
     }
 
     /// The reason of the state; class and message of the error that led to it.

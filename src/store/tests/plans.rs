@@ -323,9 +323,9 @@ async fn every_hot_statement_is_served_by_its_index_and_looks_at_no_more_days_th
         store.settle(one, 1, LogPlace { after: 1192, day: today }, &[
             settled(1193, today, Fate::Deferred { attempt: 9, base: 0, due_at: now }),
             Settled { deferred: true, ..settled(1194, today, Fate::Deferred { attempt: 9, base: 0, due_at: now }) },
-            Settled { deferred: true, ..settled(1195, today, Fate::Dead { at: now }) },
+            Settled { deferred: true, ..settled(1195, today, Fate::Dead { at: now, version: 1 }) },
             Settled { deferred: true, ..settled(1196, today, Fate::Succeeded) },
-            settled(1197, today, Fate::Dead { at: now })]));
+            settled(1197, today, Fate::Dead { at: now, version: 1 })]));
     // The heads are scanned by intent: an index on their times would cost every publish.
     look!("pulse", ["watches_pending", "pending_events_by_due"], scans ["tenant_heads"], prunes false,
         store.pulse(replica, Some(Renewal::Staying(Duration::from_secs(1))), now));
@@ -438,8 +438,8 @@ async fn every_hot_statement_is_served_by_its_index_and_looks_at_no_more_days_th
         store.abort_pending(one, 1, &aborted, now), store.pending_event(one, gone), store.pending_verdicts(one, gone));
     let replay = Replay { subscription_no: 1, done: LogPlace { after: 1, day: old }, up_to: 10 };
     let missed = |position, looped| Missed { position, day: old, key: None, looped };
-    look!("replay", ["dispatch_cursors_pk", "replays_pk"], scans [], prunes false,
-        store.replay(one), store.replaying_tenants(&[one, two]),
+    look!("replay", ["dispatch_cursors_pk", "replays_pk", "deferred_invocations_by_subscription"], scans [], prunes false,
+        store.replay(one, &[2], 10), store.replaying_tenants(&[one, two]),
         store.continue_replay(one, 1, replay, LogPlace { after: 10, day: old }, &[missed(2, false), missed(3, true)]));
     let (watch, first) = (WatchId(Uuid::nil()), FilterVersion { version: 1, place, filters: Vec::new() });
     look!("a watch", ["watches_pk", "watches_pending"], scans [], prunes false,

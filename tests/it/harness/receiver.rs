@@ -30,8 +30,8 @@ pub enum Answer {
     Full(u16, Vec<(&'static str, String)>, Vec<u8>),
     /// 200, once the gate has a permit for it.
     Gated(Arc<Semaphore>),
-    /// 500, once the gate has a permit for it.
-    GatedFailure(Arc<Semaphore>),
+    /// A status, once the gate has a permit for it.
+    GatedStatus(Arc<Semaphore>, u16),
     /// No answer for as long as the receiver lives.
     Hang,
     /// No answer: the connection ends.
@@ -172,17 +172,16 @@ async fn answer(
     match answer.unwrap_or(Answer::Status(200)) {
         Answer::Status(status) => Ok(response(status, Vec::new(), Vec::new())),
         Answer::Full(status, headers, body) => Ok(response(status, headers, body)),
-        Answer::Gated(gate) => {
-            gate.acquire().await.map_err(|_| ResetOnPurpose)?.forget();
-            Ok(response(200, Vec::new(), Vec::new()))
-        }
-        Answer::GatedFailure(gate) => {
-            gate.acquire().await.map_err(|_| ResetOnPurpose)?.forget();
-            Ok(response(500, Vec::new(), Vec::new()))
-        }
+        Answer::Gated(gate) => gated(&gate, 200).await,
+        Answer::GatedStatus(gate, status) => gated(&gate, status).await,
         Answer::Hang => std::future::pending().await,
         Answer::Reset => Err(ResetOnPurpose),
     }
+}
+
+async fn gated(gate: &Semaphore, status: u16) -> Result<Response<BoxBody<Bytes, Infallible>>, ResetOnPurpose> {
+    gate.acquire().await.map_err(|_| ResetOnPurpose)?.forget();
+    Ok(response(status, Vec::new(), Vec::new()))
 }
 
 fn verifies(secret: &str, headers: &HeaderMap, body: &[u8]) -> bool {
