@@ -55,6 +55,12 @@ impl Target {
     pub fn where_covered(self, covered: u64, spoken_of: u64) -> Self {
         if covered >= spoken_of { self } else { Self::None }
     }
+
+    /// The target where there was anything to see. What cannot be 0 and shows as 0 was lost among what varies, and claims none.
+    #[must_use]
+    pub fn where_seen(self, value: f64) -> Self {
+        if value > 0.0 { self } else { Self::None }
+    }
 }
 
 impl Figure {
@@ -231,6 +237,12 @@ mod tests {
         // A limit of nothing proves nothing.
         let odd = Figure::new("T1", "publish", 30.0, "1/s").beside("echo", 0.0).wants(Target::RatioAtLeast(0.5));
         assert_eq!((odd.ratio, odd.met), (None, None));
+    }
+
+    #[test]
+    fn a_figure_that_was_lost_among_what_varies_claims_no_target() {
+        let memory = |kb| Figure::new("T8b", "memory", kb, "KB").wants(Target::AtMost(10.0).where_seen(kb));
+        assert_eq!((memory(0.0).met, memory(6.4).met, memory(12.0).met), (None, Some(true), Some(false)));
     }
 
     #[test]
