@@ -43,7 +43,7 @@ demo: $(OCTOKIT_DIR)/node_modules/.ready ## Publish 329 real GitHub webhook payl
 
 bench: ## Measure, each figure beside its limit (builds for release, starts a throw-away service)
 	@tests/tools/need.sh rust postgres
-	cargo run --locked --release -- bench $(if $(filter-out -%,$(firstword $(ARGS))),,all) $(ARGS)
+	cargo run --locked --release -- bench $(ARGS)
 
 fmt: ## Format Rust and proto files
 	cargo fmt --all

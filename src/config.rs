@@ -103,11 +103,6 @@ impl Config {
         Ok(config)
     }
 
-    /// Reads the sources as [`Config::load`] does, and checks each setting alone.
-    pub fn read(sources: &Sources) -> Result<Self, ConfigError> {
-        load::merge(sources)
-    }
-
     /// Like [`Config::load`], but checks what the database needs and nothing of the ports.
     pub fn load_for_database(sources: &Sources) -> Result<Self, ConfigError> {
         let config = load::merge(sources)?;

@@ -337,9 +337,8 @@ async fn apps(client: &InternalClient, output: Output, tenant: String, command: 
         }
         Apps::Delete { slug } => {
             let request = client.request(DeleteAppRequest { tenant, app: slug, ..Default::default() });
-            call("DeleteApp", admin.delete_app(request)).await?;
-            note("deleted");
-            return Ok(());
+            let answer = call("DeleteApp", admin.delete_app(request)).await?;
+            return removed(output, &answer, "deleted");
         }
     };
     rows(output, &["APP", "ID", "TENANT", "NAME", "CREATED"], &found, |app: &App| {
@@ -439,9 +438,8 @@ async fn publishers(
                 publisher_identity_id: id,
                 ..Default::default()
             });
-            call("DeletePublisherIdentity", admin.delete_publisher_identity(request)).await?;
-            note("removed: the next publish with it is refused");
-            return Ok(());
+            let answer = call("DeletePublisherIdentity", admin.delete_publisher_identity(request)).await?;
+            return removed(output, &answer, "removed: the next publish with it is refused");
         }
     };
     rows(output, &["IDENTITY", "SUBJECT", "EVENT TYPES", "CREATED"], &found, |identity: &PublisherIdentity| {
@@ -472,6 +470,15 @@ async fn audit(client: &InternalClient, output: Output, tenant: String, limit: u
     if !request.page_token.is_empty() {
         note("more exist: --limit 0 shows all");
     }
+    Ok(())
+}
+
+/// Says that something is gone: to people beside the result, to programs with the answer.
+fn removed(output: Output, answer: &impl Serialize, said: &str) -> Result<(), CliError> {
+    if output.is_json() {
+        return output.document(answer);
+    }
+    note(said);
     Ok(())
 }
 

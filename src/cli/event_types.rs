@@ -272,7 +272,7 @@ pub async fn run(args: EventTypesArgs, output: Output) -> Result<(), CliError> {
             let answer = call("DeleteEventType", types.delete_event_type(client.request(request))).await?;
             if answer.event_type.is_none() {
                 note("it did not exist");
-                return Ok(());
+                return if output.is_json() { output.document(&answer) } else { Ok(()) };
             }
             answer.event_type
         }

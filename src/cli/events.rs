@@ -88,8 +88,8 @@ pub async fn run(args: EventsArgs, output: Output) -> Result<(), CliError> {
     if let Command::Cancel { id, internal } = args.command {
         let client = internal.connect(Purpose::Publish).await?;
         let request = client.request(CancelEventRequest { event_id: id.clone(), ..Default::default() });
-        call("CancelEvent", client.publish().cancel_event(request)).await?;
-        return output.fields(&[("cancelled", id)]);
+        let answer = call("CancelEvent", client.publish().cancel_event(request)).await?;
+        return if output.is_json() { output.document(&answer) } else { output.fields(&[("cancelled", id)]) };
     }
     let client = args.public.connect().await?;
     match args.command {

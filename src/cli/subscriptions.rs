@@ -402,7 +402,8 @@ fn update_request(update: UpdateArgs) -> Result<UpdateSubscriptionRequest, CliEr
     })
 }
 
-fn webhook_of(subscription: &Subscription) -> Option<&WebhookTarget> {
+/// The webhook that a subscription calls.
+pub fn webhook_of(subscription: &Subscription) -> Option<&WebhookTarget> {
     match subscription.target.as_ref()?.kind.as_ref()? {
         Kind::Webhook(webhook) => Some(webhook),
     }

@@ -34,6 +34,10 @@ const EXAMPLES: &str = "Examples:
 const BACKOFF_FIRST: Duration = Duration::from_millis(200);
 const BACKOFF_MAX: Duration = Duration::from_secs(10);
 
+/// What a watch whose stream has ended waits for.
+const CONNECTION: &str = "connection";
+const ROOM: &str = "room at the server";
+
 /// Watch events live
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
@@ -153,17 +157,17 @@ pub struct ResumingWatch {
     /// True once a stream stood.
     stood: bool,
     backoff: Duration,
-    /// True where it was told that there is no connection.
-    lost: bool,
+    /// What it was told to wait for.
+    waits_for: Option<&'static str>,
 }
 
 impl ResumingWatch {
     /// A watch that is opened by the first [`ResumingWatch::next`].
     pub fn new(client: PublicClient, request: WatchRequest) -> Self {
-        Self { client, request, stream: None, stood: false, backoff: BACKOFF_FIRST, lost: false }
+        Self { client, request, stream: None, stood: false, backoff: BACKOFF_FIRST, waits_for: None }
     }
 
-    /// The next message; waits as long as it takes, and says on standard error where that is for a connection.
+    /// The next message; waits as long as it takes, and says on standard error where that is for a connection or for room.
     ///
     /// *Errors*: whatever a resume cannot mend, such as a cursor that has expired.
     pub async fn next(&mut self) -> Result<WatchResponse, CliError> {
@@ -183,7 +187,7 @@ impl ResumingWatch {
                 Ok(Some(message)) => {
                     self.stood = true;
                     self.backoff = BACKOFF_FIRST;
-                    if std::mem::take(&mut self.lost) {
+                    if self.waits_for.take().is_some() {
                         note("connected again; nothing was missed");
                     }
                     if !message.cursor.is_empty() {
@@ -196,9 +200,9 @@ impl ResumingWatch {
                     }
                     return Ok(message);
                 }
-                Ok(None) => self.tell_lost("the stream has ended"),
+                Ok(None) => self.tell_wait(CONNECTION, "the stream has ended"),
                 Err(status) if can_resume(&status, self.stood) => {
-                    self.tell_lost(status.message());
+                    self.tell_wait(missing(&status), status.message());
                     sleep(retry_delay(&status).unwrap_or_default().min(BACKOFF_MAX)).await;
                 }
                 Err(status) => return Err(CliError::call("Watch")(status)),
@@ -210,12 +214,18 @@ impl ResumingWatch {
         }
     }
 
-    /// Says once that there is no connection: it may last, and who waits for events would take it for silence.
-    fn tell_lost(&mut self, why: &str) {
-        if !std::mem::replace(&mut self.lost, true) {
-            warn(&format!("no connection ({why}); trying again until there is one"));
+    /// Says once what it waits for: that may last, and who waits for events would take it for silence.
+    fn tell_wait(&mut self, missing: &'static str, why: &str) {
+        if self.waits_for.replace(missing) != Some(missing) {
+            warn(&format!("no {missing} ({why}); trying again until there is"));
         }
     }
+}
+
+/// What a watch waits for after such an end.
+fn missing(status: &Status) -> &'static str {
+    // Without a time to come back at it was this reader that had no room.
+    if status.code() == Code::ResourceExhausted && retry_delay(status).is_some() { ROOM } else { CONNECTION }
 }
 
 /// True where the connection or the replica is at fault, not the request. A watch that has stood is resumed also where the server has
@@ -303,6 +313,10 @@ mod tests {
         ] {
             let reason = error.reason_name();
             assert!(!can_resume(error, true), "{reason}");
+        }
+        assert_eq!(missing(&full().into()), ROOM);
+        for error in [ApiError::ServerDraining, ApiError::SlowConsumer { resume_cursor: cursor() }] {
+            assert_eq!(missing(&error.into()), CONNECTION);
         }
         // One that never stood waits for a connection and for nothing else.
         assert!(can_resume(ApiError::Store(StoreError::unavailable_example()), false));

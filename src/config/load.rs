@@ -3,6 +3,7 @@
 use super::{Config, reference};
 use crate::cli::Cli;
 use clap::CommandFactory as _;
+use std::ffi::OsString;
 use std::fs;
 use std::ops::Range;
 use std::path::PathBuf;
@@ -16,8 +17,8 @@ const PREFIX: &str = "CARILLON_";
 pub struct Sources {
     /// A TOML file.
     pub file: Option<PathBuf>,
-    /// Environment variables, name and value.
-    pub environment: Vec<(String, String)>,
+    /// Environment variables, name and value; a value that is no text is refused where a setting has it.
+    pub environment: Vec<(String, OsString)>,
     /// Dotted keys and values of the command line.
     pub flags: Vec<(String, String)>,
 }
@@ -25,10 +26,8 @@ pub struct Sources {
 impl Sources {
     /// A file and the environment of this process.
     pub fn of_process(file: Option<PathBuf>, flags: Vec<(String, String)>) -> Self {
-        let utf8 = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
-            Some((name.into_string().ok()?, value.into_string().ok()?))
-        };
-        Self { file, environment: std::env::vars_os().filter_map(utf8).collect(), flags }
+        let named = |(name, value): (OsString, OsString)| (name.to_string_lossy().into_owned(), value);
+        Self { file, environment: std::env::vars_os().map(named).collect(), flags }
     }
 }
 
@@ -119,17 +118,21 @@ pub(super) fn merge(sources: &Sources) -> Result<Config, ConfigError> {
         let origin = format!("file {}", path.display());
         flatten(read(path)?, &mut Vec::new(), &origin, &mut leaves);
     }
-    for (name, text) in &sources.environment {
+    for (name, value) in &sources.environment {
         let Some(rest) = name.strip_prefix(PREFIX) else { continue };
+        let origin = format!("variable {name}");
         if rest.contains("__") {
-            let path = rest.split("__").map(str::to_lowercase).collect();
-            leaves.push(Leaf { path, value: Value::String(text.clone()), origin: format!("variable {name}") });
+            let path: Vec<_> = rest.split("__").map(str::to_lowercase).collect();
+            let Some(text) = value.to_str() else {
+                return Err(ConfigError::Value { key: path.join("."), origin, reason: "must be UTF-8".to_owned() });
+            };
+            leaves.push(Leaf { path, value: Value::String(text.to_owned()), origin });
         } else if let Some(setting) = reference().into_iter().find(|s| s.variable.replace("__", "_") == *name) {
             let near = format!("; did you mean {}?", setting.variable);
-            return Err(ConfigError::Unknown { key: setting.key, origin: format!("variable {name}"), near });
-        } else if !is_of_the_tools(name) && !is_of_an_orchestrator(rest, text) {
+            return Err(ConfigError::Unknown { key: setting.key, origin, near });
+        } else if !is_of_the_tools(name) && !is_of_an_orchestrator(rest, &value.to_string_lossy()) {
             let near = "; settings are CARILLON_SECTION__KEY".to_owned();
-            return Err(ConfigError::Unknown { key: rest.to_lowercase(), origin: format!("variable {name}"), near });
+            return Err(ConfigError::Unknown { key: rest.to_lowercase(), origin, near });
         }
     }
     for (key, text) in &sources.flags {
@@ -294,6 +297,7 @@ fn distance(a: &str, b: &str) -> usize {
 mod tests {
     use super::*;
     use std::io::Write as _;
+    use std::os::unix::ffi::OsStringExt as _;
 
     fn file(text: &str) -> tempfile::NamedTempFile {
         let mut file = tempfile::NamedTempFile::new().unwrap();
@@ -303,9 +307,9 @@ mod tests {
 
     fn load(text: &str, environment: &[(&str, &str)], flags: &[(&str, &str)]) -> Result<Config, ConfigError> {
         let file = file(text);
-        let own = |pairs: &[(&str, &str)]| pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-        let file = Some(file.path().to_owned());
-        merge(&Sources { file, environment: own(environment), flags: own(flags) })
+        let environment = environment.iter().map(|(name, value)| ((*name).to_owned(), value.into())).collect();
+        let flags = flags.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        merge(&Sources { file: Some(file.path().to_owned()), environment, flags })
     }
 
     #[test]
@@ -390,6 +394,20 @@ mod tests {
             assert!(text.contains(expected), "{text}");
             assert!(!text.contains("hunter2"), "{text}");
         }
+    }
+
+    #[test]
+    fn a_variable_of_a_setting_that_is_no_text_is_refused_and_others_may_be_anything() {
+        let of = |name: &str| {
+            let environment = vec![(name.to_owned(), OsString::from_vec(b"hunter2 \xff".to_vec()))];
+            merge(&Sources { environment, ..Sources::default() })
+        };
+        let said = of("CARILLON_DATABASE__URL").unwrap_err().to_string();
+        assert_eq!(said, "bad value for database.url (variable CARILLON_DATABASE__URL): must be UTF-8");
+        // A folder's name may be any bytes.
+        assert!(of("CARILLON_DIR").is_ok() && of("PATH").is_ok());
+        // Neither is a name that is no text passed over.
+        assert!(of("CARILLON_DATABASE__URL\u{fffd}").is_err());
     }
 
     #[test]

@@ -5,6 +5,7 @@ mod demo;
 mod failures;
 mod names;
 mod piped;
+mod programs;
 mod refusals;
 mod starts;
 mod terminal;

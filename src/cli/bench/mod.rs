@@ -36,7 +36,7 @@ use crate::store::measure::Meter;
 
 const EXAMPLES: &str = "Examples:
   carillon bench publish
-  carillon bench all --json
+  carillon bench --json
   carillon bench webhook --only T4,T5
   carillon bench growth --events 10000000 --subscriptions 10000 --watches 10000";
 
@@ -45,7 +45,7 @@ const EXAMPLES: &str = "Examples:
 #[command(after_help = EXAMPLES)]
 pub struct BenchArgs {
     /// What to measure, and about how long it takes with the usual --seconds
-    #[arg(value_enum)]
+    #[arg(value_enum, default_value_t = What::All)]
     what: What,
     /// Time for each figure
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=600), value_name = "SECONDS")]
@@ -295,4 +295,22 @@ fn raise_file_limit() {
 #[expect(clippy::needless_pass_by_value, reason = "it is used in map_err")]
 fn store(error: StoreError) -> CliError {
     CliError::Result(format!("measuring Postgres failed: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::{Args as _, Command, FromArgMatches as _};
+
+    #[test]
+    fn a_bench_of_nothing_named_is_of_everything_wherever_its_options_stand() {
+        let what = |args: &[&str]| {
+            let line = [&["bench"], args].concat();
+            let matches = BenchArgs::augment_args(Command::new("bench")).get_matches_from(line);
+            BenchArgs::from_arg_matches(&matches).expect("its arguments").what
+        };
+        assert_eq!((what(&[]), what(&["--seconds", "5"])), (What::All, What::All));
+        assert_eq!(what(&["--seconds", "5", "publish"]), What::Publish);
+        assert_eq!(what(&["publish", "--seconds", "5"]), What::Publish);
+    }
 }

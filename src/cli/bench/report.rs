@@ -5,7 +5,6 @@
 use comfy_table::{Cell, Color};
 use serde::Serialize;
 
-use super::load::median;
 use crate::cli::error::CliError;
 use crate::cli::output::Output;
 
@@ -56,6 +55,12 @@ impl Target {
     pub fn where_covered(self, covered: u64, spoken_of: u64) -> Self {
         if covered >= spoken_of { self } else { Self::None }
     }
+
+    /// The target where there was anything to see. What cannot be 0 and shows as 0 was lost among what varies, and claims none.
+    #[must_use]
+    pub fn where_seen(self, value: f64) -> Self {
+        if value > 0.0 { self } else { Self::None }
+    }
 }
 
 impl Figure {
@@ -84,10 +89,10 @@ impl Figure {
         self
     }
 
-    /// A figure beside what bounds it, both measured in turns: the middle of each, and of the turns' ratios. What makes one of
-    /// several turns slow moves none of them.
+    /// A figure beside what bounds it, both measured in turns: those of the turn whose ratio is the middle one. What makes one of
+    /// several turns slow does not show.
     ///
-    /// *Shape*: the value and the limit of each turn.
+    /// *Shape*: the value and the limit of each turn, of an odd number of turns.
     pub fn in_turns(
         id: &str,
         name: impl Into<String>,
@@ -95,10 +100,10 @@ impl Figure {
         limit_name: impl Into<String>,
         turns: &[(f64, f64)],
     ) -> Self {
-        let middle = |of: fn(&(f64, f64)) -> f64| median(turns.iter().map(of).collect());
-        let mut figure = Self::new(id, name, middle(|turn| turn.0), unit).beside(limit_name, middle(|turn| turn.1));
-        figure.ratio = figure.ratio.map(|_| middle(|turn| turn.0 / turn.1.max(1.0)));
-        figure
+        let mut turns = turns.to_vec();
+        turns.sort_by(|a, b| (a.0 / a.1).total_cmp(&(b.0 / b.1)));
+        let (value, limit) = turns.get(turns.len() / 2).copied().unwrap_or_default();
+        Self::new(id, name, value, unit).beside(limit_name, limit)
     }
 
     /// The figure judged. A ratio is judged against the limit given before.
@@ -235,11 +240,21 @@ mod tests {
     }
 
     #[test]
-    fn what_is_measured_in_turns_has_the_middle_of_the_ratios() {
-        // The machine slows down from turn to turn, and value and limit with it.
-        let turns = [(90.0, 100.0), (45.0, 50.0), (8.0, 10.0)];
-        let figure = Figure::in_turns("T12a", "insert", "1/s", "the same", &turns);
-        assert_eq!((figure.value, figure.limit, figure.ratio), (Some(45.0), Some(50.0), Some(0.9)));
+    fn a_figure_that_was_lost_among_what_varies_claims_no_target() {
+        let memory = |kb| Figure::new("T8b", "memory", kb, "KB").wants(Target::AtMost(10.0).where_seen(kb));
+        assert_eq!((memory(0.0).met, memory(6.4).met, memory(12.0).met), (None, Some(true), Some(false)));
+    }
+
+    #[test]
+    fn what_is_measured_in_turns_is_the_turn_with_the_middle_ratio() {
+        // Neither the middle value nor the middle limit is of that turn.
+        let turns = [(90.0, 100.0), (60.0, 50.0), (8.0, 10.0)];
+        let figure = Figure::in_turns("T12e", "publish", "1/s", "the same", &turns).wants(Target::RatioAtLeast(0.95));
+        assert_eq!((figure.value, figure.limit), (Some(90.0), Some(100.0)));
+        assert_eq!((figure.ratio, figure.met), (Some(0.9), Some(false)));
+        // A ratio has no unit: figures below 1 have theirs, too.
+        let figure = Figure::in_turns("T12e", "publish", "s", "the same", &[(0.2, 0.4)]);
+        assert_eq!(figure.ratio, Some(0.5));
     }
 
     #[test]

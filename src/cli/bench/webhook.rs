@@ -14,9 +14,9 @@ use tokio::time::sleep;
 
 use super::Bench;
 use super::load::{Done, closed, float, paced, per_second, percentile_ms};
-use super::publish::{EVENT_TYPE, next_seq, publish_batch, publishes};
+use super::publish::{BATCH, EVENT_TYPE, next_seq, publish_batch, publishes};
 use super::report::{Figure, Target};
-use super::service::{declare, event, reader, subscribe};
+use super::service::{PAYLOAD_BYTES, declare, event, reader, subscribe};
 use super::sink::Sink;
 use crate::cli::client::{InternalClient, call};
 use crate::cli::error::CliError;
@@ -57,7 +57,6 @@ impl Hooks {
 
     /// Publishes so many events in batches, held back by their deliveries, and waits until all have arrived.
     pub async fn run_batches(&self, publisher: &InternalClient, events: u64) -> Result<Duration, CliError> {
-        const BATCH: u64 = 100;
         let (before, started) = (self.sink.received(), Instant::now());
         let mut published = 0;
         while published < events {
@@ -151,40 +150,53 @@ pub async fn ten_listeners(bench: &Bench) -> Result<Vec<Figure>, CliError> {
     ])
 }
 
-/// T11: what an invocation costs Postgres beyond its event, by the difference of two runs.
+/// T11: what an invocation costs Postgres beyond its event, by the difference of two runs; of the service, and of bare rows in the
+/// storage scheme that costs the least.
 pub async fn postgres_cost(bench: &Bench) -> Result<Vec<Figure>, CliError> {
+    const LISTENERS: i32 = 10;
     let publishers = bench.publishers(1).await?;
-    let hooks = Hooks::set(bench, "cost10", 10).await?;
+    let hooks = Hooks::set(bench, "cost10", LISTENERS.unsigned_abs().into()).await?;
     let events = 2_000 * bench.seconds().as_secs().max(1);
-    hooks.run_batches(&publishers[0], 1_000).await?;
-    let measure = async |listeners: u64| -> Result<(Duration, i64), CliError> {
-        settled().await;
-        let (cpu, wal) = (bench.service.postgres_cpu(), bench.meter.wal_bytes().await.map_err(super::store)?);
-        if listeners > 0 {
-            hooks.run_batches(&publishers[0], events).await?;
-        } else {
-            for _ in 0..events / 100 {
-                publish_batch(&publishers[0], EVENT_TYPE, 100).await?;
-            }
-        }
-        settled().await;
-        let wal = bench.meter.wal_bytes().await.map_err(super::store)? - wal;
-        Ok((bench.service.postgres_cpu().saturating_sub(cpu), wal))
-    };
-    let (cpu_alone, wal_alone) = measure(0).await?;
-    let (cpu_with, wal_with) = measure(hooks.listeners).await?;
     let invocations = float(events * hooks.listeners);
-    let cpu = (cpu_with.as_secs_f64() - cpu_alone.as_secs_f64()) * 1e6 / invocations;
-    let wal = float(u64::try_from(wal_with - wal_alone).unwrap_or_default()) / invocations;
-    let scheme = "the winning storage scheme in a bare experiment, not measured here";
+    let payload = [b'x'; PAYLOAD_BYTES];
+    hooks.run_batches(&publishers[0], 1_000).await?;
+    let alone = spent(bench, async {
+        for _ in 0..events / BATCH {
+            publish_batch(&publishers[0], EVENT_TYPE, BATCH).await?;
+        }
+        Ok(())
+    })
+    .await?;
+    let with = spent(bench, async { hooks.run_batches(&publishers[0], events).await.map(drop) }).await?;
+    let bare = async |listeners| bench.meter.append_outcomes(events, listeners, &payload).await.map_err(super::store);
+    let bare_alone = spent(bench, bare(0)).await?;
+    let bare_with = spent(bench, bare(LISTENERS)).await?;
+    let scheme = "the winning storage scheme as bare rows, in the same batches: matches in the event's row, outcomes by COPY, a cursor";
+    let figure = |id, name, unit, cost: fn(&Spent) -> f64| {
+        Figure::new(id, name, (cost(&with) - cost(&alone)) / invocations, unit)
+            .beside(scheme, (cost(&bare_with) - cost(&bare_alone)) / invocations)
+            .wants(Target::RatioAtMost(2.0))
+    };
     Ok(vec![
-        Figure::new("T11a", "Postgres CPU per invocation beyond its event", cpu, "us")
-            .beside(scheme, 4.0)
-            .wants(Target::RatioAtMost(2.0)),
-        Figure::new("T11b", "WAL per invocation beyond its event", wal, "B")
-            .beside(scheme, 136.0)
-            .wants(Target::RatioAtMost(2.0)),
+        figure("T11a", "Postgres CPU per invocation beyond its event", "us", |spent| spent.cpu.as_secs_f64() * 1e6),
+        figure("T11b", "WAL per invocation beyond its event", "B", |spent| float(spent.wal_bytes)),
     ])
+}
+
+/// What work has cost Postgres.
+struct Spent {
+    cpu: Duration,
+    wal_bytes: u64,
+}
+
+async fn spent(bench: &Bench, work: impl Future<Output = Result<(), CliError>>) -> Result<Spent, CliError> {
+    let wal = async || bench.meter.wal_bytes().await.map_err(super::store);
+    settled().await;
+    let (cpu_before, wal_before) = (bench.service.postgres_cpu(), wal().await?);
+    work.await?;
+    settled().await;
+    let wal_bytes = u64::try_from(wal().await? - wal_before).unwrap_or_default();
+    Ok(Spent { cpu: bench.service.postgres_cpu().saturating_sub(cpu_before), wal_bytes })
 }
 
 /// Longer than any settle takes to be on disk after its delivery.

@@ -26,7 +26,6 @@ use super::output::{Output, note, progress, spinner};
 use super::publish::{payload, string};
 use super::receiver::Delivery;
 use super::watch::ResumingWatch;
-use crate::clock;
 use crate::proto::cloudevents::CloudEvent;
 use crate::proto::internal::PublishRequest;
 use crate::proto::public::watch_request::Start;
@@ -187,7 +186,7 @@ async fn play(args: &DemoArgs, kinds: &[Kind], clients: &Clients, stage: &mut St
     let ledger = Arc::new(Ledger::default());
     let mut collectors = JoinSet::new();
     collectors.spawn(book_deliveries(stage.take_deliveries(), Arc::clone(&ledger)));
-    let watch = open_watch(&clients.public).await?;
+    let watch = open_watch(&clients.public, stage.filter()).await?;
     collectors.spawn(book_watched(watch, Arc::clone(&ledger)));
 
     let published = publish_all(args, clients, kinds, stage, &checked, &ledger).await;
@@ -229,9 +228,8 @@ async fn validate(client: &PublicClient, kinds: &[Kind], versions: &[Versions]) 
 }
 
 /// Opens the watch and waits until the server says that it stands, so that it misses nothing.
-async fn open_watch(client: &PublicClient) -> Result<ResumingWatch, CliError> {
-    let filter =
-        WatchFilter { name: String::new(), event_types: vec![format!("{TYPE_PREFIX}*")], filter: String::new() };
+async fn open_watch(client: &PublicClient, filter: String) -> Result<ResumingWatch, CliError> {
+    let filter = WatchFilter { name: String::new(), event_types: vec![format!("{TYPE_PREFIX}*")], filter };
     let request = WatchRequest { filters: vec![filter], start: Some(Start::Now(true)), ..WatchRequest::default() };
     let mut watch = ResumingWatch::new(client.clone(), request);
     loop {
@@ -266,8 +264,6 @@ async fn publish_all(
     ledger: &Ledger,
 ) -> Result<(), CliError> {
     let bar = &progress(checked.iter().map(|versions| versions.len() as u64).sum(), "publishing");
-    // Unlike in every run, so that a second run publishes again.
-    let run = &clock::new_uuid().simple().to_string();
     let payloads = kinds.iter().zip(stage.versions()).zip(checked).flat_map(|((kind, versions), checked)| {
         kind.payloads
             .iter()
@@ -276,7 +272,7 @@ async fn publish_all(
             .map(move |(number, (payload, version))| (kind, number, payload, *version, *version != versions.real))
     });
     let publishes = payloads.map(|(kind, number, payload, version, outside_schema)| async move {
-        let request = publish_request(kind, number, payload, version, run);
+        let request = publish_request(kind, number, payload, version, stage);
         let paths = stage.expected_paths(kind, payload);
         let started = Instant::now();
         let published = call("Publish", clients.internal.publish().publish(clients.internal.request(request))).await;
@@ -308,17 +304,17 @@ async fn publish_all(
     ended
 }
 
-fn publish_request(kind: &Kind, number: usize, of: &Payload, version: i32, run: &str) -> PublishRequest {
+fn publish_request(kind: &Kind, number: usize, of: &Payload, version: i32, stage: &Stage) -> PublishRequest {
     let attributes = [("subject", kind.name.as_str()), ("datacontenttype", "application/json")];
     let event = CloudEvent {
         id: String::new(),
-        source: "https://api.github.com".to_owned(),
+        source: stage.source(),
         spec_version: "1.0".to_owned(),
         r#type: kind.event_type.clone(),
         attributes: attributes.map(|(name, value)| (name.to_owned(), string(value))).into(),
         data: Some(payload(of.text.clone().into_bytes())),
     };
-    let idempotency_key = format!("demo-{run}-{}-{number}", kind.name);
+    let idempotency_key = format!("demo-{}-{}-{number}", stage.run(), kind.name);
     PublishRequest { event: Some(event), idempotency_key, schema_version: version, ..PublishRequest::default() }
 }
 

@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddr};
 
 use http::StatusCode;
+use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
 use super::payloads::{Kind, Payload};
@@ -15,14 +16,15 @@ use crate::cli::event_types::all_schemas;
 use crate::cli::output::progress;
 use crate::cli::receiver::{Delivery, Keys, Receiver};
 use crate::cli::subscribe::webhook;
+use crate::cli::subscriptions::webhook_of;
 use crate::clock;
 use crate::domain::webhook::{SigningSecret, VerificationKey};
 use crate::proto::public::{
-    AddEventTypeSchemaRequest, CreateEventTypeRequest, ListSubscriptionsRequest, SubscribeRequest,
+    AddEventTypeSchemaRequest, CreateEventTypeRequest, ListSubscriptionsRequest, SubscribeRequest, Subscription,
     UndeleteEventTypeRequest, UnsubscribeRequest, WebhookMode,
 };
 
-/// The display name of the demo's subscriptions, by which it finds those that an earlier run left behind.
+/// The display name of the demo's subscriptions, by which it finds those that a run left behind.
 const DISPLAY_NAME: &str = "carillon demo";
 
 /// Every so many kinds get a second listener, in binary mode.
@@ -41,6 +43,7 @@ pub struct Versions {
 #[derive(Debug)]
 pub struct Stage {
     app: String,
+    run: String,
     versions: Vec<Versions>,
     listeners: Vec<Listener>,
     /// By path.
@@ -79,7 +82,23 @@ impl Stage {
         let anywhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let (receiver, deliveries) = Receiver::start(anywhere, keys, StatusCode::NO_CONTENT).await?;
         let (versions, undo) = (Vec::new(), Vec::new());
-        Ok(Self { app: app.to_owned(), versions, listeners, secrets, undo, receiver, deliveries: Some(deliveries) })
+        let (app, run) = (app.to_owned(), clock::new_uuid().simple().to_string());
+        Ok(Self { app, run, versions, listeners, secrets, undo, receiver, deliveries: Some(deliveries) })
+    }
+
+    /// The run's name, unlike that of every other.
+    pub fn run(&self) -> &str {
+        &self.run
+    }
+
+    /// The source of the run's events.
+    pub fn source(&self) -> String {
+        format!("https://api.github.com/#{}", self.run)
+    }
+
+    /// The filter that only the run's events pass, so that runs beside each other see nothing of each other.
+    pub fn filter(&self) -> String {
+        format!("event.source == \"{}\"", self.source())
     }
 
     /// Declares the event types and subscribes the receiver.
@@ -94,7 +113,10 @@ impl Stage {
 
         let bar = progress(self.listeners.len() as u64, "subscribing");
         for listener in &self.listeners {
-            let filter = if listener.fires == Fires::OnCreated { "data.action == \"created\"" } else { "" };
+            let mut filter = self.filter();
+            if listener.fires == Fires::OnCreated {
+                filter.push_str(" && data.action == \"created\"");
+            }
             let (app, event_type) = (self.app.clone(), listener.event_type.clone());
             let target = Some(webhook(self.receiver.url(&listener.path), listener.mode, []));
             // Noted first: a call that is broken off may have made it all the same.
@@ -110,7 +132,7 @@ impl Stage {
                 event_type,
                 target,
                 display_name: DISPLAY_NAME.to_owned(),
-                filter: filter.to_owned(),
+                filter,
                 signing_secret: self.secrets.get(&listener.path).map(SigningSecret::reveal).unwrap_or_default(),
                 ..SubscribeRequest::default()
             };
@@ -225,7 +247,7 @@ async fn version_of(
     schema.map(|schema| schema.version).ok_or(CliError::Answer { rpc: "AddEventTypeSchema", what: "schema" })
 }
 
-/// Ends the subscriptions of an earlier run that could not do so itself.
+/// Ends the subscriptions of runs that could not do so themselves. A run that is not at its end listens.
 async fn remove_left_behind(client: &PublicClient, app: &str) -> Result<(), CliError> {
     let mut request =
         ListSubscriptionsRequest { page_size: 1000, app: app.to_owned(), ..ListSubscriptionsRequest::default() };
@@ -233,8 +255,15 @@ async fn remove_left_behind(client: &PublicClient, app: &str) -> Result<(), CliE
     loop {
         let page = client.request(request.clone());
         let answer = call("ListSubscriptions", client.events().list_subscriptions(page)).await?;
-        let ours = answer.subscriptions.into_iter().filter(|subscription| subscription.display_name == DISPLAY_NAME);
-        left_behind.extend(ours.map(|subscription| subscription.id));
+        let demos = answer.subscriptions.into_iter().filter(|subscription| subscription.display_name == DISPLAY_NAME);
+        for subscription in demos {
+            // On loopback a connection is made or refused at once.
+            if let Some(address) = receiver_of(&subscription)
+                && TcpStream::connect(address).await.is_err()
+            {
+                left_behind.push(subscription.id);
+            }
+        }
         request.page_token = answer.next_page_token;
         if request.page_token.is_empty() {
             break;
@@ -245,6 +274,12 @@ async fn remove_left_behind(client: &PublicClient, app: &str) -> Result<(), CliE
         unsubscribe(client, request).await?;
     }
     Ok(())
+}
+
+/// Where the receiver of a demo's subscription listens; none for what somebody else subscribed under that name.
+fn receiver_of(subscription: &Subscription) -> Option<SocketAddr> {
+    let uri: http::Uri = webhook_of(subscription)?.uri.parse().ok()?;
+    uri.authority()?.as_str().parse().ok().filter(|address: &SocketAddr| address.ip().is_loopback())
 }
 
 async fn unsubscribe(client: &PublicClient, request: UnsubscribeRequest) -> Result<(), CliError> {

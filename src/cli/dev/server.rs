@@ -93,8 +93,8 @@ impl DevServer {
     ///
     /// *Errors*: [`CliError::Dev`] without a usable Postgres; [`CliError::App`] where the server cannot start.
     pub async fn start(options: DevOptions) -> Result<Self, CliError> {
-        // Before anything is made: what is no setting is refused at once.
-        Config::read(&Sources::of_process(None, options.settings.clone()))?;
+        // Before anything is made: what a server would refuse is refused at once.
+        Config::load(&Sources::of_process(None, [stand_ins(), options.settings.clone()].concat()))?;
         let postgres = match &options.place {
             Place::Folder(dir) => PrivatePostgres::start(&options.search, Options::new(dir)).await?,
             Place::Throwaway => PrivatePostgres::throwaway(&options.search).await?,
@@ -191,6 +191,14 @@ impl DevServer {
             }
         }
     }
+}
+
+/// In place of the settings that every server needs and that are made later; they are checked for being there.
+fn stand_ins() -> Vec<(String, String)> {
+    let tls = ["certificate_file", "key_file", "client_ca_file"];
+    let mut settings = tls.map(|file| (format!("server.internal_tls.{file}"), file.to_owned())).to_vec();
+    settings.push(("database.url".to_owned(), "postgres:///".to_owned()));
+    settings
 }
 
 /// The configuration that `carillon serve --config` would take, too.

@@ -9,7 +9,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::Cli;
+use super::{Cli, run};
 use crate::harness::process::Process;
 use crate::harness::tenant::admin;
 use crate::harness::{World, eventually};
@@ -105,6 +105,27 @@ async fn a_demo_that_is_told_to_end_while_it_makes_its_service_leaves_no_folder_
     assert_eq!(ended.code(), Some(1), "{}", demo.log());
     assert!(demo.log().contains("ended before everything was published"), "{}", demo.log());
     assert!(!folder.exists(), "{} is still there", folder.display());
+}
+
+#[tokio::test]
+async fn demos_beside_each_other_lose_nothing_and_what_no_demo_listens_to_is_removed() {
+    let cli = Cli::new().await;
+    cli.subscribe(&["USER_CREATE", "--webhook", "http://127.0.0.1:1/left", "--name", "carillon demo"]).await;
+    let kinds: Vec<_> = (0..30).map(|n| format!("gadget{n}")).collect();
+    let (many, one) = (packages(&kinds), packages(&kinds[..1]));
+    let of = |folder: &TempDir| cli.command(&["demo", "--json", "--packages", folder.path().to_str().expect("text")]);
+    let log = cli.dir.path().join("demo.log");
+    let mut long = Process::spawn(of(&many), &log).expect("carillon runs");
+    eventually("it has begun to subscribe", || async {
+        let there = subscriptions(&cli).await;
+        if there > 2 { Ok(()) } else { Err(there) }
+    })
+    .await;
+    let short = run(of(&one)).await.document();
+    assert_eq!((&short["lost"], &short["deliveries_verified"]), (&json!(0), &json!(6)), "{short}");
+    assert!(long.ended("the other demo ends").await.success(), "{}", long.log());
+    assert!(long.log().contains("\"lost\":0"), "{}", long.log());
+    assert_eq!(subscriptions(&cli).await, 0);
 }
 
 #[tokio::test]

@@ -219,6 +219,7 @@ async fn a_watch_waits_for_its_place_where_another_one_has_taken_it() {
     })
     .await;
     drop(taken);
+    says(&watch, "no room at the server").await;
     says(&watch, "connected again").await;
     assert!(watch.is_running());
 }

@@ -111,10 +111,10 @@ async fn a_database_that_takes_no_connection_is_told_with_the_cause() {
 }
 
 #[tokio::test]
-async fn dev_refuses_what_is_no_setting_before_it_makes_anything() {
+async fn dev_refuses_what_a_server_would_before_it_makes_anything() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let place = dir.path().join("dev");
-    for set in ["servr.port=1", "server.reflection=2"] {
+    for set in ["servr.port=1", "server.reflection=2", "pending.lease_ms=10", "server.public_listen=0.0.0.0:1"] {
         let mut command = Process::carillon();
         command.arg("dev").arg("--dir").arg(&place).args(["--set", set]);
         run(command).await.fails(1, &[set.split('=').next().expect("a key")]);
