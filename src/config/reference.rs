@@ -141,7 +141,7 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
     ),
     (
         "publish.lock_patience_ms",
-        "how long a commit waits for a tenant's lock before that tenant is committed by itself, so that the others go on, milliseconds; 1 to 10,000",
+        "how long a commit waits for a tenant's lock before that tenant is committed by itself, or its PRE or delayed event is tried again, so that the others go on, milliseconds; 1 to 10,000",
     ),
     (
         "publish.batch_scope",

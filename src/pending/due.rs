@@ -329,7 +329,10 @@ impl Core {
             refused: prepared.refused,
             verdicts: Vec::new(),
         };
-        let Some(place) = self.write(|| self.store.commit_pending(&commit)).await? else { return Ok(false) };
+        let Some(place) = self.write_in_turn(tenant, |patience| self.store.commit_pending(&commit, patience)).await?
+        else {
+            return Ok(false);
+        };
         measured().publish.events.inc();
         let PendingCommit { event, matched, refused, .. } = commit;
         let (position, committed_at) = (place.position, place.committed_at);

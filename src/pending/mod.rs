@@ -17,6 +17,7 @@ mod ask;
 mod config;
 mod due;
 mod error;
+mod heads;
 mod health;
 mod phase;
 mod receivers;
@@ -52,6 +53,7 @@ use admission::Held;
 use ask::Listener;
 use chrono::{DateTime, TimeDelta, Utc};
 use dashmap::DashMap;
+use heads::Heads;
 use phase::{Ended, Phase};
 use receivers::Receivers;
 use running::{Attachment, Handle};
@@ -96,6 +98,7 @@ struct Core {
     places: Places,
     /// Bytes of these events.
     room: Places,
+    heads: Heads,
     receivers: Receivers,
     tasks: TaskTracker,
     stop: CancellationToken,
@@ -276,6 +279,7 @@ impl Pending {
 impl Core {
     fn new(Parts { store, registry, executor, feed }: Parts, config: Config, publish: &publish::Config) -> Self {
         Self {
+            heads: Heads::new(store.connections_max(), Duration::from_millis(publish.lock_patience_ms)),
             store: store.owed(),
             registry,
             executor,

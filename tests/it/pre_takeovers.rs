@@ -8,11 +8,11 @@ use carillon::proto::public::{
 };
 use pbjson_types::Duration;
 use serde_json::json;
-use sqlx::PgConnection;
 use tokio::sync::{Mutex, Semaphore};
 use tokio::task::JoinSet;
 use tonic::{Code, Status};
 
+use crate::g09_isolated::{lock_head, waiting_for_locks};
 use crate::harness::database::Cluster;
 use crate::harness::tenant::{assert_refused, millis, publish_request};
 use crate::harness::{Answer, Receiver, Tenant, World, eventually, within};
@@ -62,12 +62,6 @@ async fn aborted_after_its_deadline(world: &World) -> f64 {
     .await
 }
 
-/// How many connections wait for a lock of the world's database.
-async fn waiting_for_locks(watcher: &mut PgConnection) -> i64 {
-    let sql = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
-    sqlx::query_scalar(sql).fetch_one(watcher).await.expect("a count")
-}
-
 #[tokio::test]
 async fn an_event_whose_owner_dies_while_a_listener_says_nothing_is_aborted_soon_after_its_deadline() {
     let mut world = World::start_with(2, KEPT_A_DAY).await;
@@ -87,12 +81,7 @@ async fn however_much_its_tenant_asks_for_an_event_whose_owner_dies_is_aborted_s
     tenant.declare("CUSTOM_SHARED").await;
     let stuck = tenant.subscribe("CUSTOM_SHARED", &receiver, "/stuck").await.subscription.expect("it is set").id;
     // All turns that the tenant has at the first replica are taken, and many calls wait for the next one.
-    let mut holder = Cluster::superuser(&world.database_url).await;
-    let sql = format!(
-        "BEGIN; SELECT 1 FROM tenant_heads JOIN tenants USING (tenant_id) WHERE slug = '{}' FOR UPDATE OF tenant_heads",
-        tenant.slug
-    );
-    sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&mut holder).await.expect("the head is locked");
+    let mut holder = lock_head(&world, &tenant).await;
     let mut calls = JoinSet::new();
     for _ in 0..40 {
         let (mut events, id) = (tenant.events(), stuck.clone());

@@ -431,7 +431,7 @@ async fn every_hot_statement_is_served_by_its_index_and_looks_at_no_more_days_th
     let aborted =
         Aborted { event: gone, reason: AbortReason::Rejected, message: String::new(), verdicts: vec![verdict.clone()] };
     look!("birth of a pending event", ["tenant_heads_pk", "pending_events_pk", "pending_verdicts_pk"], scans [], prunes false,
-        store.commit_pending(&born));
+        store.commit_pending(&born, Duration::from_secs(1)));
     look!("what becomes of a pending event", ["tenant_heads_pk", "pending_events_pk", "pending_verdicts_pk"], scans [], prunes false,
         store.renew_pending(one, gone, 1, now), store.attach_pending(one, gone), store.gate_pending(1, &gated),
         store.note_verdicts(one, gone, 1, &[verdict]), store.note_attempt(one, gone, 1, 1),
