@@ -17,10 +17,11 @@ use crate::domain::pre::{AbortReason, Aborted, Verdict, VerdictKind};
 use crate::publish::PublishError;
 use crate::publish::prepare::prepare;
 use crate::store::StoreError;
-use crate::store::pending::{NewPending, PendingCommit, PendingEvent, PendingState, WaitsFor};
+use crate::store::pending::{DueEvent, NewPending, PendingCommit, PendingEvent, PendingState, WaitsFor};
 use crate::telemetry::measured;
 use chrono::{DateTime, Utc};
 use futures::StreamExt as _;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -87,6 +88,9 @@ pub(super) async fn run(core: Arc<Core>) {
         due.begin();
     }
 }
+
+/// What a claimed event has of the room for these; given back once it is in the log, or its phase has ended.
+type Room = Place<(TenantId, PendingState)>;
 
 /// What is known to be due at this replica, and whose turn it is.
 struct Due {
@@ -193,15 +197,11 @@ impl Core {
         if self.stop.is_cancelled() {
             return;
         }
-        // A phase that runs here goes on, also where its lease could not be renewed in time: only another replica may take it over.
-        let running: Vec<EventId> =
-            self.phases.iter().map(|phase| *phase.key()).filter(|key| key.0 == tenant).map(|key| key.1).collect();
-        let (now, until) = (self.store.now(), self.lease_until());
-        match self.store.claim_pending(tenant, state, now, until, &running, CLAIM_MAX).await {
-            Ok(claimed) => {
-                turn.ended.more = claimed.len() >= CLAIM_MAX as usize;
+        match self.claim_due(tenant, state).await {
+            Ok((claimed, more)) => {
+                turn.ended.more = more;
                 let claimed = futures::stream::iter(claimed);
-                claimed.for_each_concurrent(places.len() + 1, |row| self.bring(row)).await;
+                claimed.for_each_concurrent(places.len() + 1, |(row, room)| self.bring(row, room)).await;
             }
             Err(error) => {
                 tracing::warn!(%tenant, %error, "pending events that are due could not be claimed; it is tried again");
@@ -209,12 +209,36 @@ impl Core {
         }
     }
 
+    /// Claims the first of what is due of a tenant, as far as there is room for it in memory. Answers whether there is more to claim once
+    /// these are on their way; where there is no room for any, the next look finds them again.
+    async fn claim_due(
+        &self,
+        tenant: TenantId,
+        state: PendingState,
+    ) -> Result<(Vec<(PendingEvent, Room)>, bool), StoreError> {
+        // A phase that runs here goes on, also where its lease could not be renewed in time: only another replica may take it over.
+        let running: Vec<EventId> =
+            self.phases.iter().map(|phase| *phase.key()).filter(|key| key.0 == tenant).map(|key| key.1).collect();
+        let now = self.store.now();
+        let found = self.store.due_pending(tenant, state, now, &running, CLAIM_MAX).await?;
+        let room = |due: &DueEvent| Some((due.event, self.due_room.take_some((tenant, state), due.bytes)?));
+        let mut rooms: HashMap<EventId, Room> = found.iter().map_while(room).collect();
+        if rooms.is_empty() {
+            return Ok((Vec::new(), false));
+        }
+        let more = found.len() >= CLAIM_MAX as usize || rooms.len() < found.len();
+        let events: Vec<EventId> = rooms.keys().copied().collect();
+        let claimed = self.store.claim_pending(tenant, state, now, self.lease_until(), &events).await?;
+        let with_room = |row: PendingEvent| rooms.remove(&row.entry.event.id).map(|room| (row, room));
+        Ok((claimed.into_iter().filter_map(with_room).collect(), more))
+    }
+
     /// Brings one claimed event on its way. What fails now is claimed again when the lease ends.
-    async fn bring(self: &Arc<Self>, row: PendingEvent) {
+    async fn bring(self: &Arc<Self>, row: PendingEvent, room: Room) {
         let event = row.entry.event.id;
         let done = match row.state {
-            PendingState::Gated => self.take_over(row).await,
-            PendingState::Scheduled => self.publish_due(row).await,
+            PendingState::Gated => self.take_over(row, room).await,
+            PendingState::Scheduled => self.publish_due(row, room).await,
             PendingState::Aborted | PendingState::Cancelled => Ok(()),
         };
         if let Err(error) = done {
@@ -223,7 +247,7 @@ impl Core {
     }
 
     /// Goes on with a phase whose owner has gone silent: what is decided stays, who has not answered is asked again.
-    async fn take_over(self: &Arc<Self>, row: PendingEvent) -> Result<(), StoreError> {
+    async fn take_over(self: &Arc<Self>, row: PendingEvent, room: Room) -> Result<(), StoreError> {
         let mut verdicts = self.store.pending_verdicts(row.tenant, row.entry.event.id).await?;
         let registry = self.registry.reload(row.tenant).await?;
         let listeners = listeners(&registry, &row.entry.matched);
@@ -241,7 +265,7 @@ impl Core {
             verdicts.extend(ids.into_iter().map(|named| undecided(named, VerdictKind::Skipped, NOT_ACTIVE, now)));
         }
         let attempted = Some(row.attempted);
-        self.phase(row, listeners, verdicts, attempted);
+        self.phase(row, listeners, verdicts, attempted, room);
         Ok(())
     }
 
@@ -252,6 +276,7 @@ impl Core {
         listeners: Vec<Listener>,
         verdicts: Vec<Verdict>,
         attempted: Option<i32>,
+        room: Room,
     ) {
         let phase = Phase {
             tenant: row.tenant,
@@ -264,11 +289,11 @@ impl Core {
             verdicts,
             abandonable: false,
         };
-        self.spawn(phase, Handle::new());
+        self.spawn_in(phase, Handle::new(), room);
     }
 
     /// Publishes a delayed event: checked and matched now, by the schema version it was accepted with.
-    async fn publish_due(self: &Arc<Self>, row: PendingEvent) -> Result<(), StoreError> {
+    async fn publish_due(self: &Arc<Self>, row: PendingEvent, room: Room) -> Result<(), StoreError> {
         for _ in 0..ROUNDS_MAX {
             let registry = self.registry.tenant(row.tenant).await?;
             let event = row.entry.event.clone();
@@ -298,7 +323,7 @@ impl Core {
                     let NewPending { event, matched, refused, .. } = new;
                     let entry = LogEntry { event, matched, refused, ..LogEntry::clone(&row.entry) };
                     let row = PendingEvent { entry: Arc::new(entry), deadline_at: Some(deadline_at), ..row };
-                    self.phase(row, listeners, Vec::new(), None);
+                    self.phase(row, listeners, Vec::new(), None, room);
                     return Ok(());
                 }
             } else if self.commit_due(row.tenant, row.token, prepared).await? {
@@ -352,6 +377,7 @@ impl Core {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pending::Config;
     use crate::pending::tests::World;
     use sqlx::Executor as _;
 
@@ -409,17 +435,42 @@ mod tests {
         let world = World::new().await;
         let tenant = world.database.tenant("acme").await;
         world.wait(tenant, PendingState::Scheduled, 1).await;
-        let (core, now) = (&world.core, world.core.store.now());
-        let claimed = core.store.claim_pending(tenant, PendingState::Scheduled, now, core.lease_until(), &[], 1).await;
-        let row = claimed.expect("claimed").remove(0);
+        let core = &world.core;
+        let (row, room) = core.claim_due(tenant, PendingState::Scheduled).await.expect("claimed").0.remove(0);
         // What waits cannot be read within the wall of a tenant, and is committed outside of it.
         let sql = "CREATE POLICY unreadable ON pending_events AS RESTRICTIVE FOR SELECT USING
                      (1 / CASE WHEN coalesce(current_setting('carillon.tenant', true), '') = '' THEN 1 ELSE 0 END = 1)";
         world.database.connection().await.execute(sql).await.expect("a policy");
         let event = row.entry.event.id;
         core.store.pending_event(tenant, event).await.expect_err("it cannot be read");
-        core.publish_due(row).await.expect("it is in the log");
+        core.publish_due(row, room).await.expect("it is in the log");
         assert!(core.store.event(tenant, event).await.expect("readable").is_some());
+        world.end().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn g15_no_more_is_claimed_of_what_is_due_than_there_is_room_for_in_memory() {
+        let world = World::with(Config { due_bytes_max: 1 << 20, ..Config::default() }).await;
+        let (one, other) = (world.database.tenant("a").await, world.database.tenant("b").await);
+        let scheduled = PendingState::Scheduled;
+        for tenant in [one, other] {
+            world.wait(tenant, scheduled, 8).await;
+        }
+        world.wait(one, PendingState::Gated, 1).await;
+        let heavy = "UPDATE pending_events SET data_kind = 2, data = convert_to(repeat('x', 200000), 'UTF8')";
+        world.database.connection().await.execute(heavy).await.expect("they are heavy");
+        let held = world.core.claim_due(one, scheduled).await.expect("claimed");
+        assert_eq!((held.0.len(), held.1), (2, true), "half of the room, and there is more");
+        assert_eq!(world.core.claim_due(one, scheduled).await.expect("looked for").0.len(), 0, "it has its part");
+        let taken_over = world.core.claim_due(one, PendingState::Gated).await.expect("claimed");
+        let others = world.core.claim_due(other, scheduled).await.expect("claimed");
+        assert_eq!((taken_over.0.len(), others.0.len()), (1, 1), "each finds some");
+        drop((held, taken_over, others));
+        let heavier = "UPDATE pending_events SET data = convert_to(repeat('x', 2000000), 'UTF8'), due_at = now()";
+        world.database.connection().await.execute(heavier).await.expect("they are heavier");
+        let (alone, more) = world.core.claim_due(other, scheduled).await.expect("claimed");
+        assert_eq!((alone.len(), more), (1, true), "one goes whatever it takes");
+        drop(alone);
         world.end().await;
     }
 }

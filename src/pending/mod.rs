@@ -98,6 +98,8 @@ struct Core {
     places: Places,
     /// Bytes of these events.
     room: Places,
+    /// Bytes of the events that are due, by what they wait for.
+    due_room: Places<(TenantId, PendingState)>,
     heads: Heads,
     receivers: Receivers,
     tasks: TaskTracker,
@@ -286,6 +288,7 @@ impl Core {
             feed,
             places: Places::new(config.phases_max as usize),
             room: Places::new(config.phases_bytes_max),
+            due_room: Places::new(config.due_bytes_max),
             config,
             event_bytes_max: publish.event_bytes_max,
             kept: TimeDelta::hours(i64::from(publish.idempotency_hours)),
@@ -375,7 +378,7 @@ impl Core {
         };
         let handle = Handle::new();
         let attachment = handle.attach();
-        self.spawn_in(phase, handle, Some(held));
+        self.spawn_in(phase, handle, held);
         Ok(attachment)
     }
 }
