@@ -14,6 +14,7 @@
 
 mod admission;
 mod ask;
+mod claimed;
 mod config;
 mod due;
 mod error;
@@ -22,6 +23,7 @@ mod health;
 mod phase;
 mod receivers;
 mod running;
+mod seats;
 #[cfg(test)]
 mod tests;
 mod trial;
@@ -53,10 +55,12 @@ use admission::Held;
 use ask::Listener;
 use chrono::{DateTime, TimeDelta, Utc};
 use dashmap::DashMap;
+use due::Freed;
 use heads::Heads;
 use phase::{Ended, Phase};
 use receivers::Receivers;
 use running::{Attachment, Handle};
+use seats::Seats;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -100,6 +104,8 @@ struct Core {
     room: Places,
     /// Bytes of the events that are due, by what they wait for.
     due_room: Places<(TenantId, PendingState)>,
+    seats: Seats,
+    freed: Freed,
     heads: Heads,
     receivers: Receivers,
     tasks: TaskTracker,
@@ -289,6 +295,8 @@ impl Core {
             places: Places::new(config.phases_max as usize),
             room: Places::new(config.phases_bytes_max),
             due_room: Places::new(config.due_bytes_max),
+            seats: Seats::default(),
+            freed: Freed::default(),
             config,
             event_bytes_max: publish.event_bytes_max,
             kept: TimeDelta::hours(i64::from(publish.idempotency_hours)),

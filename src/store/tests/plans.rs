@@ -379,7 +379,7 @@ async fn every_hot_statement_is_served_by_its_index_and_looks_at_no_more_days_th
     look!("how a pending event stands", ["pending_events_pk"], scans [], prunes false,
         store.pending_standing(one, known_event));
     look!("what is due of a tenant", ["pending_events_by_tenant_due"], scans [], prunes false,
-        store.due_pending(one, PendingState::Scheduled, now, &[], 10));
+        store.due_pending(one, PendingState::Scheduled, now, &[], &[], 10));
     look!("claim of events that are due", ["pending_events_pk"], scans [], prunes false,
         store.claim_pending(one, PendingState::Scheduled, now, now, &[known_event]));
     look!("what is due", ["pending_events_by_due"], scans [], prunes false,
