@@ -116,8 +116,18 @@ impl Core {
     }
 
     /// Goes on with a phase whose owner has gone silent: what is decided stays, who has not answered is asked again.
-    async fn take_over(self: &Arc<Self>, row: PendingEvent, room: Room) -> Result<(), StoreError> {
-        let mut verdicts = self.store.pending_verdicts(row.tenant, row.entry.event.id).await?;
+    ///
+    /// Of a delayed event nobody waits for the answer: where its first owner has left none, its time begins anew.
+    async fn take_over(self: &Arc<Self>, mut row: PendingEvent, room: Room) -> Result<(), StoreError> {
+        let (tenant, event) = (row.tenant, row.entry.event.id);
+        let mut verdicts = self.store.pending_verdicts(tenant, event).await?;
+        let anew = self.store.now() + row.pre_timeout;
+        if row.deliver_at.is_some()
+            && verdicts.is_empty()
+            && self.store.renew_deadline(tenant, event, row.token, anew).await?
+        {
+            row.deadline_at = Some(anew);
+        }
         let registry = self.registry.reload(row.tenant).await?;
         let listeners = listeners(&registry, &row.entry.matched);
         let decided = |no: &SubscriptionNo| verdicts.iter().any(|verdict| verdict.subscription_no == *no);

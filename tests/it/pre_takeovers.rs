@@ -176,3 +176,27 @@ async fn attempts_of_a_next_owner_go_on_above_those_of_the_one_that_died() {
     // A number that was written down and not used is left out; nothing else is.
     assert!(usize::try_from(ended.attempt_count).is_ok_and(|number| number <= made + 1), "{made} made: {ended:?}");
 }
+
+#[tokio::test]
+async fn a_delayed_event_whose_owner_died_before_anybody_answered_has_its_time_anew_but_only_once() {
+    let world = World::start(1).await;
+    let (tenant, receiver) = (world.tenant().await, Receiver::start().await);
+    listened(&tenant, &receiver, "/agrees").await;
+    let mut ids = Vec::new();
+    for _ in 0..2 {
+        let deliver_at = Some((carillon::clock::now() + chrono::TimeDelta::hours(1)).into());
+        let delayed = tenant.try_publish(PublishRequest { deliver_at, ..timed(20) }).await.expect("it is accepted");
+        ids.push(delayed.event_id);
+    }
+    // As replicas leave them that die behind the gate; the second one did so after it had taken the event over.
+    let sql = "WITH left_behind AS (SELECT event_id, row_number() OVER (ORDER BY created_at) AS n FROM pending_events)
+               UPDATE pending_events p SET state = 2, token = token + 1, deliver_at = due_at - interval '2 h',
+                      due_at = now() - interval '1 s', deadline_at = now() - interval '1 s', attempted = n - 1,
+                      matched = ARRAY[(SELECT max(subscription_no) FROM subscriptions)]
+                 FROM left_behind l WHERE l.event_id = p.event_id";
+    sqlx::raw_sql(sql).execute(&mut Cluster::superuser(&world.database_url).await).await.expect("they are left");
+    let waited = wait(&tenant, &ids[0]).await.expect("its listener agrees");
+    assert!(waited.event.is_some(), "{waited:?}");
+    assert_refused(wait(&tenant, &ids[1]).await, Code::DeadlineExceeded, "PRE_DEADLINE");
+    assert_eq!(receiver.received("/agrees").len(), 1);
+}

@@ -102,6 +102,28 @@ impl Store {
             .collect()
     }
 
+    /// Gives a delayed event whose owner has gone silent a new time to be decided, once: the attempt that its owner may have made is written
+    /// down. False where that was done before, or it is not the caller's.
+    pub async fn renew_deadline(
+        &self,
+        tenant: TenantId,
+        event: EventId,
+        token: i64,
+        deadline_at: DateTime<Utc>,
+    ) -> Result<bool, StoreError> {
+        let done = sqlx::query(
+            "UPDATE pending_events SET deadline_at = $4, attempted = 1
+              WHERE tenant_id = $1 AND event_id = $2 AND token = $3 AND state = 2 AND attempted = 0 AND deliver_at IS NOT NULL",
+        )
+        .bind(tenant.0)
+        .bind(event.0)
+        .bind(token)
+        .bind(deadline_at)
+        .execute(self.engine())
+        .await?;
+        Ok(done.rows_affected() > 0)
+    }
+
     /// Becomes the owner of these events of a tenant until `lease_until`, as far as they are due in the state still.
     pub async fn claim_pending(
         &self,

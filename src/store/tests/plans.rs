@@ -435,7 +435,7 @@ async fn every_hot_statement_is_served_by_its_index_and_looks_at_no_more_days_th
     look!("birth of a pending event", ["tenant_heads_pk", "pending_events_pk", "pending_verdicts_pk"], scans [], prunes false,
         store.commit_pending(&born, Duration::from_secs(1)));
     look!("what becomes of a pending event", ["tenant_heads_pk", "pending_events_pk", "pending_verdicts_pk"], scans [], prunes false,
-        store.renew_pending(one, gone, 1, now), store.attach_pending(one, gone), store.gate_pending(1, &gated),
+        store.renew_pending(one, gone, 1, now), store.renew_deadline(one, gone, 1, now), store.attach_pending(one, gone), store.gate_pending(1, &gated),
         store.note_verdicts(one, gone, 1, &[verdict]), store.note_attempt(one, gone, 1, 1),
         store.abort_pending(one, 1, &aborted, now), store.pending_event(one, gone), store.pending_verdicts(one, gone));
     let replay = Replay { subscription_no: 1, done: LogPlace { after: 1, day: old }, up_to: 10 };
