@@ -1,8 +1,8 @@
 //! A bound on how much of a kind runs at the same time, at which tenants, or others that share, wait for their turn.
 //!
 //! The next place goes to the tenant that holds fewest, and of those that hold equally many to the one that waits longest; within a
-//! tenant, first come, first served. One tenant never holds the last quarter of the places: however much it asks for, and however
-//! long that takes, the next tenant finds a place at once. Where something is refused instead of waiting, see `domain::places`.
+//! tenant, first come, first served. One tenant never holds the last quarter of the places, or more than a smaller bound: however much
+//! it asks for, and however long that takes, the next tenant finds a place at once. Where something is refused instead of waiting, see `domain::places`.
 
 use crate::domain::ids::TenantId;
 use std::collections::{BTreeSet, HashMap, VecDeque};
@@ -44,14 +44,13 @@ pub struct Pass<S: Copy + Ord + Hash = TenantId> {
 impl<S: Copy + Ord + Hash> Turnstile<S> {
     /// Takes how many places there are; at least one.
     pub fn new(places: usize) -> Self {
-        let free = places.max(1);
-        let state = State {
-            free,
-            share_max: if free > 1 { free - (free / 4).max(1) } else { free },
-            lines: HashMap::new(),
-            next: BTreeSet::new(),
-            tickets: 0,
-        };
+        Self::shared(places, if places > 1 { places - (places / 4).max(1) } else { places })
+    }
+
+    /// Takes how many places there are, and how many of them one sharer may hold; at least one each.
+    pub fn shared(places: usize, share_max: usize) -> Self {
+        let (free, share_max) = (places.max(1), share_max.max(1));
+        let state = State { free, share_max, lines: HashMap::new(), next: BTreeSet::new(), tickets: 0 };
         Self { state: Arc::new(Mutex::new(state)) }
     }
 
@@ -174,6 +173,16 @@ mod tests {
         drop((inside, waiting, others));
         let state = turnstile.state();
         assert_eq!((state.free, state.lines.len(), state.next.len()), (8, 0, 0));
+    }
+
+    #[test]
+    fn no_sharer_holds_more_than_a_bound_of_its_own() {
+        let turnstile = Turnstile::shared(4, 2);
+        let inside: Vec<Pass> = (0..2).filter_map(|_| let_in(come(&turnstile, 1)).ok()).collect();
+        let third = let_in(come(&turnstile, 1)).expect_err("it waits");
+        assert!(inside.len() == 2 && let_in(come(&turnstile, 2)).is_ok());
+        drop(inside);
+        assert!(let_in(third).is_ok());
     }
 
     #[test]

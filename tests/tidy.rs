@@ -26,7 +26,7 @@ const LAYERS: &[(&str, &str)] = &[
     ("watch", "domain store wire proto feed long_work turnstile clock shutdown telemetry planted"),
     ("executor", "domain turnstile clock shutdown telemetry"),
     ("dispatch", "domain store publish executor feed clock shutdown telemetry planted"),
-    ("pending", "domain store publish executor feed long_work clock shutdown telemetry planted"),
+    ("pending", "domain store publish executor feed long_work turnstile clock shutdown telemetry planted"),
     ("api", "proto wire domain store publish pending watch dispatch feed long_work turnstile clock shutdown telemetry"),
     ("config", "*"),
     ("app", "*"),

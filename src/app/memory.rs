@@ -51,6 +51,7 @@ fn fitted(mut config: Config, limit: usize) -> (Vec<&'static str>, Config) {
         ("publish.queue_bytes_max", &mut config.publish.queue_bytes_max, 32),
         ("publish.commit_bytes_max", &mut config.publish.commit_bytes_max, 128),
         ("pending.phases_bytes_max", &mut config.pending.phases_bytes_max, 32),
+        ("pending.due_bytes_max", &mut config.pending.due_bytes_max, 16),
         ("dispatch.memory_bytes_max", &mut config.dispatch.memory_bytes_max, 16),
         ("watch.rings_bytes_max", &mut config.watch.rings_bytes_max, 16),
         ("watch.ring_bytes_max", &mut config.watch.ring_bytes_max, 32),
@@ -113,9 +114,10 @@ mod tests {
     fn settings_are_lowered_to_their_share_and_never_raised() {
         let (lowered, fitted) = fitted(Config::default(), 128 << 20);
         assert_eq!(fitted.publish.queue_bytes_max, 4 << 20);
+        assert_eq!(fitted.pending.due_bytes_max, 8 << 20);
         assert_eq!(fitted.dispatch.memory_bytes_max, 8 << 20);
         assert_eq!(fitted.watch.rings_bytes_max, 8 << 20);
-        assert_eq!(lowered.len(), 9, "{lowered:?}");
+        assert_eq!(lowered.len(), 10, "{lowered:?}");
         let (lowered, roomy) = super::fitted(Config::default(), 16 << 30);
         assert_eq!(lowered, Vec::<&str>::new());
         assert_eq!(roomy.publish, Config::default().publish);

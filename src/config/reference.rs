@@ -141,7 +141,7 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
     ),
     (
         "publish.lock_patience_ms",
-        "how long a commit waits for a tenant's lock before that tenant is committed by itself, so that the others go on, milliseconds; 1 to 10,000",
+        "how long a commit waits for a tenant's lock before that tenant is committed by itself, or its PRE or delayed event is tried again, so that the others go on, milliseconds; 1 to 10,000",
     ),
     (
         "publish.batch_scope",
@@ -161,6 +161,11 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
         "pending.phases_bytes_max",
         "bytes of PRE events whose listeners are asked at the same time by this process; one tenant alone gets half of them; 1 MiB to \
          64 GiB",
+    ),
+    (
+        "pending.due_bytes_max",
+        "bytes of delayed events that are due, and of PRE events taken over from other replicas, in memory at the same time in this \
+         process; further ones wait; one tenant alone gets half of them for each, and one event at least; 1 MiB to 64 GiB",
     ),
     ("pending.pre_timeout_ms", "time that listeners have where the publisher names none, milliseconds; 10 to 300,000"),
     ("pending.pre_timeout_max_ms", "longest time that a publisher may name, milliseconds; 10 to 300,000"),

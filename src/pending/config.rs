@@ -11,6 +11,9 @@ pub struct Config {
     pub phases_max: u32,
     /// Bytes of PRE events whose listeners are asked at the same time by this process; one tenant alone gets half of them. 1 MiB to 64 GiB.
     pub phases_bytes_max: usize,
+    /// Bytes of delayed events that are due, and of PRE events taken over from other replicas, in memory at the same time in this process;
+    /// one tenant alone gets half of them for each, and one event at least. 1 MiB to 64 GiB.
+    pub due_bytes_max: usize,
     /// Time that listeners have where the publisher names none, milliseconds. 10 to 300,000.
     pub pre_timeout_ms: u64,
     /// Longest time that a publisher may name, milliseconds. 10 to 300,000.
@@ -31,6 +34,7 @@ impl Default for Config {
         Self {
             phases_max: 1_000,
             phases_bytes_max: 128 * 1024 * 1024,
+            due_bytes_max: 64 * 1024 * 1024,
             pre_timeout_ms: 10_000,
             pre_timeout_max_ms: 30_000,
             abandon_grace_ms: 1_000,
@@ -51,6 +55,7 @@ impl Config {
                 (1 << 20..=1 << 36).contains(&self.phases_bytes_max),
                 "must be 1,048,576 to 68,719,476,736",
             ),
+            ("due_bytes_max", (1 << 20..=1 << 36).contains(&self.due_bytes_max), "must be 1,048,576 to 68,719,476,736"),
             ("pre_timeout_ms", (10..=300_000).contains(&self.pre_timeout_ms), "must be 10 to 300,000"),
             ("pre_timeout_max_ms", (10..=300_000).contains(&self.pre_timeout_max_ms), "must be 10 to 300,000"),
             ("pre_timeout_ms", self.pre_timeout_ms <= self.pre_timeout_max_ms, "must be at most pre_timeout_max_ms"),
@@ -77,6 +82,7 @@ mod tests {
             "pre_timeout_ms"
         );
         assert_eq!(key(Config { phases_bytes_max: 1_000, ..Config::default() }), "phases_bytes_max");
+        assert_eq!(key(Config { due_bytes_max: 1_000, ..Config::default() }), "due_bytes_max");
         for lease_ms in [999, 4_001] {
             assert_eq!(key(Config { lease_ms, ..Config::default() }), "lease_ms");
         }

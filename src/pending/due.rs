@@ -3,32 +3,23 @@
 //! One timer per replica, set by the pulse to the first time of all and by what is scheduled here. Tenants with something due take turns
 //! (`turns`), each in a task of its own: one whose log is locked holds up nobody else, and neither does one with much that is due. PRE
 //! events have turns of their own, since somebody waits for them. Whoever claims an event owns it until the lease ends; an event is born
-//! by a statement that names the claim's token, so it is born once.
+//! by a statement that names the claim's token, so it is born once (`claimed`).
 
-use super::ask::{Listener, NOT_ACTIVE, undecided};
-use super::phase::Phase;
-use super::running::Handle;
-use super::turns::Turns;
-use super::{Core, listeners};
-use crate::domain::event::LogEntry;
-use crate::domain::ids::{EventId, SubscriptionNo, TenantId};
+use super::Core;
+use super::turns::{Left, Turns};
+use crate::domain::ids::TenantId;
 use crate::domain::places::{Place, Places};
-use crate::domain::pre::{AbortReason, Aborted, Verdict, VerdictKind};
-use crate::publish::PublishError;
-use crate::publish::prepare::prepare;
 use crate::store::StoreError;
-use crate::store::pending::{NewPending, PendingCommit, PendingEvent, PendingState, WaitsFor};
-use crate::telemetry::measured;
+use crate::store::pending::PendingState;
 use chrono::{DateTime, Utc};
 use futures::StreamExt as _;
-use std::sync::Arc;
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep_until};
 use uuid::Uuid;
 
-/// Events that are claimed in one turn of a tenant.
-const CLAIM_MAX: u32 = 64;
 /// Due events that a look reads, over all tenants. Where there are more, it looks for each tenant by itself.
 const LOOK_MAX: u32 = 256;
 /// Tenants that are found at a time then.
@@ -41,8 +32,6 @@ const AT_ONCE: usize = 8;
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// Between two looks for each tenant, at least: they cost something where there are many.
 const LOOK_APART: Duration = Duration::from_millis(100);
-/// How often an event is matched again because the registry moved on.
-const ROUNDS_MAX: u32 = 20;
 
 /// Runs until the server stops.
 pub(super) async fn run(core: Arc<Core>) {
@@ -60,7 +49,7 @@ pub(super) async fn run(core: Arc<Core>) {
                 None => std::future::pending().await,
             }
         };
-        // Every arm is cancel-safe: a signal, channels that keep their values, a timer.
+        // Every arm is cancel-safe: signals, channels that keep their values, a timer.
         tokio::select! {
             () = core.stop.cancelled() => return,
             changed = next.changed() => {
@@ -69,6 +58,7 @@ pub(super) async fn run(core: Arc<Core>) {
                 }
             }
             Some(ended) = due.ended.recv() => due.end(ended),
+            () = core.freed.any.notified() => due.free(),
             () = look => {
                 // From here on what is noted counts, and what this look finds beside it.
                 core.feed.set_pending_due(None);
@@ -110,8 +100,25 @@ struct Kind {
 struct Ended {
     tenant: TenantId,
     state: PendingState,
-    /// Whether it has left something that is due.
-    more: bool,
+    left: Left,
+}
+
+/// The tenants phases of which have ended that were due here, by what they waited for: there is room for others.
+#[derive(Debug, Default)]
+pub(super) struct Freed {
+    of: Mutex<HashSet<(TenantId, PendingState)>>,
+    any: Notify,
+}
+
+impl Freed {
+    pub fn note(&self, tenant: TenantId, state: PendingState) {
+        self.of.lock().unwrap_or_else(PoisonError::into_inner).insert((tenant, state));
+        self.any.notify_one();
+    }
+
+    fn take(&self) -> HashSet<(TenantId, PendingState)> {
+        std::mem::take(&mut *self.of.lock().unwrap_or_else(PoisonError::into_inner))
+    }
 }
 
 /// A tenant's turn; it ends with its task, also where that panics.
@@ -173,7 +180,8 @@ impl Due {
             while let Some(tenant) = turns.next() {
                 // One event at a time, whatever others do, and more where there is room.
                 let places: Vec<Place> = std::iter::from_fn(|| places.take(tenant)).collect();
-                let turn = Turn { ended: Ended { tenant, state: *state, more: false }, tell: self.tell.clone() };
+                let turn =
+                    Turn { ended: Ended { tenant, state: *state, left: Left::Nothing }, tell: self.tell.clone() };
                 self.core.tasks.spawn(self.core.clone().take_turn(turn, places));
             }
         }
@@ -181,7 +189,13 @@ impl Due {
 
     fn end(&mut self, ended: Ended) {
         for kind in self.kinds.iter_mut().filter(|kind| kind.state == ended.state) {
-            kind.turns.end(ended.tenant, ended.more);
+            kind.turns.end(ended.tenant, ended.left);
+        }
+    }
+
+    fn free(&mut self) {
+        for (tenant, state) in self.core.freed.take() {
+            self.kinds.iter_mut().filter(|kind| kind.state == state).for_each(|kind| kind.turns.freed(tenant));
         }
     }
 }
@@ -193,164 +207,24 @@ impl Core {
         if self.stop.is_cancelled() {
             return;
         }
-        // A phase that runs here goes on, also where its lease could not be renewed in time: only another replica may take it over.
-        let running: Vec<EventId> =
-            self.phases.iter().map(|phase| *phase.key()).filter(|key| key.0 == tenant).map(|key| key.1).collect();
-        let (now, until) = (self.store.now(), self.lease_until());
-        match self.store.claim_pending(tenant, state, now, until, &running, CLAIM_MAX).await {
-            Ok(claimed) => {
-                turn.ended.more = claimed.len() >= CLAIM_MAX as usize;
+        match self.claim_due(tenant, state).await {
+            Ok((claimed, left)) => {
+                turn.ended.left = left;
                 let claimed = futures::stream::iter(claimed);
-                claimed.for_each_concurrent(places.len() + 1, |row| self.bring(row)).await;
+                claimed.for_each_concurrent(places.len() + 1, |(row, room)| self.bring(row, room)).await;
             }
             Err(error) => {
                 tracing::warn!(%tenant, %error, "pending events that are due could not be claimed; it is tried again");
             }
         }
     }
-
-    /// Brings one claimed event on its way. What fails now is claimed again when the lease ends.
-    async fn bring(self: &Arc<Self>, row: PendingEvent) {
-        let event = row.entry.event.id;
-        let done = match row.state {
-            PendingState::Gated => self.take_over(row).await,
-            PendingState::Scheduled => self.publish_due(row).await,
-            PendingState::Aborted | PendingState::Cancelled => Ok(()),
-        };
-        if let Err(error) = done {
-            tracing::warn!(%event, %error, "a pending event could not be brought on its way; it is tried again");
-        }
-    }
-
-    /// Goes on with a phase whose owner has gone silent: what is decided stays, who has not answered is asked again.
-    async fn take_over(self: &Arc<Self>, row: PendingEvent) -> Result<(), StoreError> {
-        let mut verdicts = self.store.pending_verdicts(row.tenant, row.entry.event.id).await?;
-        let registry = self.registry.reload(row.tenant).await?;
-        let listeners = listeners(&registry, &row.entry.matched);
-        let decided = |no: &SubscriptionNo| verdicts.iter().any(|verdict| verdict.subscription_no == *no);
-        let gone: Vec<SubscriptionNo> = row
-            .entry
-            .matched
-            .iter()
-            .filter(|no| registry.subscription(**no).is_none() && !decided(no))
-            .copied()
-            .collect();
-        if !gone.is_empty() {
-            let ids = self.store.subscription_ids(row.tenant, &gone).await?;
-            let now = self.store.now();
-            verdicts.extend(ids.into_iter().map(|named| undecided(named, VerdictKind::Skipped, NOT_ACTIVE, now)));
-        }
-        let attempted = Some(row.attempted);
-        self.phase(row, listeners, verdicts, attempted);
-        Ok(())
-    }
-
-    /// Asks listeners. `attempted` is what former owners that asked before have written down, where there were any.
-    fn phase(
-        self: &Arc<Self>,
-        row: PendingEvent,
-        listeners: Vec<Listener>,
-        verdicts: Vec<Verdict>,
-        attempted: Option<i32>,
-    ) {
-        let phase = Phase {
-            tenant: row.tenant,
-            deadline: self.instant_of(row.deadline_at.unwrap_or(row.entry.committed_at)),
-            entry: row.entry,
-            token: row.token,
-            deliver_at: row.deliver_at,
-            attempted,
-            listeners,
-            verdicts,
-            abandonable: false,
-        };
-        self.spawn(phase, Handle::new());
-    }
-
-    /// Publishes a delayed event: checked and matched now, by the schema version it was accepted with.
-    async fn publish_due(self: &Arc<Self>, row: PendingEvent) -> Result<(), StoreError> {
-        for _ in 0..ROUNDS_MAX {
-            let registry = self.registry.tenant(row.tenant).await?;
-            let event = row.entry.event.clone();
-            let version = event.schema_version;
-            let prepared = prepare(&self.registry, &registry, event, version, None, self.event_bytes_max).await;
-            let prepared = match prepared {
-                Ok(prepared) => prepared,
-                Err(PublishError::Store(error)) => return Err(error),
-                Err(error) => return self.give_up(&row, &error).await,
-            };
-            if prepared.is_gated() {
-                let deadline_at = self.store.now() + row.pre_timeout;
-                let new = NewPending {
-                    tenant: row.tenant,
-                    event: prepared.event,
-                    matched: prepared.matched,
-                    refused: prepared.refused,
-                    registry_version: prepared.registry_version,
-                    key: None,
-                    waits_for: WaitsFor::Listeners { deadline_at, lease_until: self.lease_until() },
-                    pre_timeout: row.pre_timeout,
-                    max: i64::MAX,
-                };
-                // Before the gate, which says whether they are those of the match.
-                let listeners = listeners(&registry, &new.matched);
-                if self.store.gate_pending(row.token, &new).await? {
-                    let NewPending { event, matched, refused, .. } = new;
-                    let entry = LogEntry { event, matched, refused, ..LogEntry::clone(&row.entry) };
-                    let row = PendingEvent { entry: Arc::new(entry), deadline_at: Some(deadline_at), ..row };
-                    self.phase(row, listeners, Vec::new(), None);
-                    return Ok(());
-                }
-            } else if self.commit_due(row.tenant, row.token, prepared).await? {
-                return Ok(());
-            }
-            // Either the registry moved on, or the event is not this replica's any more.
-            let mine = self.store.pending_event(row.tenant, row.entry.event.id).await?;
-            if mine.is_none_or(|mine| mine.token != row.token || mine.state != PendingState::Scheduled) {
-                return Ok(());
-            }
-            self.registry.reload(row.tenant).await?;
-        }
-        Ok(())
-    }
-
-    async fn commit_due(
-        &self,
-        tenant: TenantId,
-        token: i64,
-        prepared: crate::publish::prepare::Prepared,
-    ) -> Result<bool, StoreError> {
-        let commit = PendingCommit {
-            tenant,
-            event: prepared.event,
-            token,
-            registry_version: Some(prepared.registry_version),
-            matched: prepared.matched,
-            refused: prepared.refused,
-            verdicts: Vec::new(),
-        };
-        let Some(place) = self.write(|| self.store.commit_pending(&commit)).await? else { return Ok(false) };
-        measured().publish.events.inc();
-        let PendingCommit { event, matched, refused, .. } = commit;
-        let (position, committed_at) = (place.position, place.committed_at);
-        let entry = Arc::new(LogEntry { position, committed_at, event, matched, refused });
-        self.feed.send_committed(tenant, vec![entry]);
-        Ok(true)
-    }
-
-    async fn give_up(&self, row: &PendingEvent, error: &PublishError) -> Result<(), StoreError> {
-        tracing::warn!(event = %row.entry.event.id, tenant = %row.tenant, %error, "a delayed event cannot be published any more");
-        let (event, reason) = (row.entry.event.id, AbortReason::Unpublishable);
-        let aborted = Aborted { event, reason, message: error.to_string(), verdicts: Vec::new() };
-        self.abort((row.tenant, row.token), &row.entry, row.deliver_at, &aborted).await.map(drop)
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pending::claimed::CLAIM_MAX;
     use crate::pending::tests::World;
-    use sqlx::Executor as _;
 
     #[tokio::test(flavor = "multi_thread")]
     async fn one_look_finds_every_tenant_with_something_due_however_much_another_one_has() {
@@ -385,7 +259,7 @@ mod tests {
         due.look().await.expect("readable");
         due.begin();
         let mut turns: Vec<Ended> = Vec::new();
-        while turns.iter().filter(|turn| !turn.more).count() < 6 {
+        while turns.iter().filter(|turn| turn.left == Left::Nothing).count() < 6 {
             let ended = due.ended.recv().await.expect("turns are taken");
             turns.push(ended);
             due.end(ended);
@@ -398,25 +272,6 @@ mod tests {
         let mut connection = world.database.connection().await;
         let left = sqlx::query_scalar::<_, i64>("SELECT count(*) FROM pending_events");
         assert_eq!(left.fetch_one(&mut connection).await.expect("a count"), 0, "all are in the log");
-        world.end().await;
-    }
-
-    #[tokio::test(flavor = "multi_thread")]
-    async fn a_delayed_event_that_is_in_the_log_is_not_looked_for_any_more() {
-        let world = World::new().await;
-        let tenant = world.database.tenant("acme").await;
-        world.wait(tenant, PendingState::Scheduled, 1).await;
-        let (core, now) = (&world.core, world.core.store.now());
-        let claimed = core.store.claim_pending(tenant, PendingState::Scheduled, now, core.lease_until(), &[], 1).await;
-        let row = claimed.expect("claimed").remove(0);
-        // What waits cannot be read within the wall of a tenant, and is committed outside of it.
-        let sql = "CREATE POLICY unreadable ON pending_events AS RESTRICTIVE FOR SELECT USING
-                     (1 / CASE WHEN coalesce(current_setting('carillon.tenant', true), '') = '' THEN 1 ELSE 0 END = 1)";
-        world.database.connection().await.execute(sql).await.expect("a policy");
-        let event = row.entry.event.id;
-        core.store.pending_event(tenant, event).await.expect_err("it cannot be read");
-        core.publish_due(row).await.expect("it is in the log");
-        assert!(core.store.event(tenant, event).await.expect("readable").is_some());
         world.end().await;
     }
 }

@@ -14,13 +14,16 @@
 
 mod admission;
 mod ask;
+mod claimed;
 mod config;
 mod due;
 mod error;
+mod heads;
 mod health;
 mod phase;
 mod receivers;
 mod running;
+mod seats;
 #[cfg(test)]
 mod tests;
 mod trial;
@@ -52,9 +55,12 @@ use admission::Held;
 use ask::Listener;
 use chrono::{DateTime, TimeDelta, Utc};
 use dashmap::DashMap;
+use due::Freed;
+use heads::Heads;
 use phase::{Ended, Phase};
 use receivers::Receivers;
 use running::{Attachment, Handle};
+use seats::Seats;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -96,6 +102,11 @@ struct Core {
     places: Places,
     /// Bytes of these events.
     room: Places,
+    /// Bytes of the events that are due, by what they wait for.
+    due_room: Places<(TenantId, PendingState)>,
+    seats: Seats,
+    freed: Freed,
+    heads: Heads,
     receivers: Receivers,
     tasks: TaskTracker,
     stop: CancellationToken,
@@ -276,12 +287,16 @@ impl Pending {
 impl Core {
     fn new(Parts { store, registry, executor, feed }: Parts, config: Config, publish: &publish::Config) -> Self {
         Self {
+            heads: Heads::new(store.connections_max(), Duration::from_millis(publish.lock_patience_ms)),
             store: store.owed(),
             registry,
             executor,
             feed,
             places: Places::new(config.phases_max as usize),
             room: Places::new(config.phases_bytes_max),
+            due_room: Places::new(config.due_bytes_max),
+            seats: Seats::default(),
+            freed: Freed::default(),
             config,
             event_bytes_max: publish.event_bytes_max,
             kept: TimeDelta::hours(i64::from(publish.idempotency_hours)),
@@ -371,7 +386,7 @@ impl Core {
         };
         let handle = Handle::new();
         let attachment = handle.attach();
-        self.spawn_in(phase, handle, Some(held));
+        self.spawn_in(phase, handle, held);
         Ok(attachment)
     }
 }

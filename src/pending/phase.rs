@@ -362,7 +362,8 @@ impl Phase {
             refused: self.entry.refused.clone(),
             verdicts,
         };
-        let place = match core.write(|| core.store.commit_pending(&commit)).await {
+        let write = |patience| core.store.commit_pending(&commit, patience);
+        let place = match core.write_in_turn(commit.tenant, write).await {
             Ok(Some(place)) => place,
             Ok(None) => return Ended::Elsewhere,
             Err(error) => return Ended::Not(error.into()),
@@ -445,8 +446,9 @@ impl Core {
         };
         let (accepted_at, now) = (entry.committed_at, self.store.now());
         let told = Announcement::delayed_event_aborted(&entry.event, accepted_at, deliver_at, aborted, now);
-        let write = || self.store.abort_delayed(tenant, token, aborted.clone(), expires_at, told.clone());
-        let Some(change) = self.write(write).await? else { return Ok(false) };
+        let write =
+            |patience| self.store.abort_delayed(tenant, token, aborted.clone(), expires_at, told.clone(), patience);
+        let Some(change) = self.write_in_turn(tenant, write).await? else { return Ok(false) };
         let RegistryChange { position, registry_version } = change;
         self.feed.send(&News::Head(Head { tenant, position, registry_version, deferred_version: 0 }));
         Ok(true)

@@ -1,7 +1,6 @@
 //! The phases that run in this process: each a task of its own that is found by its event, and takes a place among its tenant's.
 
 use super::Core;
-use super::admission::Held;
 use super::phase::{Ended, Phase};
 use crate::domain::ids::{EventId, TenantId};
 use std::sync::Arc;
@@ -78,13 +77,9 @@ impl Drop for Attachment {
 }
 
 impl Core {
-    /// Runs a phase that no publisher began here; it takes no place from those that publishers begin.
-    pub(super) fn spawn(self: &Arc<Self>, phase: Phase, handle: Arc<Handle>) {
-        self.spawn_in(phase, handle, None);
-    }
-
-    /// Runs a phase in a task of its own, with its place and its room, which it may share with others of its batch.
-    pub(super) fn spawn_in(self: &Arc<Self>, phase: Phase, handle: Arc<Handle>, held: Option<Held>) {
+    /// Runs a phase in a task of its own, with what it holds of this process: a publisher's its place and its room, which it may share with
+    /// others of its batch, one that is due its room.
+    pub(super) fn spawn_in(self: &Arc<Self>, phase: Phase, handle: Arc<Handle>, held: impl Send + 'static) {
         let core = self.clone();
         let place = (phase.tenant, phase.entry.event.id);
         self.phases.insert(place, handle.clone());

@@ -28,12 +28,16 @@ pub(super) struct World {
 
 impl World {
     pub async fn new() -> Self {
+        Self::with(Config::default()).await
+    }
+
+    pub async fn with(config: Config) -> Self {
         let database = Database::new().await;
         let keyring = Arc::new(Keyring::new(vec![("k1".to_owned(), [7; 32])]).expect("a keyring"));
         let registry = Registry::new(database.store.clone(), keyring.clone(), Arc::new(Catalogue::builtin()), 100, 100);
         let executor = Executor::new(&executor::Config::default()).expect("an executor");
         let parts = Parts { store: database.store.clone(), registry, executor, feed: Feed::default() };
-        let core = Arc::new(Core::new(parts, Config::default(), &publish::Config::default()));
+        let core = Arc::new(Core::new(parts, config, &publish::Config::default()));
         Self { database, core, keyring }
     }
 

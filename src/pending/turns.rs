@@ -6,6 +6,25 @@
 use crate::domain::ids::TenantId;
 use std::collections::{HashMap, HashSet, VecDeque};
 
+/// What a turn has left to do of its tenant's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Left {
+    Nothing,
+    /// What the next turn can do.
+    More,
+    /// What there is no room for until some of what the tenant has on its way has ended, or others have less.
+    NoRoom,
+}
+
+/// A turn that is taken: what has happened since it began.
+#[derive(Debug, Default)]
+struct Taken {
+    /// More was found for the tenant.
+    found: bool,
+    /// Some of its room is free again.
+    freed: bool,
+}
+
 /// The turns at one kind of work.
 #[derive(Debug)]
 pub(super) struct Turns {
@@ -13,22 +32,34 @@ pub(super) struct Turns {
     waiting: VecDeque<TenantId>,
     /// Those in `waiting`.
     waits: HashSet<TenantId>,
-    /// Those that have their turn, and whether more was found for them meanwhile.
-    busy: HashMap<TenantId, bool>,
+    /// Those that have their turn.
+    busy: HashMap<TenantId, Taken>,
+    /// Those whose last turn had no room.
+    short: HashSet<TenantId>,
 }
 
 impl Turns {
     /// Takes how many may have their turn at the same time.
     pub fn new(places: usize) -> Self {
-        Self { places, waiting: VecDeque::new(), waits: HashSet::new(), busy: HashMap::new() }
+        Self { places, waiting: VecDeque::new(), waits: HashSet::new(), busy: HashMap::new(), short: HashSet::new() }
     }
 
     /// Something was found to do for a tenant: it waits for a turn, where it does not yet.
     pub fn wait(&mut self, tenant: TenantId) {
-        if let Some(more) = self.busy.get_mut(&tenant) {
-            *more = true;
+        if let Some(taken) = self.busy.get_mut(&tenant) {
+            taken.found = true;
         } else if self.waits.insert(tenant) {
+            self.short.remove(&tenant);
             self.waiting.push_back(tenant);
+        }
+    }
+
+    /// Some of a tenant's room is free again: it waits for a turn, where its last one had none.
+    pub fn freed(&mut self, tenant: TenantId) {
+        if let Some(taken) = self.busy.get_mut(&tenant) {
+            taken.freed = true;
+        } else if self.short.contains(&tenant) {
+            self.wait(tenant);
         }
     }
 
@@ -39,15 +70,17 @@ impl Turns {
         }
         let tenant = self.waiting.pop_front()?;
         self.waits.remove(&tenant);
-        self.busy.insert(tenant, false);
+        self.busy.insert(tenant, Taken::default());
         Some(tenant)
     }
 
-    /// A tenant's turn is over. `more` where it has left something to do.
-    pub fn end(&mut self, tenant: TenantId, more: bool) {
-        let found = self.busy.remove(&tenant).unwrap_or_default();
-        if more || found {
-            self.wait(tenant);
+    /// A tenant's turn is over.
+    pub fn end(&mut self, tenant: TenantId, left: Left) {
+        let taken = self.busy.remove(&tenant).unwrap_or_default();
+        match left {
+            Left::NoRoom if !taken.freed && !taken.found => drop(self.short.insert(tenant)),
+            Left::Nothing if !taken.found => {}
+            _ => self.wait(tenant),
         }
     }
 }
@@ -73,12 +106,12 @@ mod tests {
         }
         assert_eq!(begun(&mut turns), [1, 2]);
         turns.wait(tenant(4));
-        turns.end(tenant(1), true);
+        turns.end(tenant(1), Left::More);
         assert_eq!(begun(&mut turns), [3]);
-        turns.end(tenant(2), true);
+        turns.end(tenant(2), Left::More);
         assert_eq!(begun(&mut turns), [4], "before those that have had a turn");
-        turns.end(tenant(4), false);
-        turns.end(tenant(3), true);
+        turns.end(tenant(4), Left::Nothing);
+        turns.end(tenant(3), Left::More);
         assert_eq!(begun(&mut turns), [1, 2]);
     }
 
@@ -89,13 +122,35 @@ mod tests {
             turns.wait(tenant(1));
         }
         assert_eq!(begun(&mut turns), [1]);
-        turns.end(tenant(1), false);
+        turns.end(tenant(1), Left::Nothing);
         assert_eq!(begun(&mut turns), [0; 0], "nothing is left to do");
         turns.wait(tenant(1));
         assert_eq!(begun(&mut turns), [1]);
         turns.wait(tenant(1));
         assert_eq!(begun(&mut turns), [0; 0], "it has its turn");
-        turns.end(tenant(1), false);
+        turns.end(tenant(1), Left::Nothing);
         assert_eq!(begun(&mut turns), [1]);
+    }
+
+    #[test]
+    fn a_tenant_without_room_waits_again_once_some_is_free_or_more_is_found() {
+        let mut turns = Turns::new(2);
+        turns.freed(tenant(1));
+        assert_eq!(begun(&mut turns), [0; 0], "it has nothing to do");
+        turns.wait(tenant(1));
+        assert_eq!(begun(&mut turns), [1]);
+        turns.end(tenant(1), Left::NoRoom);
+        assert_eq!(begun(&mut turns), [0; 0]);
+        turns.freed(tenant(1));
+        assert_eq!(begun(&mut turns), [1]);
+        turns.freed(tenant(1));
+        turns.end(tenant(1), Left::NoRoom);
+        assert_eq!(begun(&mut turns), [1], "it was freed before the turn was over");
+        turns.end(tenant(1), Left::NoRoom);
+        turns.wait(tenant(1));
+        assert_eq!(begun(&mut turns), [1]);
+        turns.end(tenant(1), Left::Nothing);
+        turns.freed(tenant(1));
+        assert_eq!(begun(&mut turns), [0; 0]);
     }
 }

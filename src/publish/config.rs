@@ -20,8 +20,8 @@ pub struct Config {
     /// Bytes of events that may wait for a commit, those at the door included; further calls are refused with RESOURCE_EXHAUSTED.
     /// 1 MiB to 64 GiB.
     pub queue_bytes_max: usize,
-    /// How long a commit waits for a tenant's lock before that tenant is committed by itself, so that the others go on,
-    /// milliseconds. 1 to 10,000.
+    /// How long a commit waits for a tenant's lock before that tenant is committed by itself, or its PRE or delayed event is tried again,
+    /// so that the others go on, milliseconds. 1 to 10,000.
     pub lock_patience_ms: u64,
     /// Whether one commit may hold events of several tenants: on a distributed Postgres it must not.
     pub batch_scope: BatchScope,

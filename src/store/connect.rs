@@ -329,6 +329,11 @@ impl Store {
         self.engine().connections()
     }
 
+    /// Connections that the pool may have.
+    pub fn connections_max(&self) -> usize {
+        self.engine().connections_max()
+    }
+
     /// Makes the partitions of the coming days where they are missing; asked for once in a while by the server.
     pub async fn ensure_coming_partitions(&self) -> Result<(), StoreError> {
         self.ensure_partitions(self.now().date_naive() - Days::new(1), PARTITION_DAYS).await

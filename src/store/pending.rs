@@ -6,9 +6,11 @@
 
 mod asked;
 mod commit;
+mod due;
 mod verdicts;
 
 pub use commit::{CommittedPending, PendingCommit};
+pub use due::DueEvent;
 
 use super::events::{
     COLUMNS as EVENT_COLUMNS, DATA_BINARY, DATA_NONE, DATA_PROTO, DATA_TEXT, EventRow, encode_extensions, encode_proto,
@@ -24,10 +26,9 @@ use sqlx::{FromRow as _, Row as _};
 use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
-use uuid::Uuid;
 
 /// What a pending event waits for, or how it ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum PendingState {
     /// For its time.
     Scheduled,
@@ -256,84 +257,6 @@ impl Store {
     /// The token of an event that was just accepted.
     pub fn first_pending_token() -> i64 {
         TOKEN_FIRST
-    }
-
-    /// When the first pending event that is not due yet will be; none where there is none.
-    pub async fn next_pending_due(&self, now: DateTime<Utc>) -> Result<Option<DateTime<Utc>>, StoreError> {
-        // In the order of the index, from `now` on: what is due already, however much it is, is not read.
-        let sql = "SELECT due_at FROM pending_events WHERE due_at > $1 ORDER BY due_at LIMIT 1";
-        Ok(sqlx::query_scalar(sql).bind(now).fetch_optional(self.engine()).await?)
-    }
-
-    /// The pending events that have been due for longest: whose each is, and what it waits for.
-    pub async fn first_due(&self, now: DateTime<Utc>, limit: u32) -> Result<Vec<(TenantId, PendingState)>, StoreError> {
-        // Reads across tenants, as only the owner of a replica's timers does; claims are per tenant.
-        let rows: Vec<(Uuid, i16)> =
-            sqlx::query_as("SELECT tenant_id, state FROM pending_events WHERE due_at <= $1 ORDER BY due_at LIMIT $2")
-                .bind(now)
-                .bind(i64::from(limit))
-                .fetch_all(self.engine())
-                .await?;
-        rows.into_iter().map(|(tenant, state)| Ok((TenantId(tenant), parse_state(state)?))).collect()
-    }
-
-    /// Tenants with pending events in a state that are due, in the order of their ids, behind one.
-    pub async fn tenants_with_due(
-        &self,
-        state: PendingState,
-        now: DateTime<Utc>,
-        after: TenantId,
-        limit: u32,
-    ) -> Result<Vec<TenantId>, StoreError> {
-        // One look into the index for each tenant, which finds its first event: that costs the same however many are due.
-        let tenants: Vec<Uuid> = sqlx::query_scalar(
-            "SELECT h.tenant_id FROM tenant_heads h
-              WHERE h.tenant_id > $3
-                AND (SELECT min(p.due_at) FROM pending_events p WHERE p.tenant_id = h.tenant_id AND p.state = $1) <= $2
-              ORDER BY h.tenant_id LIMIT $4",
-        )
-        .bind(state_code(state))
-        .bind(now)
-        .bind(after.0)
-        .bind(i64::from(limit))
-        .fetch_all(self.engine())
-        .await?;
-        Ok(tenants.into_iter().map(TenantId).collect())
-    }
-
-    /// Becomes the owner of a tenant's events in a state that are due, those that wait longest first, until `lease_until`; without those
-    /// that the caller works on already.
-    pub async fn claim_pending(
-        &self,
-        tenant: TenantId,
-        state: PendingState,
-        now: DateTime<Utc>,
-        lease_until: DateTime<Utc>,
-        without: &[EventId],
-        limit: u32,
-    ) -> Result<Vec<PendingEvent>, StoreError> {
-        // SKIP LOCKED: what another replica claims at this moment is its. The row comparison, which says no more than `due_at <= $3`, is
-        // what the index of the tenant has an order for: in that of all tenants, one with many would be read through for the others.
-        let sql = format!(
-            "WITH due AS (
-                 SELECT event_id AS id FROM pending_events
-                  WHERE tenant_id = $1 AND state = $2 AND due_at IS NOT NULL AND (tenant_id, state, due_at) <= ($1, $2, $3)
-                    AND event_id <> ALL($5)
-                  ORDER BY due_at, event_id LIMIT $6 FOR UPDATE SKIP LOCKED)
-             UPDATE pending_events SET token = token + 1, due_at = $4, deliver_at = {DELIVER_AT}
-               FROM due d WHERE tenant_id = $1 AND event_id = d.id RETURNING {}",
-            columns()
-        );
-        let rows = sqlx::query(sqlx::AssertSqlSafe(sql))
-            .bind(tenant.0)
-            .bind(state_code(state))
-            .bind(now)
-            .bind(lease_until)
-            .bind(without.iter().map(|event| event.0).collect::<Vec<_>>())
-            .bind(i64::from(limit))
-            .fetch_all(self.engine())
-            .await?;
-        rows.iter().map(parse).collect()
     }
 
     /// Keeps an event whose listeners are asked; answers when a publisher last asked for it elsewhere. None where it is not the

@@ -90,8 +90,13 @@ pub struct Pool {
 impl Pool {
     /// Bounds the waits of a pool. `doubt` is what its `before_acquire` asks.
     pub(in crate::store) fn new(inner: PgPool, answer_max: Duration, doubt: Doubt) -> Self {
-        let connections = usize::try_from(inner.options().get_max_connections()).unwrap_or(usize::MAX);
+        let connections = connections_max(&inner);
         Self { inner, answer_max, doubt, turns: Turnstile::new(connections - (connections / 4).max(1)) }
+    }
+
+    /// Connections that there may be.
+    pub(in crate::store) fn connections_max(&self) -> usize {
+        connections_max(&self.inner)
     }
 
     /// Runs work on the database to its end, or to the end of patience.
@@ -183,6 +188,10 @@ impl Pool {
     pub(in crate::store) async fn close(&self) {
         self.inner.close().await;
     }
+}
+
+fn connections_max(pool: &PgPool) -> usize {
+    usize::try_from(pool.options().get_max_connections()).unwrap_or(usize::MAX)
 }
 
 /// A connection of the pool, given back when it is dropped.

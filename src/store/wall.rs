@@ -10,6 +10,7 @@
 use super::Store;
 use super::pool::{Pool, Tx, Within};
 use crate::domain::ids::TenantId;
+use std::time::Duration;
 
 /// The name by which the policies know the engine's connections. Releases from before the wall have the same, so that they go on
 /// while a database is brought to this one.
@@ -39,6 +40,16 @@ impl Store {
     /// The same for what the service owes a tenant, such as its deliveries: it waits for no turn among the tenant's calls.
     pub(in crate::store) async fn begin_owed(&self, tenant: TenantId) -> Result<Tx, sqlx::Error> {
         self.doors.0.begin(opening(tenant)).await
+    }
+
+    /// The same for what waits for a lock no longer than for `patience`.
+    pub(in crate::store) async fn begin_owed_within(
+        &self,
+        tenant: TenantId,
+        patience: Duration,
+    ) -> Result<Tx, sqlx::Error> {
+        let patience = patience.as_millis().max(1);
+        self.doors.0.begin(format!("{}; SET LOCAL lock_timeout = {patience}", opening(tenant))).await
     }
 
     /// For statements across tenants, and for those of the hot path. Each names its tenants by itself.

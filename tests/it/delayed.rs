@@ -4,12 +4,15 @@ use carillon::clock;
 use carillon::proto::cloudevents::cloud_event::Data;
 use carillon::proto::internal::{CancelEventRequest, PublishRequest, WaitEventRequest};
 use carillon::proto::public::{
-    CreateEventTypeRequest, DeleteEventTypeRequest, EventPhase, GetEventRequest, InvocationState, ListEventsRequest,
+    CreateEventTypeRequest, DeleteEventTypeRequest, DeliveryPolicy, EventPhase, GetEventRequest, InvocationState,
+    ListEventsRequest,
 };
-use chrono::TimeDelta;
+use chrono::{DateTime, TimeDelta, Utc};
+use pbjson_types::Duration;
 use serde_json::json;
 use sqlx::Connection as _;
-use tokio::sync::Mutex;
+use std::sync::Arc;
+use tokio::sync::{Mutex, Semaphore};
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
@@ -18,6 +21,8 @@ use crate::harness::tenant::{assert_refused, millis, publish_request, reason};
 use crate::harness::{Answer, Receiver, Tenant, World, eventually, within};
 
 pub const TYPE: &str = "CUSTOM_LATER";
+/// Longer than any test takes.
+const PATIENT: Option<Duration> = Some(Duration { seconds: 30, nanos: 0 });
 
 pub fn later(delay: TimeDelta) -> PublishRequest {
     let at = Some((clock::now() + delay).into());
@@ -149,6 +154,50 @@ async fn a_delayed_pre_event_asks_its_listeners_when_it_is_due() {
     let wait = WaitEventRequest { event_id: refused, timeout: None };
     assert_refused(tenant.publisher().wait_event(wait).await, Code::FailedPrecondition, "PRE_REJECTED");
     assert_eq!(count(&tenant).await, 1);
+}
+
+#[tokio::test]
+async fn delayed_pre_events_that_fall_due_together_have_their_time_when_their_listener_takes_them() {
+    let world = World::start(1).await;
+    let (tenant, receiver) = (world.tenant().await, Receiver::start().await);
+    let pre = CreateEventTypeRequest { name: TYPE.to_owned(), phase: EventPhase::Pre.into(), ..Default::default() };
+    tenant.types().create_event_type(pre).await.expect("a PRE type can be declared");
+    tenant.declare("CUSTOM_BEHIND").await;
+    let gate = Arc::new(Semaphore::new(0));
+    receiver.answers("/pre", [Answer::Gated(gate.clone())]);
+    let mut listener = tenant.subscribe_request(TYPE, &receiver.url("/pre"));
+    listener.delivery_policy = Some(DeliveryPolicy { max_in_flight: 2, timeout: PATIENT, ..Default::default() });
+    tenant.events().subscribe(listener).await.expect("a listener can be subscribed");
+    let at = clock::now() + TimeDelta::milliseconds(1_500);
+    let due = |event_type, at: DateTime<Utc>| PublishRequest {
+        deliver_at: Some(at.into()),
+        pre_timeout: PATIENT,
+        ..publish_request(event_type, &json!({}))
+    };
+    let mut ids = Vec::new();
+    for _ in 0..6 {
+        ids.push(tenant.try_publish(due(TYPE, at)).await.expect("it is accepted").event_id);
+    }
+    let behind = due("CUSTOM_BEHIND", at + TimeDelta::milliseconds(1));
+    let behind = tenant.try_publish(behind).await.expect("it is accepted").event_id;
+    // What is due behind them has not to wait for them; once it is there they were all looked at.
+    let wait = |event_id: &String| WaitEventRequest { event_id: event_id.clone(), timeout: PATIENT };
+    let waited = tenant.publisher().wait_event(wait(&behind)).await.expect("it is born").into_inner();
+    assert!(waited.event.is_some(), "{waited:?}");
+    receiver.receives("/pre", 2).await;
+    let (asked, delayed): (i64, i64) = sqlx::query_as(
+        "SELECT count(*) FILTER (WHERE state = 2 AND deadline_at IS NOT NULL), count(*) FILTER (WHERE state = 1 AND deadline_at IS NULL)
+           FROM pending_events",
+    )
+    .fetch_one(&mut Cluster::superuser(&world.database_url).await)
+    .await
+    .expect("counts");
+    assert_eq!((asked, delayed), (2, 4));
+    gate.add_permits(6);
+    for id in &ids {
+        let waited = tenant.publisher().wait_event(wait(id)).await.expect("its listener agrees").into_inner();
+        assert!(waited.event.is_some(), "{waited:?}");
+    }
 }
 
 /// What operators are told of a delayed event that was not published.

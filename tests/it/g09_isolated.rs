@@ -1,15 +1,19 @@
 //! G9: a listener that fails, hangs or floods delays no other listener and no other tenant.
 
+use carillon::proto::internal::PublishRequest;
 use carillon::proto::public::{
-    DeliveryPolicy, DisableSubscriptionRequest, Invocation, InvocationState, ListSubscriptionsRequest, OutcomeClass,
+    CreateEventTypeRequest, DeliveryPolicy, DisableSubscriptionRequest, EventPhase, Invocation, InvocationState,
+    ListSubscriptionsRequest, OutcomeClass,
 };
 use pbjson_types::Duration;
 use serde_json::json;
+use sqlx::PgConnection;
 use tokio::task::JoinSet;
 
 use crate::harness::database::Cluster;
 use crate::harness::process::Confinement;
-use crate::harness::{Answer, Receiver, World, eventually};
+use crate::harness::tenant::publish_request;
+use crate::harness::{Answer, Receiver, Tenant, World, eventually};
 
 #[tokio::test]
 async fn a_hanging_listener_delays_nobody_else() {
@@ -76,6 +80,23 @@ async fn g9_receivers_that_hang_take_no_descriptor_that_others_need() {
     assert!(process.is_running() && !process.log().contains("panicked"), "{}", process.log_tail());
 }
 
+/// Holds the head of a tenant until the transaction of the connection ends.
+pub async fn lock_head(world: &World, tenant: &Tenant) -> PgConnection {
+    let mut holder = Cluster::superuser(&world.database_url).await;
+    let sql = format!(
+        "BEGIN; SELECT 1 FROM tenant_heads JOIN tenants USING (tenant_id) WHERE slug = '{}' FOR UPDATE OF tenant_heads",
+        tenant.slug
+    );
+    sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&mut holder).await.expect("the head is locked");
+    holder
+}
+
+/// How many connections wait for a lock of the world's database.
+pub async fn waiting_for_locks(watcher: &mut PgConnection) -> i64 {
+    let sql = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    sqlx::query_scalar(sql).fetch_one(watcher).await.expect("a count")
+}
+
 #[tokio::test]
 async fn g9_calls_that_wait_for_one_tenants_lock_leave_the_database_to_others() {
     let world = World::start_with(1, "[database]\nconnections_max = 12\n").await;
@@ -84,12 +105,7 @@ async fn g9_calls_that_wait_for_one_tenants_lock_leave_the_database_to_others() 
     let receiver = Receiver::start().await;
     let made = tenant.subscribe("CUSTOM_SHARED", &receiver, "/stuck").await;
     let id = made.subscription.expect("it is set").id;
-    let mut holder = Cluster::superuser(&world.database_url).await;
-    let sql = format!(
-        "BEGIN; SELECT 1 FROM tenant_heads JOIN tenants USING (tenant_id) WHERE slug = '{}' FOR UPDATE OF tenant_heads",
-        tenant.slug
-    );
-    sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&mut holder).await.expect("the head is locked");
+    let mut holder = lock_head(&world, &tenant).await;
     let mut stuck = JoinSet::new();
     for _ in 0..40 {
         let (mut events, id) = (tenant.events(), id.clone());
@@ -97,12 +113,10 @@ async fn g9_calls_that_wait_for_one_tenants_lock_leave_the_database_to_others() 
             events.disable_subscription(DisableSubscriptionRequest { subscription_id: id, ..Default::default() }).await
         });
     }
-    let waiting =
-        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
     let mut watcher = Cluster::superuser(&world.database_url).await;
-    let mut most = 0_i64;
+    let mut most = 0;
     for n in 0.. {
-        most = most.max(sqlx::query_scalar(waiting).fetch_one(&mut watcher).await.expect("a count"));
+        most = most.max(waiting_for_locks(&mut watcher).await);
         if n >= 20 && most > 0 {
             break;
         }
@@ -121,4 +135,41 @@ async fn g9_calls_that_wait_for_one_tenants_lock_leave_the_database_to_others() 
             .await
     })
     .await;
+}
+
+#[tokio::test]
+async fn g9_pre_events_that_wait_for_one_tenants_lock_leave_the_database_to_others() {
+    let world = World::start_with(1, "[database]\nconnections_max = 12\n").await;
+    let (tenant, other) = (world.tenant().await, world.tenant().await);
+    let pre =
+        CreateEventTypeRequest { name: "CUSTOM_ASKED".to_owned(), phase: EventPhase::Pre.into(), ..Default::default() };
+    tenant.types().create_event_type(pre).await.expect("a PRE type can be declared");
+    other.declare("CUSTOM_SHARED").await;
+    let receiver = Receiver::start().await;
+    tenant.subscribe("CUSTOM_ASKED", &receiver, "/agrees").await;
+    let mut holder = lock_head(&world, &tenant).await;
+    let mut asked = JoinSet::new();
+    for _ in 0..40 {
+        let mut publisher = tenant.publisher();
+        let request = PublishRequest {
+            pre_timeout: Some(Duration { seconds: 30, nanos: 0 }),
+            ..publish_request("CUSTOM_ASKED", &json!({}))
+        };
+        asked.spawn(async move { publisher.publish(request).await });
+    }
+    receiver.receives("/agrees", 40).await;
+    let mut watcher = Cluster::superuser(&world.database_url).await;
+    let mut most = 0;
+    for n in 0.. {
+        most = most.max(waiting_for_locks(&mut watcher).await);
+        if n >= 20 && most > 0 {
+            break;
+        }
+        other.publish("CUSTOM_SHARED", &json!({})).await;
+    }
+    assert!((1..=2).contains(&most), "{most} of 12 connections wait for one tenant's lock");
+    sqlx::raw_sql("ROLLBACK").execute(&mut holder).await.expect("the head is free");
+    while let Some(published) = asked.join_next().await {
+        published.expect("no panic").expect("its listener has agreed");
+    }
 }

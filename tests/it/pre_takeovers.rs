@@ -8,11 +8,11 @@ use carillon::proto::public::{
 };
 use pbjson_types::Duration;
 use serde_json::json;
-use sqlx::PgConnection;
 use tokio::sync::{Mutex, Semaphore};
 use tokio::task::JoinSet;
 use tonic::{Code, Status};
 
+use crate::g09_isolated::{lock_head, waiting_for_locks};
 use crate::harness::database::Cluster;
 use crate::harness::tenant::{assert_refused, millis, publish_request};
 use crate::harness::{Answer, Receiver, Tenant, World, eventually, within};
@@ -62,12 +62,6 @@ async fn aborted_after_its_deadline(world: &World) -> f64 {
     .await
 }
 
-/// How many connections wait for a lock of the world's database.
-async fn waiting_for_locks(watcher: &mut PgConnection) -> i64 {
-    let sql = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
-    sqlx::query_scalar(sql).fetch_one(watcher).await.expect("a count")
-}
-
 #[tokio::test]
 async fn an_event_whose_owner_dies_while_a_listener_says_nothing_is_aborted_soon_after_its_deadline() {
     let mut world = World::start_with(2, KEPT_A_DAY).await;
@@ -87,12 +81,7 @@ async fn however_much_its_tenant_asks_for_an_event_whose_owner_dies_is_aborted_s
     tenant.declare("CUSTOM_SHARED").await;
     let stuck = tenant.subscribe("CUSTOM_SHARED", &receiver, "/stuck").await.subscription.expect("it is set").id;
     // All turns that the tenant has at the first replica are taken, and many calls wait for the next one.
-    let mut holder = Cluster::superuser(&world.database_url).await;
-    let sql = format!(
-        "BEGIN; SELECT 1 FROM tenant_heads JOIN tenants USING (tenant_id) WHERE slug = '{}' FOR UPDATE OF tenant_heads",
-        tenant.slug
-    );
-    sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&mut holder).await.expect("the head is locked");
+    let mut holder = lock_head(&world, &tenant).await;
     let mut calls = JoinSet::new();
     for _ in 0..40 {
         let (mut events, id) = (tenant.events(), stuck.clone());
@@ -186,4 +175,28 @@ async fn attempts_of_a_next_owner_go_on_above_those_of_the_one_that_died() {
     assert!(usize::try_from(ended.attempt_count).is_ok_and(|number| number >= made), "{made} made: {ended:?}");
     // A number that was written down and not used is left out; nothing else is.
     assert!(usize::try_from(ended.attempt_count).is_ok_and(|number| number <= made + 1), "{made} made: {ended:?}");
+}
+
+#[tokio::test]
+async fn a_delayed_event_whose_owner_died_before_anybody_answered_has_its_time_anew_but_only_once() {
+    let world = World::start(1).await;
+    let (tenant, receiver) = (world.tenant().await, Receiver::start().await);
+    listened(&tenant, &receiver, "/agrees").await;
+    let mut ids = Vec::new();
+    for _ in 0..2 {
+        let deliver_at = Some((carillon::clock::now() + chrono::TimeDelta::hours(1)).into());
+        let delayed = tenant.try_publish(PublishRequest { deliver_at, ..timed(20) }).await.expect("it is accepted");
+        ids.push(delayed.event_id);
+    }
+    // As replicas leave them that die behind the gate; the second one did so after it had taken the event over.
+    let sql = "WITH left_behind AS (SELECT event_id, row_number() OVER (ORDER BY created_at) AS n FROM pending_events)
+               UPDATE pending_events p SET state = 2, token = token + 1, deliver_at = due_at - interval '2 h',
+                      due_at = now() - interval '1 s', deadline_at = now() - interval '1 s', attempted = n - 1,
+                      matched = ARRAY[(SELECT max(subscription_no) FROM subscriptions)]
+                 FROM left_behind l WHERE l.event_id = p.event_id";
+    sqlx::raw_sql(sql).execute(&mut Cluster::superuser(&world.database_url).await).await.expect("they are left");
+    let waited = wait(&tenant, &ids[0]).await.expect("its listener agrees");
+    assert!(waited.event.is_some(), "{waited:?}");
+    assert_refused(wait(&tenant, &ids[1]).await, Code::DeadlineExceeded, "PRE_DEADLINE");
+    assert_eq!(receiver.received("/agrees").len(), 1);
 }

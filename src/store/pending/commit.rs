@@ -7,6 +7,7 @@ use crate::domain::ids::{Position, SubscriptionNo, TenantId};
 use crate::domain::pre::Verdict;
 use chrono::{DateTime, Utc};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// A pending event that is to be committed.
 #[derive(Debug, Clone)]
@@ -40,17 +41,24 @@ impl Store {
     /// Commits a pending event: its row goes, the event gets its position, and its listeners' outcomes are recorded.
     ///
     /// Returns none, and does nothing, where the row is not the caller's any more or the registry moved on.
-    pub async fn commit_pending(&self, commit: &PendingCommit) -> Result<Option<CommittedPending>, StoreError> {
+    ///
+    /// Errors: [`StoreError::Locked`] where somebody else holds the head for longer than `patience`.
+    pub async fn commit_pending(
+        &self,
+        commit: &PendingCommit,
+        patience: Duration,
+    ) -> Result<Option<CommittedPending>, StoreError> {
         let (kind, data) = data_columns(&commit.event.data);
         let verdicts = VerdictColumns::of(&commit.verdicts);
         let (states, reasons) = outcome_columns(&commit.verdicts);
         let failed = AttemptColumns::of(&commit.verdicts);
         // The head is locked first, as every publish does; the row is deleted only where that gave a row, and everything else hangs on
-        // the deleted row.
+        // the deleted row. How long the lock is waited for is set for this statement alone, before the row is locked that it lets through.
         let row: Option<(i64, DateTime<Utc>)> = sqlx::query_as(
             "WITH locked AS MATERIALIZED (
                  SELECT tenant_id FROM tenant_heads
-                  WHERE tenant_id = $1 AND ($4::bigint IS NULL OR registry_version = $4) FOR UPDATE),
+                  WHERE tenant_id = $1 AND ($4::bigint IS NULL OR registry_version = $4)
+                    AND set_config('lock_timeout', $29, true) IS NOT NULL FOR UPDATE),
              gone AS (
                  DELETE FROM pending_events p USING locked l
                   WHERE p.tenant_id = l.tenant_id AND p.event_id = $2 AND p.token = $3 AND p.state IN (1, 2)
@@ -117,6 +125,7 @@ impl Store {
         .bind(failed.excerpt)
         .bind(failed.error)
         .bind(verdicts.message)
+        .bind(patience.as_millis().max(1).to_string())
         .fetch_optional(self.engine())
         .await?;
         Ok(row.map(|(position, committed_at)| CommittedPending { position, committed_at }))

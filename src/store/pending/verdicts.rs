@@ -192,6 +192,8 @@ impl Store {
     }
 
     /// Aborts an event as [`Self::abort_pending`] does, and tells of it. None where it is not the caller's.
+    ///
+    /// Errors: [`StoreError::Locked`] where somebody else holds the tenant's head for longer than `patience`.
     pub async fn abort_delayed(
         &self,
         tenant: TenantId,
@@ -199,11 +201,12 @@ impl Store {
         aborted: Aborted,
         expires_at: DateTime<Utc>,
         told: Announcement,
+        patience: Duration,
     ) -> Result<Option<RegistryChange>, StoreError> {
         let store = self.clone();
         self.run(async move {
             let now = store.now();
-            let mut tx = store.begin_owed(tenant).await?;
+            let mut tx = store.begin_owed_within(tenant, patience).await?;
             // The head's lock first, as a commit takes them. Every change of the registry's version has its announcements looked for.
             let change = heads::bump_registry(&mut tx, tenant, now).await?;
             if !abort(&mut *tx, tenant, token, &aborted, expires_at).await? {

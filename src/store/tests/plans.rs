@@ -331,7 +331,7 @@ async fn every_hot_statement_is_served_by_its_index_and_looks_at_no_more_days_th
         store.pulse(replica, Some(Renewal::Staying(Duration::from_secs(1))), now));
     look!("tail read", ["events_pk"], scans [], prunes true, store.next_entries(one, place, 100, bound));
     look!("what is settled of a page", ["outcomes_pk", "deferred_invocations_pk", "dead_letters_pk"], scans [], prunes true,
-        store.not_pending(one, place, 100), store.committed_verdicts(one, old, 1));
+        store.not_pending(one, place, 100), store.committed_verdicts(one, &[(old, 1), (old, 2)]));
     look!("entries by position", ["events_pk"], scans [], prunes true, store.events_at(one, &[1, 2], old, today, 1_000));
     look!("head", ["tenant_heads_pk"], scans [], prunes false, store.head(one), store.head_now(one));
     look!("GetEvent", ["events_by_id"], scans [], prunes true, store.event(one, known_event));
@@ -378,8 +378,10 @@ async fn every_hot_statement_is_served_by_its_index_and_looks_at_no_more_days_th
         store.count_pending(one, 10, 10));
     look!("how a pending event stands", ["pending_events_pk"], scans [], prunes false,
         store.pending_standing(one, known_event));
-    look!("claim of what is due", ["pending_events_by_tenant_due"], scans [], prunes false,
-        store.claim_pending(one, PendingState::Scheduled, now, now, &[], 10));
+    look!("what is due of a tenant", ["pending_events_by_tenant_due"], scans [], prunes false,
+        store.due_pending(one, PendingState::Scheduled, now, &[], &[], 10));
+    look!("claim of events that are due", ["pending_events_pk"], scans [], prunes false,
+        store.claim_pending(one, PendingState::Scheduled, now, now, &[known_event]));
     look!("what is due", ["pending_events_by_due"], scans [], prunes false,
         store.first_due(now, 10), store.next_pending_due(now));
     look!("who has something due", ["tenant_heads_pk", "pending_events_by_tenant_due"], scans [], prunes false,
@@ -431,9 +433,9 @@ async fn every_hot_statement_is_served_by_its_index_and_looks_at_no_more_days_th
     let aborted =
         Aborted { event: gone, reason: AbortReason::Rejected, message: String::new(), verdicts: vec![verdict.clone()] };
     look!("birth of a pending event", ["tenant_heads_pk", "pending_events_pk", "pending_verdicts_pk"], scans [], prunes false,
-        store.commit_pending(&born));
+        store.commit_pending(&born, Duration::from_secs(1)));
     look!("what becomes of a pending event", ["tenant_heads_pk", "pending_events_pk", "pending_verdicts_pk"], scans [], prunes false,
-        store.renew_pending(one, gone, 1, now), store.attach_pending(one, gone), store.gate_pending(1, &gated),
+        store.renew_pending(one, gone, 1, now), store.renew_deadline(one, gone, 1, now), store.attach_pending(one, gone), store.gate_pending(1, &gated),
         store.note_verdicts(one, gone, 1, &[verdict]), store.note_attempt(one, gone, 1, 1),
         store.abort_pending(one, 1, &aborted, now), store.pending_event(one, gone), store.pending_verdicts(one, gone));
     let replay = Replay { subscription_no: 1, done: LogPlace { after: 1, day: old }, up_to: 10 };

@@ -293,6 +293,7 @@ const ENGINE: &[&str] = &[
     "partitions.rs",
     "pending.rs",
     "pending/commit.rs",
+    "pending/due.rs",
     "pending/verdicts.rs",
     "publish.rs",
     "purge.rs",

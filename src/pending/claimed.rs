@@ -1,0 +1,308 @@
+//! What becomes of an event that is due: it is claimed where there is room for it, and goes into the log or asks its listeners.
+//!
+//! A delayed event whose listeners have their hands full is not claimed. It stays where it is, as one that may be cancelled, and its time
+//! to be decided begins when they can be asked.
+
+use super::ask::{Listener, NOT_ACTIVE, undecided};
+use super::phase::Phase;
+use super::running::Handle;
+use super::seats::{Seat, asked_at_once};
+use super::turns::Left;
+use super::{Core, listeners};
+use crate::domain::event::LogEntry;
+use crate::domain::event_type::{EventTypeName, Phase as TypePhase};
+use crate::domain::ids::{EventId, SubscriptionNo, TenantId};
+use crate::domain::places::Place;
+use crate::domain::pre::{AbortReason, Aborted, Verdict, VerdictKind};
+use crate::publish::PublishError;
+use crate::publish::prepare::{phase_of, prepare};
+use crate::publish::registry::TenantRegistry;
+use crate::store::StoreError;
+use crate::store::pending::{NewPending, PendingCommit, PendingEvent, PendingState, WaitsFor};
+use crate::telemetry::measured;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// Events that are claimed in one turn of a tenant.
+pub(super) const CLAIM_MAX: u32 = 64;
+/// How often an event is matched again because the registry moved on.
+const ROUNDS_MAX: u32 = 20;
+
+/// What a claimed event has of this process until it is in the log, or its phase has ended.
+#[derive(Debug)]
+pub(super) struct Room {
+    _bytes: Place<(TenantId, PendingState)>,
+    /// None where nobody is asked, or the event is taken over.
+    _seat: Option<Seat>,
+}
+
+/// Says so when there is room again: dropped after it.
+struct TellsRoom {
+    core: Arc<Core>,
+    tenant: TenantId,
+    state: PendingState,
+}
+
+impl Drop for TellsRoom {
+    fn drop(&mut self) {
+        self.core.freed.note(self.tenant, self.state);
+    }
+}
+
+impl Core {
+    /// Claims the first of what is due of a tenant, as far as there is room for it: in memory, and of delayed events with their listeners.
+    pub(super) async fn claim_due(
+        &self,
+        tenant: TenantId,
+        state: PendingState,
+    ) -> Result<(Vec<(PendingEvent, Room)>, Left), StoreError> {
+        // A phase that runs here goes on, also where its lease could not be renewed in time: only another replica may take it over.
+        let running: Vec<EventId> =
+            self.phases.iter().map(|phase| *phase.key()).filter(|key| key.0 == tenant).map(|key| key.1).collect();
+        let (full, registry) = match state {
+            PendingState::Scheduled => (self.seats.full(tenant), Some(self.registry.tenant(tenant).await?)),
+            _ => (Vec::new(), None),
+        };
+        let now = self.store.now();
+        let found = self.store.due_pending(tenant, state, now, &running, &full, CLAIM_MAX).await?;
+        let (mut rooms, mut seated, mut fits) = (HashMap::new(), full.is_empty(), true);
+        for due in &found {
+            let seats = registry.as_ref().and_then(|registry| self.seats_of(registry, &due.event_type));
+            let seat = seats.map(|seats| self.seats.take(tenant, &due.event_type, seats));
+            if let Some(None) = seat {
+                seated = false;
+                continue;
+            }
+            let Some(bytes) = self.due_room.take_some((tenant, state), due.bytes) else {
+                fits = false;
+                break;
+            };
+            rooms.insert(due.event, Room { _bytes: bytes, _seat: seat.flatten() });
+        }
+        let left = match (fits, seated) {
+            // Once these are on their way there is room again.
+            (false, _) if !rooms.is_empty() => Left::More,
+            (true, true) if found.len() >= CLAIM_MAX as usize => Left::More,
+            (true, true) => Left::Nothing,
+            _ => Left::NoRoom,
+        };
+        if rooms.is_empty() {
+            return Ok((Vec::new(), left));
+        }
+        let events: Vec<EventId> = rooms.keys().copied().collect();
+        let claimed = self.store.claim_pending(tenant, state, now, self.lease_until(), &events).await?;
+        let with_room = |row: PendingEvent| rooms.remove(&row.entry.event.id).map(|room| (row, room));
+        Ok((claimed.into_iter().filter_map(with_room).collect(), left))
+    }
+
+    /// How many events of a type may ask its listeners at the same time; none where nobody is asked.
+    fn seats_of(&self, registry: &TenantRegistry, name: &EventTypeName) -> Option<usize> {
+        let is_pre = matches!(phase_of(&self.registry, registry, name), Ok(TypePhase::Pre));
+        let (_, listeners) = registry.listeners(name);
+        listeners.filter(|_| is_pre)?.iter().map(|entry| asked_at_once(&entry.subscription.policy)).min()
+    }
+
+    /// Brings one claimed event on its way. What fails now is claimed again when the lease ends.
+    pub(super) async fn bring(self: &Arc<Self>, row: PendingEvent, room: Room) {
+        let event = row.entry.event.id;
+        let done = match row.state {
+            PendingState::Gated => self.take_over(row, room).await,
+            PendingState::Scheduled => self.publish_due(row, room).await,
+            PendingState::Aborted | PendingState::Cancelled => Ok(()),
+        };
+        if let Err(error) = done {
+            tracing::warn!(%event, %error, "a pending event could not be brought on its way; it is tried again");
+        }
+    }
+
+    /// Goes on with a phase whose owner has gone silent: what is decided stays, who has not answered is asked again.
+    ///
+    /// Of a delayed event nobody waits for the answer: where its first owner has left none, its time begins anew.
+    async fn take_over(self: &Arc<Self>, mut row: PendingEvent, room: Room) -> Result<(), StoreError> {
+        let (tenant, event) = (row.tenant, row.entry.event.id);
+        let mut verdicts = self.store.pending_verdicts(tenant, event).await?;
+        let anew = self.store.now() + row.pre_timeout;
+        if row.deliver_at.is_some()
+            && verdicts.is_empty()
+            && self.store.renew_deadline(tenant, event, row.token, anew).await?
+        {
+            row.deadline_at = Some(anew);
+        }
+        let registry = self.registry.reload(row.tenant).await?;
+        let listeners = listeners(&registry, &row.entry.matched);
+        let decided = |no: &SubscriptionNo| verdicts.iter().any(|verdict| verdict.subscription_no == *no);
+        let gone: Vec<SubscriptionNo> = row
+            .entry
+            .matched
+            .iter()
+            .filter(|no| registry.subscription(**no).is_none() && !decided(no))
+            .copied()
+            .collect();
+        if !gone.is_empty() {
+            let ids = self.store.subscription_ids(row.tenant, &gone).await?;
+            let now = self.store.now();
+            verdicts.extend(ids.into_iter().map(|named| undecided(named, VerdictKind::Skipped, NOT_ACTIVE, now)));
+        }
+        let attempted = Some(row.attempted);
+        self.phase(row, listeners, verdicts, attempted, room);
+        Ok(())
+    }
+
+    /// Asks listeners. `attempted` is what former owners that asked before have written down, where there were any.
+    fn phase(
+        self: &Arc<Self>,
+        row: PendingEvent,
+        listeners: Vec<Listener>,
+        verdicts: Vec<Verdict>,
+        attempted: Option<i32>,
+        room: Room,
+    ) {
+        let freed = TellsRoom { core: self.clone(), tenant: row.tenant, state: row.state };
+        let phase = Phase {
+            tenant: row.tenant,
+            deadline: self.instant_of(row.deadline_at.unwrap_or(row.entry.committed_at)),
+            entry: row.entry,
+            token: row.token,
+            deliver_at: row.deliver_at,
+            attempted,
+            listeners,
+            verdicts,
+            abandonable: false,
+        };
+        self.spawn_in(phase, Handle::new(), (room, freed));
+    }
+
+    /// Publishes a delayed event: checked and matched now, by the schema version it was accepted with.
+    async fn publish_due(self: &Arc<Self>, row: PendingEvent, room: Room) -> Result<(), StoreError> {
+        for _ in 0..ROUNDS_MAX {
+            let registry = self.registry.tenant(row.tenant).await?;
+            let event = row.entry.event.clone();
+            let version = event.schema_version;
+            let prepared = prepare(&self.registry, &registry, event, version, None, self.event_bytes_max).await;
+            let prepared = match prepared {
+                Ok(prepared) => prepared,
+                Err(PublishError::Store(error)) => return Err(error),
+                Err(error) => return self.give_up(&row, &error).await,
+            };
+            if prepared.is_gated() {
+                let deadline_at = self.store.now() + row.pre_timeout;
+                let new = NewPending {
+                    tenant: row.tenant,
+                    event: prepared.event,
+                    matched: prepared.matched,
+                    refused: prepared.refused,
+                    registry_version: prepared.registry_version,
+                    key: None,
+                    waits_for: WaitsFor::Listeners { deadline_at, lease_until: self.lease_until() },
+                    pre_timeout: row.pre_timeout,
+                    max: i64::MAX,
+                };
+                // Before the gate, which says whether they are those of the match.
+                let listeners = listeners(&registry, &new.matched);
+                if self.store.gate_pending(row.token, &new).await? {
+                    let NewPending { event, matched, refused, .. } = new;
+                    let entry = LogEntry { event, matched, refused, ..LogEntry::clone(&row.entry) };
+                    let row = PendingEvent { entry: Arc::new(entry), deadline_at: Some(deadline_at), ..row };
+                    self.phase(row, listeners, Vec::new(), None, room);
+                    return Ok(());
+                }
+            } else if self.commit_due(row.tenant, row.token, prepared).await? {
+                return Ok(());
+            }
+            // Either the registry moved on, or the event is not this replica's any more.
+            let mine = self.store.pending_event(row.tenant, row.entry.event.id).await?;
+            if mine.is_none_or(|mine| mine.token != row.token || mine.state != PendingState::Scheduled) {
+                return Ok(());
+            }
+            self.registry.reload(row.tenant).await?;
+        }
+        Ok(())
+    }
+
+    async fn commit_due(
+        &self,
+        tenant: TenantId,
+        token: i64,
+        prepared: crate::publish::prepare::Prepared,
+    ) -> Result<bool, StoreError> {
+        let commit = PendingCommit {
+            tenant,
+            event: prepared.event,
+            token,
+            registry_version: Some(prepared.registry_version),
+            matched: prepared.matched,
+            refused: prepared.refused,
+            verdicts: Vec::new(),
+        };
+        let Some(place) = self.write_in_turn(tenant, |patience| self.store.commit_pending(&commit, patience)).await?
+        else {
+            return Ok(false);
+        };
+        measured().publish.events.inc();
+        let PendingCommit { event, matched, refused, .. } = commit;
+        let (position, committed_at) = (place.position, place.committed_at);
+        let entry = Arc::new(LogEntry { position, committed_at, event, matched, refused });
+        self.feed.send_committed(tenant, vec![entry]);
+        Ok(true)
+    }
+
+    async fn give_up(&self, row: &PendingEvent, error: &PublishError) -> Result<(), StoreError> {
+        tracing::warn!(event = %row.entry.event.id, tenant = %row.tenant, %error, "a delayed event cannot be published any more");
+        let (event, reason) = (row.entry.event.id, AbortReason::Unpublishable);
+        let aborted = Aborted { event, reason, message: error.to_string(), verdicts: Vec::new() };
+        self.abort((row.tenant, row.token), &row.entry, row.deliver_at, &aborted).await.map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pending::Config;
+    use crate::pending::tests::World;
+    use sqlx::Executor as _;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_delayed_event_that_is_in_the_log_is_not_looked_for_any_more() {
+        let world = World::new().await;
+        let tenant = world.database.tenant("acme").await;
+        world.wait(tenant, PendingState::Scheduled, 1).await;
+        let core = &world.core;
+        let (row, room) = core.claim_due(tenant, PendingState::Scheduled).await.expect("claimed").0.remove(0);
+        // What waits cannot be read within the wall of a tenant, and is committed outside of it.
+        let sql = "CREATE POLICY unreadable ON pending_events AS RESTRICTIVE FOR SELECT USING
+                     (1 / CASE WHEN coalesce(current_setting('carillon.tenant', true), '') = '' THEN 1 ELSE 0 END = 1)";
+        world.database.connection().await.execute(sql).await.expect("a policy");
+        let event = row.entry.event.id;
+        core.store.pending_event(tenant, event).await.expect_err("it cannot be read");
+        core.publish_due(row, room).await.expect("it is in the log");
+        assert!(core.store.event(tenant, event).await.expect("readable").is_some());
+        world.end().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn g15_no_more_is_claimed_of_what_is_due_than_there_is_room_for_in_memory() {
+        let world = World::with(Config { due_bytes_max: 1 << 20, ..Config::default() }).await;
+        let (one, other) = (world.database.tenant("a").await, world.database.tenant("b").await);
+        let scheduled = PendingState::Scheduled;
+        for tenant in [one, other] {
+            world.wait(tenant, scheduled, 8).await;
+        }
+        world.wait(one, PendingState::Gated, 1).await;
+        let heavy = "UPDATE pending_events SET data_kind = 2, data = convert_to(repeat('x', 200000), 'UTF8')";
+        world.database.connection().await.execute(heavy).await.expect("they are heavy");
+        let held = world.core.claim_due(one, scheduled).await.expect("claimed");
+        assert_eq!((held.0.len(), held.1), (2, Left::More), "half of the room, and there is more");
+        let none = world.core.claim_due(one, scheduled).await.expect("looked for");
+        assert_eq!((none.0.len(), none.1), (0, Left::NoRoom), "it has its part");
+        let taken_over = world.core.claim_due(one, PendingState::Gated).await.expect("claimed");
+        let others = world.core.claim_due(other, scheduled).await.expect("claimed");
+        assert_eq!((taken_over.0.len(), others.0.len()), (1, 1), "each finds some");
+        drop((held, taken_over, others));
+        let heavier = "UPDATE pending_events SET data = convert_to(repeat('x', 2000000), 'UTF8'), due_at = now()";
+        world.database.connection().await.execute(heavier).await.expect("they are heavier");
+        let (alone, left) = world.core.claim_due(other, scheduled).await.expect("claimed");
+        assert_eq!((alone.len(), left), (1, Left::More), "one goes whatever it takes");
+        drop(alone);
+        world.end().await;
+    }
+}
