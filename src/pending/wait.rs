@@ -47,7 +47,8 @@ impl Pending {
         let store = &self.store;
         let Some(row) = store.pending_standing(tenant, event).await? else {
             let entry = store.event(tenant, event).await?.ok_or(PendingError::NotFound)?;
-            let verdicts = store.committed_verdicts(tenant, entry.day(), entry.position).await?.into();
+            let mut said = store.committed_verdicts(tenant, &[(entry.day(), entry.position)]).await?;
+            let verdicts = said.remove(&entry.position).unwrap_or_default().into();
             return Ok(Stands::Final(Answer::Committed { entry, verdicts, duplicate }));
         };
         match (row.state, row.abort) {

@@ -173,9 +173,17 @@ async fn a_retry_hears_what_the_listeners_of_a_pre_event_said_whatever_has_becom
     let failed =
         first.pre_verdicts.iter().find(|verdict| verdict.subscription_id == listeners[1]).expect("it has a say");
     assert!(failed.message.contains("400"), "{failed:?}");
+    receiver.answers("/agrees", [Answer::Status(400)]);
+    let second = tenant.try_publish(keyed(name, "pre-2")).await.expect("both failures are ignored");
+    receiver.answers("/agrees", [Answer::Status(200)]);
     for id in &listeners {
         tenant.unsubscribe(id).await;
     }
+    let again = batch(&tenant, ["pre-2", "pre"].map(|key| keyed(name, key)).to_vec()).await.expect("the first answers");
+    assert_eq!(
+        again.iter().map(|one| &one.pre_verdicts).collect::<Vec<_>>(),
+        [&second.pre_verdicts, &first.pre_verdicts]
+    );
     // It is no PRE event any more that the same key would be used for now, alone or in a batch.
     let again = tenant.try_publish(keyed(name, "pre")).await.expect("the first answer");
     assert_eq!((again.duplicate, &again.pre_verdicts), (true, &first.pre_verdicts));

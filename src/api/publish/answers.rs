@@ -23,6 +23,8 @@ use std::collections::HashMap;
 const INVOCATIONS_MAX: usize = 20_000;
 /// Bytes of verdicts that it lists likewise.
 const VERDICT_BYTES_MAX: usize = 1024 * 1024;
+/// Events of a call whose verdicts are read at once: those of all may be more than the answer shows.
+const READ_AT_ONCE: usize = 100;
 
 /// Makes the answers of one call.
 pub(super) struct Answers<'a> {
@@ -41,17 +43,23 @@ impl Answers<'_> {
     /// Errors: what they said cannot be read, and the call has published nothing new.
     pub async fn published(&self, published: &[Published]) -> Result<Vec<PublishResponse>, PendingError> {
         let mut answers = self.places(published).await;
-        for (answer, one) in answers.iter_mut().zip(published) {
+        let may_have_asked = |one: &Published| {
             let phase = phase_of(self.api.writer.registry(), self.registry, &one.entry.event.event_type);
-            if !one.duplicate || matches!(phase, Ok(Phase::Post)) {
-                continue;
-            }
-            // What else the call has published is on disk, so this waits for no turn among the tenant's calls.
-            let store = self.api.store.owed();
-            match store.committed_verdicts(self.registry.tenant(), one.entry.day(), one.entry.position).await {
-                Ok(verdicts) => self.add_verdicts(answer, &verdicts),
+            one.duplicate && !matches!(phase, Ok(Phase::Post))
+        };
+        let mut repeated: Vec<_> = answers.iter_mut().zip(published).filter(|(_, one)| may_have_asked(one)).collect();
+        // What else the call has published is on disk, so this waits for no turn among the tenant's calls.
+        let store = self.api.store.owed();
+        for some in repeated.chunks_mut(READ_AT_ONCE) {
+            let places: Vec<_> = some.iter().map(|(_, one)| (one.entry.day(), one.entry.position)).collect();
+            match store.committed_verdicts(self.registry.tenant(), &places).await {
+                Ok(said) => {
+                    for (answer, one) in some {
+                        self.add_verdicts(answer, said.get(&one.entry.position).map_or(&[], Vec::as_slice));
+                    }
+                }
                 Err(error) if published.iter().all(|one| one.duplicate) => return Err(error.into()),
-                Err(error) => tracing::debug!(%error, "a retry is answered without the verdicts"),
+                Err(error) => tracing::debug!(%error, "retries are answered without the verdicts"),
             }
         }
         Ok(answers)

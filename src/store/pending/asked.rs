@@ -10,6 +10,8 @@ use crate::store::invocations::InvocationFilter;
 use crate::store::request_ids::{Once, Repeatable};
 use crate::store::{Store, StoreError};
 use chrono::{NaiveDate, TimeDelta};
+use sqlx::{FromRow as _, Row as _};
+use std::collections::HashMap;
 
 impl Store {
     /// Reads one pending event.
@@ -143,28 +145,37 @@ impl Store {
         rows.into_iter().map(verdicts::parse).collect()
     }
 
-    /// What the listeners of an event of the log answered before it was committed, by subscription number; none where none was asked.
+    /// What the listeners of events of the log answered before these were committed, by subscription number; none of those where none was
+    /// asked.
     pub async fn committed_verdicts(
         &self,
         tenant: TenantId,
-        day: NaiveDate,
-        position: Position,
-    ) -> Result<Vec<Verdict>, StoreError> {
-        // No limit: at most one row per subscription that the event matched. Outcomes of other events have no message, not even an
+        events: &[(NaiveDate, Position)],
+    ) -> Result<HashMap<Position, Vec<Verdict>>, StoreError> {
+        let (days, positions): (Vec<NaiveDate>, Vec<Position>) = events.iter().copied().unzip();
+        // No limit: at most one row per subscription that each event matched. Outcomes of other events have no message, not even an
         // empty one.
-        let rows: Vec<Row> = sqlx::query_as(
+        let rows = sqlx::query(
             "SELECT o.subscription_no, s.subscription_id,
                     (CASE WHEN o.state = 3 THEN 1 WHEN o.reason = 'PRE_FAILED' THEN 3 ELSE 5 END)::smallint, o.attempt,
-                    o.outcome_class, o.status_code, o.duration_us, o.started_at, o.excerpt, o.message, NULL::text
+                    o.outcome_class, o.status_code, o.duration_us, o.started_at, o.excerpt, o.message, NULL::text, o.position
                FROM outcomes o
                LEFT JOIN subscriptions s ON s.tenant_id = o.tenant_id AND s.subscription_no = o.subscription_no
-              WHERE o.tenant_id = $1 AND o.day = $2 AND o.position = $3 AND o.message IS NOT NULL ORDER BY o.subscription_no",
+              WHERE o.tenant_id = $1 AND o.day = ANY($2) AND o.position = ANY($3) AND o.message IS NOT NULL",
         )
         .bind(tenant.0)
-        .bind(day)
-        .bind(position)
+        .bind(days)
+        .bind(positions)
         .fetch_all(self.as_tenant(tenant))
         .await?;
-        rows.into_iter().map(verdicts::parse).collect()
+        let mut said: HashMap<Position, Vec<Verdict>> = HashMap::new();
+        for row in rows {
+            said.entry(row.try_get("position")?).or_default().push(verdicts::parse(Row::from_row(&row)?)?);
+        }
+        // Sorted here: what the index gives for several events would be sorted as a whole.
+        for verdicts in said.values_mut() {
+            verdicts.sort_by_key(|verdict| verdict.subscription_no);
+        }
+        Ok(said)
     }
 }
