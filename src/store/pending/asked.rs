@@ -173,7 +173,9 @@ impl Store {
             said.entry(row.try_get("position")?).or_default().push(verdicts::parse(Row::from_row(&row)?)?);
         }
         // Sorted here: what the index gives for several events would be sorted as a whole.
-        said.values_mut().for_each(|verdicts| verdicts.sort_by_key(|verdict| verdict.subscription_no));
+        for verdicts in said.values_mut() {
+            verdicts.sort_by_key(|verdict| verdict.subscription_no);
+        }
         Ok(said)
     }
 }
