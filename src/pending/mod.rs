@@ -15,7 +15,9 @@
 mod admission;
 mod ask;
 mod config;
+mod decided;
 mod due;
+mod enriched;
 mod error;
 mod health;
 mod phase;

@@ -9,24 +9,15 @@
 //! No transaction is open while a listener runs. Every write names the row's token: a phase that another replica has taken over ends
 //! here without effect. A listener whose success is noted is never asked again.
 
-use super::ask::{Listener, NOT_APPLIED, Numbers, ask, spoil};
+use super::ask::{Listener, Numbers, ask};
 use super::running::Handle;
 use super::{Core, PendingError};
-use crate::clock;
-use crate::domain::announcement::Announcement;
-use crate::domain::event::{Data, Event, LogEntry};
-use crate::domain::ids::{SubscriptionNo, TenantId};
-use crate::domain::pre::{AbortReason, Aborted, EnrichPath, FailurePolicy, Verdict, VerdictKind, enrich};
+use crate::domain::event::LogEntry;
+use crate::domain::ids::TenantId;
+use crate::domain::pre::{AbortReason, FailurePolicy, Verdict, VerdictKind};
 use crate::executor::EncodedEvent;
-use crate::feed::{Head, News};
-use crate::long_work;
 use crate::planted::{self, Defect};
-use crate::publish::prepare::check_again;
 use crate::publish::registry::TenantRegistry;
-use crate::store::StoreError;
-use crate::store::heads::RegistryChange;
-use crate::store::pending::PendingCommit;
-use crate::telemetry::measured;
 use chrono::{DateTime, Utc};
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
@@ -38,31 +29,6 @@ use tokio::time::{Instant, interval_at, sleep};
 
 /// Before the registry is looked at again that could not be read.
 const HEED_AGAIN: Duration = Duration::from_millis(250);
-/// Between two tries to write a decision that the database did not take.
-const WRITE_AGAIN: Duration = Duration::from_millis(250);
-/// How often a decision is tried to be written; then the lease ends, and whoever takes the event over decides again.
-const WRITES_MAX: u32 = 8;
-
-/// A patch, of which listener, and where it may change something.
-type Patch = (SubscriptionNo, String, Vec<EnrichPath>);
-
-/// An event with its patches; names the first that does not fit.
-fn applied(event: &Event, patches: &[Patch]) -> (Event, Option<(SubscriptionNo, String)>) {
-    let mut data = event.data.as_bytes().to_vec();
-    for (no, patch, paths) in patches {
-        match enrich(&data, patch, paths) {
-            Ok(enriched) => data = enriched,
-            Err(error) => return (event.clone(), Some((*no, error.to_string()))),
-        }
-    }
-    let mut event = event.clone();
-    event.data = match event.data {
-        Data::Binary(_) => Data::Binary(data.into()),
-        _ => Data::Text(data.into()),
-    };
-    (event, None)
-}
-
 /// A phase to run.
 #[derive(Debug)]
 pub(super) struct Phase {
@@ -220,7 +186,7 @@ impl Phase {
     }
 
     /// Why the event is aborted, if it is: a refusal says more than a failure.
-    fn aborts(&self) -> Option<AbortReason> {
+    pub(super) fn aborts(&self) -> Option<AbortReason> {
         let reasons = || self.verdicts.iter().filter_map(|verdict| self.blocks(verdict));
         reasons().find(|reason| *reason == AbortReason::Rejected).or_else(|| reasons().next())
     }
@@ -273,204 +239,6 @@ impl Phase {
             if !self.verdicts.iter().any(|verdict| verdict.subscription_no == no) {
                 self.verdicts.push(listener.unheard(now));
             }
-        }
-    }
-
-    /// As [`Self::enriched`], which may wait for its place among long work: the event stays this replica's meanwhile.
-    async fn enriched_in_time(&mut self, core: &Core) -> Result<Arc<Event>, AbortReason> {
-        let (tenant, event, token) = (self.tenant, self.entry.event.id, self.token);
-        let third = Duration::from_millis(core.config.lease_ms) / 3;
-        let keep = async {
-            let mut renewals = interval_at(Instant::now() + third, third);
-            loop {
-                renewals.tick().await;
-                // One that fails is tried again; an event that is not ours any more is found out by the commit.
-                let _ = core.store.renew_pending(tenant, event, token, core.lease_until()).await;
-            }
-        };
-        tokio::select! {
-            enriched = self.enriched(core) => enriched,
-            never = keep => never,
-        }
-    }
-
-    /// The event with every enrichment, checked again. Errors: why it is aborted instead; the verdicts say who failed.
-    async fn enriched(&mut self, core: &Core) -> Result<Arc<Event>, AbortReason> {
-        let patched = |verdict: &&mut Verdict| verdict.patch.is_some();
-        if !self.verdicts.iter_mut().any(|verdict| patched(&verdict)) {
-            return Ok(self.entry.event.clone());
-        }
-        let registry = core.registry.tenant(self.tenant).await.map_err(|_| AbortReason::ListenerFailed)?;
-        loop {
-            if let Some(event) = self.fitted(core, &registry).await {
-                return Ok(event);
-            }
-            if let Some(reason) = self.aborts() {
-                return Err(reason);
-            }
-        }
-    }
-
-    /// The event with every enrichment, where they fit; none where some did not, whose verdicts are failures now.
-    pub(super) async fn fitted(&mut self, core: &Core, registry: &TenantRegistry) -> Option<Arc<Event>> {
-        let (event, broken) = self.apply().await;
-        if let Some((no, message)) = broken {
-            self.verdicts.iter_mut().filter(|v| v.subscription_no == no).for_each(|v| spoil(v, message.clone()));
-            return None;
-        }
-        let event = Arc::new(event);
-        let checked = check_again(&core.registry, registry, &event, core.event_bytes_max).await;
-        let Err(error) = checked else { return Some(event) };
-        // Those that may fail are left out first; only then does it fall on the others.
-        let message = format!("the enriched data is not valid: {error}");
-        let ignorable = |no: i32| {
-            let listener = self.listeners.iter().find(|l| l.entry.subscription.no == no);
-            listener.is_some_and(|l| l.policy.failure_policy == FailurePolicy::Ignore)
-        };
-        let any = self.verdicts.iter().any(|v| v.patch.is_some() && ignorable(v.subscription_no));
-        for verdict in &mut self.verdicts {
-            if verdict.patch.is_some() && (!any || ignorable(verdict.subscription_no)) {
-                spoil(verdict, message.clone());
-            }
-        }
-        None
-    }
-
-    /// Applies the enrichments in the order of the listeners; names the first that does not fit.
-    async fn apply(&self) -> (Event, Option<(i32, String)>) {
-        let patch = |listener: &Listener| {
-            let no = listener.entry.subscription.no;
-            let verdict = self.verdicts.iter().find(|verdict| verdict.subscription_no == no)?;
-            Some((no, verdict.patch.clone()?, listener.policy.enrich_paths.clone()))
-        };
-        let patches: Vec<Patch> = self.listeners.iter().filter_map(patch).collect();
-        let (event, unchanged) = (self.entry.event.clone(), &self.entry.event);
-        let first = patches.first().map_or(0, |(no, ..)| *no);
-        let done = long_work::on(self.tenant, unchanged.bytes(), move || applied(&event, &patches)).await;
-        done.unwrap_or_else(|| (Event::clone(unchanged), Some((first, NOT_APPLIED.to_owned()))))
-    }
-
-    async fn commit(self, core: &Core, event: Arc<Event>) -> Ended {
-        let mut verdicts = self.verdicts;
-        verdicts.sort_by_key(|verdict| verdict.subscription_no);
-        let commit = PendingCommit {
-            tenant: self.tenant,
-            event: event.clone(),
-            token: self.token,
-            registry_version: None,
-            matched: self.entry.matched.clone(),
-            refused: self.entry.refused.clone(),
-            verdicts,
-        };
-        let place = match core.write(|| core.store.commit_pending(&commit)).await {
-            Ok(Some(place)) => place,
-            Ok(None) => return Ended::Elsewhere,
-            Err(error) => return Ended::Not(error.into()),
-        };
-        let entry = LogEntry {
-            position: place.position,
-            committed_at: place.committed_at,
-            event,
-            matched: commit.matched,
-            refused: commit.refused,
-        };
-        measured().publish.events.inc();
-        // The head alone, not the entry: who dispatches reads the event together with the outcomes it has, and runs nothing twice.
-        core.feed.send(&News::Head(Head {
-            tenant: self.tenant,
-            position: place.position,
-            registry_version: 0,
-            deferred_version: 0,
-        }));
-        Ended::Committed(Arc::new(entry), commit.verdicts.into())
-    }
-
-    /// Whoever has not answered yet is not waited for.
-    fn wait_no_more(&mut self, now: DateTime<Utc>) {
-        for listener in &self.listeners {
-            let no = listener.entry.subscription.no;
-            if !self.verdicts.iter().any(|verdict| verdict.subscription_no == no) {
-                self.verdicts.push(listener.verdict(VerdictKind::Cancelled, "it was not waited for", now));
-            }
-        }
-        self.verdicts.sort_by_key(|verdict| verdict.subscription_no);
-    }
-
-    /// Notes what its listeners did of an event that a caller has taken back.
-    async fn note_cancelled(mut self, core: &Core) {
-        self.wait_no_more(core.store.now());
-        let noted = core.store.note_cancelled(self.tenant, self.entry.event.id, self.token, &self.verdicts).await;
-        if let Err(error) = noted {
-            tracing::warn!(%error, "what the listeners of a cancelled event did could not be noted");
-        }
-    }
-
-    async fn abort(mut self, core: &Core, reason: AbortReason) -> Ended {
-        self.wait_no_more(core.store.now());
-        let message = match reason {
-            AbortReason::Rejected => "a listener refused the event",
-            AbortReason::ListenerFailed => "a listener that must agree failed or could not be reached",
-            AbortReason::Deadline => "the listeners did not all answer in time",
-            AbortReason::Abandoned => "nobody waited for the answer any more",
-            AbortReason::Unpublishable => "the event cannot be published any more",
-        };
-        let event = self.entry.event.id;
-        let aborted = Aborted { event, reason, message: message.to_owned(), verdicts: self.verdicts };
-        match core.abort((self.tenant, self.token), &self.entry, self.deliver_at, &aborted).await {
-            Ok(true) => Ended::Not(PendingError::Aborted(Arc::new(aborted))),
-            Ok(false) => Ended::Elsewhere,
-            Err(error) => Ended::Not(error.into()),
-        }
-    }
-}
-
-impl Core {
-    /// When a time of the database's clock comes, by this process's own.
-    pub(super) fn instant_of(&self, at: DateTime<Utc>) -> Instant {
-        Instant::now() + (at - self.store.now()).to_std().unwrap_or_default()
-    }
-
-    /// Writes that the owner's event, by tenant and token, is aborted. Of one that was delayed operators hear: its publisher has had its
-    /// answer. False where it is not the owner's any more.
-    pub(super) async fn abort(
-        &self,
-        (tenant, token): (TenantId, i64),
-        entry: &LogEntry,
-        deliver_at: Option<DateTime<Utc>>,
-        aborted: &Aborted,
-    ) -> Result<bool, StoreError> {
-        let expires_at = self.final_until(deliver_at);
-        let Some(deliver_at) = deliver_at else {
-            return self.write(|| self.store.abort_pending(tenant, token, aborted, expires_at)).await;
-        };
-        let (accepted_at, now) = (entry.committed_at, self.store.now());
-        let told = Announcement::delayed_event_aborted(&entry.event, accepted_at, deliver_at, aborted, now);
-        let write = || self.store.abort_delayed(tenant, token, aborted.clone(), expires_at, told.clone());
-        let Some(change) = self.write(write).await? else { return Ok(false) };
-        let RegistryChange { position, registry_version } = change;
-        self.feed.send(&News::Head(Head { tenant, position, registry_version, deferred_version: 0 }));
-        Ok(true)
-    }
-
-    /// Writes a decision, again where the database was away: the token makes a repetition harmless.
-    pub(super) async fn write<T, F: Future<Output = Result<T, StoreError>>>(
-        &self,
-        write: impl Fn() -> F,
-    ) -> Result<T, StoreError> {
-        let mut tries = 1;
-        loop {
-            match write().await {
-                Err(StoreError::PartitionMissing) if tries < WRITES_MAX => {
-                    self.store.ensure_partitions(self.store.now().date_naive(), 1).await?;
-                }
-                Err(StoreError::Unavailable(_) | StoreError::TooSlow(_) | StoreError::Crowded)
-                    if tries < WRITES_MAX =>
-                {
-                    sleep(WRITE_AGAIN.mul_f64(0.5 + clock::jitter())).await;
-                }
-                done => return done,
-            }
-            tries += 1;
         }
     }
 }
