@@ -19,12 +19,11 @@ use crate::executor::EncodedEvent;
 use crate::planted::{self, Defect};
 use crate::publish::registry::TenantRegistry;
 use chrono::{DateTime, Utc};
-use futures::StreamExt as _;
-use futures::stream::FuturesUnordered;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, interval_at, sleep};
 
 /// Before the registry is looked at again that could not be read.
@@ -117,7 +116,8 @@ impl Phase {
         let question = |listener: &Listener| {
             ask(core.clone(), self.tenant, listener.clone(), event.clone(), self.deadline, numbers.clone())
         };
-        let mut asking: FuturesUnordered<_> = self
+        // Tasks of their own, which end with the set: they go on while the phase waits for the database.
+        let mut asking: JoinSet<Verdict> = self
             .listeners
             .iter()
             .filter(|listener| in_time && !known.contains(&listener.entry.subscription.no))
@@ -132,7 +132,9 @@ impl Phase {
         let mut gone = pin!(handle.abandoned(grace));
         while !asking.is_empty() {
             tokio::select! {
-                Some(verdict) = asking.next() => {
+                Some(verdict) = asking.join_next() => {
+                    // One that panicked is asked again once the lease has ended.
+                    let Ok(verdict) = verdict else { return Decision::Left };
                     let blocks = self.blocks(&verdict);
                     self.verdicts.push(verdict);
                     match blocks {
