@@ -275,7 +275,7 @@ mod tests {
         let listener = Listener::new(world.listener(tenant).await);
         world.wait(tenant, PendingState::Gated, 1).await;
         let (core, now) = (world.core.clone(), clock::now());
-        let claimed = core.store.claim_pending(tenant, PendingState::Gated, now, now, &[], 1).await;
+        let claimed = core.store.claim_pending(tenant, PendingState::Gated, now, Duration::ZERO, &[], 1).await;
         let event = Arc::new(EncodedEvent::new(claimed.expect("claimed").remove(0).entry));
         core.store.set_clock(now - TimeDelta::minutes(3), now);
         let (deadline, numbers) = (Instant::now() + Duration::from_secs(20), Arc::new(Numbers::after(None, 1)));

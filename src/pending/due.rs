@@ -196,8 +196,8 @@ impl Core {
         // A phase that runs here goes on, also where its lease could not be renewed in time: only another replica may take it over.
         let running: Vec<EventId> =
             self.phases.iter().map(|phase| *phase.key()).filter(|key| key.0 == tenant).map(|key| key.1).collect();
-        let (now, until) = (self.store.now(), self.lease_until());
-        match self.store.claim_pending(tenant, state, now, until, &running, CLAIM_MAX).await {
+        let (now, lease) = (self.store.now(), self.lease());
+        match self.store.claim_pending(tenant, state, now, lease, &running, CLAIM_MAX).await {
             Ok(claimed) => {
                 turn.ended.more = claimed.len() >= CLAIM_MAX as usize;
                 let claimed = futures::stream::iter(claimed);
@@ -288,7 +288,7 @@ impl Core {
                     refused: prepared.refused,
                     registry_version: prepared.registry_version,
                     key: None,
-                    waits_for: WaitsFor::Listeners { deadline_at, lease_until: self.lease_until() },
+                    waits_for: WaitsFor::Listeners { deadline_at, lease: self.lease() },
                     pre_timeout: row.pre_timeout,
                     max: i64::MAX,
                 };
@@ -407,7 +407,7 @@ mod tests {
         let tenant = world.database.tenant("acme").await;
         world.wait(tenant, PendingState::Scheduled, 1).await;
         let (core, now) = (&world.core, world.core.store.now());
-        let claimed = core.store.claim_pending(tenant, PendingState::Scheduled, now, core.lease_until(), &[], 1).await;
+        let claimed = core.store.claim_pending(tenant, PendingState::Scheduled, now, core.lease(), &[], 1).await;
         let row = claimed.expect("claimed").remove(0);
         // What waits cannot be read within the wall of a tenant, and is committed outside of it.
         let sql = "CREATE POLICY unreadable ON pending_events AS RESTRICTIVE FOR SELECT USING

@@ -10,8 +10,6 @@ use crate::long_work;
 use crate::publish::prepare::check_again;
 use crate::publish::registry::TenantRegistry;
 use std::sync::Arc;
-use std::time::Duration;
-use tokio::time::{Instant, interval_at};
 
 /// A patch, of which listener, and where it may change something.
 type Patch = (SubscriptionNo, String, Vec<EnrichPath>);
@@ -34,26 +32,8 @@ fn applied(event: &Event, patches: &[Patch]) -> (Event, Option<(SubscriptionNo, 
 }
 
 impl Phase {
-    /// As [`Self::enriched`], which may wait for its place among long work: the event stays this replica's meanwhile.
-    pub(super) async fn enriched_in_time(&mut self, core: &Core) -> Result<Arc<Event>, AbortReason> {
-        let (tenant, event, token) = (self.tenant, self.entry.event.id, self.token);
-        let third = Duration::from_millis(core.config.lease_ms) / 3;
-        let keep = async {
-            let mut renewals = interval_at(Instant::now() + third, third);
-            loop {
-                renewals.tick().await;
-                // One that fails is tried again; an event that is not ours any more is found out by the commit.
-                let _ = core.store.renew_pending(tenant, event, token, core.lease_until()).await;
-            }
-        };
-        tokio::select! {
-            enriched = self.enriched(core) => enriched,
-            never = keep => never,
-        }
-    }
-
     /// The event with every enrichment, checked again. Errors: why it is aborted instead; the verdicts say who failed.
-    async fn enriched(&mut self, core: &Core) -> Result<Arc<Event>, AbortReason> {
+    pub(super) async fn enriched(&mut self, core: &Core) -> Result<Arc<Event>, AbortReason> {
         let patched = |verdict: &&mut Verdict| verdict.patch.is_some();
         if !self.verdicts.iter_mut().any(|verdict| patched(&verdict)) {
             return Ok(self.entry.event.clone());

@@ -299,8 +299,8 @@ impl Core {
         asked.unwrap_or(Duration::from_millis(self.config.pre_timeout_ms)).min(longest)
     }
 
-    fn lease_until(&self) -> DateTime<Utc> {
-        self.store.now() + Duration::from_millis(self.config.lease_ms)
+    fn lease(&self) -> Duration {
+        Duration::from_millis(self.config.lease_ms)
     }
 
     /// Until when a final row is kept: no shorter than its key, which a delayed event has from its time on.
@@ -347,7 +347,7 @@ impl Core {
             refused: prepared.refused.clone(),
             registry_version: prepared.registry_version,
             key: prepared.key.clone().map(|key| (key, accepted_at + self.kept)),
-            waits_for: WaitsFor::Listeners { deadline_at, lease_until: self.lease_until() },
+            waits_for: WaitsFor::Listeners { deadline_at, lease: self.lease() },
             pre_timeout: timeout,
             max,
         };

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! accepted / taken over --> ask all at once --> all agreed ------------------> commit: position, outcomes, one statement
-//!                                |   each verdict that is not the last is noted
+//!                                |   each verdict that is not the last is noted, and that one where the commit takes long
 //!                                `--> one refuses, or fails and must not --> abort: the others are cancelled
 //! ```
 //!
@@ -13,7 +13,7 @@ use super::ask::{Listener, Numbers, ask};
 use super::running::Handle;
 use super::{Core, PendingError};
 use crate::domain::event::LogEntry;
-use crate::domain::ids::TenantId;
+use crate::domain::ids::{EventId, TenantId};
 use crate::domain::pre::{AbortReason, FailurePolicy, Verdict, VerdictKind};
 use crate::executor::EncodedEvent;
 use crate::planted::{self, Defect};
@@ -24,10 +24,13 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, interval_at, sleep};
+use tokio::time::{Instant, interval_at, sleep, timeout};
+use tokio_util::sync::CancellationToken;
 
 /// Before the registry is looked at again that could not be read.
 const HEED_AGAIN: Duration = Duration::from_millis(250);
+/// Before what was said last is noted by itself, where the decision takes longer to be written.
+const NOTE_AFTER: Duration = Duration::from_secs(1);
 /// A phase to run.
 #[derive(Debug)]
 pub(super) struct Phase {
@@ -78,11 +81,54 @@ async fn changed(registry: &mut Option<(Arc<TenantRegistry>, watch::Receiver<()>
 }
 
 impl Phase {
-    /// Asks, decides, writes the decision.
-    pub async fn run(mut self, core: &Arc<Core>, handle: &Handle) -> Ended {
-        let decision = self.decide(core, handle).await;
+    /// Asks, decides, writes the decision. The event stays this replica's meanwhile.
+    pub async fn run(self, core: &Arc<Core>, handle: &Handle) -> Ended {
+        let (tenant, event, token, lost) = (self.tenant, self.entry.event.id, self.token, CancellationToken::new());
+        let keep = async {
+            core.keep(tenant, event, token, &lost).await;
+            std::future::pending().await
+        };
+        tokio::select! {
+            ended = self.decide_and_write(core, handle, &lost) => ended,
+            never = keep => never,
+        }
+    }
+
+    async fn decide_and_write(mut self, core: &Arc<Core>, handle: &Handle, lost: &CancellationToken) -> Ended {
+        let decision = self.decide(core, handle, lost).await;
+        let (tenant, event, token, began) = (self.tenant, self.entry.event.id, self.token, Instant::now());
+        // What was said last is written with the decision. That none said anything in time is found out again.
+        let last: Vec<Verdict> = self.verdicts.last().filter(|last| !last.late).cloned().into_iter().collect();
+        let note = || core.note(tenant, event, token, &last);
+        let slowly = async {
+            sleep(NOTE_AFTER).await;
+            note().await;
+            std::future::pending().await
+        };
+        let ended = tokio::select! {
+            ended = self.write(core, decision) => ended,
+            never = slowly => never,
+        };
+        match ended {
+            // Whoever takes the event over does not ask again. The publisher does not wait for that where the database is away.
+            Ended::Not(PendingError::Publish(_)) => drop(timeout(NOTE_AFTER, note()).await),
+            // A commit that waited does not see what was noted meanwhile.
+            Ended::Committed(..) if began.elapsed() >= NOTE_AFTER => {
+                let store = core.store.clone();
+                core.tasks.spawn(async move {
+                    if let Err(error) = store.forget_verdicts(tenant, event).await {
+                        tracing::warn!(%event, %error, "a verdict that is not needed any more could not be deleted");
+                    }
+                });
+            }
+            _ => {}
+        }
+        ended
+    }
+
+    async fn write(mut self, core: &Core, decision: Decision) -> Ended {
         let decision = match decision {
-            Decision::Commit => match self.enriched_in_time(core).await {
+            Decision::Commit => match self.enriched(core).await {
                 Ok(event) => return self.commit(core, event).await,
                 Err(reason) => Decision::Abort(reason),
             },
@@ -103,7 +149,7 @@ impl Phase {
         }
     }
 
-    async fn decide(&mut self, core: &Arc<Core>, handle: &Handle) -> Decision {
+    async fn decide(&mut self, core: &Arc<Core>, handle: &Handle, lost: &CancellationToken) -> Decision {
         if let Err(error) = core.look_at_circuits(self.tenant, &self.listeners).await {
             tracing::warn!(%error, "how listeners do at other replicas could not be read");
         }
@@ -126,8 +172,6 @@ impl Phase {
         if let Some(reason) = self.aborts() {
             return Decision::Abort(reason);
         }
-        let lease = Duration::from_millis(core.config.lease_ms);
-        let mut renewal = interval_at(Instant::now() + lease / 3, lease / 3);
         let grace = Duration::from_millis(core.config.abandon_grace_ms);
         let mut gone = pin!(handle.abandoned(grace));
         while !asking.is_empty() {
@@ -146,14 +190,7 @@ impl Phase {
                         None => {}
                     }
                 }
-                _ = renewal.tick() => {
-                    let until = core.lease_until();
-                    match core.store.renew_pending(self.tenant, self.entry.event.id, self.token, until).await {
-                        Ok(Some(_)) => {}
-                        Ok(None) => return Decision::Left,
-                        Err(error) => tracing::warn!(%error, "a pending event could not be renewed; it is tried again"),
-                    }
-                }
+                () = lost.cancelled() => return Decision::Left,
                 () = changed(&mut registry_changes) => registry_changes = self.heed_registry(core).await,
                 () = &mut gone, if self.abandonable => {
                     if !self.waited_for_elsewhere(core, grace).await {
@@ -163,8 +200,9 @@ impl Phase {
                 }
                 () = core.stop.cancelled() => {
                     // Due at once: another replica goes on.
-                    let now = core.store.now();
-                    let _ = core.store.renew_pending(self.tenant, self.entry.event.id, self.token, now).await;
+                    lost.cancel();
+                    let event = self.entry.event.id;
+                    let _ = core.store.renew_pending(self.tenant, event, self.token, Duration::ZERO).await;
                     return Decision::Left;
                 }
                 () = handle.cancelled.cancelled() => return Decision::Cancelled,
@@ -210,20 +248,13 @@ impl Phase {
 
     /// Notes the newest verdict. False where the event is not this replica's any more.
     async fn note_last(&self, core: &Core) -> bool {
-        let Some(last) = self.verdicts.last() else { return true };
-        let noted =
-            core.store.note_verdicts(self.tenant, self.entry.event.id, self.token, std::slice::from_ref(last)).await;
-        // What cannot be noted is asked again by a successor: a fault, after which that is allowed.
-        noted.unwrap_or_else(|error| {
-            tracing::warn!(%error, "a verdict could not be noted");
-            true
-        })
+        let last = self.verdicts.last().map_or(&[][..], std::slice::from_ref);
+        core.note(self.tenant, self.entry.event.id, self.token, last).await
     }
 
     /// Whether a publisher waits for the event at another replica; as long as that cannot be read one may.
     async fn waited_for_elsewhere(&self, core: &Core, grace: Duration) -> bool {
-        let until = core.lease_until();
-        let seen = core.store.renew_pending(self.tenant, self.entry.event.id, self.token, until).await;
+        let seen = core.store.renew_pending(self.tenant, self.entry.event.id, self.token, core.lease()).await;
         let recent = core.store.now() - grace.max(Duration::from_secs(1)) * 2;
         match seen {
             Ok(seen) => seen.flatten().is_some_and(|at| at > recent),
@@ -242,5 +273,59 @@ impl Phase {
                 self.verdicts.push(listener.unheard(now));
             }
         }
+    }
+}
+
+impl Core {
+    /// Renews the lease of an event until it is `lost`, and says so where somebody else has it, or nobody any more.
+    async fn keep(&self, tenant: TenantId, event: EventId, token: i64, lost: &CancellationToken) {
+        let third = self.lease() / 3;
+        let mut renewals = interval_at(Instant::now() + third, third);
+        while lost.run_until_cancelled(renewals.tick()).await.is_some() {
+            match self.store.renew_pending(tenant, event, token, self.lease()).await {
+                Ok(Some(_)) => {}
+                Ok(None) => lost.cancel(),
+                Err(error) => tracing::warn!(%error, "a pending event could not be renewed; it is tried again"),
+            }
+        }
+    }
+
+    /// Notes what listeners said. False where the event is not the owner's any more.
+    async fn note(&self, tenant: TenantId, event: EventId, token: i64, said: &[Verdict]) -> bool {
+        // What cannot be noted is asked again by a successor: a fault, after which that is allowed.
+        self.store.note_verdicts(tenant, event, token, said).await.unwrap_or_else(|error| {
+            tracing::warn!(%error, "a verdict could not be noted");
+            true
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::clock;
+    use crate::pending::tests::World;
+    use crate::store::pending::PendingState;
+    use chrono::TimeDelta;
+
+    /// However long a statement waits for its connection, and whatever this process's clock says.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_lease_is_reckoned_by_the_database_when_it_is_taken() {
+        let world = World::new().await;
+        let tenant = world.database.tenant("acme").await;
+        world.wait(tenant, PendingState::Gated, 1).await;
+        let (core, now) = (&world.core, clock::now());
+        core.store.set_clock(now - TimeDelta::minutes(3), now);
+        let claimed = core.store.claim_pending(tenant, PendingState::Gated, now, core.lease(), &[], 1).await;
+        let row = claimed.expect("claimed").remove(0);
+        let renew = || core.store.renew_pending(tenant, row.entry.event.id, row.token, core.lease());
+        for renewed in [false, true] {
+            if renewed {
+                renew().await.expect("written").expect("it is the owner's");
+            }
+            let ahead = "SELECT due_at > clock_timestamp() FROM pending_events";
+            let ahead = sqlx::query_scalar::<_, bool>(ahead).fetch_one(&mut world.database.connection().await).await;
+            assert!(ahead.expect("readable"), "renewed: {renewed}");
+        }
+        world.end().await;
     }
 }

@@ -88,11 +88,7 @@ async fn however_much_its_tenant_asks_for_an_event_whose_owner_dies_is_aborted_s
     let stuck = tenant.subscribe("CUSTOM_SHARED", &receiver, "/stuck").await.subscription.expect("it is set").id;
     // All turns that the tenant has at the first replica are taken, and many calls wait for the next one.
     let mut holder = Cluster::superuser(&world.database_url).await;
-    let sql = format!(
-        "BEGIN; SELECT 1 FROM tenant_heads JOIN tenants USING (tenant_id) WHERE slug = '{}' FOR UPDATE OF tenant_heads",
-        tenant.slug
-    );
-    sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&mut holder).await.expect("the head is locked");
+    lock_log(&mut holder, &tenant).await;
     let mut calls = JoinSet::new();
     for _ in 0..40 {
         let (mut events, id) = (tenant.events(), stuck.clone());
@@ -186,4 +182,69 @@ async fn attempts_of_a_next_owner_go_on_above_those_of_the_one_that_died() {
     assert!(usize::try_from(ended.attempt_count).is_ok_and(|number| number >= made), "{made} made: {ended:?}");
     // A number that was written down and not used is left out; nothing else is.
     assert!(usize::try_from(ended.attempt_count).is_ok_and(|number| number <= made + 1), "{made} made: {ended:?}");
+}
+
+/// Locks the end of the tenant's log, so that nothing can be committed until the connection rolls back.
+async fn lock_log(holder: &mut PgConnection, tenant: &Tenant) {
+    let sql = format!(
+        "BEGIN; SELECT 1 FROM tenant_heads JOIN tenants USING (tenant_id) WHERE slug = '{}' FOR UPDATE OF tenant_heads",
+        tenant.slug
+    );
+    sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(holder).await.expect("the head is locked");
+}
+
+/// Waits until an SQL condition holds of the one pending event of the world.
+async fn stands(world: &World, condition: &str) {
+    let watcher = Mutex::new(Cluster::superuser(&world.database_url).await);
+    let sql = format!("SELECT {condition} FROM pending_events");
+    eventually(condition, || async {
+        let found = sqlx::query_scalar(sqlx::AssertSqlSafe(sql.clone())).fetch_one(&mut *watcher.lock().await).await;
+        if found.expect("it is pending") { Ok(()) } else { Err("not yet") }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_event_whose_listener_has_agreed_stays_its_owners_however_long_the_commit_takes() {
+    let world = World::start(2).await;
+    let (tenant, receiver) = (world.tenant().await, Receiver::start().await);
+    listened(&tenant, &receiver, "/agrees").await;
+    let mut holder = Cluster::superuser(&world.database_url).await;
+    lock_log(&mut holder, &tenant).await;
+    let mut publisher = tenant.publishers[1].clone();
+    let publishing = tokio::spawn(async move { publisher.publish(timed(1)).await });
+    receiver.receives("/agrees", 1).await;
+    // Two leases after its deadline it is still the first owner's.
+    stands(&world, "deadline_at + interval '6 s' < clock_timestamp()").await;
+    stands(&world, "token = 1 AND due_at > clock_timestamp()").await;
+    sqlx::raw_sql("ROLLBACK").execute(&mut holder).await.expect("the head is free");
+    within("the publisher", publishing).await.expect("no panic").expect("its listener agreed");
+    assert_eq!(receiver.received("/agrees").len(), 1, "it is asked once");
+    let watcher = Mutex::new(holder);
+    eventually("nothing of it is left behind", || async {
+        let sql = "SELECT count(*) FROM pending_verdicts";
+        let left = sqlx::query_scalar::<_, i64>(sql).fetch_one(&mut *watcher.lock().await).await.expect("a count");
+        if left == 0 { Ok(()) } else { Err(left) }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_listener_that_agreed_is_not_asked_again_where_its_owner_dies_while_it_commits() {
+    let mut world = World::start(2).await;
+    let (tenant, receiver) = (world.tenant().await, Receiver::start().await);
+    listened(&tenant, &receiver, "/agrees").await;
+    let mut holder = Cluster::superuser(&world.database_url).await;
+    lock_log(&mut holder, &tenant).await;
+    let mut publisher = tenant.publishers[1].clone();
+    let publishing = tokio::spawn(async move { publisher.publish(timed(30)).await });
+    let event_id = receiver.receives("/agrees", 1).await[0].json()["id"].as_str().expect("an id").to_owned();
+    stands(&world, "EXISTS (SELECT FROM pending_verdicts)").await;
+    world.replicas[1].process.kill();
+    within("its publisher hears of it", publishing).await.expect("no panic").expect_err("its replica is dead");
+    stands(&world, "token > 1").await;
+    sqlx::raw_sql("ROLLBACK").execute(&mut holder).await.expect("the head is free");
+    let waited = wait(&tenant, &event_id).await.expect("it is born");
+    assert!(waited.done && waited.event.is_some(), "{waited:?}");
+    assert_eq!(receiver.received("/agrees").len(), 1, "it is asked once");
 }

@@ -105,6 +105,13 @@ impl Store {
         self.note_in_state(2, tenant, event, token, verdicts).await
     }
 
+    /// Deletes what was noted of an event that is in the log.
+    pub async fn forget_verdicts(&self, tenant: TenantId, event: EventId) -> Result<(), StoreError> {
+        let sql = "DELETE FROM pending_verdicts WHERE tenant_id = $1 AND event_id = $2";
+        sqlx::query(sql).bind(tenant.0).bind(event.0).execute(self.engine()).await?;
+        Ok(())
+    }
+
     /// Notes what had become of its listeners when a caller took an event back. Nothing where that is not why the event is not the caller's
     /// any more.
     pub async fn note_cancelled(
