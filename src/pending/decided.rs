@@ -5,8 +5,8 @@ use super::{Core, PendingError};
 use crate::clock;
 use crate::domain::announcement::Announcement;
 use crate::domain::event::{Event, LogEntry};
-use crate::domain::ids::TenantId;
-use crate::domain::pre::{AbortReason, Aborted, VerdictKind};
+use crate::domain::ids::{EventId, TenantId};
+use crate::domain::pre::{AbortReason, Aborted, Verdict, VerdictKind};
 use crate::feed::{Head, News};
 use crate::store::StoreError;
 use crate::store::heads::RegistryChange;
@@ -37,7 +37,10 @@ impl Phase {
         };
         let place = match core.write(|| core.store.commit_pending(&commit)).await {
             Ok(Some(place)) => place,
-            Ok(None) => return Ended::Elsewhere,
+            Ok(None) => {
+                core.note_cancelled(commit.tenant, event.id, commit.token, &commit.verdicts).await;
+                return Ended::Elsewhere;
+            }
             Err(error) => return Ended::Not(error.into()),
         };
         let entry = LogEntry {
@@ -69,13 +72,10 @@ impl Phase {
         self.verdicts.sort_by_key(|verdict| verdict.subscription_no);
     }
 
-    /// Notes what its listeners did of an event that a caller has taken back.
-    pub(super) async fn note_cancelled(mut self, core: &Core) {
+    /// Leaves the event to whoever has it now.
+    pub(super) async fn leave(mut self, core: &Core) {
         self.wait_no_more(core.store.now());
-        let noted = core.store.note_cancelled(self.tenant, self.entry.event.id, self.token, &self.verdicts).await;
-        if let Err(error) = noted {
-            tracing::warn!(%error, "what the listeners of a cancelled event did could not be noted");
-        }
+        core.note_cancelled(self.tenant, self.entry.event.id, self.token, &self.verdicts).await;
     }
 
     pub(super) async fn abort(mut self, core: &Core, reason: AbortReason) -> Ended {
@@ -91,13 +91,23 @@ impl Phase {
         let aborted = Aborted { event, reason, message: message.to_owned(), verdicts: self.verdicts };
         match core.abort((self.tenant, self.token), &self.entry, self.deliver_at, &aborted).await {
             Ok(true) => Ended::Not(PendingError::Aborted(Arc::new(aborted))),
-            Ok(false) => Ended::Elsewhere,
+            Ok(false) => {
+                core.note_cancelled(self.tenant, event, self.token, &aborted.verdicts).await;
+                Ended::Elsewhere
+            }
             Err(error) => Ended::Not(error.into()),
         }
     }
 }
 
 impl Core {
+    /// Notes what the listeners of an event that is not its owner's any more did, should a caller have taken it back.
+    async fn note_cancelled(&self, tenant: TenantId, event: EventId, token: i64, verdicts: &[Verdict]) {
+        if let Err(error) = self.store.note_cancelled(tenant, event, token, verdicts).await {
+            tracing::warn!(%error, "what the listeners of a cancelled event did could not be noted");
+        }
+    }
+
     /// When a time of the database's clock comes, by this process's own.
     pub(super) fn instant_of(&self, at: DateTime<Utc>) -> Instant {
         Instant::now() + (at - self.store.now()).to_std().unwrap_or_default()

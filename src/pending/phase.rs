@@ -137,12 +137,12 @@ impl Phase {
         match decision {
             Decision::Abort(reason) => self.abort(core, reason).await,
             Decision::Cancelled => {
-                self.note_cancelled(core).await;
+                self.leave(core).await;
                 Ended::Not(PendingError::Cancelled)
             }
             // A caller may have taken it back at another replica.
             Decision::Left => {
-                self.note_cancelled(core).await;
+                self.leave(core).await;
                 Ended::Elsewhere
             }
             Decision::Commit => Ended::Elsewhere,
