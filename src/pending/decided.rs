@@ -17,10 +17,20 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
-/// Between two tries to write a decision that the database did not take.
-const WRITE_AGAIN: Duration = Duration::from_millis(250);
-/// How often a decision is tried to be written; then the lease ends, and whoever takes the event over decides again.
-const WRITES_MAX: u32 = 8;
+/// Between two tries of what the database did not do.
+const TRY_AGAIN: Duration = Duration::from_millis(250);
+/// How often a decision is tried to be made or written; then the lease ends, and whoever takes the event over decides again.
+pub(super) const TRIES_MAX: u32 = 8;
+
+/// Whether the database may do at another time what it did not do.
+pub(super) fn is_passing(error: &StoreError) -> bool {
+    matches!(error, StoreError::Unavailable(_) | StoreError::TooSlow(_) | StoreError::Crowded)
+}
+
+/// Waits before another try.
+pub(super) async fn pause() {
+    sleep(TRY_AGAIN.mul_f64(0.5 + clock::jitter())).await;
+}
 
 impl Phase {
     pub(super) async fn commit(self, core: &Core, event: Arc<Event>) -> Ended {
@@ -143,14 +153,10 @@ impl Core {
         let mut tries = 1;
         loop {
             match write().await {
-                Err(StoreError::PartitionMissing) if tries < WRITES_MAX => {
+                Err(StoreError::PartitionMissing) if tries < TRIES_MAX => {
                     self.store.ensure_partitions(self.store.now().date_naive(), 1).await?;
                 }
-                Err(StoreError::Unavailable(_) | StoreError::TooSlow(_) | StoreError::Crowded)
-                    if tries < WRITES_MAX =>
-                {
-                    sleep(WRITE_AGAIN.mul_f64(0.5 + clock::jitter())).await;
-                }
+                Err(error) if tries < TRIES_MAX && is_passing(&error) => pause().await,
                 done => return done,
             }
             tries += 1;

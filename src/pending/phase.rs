@@ -18,6 +18,7 @@ use crate::domain::pre::{AbortReason, FailurePolicy, Verdict, VerdictKind};
 use crate::executor::EncodedEvent;
 use crate::planted::{self, Defect};
 use crate::publish::registry::TenantRegistry;
+use crate::store::StoreError;
 use chrono::{DateTime, Utc};
 use std::pin::pin;
 use std::sync::Arc;
@@ -62,13 +63,15 @@ pub(super) enum Ended {
 }
 
 /// What the questions came to.
-enum Decision {
+pub(super) enum Decision {
     Commit,
     Abort(AbortReason),
     /// The row is not this replica's any more, or is given back.
     Left,
     /// A caller took it back.
     Cancelled,
+    /// What it would be with its enrichments cannot be found out now.
+    Undecided(StoreError),
 }
 
 /// Returns when the registry changes, or a while after it could not be read.
@@ -99,14 +102,14 @@ impl Phase {
         let (tenant, event, token, began) = (self.tenant, self.entry.event.id, self.token, Instant::now());
         // What was said last is written with the decision. That none said anything in time is found out again.
         let last: Vec<Verdict> = self.verdicts.last().filter(|last| !last.late).cloned().into_iter().collect();
-        let note = || core.note(tenant, event, token, &last);
+        let note = || core.note_said(tenant, event, token, &last);
         let slowly = async {
             sleep(NOTE_AFTER).await;
             note().await;
             std::future::pending().await
         };
         let ended = tokio::select! {
-            ended = self.write(core, decision) => ended,
+            ended = self.write(core, handle, decision) => ended,
             never = slowly => never,
         };
         match ended {
@@ -126,11 +129,11 @@ impl Phase {
         ended
     }
 
-    async fn write(mut self, core: &Core, decision: Decision) -> Ended {
+    async fn write(mut self, core: &Core, handle: &Handle, decision: Decision) -> Ended {
         let decision = match decision {
-            Decision::Commit => match self.enriched(core).await {
+            Decision::Commit => match self.enriched(core, handle).await {
                 Ok(event) => return self.commit(core, event).await,
-                Err(reason) => Decision::Abort(reason),
+                Err(other) => other,
             },
             other => other,
         };
@@ -145,6 +148,7 @@ impl Phase {
                 self.leave(core).await;
                 Ended::Elsewhere
             }
+            Decision::Undecided(error) => Ended::Not(error.into()),
             Decision::Commit => Ended::Elsewhere,
         }
     }
@@ -249,7 +253,7 @@ impl Phase {
     /// Notes the newest verdict. False where the event is not this replica's any more.
     async fn note_last(&self, core: &Core) -> bool {
         let last = self.verdicts.last().map_or(&[][..], std::slice::from_ref);
-        core.note(self.tenant, self.entry.event.id, self.token, last).await
+        core.note_said(self.tenant, self.entry.event.id, self.token, last).await
     }
 
     /// Whether a publisher waits for the event at another replica; as long as that cannot be read one may.
@@ -291,7 +295,7 @@ impl Core {
     }
 
     /// Notes what listeners said. False where the event is not the owner's any more.
-    async fn note(&self, tenant: TenantId, event: EventId, token: i64, said: &[Verdict]) -> bool {
+    async fn note_said(&self, tenant: TenantId, event: EventId, token: i64, said: &[Verdict]) -> bool {
         // What cannot be noted is asked again by a successor: a fault, after which that is allowed.
         self.store.note_verdicts(tenant, event, token, said).await.unwrap_or_else(|error| {
             tracing::warn!(%error, "a verdict could not be noted");
