@@ -122,6 +122,7 @@ impl Phase {
 mod tests {
     use super::*;
     use crate::domain::ids::TenantId;
+    use crate::domain::invocation::{Outcome, OutcomeClass};
     use crate::domain::pre::{PrePolicy, Verdict, VerdictKind};
     use crate::pending::PendingError;
     use crate::pending::phase::Ended;
@@ -190,6 +191,25 @@ mod tests {
             let Ended::Committed(entry, _) = born else { panic!("{born:?}") };
             assert_eq!(entry.event.data.as_bytes(), br#"{"plan":"paid"}"#);
         }
+        world.end().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_noted_success_whose_enrichment_does_not_fit_ends_as_a_failure_in_every_respect() {
+        let world = World::new().await;
+        let tenant = world.database.tenant("acme").await;
+        let (core, listener) = (&world.core, Listener::new(world.listener(tenant).await));
+        let row = checked_by(&world, tenant, "CUSTOM_NARROW", r#"{"required":["never"]}"#).await;
+        let (event, mut phase) = (row.entry.event.id, agreed(&row, listener, FailurePolicy::Fail));
+        let class = OutcomeClass::Succeeded;
+        phase.verdicts[0].outcome =
+            Some(Outcome { class, status_code: 200, retry_after: None, excerpt: None, error: None });
+        assert!(core.store.note_verdicts(tenant, event, row.token, &phase.verdicts).await.expect("it is noted"));
+        let aborted = ended(core, phase, &Handle::new()).await;
+        assert!(matches!(&aborted, Ended::Not(PendingError::Aborted(_))), "{aborted:?}");
+        let said = core.store.pending_verdicts(tenant, event).await.expect("readable").remove(0);
+        let class = said.outcome.as_ref().map(|outcome| outcome.class);
+        assert_eq!((said.kind, class), (VerdictKind::Failed, Some(OutcomeClass::Failed)), "{said:?}");
         world.end().await;
     }
 

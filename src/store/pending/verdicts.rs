@@ -247,7 +247,8 @@ async fn abort(
                FROM ended e CROSS JOIN unnest($4::integer[], $5::smallint[], $6::integer[], $7::smallint[], $8::smallint[],
                     $9::integer[], $10::timestamptz[], $11::text[], $12::text[], $13::text[]) AS v
              ON CONFLICT ON CONSTRAINT pending_verdicts_pk
-             DO UPDATE SET verdict = EXCLUDED.verdict, message = EXCLUDED.message, patch = NULL)
+             DO UPDATE SET verdict = EXCLUDED.verdict, outcome_class = EXCLUDED.outcome_class, message = EXCLUDED.message,
+                           patch = NULL)
          SELECT count(*) FROM ended",
     )
     .bind(tenant.0)
