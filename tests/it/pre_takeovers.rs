@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use carillon::proto::internal::{PublishRequest, WaitEventRequest, WaitEventResponse};
 use carillon::proto::public::{
-    CreateEventTypeRequest, DeliveryPolicy, DisableSubscriptionRequest, EventPhase, InvocationState,
+    CreateEventTypeRequest, DeliveryPolicy, DisableSubscriptionRequest, EventPhase, GetInvocationRequest,
+    InvocationState,
 };
 use pbjson_types::Duration;
 use serde_json::json;
@@ -14,7 +15,7 @@ use tokio::task::JoinSet;
 use tonic::{Code, Status};
 
 use crate::harness::database::Cluster;
-use crate::harness::tenant::{assert_refused, millis, publish_request};
+use crate::harness::tenant::{assert_refused, millis, publish_request, quick_policy};
 use crate::harness::{Answer, Receiver, Tenant, World, eventually, within};
 
 const TYPE: &str = "CUSTOM_PRE_TAKEN_OVER";
@@ -247,4 +248,31 @@ async fn a_listener_that_agreed_is_not_asked_again_where_its_owner_dies_while_it
     let waited = wait(&tenant, &event_id).await.expect("it is born");
     assert!(waited.done && waited.event.is_some(), "{waited:?}");
     assert_eq!(receiver.received("/agrees").len(), 1, "it is asked once");
+}
+
+#[tokio::test]
+async fn each_attempt_of_a_listener_that_agreed_is_recorded_where_another_owner_commits() {
+    let mut world = World::start(2).await;
+    let (tenant, receiver) = (world.tenant().await, Receiver::start().await);
+    listened(&tenant, &receiver, "/slow").await;
+    let mut second = tenant.subscribe_request(TYPE, &receiver.url("/second"));
+    second.delivery_policy = Some(quick_policy());
+    let second = tenant.events().subscribe(second).await.expect("a listener can be subscribed").into_inner();
+    let second = second.subscription.expect("it is set").id;
+    receiver.answers("/second", [Answer::Status(503), Answer::Status(200)]);
+    receiver.answers("/slow", [Answer::Hang, Answer::Status(200)]);
+    let mut publisher = tenant.publishers[1].clone();
+    let publishing = tokio::spawn(async move { publisher.publish(timed(30)).await });
+    let event_id = receiver.receives("/slow", 1).await[0].json()["id"].as_str().expect("an id").to_owned();
+    stands(&world, "EXISTS (SELECT FROM pending_verdicts)").await;
+    world.replicas[1].process.kill();
+    within("its publisher hears of it", publishing).await.expect("no panic").expect_err("its replica is dead");
+    let waited = wait(&tenant, &event_id).await.expect("it is born");
+    assert!(waited.done && waited.event.is_some(), "{waited:?}");
+    let listed = tenant.all_invocations_become(&event_id, InvocationState::Succeeded).await;
+    let retried = listed.into_iter().find(|one| one.subscription_id == second).expect("it is listed");
+    let get = GetInvocationRequest { invocation_id: retried.id };
+    let read = tenant.invocations().get_invocation(get).await.expect("it is read").into_inner();
+    let made: Vec<_> = read.attempts.iter().map(|attempt| (attempt.number, attempt.status_code)).collect();
+    assert_eq!(made, [(1, 503), (2, 200)]);
 }
