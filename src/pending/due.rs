@@ -9,7 +9,7 @@ use super::ask::{Listener, NOT_ACTIVE, undecided};
 use super::phase::Phase;
 use super::running::Handle;
 use super::turns::Turns;
-use super::{Core, listeners};
+use super::{Core, listeners, put_in_order};
 use crate::domain::event::LogEntry;
 use crate::domain::ids::{EventId, SubscriptionNo, TenantId};
 use crate::domain::places::{Place, Places};
@@ -226,7 +226,9 @@ impl Core {
     async fn take_over(self: &Arc<Self>, row: PendingEvent) -> Result<(), StoreError> {
         let mut verdicts = self.store.pending_verdicts(row.tenant, row.entry.event.id).await?;
         let registry = self.registry.reload(row.tenant).await?;
-        let listeners = listeners(&registry, &row.entry.matched);
+        let mut listeners = listeners(&registry, &row.entry.matched);
+        listeners.extend(self.gone_since(&registry, &verdicts).await?);
+        put_in_order(&mut listeners);
         let decided = |no: &SubscriptionNo| verdicts.iter().any(|verdict| verdict.subscription_no == *no);
         let gone: Vec<SubscriptionNo> = row
             .entry

@@ -7,11 +7,11 @@ use super::phase::{Decision, Phase};
 use super::running::Handle;
 use crate::domain::event::{Data, Event};
 use crate::domain::ids::SubscriptionNo;
-use crate::domain::pre::{AbortReason, EnrichPath, FailurePolicy, enrich};
+use crate::domain::pre::{AbortReason, EnrichPath, FailurePolicy, Verdict, enrich};
 use crate::long_work;
 use crate::publish::PublishError;
 use crate::publish::prepare::check_again;
-use crate::publish::registry::TenantRegistry;
+use crate::publish::registry::{Entry, TenantRegistry};
 use crate::store::StoreError;
 use std::sync::Arc;
 
@@ -103,8 +103,13 @@ impl Phase {
         Ok(None)
     }
 
-    /// Applies the enrichments in the order of the listeners; names the first that does not fit.
-    async fn apply(&self) -> (Event, Option<(i32, String)>) {
+    /// Applies the enrichments in the order of the listeners; names the first that does not fit, or whose listener nothing is known of.
+    async fn apply(&self) -> (Event, Option<(SubscriptionNo, String)>) {
+        let known = |no| self.listeners.iter().any(|listener| listener.entry.subscription.no == no);
+        let lost = |verdict: &&Verdict| verdict.patch.is_some() && !known(verdict.subscription_no);
+        if let Some(lost) = self.verdicts.iter().find(lost) {
+            return (Event::clone(&self.entry.event), Some((lost.subscription_no, NOT_APPLIED.to_owned())));
+        }
         let patch = |listener: &Listener| {
             let no = listener.entry.subscription.no;
             let verdict = self.verdicts.iter().find(|verdict| verdict.subscription_no == no)?;
@@ -118,12 +123,32 @@ impl Phase {
     }
 }
 
+impl Core {
+    /// The listeners that have unsubscribed since they enriched an event. Their enrichments count as before.
+    pub(super) async fn gone_since(
+        &self,
+        registry: &TenantRegistry,
+        verdicts: &[Verdict],
+    ) -> Result<Vec<Listener>, StoreError> {
+        let (tenant, mut gone) = (registry.tenant(), Vec::new());
+        for verdict in verdicts.iter().filter(|verdict| verdict.patch.is_some()) {
+            if registry.subscription(verdict.subscription_no).is_none()
+                && let Some(subscription) = self.store.subscription(tenant, None, verdict.subscription).await?
+            {
+                // It is not asked again: nothing has to be signed.
+                gone.push(Listener::new(Arc::new(Entry::new(tenant, subscription, Vec::new()))));
+            }
+        }
+        Ok(gone)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::domain::ids::TenantId;
     use crate::domain::invocation::{Outcome, OutcomeClass};
-    use crate::domain::pre::{PrePolicy, Verdict, VerdictKind};
+    use crate::domain::pre::{PrePolicy, VerdictKind};
     use crate::pending::PendingError;
     use crate::pending::phase::Ended;
     use crate::pending::tests::World;

@@ -382,6 +382,11 @@ impl Core {
 fn listeners(registry: &TenantRegistry, matched: &[SubscriptionNo]) -> Vec<Listener> {
     let mut listeners: Vec<Listener> =
         matched.iter().filter_map(|no| registry.subscription(*no)).map(Listener::new).collect();
+    put_in_order(&mut listeners);
+    listeners
+}
+
+fn put_in_order(listeners: &mut [Listener]) {
     listeners.sort_by(|one, other| {
         let key = |listener: &Listener| {
             let subscription = &listener.entry.subscription;
@@ -389,5 +394,4 @@ fn listeners(registry: &TenantRegistry, matched: &[SubscriptionNo]) -> Vec<Liste
         };
         key(one).cmp(&key(other))
     });
-    listeners
 }

@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
+use carillon::proto::cloudevents::cloud_event::Data;
 use carillon::proto::internal::{PublishRequest, WaitEventRequest, WaitEventResponse};
 use carillon::proto::public::{
     CreateEventTypeRequest, DeliveryPolicy, DisableSubscriptionRequest, EventPhase, GetInvocationRequest,
-    InvocationState,
+    InvocationState, PrePolicy,
 };
 use pbjson_types::Duration;
 use serde_json::json;
@@ -275,4 +276,27 @@ async fn each_attempt_of_a_listener_that_agreed_is_recorded_where_another_owner_
     let read = tenant.invocations().get_invocation(get).await.expect("it is read").into_inner();
     let made: Vec<_> = read.attempts.iter().map(|attempt| (attempt.number, attempt.status_code)).collect();
     assert_eq!(made, [(1, 503), (2, 200)]);
+}
+
+#[tokio::test]
+async fn what_a_listener_enriched_before_it_unsubscribed_is_in_the_event_where_another_owner_commits() {
+    let mut world = World::start(2).await;
+    let (tenant, receiver) = (world.tenant().await, Receiver::start().await);
+    listened(&tenant, &receiver, "/slow").await;
+    let mut enriches = tenant.subscribe_request(TYPE, &receiver.url("/plan"));
+    enriches.pre_policy = Some(PrePolicy { enrich_paths: vec!["/plan".to_owned()], ..Default::default() });
+    let enriches = tenant.events().subscribe(enriches).await.expect("a listener can be subscribed").into_inner();
+    let json = vec![("content-type", "application/json".to_owned())];
+    receiver.answers("/plan", [Answer::Full(200, json, br#"{"patch":{"plan":"paid"}}"#.to_vec())]);
+    receiver.answers("/slow", [Answer::Hang, Answer::Status(200)]);
+    let mut publisher = tenant.publishers[1].clone();
+    let publishing = tokio::spawn(async move { publisher.publish(timed(30)).await });
+    let event_id = receiver.receives("/slow", 1).await[0].json()["id"].as_str().expect("an id").to_owned();
+    stands(&world, "EXISTS (SELECT FROM pending_verdicts)").await;
+    world.replicas[1].process.kill();
+    within("its publisher hears of it", publishing).await.expect("no panic").expect_err("its replica is dead");
+    tenant.unsubscribe(&enriches.subscription.expect("it is set").id).await;
+    let waited = wait(&tenant, &event_id).await.expect("it is born");
+    let data = waited.event.and_then(|event| event.event).and_then(|event| event.data);
+    assert_eq!(data, Some(Data::TextData(r#"{"plan":"paid"}"#.to_owned())));
 }
