@@ -153,7 +153,7 @@ pub struct Verdict {
     pub message: String,
     /// Its enrichment, JSON text.
     pub patch: Option<String>,
-    /// Attempts before the last one that this owner made.
+    /// Attempts before the last one that the owner made who heard it.
     pub failed: Vec<Attempt>,
     /// Whether it was this owner's deadline for all listeners that ended a silence, rather than the policy of the one.
     pub late: bool,

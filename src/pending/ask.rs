@@ -276,7 +276,7 @@ mod tests {
         world.wait(tenant, PendingState::Gated, 1).await;
         let (core, now) = (world.core.clone(), clock::now());
         let due = core.store.due_pending(tenant, PendingState::Gated, now, &[], &[], 1).await.expect("it is due");
-        let claimed = core.store.claim_pending(tenant, PendingState::Gated, now, now, &[due[0].event]).await;
+        let claimed = core.store.claim_pending(tenant, PendingState::Gated, now, Duration::ZERO, &[due[0].event]).await;
         let event = Arc::new(EncodedEvent::new(claimed.expect("claimed").remove(0).entry));
         core.store.set_clock(now - TimeDelta::minutes(3), now);
         let (deadline, numbers) = (Instant::now() + Duration::from_secs(20), Arc::new(Numbers::after(None, 1)));

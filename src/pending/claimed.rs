@@ -8,7 +8,7 @@ use super::phase::Phase;
 use super::running::Handle;
 use super::seats::{Seat, asked_at_once};
 use super::turns::Left;
-use super::{Core, listeners};
+use super::{Core, listeners, put_in_order};
 use crate::domain::event::LogEntry;
 use crate::domain::event_type::{EventTypeName, Phase as TypePhase};
 use crate::domain::ids::{EventId, SubscriptionNo, TenantId};
@@ -90,7 +90,7 @@ impl Core {
             return Ok((Vec::new(), left));
         }
         let events: Vec<EventId> = rooms.keys().copied().collect();
-        let claimed = self.store.claim_pending(tenant, state, now, self.lease_until(), &events).await?;
+        let claimed = self.store.claim_pending(tenant, state, now, self.lease(), &events).await?;
         let with_room = |row: PendingEvent| rooms.remove(&row.entry.event.id).map(|room| (row, room));
         Ok((claimed.into_iter().filter_map(with_room).collect(), left))
     }
@@ -129,7 +129,9 @@ impl Core {
             row.deadline_at = Some(anew);
         }
         let registry = self.registry.reload(row.tenant).await?;
-        let listeners = listeners(&registry, &row.entry.matched);
+        let mut listeners = listeners(&registry, &row.entry.matched);
+        listeners.extend(self.gone_since(&registry, &verdicts).await?);
+        put_in_order(&mut listeners);
         let decided = |no: &SubscriptionNo| verdicts.iter().any(|verdict| verdict.subscription_no == *no);
         let gone: Vec<SubscriptionNo> = row
             .entry
@@ -193,7 +195,7 @@ impl Core {
                     refused: prepared.refused,
                     registry_version: prepared.registry_version,
                     key: None,
-                    waits_for: WaitsFor::Listeners { deadline_at, lease_until: self.lease_until() },
+                    waits_for: WaitsFor::Listeners { deadline_at, lease: self.lease() },
                     pre_timeout: row.pre_timeout,
                     max: i64::MAX,
                 };

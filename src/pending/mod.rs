@@ -16,7 +16,9 @@ mod admission;
 mod ask;
 mod claimed;
 mod config;
+mod decided;
 mod due;
+mod enriched;
 mod error;
 mod heads;
 mod health;
@@ -312,8 +314,8 @@ impl Core {
         asked.unwrap_or(Duration::from_millis(self.config.pre_timeout_ms)).min(longest)
     }
 
-    fn lease_until(&self) -> DateTime<Utc> {
-        self.store.now() + Duration::from_millis(self.config.lease_ms)
+    fn lease(&self) -> Duration {
+        Duration::from_millis(self.config.lease_ms)
     }
 
     /// Until when a final row is kept: no shorter than its key, which a delayed event has from its time on.
@@ -360,7 +362,7 @@ impl Core {
             refused: prepared.refused.clone(),
             registry_version: prepared.registry_version,
             key: prepared.key.clone().map(|key| (key, accepted_at + self.kept)),
-            waits_for: WaitsFor::Listeners { deadline_at, lease_until: self.lease_until() },
+            waits_for: WaitsFor::Listeners { deadline_at, lease: self.lease() },
             pre_timeout: timeout,
             max,
         };
@@ -395,6 +397,11 @@ impl Core {
 fn listeners(registry: &TenantRegistry, matched: &[SubscriptionNo]) -> Vec<Listener> {
     let mut listeners: Vec<Listener> =
         matched.iter().filter_map(|no| registry.subscription(*no)).map(Listener::new).collect();
+    put_in_order(&mut listeners);
+    listeners
+}
+
+fn put_in_order(listeners: &mut [Listener]) {
     listeners.sort_by(|one, other| {
         let key = |listener: &Listener| {
             let subscription = &listener.entry.subscription;
@@ -402,5 +409,4 @@ fn listeners(registry: &TenantRegistry, matched: &[SubscriptionNo]) -> Vec<Liste
         };
         key(one).cmp(&key(other))
     });
-    listeners
 }

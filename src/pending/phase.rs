@@ -2,67 +2,36 @@
 //!
 //! ```text
 //! accepted / taken over --> ask all at once --> all agreed ------------------> commit: position, outcomes, one statement
-//!                                |   each verdict that is not the last is noted
+//!                                |   each verdict that is not the last is noted, and that one where the commit takes long
 //!                                `--> one refuses, or fails and must not --> abort: the others are cancelled
 //! ```
 //!
 //! No transaction is open while a listener runs. Every write names the row's token: a phase that another replica has taken over ends
 //! here without effect. A listener whose success is noted is never asked again.
 
-use super::ask::{Listener, NOT_APPLIED, Numbers, ask, spoil};
+use super::ask::{Listener, Numbers, ask};
 use super::running::Handle;
 use super::{Core, PendingError};
-use crate::clock;
-use crate::domain::announcement::Announcement;
-use crate::domain::event::{Data, Event, LogEntry};
-use crate::domain::ids::{SubscriptionNo, TenantId};
-use crate::domain::pre::{AbortReason, Aborted, EnrichPath, FailurePolicy, Verdict, VerdictKind, enrich};
+use crate::domain::event::LogEntry;
+use crate::domain::ids::{EventId, TenantId};
+use crate::domain::pre::{AbortReason, FailurePolicy, Verdict, VerdictKind};
 use crate::executor::EncodedEvent;
-use crate::feed::{Head, News};
-use crate::long_work;
 use crate::planted::{self, Defect};
-use crate::publish::prepare::check_again;
 use crate::publish::registry::TenantRegistry;
 use crate::store::StoreError;
-use crate::store::heads::RegistryChange;
-use crate::store::pending::PendingCommit;
-use crate::telemetry::measured;
 use chrono::{DateTime, Utc};
-use futures::StreamExt as _;
-use futures::stream::FuturesUnordered;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
-use tokio::time::{Instant, interval_at, sleep};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, interval_at, sleep, timeout};
+use tokio_util::sync::CancellationToken;
 
 /// Before the registry is looked at again that could not be read.
 const HEED_AGAIN: Duration = Duration::from_millis(250);
-/// Between two tries to write a decision that the database did not take.
-const WRITE_AGAIN: Duration = Duration::from_millis(250);
-/// How often a decision is tried to be written; then the lease ends, and whoever takes the event over decides again.
-const WRITES_MAX: u32 = 8;
-
-/// A patch, of which listener, and where it may change something.
-type Patch = (SubscriptionNo, String, Vec<EnrichPath>);
-
-/// An event with its patches; names the first that does not fit.
-fn applied(event: &Event, patches: &[Patch]) -> (Event, Option<(SubscriptionNo, String)>) {
-    let mut data = event.data.as_bytes().to_vec();
-    for (no, patch, paths) in patches {
-        match enrich(&data, patch, paths) {
-            Ok(enriched) => data = enriched,
-            Err(error) => return (event.clone(), Some((*no, error.to_string()))),
-        }
-    }
-    let mut event = event.clone();
-    event.data = match event.data {
-        Data::Binary(_) => Data::Binary(data.into()),
-        _ => Data::Text(data.into()),
-    };
-    (event, None)
-}
-
+/// Before what was said last is noted by itself, where the decision takes longer to be written.
+const NOTE_AFTER: Duration = Duration::from_secs(1);
 /// A phase to run.
 #[derive(Debug)]
 pub(super) struct Phase {
@@ -94,13 +63,15 @@ pub(super) enum Ended {
 }
 
 /// What the questions came to.
-enum Decision {
+pub(super) enum Decision {
     Commit,
     Abort(AbortReason),
     /// The row is not this replica's any more, or is given back.
     Left,
     /// A caller took it back.
     Cancelled,
+    /// What it would be with its enrichments cannot be found out now.
+    Undecided(StoreError),
 }
 
 /// Returns when the registry changes, or a while after it could not be read.
@@ -113,32 +84,76 @@ async fn changed(registry: &mut Option<(Arc<TenantRegistry>, watch::Receiver<()>
 }
 
 impl Phase {
-    /// Asks, decides, writes the decision.
-    pub async fn run(mut self, core: &Arc<Core>, handle: &Handle) -> Ended {
-        let decision = self.decide(core, handle).await;
+    /// Asks, decides, writes the decision. The event stays this replica's meanwhile.
+    pub async fn run(self, core: &Arc<Core>, handle: &Handle) -> Ended {
+        let (tenant, event, token, lost) = (self.tenant, self.entry.event.id, self.token, CancellationToken::new());
+        let keep = async {
+            core.keep(tenant, event, token, &lost).await;
+            std::future::pending().await
+        };
+        tokio::select! {
+            ended = self.decide_and_write(core, handle, &lost) => ended,
+            never = keep => never,
+        }
+    }
+
+    async fn decide_and_write(mut self, core: &Arc<Core>, handle: &Handle, lost: &CancellationToken) -> Ended {
+        let decision = self.decide(core, handle, lost).await;
+        let (tenant, event, token, began) = (self.tenant, self.entry.event.id, self.token, Instant::now());
+        // What was said last is written with the decision. That none said anything in time is found out again.
+        let last: Vec<Verdict> = self.verdicts.last().filter(|last| !last.late).cloned().into_iter().collect();
+        let note = || core.note_said(tenant, event, token, &last);
+        let slowly = async {
+            sleep(NOTE_AFTER).await;
+            note().await;
+            std::future::pending().await
+        };
+        let ended = tokio::select! {
+            ended = self.write(core, handle, decision) => ended,
+            never = slowly => never,
+        };
+        match ended {
+            // Whoever takes the event over does not ask again. The publisher does not wait for that where the database is away.
+            Ended::Not(PendingError::Publish(_)) => drop(timeout(NOTE_AFTER, note()).await),
+            // A commit that waited does not see what was noted meanwhile.
+            Ended::Committed(..) if began.elapsed() >= NOTE_AFTER => {
+                let store = core.store.clone();
+                core.tasks.spawn(async move {
+                    if let Err(error) = store.forget_verdicts(tenant, event).await {
+                        tracing::warn!(%event, %error, "a verdict that is not needed any more could not be deleted");
+                    }
+                });
+            }
+            _ => {}
+        }
+        ended
+    }
+
+    async fn write(mut self, core: &Core, handle: &Handle, decision: Decision) -> Ended {
         let decision = match decision {
-            Decision::Commit => match self.enriched_in_time(core).await {
+            Decision::Commit => match self.enriched(core, handle).await {
                 Ok(event) => return self.commit(core, event).await,
-                Err(reason) => Decision::Abort(reason),
+                Err(other) => other,
             },
             other => other,
         };
         match decision {
             Decision::Abort(reason) => self.abort(core, reason).await,
             Decision::Cancelled => {
-                self.note_cancelled(core).await;
+                self.leave(core).await;
                 Ended::Not(PendingError::Cancelled)
             }
             // A caller may have taken it back at another replica.
             Decision::Left => {
-                self.note_cancelled(core).await;
+                self.leave(core).await;
                 Ended::Elsewhere
             }
+            Decision::Undecided(error) => Ended::Not(error.into()),
             Decision::Commit => Ended::Elsewhere,
         }
     }
 
-    async fn decide(&mut self, core: &Arc<Core>, handle: &Handle) -> Decision {
+    async fn decide(&mut self, core: &Arc<Core>, handle: &Handle, lost: &CancellationToken) -> Decision {
         if let Err(error) = core.look_at_circuits(self.tenant, &self.listeners).await {
             tracing::warn!(%error, "how listeners do at other replicas could not be read");
         }
@@ -151,7 +166,8 @@ impl Phase {
         let question = |listener: &Listener| {
             ask(core.clone(), self.tenant, listener.clone(), event.clone(), self.deadline, numbers.clone())
         };
-        let mut asking: FuturesUnordered<_> = self
+        // Tasks of their own, which end with the set: they go on while the phase waits for the database.
+        let mut asking: JoinSet<Verdict> = self
             .listeners
             .iter()
             .filter(|listener| in_time && !known.contains(&listener.entry.subscription.no))
@@ -160,13 +176,13 @@ impl Phase {
         if let Some(reason) = self.aborts() {
             return Decision::Abort(reason);
         }
-        let lease = Duration::from_millis(core.config.lease_ms);
-        let mut renewal = interval_at(Instant::now() + lease / 3, lease / 3);
         let grace = Duration::from_millis(core.config.abandon_grace_ms);
         let mut gone = pin!(handle.abandoned(grace));
         while !asking.is_empty() {
             tokio::select! {
-                Some(verdict) = asking.next() => {
+                Some(verdict) = asking.join_next() => {
+                    // One that panicked is asked again once the lease has ended.
+                    let Ok(verdict) = verdict else { return Decision::Left };
                     let blocks = self.blocks(&verdict);
                     self.verdicts.push(verdict);
                     match blocks {
@@ -178,14 +194,7 @@ impl Phase {
                         None => {}
                     }
                 }
-                _ = renewal.tick() => {
-                    let until = core.lease_until();
-                    match core.store.renew_pending(self.tenant, self.entry.event.id, self.token, until).await {
-                        Ok(Some(_)) => {}
-                        Ok(None) => return Decision::Left,
-                        Err(error) => tracing::warn!(%error, "a pending event could not be renewed; it is tried again"),
-                    }
-                }
+                () = lost.cancelled() => return Decision::Left,
                 () = changed(&mut registry_changes) => registry_changes = self.heed_registry(core).await,
                 () = &mut gone, if self.abandonable => {
                     if !self.waited_for_elsewhere(core, grace).await {
@@ -195,8 +204,9 @@ impl Phase {
                 }
                 () = core.stop.cancelled() => {
                     // Due at once: another replica goes on.
-                    let now = core.store.now();
-                    let _ = core.store.renew_pending(self.tenant, self.entry.event.id, self.token, now).await;
+                    lost.cancel();
+                    let event = self.entry.event.id;
+                    let _ = core.store.renew_pending(self.tenant, event, self.token, Duration::ZERO).await;
                     return Decision::Left;
                 }
                 () = handle.cancelled.cancelled() => return Decision::Cancelled,
@@ -220,7 +230,7 @@ impl Phase {
     }
 
     /// Why the event is aborted, if it is: a refusal says more than a failure.
-    fn aborts(&self) -> Option<AbortReason> {
+    pub(super) fn aborts(&self) -> Option<AbortReason> {
         let reasons = || self.verdicts.iter().filter_map(|verdict| self.blocks(verdict));
         reasons().find(|reason| *reason == AbortReason::Rejected).or_else(|| reasons().next())
     }
@@ -242,20 +252,13 @@ impl Phase {
 
     /// Notes the newest verdict. False where the event is not this replica's any more.
     async fn note_last(&self, core: &Core) -> bool {
-        let Some(last) = self.verdicts.last() else { return true };
-        let noted =
-            core.store.note_verdicts(self.tenant, self.entry.event.id, self.token, std::slice::from_ref(last)).await;
-        // What cannot be noted is asked again by a successor: a fault, after which that is allowed.
-        noted.unwrap_or_else(|error| {
-            tracing::warn!(%error, "a verdict could not be noted");
-            true
-        })
+        let last = self.verdicts.last().map_or(&[][..], std::slice::from_ref);
+        core.note_said(self.tenant, self.entry.event.id, self.token, last).await
     }
 
     /// Whether a publisher waits for the event at another replica; as long as that cannot be read one may.
     async fn waited_for_elsewhere(&self, core: &Core, grace: Duration) -> bool {
-        let until = core.lease_until();
-        let seen = core.store.renew_pending(self.tenant, self.entry.event.id, self.token, until).await;
+        let seen = core.store.renew_pending(self.tenant, self.entry.event.id, self.token, core.lease()).await;
         let recent = core.store.now() - grace.max(Duration::from_secs(1)) * 2;
         match seen {
             Ok(seen) => seen.flatten().is_some_and(|at| at > recent),
@@ -275,204 +278,59 @@ impl Phase {
             }
         }
     }
-
-    /// As [`Self::enriched`], which may wait for its place among long work: the event stays this replica's meanwhile.
-    async fn enriched_in_time(&mut self, core: &Core) -> Result<Arc<Event>, AbortReason> {
-        let (tenant, event, token) = (self.tenant, self.entry.event.id, self.token);
-        let third = Duration::from_millis(core.config.lease_ms) / 3;
-        let keep = async {
-            let mut renewals = interval_at(Instant::now() + third, third);
-            loop {
-                renewals.tick().await;
-                // One that fails is tried again; an event that is not ours any more is found out by the commit.
-                let _ = core.store.renew_pending(tenant, event, token, core.lease_until()).await;
-            }
-        };
-        tokio::select! {
-            enriched = self.enriched(core) => enriched,
-            never = keep => never,
-        }
-    }
-
-    /// The event with every enrichment, checked again. Errors: why it is aborted instead; the verdicts say who failed.
-    async fn enriched(&mut self, core: &Core) -> Result<Arc<Event>, AbortReason> {
-        let patched = |verdict: &&mut Verdict| verdict.patch.is_some();
-        if !self.verdicts.iter_mut().any(|verdict| patched(&verdict)) {
-            return Ok(self.entry.event.clone());
-        }
-        let registry = core.registry.tenant(self.tenant).await.map_err(|_| AbortReason::ListenerFailed)?;
-        loop {
-            if let Some(event) = self.fitted(core, &registry).await {
-                return Ok(event);
-            }
-            if let Some(reason) = self.aborts() {
-                return Err(reason);
-            }
-        }
-    }
-
-    /// The event with every enrichment, where they fit; none where some did not, whose verdicts are failures now.
-    pub(super) async fn fitted(&mut self, core: &Core, registry: &TenantRegistry) -> Option<Arc<Event>> {
-        let (event, broken) = self.apply().await;
-        if let Some((no, message)) = broken {
-            self.verdicts.iter_mut().filter(|v| v.subscription_no == no).for_each(|v| spoil(v, message.clone()));
-            return None;
-        }
-        let event = Arc::new(event);
-        let checked = check_again(&core.registry, registry, &event, core.event_bytes_max).await;
-        let Err(error) = checked else { return Some(event) };
-        // Those that may fail are left out first; only then does it fall on the others.
-        let message = format!("the enriched data is not valid: {error}");
-        let ignorable = |no: i32| {
-            let listener = self.listeners.iter().find(|l| l.entry.subscription.no == no);
-            listener.is_some_and(|l| l.policy.failure_policy == FailurePolicy::Ignore)
-        };
-        let any = self.verdicts.iter().any(|v| v.patch.is_some() && ignorable(v.subscription_no));
-        for verdict in &mut self.verdicts {
-            if verdict.patch.is_some() && (!any || ignorable(verdict.subscription_no)) {
-                spoil(verdict, message.clone());
-            }
-        }
-        None
-    }
-
-    /// Applies the enrichments in the order of the listeners; names the first that does not fit.
-    async fn apply(&self) -> (Event, Option<(i32, String)>) {
-        let patch = |listener: &Listener| {
-            let no = listener.entry.subscription.no;
-            let verdict = self.verdicts.iter().find(|verdict| verdict.subscription_no == no)?;
-            Some((no, verdict.patch.clone()?, listener.policy.enrich_paths.clone()))
-        };
-        let patches: Vec<Patch> = self.listeners.iter().filter_map(patch).collect();
-        let (event, unchanged) = (self.entry.event.clone(), &self.entry.event);
-        let first = patches.first().map_or(0, |(no, ..)| *no);
-        let done = long_work::on(self.tenant, unchanged.bytes(), move || applied(&event, &patches)).await;
-        done.unwrap_or_else(|| (Event::clone(unchanged), Some((first, NOT_APPLIED.to_owned()))))
-    }
-
-    async fn commit(self, core: &Core, event: Arc<Event>) -> Ended {
-        let mut verdicts = self.verdicts;
-        verdicts.sort_by_key(|verdict| verdict.subscription_no);
-        let commit = PendingCommit {
-            tenant: self.tenant,
-            event: event.clone(),
-            token: self.token,
-            registry_version: None,
-            matched: self.entry.matched.clone(),
-            refused: self.entry.refused.clone(),
-            verdicts,
-        };
-        let write = |patience| core.store.commit_pending(&commit, patience);
-        let place = match core.write_in_turn(commit.tenant, write).await {
-            Ok(Some(place)) => place,
-            Ok(None) => return Ended::Elsewhere,
-            Err(error) => return Ended::Not(error.into()),
-        };
-        let entry = LogEntry {
-            position: place.position,
-            committed_at: place.committed_at,
-            event,
-            matched: commit.matched,
-            refused: commit.refused,
-        };
-        measured().publish.events.inc();
-        // The head alone, not the entry: who dispatches reads the event together with the outcomes it has, and runs nothing twice.
-        core.feed.send(&News::Head(Head {
-            tenant: self.tenant,
-            position: place.position,
-            registry_version: 0,
-            deferred_version: 0,
-        }));
-        Ended::Committed(Arc::new(entry), commit.verdicts.into())
-    }
-
-    /// Whoever has not answered yet is not waited for.
-    fn wait_no_more(&mut self, now: DateTime<Utc>) {
-        for listener in &self.listeners {
-            let no = listener.entry.subscription.no;
-            if !self.verdicts.iter().any(|verdict| verdict.subscription_no == no) {
-                self.verdicts.push(listener.verdict(VerdictKind::Cancelled, "it was not waited for", now));
-            }
-        }
-        self.verdicts.sort_by_key(|verdict| verdict.subscription_no);
-    }
-
-    /// Notes what its listeners did of an event that a caller has taken back.
-    async fn note_cancelled(mut self, core: &Core) {
-        self.wait_no_more(core.store.now());
-        let noted = core.store.note_cancelled(self.tenant, self.entry.event.id, self.token, &self.verdicts).await;
-        if let Err(error) = noted {
-            tracing::warn!(%error, "what the listeners of a cancelled event did could not be noted");
-        }
-    }
-
-    async fn abort(mut self, core: &Core, reason: AbortReason) -> Ended {
-        self.wait_no_more(core.store.now());
-        let message = match reason {
-            AbortReason::Rejected => "a listener refused the event",
-            AbortReason::ListenerFailed => "a listener that must agree failed or could not be reached",
-            AbortReason::Deadline => "the listeners did not all answer in time",
-            AbortReason::Abandoned => "nobody waited for the answer any more",
-            AbortReason::Unpublishable => "the event cannot be published any more",
-        };
-        let event = self.entry.event.id;
-        let aborted = Aborted { event, reason, message: message.to_owned(), verdicts: self.verdicts };
-        match core.abort((self.tenant, self.token), &self.entry, self.deliver_at, &aborted).await {
-            Ok(true) => Ended::Not(PendingError::Aborted(Arc::new(aborted))),
-            Ok(false) => Ended::Elsewhere,
-            Err(error) => Ended::Not(error.into()),
-        }
-    }
 }
 
 impl Core {
-    /// When a time of the database's clock comes, by this process's own.
-    pub(super) fn instant_of(&self, at: DateTime<Utc>) -> Instant {
-        Instant::now() + (at - self.store.now()).to_std().unwrap_or_default()
-    }
-
-    /// Writes that the owner's event, by tenant and token, is aborted. Of one that was delayed operators hear: its publisher has had its
-    /// answer. False where it is not the owner's any more.
-    pub(super) async fn abort(
-        &self,
-        (tenant, token): (TenantId, i64),
-        entry: &LogEntry,
-        deliver_at: Option<DateTime<Utc>>,
-        aborted: &Aborted,
-    ) -> Result<bool, StoreError> {
-        let expires_at = self.final_until(deliver_at);
-        let Some(deliver_at) = deliver_at else {
-            return self.write(|| self.store.abort_pending(tenant, token, aborted, expires_at)).await;
-        };
-        let (accepted_at, now) = (entry.committed_at, self.store.now());
-        let told = Announcement::delayed_event_aborted(&entry.event, accepted_at, deliver_at, aborted, now);
-        let write =
-            |patience| self.store.abort_delayed(tenant, token, aborted.clone(), expires_at, told.clone(), patience);
-        let Some(change) = self.write_in_turn(tenant, write).await? else { return Ok(false) };
-        let RegistryChange { position, registry_version } = change;
-        self.feed.send(&News::Head(Head { tenant, position, registry_version, deferred_version: 0 }));
-        Ok(true)
-    }
-
-    /// Writes a decision, again where the database was away: the token makes a repetition harmless.
-    pub(super) async fn write<T, F: Future<Output = Result<T, StoreError>>>(
-        &self,
-        write: impl Fn() -> F,
-    ) -> Result<T, StoreError> {
-        let mut tries = 1;
-        loop {
-            match write().await {
-                Err(StoreError::PartitionMissing) if tries < WRITES_MAX => {
-                    self.store.ensure_partitions(self.store.now().date_naive(), 1).await?;
-                }
-                Err(StoreError::Unavailable(_) | StoreError::TooSlow(_) | StoreError::Crowded)
-                    if tries < WRITES_MAX =>
-                {
-                    sleep(WRITE_AGAIN.mul_f64(0.5 + clock::jitter())).await;
-                }
-                done => return done,
+    /// Renews the lease of an event until it is `lost`, and says so where somebody else has it, or nobody any more.
+    async fn keep(&self, tenant: TenantId, event: EventId, token: i64, lost: &CancellationToken) {
+        let third = self.lease() / 3;
+        let mut renewals = interval_at(Instant::now() + third, third);
+        while lost.run_until_cancelled(renewals.tick()).await.is_some() {
+            match self.store.renew_pending(tenant, event, token, self.lease()).await {
+                Ok(Some(_)) => {}
+                Ok(None) => lost.cancel(),
+                Err(error) => tracing::warn!(%error, "a pending event could not be renewed; it is tried again"),
             }
-            tries += 1;
         }
+    }
+
+    /// Notes what listeners said. False where the event is not the owner's any more.
+    async fn note_said(&self, tenant: TenantId, event: EventId, token: i64, said: &[Verdict]) -> bool {
+        // What cannot be noted is asked again by a successor: a fault, after which that is allowed.
+        self.store.note_verdicts(tenant, event, token, said).await.unwrap_or_else(|error| {
+            tracing::warn!(%error, "a verdict could not be noted");
+            true
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::clock;
+    use crate::pending::tests::World;
+    use crate::store::pending::PendingState;
+    use chrono::TimeDelta;
+
+    /// However long a statement waits for its connection, and whatever this process's clock says.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_lease_is_reckoned_by_the_database_when_it_is_taken() {
+        let world = World::new().await;
+        let tenant = world.database.tenant("acme").await;
+        world.wait(tenant, PendingState::Gated, 1).await;
+        let (core, now) = (&world.core, clock::now());
+        core.store.set_clock(now - TimeDelta::minutes(3), now);
+        let due = core.store.due_pending(tenant, PendingState::Gated, now, &[], &[], 1).await.expect("it is due");
+        let claimed = core.store.claim_pending(tenant, PendingState::Gated, now, core.lease(), &[due[0].event]).await;
+        let row = claimed.expect("claimed").remove(0);
+        let renew = || core.store.renew_pending(tenant, row.entry.event.id, row.token, core.lease());
+        for renewed in [false, true] {
+            if renewed {
+                renew().await.expect("written").expect("it is the owner's");
+            }
+            let ahead = "SELECT due_at > clock_timestamp() FROM pending_events";
+            let ahead = sqlx::query_scalar::<_, bool>(ahead).fetch_one(&mut world.database.connection().await).await;
+            assert!(ahead.expect("readable"), "renewed: {renewed}");
+        }
+        world.end().await;
     }
 }

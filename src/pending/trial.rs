@@ -1,7 +1,7 @@
 //! Test runs: a listener is called once with an event that nobody publishes, and its answer judged as a publish would judge it.
 
 use super::Pending;
-use super::ask::{Listener, judged};
+use super::ask::{Listener, judged, spoil};
 use super::phase::Phase;
 use crate::domain::event::LogEntry;
 use crate::domain::event_type::Phase as TypePhase;
@@ -50,8 +50,9 @@ impl Pending {
             verdicts: vec![verdict],
             abandonable: false,
         };
-        if enriches {
-            phase.fitted(core, registry).await;
+        if enriches && phase.fitted(core, registry).await.is_err() {
+            let unchecked = "the enriched data could not be checked";
+            phase.verdicts.iter_mut().for_each(|verdict| spoil(verdict, unchecked.to_owned()));
         }
         if let Some(verdict) = phase.verdicts.pop()
             && let Some(mut outcome) = verdict.outcome

@@ -83,8 +83,8 @@ pub enum WaitsFor {
     Listeners {
         /// When they must have answered.
         deadline_at: DateTime<Utc>,
-        /// Until when the acceptor owns it.
-        lease_until: DateTime<Utc>,
+        /// How long the acceptor owns it from the statement on.
+        lease: Duration,
     },
 }
 
@@ -154,9 +154,9 @@ impl Store {
     /// Accepts an event. Errors: [`StoreError::Conflict`] with the idempotency constraint where its key was used before.
     pub async fn accept_pending(&self, new: &NewPending) -> Result<Accepted, StoreError> {
         let event = &*new.event;
-        let (state, due_at, deadline_at) = match new.waits_for {
-            WaitsFor::Time(at) => (SCHEDULED, at, None),
-            WaitsFor::Listeners { deadline_at, lease_until } => (GATED, lease_until, Some(deadline_at)),
+        let (state, due_at, lease, deadline_at) = match new.waits_for {
+            WaitsFor::Time(at) => (SCHEDULED, Some(at), None, None),
+            WaitsFor::Listeners { deadline_at, lease } => (GATED, None, Some(lease), Some(deadline_at)),
         };
         let (kind, data) = data_columns(&event.data);
         let key = new.key.as_ref();
@@ -171,8 +171,8 @@ impl Store {
                  INSERT INTO pending_events (tenant_id, event_id, state, token, due_at, deadline_at, pre_timeout_ms, created_at,
                         event_type, schema_version, source, subject, event_time, content_type, extensions, data_kind, data,
                         matched, refused, root_id, cause_event_id, cause_subscription_no, depth, lineage)
-                 SELECT h.tenant_id, $5, $3, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23,
-                        $24, $25, $26
+                 SELECT h.tenant_id, $5, $3, $6, COALESCE($7, clock_timestamp() + $30), $8, $9, $10, $11, $12, $13, $14, $15, $16,
+                        $17, $18, $19, $20, $21, $22, $23, $24, $25, $26
                    FROM head h CROSS JOIN room r WHERE r.n < $4
                  RETURNING tenant_id, event_id),
              keyed AS (
@@ -212,6 +212,7 @@ impl Store {
             .bind(key.map(|(key, _)| key.key.as_str()))
             .bind(key.map(|(key, _)| key.request_hash.as_slice()))
             .bind(key.map(|(_, expires_at)| *expires_at))
+            .bind(lease)
             .fetch_all(self.engine())
             .await?;
         let first = rows.first().ok_or(StoreError::Corrupt { what: "accepted event" })?;
@@ -259,23 +260,24 @@ impl Store {
         TOKEN_FIRST
     }
 
-    /// Keeps an event whose listeners are asked; answers when a publisher last asked for it elsewhere. None where it is not the
-    /// caller's any more.
+    /// Keeps an event whose listeners are asked for another `lease`; answers when a publisher last asked for it elsewhere. None where it
+    /// is not the caller's any more.
     pub async fn renew_pending(
         &self,
         tenant: TenantId,
         event: EventId,
         token: i64,
-        lease_until: DateTime<Utc>,
+        lease: Duration,
     ) -> Result<Option<Option<DateTime<Utc>>>, StoreError> {
         Ok(sqlx::query_scalar(
-            "UPDATE pending_events SET due_at = $4 WHERE tenant_id = $1 AND event_id = $2 AND token = $3 AND state = 2
+            "UPDATE pending_events SET due_at = clock_timestamp() + $4
+              WHERE tenant_id = $1 AND event_id = $2 AND token = $3 AND state = 2
              RETURNING attached_at",
         )
         .bind(tenant.0)
         .bind(event.0)
         .bind(token)
-        .bind(lease_until)
+        .bind(lease)
         .fetch_optional(self.engine())
         .await?)
     }
@@ -293,9 +295,10 @@ impl Store {
 
     /// A delayed event that is due begins to ask its listeners. False where the registry moved on or it is not the caller's.
     pub async fn gate_pending(&self, token: i64, new: &NewPending) -> Result<bool, StoreError> {
-        let WaitsFor::Listeners { deadline_at, lease_until } = new.waits_for else { return Ok(false) };
+        let WaitsFor::Listeners { deadline_at, lease } = new.waits_for else { return Ok(false) };
         let done = sqlx::query(
-            "UPDATE pending_events p SET state = 2, matched = $5, refused = $6, deadline_at = $7, due_at = $8, schema_version = $9
+            "UPDATE pending_events p SET state = 2, matched = $5, refused = $6, deadline_at = $7, due_at = clock_timestamp() + $8,
+                    schema_version = $9
                FROM tenant_heads h
               WHERE p.tenant_id = $1 AND p.event_id = $2 AND p.token = $3 AND p.state = 1
                 AND h.tenant_id = p.tenant_id AND h.registry_version = $4",
@@ -307,7 +310,7 @@ impl Store {
         .bind(&*new.matched)
         .bind(&*new.refused)
         .bind(deadline_at)
-        .bind(lease_until)
+        .bind(lease)
         .bind(new.event.schema_version)
         .execute(self.engine())
         .await?;

@@ -14,10 +14,11 @@ use tokio::sync::Semaphore;
 use tonic::Code;
 use tonic_types::StatusExt as _;
 
+use crate::harness::database::Cluster;
 use crate::harness::tenant::{
     Clients, admin, assert_refused, create_key, millis, publish_request, quick_policy, webhook,
 };
-use crate::harness::{Answer, Receiver, Tenant, World, eventually};
+use crate::harness::{Answer, Receiver, Tenant, World, eventually, within};
 
 const TYPE: &str = "CUSTOM_PRE_ASKED";
 
@@ -430,4 +431,23 @@ async fn ignored(tenant: &Tenant, receiver: &Receiver, path: &str, policy: Deliv
     request.pre_policy = Some(PrePolicy { failure_policy: PreFailurePolicy::Ignore.into(), ..Default::default() });
     let answer = tenant.events().subscribe(request).await.expect("a listener can be subscribed").into_inner();
     answer.subscription.expect("it is set").id
+}
+
+#[tokio::test]
+async fn listeners_are_asked_on_while_what_another_one_said_waits_for_the_database() {
+    let patient = "[database]\nstatement_timeout_ms = 100000\nanswer_timeout_ms = 200000\n";
+    let world = World::start_with(1, patient).await;
+    let (tenant, receiver) = (world.tenant().await, Receiver::start().await);
+    declare(&tenant).await;
+    listen(&tenant, &receiver, "/agrees", quick_policy()).await;
+    listen(&tenant, &receiver, "/silent", DeliveryPolicy { timeout: Some(millis(500)), ..quick_policy() }).await;
+    receiver.answers("/silent", [Answer::Hang, Answer::Status(200)]);
+    let mut holder = Cluster::superuser(&world.database_url).await;
+    let lock = "BEGIN; LOCK TABLE pending_verdicts IN SHARE MODE";
+    sqlx::raw_sql(lock).execute(&mut holder).await.expect("no verdict can be noted");
+    let mut publisher = tenant.publisher();
+    let publishing = tokio::spawn(async move { publisher.publish(publish_request(TYPE, &json!({}))).await });
+    receiver.receives("/silent", 2).await;
+    sqlx::raw_sql("ROLLBACK").execute(&mut holder).await.expect("verdicts can be noted");
+    within("the publisher", publishing).await.expect("no panic").expect("both agree");
 }

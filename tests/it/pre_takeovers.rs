@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
+use carillon::proto::cloudevents::cloud_event::Data;
 use carillon::proto::internal::{PublishRequest, WaitEventRequest, WaitEventResponse};
 use carillon::proto::public::{
-    CreateEventTypeRequest, DeliveryPolicy, DisableSubscriptionRequest, EventPhase, InvocationState,
+    CreateEventTypeRequest, DeliveryPolicy, DisableSubscriptionRequest, EventPhase, GetInvocationRequest,
+    InvocationState, PrePolicy,
 };
 use pbjson_types::Duration;
 use serde_json::json;
@@ -14,7 +16,7 @@ use tonic::{Code, Status};
 
 use crate::g09_isolated::{lock_head, waiting_for_locks};
 use crate::harness::database::Cluster;
-use crate::harness::tenant::{assert_refused, millis, publish_request};
+use crate::harness::tenant::{assert_refused, millis, publish_request, quick_policy};
 use crate::harness::{Answer, Receiver, Tenant, World, eventually, within};
 
 const TYPE: &str = "CUSTOM_PRE_TAKEN_OVER";
@@ -199,4 +201,108 @@ async fn a_delayed_event_whose_owner_died_before_anybody_answered_has_its_time_a
     assert!(waited.event.is_some(), "{waited:?}");
     assert_refused(wait(&tenant, &ids[1]).await, Code::DeadlineExceeded, "PRE_DEADLINE");
     assert_eq!(receiver.received("/agrees").len(), 1);
+}
+
+/// Waits until an SQL condition holds of the one pending event of the world.
+async fn stands(world: &World, condition: &str) {
+    let watcher = Mutex::new(Cluster::superuser(&world.database_url).await);
+    let sql = format!("SELECT {condition} FROM pending_events");
+    eventually(condition, || async {
+        let found = sqlx::query_scalar(sqlx::AssertSqlSafe(sql.clone())).fetch_one(&mut *watcher.lock().await).await;
+        if found.expect("it is pending") { Ok(()) } else { Err("not yet") }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_event_whose_listener_has_agreed_stays_its_owners_however_long_the_commit_takes() {
+    let world = World::start(2).await;
+    let (tenant, receiver) = (world.tenant().await, Receiver::start().await);
+    listened(&tenant, &receiver, "/agrees").await;
+    let mut holder = lock_head(&world, &tenant).await;
+    let mut publisher = tenant.publishers[1].clone();
+    let publishing = tokio::spawn(async move { publisher.publish(timed(1)).await });
+    receiver.receives("/agrees", 1).await;
+    // Two leases after its deadline it is still the first owner's.
+    stands(&world, "deadline_at + interval '6 s' < clock_timestamp()").await;
+    stands(&world, "token = 1 AND due_at > clock_timestamp()").await;
+    sqlx::raw_sql("ROLLBACK").execute(&mut holder).await.expect("the head is free");
+    within("the publisher", publishing).await.expect("no panic").expect("its listener agreed");
+    assert_eq!(receiver.received("/agrees").len(), 1, "it is asked once");
+    let watcher = Mutex::new(holder);
+    eventually("nothing of it is left behind", || async {
+        let sql = "SELECT count(*) FROM pending_verdicts";
+        let left = sqlx::query_scalar::<_, i64>(sql).fetch_one(&mut *watcher.lock().await).await.expect("a count");
+        if left == 0 { Ok(()) } else { Err(left) }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_listener_that_agreed_is_not_asked_again_where_its_owner_dies_while_it_commits() {
+    let mut world = World::start(2).await;
+    let (tenant, receiver) = (world.tenant().await, Receiver::start().await);
+    listened(&tenant, &receiver, "/agrees").await;
+    let mut holder = lock_head(&world, &tenant).await;
+    let mut publisher = tenant.publishers[1].clone();
+    let publishing = tokio::spawn(async move { publisher.publish(timed(30)).await });
+    let event_id = receiver.receives("/agrees", 1).await[0].json()["id"].as_str().expect("an id").to_owned();
+    stands(&world, "EXISTS (SELECT FROM pending_verdicts)").await;
+    world.replicas[1].process.kill();
+    within("its publisher hears of it", publishing).await.expect("no panic").expect_err("its replica is dead");
+    stands(&world, "token > 1").await;
+    sqlx::raw_sql("ROLLBACK").execute(&mut holder).await.expect("the head is free");
+    let waited = wait(&tenant, &event_id).await.expect("it is born");
+    assert!(waited.done && waited.event.is_some(), "{waited:?}");
+    assert_eq!(receiver.received("/agrees").len(), 1, "it is asked once");
+}
+
+#[tokio::test]
+async fn each_attempt_of_a_listener_that_agreed_is_recorded_where_another_owner_commits() {
+    let mut world = World::start(2).await;
+    let (tenant, receiver) = (world.tenant().await, Receiver::start().await);
+    listened(&tenant, &receiver, "/slow").await;
+    let mut second = tenant.subscribe_request(TYPE, &receiver.url("/second"));
+    second.delivery_policy = Some(quick_policy());
+    let second = tenant.events().subscribe(second).await.expect("a listener can be subscribed").into_inner();
+    let second = second.subscription.expect("it is set").id;
+    receiver.answers("/second", [Answer::Status(503), Answer::Status(200)]);
+    receiver.answers("/slow", [Answer::Hang, Answer::Status(200)]);
+    let mut publisher = tenant.publishers[1].clone();
+    let publishing = tokio::spawn(async move { publisher.publish(timed(30)).await });
+    let event_id = receiver.receives("/slow", 1).await[0].json()["id"].as_str().expect("an id").to_owned();
+    stands(&world, "EXISTS (SELECT FROM pending_verdicts)").await;
+    world.replicas[1].process.kill();
+    within("its publisher hears of it", publishing).await.expect("no panic").expect_err("its replica is dead");
+    let waited = wait(&tenant, &event_id).await.expect("it is born");
+    assert!(waited.done && waited.event.is_some(), "{waited:?}");
+    let listed = tenant.all_invocations_become(&event_id, InvocationState::Succeeded).await;
+    let retried = listed.into_iter().find(|one| one.subscription_id == second).expect("it is listed");
+    let get = GetInvocationRequest { invocation_id: retried.id };
+    let read = tenant.invocations().get_invocation(get).await.expect("it is read").into_inner();
+    let made: Vec<_> = read.attempts.iter().map(|attempt| (attempt.number, attempt.status_code)).collect();
+    assert_eq!(made, [(1, 503), (2, 200)]);
+}
+
+#[tokio::test]
+async fn what_a_listener_enriched_before_it_unsubscribed_is_in_the_event_where_another_owner_commits() {
+    let mut world = World::start(2).await;
+    let (tenant, receiver) = (world.tenant().await, Receiver::start().await);
+    listened(&tenant, &receiver, "/slow").await;
+    let mut enriches = tenant.subscribe_request(TYPE, &receiver.url("/plan"));
+    enriches.pre_policy = Some(PrePolicy { enrich_paths: vec!["/plan".to_owned()], ..Default::default() });
+    let enriches = tenant.events().subscribe(enriches).await.expect("a listener can be subscribed").into_inner();
+    let json = vec![("content-type", "application/json".to_owned())];
+    receiver.answers("/plan", [Answer::Full(200, json, br#"{"patch":{"plan":"paid"}}"#.to_vec())]);
+    receiver.answers("/slow", [Answer::Hang, Answer::Status(200)]);
+    let mut publisher = tenant.publishers[1].clone();
+    let publishing = tokio::spawn(async move { publisher.publish(timed(30)).await });
+    let event_id = receiver.receives("/slow", 1).await[0].json()["id"].as_str().expect("an id").to_owned();
+    stands(&world, "EXISTS (SELECT FROM pending_verdicts)").await;
+    world.replicas[1].process.kill();
+    within("its publisher hears of it", publishing).await.expect("no panic").expect_err("its replica is dead");
+    tenant.unsubscribe(&enriches.subscription.expect("it is set").id).await;
+    let waited = wait(&tenant, &event_id).await.expect("it is born");
+    let data = waited.event.and_then(|event| event.event).and_then(|event| event.data);
+    assert_eq!(data, Some(Data::TextData(r#"{"plan":"paid"}"#.to_owned())));
 }

@@ -28,7 +28,8 @@ struct PreparedCall {
 }
 
 impl Entry {
-    pub(super) fn new(
+    /// Takes the signing secrets oldest first, each with the time it ends.
+    pub fn new(
         tenant: TenantId,
         subscription: Subscription,
         secrets: Vec<(SigningSecret, Option<DateTime<Utc>>)>,

@@ -133,7 +133,7 @@ impl Store {
         // No limit: at most one row per subscription that the event matched.
         let rows: Vec<Row> = sqlx::query_as(
             "SELECT v.subscription_no, s.subscription_id, v.verdict, v.attempt, v.outcome_class, v.status_code, v.duration_us,
-                    v.started_at, v.excerpt, v.message, v.patch
+                    v.started_at, v.excerpt, v.message, v.patch, v.failed
                FROM pending_verdicts v
                LEFT JOIN subscriptions s ON s.tenant_id = v.tenant_id AND s.subscription_no = v.subscription_no
               WHERE v.tenant_id = $1 AND v.event_id = $2 ORDER BY v.subscription_no",
@@ -158,7 +158,8 @@ impl Store {
         let rows = sqlx::query(
             "SELECT o.subscription_no, s.subscription_id,
                     (CASE WHEN o.state = 3 THEN 1 WHEN o.reason = 'PRE_FAILED' THEN 3 ELSE 5 END)::smallint, o.attempt,
-                    o.outcome_class, o.status_code, o.duration_us, o.started_at, o.excerpt, o.message, NULL::text, o.position
+                    o.outcome_class, o.status_code, o.duration_us, o.started_at, o.excerpt, o.message, NULL::text, NULL::text,
+                    o.position
                FROM outcomes o
                LEFT JOIN subscriptions s ON s.tenant_id = o.tenant_id AND s.subscription_no = o.subscription_no
               WHERE o.tenant_id = $1 AND o.day = ANY($2) AND o.position = ANY($3) AND o.message IS NOT NULL",

@@ -6,6 +6,7 @@ use crate::domain::ids::{EventId, TenantId};
 use crate::store::event_pages::ROW_BYTES;
 use crate::store::{Store, StoreError};
 use chrono::{DateTime, Utc};
+use std::time::Duration;
 use uuid::Uuid;
 
 /// An event that may be claimed.
@@ -124,13 +125,13 @@ impl Store {
         Ok(done.rows_affected() > 0)
     }
 
-    /// Becomes the owner of these events of a tenant until `lease_until`, as far as they are due in the state still.
+    /// Becomes the owner of these events of a tenant for a `lease`, as far as they are due in the state still.
     pub async fn claim_pending(
         &self,
         tenant: TenantId,
         state: PendingState,
         now: DateTime<Utc>,
-        lease_until: DateTime<Utc>,
+        lease: Duration,
         events: &[EventId],
     ) -> Result<Vec<PendingEvent>, StoreError> {
         // SKIP LOCKED: what another replica claims at this moment is its.
@@ -138,7 +139,7 @@ impl Store {
             "WITH due AS (
                  SELECT event_id AS id FROM pending_events
                   WHERE tenant_id = $1 AND event_id = ANY($5) AND state = $2 AND due_at <= $3 FOR UPDATE SKIP LOCKED)
-             UPDATE pending_events SET token = token + 1, due_at = $4, deliver_at = {DELIVER_AT}
+             UPDATE pending_events SET token = token + 1, due_at = clock_timestamp() + $4, deliver_at = {DELIVER_AT}
                FROM due d WHERE tenant_id = $1 AND event_id = d.id RETURNING {}",
             columns()
         );
@@ -146,7 +147,7 @@ impl Store {
             .bind(tenant.0)
             .bind(state_code(state))
             .bind(now)
-            .bind(lease_until)
+            .bind(lease)
             .bind(events.iter().map(|event| event.0).collect::<Vec<_>>())
             .fetch_all(self.engine())
             .await?;

@@ -3,12 +3,13 @@
 use super::{Store, StoreError};
 use crate::domain::announcement::Announcement;
 use crate::domain::ids::{EventId, SubscriptionId, TenantId};
-use crate::domain::invocation::{Outcome, State};
+use crate::domain::invocation::{Attempt, Outcome, State};
 use crate::domain::pre::{AbortReason, Aborted, Verdict, VerdictKind};
 use crate::store::announcements;
 use crate::store::dispatch::{class_number, parse_class, state_number};
 use crate::store::heads::{self, RegistryChange};
 use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
 use sqlx::PgExecutor;
 use std::time::Duration;
 use uuid::Uuid;
@@ -26,6 +27,7 @@ pub(super) struct VerdictColumns<'a> {
     pub excerpt: Vec<Option<&'a str>>,
     pub message: Vec<&'a str>,
     patch: Vec<Option<&'a str>>,
+    failed: Vec<Option<String>>,
 }
 
 impl<'a> VerdictColumns<'a> {
@@ -45,6 +47,7 @@ impl<'a> VerdictColumns<'a> {
             columns.excerpt.push(outcome.and_then(|outcome| outcome.excerpt.as_deref()));
             columns.message.push(&verdict.message);
             columns.patch.push(verdict.patch.as_deref());
+            columns.failed.push(encode_failed(&verdict.failed));
         }
         columns
     }
@@ -90,8 +93,44 @@ pub(super) fn outcome_columns(verdicts: &[Verdict]) -> (Vec<i16>, Vec<Option<Str
     verdicts.iter().map(column).unzip()
 }
 
+/// An attempt before the last one, as it is stored.
+#[derive(Serialize, Deserialize)]
+struct FailedRow {
+    number: i32,
+    started_at: DateTime<Utc>,
+    duration_us: u64,
+    class: i16,
+    status_code: u16,
+    excerpt: Option<String>,
+    error: Option<String>,
+}
+
+fn encode_failed(attempts: &[Attempt]) -> Option<String> {
+    let row = |attempt: &Attempt| FailedRow {
+        number: attempt.number,
+        started_at: attempt.started_at,
+        duration_us: u64::try_from(attempt.duration.as_micros()).unwrap_or(u64::MAX),
+        class: class_number(attempt.outcome.class),
+        status_code: attempt.outcome.status_code,
+        excerpt: attempt.outcome.excerpt.clone(),
+        error: attempt.outcome.error.clone(),
+    };
+    let rows: Vec<FailedRow> = attempts.iter().map(row).collect();
+    (!rows.is_empty()).then(|| serde_json::to_string(&rows).expect("strings, numbers and times always serialize"))
+}
+
+fn parse_failed(text: &str) -> Result<Vec<Attempt>, StoreError> {
+    let rows: Vec<FailedRow> = serde_json::from_str(text).map_err(|_| StoreError::Corrupt { what: "attempt" })?;
+    let attempt = |row: FailedRow| {
+        let FailedRow { number, started_at, status_code, excerpt, error, .. } = row;
+        let outcome = Outcome { class: parse_class(row.class)?, status_code, retry_after: None, excerpt, error };
+        Ok(Attempt { number, started_at, duration: Duration::from_micros(row.duration_us), outcome })
+    };
+    rows.into_iter().map(attempt).collect()
+}
+
 pub(super) type Row =
-    (i32, Option<Uuid>, i16, i32, i16, i16, i32, DateTime<Utc>, Option<String>, String, Option<String>);
+    (i32, Option<Uuid>, i16, i32, i16, i16, i32, DateTime<Utc>, Option<String>, String, Option<String>, Option<String>);
 
 impl Store {
     /// Notes what listeners answered while others are still asked. False where the event is not the caller's any more.
@@ -103,6 +142,13 @@ impl Store {
         verdicts: &[Verdict],
     ) -> Result<bool, StoreError> {
         self.note_in_state(2, tenant, event, token, verdicts).await
+    }
+
+    /// Deletes what was noted of an event that is in the log.
+    pub async fn forget_verdicts(&self, tenant: TenantId, event: EventId) -> Result<(), StoreError> {
+        let sql = "DELETE FROM pending_verdicts WHERE tenant_id = $1 AND event_id = $2";
+        sqlx::query(sql).bind(tenant.0).bind(event.0).execute(self.engine()).await?;
+        Ok(())
     }
 
     /// Notes what had become of its listeners when a caller took an event back. Nothing where that is not why the event is not the caller's
@@ -132,10 +178,11 @@ impl Store {
                   WHERE tenant_id = $1 AND event_id = $2 AND token = $3 AND state = $14 FOR UPDATE),
              noted AS (
                  INSERT INTO pending_verdicts (tenant_id, event_id, subscription_no, verdict, attempt, outcome_class, status_code,
-                        duration_us, started_at, excerpt, message, patch)
+                        duration_us, started_at, excerpt, message, patch, failed)
                  SELECT m.tenant_id, m.event_id, v.*
                    FROM mine m CROSS JOIN unnest($4::integer[], $5::smallint[], $6::integer[], $7::smallint[], $8::smallint[],
-                        $9::integer[], $10::timestamptz[], $11::text[], $12::text[], $13::text[]) AS v
+                        $9::integer[], $10::timestamptz[], $11::text[], $12::text[], $13::text[],
+                        $15::text[]) AS v
                  ON CONFLICT DO NOTHING)
              SELECT count(*) FROM mine",
         )
@@ -153,6 +200,7 @@ impl Store {
         .bind(columns.message)
         .bind(columns.patch)
         .bind(state)
+        .bind(columns.failed)
         .fetch_one(self.engine())
         .await?;
         Ok(noted > 0)
@@ -238,12 +286,14 @@ async fn abort(
              RETURNING tenant_id, event_id),
          said AS (
              INSERT INTO pending_verdicts (tenant_id, event_id, subscription_no, verdict, attempt, outcome_class, status_code,
-                    duration_us, started_at, excerpt, message, patch)
+                    duration_us, started_at, excerpt, message, patch, failed)
              SELECT e.tenant_id, e.event_id, v.*
                FROM ended e CROSS JOIN unnest($4::integer[], $5::smallint[], $6::integer[], $7::smallint[], $8::smallint[],
-                    $9::integer[], $10::timestamptz[], $11::text[], $12::text[], $13::text[]) AS v
+                    $9::integer[], $10::timestamptz[], $11::text[], $12::text[], $13::text[],
+                    $17::text[]) AS v
              ON CONFLICT ON CONSTRAINT pending_verdicts_pk
-             DO UPDATE SET verdict = EXCLUDED.verdict, message = EXCLUDED.message, patch = NULL)
+             DO UPDATE SET verdict = EXCLUDED.verdict, outcome_class = EXCLUDED.outcome_class, message = EXCLUDED.message,
+                           patch = NULL)
          SELECT count(*) FROM ended",
     )
     .bind(tenant.0)
@@ -262,13 +312,14 @@ async fn abort(
     .bind(reason_code(aborted.reason))
     .bind(&aborted.message)
     .bind(expires_at)
+    .bind(columns.failed)
     .fetch_one(executor)
     .await?;
     Ok(ended > 0)
 }
 
 pub(super) fn parse(row: Row) -> Result<Verdict, StoreError> {
-    let (subscription_no, subscription, kind, attempt, class, status, duration_us, started_at, excerpt, message, patch) =
+    let (no, subscription, kind, attempt, class, status, duration_us, started_at, excerpt, message, patch, failed) =
         row;
     let outcome = match class {
         0 => None,
@@ -281,7 +332,7 @@ pub(super) fn parse(row: Row) -> Result<Verdict, StoreError> {
         }),
     };
     Ok(Verdict {
-        subscription_no,
+        subscription_no: no,
         subscription: SubscriptionId(subscription.unwrap_or_default()),
         kind: parse_kind(kind).ok_or(StoreError::Corrupt { what: "verdict" })?,
         attempt,
@@ -290,7 +341,7 @@ pub(super) fn parse(row: Row) -> Result<Verdict, StoreError> {
         outcome,
         message,
         patch,
-        failed: Vec::new(),
+        failed: failed.as_deref().map_or(Ok(Vec::new()), parse_failed)?,
         late: false,
     })
 }

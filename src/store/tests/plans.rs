@@ -181,7 +181,7 @@ async fn plans(connection: &mut PgConnection, known: &mut BTreeSet<String>) -> V
             "boolean" => "true".to_owned(),
             array if array.ends_with("[]") => "'{}'".to_owned(),
             "text" | "bytea" => "''".to_owned(),
-            _ => "100".to_owned(),
+            _ => "'100'".to_owned(),
         };
         let values = types.iter().map(value).collect::<Vec<_>>().join(", ");
         let values = if values.is_empty() { values } else { format!("({values})") };
@@ -368,7 +368,7 @@ async fn every_hot_statement_is_served_by_its_index_and_looks_at_no_more_days_th
         refused: [].into(),
         registry_version: 0,
         key: None,
-        waits_for: WaitsFor::Listeners { deadline_at: now, lease_until: now },
+        waits_for: WaitsFor::Listeners { deadline_at: now, lease: Duration::ZERO },
         pre_timeout: Duration::from_secs(1),
         max: 100,
     };
@@ -381,7 +381,7 @@ async fn every_hot_statement_is_served_by_its_index_and_looks_at_no_more_days_th
     look!("what is due of a tenant", ["pending_events_by_tenant_due"], scans [], prunes false,
         store.due_pending(one, PendingState::Scheduled, now, &[], &[], 10));
     look!("claim of events that are due", ["pending_events_pk"], scans [], prunes false,
-        store.claim_pending(one, PendingState::Scheduled, now, now, &[known_event]));
+        store.claim_pending(one, PendingState::Scheduled, now, Duration::ZERO, &[known_event]));
     look!("what is due", ["pending_events_by_due"], scans [], prunes false,
         store.first_due(now, 10), store.next_pending_due(now));
     look!("who has something due", ["tenant_heads_pk", "pending_events_by_tenant_due"], scans [], prunes false,
@@ -435,7 +435,8 @@ async fn every_hot_statement_is_served_by_its_index_and_looks_at_no_more_days_th
     look!("birth of a pending event", ["tenant_heads_pk", "pending_events_pk", "pending_verdicts_pk"], scans [], prunes false,
         store.commit_pending(&born, Duration::from_secs(1)));
     look!("what becomes of a pending event", ["tenant_heads_pk", "pending_events_pk", "pending_verdicts_pk"], scans [], prunes false,
-        store.renew_pending(one, gone, 1, now), store.renew_deadline(one, gone, 1, now), store.attach_pending(one, gone), store.gate_pending(1, &gated),
+        store.renew_pending(one, gone, 1, Duration::ZERO), store.renew_deadline(one, gone, 1, now), store.attach_pending(one, gone),
+        store.gate_pending(1, &gated),
         store.note_verdicts(one, gone, 1, &[verdict]), store.note_attempt(one, gone, 1, 1),
         store.abort_pending(one, 1, &aborted, now), store.pending_event(one, gone), store.pending_verdicts(one, gone));
     let replay = Replay { subscription_no: 1, done: LogPlace { after: 1, day: old }, up_to: 10 };
