@@ -85,4 +85,53 @@ mod tests {
             assert!(key("data.user", data).is_err(), "{data}");
         }
     }
+
+    #[test]
+    fn what_can_never_be_an_ordering_key_is_refused_with_its_column() {
+        let cases = [
+            ("[data.k]", 1),
+            ("{'a': 1}", 1),
+            ("1.5", 1),
+            ("null", 1),
+            ("event", 1),
+            ("event.time", 6),
+            ("string", 1),
+            ("timestamp(data.at)", 10),
+            ("duration('1s') + data.more", 9),
+            ("data.k * 1.5", 10),
+            ("data.a ? 1.5 : [1]", 16),
+            ("1 && data.a", 1),
+            ("1.5 ? 'a' : 'b'", 1),
+        ];
+        for (source, column) in cases {
+            let error = Filter::parse_key(source).expect_err(source);
+            assert!(error.message.contains("never a string, an integer or a boolean"), "{source}: {error}");
+            assert_eq!(error.column, column, "{source}: {error}");
+        }
+        for source in ["data.items.map(x, x)", "data.items.filter(x, x > 1)"] {
+            Filter::parse_key(source).expect_err(source);
+        }
+        let fine = [
+            "data.k",
+            "data['k']",
+            "event.subject",
+            "event.source + data.k",
+            "'one for all'",
+            "data.amount % 8",
+            "-data.k",
+            "size(data.items)",
+            "string(event.time)",
+            "event.time.getHours()",
+            "data.a > 1",
+            "has(data.k) ? data.k : null",
+            "data.items.exists(x, x > 1)",
+            "data.items.exists_one(x, x > 1)",
+            "dyn(1.5)",
+            "true",
+            "7u",
+        ];
+        for source in fine {
+            Filter::parse_key(source).unwrap_or_else(|error| panic!("{source}: {error}"));
+        }
+    }
 }

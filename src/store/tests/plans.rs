@@ -376,12 +376,10 @@ async fn every_hot_statement_is_served_by_its_index_and_looks_at_no_more_days_th
         prunes false, store.accept_pending(&gated));
     look!("how many pending events there are", ["pending_events_by_tenant_due"], scans [], prunes false,
         store.count_pending(one, 10, 10));
-    look!("how a pending event stands", ["pending_events_pk"], scans [], prunes false,
-        store.pending_standing(one, known_event));
+    look!("how a pending event stands, and claim of those that are due", ["pending_events_pk"], scans [], prunes false,
+        store.pending_standing(one, known_event), store.claim_pending(one, PendingState::Scheduled, now, Duration::ZERO, &[known_event]));
     look!("what is due of a tenant", ["pending_events_by_tenant_due"], scans [], prunes false,
         store.due_pending(one, PendingState::Scheduled, now, &[], &[], 10));
-    look!("claim of events that are due", ["pending_events_pk"], scans [], prunes false,
-        store.claim_pending(one, PendingState::Scheduled, now, Duration::ZERO, &[known_event]));
     look!("what is due", ["pending_events_by_due"], scans [], prunes false,
         store.first_due(now, 10), store.next_pending_due(now));
     look!("who has something due", ["tenant_heads_pk", "pending_events_by_tenant_due"], scans [], prunes false,
@@ -436,8 +434,7 @@ async fn every_hot_statement_is_served_by_its_index_and_looks_at_no_more_days_th
         store.commit_pending(&born, Duration::from_secs(1)));
     look!("what becomes of a pending event", ["tenant_heads_pk", "pending_events_pk", "pending_verdicts_pk"], scans [], prunes false,
         store.renew_pending(one, gone, 1, Duration::ZERO), store.renew_deadline(one, gone, 1, now), store.attach_pending(one, gone),
-        store.gate_pending(1, &gated),
-        store.note_verdicts(one, gone, 1, &[verdict]), store.note_attempt(one, gone, 1, 1),
+        store.gate_pending(1, &gated), store.note_verdicts(one, gone, 1, &[verdict]), store.note_attempt(one, gone, 1, 1),
         store.abort_pending(one, 1, &aborted, now), store.pending_event(one, gone), store.pending_verdicts(one, gone));
     let replay = Replay { subscription_no: 1, done: LogPlace { after: 1, day: old }, up_to: 10 };
     let missed = |position, looped| Missed { position, day: old, key: None, looped };
