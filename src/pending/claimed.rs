@@ -180,7 +180,7 @@ impl Core {
             let registry = self.registry.tenant(row.tenant).await?;
             let event = row.entry.event.clone();
             let version = event.schema_version;
-            let prepared = prepare(&self.registry, &registry, event, version, None, self.event_bytes_max).await;
+            let prepared = prepare(&self.registry, &registry, event, version, None, Some(self.event_bytes_max)).await;
             let prepared = match prepared {
                 Ok(prepared) => prepared,
                 Err(PublishError::Store(error)) => return Err(error),

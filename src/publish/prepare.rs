@@ -35,8 +35,8 @@ pub struct Prepared {
     pub registry_version: i64,
     /// The publisher's idempotency key.
     pub key: Option<NewKey>,
-    /// The bound that its size was measured with, bytes.
-    pub event_bytes_max: usize,
+    /// What bounds its size whatever the tenant's quota is, bytes: none for what a publisher sends.
+    pub own_bytes_max: Option<usize>,
 }
 
 impl Prepared {
@@ -46,17 +46,18 @@ impl Prepared {
     }
 }
 
-/// Checks an event and decides what it fires.
+/// Checks an event and decides what it fires. `own_bytes_max` bounds its size in place of the tenant's quota.
 pub async fn prepare(
     registry: &Registry,
     tenant: &TenantRegistry,
     mut event: Arc<Event>,
     requested_schema: i32,
     key: Option<NewKey>,
-    event_bytes_max: usize,
+    own_bytes_max: Option<usize>,
 ) -> Result<Prepared, PublishError> {
-    if event.bytes() > event_bytes_max {
-        return Err(PublishError::TooLarge { limit: event_bytes_max });
+    let limit = own_bytes_max.unwrap_or_else(|| tenant.event_bytes_max());
+    if event.bytes() > limit {
+        return Err(PublishError::TooLarge { limit });
     }
     let before = tenant.version();
     let decided = match decide(registry, tenant, &event, requested_schema).await {
@@ -82,7 +83,7 @@ pub async fn prepare(
         phase: decided.phase,
         registry_version: decided.registry_version,
         key,
-        event_bytes_max,
+        own_bytes_max,
     })
 }
 

@@ -211,7 +211,7 @@ impl Writer {
         });
         let key = NewKey { key: format!("carillon/{key}"), request_hash: [0; 32] };
         let registry = self.core.registry.tenant(tenant).await?;
-        prepare(&self.core.registry, &registry, event, 0, Some(key), self.core.config.event_bytes_max).await
+        prepare(&self.core.registry, &registry, event, 0, Some(key), Some(self.core.config.event_bytes_max)).await
     }
 }
 
@@ -388,7 +388,7 @@ impl Core {
                 }
                 let event = prepared.event.clone();
                 let key = prepared.key.clone();
-                let limit = prepared.event_bytes_max;
+                let limit = prepared.own_bytes_max;
                 match prepare(&self.registry, &registry, event, prepared.requested_schema, key, limit).await {
                     // It has got listeners that may refuse it.
                     Ok(again) if again.is_gated() => refused = Some(PublishError::Gated),

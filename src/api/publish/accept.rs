@@ -35,9 +35,8 @@ async fn publish(
     let Answers { api, registry, .. } = answers;
     let tenant = registry.tenant();
     let Parsed { mut event, schema_version, key, deliver_at, pre_timeout } = parsed;
-    let limit = registry.event_bytes_max();
     for _ in 0..ROUNDS_MAX {
-        let prepared = prepare(api.writer.registry(), registry, event, schema_version, key.clone(), limit).await?;
+        let prepared = prepare(api.writer.registry(), registry, event, schema_version, key.clone(), None).await?;
         // For the next round, should there be one.
         event = prepared.event.clone();
         // Boxed, so that the many calls that neither wait nor are gated do not carry the room for it.

@@ -153,11 +153,10 @@ async fn divide(
     responses: &[Option<PublishResponse>],
 ) -> Result<Divided, Refusal> {
     let Answers { api, registry, .. } = answers;
-    let limit = registry.event_bytes_max();
     let (mut together, mut alone) = (Vec::with_capacity(parsed.len()), Vec::new());
     for (index, one) in parsed.iter().enumerate().filter(|(index, _)| responses[*index].is_none()) {
         let prepared =
-            prepare(api.writer.registry(), registry, one.event.clone(), one.schema_version, one.key.clone(), limit);
+            prepare(api.writer.registry(), registry, one.event.clone(), one.schema_version, one.key.clone(), None);
         let prepared = prepared.await.map_err(|error| Refusal::at(index, error))?;
         if let Some(at) = one.deliver_at {
             api.pending.check_time(at).map_err(|error| Refusal::at(index, error))?;

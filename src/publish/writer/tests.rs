@@ -89,16 +89,20 @@ async fn a_commit_that_postgres_refuses_fails_only_the_call_it_is_about() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_matched_again_is_measured_by_the_bound_that_it_was_accepted_with() {
+async fn what_is_matched_again_is_measured_by_the_tenants_present_quota_but_for_carillons_own() {
     let database = Database::new().await;
     let tenant = database.tenant("a").await;
     let (writer, _tasks) = database.writer(Config::default());
     let name = EventTypeName::parse(crate::store::tests::NAME).expect("a name");
     let data = serde_json::json!("x".repeat(2_000));
     let own = writer.prepare_system(tenant, name, "large".to_owned(), &data, None, "large").await.expect("valid");
+    let old = writer.registry().tenant(tenant).await.expect("readable");
+    let theirs = prepare(writer.registry(), &old, own.event.clone(), 0, None, None).await.expect("small enough yet");
     let change = TenantChange { display_name: None, quotas: vec![(Quota::EventBytes, Some(1_024))] };
     database.store.update_tenant("test".into(), tenant, change, Repeatable::default()).await.expect("changed");
     let before = own.registry_version;
+    let refused = writer.write(tenant, vec![theirs]).await.map(drop);
+    assert!(matches!(refused, Err(PublishError::TooLarge { limit: 1_024 })), "{refused:?}");
     writer.write(tenant, vec![own]).await.expect("the tenant's quota is none of Carillon's own events");
     let registry = writer.registry().tenant(tenant).await.expect("readable");
     assert!(registry.version() > before && registry.event_bytes_max() == 1_024, "it was matched again");
