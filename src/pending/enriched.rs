@@ -7,7 +7,7 @@ use super::phase::{Decision, Phase};
 use super::running::Handle;
 use crate::domain::event::{Data, Event};
 use crate::domain::ids::SubscriptionNo;
-use crate::domain::pre::{AbortReason, EnrichPath, FailurePolicy, Verdict, enrich};
+use crate::domain::pre::{AbortReason, EnrichPath, FailurePolicy, Verdict, VerdictKind, enrich};
 use crate::long_work;
 use crate::publish::PublishError;
 use crate::publish::prepare::check_again;
@@ -124,14 +124,15 @@ impl Phase {
 }
 
 impl Core {
-    /// The listeners that have unsubscribed since they enriched an event. Their enrichments count as before.
+    /// The listeners that have unsubscribed since they enriched an event, or failed. What they said means what it did before.
     pub(super) async fn gone_since(
         &self,
         registry: &TenantRegistry,
         verdicts: &[Verdict],
     ) -> Result<Vec<Listener>, StoreError> {
         let (tenant, mut gone) = (registry.tenant(), Vec::new());
-        for verdict in verdicts.iter().filter(|verdict| verdict.patch.is_some()) {
+        let counts = |verdict: &&Verdict| verdict.patch.is_some() || verdict.kind == VerdictKind::Failed;
+        for verdict in verdicts.iter().filter(counts) {
             if registry.subscription(verdict.subscription_no).is_none()
                 && let Some(subscription) = self.store.subscription(tenant, None, verdict.subscription).await?
             {
@@ -148,7 +149,7 @@ mod tests {
     use super::*;
     use crate::domain::ids::TenantId;
     use crate::domain::invocation::{Outcome, OutcomeClass};
-    use crate::domain::pre::{PrePolicy, VerdictKind};
+    use crate::domain::pre::PrePolicy;
     use crate::pending::PendingError;
     use crate::pending::phase::Ended;
     use crate::pending::tests::World;

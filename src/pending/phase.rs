@@ -116,7 +116,7 @@ impl Phase {
             // Whoever takes the event over does not ask again. The publisher does not wait for that where the database is away.
             Ended::Not(PendingError::Publish(_)) => drop(timeout(NOTE_AFTER, note()).await),
             // A commit that waited does not see what was noted meanwhile.
-            Ended::Committed(..) if began.elapsed() >= NOTE_AFTER => {
+            Ended::Committed(..) | Ended::Elsewhere if began.elapsed() >= NOTE_AFTER => {
                 let store = core.store.clone();
                 core.tasks.spawn(async move {
                     if let Err(error) = store.forget_verdicts(tenant, event).await {
@@ -158,6 +158,10 @@ impl Phase {
             tracing::warn!(%error, "how listeners do at other replicas could not be read");
         }
         let mut registry_changes = self.heed_registry(core).await;
+        // By what was noted before it was taken over: nobody else is asked then.
+        if let Some(reason) = self.aborts() {
+            return Decision::Abort(reason);
+        }
         let event = Arc::new(EncodedEvent::new(self.entry.clone()));
         let numbers = Arc::new(Numbers::after(self.attempted, self.token));
         let known: Vec<i32> = self.verdicts.iter().map(|verdict| verdict.subscription_no).collect();
@@ -173,9 +177,6 @@ impl Phase {
             .filter(|listener| in_time && !known.contains(&listener.entry.subscription.no))
             .map(question)
             .collect();
-        if let Some(reason) = self.aborts() {
-            return Decision::Abort(reason);
-        }
         let grace = Duration::from_millis(core.config.abandon_grace_ms);
         let mut gone = pin!(handle.abandoned(grace));
         while !asking.is_empty() {

@@ -50,7 +50,7 @@ impl Page {
 
     async fn next(&mut self) -> Value {
         let line = within("a report of the page", self.lines.next_line()).await.expect("readable");
-        let line = line.expect("the browser runs; is Chromium there? make tools installs it");
+        let line = line.expect("the browser runs; is Chromium there? make test installs it");
         let value: Value = serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}"));
         assert!(value.get("pageError").is_none(), "{value}");
         value

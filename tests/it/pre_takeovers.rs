@@ -6,7 +6,7 @@ use carillon::proto::cloudevents::cloud_event::Data;
 use carillon::proto::internal::{PublishRequest, WaitEventRequest, WaitEventResponse};
 use carillon::proto::public::{
     CreateEventTypeRequest, DeliveryPolicy, DisableSubscriptionRequest, EventPhase, GetInvocationRequest,
-    InvocationState, PrePolicy,
+    InvocationState, PreFailurePolicy, PrePolicy,
 };
 use pbjson_types::Duration;
 use serde_json::json;
@@ -282,6 +282,29 @@ async fn each_attempt_of_a_listener_that_agreed_is_recorded_where_another_owner_
     let read = tenant.invocations().get_invocation(get).await.expect("it is read").into_inner();
     let made: Vec<_> = read.attempts.iter().map(|attempt| (attempt.number, attempt.status_code)).collect();
     assert_eq!(made, [(1, 503), (2, 200)]);
+}
+
+#[tokio::test]
+async fn a_failure_that_is_ignored_stays_so_where_its_listener_unsubscribes_and_another_owner_commits() {
+    let mut world = World::start(2).await;
+    let (tenant, receiver) = (world.tenant().await, Receiver::start().await);
+    listened(&tenant, &receiver, "/slow").await;
+    let mut fails = tenant.subscribe_request(TYPE, &receiver.url("/fails"));
+    fails.delivery_policy = Some(DeliveryPolicy { max_attempts: 1, ..quick_policy() });
+    let ignored = PrePolicy { failure_policy: PreFailurePolicy::Ignore.into(), ..Default::default() };
+    fails.pre_policy = Some(ignored);
+    let fails = tenant.events().subscribe(fails).await.expect("a listener can be subscribed").into_inner();
+    receiver.answers("/fails", [Answer::Status(500)]);
+    receiver.answers("/slow", [Answer::Hang, Answer::Status(200)]);
+    let mut publisher = tenant.publishers[1].clone();
+    let publishing = tokio::spawn(async move { publisher.publish(timed(30)).await });
+    let event_id = receiver.receives("/slow", 1).await[0].json()["id"].as_str().expect("an id").to_owned();
+    stands(&world, "EXISTS (SELECT FROM pending_verdicts)").await;
+    world.replicas[1].process.kill();
+    within("its publisher hears of it", publishing).await.expect("no panic").expect_err("its replica is dead");
+    tenant.unsubscribe(&fails.subscription.expect("it is set").id).await;
+    let waited = wait(&tenant, &event_id).await.expect("it is born");
+    assert!(waited.done && waited.event.is_some(), "{waited:?}");
 }
 
 #[tokio::test]

@@ -23,8 +23,8 @@ use std::collections::HashMap;
 const INVOCATIONS_MAX: usize = 20_000;
 /// Bytes of verdicts that it lists likewise.
 const VERDICT_BYTES_MAX: usize = 1024 * 1024;
-/// Events of a call whose verdicts are read at once: those of all may be more than the answer shows.
-const READ_AT_ONCE: usize = 100;
+/// Verdicts that are read at once, but for those of one event: those of all events of a call may be more than its answer shows.
+const READ_AT_ONCE: usize = 1_000;
 
 /// Makes the answers of one call.
 pub(super) struct Answers<'a> {
@@ -50,7 +50,16 @@ impl Answers<'_> {
         let mut repeated: Vec<_> = answers.iter_mut().zip(published).filter(|(_, one)| may_have_asked(one)).collect();
         // What else the call has published is on disk, so this waits for no turn among the tenant's calls.
         let store = self.api.store.owed();
-        for some in repeated.chunks_mut(READ_AT_ONCE) {
+        let mut left = &mut repeated[..];
+        while !left.is_empty() {
+            let mut verdicts = 0;
+            let fits = |(_, one): &&(&mut PublishResponse, &Published)| {
+                verdicts += one.entry.matched.len().max(1);
+                verdicts <= READ_AT_ONCE
+            };
+            let count = left.iter().take_while(fits).count().max(1);
+            let (some, others) = left.split_at_mut(count);
+            left = others;
             let places: Vec<_> = some.iter().map(|(_, one)| (one.entry.day(), one.entry.position)).collect();
             match store.committed_verdicts(self.registry.tenant(), &places).await {
                 Ok(said) => {

@@ -144,9 +144,10 @@ impl Store {
         self.note_in_state(2, tenant, event, token, verdicts).await
     }
 
-    /// Deletes what was noted of an event that is in the log.
+    /// Deletes what was noted of an event that does not wait any more.
     pub async fn forget_verdicts(&self, tenant: TenantId, event: EventId) -> Result<(), StoreError> {
-        let sql = "DELETE FROM pending_verdicts WHERE tenant_id = $1 AND event_id = $2";
+        let sql = "DELETE FROM pending_verdicts WHERE tenant_id = $1 AND event_id = $2
+                      AND NOT EXISTS (SELECT FROM pending_events p WHERE p.tenant_id = $1 AND p.event_id = $2)";
         sqlx::query(sql).bind(tenant.0).bind(event.0).execute(self.engine()).await?;
         Ok(())
     }
