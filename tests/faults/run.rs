@@ -115,7 +115,7 @@ async fn play(plan: &Plan, stage: &mut Stage, journal: &Journal, random: &mut Ra
     readers.spawn(reader::list(Link::new(&scene, random.fork()), journal.open("lister")?));
 
     // What the checker excuses by a fault comes within so long after it, and begins a lease before the next.
-    let aftermath = LEASE + Duration::from_micros(u64::try_from(AFTERMATH)?);
+    let aftermath = LEASE + Duration::from_micros(AFTERMATH);
     scene.pause(plan.calm + LEASE).await;
     let mut back = true;
     for (index, kind) in plan.faults.iter().enumerate() {

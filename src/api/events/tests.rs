@@ -222,7 +222,7 @@ fn positions(response: &ListEventsResponse) -> Vec<Position> {
 #[tokio::test]
 async fn g15_what_a_key_of_an_app_does_not_see_counts_among_what_one_call_looks_at() {
     let world = World::start(Config { list_scan_max: 1_000, ..Config::default() }).await;
-    world.publish(&["SUBSCRIPTION_CREATED"; 1_100], "{\"app\":\"other\"}").await;
+    world.publish(&["SUBSCRIPTION_CREATED"].repeat(1_100), "{\"app\":\"other\"}").await;
     let list = |cursor: String| {
         let mut request = Request::new(ListEventsRequest { cursor, page_size: 1, ..Default::default() });
         request.extensions_mut().insert(Caller { app: Some(AppId(clock::new_uuid())), ..world.caller.clone() });
