@@ -28,15 +28,16 @@ pub(super) const CLAIM_MAX: u32 = 64;
 /// How often an event is matched again because the registry moved on.
 const ROUNDS_MAX: u32 = 20;
 
-/// What a claimed event has of this process until it is in the log, or its phase has ended.
-#[derive(Debug)]
+/// What a claimed event has of this process until it is in the log, its phase has ended, or it turns out to be another replica's.
 pub(super) struct Room {
     _bytes: Place<(TenantId, PendingState)>,
     /// None where nobody is asked, or the event is taken over.
     _seat: Option<Seat>,
+    /// Behind what it tells of, since fields are dropped in their order.
+    _tells: TellsRoom,
 }
 
-/// Says so when there is room again: dropped after it.
+/// Says so when there is room again.
 struct TellsRoom {
     core: Arc<Core>,
     tenant: TenantId,
@@ -52,7 +53,7 @@ impl Drop for TellsRoom {
 impl Core {
     /// Claims the first of what is due of a tenant, as far as there is room for it: in memory, and of delayed events with their listeners.
     pub(super) async fn claim_due(
-        &self,
+        self: &Arc<Self>,
         tenant: TenantId,
         state: PendingState,
     ) -> Result<(Vec<(PendingEvent, Room)>, Left), StoreError> {
@@ -77,7 +78,8 @@ impl Core {
                 fits = false;
                 break;
             };
-            rooms.insert(due.event, Room { _bytes: bytes, _seat: seat.flatten() });
+            let tells = TellsRoom { core: self.clone(), tenant, state };
+            rooms.insert(due.event, Room { _bytes: bytes, _seat: seat.flatten(), _tells: tells });
         }
         let left = match (fits, seated) {
             // Once these are on their way there is room again.
@@ -159,7 +161,6 @@ impl Core {
         attempted: Option<i32>,
         room: Room,
     ) {
-        let freed = TellsRoom { core: self.clone(), tenant: row.tenant, state: row.state };
         let phase = Phase {
             tenant: row.tenant,
             deadline: self.instant_of(row.deadline_at.unwrap_or(row.entry.committed_at)),
@@ -171,7 +172,7 @@ impl Core {
             verdicts,
             abandonable: false,
         };
-        self.spawn_in(phase, Handle::new(), (room, freed));
+        self.spawn_in(phase, Handle::new(), room);
     }
 
     /// Publishes a delayed event: checked and matched now, by the schema version it was accepted with.

@@ -103,7 +103,7 @@ struct Ended {
     left: Left,
 }
 
-/// The tenants phases of which have ended that were due here, by what they waited for: there is room for others.
+/// The tenants of events that were due here and have left it, by what they waited for: there is room for others.
 #[derive(Debug, Default)]
 pub(super) struct Freed {
     of: Mutex<HashSet<(TenantId, PendingState)>>,
@@ -239,6 +239,33 @@ mod tests {
         due.look().await.expect("readable");
         let waiting = due.kinds.each_mut().map(|kind| std::iter::from_fn(|| kind.turns.next()).collect::<Vec<_>>());
         assert_eq!((&waiting[0], waiting[1].len()), (&vec![asking], 5));
+        world.end().await;
+    }
+
+    /// How many are left of what waits, where each turn is taken to its end, and nothing is looked for again.
+    async fn left_by_turns(world: &World, due: &mut Due) -> i64 {
+        while let Some(tenant) = due.kinds[1].turns.next() {
+            let state = PendingState::Scheduled;
+            let (claimed, left) = world.core.claim_due(tenant, state).await.expect("claimed");
+            for (row, room) in claimed {
+                world.core.bring(row, room).await;
+            }
+            due.end(Ended { tenant, state, left });
+            due.free();
+        }
+        let left = sqlx::query_scalar("SELECT count(*) FROM pending_events");
+        left.fetch_one(&mut world.database.connection().await).await.expect("a count")
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn delayed_events_that_no_listener_matches_follow_each_other_without_another_look() {
+        let world = World::new().await;
+        let mut due = Due::new(world.core.clone(), TENANTS_MAX);
+        let tenant = world.database.tenant("acme").await;
+        world.asks_one_at_a_time(tenant).await;
+        world.wait(tenant, PendingState::Scheduled, 3).await;
+        due.look().await.expect("readable");
+        assert_eq!(left_by_turns(&world, &mut due).await, 0);
         world.end().await;
     }
 
