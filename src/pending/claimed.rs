@@ -58,35 +58,48 @@ impl Core {
         state: PendingState,
     ) -> Result<(Vec<(PendingEvent, Room)>, Left), StoreError> {
         // A phase that runs here goes on, also where its lease could not be renewed in time: only another replica may take it over.
-        let running: Vec<EventId> =
+        let mut without: Vec<EventId> =
             self.phases.iter().map(|phase| *phase.key()).filter(|key| key.0 == tenant).map(|key| key.1).collect();
-        let (full, registry) = match state {
+        let (mut full, registry) = match state {
             PendingState::Scheduled => (self.seats.full(tenant), Some(self.registry.tenant(tenant).await?)),
             _ => (Vec::new(), None),
         };
         let now = self.store.now();
-        let found = self.store.due_pending(tenant, state, now, &running, &full, CLAIM_MAX).await?;
-        let (mut rooms, mut seated, mut fits) = (HashMap::new(), full.is_empty(), true);
-        for due in &found {
-            let seats = registry.as_ref().and_then(|registry| self.seats_of(registry, &due.event_type));
-            let seat = seats.map(|seats| self.seats.take(tenant, &due.event_type, seats));
-            if let Some(None) = seat {
-                seated = false;
-                continue;
+        let (mut rooms, mut fits) = (HashMap::new(), true);
+        let more = loop {
+            let (known, limit) =
+                (full.len(), CLAIM_MAX.saturating_sub(u32::try_from(rooms.len()).unwrap_or(CLAIM_MAX)));
+            let found = self.store.due_pending(tenant, state, now, &without, &full, limit).await?;
+            for due in &found {
+                let seats = registry.as_ref().and_then(|registry| self.seats_of(registry, &due.event_type));
+                let seat = seats.map(|seats| self.seats.take(tenant, &due.event_type, seats));
+                if let Some(None) = seat {
+                    if !full.contains(&due.event_type) {
+                        full.push(due.event_type.clone());
+                    }
+                    continue;
+                }
+                let Some(bytes) = self.due_room.take_some((tenant, state), due.bytes) else {
+                    fits = false;
+                    break;
+                };
+                let tells = TellsRoom { core: self.clone(), tenant, state };
+                rooms.insert(due.event, Room { _bytes: bytes, _seat: seat.flatten(), _tells: tells });
+                without.push(due.event);
             }
-            let Some(bytes) = self.due_room.take_some((tenant, state), due.bytes) else {
-                fits = false;
-                break;
-            };
-            let tells = TellsRoom { core: self.clone(), tenant, state };
-            rooms.insert(due.event, Room { _bytes: bytes, _seat: seat.flatten(), _tells: tells });
-        }
-        let left = match (fits, seated) {
+            let more = found.len() >= limit as usize;
+            // Behind those of a type that has no seat left are others.
+            if !fits || !more || full.len() == known {
+                break more;
+            }
+        };
+        let left = if !rooms.is_empty() && (more || !fits) {
             // Once these are on their way there is room again.
-            (false, _) if !rooms.is_empty() => Left::More,
-            (true, true) if found.len() >= CLAIM_MAX as usize => Left::More,
-            (true, true) => Left::Nothing,
-            _ => Left::NoRoom,
+            Left::More
+        } else if fits && full.is_empty() {
+            Left::Nothing
+        } else {
+            Left::NoRoom
         };
         if rooms.is_empty() {
             return Ok((Vec::new(), left));
@@ -279,6 +292,26 @@ mod tests {
         core.store.pending_event(tenant, event).await.expect_err("it cannot be read");
         core.publish_due(row, room).await.expect("it is in the log");
         assert!(core.store.event(tenant, event).await.expect("readable").is_some());
+        world.end().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_is_due_behind_many_whose_listener_has_its_hands_full_is_claimed_in_the_same_turn() {
+        let world = World::with(Config { lease_ms: 600_000, ..Config::default() }).await;
+        let (tenant, scheduled) = (world.database.tenant("acme").await, PendingState::Scheduled);
+        world.asks_one_at_a_time(tenant).await;
+        world.wait(tenant, scheduled, 2 * CLAIM_MAX).await;
+        let other = "UPDATE pending_events SET event_type = 'CUSTOM_OTHER', due_at = due_at + interval '1 min'
+                      WHERE event_id IN (SELECT event_id FROM pending_events LIMIT $1)";
+        let behind = sqlx::query(other).bind(i64::from(CLAIM_MAX) - 1);
+        behind.execute(&mut world.database.connection().await).await.expect("they are behind");
+        let (held, left) = world.core.claim_due(tenant, scheduled).await.expect("claimed");
+        let others = held.iter().filter(|(row, _)| row.entry.event.event_type.as_str() == "CUSTOM_OTHER").count();
+        assert_eq!((held.len(), others), (CLAIM_MAX as usize, CLAIM_MAX as usize - 1));
+        assert_eq!(left, Left::More, "as many as a turn may claim");
+        let (none, left) = world.core.claim_due(tenant, scheduled).await.expect("looked for");
+        assert_eq!((none.len(), left), (0, Left::NoRoom), "its listener is busy");
+        drop(held);
         world.end().await;
     }
 
