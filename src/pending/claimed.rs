@@ -1,7 +1,7 @@
 //! What becomes of an event that is due: it is claimed where there is room for it, and goes into the log or asks its listeners.
 //!
-//! A delayed event whose listeners have their hands full is not claimed. It stays where it is, as one that may be cancelled, and its time
-//! to be decided begins when they can be asked.
+//! A delayed event of a type that has no seat left (`seats`) is not claimed. It stays where it is, as one that may be cancelled, and its
+//! time to be decided begins when it is claimed and matched.
 
 use super::ask::{Listener, NOT_ACTIVE, undecided};
 use super::phase::Phase;
@@ -31,7 +31,7 @@ const ROUNDS_MAX: u32 = 20;
 /// What a claimed event has of this process until it is in the log, its phase has ended, or it turns out to be another replica's.
 pub(super) struct Room {
     _bytes: Place,
-    /// None where nobody is asked, or the event is taken over.
+    /// None where the type has no listeners to ask, or the event is taken over.
     _seat: Option<Seat>,
     /// Behind what it tells of, since fields are dropped in their order.
     _tells: TellsRoom,
@@ -113,7 +113,7 @@ impl Core {
         Ok((claimed.into_iter().filter_map(with_room).collect(), left))
     }
 
-    /// How many events of a type may ask its listeners at the same time; none where nobody is asked.
+    /// How many events of a type may be on their way at the same time; none where it has no listeners to ask.
     fn seats_of(&self, registry: &TenantRegistry, name: &EventTypeName) -> Option<usize> {
         let is_pre = matches!(phase_of(&self.registry, registry, name), Ok(TypePhase::Pre));
         let (_, listeners) = registry.listeners(name);
