@@ -165,7 +165,8 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
     (
         "pending.due_bytes_max",
         "bytes of delayed events that are due, and of PRE events taken over from other replicas, in memory at the same time in this \
-         process; further ones wait; one tenant alone gets half of them for each, and one event at least; 1 MiB to 64 GiB",
+         process: half of them for each kind; further ones wait; of a kind one tenant alone gets half, and one that has none gets an \
+         event of any size while some is left; 1 MiB to 64 GiB",
     ),
     ("pending.pre_timeout_ms", "time that listeners have where the publisher names none, milliseconds; 10 to 300,000"),
     ("pending.pre_timeout_max_ms", "longest time that a publisher may name, milliseconds; 10 to 300,000"),

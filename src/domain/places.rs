@@ -50,12 +50,23 @@ impl<S: Copy + Eq + Hash> Places<S> {
 
     /// So many places for a tenant, all or none. More than the part of one are given while nobody holds any.
     pub fn take_some(&self, sharer: S, count: usize) -> Option<Place<S>> {
+        self.give(sharer, count, false)
+    }
+
+    /// As [`Self::take_some`], but a tenant that holds none gets so many while any is left: it waits for no others to hold less. All that
+    /// are taken together are then more than there are by those of one call at most.
+    pub fn take_some_or_first(&self, sharer: S, count: usize) -> Option<Place<S>> {
+        self.give(sharer, count, true)
+    }
+
+    fn give(&self, sharer: S, count: usize, or_first: bool) -> Option<Place<S>> {
         let mut held = self.held();
         let own = held.of.get(&sharer).copied().unwrap_or_default() + count;
         let all = held.all + count;
         // The last single place is for whoever has none.
         let last = own == 1 && all == self.max;
-        if own > self.max.saturating_sub(all) && held.all > 0 && !last {
+        let first = or_first && own == count && held.all < self.max;
+        if own > self.max.saturating_sub(all) && held.all > 0 && !last && !first {
             return None;
         }
         held.all = all;
@@ -131,6 +142,21 @@ mod tests {
         assert!(places.take_some(second, 25).is_some());
         drop(held);
         assert_eq!(places.held().all, 0);
+    }
+
+    #[test]
+    fn who_holds_none_gets_its_first_while_any_is_left_whatever_it_takes() {
+        let places = Places::new(100);
+        let [first, second, third] = [1, 2, 3].map(|tenant| TenantId(Uuid::from_u128(tenant)));
+        let held = places.take(first);
+        assert!(places.take_some(second, 60).is_none(), "more than it would leave");
+        let large = places.take_some_or_first(second, 60);
+        assert!(held.is_some() && large.is_some());
+        assert!(places.take_some_or_first(second, 30).is_none(), "only its first");
+        let larger = places.take_some_or_first(third, 1_000);
+        assert!(larger.is_some() && places.take_some_or_first(TenantId(Uuid::nil()), 1).is_none(), "none is left");
+        drop((larger, large));
+        assert!(places.take_some_or_first(third, 1_000).is_some());
     }
 
     #[test]

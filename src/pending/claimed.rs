@@ -1,7 +1,7 @@
 //! What becomes of an event that is due: it is claimed where there is room for it, and goes into the log or asks its listeners.
 //!
-//! A delayed event whose listeners have their hands full is not claimed. It stays where it is, as one that may be cancelled, and its time
-//! to be decided begins when they can be asked.
+//! A delayed event of a type that has no seat left (`seats`) is not claimed. It stays where it is, as one that may be cancelled, and its
+//! time to be decided begins when it is claimed and matched.
 
 use super::ask::{Listener, NOT_ACTIVE, undecided};
 use super::phase::Phase;
@@ -28,15 +28,16 @@ pub(super) const CLAIM_MAX: u32 = 64;
 /// How often an event is matched again because the registry moved on.
 const ROUNDS_MAX: u32 = 20;
 
-/// What a claimed event has of this process until it is in the log, or its phase has ended.
-#[derive(Debug)]
+/// What a claimed event has of this process until it is in the log, its phase has ended, or it turns out to be another replica's.
 pub(super) struct Room {
-    _bytes: Place<(TenantId, PendingState)>,
-    /// None where nobody is asked, or the event is taken over.
+    _bytes: Place,
+    /// None where the type has no listeners to ask, or the event is taken over.
     _seat: Option<Seat>,
+    /// Behind what it tells of, since fields are dropped in their order.
+    _tells: TellsRoom,
 }
 
-/// Says so when there is room again: dropped after it.
+/// Says so when there is room again.
 struct TellsRoom {
     core: Arc<Core>,
     tenant: TenantId,
@@ -52,39 +53,56 @@ impl Drop for TellsRoom {
 impl Core {
     /// Claims the first of what is due of a tenant, as far as there is room for it: in memory, and of delayed events with their listeners.
     pub(super) async fn claim_due(
-        &self,
+        self: &Arc<Self>,
         tenant: TenantId,
         state: PendingState,
     ) -> Result<(Vec<(PendingEvent, Room)>, Left), StoreError> {
         // A phase that runs here goes on, also where its lease could not be renewed in time: only another replica may take it over.
-        let running: Vec<EventId> =
+        let mut without: Vec<EventId> =
             self.phases.iter().map(|phase| *phase.key()).filter(|key| key.0 == tenant).map(|key| key.1).collect();
-        let (full, registry) = match state {
-            PendingState::Scheduled => (self.seats.full(tenant), Some(self.registry.tenant(tenant).await?)),
-            _ => (Vec::new(), None),
+        let (mut full, registry, memory) = match state {
+            PendingState::Scheduled => {
+                (self.seats.full(tenant), Some(self.registry.tenant(tenant).await?), &self.due_room)
+            }
+            _ => (Vec::new(), None, &self.taken_over_room),
         };
         let now = self.store.now();
-        let found = self.store.due_pending(tenant, state, now, &running, &full, CLAIM_MAX).await?;
-        let (mut rooms, mut seated, mut fits) = (HashMap::new(), full.is_empty(), true);
-        for due in &found {
-            let seats = registry.as_ref().and_then(|registry| self.seats_of(registry, &due.event_type));
-            let seat = seats.map(|seats| self.seats.take(tenant, &due.event_type, seats));
-            if let Some(None) = seat {
-                seated = false;
-                continue;
+        let (mut rooms, mut fits) = (HashMap::new(), true);
+        let more = loop {
+            let (known, limit) =
+                (full.len(), CLAIM_MAX.saturating_sub(u32::try_from(rooms.len()).unwrap_or(CLAIM_MAX)));
+            let found = self.store.due_pending(tenant, state, now, &without, &full, limit).await?;
+            for due in &found {
+                let seats = registry.as_ref().and_then(|registry| self.seats_of(registry, &due.event_type));
+                let seat = seats.map(|seats| self.seats.take(tenant, &due.event_type, seats));
+                if let Some(None) = seat {
+                    if !full.contains(&due.event_type) {
+                        full.push(due.event_type.clone());
+                    }
+                    continue;
+                }
+                // The others behind it wait too: they would keep a large one from ever being the first of its tenant.
+                let Some(bytes) = memory.take_some_or_first(tenant, due.bytes) else {
+                    fits = false;
+                    break;
+                };
+                let tells = TellsRoom { core: self.clone(), tenant, state };
+                rooms.insert(due.event, Room { _bytes: bytes, _seat: seat.flatten(), _tells: tells });
+                without.push(due.event);
             }
-            let Some(bytes) = self.due_room.take_some((tenant, state), due.bytes) else {
-                fits = false;
-                break;
-            };
-            rooms.insert(due.event, Room { _bytes: bytes, _seat: seat.flatten() });
-        }
-        let left = match (fits, seated) {
+            let more = found.len() >= limit as usize;
+            // Behind those of a type that has no seat left are others.
+            if !fits || !more || full.len() == known {
+                break more;
+            }
+        };
+        let left = if !rooms.is_empty() && (more || !fits) {
             // Once these are on their way there is room again.
-            (false, _) if !rooms.is_empty() => Left::More,
-            (true, true) if found.len() >= CLAIM_MAX as usize => Left::More,
-            (true, true) => Left::Nothing,
-            _ => Left::NoRoom,
+            Left::More
+        } else if fits && full.is_empty() {
+            Left::Nothing
+        } else {
+            Left::NoRoom
         };
         if rooms.is_empty() {
             return Ok((Vec::new(), left));
@@ -95,7 +113,7 @@ impl Core {
         Ok((claimed.into_iter().filter_map(with_room).collect(), left))
     }
 
-    /// How many events of a type may ask its listeners at the same time; none where nobody is asked.
+    /// How many events of a type may be on their way at the same time; none where it has no listeners to ask.
     fn seats_of(&self, registry: &TenantRegistry, name: &EventTypeName) -> Option<usize> {
         let is_pre = matches!(phase_of(&self.registry, registry, name), Ok(TypePhase::Pre));
         let (_, listeners) = registry.listeners(name);
@@ -159,7 +177,6 @@ impl Core {
         attempted: Option<i32>,
         room: Room,
     ) {
-        let freed = TellsRoom { core: self.clone(), tenant: row.tenant, state: row.state };
         let phase = Phase {
             tenant: row.tenant,
             deadline: self.instant_of(row.deadline_at.unwrap_or(row.entry.committed_at)),
@@ -171,7 +188,7 @@ impl Core {
             verdicts,
             abandonable: false,
         };
-        self.spawn_in(phase, Handle::new(), (room, freed));
+        self.spawn_in(phase, Handle::new(), room);
     }
 
     /// Publishes a delayed event: checked and matched now, by the schema version it was accepted with.
@@ -282,8 +299,28 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread")]
+    async fn what_is_due_behind_many_whose_listener_has_its_hands_full_is_claimed_in_the_same_turn() {
+        let world = World::with(Config { lease_ms: 600_000, ..Config::default() }).await;
+        let (tenant, scheduled) = (world.database.tenant("acme").await, PendingState::Scheduled);
+        world.asks_one_at_a_time(tenant).await;
+        world.wait(tenant, scheduled, 2 * CLAIM_MAX).await;
+        let other = "UPDATE pending_events SET event_type = 'CUSTOM_OTHER', due_at = due_at + interval '1 min'
+                      WHERE event_id IN (SELECT event_id FROM pending_events LIMIT $1)";
+        let behind = sqlx::query(other).bind(i64::from(CLAIM_MAX) - 1);
+        behind.execute(&mut world.database.connection().await).await.expect("they are behind");
+        let (held, left) = world.core.claim_due(tenant, scheduled).await.expect("claimed");
+        let others = held.iter().filter(|(row, _)| row.entry.event.event_type.as_str() == "CUSTOM_OTHER").count();
+        assert_eq!((held.len(), others), (CLAIM_MAX as usize, CLAIM_MAX as usize - 1));
+        assert_eq!(left, Left::More, "as many as a turn may claim");
+        let (none, left) = world.core.claim_due(tenant, scheduled).await.expect("looked for");
+        assert_eq!((none.len(), left), (0, Left::NoRoom), "its listener is busy");
+        drop(held);
+        world.end().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
     async fn g15_no_more_is_claimed_of_what_is_due_than_there_is_room_for_in_memory() {
-        let world = World::with(Config { due_bytes_max: 1 << 20, ..Config::default() }).await;
+        let world = World::with(Config { due_bytes_max: 2 << 20, ..Config::default() }).await;
         let (one, other) = (world.database.tenant("a").await, world.database.tenant("b").await);
         let scheduled = PendingState::Scheduled;
         for tenant in [one, other] {
@@ -300,11 +337,12 @@ mod tests {
         let others = world.core.claim_due(other, scheduled).await.expect("claimed");
         assert_eq!((taken_over.0.len(), others.0.len()), (1, 1), "each finds some");
         drop((held, taken_over, others));
+        let held = world.core.due_room.take(one);
         let heavier = "UPDATE pending_events SET data = convert_to(repeat('x', 2000000), 'UTF8'), due_at = now()";
         world.database.connection().await.execute(heavier).await.expect("they are heavier");
         let (alone, left) = world.core.claim_due(other, scheduled).await.expect("claimed");
-        assert_eq!((alone.len(), left), (1, Left::More), "one goes whatever it takes");
-        drop(alone);
+        assert_eq!((alone.len(), left), (1, Left::More), "one goes whatever it takes, also while others have some");
+        drop((alone, held));
         world.end().await;
     }
 }

@@ -11,8 +11,9 @@ pub struct Config {
     pub phases_max: u32,
     /// Bytes of PRE events whose listeners are asked at the same time by this process; one tenant alone gets half of them. 1 MiB to 64 GiB.
     pub phases_bytes_max: usize,
-    /// Bytes of delayed events that are due, and of PRE events taken over from other replicas, in memory at the same time in this process;
-    /// one tenant alone gets half of them for each, and one event at least. 1 MiB to 64 GiB.
+    /// Bytes of delayed events that are due, and of PRE events taken over from other replicas, in memory at the same time in this process:
+    /// half of them for each kind. Of a kind one tenant alone gets half, and one that has none gets an event of any size while some is
+    /// left. 1 MiB to 64 GiB.
     pub due_bytes_max: usize,
     /// Time that listeners have where the publisher names none, milliseconds. 10 to 300,000.
     pub pre_timeout_ms: u64,

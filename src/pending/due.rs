@@ -28,9 +28,10 @@ const FOUND_MAX: u32 = 1_000;
 const TENANTS_MAX: usize = 64;
 /// Claimed events of one kind that are brought on their way at the same time beyond one of each tenant; one tenant alone gets half of them.
 const AT_ONCE: usize = 8;
-/// After a look that failed, or that found something due.
+/// After a look that failed, or that found something due; and between two looks for each tenant, at least: these cost something where
+/// there are many, however long events of some stay due because their listeners have their hands full.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
-/// Between two looks for each tenant, at least: they cost something where there are many.
+/// Between two looks where much is due, at least.
 const LOOK_APART: Duration = Duration::from_millis(100);
 
 /// Runs until the server stops.
@@ -84,6 +85,8 @@ struct Due {
     kinds: [Kind; 2],
     /// Not to look before.
     look_from: Instant,
+    /// Not to look for each tenant by itself before.
+    each_from: Instant,
     ended: mpsc::UnboundedReceiver<Ended>,
     tell: mpsc::UnboundedSender<Ended>,
 }
@@ -103,7 +106,7 @@ struct Ended {
     left: Left,
 }
 
-/// The tenants phases of which have ended that were due here, by what they waited for: there is room for others.
+/// The tenants of events that were due here and have left it, by what they waited for: there is room for others.
 #[derive(Debug, Default)]
 pub(super) struct Freed {
     of: Mutex<HashSet<(TenantId, PendingState)>>,
@@ -140,38 +143,52 @@ impl Due {
         let (tell, ended) = mpsc::unbounded_channel();
         let kind = |state| Kind { state, turns: Turns::new(tenants_max), places: Places::new(AT_ONCE) };
         let kinds = [PendingState::Gated, PendingState::Scheduled].map(kind);
-        Self { core, kinds, look_from: Instant::now(), ended, tell }
+        let now = Instant::now();
+        Self { core, kinds, look_from: now, each_from: now, ended, tell }
     }
 
     /// Lets each tenant that has something due wait for its turn. Answers when to look again.
     async fn look(&mut self) -> Result<Option<DateTime<Utc>>, StoreError> {
-        let (store, now) = (&self.core.store, self.core.store.now());
-        let first = store.first_due(now, LOOK_MAX).await?;
+        let now = self.core.store.now();
+        let first = self.core.store.first_due(now, LOOK_MAX).await?;
         for kind in &mut self.kinds {
             for (tenant, _) in first.iter().filter(|(_, state)| *state == kind.state) {
                 kind.turns.wait(*tenant);
             }
         }
+        let mut again = LOOK_AGAIN;
         if first.len() >= LOOK_MAX as usize {
-            self.look_from = Instant::now() + LOOK_APART;
-            for kind in &mut self.kinds {
-                let mut after = TenantId(Uuid::nil());
-                loop {
-                    let found = store.tenants_with_due(kind.state, now, after, FOUND_MAX).await?;
-                    for tenant in &found {
-                        kind.turns.wait(*tenant);
-                    }
-                    match found.last() {
-                        Some(last) if found.len() >= FOUND_MAX as usize => after = *last,
-                        _ => break,
-                    }
+            let looked = Instant::now();
+            self.look_from = looked + LOOK_APART;
+            if self.each_from <= looked {
+                self.each_from = looked + LOOK_AGAIN;
+                self.look_for_each(now).await?;
+            } else {
+                again = self.each_from - looked;
+            }
+        }
+        let next = self.core.store.next_pending_due(now).await?;
+        // What could not be done by then is found once more.
+        let again = (!first.is_empty()).then(|| now + again);
+        Ok(next.into_iter().chain(again).min())
+    }
+
+    /// Lets each tenant wait for its turn, whatever is due before.
+    async fn look_for_each(&mut self, now: DateTime<Utc>) -> Result<(), StoreError> {
+        for kind in &mut self.kinds {
+            let mut after = TenantId(Uuid::nil());
+            loop {
+                let found = self.core.store.tenants_with_due(kind.state, now, after, FOUND_MAX).await?;
+                for tenant in &found {
+                    kind.turns.wait(*tenant);
+                }
+                match found.last() {
+                    Some(last) if found.len() >= FOUND_MAX as usize => after = *last,
+                    _ => break,
                 }
             }
         }
-        let next = store.next_pending_due(now).await?;
-        // What could not be done by then is found once more.
-        let again = (!first.is_empty()).then(|| now + LOOK_AGAIN);
-        Ok(next.into_iter().chain(again).min())
+        Ok(())
     }
 
     /// Begins turns as long as there are places.
@@ -236,9 +253,56 @@ mod tests {
         }
         let asking = world.database.tenant("f").await;
         world.wait(asking, PendingState::Gated, 1).await;
+        let before = Instant::now();
         due.look().await.expect("readable");
+        assert!(due.each_from >= before + LOOK_AGAIN);
         let waiting = due.kinds.each_mut().map(|kind| std::iter::from_fn(|| kind.turns.next()).collect::<Vec<_>>());
         assert_eq!((&waiting[0], waiting[1].len()), (&vec![asking], 5));
+        world.end().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn each_tenant_is_looked_for_again_only_after_a_while() {
+        let world = World::new().await;
+        let mut due = Due::new(world.core.clone(), TENANTS_MAX);
+        let (many, late) = (world.database.tenant("many").await, world.database.tenant("late").await);
+        world.wait(many, PendingState::Scheduled, LOOK_MAX).await;
+        world.wait(late, PendingState::Scheduled, 1).await;
+        // Long enough for whatever this machine does meanwhile.
+        due.each_from = Instant::now() + 600 * LOOK_AGAIN;
+        due.look().await.expect("readable");
+        let waiting = |due: &mut Due| std::iter::from_fn(|| due.kinds[1].turns.next()).collect::<Vec<_>>();
+        assert_eq!(waiting(&mut due), [many]);
+        due.each_from = Instant::now();
+        due.look().await.expect("readable");
+        assert_eq!(waiting(&mut due), [late], "the other one has its turn");
+        world.end().await;
+    }
+
+    /// How many are left of what waits, where each turn is taken to its end, and nothing is looked for again.
+    async fn left_by_turns(world: &World, due: &mut Due) -> i64 {
+        while let Some(tenant) = due.kinds[1].turns.next() {
+            let state = PendingState::Scheduled;
+            let (claimed, left) = world.core.claim_due(tenant, state).await.expect("claimed");
+            for (row, room) in claimed {
+                world.core.bring(row, room).await;
+            }
+            due.end(Ended { tenant, state, left });
+            due.free();
+        }
+        let left = sqlx::query_scalar("SELECT count(*) FROM pending_events");
+        left.fetch_one(&mut world.database.connection().await).await.expect("a count")
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn delayed_events_that_no_listener_matches_follow_each_other_without_another_look() {
+        let world = World::new().await;
+        let mut due = Due::new(world.core.clone(), TENANTS_MAX);
+        let tenant = world.database.tenant("acme").await;
+        world.asks_one_at_a_time(tenant).await;
+        world.wait(tenant, PendingState::Scheduled, 3).await;
+        due.look().await.expect("readable");
+        assert_eq!(left_by_turns(&world, &mut due).await, 0);
         world.end().await;
     }
 
@@ -256,6 +320,7 @@ mod tests {
         let late = world.database.tenant("late").await;
         world.wait(late, PendingState::Scheduled, 1).await;
         world.wait(late, PendingState::Gated, 1).await;
+        due.each_from = Instant::now();
         due.look().await.expect("readable");
         due.begin();
         let mut turns: Vec<Ended> = Vec::new();

@@ -104,8 +104,10 @@ struct Core {
     places: Places,
     /// Bytes of these events.
     room: Places,
-    /// Bytes of the events that are due, by what they wait for.
-    due_room: Places<(TenantId, PendingState)>,
+    /// Bytes of the delayed events that are due.
+    due_room: Places,
+    /// Bytes of the PRE events of other replicas: somebody may wait for them, and delayed events take nothing from them.
+    taken_over_room: Places,
     seats: Seats,
     freed: Freed,
     heads: Heads,
@@ -296,7 +298,8 @@ impl Core {
             feed,
             places: Places::new(config.phases_max as usize),
             room: Places::new(config.phases_bytes_max),
-            due_room: Places::new(config.due_bytes_max),
+            due_room: Places::new(config.due_bytes_max / 2),
+            taken_over_room: Places::new(config.due_bytes_max / 2),
             seats: Seats::default(),
             freed: Freed::default(),
             config,

@@ -1,5 +1,8 @@
-//! How many delayed events of a type ask their listeners at the same time at a replica: no more than these take, so that none waits for
-//! others of its kind once its time to be decided has begun.
+//! How many delayed events of a PRE type this replica takes up at the same time: no more than the slowest ACTIVE listener of the type takes,
+//! whether its filter matches them or not.
+//!
+//! The time of the others to be decided does not begin meanwhile. Other replicas have seats of their own, and publishers need none: what
+//! a listener's rate, which is one of all, does not give before the deadline still fails.
 
 use crate::domain::event_type::EventTypeName;
 use crate::domain::ids::TenantId;
@@ -26,7 +29,8 @@ pub(super) struct Seat {
     event_type: EventTypeName,
 }
 
-/// How many questions a listener takes at the same time: those that may be in flight, and no more than its rate gives in a second.
+/// How many questions a listener takes at the same time: those that may be in flight, no more than its rate gives in a second, and one at
+/// least.
 pub(super) fn asked_at_once(policy: &DeliveryPolicy) -> usize {
     let a_second =
         |limit: RateLimit| u128::from(limit.count().unsigned_abs()) * 1_000 / limit.interval().as_millis().max(1);

@@ -3,7 +3,9 @@
 use super::{Config, Core, Parts};
 use crate::domain::catalogue::Catalogue;
 use crate::domain::event_type::EventTypeName;
+use crate::domain::filter::Filter;
 use crate::domain::ids::{SubscriptionId, TenantId};
+use crate::domain::pre::PrePolicy;
 use crate::domain::retry::DeliveryPolicy;
 use crate::domain::subscription::Target;
 use crate::domain::webhook::{SigningSecret, WebhookMode, WebhookTarget, WebhookUri};
@@ -19,6 +21,7 @@ use crate::store::tests::{Database, NAME};
 use crate::{clock, executor, publish};
 use sqlx::{AssertSqlSafe, Executor as _};
 use std::sync::Arc;
+use std::time::Duration;
 
 pub(super) struct World {
     pub database: Database,
@@ -58,14 +61,31 @@ impl World {
         self.database.connection().await.execute(AssertSqlSafe(sql)).await.expect("they wait");
     }
 
+    /// The tenant's type is PRE, and has a listener that takes one question at a time, and that no event matches.
+    pub async fn asks_one_at_a_time(&self, tenant: TenantId) -> Arc<Entry> {
+        let pre = "UPDATE event_types SET phase = 1";
+        self.database.connection().await.execute(pre).await.expect("types that ask");
+        let policy = DeliveryPolicy::new(1, Duration::from_secs(1), Duration::from_secs(1), Duration::from_secs(1), 1);
+        self.subscribe(tenant, |new| {
+            new.filter = Some(Filter::parse("false").expect("a filter"));
+            new.pre_policy = Some(PrePolicy::default());
+            new.policy = policy.expect("within bounds");
+        })
+        .await
+    }
+
     /// A subscription of the tenant whose receiver may not be called.
     pub async fn listener(&self, tenant: TenantId) -> Arc<Entry> {
+        self.subscribe(tenant, |_| {}).await
+    }
+
+    async fn subscribe(&self, tenant: TenantId, change: impl FnOnce(&mut NewSubscription)) -> Arc<Entry> {
         let (store, by) = (&self.database.store, Principal::server(tenant));
         let app = store.create_app(by.clone(), "shop".into(), "Shop".into(), Repeatable::default()).await;
         let Once::Made(app) = app.expect("an app") else { panic!("made now") };
         let (id, secret_id) = (SubscriptionId(clock::new_uuid()), clock::new_uuid());
         let secret = SigningSecret::from_bytes(vec![1; 32]).expect("long enough");
-        let new = NewSubscription {
+        let mut new = NewSubscription {
             id,
             app: app.id,
             event_type: EventTypeName::parse(NAME).expect("a name"),
@@ -81,6 +101,7 @@ impl World {
             policy: DeliveryPolicy::default(),
             secret: self.keyring.seal_secret(tenant, id, secret_id, &secret).expect("sealed"),
         };
+        change(&mut new);
         let quota = SubscriptionQuota { live: 100, deleted: 100 };
         let made = store.subscribe(by, new, quota, Repeatable::default()).await.expect("subscribed");
         let Once::Made(made) = made else { panic!("made now") };
