@@ -31,7 +31,7 @@ test: tools ## Check everything: format, lints, layers, unit and integration tes
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
 	@echo "make test: every step passed"
 
-faults: ## Kill, freeze, starve and cut off replicas and Postgres under live traffic, and check every guarantee (15 minutes)
+faults: ## Kill, freeze, starve and cut off replicas and Postgres under live traffic, and check every guarantee (20 minutes)
 	@tests/tools/need.sh rust postgres
 	cargo build --locked --features planted-defects --bin carillon
 	cp $(TARGET)/debug/carillon $(TARGET)/debug/carillon-planted

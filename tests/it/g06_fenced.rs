@@ -8,6 +8,7 @@ use rustix::process::Signal;
 use serde_json::json;
 use tokio::sync::Semaphore;
 
+use crate::harness::database::Cluster;
 use crate::harness::{Answer, Receiver, Tenant, World, eventually};
 
 #[tokio::test]
@@ -56,4 +57,30 @@ async fn a_replica_that_wakes_after_its_lease_changes_no_invocation() {
         );
     }
     assert_eq!(done.invocation.expect("it is set").last_attempt.map(|last| last.status_code), Some(201));
+}
+
+#[tokio::test]
+async fn what_comes_of_an_attempt_after_another_has_taken_the_shard_is_not_recorded() {
+    // Long enough that the replica does not learn of it by renewing its lease.
+    let world = World::start_with(1, "[dispatch]\nlease_ms = 20000").await;
+    let tenant = world.tenant().await;
+    let receiver = Receiver::start().await;
+    tenant.declare("CUSTOM_TAKEN").await;
+    let gate = Arc::new(Semaphore::new(0));
+    receiver.answers("/hook", [Answer::Gated(gate.clone()), Answer::Status(201)]);
+    tenant.subscribe("CUSTOM_TAKEN", &receiver, "/hook").await;
+    let published = tenant.publish("CUSTOM_TAKEN", &json!({})).await;
+    receiver.receives("/hook", 1).await;
+    // As another replica does that takes the shard, and dies at once.
+    let taken = "UPDATE shard_leases SET owner = gen_random_uuid(), token = token + 1, expires_at = now()
+                  WHERE shard = (SELECT shard FROM dispatch_cursors);
+                 UPDATE dispatch_cursors SET token = token + 1";
+    Cluster::run(&world.database_url, taken.to_owned()).await;
+    gate.add_permits(1);
+    // The receiver has said yes, and is asked again all the same: the answer came too late.
+    receiver.receives("/hook", 2).await;
+    let done = tenant.all_invocations_become(&published.event_id, InvocationState::Succeeded).await;
+    let last = done[0].last_attempt.as_ref().expect("it is set");
+    assert_eq!(last.status_code, 201, "{done:?}");
+    assert!(last.number > 1, "{done:?}");
 }
