@@ -155,7 +155,7 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
     ("publish.schemas_max", "compiled schemas kept in memory"),
     (
         "pending.phases_max",
-        "PRE events whose listeners are asked at the same time by this process, of which one tenant alone gets half, and of one tenant by all; 1 to 100,000",
+        "PRE events whose listeners are asked at the same time by this process, of which one tenant alone gets half, and of one tenant by all; delayed ones have half as many beside them, and count among the tenant's; 1 to 100,000",
     ),
     (
         "pending.phases_bytes_max",

@@ -25,14 +25,16 @@ use std::sync::Arc;
 
 /// Events that are claimed in one turn of a tenant.
 pub(super) const CLAIM_MAX: u32 = 64;
+/// How often a turn reads on behind types that are full.
+const READS_MAX: u32 = 8;
 /// How often an event is matched again because the registry moved on.
 const ROUNDS_MAX: u32 = 20;
 
-/// What a claimed event has of this process until it is in the log, its phase has ended, or it turns out to be another replica's.
+/// What a claimed event has of this process until it is in the log, or its phase has ended.
 pub(super) struct Room {
     _bytes: Place,
     /// None where the type has no listeners to ask, or the event is taken over.
-    _seat: Option<Seat>,
+    _seat: Option<(Seat, Place)>,
     /// Behind what it tells of, since fields are dropped in their order.
     _tells: TellsRoom,
 }
@@ -67,32 +69,40 @@ impl Core {
             _ => (Vec::new(), None, &self.taken_over_room),
         };
         let now = self.store.now();
-        let (mut rooms, mut fits) = (HashMap::new(), true);
+        let (mut rooms, mut fits, mut reads) = (HashMap::new(), true, 0);
         let more = loop {
+            reads += 1;
             let (known, limit) =
                 (full.len(), CLAIM_MAX.saturating_sub(u32::try_from(rooms.len()).unwrap_or(CLAIM_MAX)));
             let found = self.store.due_pending(tenant, state, now, &without, &full, limit).await?;
             for due in &found {
-                let seats = registry.as_ref().and_then(|registry| self.seats_of(registry, &due.event_type));
-                let seat = seats.map(|seats| self.seats.take(tenant, &due.event_type, seats));
-                if let Some(None) = seat {
-                    if !full.contains(&due.event_type) {
-                        full.push(due.event_type.clone());
-                    }
+                if full.contains(&due.event_type) {
                     continue;
                 }
-                // The others behind it wait too: they would keep a large one from ever being the first of its tenant.
+                let seats = registry.as_ref().and_then(|registry| self.seats_of(registry, &due.event_type));
+                let is_on_its_way = seats.is_some() && self.seats.has_taken(tenant, &due.event_type);
+                let seat = seats
+                    .map(|seats| self.seats.take(tenant, &due.event_type, seats).zip(self.due_places.take(tenant)));
+                if let Some(None) = seat {
+                    full.push(due.event_type.clone());
+                    continue;
+                }
                 let Some(bytes) = memory.take_some_or_first(tenant, due.bytes) else {
+                    // A listener that takes its time holds up its own type. But where none of the type is on its way, the others behind
+                    // it wait too: they would keep a large one from ever being the first of its tenant.
+                    if is_on_its_way {
+                        full.push(due.event_type.clone());
+                        continue;
+                    }
                     fits = false;
                     break;
                 };
-                let tells = TellsRoom { core: self.clone(), tenant, state };
-                rooms.insert(due.event, Room { _bytes: bytes, _seat: seat.flatten(), _tells: tells });
+                rooms.insert(due.event, (bytes, seat.flatten()));
                 without.push(due.event);
             }
             let more = found.len() >= limit as usize;
             // Behind those of a type that has no seat left are others.
-            if !fits || !more || full.len() == known {
+            if !fits || !more || full.len() == known || reads == READS_MAX {
                 break more;
             }
         };
@@ -109,8 +119,15 @@ impl Core {
         }
         let events: Vec<EventId> = rooms.keys().copied().collect();
         let claimed = self.store.claim_pending(tenant, state, now, self.lease(), &events).await?;
-        let with_room = |row: PendingEvent| rooms.remove(&row.entry.event.id).map(|room| (row, room));
-        Ok((claimed.into_iter().filter_map(with_room).collect(), left))
+        let with_room = |row: PendingEvent| {
+            let (bytes, seat) = rooms.remove(&row.entry.event.id)?;
+            let tells = TellsRoom { core: self.clone(), tenant, state };
+            Some((row, Room { _bytes: bytes, _seat: seat, _tells: tells }))
+        };
+        let claimed: Vec<_> = claimed.into_iter().filter_map(with_room).collect();
+        // What another replica is about to claim is not looked at over and over.
+        let left = if claimed.is_empty() { Left::NoRoom } else { left };
+        Ok((claimed, left))
     }
 
     /// How many events of a type may be on their way at the same time; none where it has no listeners to ask.
@@ -191,7 +208,7 @@ impl Core {
         self.spawn_in(phase, Handle::new(), room);
     }
 
-    /// Publishes a delayed event: checked and matched now, by the schema version it was accepted with.
+    /// Publishes a delayed event: matched now, and checked by the schema version it was accepted with, or the latest where it had none.
     async fn publish_due(self: &Arc<Self>, row: PendingEvent, room: Room) -> Result<(), StoreError> {
         for _ in 0..ROUNDS_MAX {
             let registry = self.registry.tenant(row.tenant).await?;
@@ -302,7 +319,7 @@ mod tests {
     async fn what_is_due_behind_many_whose_listener_has_its_hands_full_is_claimed_in_the_same_turn() {
         let world = World::with(Config { lease_ms: 600_000, ..Config::default() }).await;
         let (tenant, scheduled) = (world.database.tenant("acme").await, PendingState::Scheduled);
-        world.asks_one_at_a_time(tenant).await;
+        world.asks_at_once(tenant, 1).await;
         world.wait(tenant, scheduled, 2 * CLAIM_MAX).await;
         let other = "UPDATE pending_events SET event_type = 'CUSTOM_OTHER', due_at = due_at + interval '1 min'
                       WHERE event_id IN (SELECT event_id FROM pending_events LIMIT $1)";
@@ -314,6 +331,35 @@ mod tests {
         assert_eq!(left, Left::More, "as many as a turn may claim");
         let (none, left) = world.core.claim_due(tenant, scheduled).await.expect("looked for");
         assert_eq!((none.len(), left), (0, Left::NoRoom), "its listener is busy");
+        drop(held);
+        world.end().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn g09_a_type_with_slow_listeners_takes_neither_every_place_nor_all_memory_from_other_types() {
+        let config = Config { lease_ms: 600_000, phases_max: 8, due_bytes_max: 2 << 20, ..Config::default() };
+        let world = World::with(config).await;
+        let (tenant, scheduled) = (world.database.tenant("acme").await, PendingState::Scheduled);
+        world.asks_at_once(tenant, 32).await;
+        world.wait(tenant, scheduled, 8).await;
+        let other = "UPDATE pending_events SET event_type = 'CUSTOM_OTHER', due_at = due_at + interval '1 min'
+                      WHERE event_id IN (SELECT event_id FROM pending_events LIMIT 3)";
+        world.database.connection().await.execute(other).await.expect("they are behind");
+        let claim = async || {
+            let (held, left) = world.core.claim_due(tenant, scheduled).await.expect("claimed");
+            let others = held.iter().filter(|(row, _)| row.entry.event.event_type.as_str() == "CUSTOM_OTHER").count();
+            let counts = (held.len() - others, others, left);
+            (held, counts)
+        };
+        let (held, counts) = claim().await;
+        assert_eq!(counts, (2, 3, Left::NoRoom), "half of the places");
+        drop(held);
+        let heavy = "UPDATE pending_events SET due_at = now() - interval '1 h' + CASE event_type WHEN 'CUSTOM_OTHER' THEN interval '1 min'
+                            ELSE interval '0' END, data_kind = 2,
+                            data = CASE event_type WHEN 'CUSTOM_OTHER' THEN data ELSE convert_to(repeat('x', 400000), 'UTF8') END";
+        world.database.connection().await.execute(heavy).await.expect("they are heavy");
+        let (held, counts) = claim().await;
+        assert_eq!(counts, (1, 3, Left::NoRoom), "half of the memory");
         drop(held);
         world.end().await;
     }

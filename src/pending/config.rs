@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// PRE events whose listeners are asked at the same time by this process, and by all for one tenant; one tenant alone gets half of
-    /// them here. 1 to 100,000.
+    /// them here. Half as many delayed ones are asked about beside them, which count among the tenant's. 1 to 100,000.
     pub phases_max: u32,
     /// Bytes of PRE events whose listeners are asked at the same time by this process; one tenant alone gets half of them. 1 MiB to 64 GiB.
     pub phases_bytes_max: usize,

@@ -299,7 +299,7 @@ mod tests {
         let world = World::new().await;
         let mut due = Due::new(world.core.clone(), TENANTS_MAX);
         let tenant = world.database.tenant("acme").await;
-        world.asks_one_at_a_time(tenant).await;
+        world.asks_at_once(tenant, 1).await;
         world.wait(tenant, PendingState::Scheduled, 3).await;
         due.look().await.expect("readable");
         assert_eq!(left_by_turns(&world, &mut due).await, 0);

@@ -104,6 +104,8 @@ struct Core {
     places: Places,
     /// Bytes of these events.
     room: Places,
+    /// Of the phases of delayed events, which count among their tenant's: fewer, so that publishers find some.
+    due_places: Places,
     /// Bytes of the delayed events that are due.
     due_room: Places,
     /// Bytes of the PRE events of other replicas: somebody may wait for them, and delayed events take nothing from them.
@@ -298,6 +300,7 @@ impl Core {
             feed,
             places: Places::new(config.phases_max as usize),
             room: Places::new(config.phases_bytes_max),
+            due_places: Places::new(config.phases_max.div_ceil(2) as usize),
             due_room: Places::new(config.due_bytes_max / 2),
             taken_over_room: Places::new(config.due_bytes_max / 2),
             seats: Seats::default(),

@@ -51,6 +51,11 @@ impl Seats {
         Some(Seat { seats: self.clone(), tenant, event_type: event_type.clone() })
     }
 
+    /// Whether any is taken.
+    pub fn has_taken(&self, tenant: TenantId, event_type: &EventTypeName) -> bool {
+        self.all().get(&tenant).is_some_and(|types| types.get(event_type).is_some_and(|taken| taken.count > 0))
+    }
+
     /// The types of a tenant that have no seat left.
     pub fn full(&self, tenant: TenantId) -> Vec<EventTypeName> {
         let all = self.all();

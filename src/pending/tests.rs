@@ -61,11 +61,12 @@ impl World {
         self.database.connection().await.execute(AssertSqlSafe(sql)).await.expect("they wait");
     }
 
-    /// The tenant's type is PRE, and has a listener that takes one question at a time, and that no event matches.
-    pub async fn asks_one_at_a_time(&self, tenant: TenantId) -> Arc<Entry> {
+    /// The tenant's type is PRE, and has a listener that takes so many questions at a time, and that no event matches.
+    pub async fn asks_at_once(&self, tenant: TenantId, many: i32) -> Arc<Entry> {
         let pre = "UPDATE event_types SET phase = 1";
         self.database.connection().await.execute(pre).await.expect("types that ask");
-        let policy = DeliveryPolicy::new(1, Duration::from_secs(1), Duration::from_secs(1), Duration::from_secs(1), 1);
+        let policy =
+            DeliveryPolicy::new(1, Duration::from_secs(1), Duration::from_secs(1), Duration::from_secs(1), many);
         self.subscribe(tenant, |new| {
             new.filter = Some(Filter::parse("false").expect("a filter"));
             new.pre_policy = Some(PrePolicy::default());

@@ -4,7 +4,7 @@
 //! turn of each of the others.
 
 use crate::domain::ids::TenantId;
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
 /// What a turn has left to do of its tenant's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +25,31 @@ struct Taken {
     freed: bool,
 }
 
+/// Tenants in the order in which they came.
+#[derive(Debug, Default)]
+struct Short {
+    came: u64,
+    by_time: BTreeMap<u64, TenantId>,
+    times: HashMap<TenantId, u64>,
+}
+
+impl Short {
+    fn insert(&mut self, tenant: TenantId) {
+        self.remove(&tenant);
+        self.came += 1;
+        self.by_time.insert(self.came, tenant);
+        self.times.insert(tenant, self.came);
+    }
+
+    fn remove(&mut self, tenant: &TenantId) -> bool {
+        self.times.remove(tenant).is_some_and(|time| self.by_time.remove(&time).is_some())
+    }
+
+    fn first(&self) -> Option<TenantId> {
+        self.by_time.first_key_value().map(|(_, tenant)| *tenant)
+    }
+}
+
 /// The turns at one kind of work.
 #[derive(Debug)]
 pub(super) struct Turns {
@@ -34,14 +59,14 @@ pub(super) struct Turns {
     waits: HashSet<TenantId>,
     /// Those that have their turn.
     busy: HashMap<TenantId, Taken>,
-    /// Those whose last turn had no room.
-    short: HashSet<TenantId>,
+    /// Those whose last turn had no room, in the order of these turns.
+    short: Short,
 }
 
 impl Turns {
     /// Takes how many may have their turn at the same time.
     pub fn new(places: usize) -> Self {
-        Self { places, waiting: VecDeque::new(), waits: HashSet::new(), busy: HashMap::new(), short: HashSet::new() }
+        Self { places, waiting: VecDeque::new(), waits: HashSet::new(), busy: HashMap::new(), short: Short::default() }
     }
 
     /// Something was found to do for a tenant: it waits for a turn, where it does not yet.
@@ -54,11 +79,15 @@ impl Turns {
         }
     }
 
-    /// Some of a tenant's room is free again: it waits for a turn, where its last one had none.
+    /// Some of a tenant's room is free again: it waits for a turn, where its last one had none. So does, before it, whoever has been
+    /// without room for longest, since what is free may be what all share.
     pub fn freed(&mut self, tenant: TenantId) {
+        if let Some(first) = self.short.first() {
+            self.wait(first);
+        }
         if let Some(taken) = self.busy.get_mut(&tenant) {
             taken.freed = true;
-        } else if self.short.contains(&tenant) {
+        } else if self.short.remove(&tenant) {
             self.wait(tenant);
         }
     }
@@ -78,7 +107,7 @@ impl Turns {
     pub fn end(&mut self, tenant: TenantId, left: Left) {
         let taken = self.busy.remove(&tenant).unwrap_or_default();
         match left {
-            Left::NoRoom if !taken.freed && !taken.found => drop(self.short.insert(tenant)),
+            Left::NoRoom if !taken.freed && !taken.found => self.short.insert(tenant),
             Left::Nothing if !taken.found => {}
             _ => self.wait(tenant),
         }
@@ -152,5 +181,24 @@ mod tests {
         turns.end(tenant(1), Left::Nothing);
         turns.freed(tenant(1));
         assert_eq!(begun(&mut turns), [0; 0]);
+    }
+
+    #[test]
+    fn whoever_has_been_without_room_for_longest_has_its_turn_before_the_one_that_leaves_some() {
+        let mut turns = Turns::new(2);
+        for n in [1, 2, 3] {
+            turns.wait(tenant(n));
+            assert_eq!(begun(&mut turns), [n]);
+            turns.end(tenant(n), Left::NoRoom);
+        }
+        turns.freed(tenant(3));
+        assert_eq!(begun(&mut turns), [1, 3]);
+        turns.freed(tenant(3));
+        turns.end(tenant(1), Left::NoRoom);
+        turns.end(tenant(3), Left::NoRoom);
+        assert_eq!(begun(&mut turns), [2, 3]);
+        turns.end(tenant(2), Left::Nothing);
+        turns.freed(tenant(2));
+        assert_eq!(begun(&mut turns), [1]);
     }
 }

@@ -181,7 +181,7 @@ pub fn unknown_type(registry: &Registry, tenant: &TenantRegistry, name: &str) ->
     PublishError::EventTypeNotFound { name: name.to_owned(), near }
 }
 
-/// Checks data that was changed after the event had been prepared, by the same schema version.
+/// Checks data that was changed after the event had been prepared, by the same schema version: by none where there was none.
 pub async fn check_again(
     registry: &Registry,
     tenant: &TenantRegistry,
@@ -190,6 +190,9 @@ pub async fn check_again(
 ) -> Result<(), PublishError> {
     if event.bytes() > event_bytes_max {
         return Err(PublishError::TooLarge { limit: event_bytes_max });
+    }
+    if event.schema_version == 0 {
+        return check_against(event, None).map(drop);
     }
     check_data(registry, tenant, event, event.schema_version).await.map(drop)
 }
