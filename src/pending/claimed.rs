@@ -34,7 +34,7 @@ const ROUNDS_MAX: u32 = 20;
 pub(super) struct Room {
     _bytes: Place,
     /// None where the type has no listeners to ask, or the event is taken over.
-    _seat: Option<(Seat, Place)>,
+    _seat: Option<(Seat, Option<Place>)>,
     /// Behind what it tells of, since fields are dropped in their order.
     _tells: TellsRoom,
 }
@@ -69,7 +69,7 @@ impl Core {
             _ => (Vec::new(), None, &self.taken_over_room),
         };
         let now = self.store.now();
-        let (mut rooms, mut fits, mut reads) = (HashMap::new(), true, 0);
+        let (mut rooms, mut fits, mut shared, mut reads) = (HashMap::new(), true, false, 0);
         let more = loop {
             reads += 1;
             let (known, limit) =
@@ -81,15 +81,21 @@ impl Core {
                 }
                 let seats = registry.as_ref().and_then(|registry| self.seats_of(registry, &due.event_type));
                 let is_on_its_way = seats.is_some() && self.seats.has_taken(tenant, &due.event_type);
-                let seat = seats
-                    .map(|seats| self.seats.take(tenant, &due.event_type, seats).zip(self.due_places.take(tenant)));
+                let seat = seats.map(|seats| {
+                    let seat = self.seats.take(tenant, &due.event_type, seats)?;
+                    let place = self.due_places.take(tenant);
+                    shared |= place.is_none();
+                    // The first of a type waits for no place that others have.
+                    (place.is_some() || !is_on_its_way).then_some((seat, place))
+                });
                 if let Some(None) = seat {
                     full.push(due.event_type.clone());
                     continue;
                 }
                 let Some(bytes) = memory.take_some_or_first(tenant, due.bytes) else {
-                    // A listener that takes its time holds up its own type. But where none of the type is on its way, the others behind
-                    // it wait too: they would keep a large one from ever being the first of its tenant.
+                    shared = true;
+                    // A listener that takes its time holds up its own type, and others that do not fit beside it. Where none of the type is
+                    // on its way, the others behind it wait too: they would keep a large one from ever being the first of its tenant.
                     if is_on_its_way {
                         full.push(due.event_type.clone());
                         continue;
@@ -111,8 +117,10 @@ impl Core {
             Left::More
         } else if fits && full.is_empty() {
             Left::Nothing
-        } else {
+        } else if shared {
             Left::NoRoom
+        } else {
+            Left::Busy
         };
         if rooms.is_empty() {
             return Ok((Vec::new(), left));
@@ -126,7 +134,7 @@ impl Core {
         };
         let claimed: Vec<_> = claimed.into_iter().filter_map(with_room).collect();
         // What another replica is about to claim is not looked at over and over.
-        let left = if claimed.is_empty() { Left::NoRoom } else { left };
+        let left = if claimed.is_empty() { Left::Busy } else { left };
         Ok((claimed, left))
     }
 
@@ -330,7 +338,7 @@ mod tests {
         assert_eq!((held.len(), others), (CLAIM_MAX as usize, CLAIM_MAX as usize - 1));
         assert_eq!(left, Left::More, "as many as a turn may claim");
         let (none, left) = world.core.claim_due(tenant, scheduled).await.expect("looked for");
-        assert_eq!((none.len(), left), (0, Left::NoRoom), "its listener is busy");
+        assert_eq!((none.len(), left), (0, Left::Busy), "its listener is busy");
         drop(held);
         world.end().await;
     }
@@ -354,6 +362,12 @@ mod tests {
         let (held, counts) = claim().await;
         assert_eq!(counts, (2, 3, Left::NoRoom), "half of the places");
         drop(held);
+        let again = "UPDATE pending_events SET due_at = now() - interval '1 h'";
+        world.database.connection().await.execute(again).await.expect("they are due");
+        let others = [world.core.due_places.take(tenant), world.core.due_places.take(tenant)];
+        let (held, counts) = claim().await;
+        assert_eq!(counts, (1, 3, Left::NoRoom), "the first of a type waits for no place");
+        drop((held, others));
         let heavy = "UPDATE pending_events SET due_at = now() - interval '1 h' + CASE event_type WHEN 'CUSTOM_OTHER' THEN interval '1 min'
                             ELSE interval '0' END, data_kind = 2,
                             data = CASE event_type WHEN 'CUSTOM_OTHER' THEN data ELSE convert_to(repeat('x', 400000), 'UTF8') END";

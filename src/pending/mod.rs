@@ -104,7 +104,7 @@ struct Core {
     places: Places,
     /// Bytes of these events.
     room: Places,
-    /// Of the phases of delayed events, which count among their tenant's: fewer, so that publishers find some.
+    /// Of the phases of delayed events here: half as many as publishers have. They count among what their tenant may have at all replicas.
     due_places: Places,
     /// Bytes of the delayed events that are due.
     due_room: Places,

@@ -12,7 +12,9 @@ pub(super) enum Left {
     Nothing,
     /// What the next turn can do.
     More,
-    /// What there is no room for until some of what the tenant has on its way has ended, or others have less.
+    /// What waits until some of what the tenant has on its way has ended.
+    Busy,
+    /// What there is no room for until some of what anybody has on its way has ended.
     NoRoom,
 }
 
@@ -59,6 +61,8 @@ pub(super) struct Turns {
     waits: HashSet<TenantId>,
     /// Those that have their turn.
     busy: HashMap<TenantId, Taken>,
+    /// Those whose last turn left what waits for their own.
+    behind: HashSet<TenantId>,
     /// Those whose last turn had no room, in the order of these turns.
     short: Short,
 }
@@ -66,7 +70,14 @@ pub(super) struct Turns {
 impl Turns {
     /// Takes how many may have their turn at the same time.
     pub fn new(places: usize) -> Self {
-        Self { places, waiting: VecDeque::new(), waits: HashSet::new(), busy: HashMap::new(), short: Short::default() }
+        Self {
+            places,
+            waiting: VecDeque::new(),
+            waits: HashSet::new(),
+            busy: HashMap::new(),
+            behind: HashSet::new(),
+            short: Short::default(),
+        }
     }
 
     /// Something was found to do for a tenant: it waits for a turn, where it does not yet.
@@ -74,12 +85,13 @@ impl Turns {
         if let Some(taken) = self.busy.get_mut(&tenant) {
             taken.found = true;
         } else if self.waits.insert(tenant) {
+            self.behind.remove(&tenant);
             self.short.remove(&tenant);
             self.waiting.push_back(tenant);
         }
     }
 
-    /// Some of a tenant's room is free again: it waits for a turn, where its last one had none. So does, before it, whoever has been
+    /// Some of a tenant's room is free again: it waits for a turn, where its last one left something. So does, before it, whoever has been
     /// without room for longest, since what is free may be what all share.
     pub fn freed(&mut self, tenant: TenantId) {
         if let Some(first) = self.short.first() {
@@ -87,7 +99,7 @@ impl Turns {
         }
         if let Some(taken) = self.busy.get_mut(&tenant) {
             taken.freed = true;
-        } else if self.short.remove(&tenant) {
+        } else if self.short.remove(&tenant) || self.behind.remove(&tenant) {
             self.wait(tenant);
         }
     }
@@ -108,6 +120,7 @@ impl Turns {
         let taken = self.busy.remove(&tenant).unwrap_or_default();
         match left {
             Left::NoRoom if !taken.freed && !taken.found => self.short.insert(tenant),
+            Left::Busy if !taken.freed && !taken.found => drop(self.behind.insert(tenant)),
             Left::Nothing if !taken.found => {}
             _ => self.wait(tenant),
         }
@@ -200,5 +213,20 @@ mod tests {
         turns.end(tenant(2), Left::Nothing);
         turns.freed(tenant(2));
         assert_eq!(begun(&mut turns), [1]);
+    }
+
+    #[test]
+    fn a_tenant_that_waits_for_its_own_is_left_alone_by_what_others_free() {
+        let mut turns = Turns::new(2);
+        turns.wait(tenant(1));
+        assert_eq!(begun(&mut turns), [1]);
+        turns.end(tenant(1), Left::Busy);
+        turns.freed(tenant(2));
+        assert_eq!(begun(&mut turns), [0; 0]);
+        turns.freed(tenant(1));
+        assert_eq!(begun(&mut turns), [1]);
+        turns.freed(tenant(1));
+        turns.end(tenant(1), Left::Busy);
+        assert_eq!(begun(&mut turns), [1], "it was freed before the turn was over");
     }
 }

@@ -192,7 +192,9 @@ pub async fn check_again(
         return Err(PublishError::TooLarge { limit: event_bytes_max });
     }
     if event.schema_version == 0 {
-        return check_against(event, None).map(drop);
+        let checked = event.clone();
+        let work = move || check_against(&checked, None).map(drop);
+        return long_work::on(tenant.tenant(), event.bytes(), work).await.ok_or(StoreError::Interrupted)?;
     }
     check_data(registry, tenant, event, event.schema_version).await.map(drop)
 }
