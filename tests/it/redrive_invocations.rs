@@ -54,3 +54,26 @@ async fn what_always_fails_is_dead_lettered_with_an_event_and_can_be_redriven() 
     let request = RedriveInvocationsRequest { subscription_id: "sub_x".to_owned(), ..Default::default() };
     assert_refused(tenant.invocations().redrive_invocations(request).await, Code::InvalidArgument, "FIELD_INVALID");
 }
+
+#[tokio::test]
+async fn only_dead_letters_of_events_within_the_times_run_again() {
+    let (tenant, receiver) = Tenant::with_listener(vec![Answer::Status(500)]).await;
+    let mut dead = Vec::new();
+    for n in 0..3 {
+        let event_id = tenant.publish("CUSTOM_RUN", &json!({"n": n})).await.event_id;
+        dead.extend(tenant.all_invocations_become(&event_id, InvocationState::DeadLettered).await);
+    }
+    receiver.answers("/hook", [Answer::Status(200)]);
+    let request = RedriveInvocationsRequest {
+        subscription_id: dead[0].subscription_id.clone(),
+        start_time: dead[1].create_time,
+        end_time: dead[2].create_time,
+        ..Default::default()
+    };
+    let redriven = tenant.invocations().redrive_invocations(request).await.expect("valid").into_inner();
+    assert_eq!((redriven.redriven_count, redriven.more), (1, false));
+    tenant.all_invocations_become(&dead[1].event_id, InvocationState::Succeeded).await;
+    for other in [&dead[0], &dead[2]] {
+        tenant.all_invocations_become(&other.event_id, InvocationState::DeadLettered).await;
+    }
+}
