@@ -2,7 +2,8 @@
 //!
 //! The next place goes to the tenant that holds fewest, and of those that hold equally many to the one that waits longest; within a
 //! tenant, first come, first served. One tenant never holds the last quarter of the places, or more than a smaller bound: however much
-//! it asks for, and however long that takes, the next tenant finds a place at once. Where something is refused instead of waiting, see `domain::places`.
+//! it asks for, and however long that takes, the next tenant finds a place at once. Where something is refused instead of waiting, see
+//! `domain::places`.
 
 use crate::domain::ids::TenantId;
 use std::collections::{BTreeSet, HashMap, VecDeque};

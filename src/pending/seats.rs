@@ -1,5 +1,5 @@
-//! How many delayed events of a PRE type this replica takes up at the same time: no more than the slowest ACTIVE listener of the type takes,
-//! whether its filter matches them or not.
+//! How many delayed events of a PRE type this replica takes up at the same time: no more than the slowest ACTIVE listener of the type
+//! takes, whether its filter matches them or not.
 //!
 //! The time of the others to be decided does not begin meanwhile. Other replicas have seats of their own, and publishers need none: what
 //! a listener's rate, which is one of all, does not give before the deadline still fails.

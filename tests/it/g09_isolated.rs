@@ -98,6 +98,20 @@ pub async fn waiting_for_locks(watcher: &mut PgConnection) -> i64 {
     sqlx::query_scalar(sql).fetch_one(watcher).await.expect("a count")
 }
 
+/// The most connections that wait for a lock at a time, between twenty calls of another tenant, each of which is answered however many wait.
+async fn most_waiting_while(world: &World, call: impl AsyncFn()) -> i64 {
+    let mut watcher = Cluster::superuser(&world.database_url).await;
+    let mut most = 0;
+    for n in 0.. {
+        most = most.max(waiting_for_locks(&mut watcher).await);
+        if n >= 20 && most > 0 {
+            break;
+        }
+        call().await;
+    }
+    most
+}
+
 #[tokio::test]
 async fn g9_calls_that_wait_for_one_tenants_lock_leave_the_database_to_others() {
     let world = World::start_with(1, "[database]\nconnections_max = 12\n").await;
@@ -114,16 +128,10 @@ async fn g9_calls_that_wait_for_one_tenants_lock_leave_the_database_to_others() 
             events.disable_subscription(DisableSubscriptionRequest { subscription_id: id, ..Default::default() }).await
         });
     }
-    let mut watcher = Cluster::superuser(&world.database_url).await;
-    let mut most = 0;
-    for n in 0.. {
-        most = most.max(waiting_for_locks(&mut watcher).await);
-        if n >= 20 && most > 0 {
-            break;
-        }
-        // Each is answered, however many of the others wait.
+    let most = most_waiting_while(&world, async || {
         other.events().list_subscriptions(ListSubscriptionsRequest::default()).await.expect("others have their turn");
-    }
+    })
+    .await;
     assert!((1..=7).contains(&most), "{most} of 12 connections wait for one tenant's lock");
     sqlx::raw_sql("ROLLBACK").execute(&mut holder).await.expect("the head is free");
     while let Some(ended) = stuck.join_next().await {
@@ -159,15 +167,10 @@ async fn g9_pre_events_that_wait_for_one_tenants_lock_leave_the_database_to_othe
         asked.spawn(async move { publisher.publish(request).await });
     }
     receiver.receives("/agrees", 40).await;
-    let mut watcher = Cluster::superuser(&world.database_url).await;
-    let mut most = 0;
-    for n in 0.. {
-        most = most.max(waiting_for_locks(&mut watcher).await);
-        if n >= 20 && most > 0 {
-            break;
-        }
+    let most = most_waiting_while(&world, async || {
         other.publish("CUSTOM_SHARED", &json!({})).await;
-    }
+    })
+    .await;
     assert!((1..=2).contains(&most), "{most} of 12 connections wait for one tenant's lock");
     sqlx::raw_sql("ROLLBACK").execute(&mut holder).await.expect("the head is free");
     while let Some(published) = asked.join_next().await {

@@ -1,8 +1,8 @@
 //! The integration tests: one file per RPC and per guarantee, over gRPC and HTTP, against real `carillon serve`
 //! processes on a real Postgres.
 //!
-//! They see the service as its clients do. Beside it they reach for the database alone: to bring about what only somebody there could, such as
-//! a lock or another owner, or to learn which replica is to be killed.
+//! They see the service as its clients do. Beside it they reach for the database alone: to bring about what only somebody there could,
+//! such as a lock or another owner, or to learn which replica is to be killed.
 
 mod harness;
 

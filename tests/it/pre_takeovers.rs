@@ -53,6 +53,19 @@ async fn left_by_its_owner(world: &mut World, tenant: &Tenant, receiver: &Receiv
     asked[0].json()["id"].as_str().expect("an id").to_owned()
 }
 
+/// Publishes at the second replica, which dies once a listener's verdict is noted and while the one at `/slow` is asked for the first time;
+/// the event's id.
+async fn left_after_a_verdict(world: &mut World, tenant: &Tenant, receiver: &Receiver) -> String {
+    receiver.answers("/slow", [Answer::Hang, Answer::Status(200)]);
+    let mut publisher = tenant.publishers[1].clone();
+    let publishing = tokio::spawn(async move { publisher.publish(timed(30)).await });
+    let asked = receiver.receives("/slow", 1).await;
+    stands(world, "EXISTS (SELECT FROM pending_verdicts)").await;
+    world.replicas[1].process.kill();
+    within("its publisher hears of it", publishing).await.expect("no panic").expect_err("its replica is dead");
+    asked[0].json()["id"].as_str().expect("an id").to_owned()
+}
+
 /// How long after its deadline the one event of the world was aborted, seconds, by what the database has of it.
 async fn aborted_after_its_deadline(world: &World) -> f64 {
     let watcher = Mutex::new(Cluster::superuser(&world.database_url).await);
@@ -267,13 +280,7 @@ async fn each_attempt_of_a_listener_that_agreed_is_recorded_where_another_owner_
     let second = tenant.events().subscribe(second).await.expect("a listener can be subscribed").into_inner();
     let second = second.subscription.expect("it is set").id;
     receiver.answers("/second", [Answer::Status(503), Answer::Status(200)]);
-    receiver.answers("/slow", [Answer::Hang, Answer::Status(200)]);
-    let mut publisher = tenant.publishers[1].clone();
-    let publishing = tokio::spawn(async move { publisher.publish(timed(30)).await });
-    let event_id = receiver.receives("/slow", 1).await[0].json()["id"].as_str().expect("an id").to_owned();
-    stands(&world, "EXISTS (SELECT FROM pending_verdicts)").await;
-    world.replicas[1].process.kill();
-    within("its publisher hears of it", publishing).await.expect("no panic").expect_err("its replica is dead");
+    let event_id = left_after_a_verdict(&mut world, &tenant, &receiver).await;
     let waited = wait(&tenant, &event_id).await.expect("it is born");
     assert!(waited.done && waited.event.is_some(), "{waited:?}");
     let listed = tenant.all_invocations_become(&event_id, InvocationState::Succeeded).await;
@@ -295,13 +302,7 @@ async fn a_failure_that_is_ignored_stays_so_where_its_listener_unsubscribes_and_
     fails.pre_policy = Some(ignored);
     let fails = tenant.events().subscribe(fails).await.expect("a listener can be subscribed").into_inner();
     receiver.answers("/fails", [Answer::Status(500)]);
-    receiver.answers("/slow", [Answer::Hang, Answer::Status(200)]);
-    let mut publisher = tenant.publishers[1].clone();
-    let publishing = tokio::spawn(async move { publisher.publish(timed(30)).await });
-    let event_id = receiver.receives("/slow", 1).await[0].json()["id"].as_str().expect("an id").to_owned();
-    stands(&world, "EXISTS (SELECT FROM pending_verdicts)").await;
-    world.replicas[1].process.kill();
-    within("its publisher hears of it", publishing).await.expect("no panic").expect_err("its replica is dead");
+    let event_id = left_after_a_verdict(&mut world, &tenant, &receiver).await;
     tenant.unsubscribe(&fails.subscription.expect("it is set").id).await;
     let waited = wait(&tenant, &event_id).await.expect("it is born");
     assert!(waited.done && waited.event.is_some(), "{waited:?}");
@@ -317,13 +318,7 @@ async fn what_a_listener_enriched_before_it_unsubscribed_is_in_the_event_where_a
     let enriches = tenant.events().subscribe(enriches).await.expect("a listener can be subscribed").into_inner();
     let json = vec![("content-type", "application/json".to_owned())];
     receiver.answers("/plan", [Answer::Full(200, json, br#"{"patch":{"plan":"paid"}}"#.to_vec())]);
-    receiver.answers("/slow", [Answer::Hang, Answer::Status(200)]);
-    let mut publisher = tenant.publishers[1].clone();
-    let publishing = tokio::spawn(async move { publisher.publish(timed(30)).await });
-    let event_id = receiver.receives("/slow", 1).await[0].json()["id"].as_str().expect("an id").to_owned();
-    stands(&world, "EXISTS (SELECT FROM pending_verdicts)").await;
-    world.replicas[1].process.kill();
-    within("its publisher hears of it", publishing).await.expect("no panic").expect_err("its replica is dead");
+    let event_id = left_after_a_verdict(&mut world, &tenant, &receiver).await;
     tenant.unsubscribe(&enriches.subscription.expect("it is set").id).await;
     let waited = wait(&tenant, &event_id).await.expect("it is born");
     let data = waited.event.and_then(|event| event.event).and_then(|event| event.data);

@@ -83,28 +83,16 @@ impl Filter {
     /// the nesting, one comprehension inside another, the number of operators, and patterns that are not literals or are too large;
     /// for what can never be true or false.
     pub fn parse(source: &str) -> Result<Self, FilterError> {
-        let filter = Self::parse_value(source)?;
-        match filter.program.never_boolean {
-            None => Ok(filter),
-            Some(column) => {
-                let message = "is never true or false: a filter's value must be a boolean".to_owned();
-                Err(FilterError { column, message })
-            }
-        }
+        let refusal = "is never true or false: a filter's value must be a boolean";
+        Self::parse_value(source)?.unless(|program| program.never_boolean, refusal)
     }
 
     /// The same for an ordering key.
     ///
     /// Errors: those of [`Filter::parse`], the last for what can never be a string, an integer or a boolean.
     pub fn parse_key(source: &str) -> Result<Self, FilterError> {
-        let key = Self::parse_value(source)?;
-        match key.program.never_key {
-            None => Ok(key),
-            Some(column) => {
-                let message = "is never a string, an integer or a boolean: an ordering key's value must be".to_owned();
-                Err(FilterError { column, message })
-            }
-        }
+        let refusal = "is never a string, an integer or a boolean: an ordering key's value must be";
+        Self::parse_value(source)?.unless(|program| program.never_key, refusal)
     }
 
     /// The same for an expression that has been checked before, when it was saved.
@@ -116,6 +104,14 @@ impl Filter {
             Err(FilterError { column: 1, message: "the expression cannot be compiled".to_owned() })
         })?;
         Ok(Self { source: source.into(), program: Arc::new(program) })
+    }
+
+    /// Itself, unless its value can never be what is wanted of it, and where that shows.
+    fn unless(self, never: impl FnOnce(&Program) -> Option<usize>, refusal: &str) -> Result<Self, FilterError> {
+        match never(&self.program) {
+            None => Ok(self),
+            Some(column) => Err(FilterError { column, message: refusal.to_owned() }),
+        }
     }
 
     /// The expression as written.
