@@ -32,7 +32,7 @@ pub(super) fn affordable(config: Config) -> (Config, Option<Lowered>) {
 ///
 /// Callers' connections must not take the files that deliveries need, nor the other way, and neither those of the database.
 fn fitted(mut config: Config, files: usize) -> (Vec<&'static str>, Config) {
-    let Config { server, dispatch, executor, database, .. } = &mut config;
+    let Config { server, dispatch, pending, executor, database, .. } = &mut config;
     let reserved = FILES_RESERVED + usize::try_from(database.connections_max).unwrap_or(usize::MAX);
     let mut there = files.saturating_sub(reserved);
     let mut lowered = Vec::new();
@@ -49,6 +49,7 @@ fn fitted(mut config: Config, files: usize) -> (Vec<&'static str>, Config) {
         ("server.connections_max", &mut server.connections_max, 2),
         ("dispatch.in_flight_max", &mut dispatch.in_flight_max, 1),
         ("dispatch.slow_in_flight_max", &mut dispatch.slow_in_flight_max, 1),
+        ("pending.questions_max", &mut pending.questions_max, 1),
         ("executor.connections_kept_max", &mut executor.connections_kept_max, 1),
     ];
     bounds.sort_by_key(|(_, bound, _)| **bound);
@@ -85,12 +86,13 @@ mod tests {
             2 * config.server.connections_max
                 + config.dispatch.in_flight_max
                 + config.dispatch.slow_in_flight_max
+                + config.pending.questions_max
                 + config.executor.connections_kept_max
                 + FILES_PER_LOOKUP * config.executor.dns_lookups_max
         };
         for files in [512, 1_024, 4_096, 20_000] {
             let (lowered, fitted) = fitted(Config::default(), files);
-            assert_eq!(lowered.len(), 6, "{files}: {lowered:?}");
+            assert_eq!(lowered.len(), 7, "{files}: {lowered:?}");
             let reserved = FILES_RESERVED + Config::default().database.connections_max as usize;
             assert!(wanted(&fitted) + reserved <= files, "{files}: {}", wanted(&fitted));
             assert!(wanted(&fitted) + reserved + 24 > files, "{files}: {} is less than there is", wanted(&fitted));

@@ -159,8 +159,13 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
     ),
     (
         "pending.phases_bytes_max",
-        "bytes of PRE events whose listeners are asked at the same time by this process; one tenant alone gets half of them; 1 MiB to \
-         64 GiB",
+        "bytes of PRE events whose listeners are asked at the same time by this process, each with what its listeners may answer as \
+         enrichments; one tenant alone gets half of them; 1 MiB to 64 GiB",
+    ),
+    (
+        "pending.questions_max",
+        "questions to listeners of PRE events that this process waits for at the same time, of which one tenant gets three quarters at \
+         most; further ones wait for their turn; 1 to 100,000",
     ),
     (
         "pending.due_bytes_max",

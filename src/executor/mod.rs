@@ -64,6 +64,11 @@ impl Executor {
         self.webhooks.guard()
     }
 
+    /// Most bytes that are read of an answer.
+    pub fn answer_bytes_max(&self) -> usize {
+        self.webhooks.answer_bytes_max()
+    }
+
     /// Calls a webhook once. Returns at `deadline` at the latest, whatever the receiver does.
     pub async fn execute(&self, call: &WebhookCall, delivery: &Delivery, deadline: Instant) -> Outcome {
         let span = delivery.span();

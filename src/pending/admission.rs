@@ -1,8 +1,11 @@
 //! Room for the events of a batch that wait, taken before anything of the batch is committed: a refusal then has no effect.
 
 use super::{Core, Pending, PendingError};
+use crate::domain::event::Event;
+use crate::domain::event_type::EventTypeName;
 use crate::domain::ids::TenantId;
 use crate::domain::places::Place;
+use crate::publish::registry::TenantRegistry;
 use std::sync::Arc;
 
 /// Events of one batch that are accepted at the same time.
@@ -27,15 +30,20 @@ impl Admission {
 }
 
 impl Pending {
-    /// Lets so many delayed events, and PRE events of these sizes in memory, be accepted by [`Self::schedule`] and [`Self::publish`], or
-    /// refuses all of them. PRE events share the places that there are, and ask in turn where those are too few.
+    /// Lets so many delayed events, and these PRE events, be accepted by [`Self::schedule`] and [`Self::publish`], or refuses all of them.
+    /// PRE events share the places that there are, and ask in turn where those are too few.
     ///
     /// What waits already is counted here, and not again for each event: batches that come at the same time may together go over the
     /// bounds of the tenant.
     ///
     /// Errors: [`PendingError::Full`].
-    pub async fn admit(&self, tenant: TenantId, scheduled: usize, gated: &[usize]) -> Result<Admission, PendingError> {
-        let core = &self.core;
+    pub async fn admit(
+        &self,
+        registry: &TenantRegistry,
+        scheduled: usize,
+        gated: &[&Event],
+    ) -> Result<Admission, PendingError> {
+        let (core, tenant) = (&self.core, registry.tenant());
         if scheduled == 0 && gated.is_empty() {
             return Ok(Admission { at_once: AT_ONCE, held: None });
         }
@@ -48,21 +56,45 @@ impl Pending {
             return Ok(Admission { at_once: AT_ONCE, held: None });
         }
         let most = gated.len().min(AT_ONCE).min(phases_max.saturating_sub(waiting.gated));
-        let held = core.hold(tenant, most, gated.iter().sum())?;
+        let bytes = gated.iter().map(|event| event.memory_bytes()).sum();
+        let enrichment = gated.iter().map(|event| core.enrichment_bytes(registry, &event.event_type)).max();
+        let held = core.hold(tenant, most, bytes, enrichment.unwrap_or_default())?;
         Ok(Admission { at_once: held.0.len(), held: Some(held) })
     }
 }
 
 impl Core {
-    /// Takes up to so many places for phases, and the room for their events.
-    pub(super) fn hold(&self, tenant: TenantId, most: usize, bytes: usize) -> Result<Held, PendingError> {
-        let places: Vec<Place> = std::iter::from_fn(|| self.places.take(tenant)).take(most).collect();
+    /// Bytes that the enrichments of an event of a type may have until it is decided, beside the event.
+    pub(super) fn enrichment_bytes(&self, registry: &TenantRegistry, event_type: &EventTypeName) -> usize {
+        let (_, listeners) = registry.listeners(event_type);
+        let policies =
+            listeners.iter().flat_map(|all| all.iter()).filter_map(|one| one.subscription.pre_policy.as_ref());
+        policies.filter(|policy| !policy.enrich_paths.is_empty()).count() * self.executor.answer_bytes_max()
+    }
+
+    /// Takes up to so many places for phases, and room for the bytes of all their events and of the enrichments of each place: fewer places
+    /// where there is no room for these.
+    pub(super) fn hold(
+        &self,
+        tenant: TenantId,
+        most: usize,
+        bytes: usize,
+        enrichment: usize,
+    ) -> Result<Held, PendingError> {
+        let mut places: Vec<Place> = std::iter::from_fn(|| self.places.take(tenant)).take(most).collect();
         if places.is_empty() {
             return Err(self.phases_full());
         }
-        let limit = u64::try_from(self.room.max()).unwrap_or(u64::MAX);
-        let full = PendingError::Full { quota: "pending.phases_bytes_max", limit };
-        Ok(Arc::new((places, self.room.take_some(tenant, bytes).ok_or(full)?)))
+        loop {
+            if let Some(room) = self.room.take_some(tenant, bytes + places.len() * enrichment) {
+                return Ok(Arc::new((places, room)));
+            }
+            if places.len() == 1 || enrichment == 0 {
+                let limit = u64::try_from(self.room.max()).unwrap_or(u64::MAX);
+                return Err(PendingError::Full { quota: "pending.phases_bytes_max", limit });
+            }
+            places.truncate(places.len() / 2);
+        }
     }
 
     pub(super) fn scheduled_full(&self) -> PendingError {

@@ -275,7 +275,7 @@ mod tests {
         let listener = Listener::new(world.listener(tenant).await);
         world.wait(tenant, PendingState::Gated, 1).await;
         let (core, now) = (world.core.clone(), clock::now());
-        let due = core.store.due_pending(tenant, PendingState::Gated, now, &[], &[], 1).await.expect("it is due");
+        let due = core.store.due_gated(tenant, now, &[], 1).await.expect("it is due");
         let claimed = core.store.claim_pending(tenant, PendingState::Gated, now, Duration::ZERO, &[due[0].event]).await;
         let event = Arc::new(EncodedEvent::new(claimed.expect("claimed").remove(0).entry));
         core.store.set_clock(now - TimeDelta::minutes(3), now);

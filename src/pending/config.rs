@@ -9,8 +9,12 @@ pub struct Config {
     /// PRE events whose listeners are asked at the same time by this process, and by all for one tenant; one tenant alone gets half of
     /// them here. Half as many delayed ones are asked about beside them, which count among the tenant's. 1 to 100,000.
     pub phases_max: u32,
-    /// Bytes of PRE events whose listeners are asked at the same time by this process; one tenant alone gets half of them. 1 MiB to 64 GiB.
+    /// Bytes of PRE events whose listeners are asked at the same time by this process, each with what its listeners may answer as
+    /// enrichments; one tenant alone gets half of them. 1 MiB to 64 GiB.
     pub phases_bytes_max: usize,
+    /// Questions to listeners of PRE events that this process waits for at the same time, of which one tenant gets three quarters at most;
+    /// further ones wait for their turn. 1 to 100,000.
+    pub questions_max: usize,
     /// Bytes of delayed events that are due, and of PRE events taken over from other replicas, in memory at the same time in this process:
     /// half of them for each kind. Of a kind one tenant alone gets half, and one that has none gets an event of any size while some is
     /// left. 1 MiB to 64 GiB.
@@ -35,6 +39,7 @@ impl Default for Config {
         Self {
             phases_max: 1_000,
             phases_bytes_max: 128 * 1024 * 1024,
+            questions_max: 4_096,
             due_bytes_max: 64 * 1024 * 1024,
             pre_timeout_ms: 10_000,
             pre_timeout_max_ms: 30_000,
@@ -56,6 +61,7 @@ impl Config {
                 (1 << 20..=1 << 36).contains(&self.phases_bytes_max),
                 "must be 1,048,576 to 68,719,476,736",
             ),
+            ("questions_max", (1..=100_000).contains(&self.questions_max), "must be 1 to 100,000"),
             ("due_bytes_max", (1 << 20..=1 << 36).contains(&self.due_bytes_max), "must be 1,048,576 to 68,719,476,736"),
             ("pre_timeout_ms", (10..=300_000).contains(&self.pre_timeout_ms), "must be 10 to 300,000"),
             ("pre_timeout_max_ms", (10..=300_000).contains(&self.pre_timeout_max_ms), "must be 10 to 300,000"),
@@ -83,6 +89,7 @@ mod tests {
             "pre_timeout_ms"
         );
         assert_eq!(key(Config { phases_bytes_max: 1_000, ..Config::default() }), "phases_bytes_max");
+        assert_eq!(key(Config { questions_max: 0, ..Config::default() }), "questions_max");
         assert_eq!(key(Config { due_bytes_max: 1_000, ..Config::default() }), "due_bytes_max");
         for lease_ms in [999, 4_001] {
             assert_eq!(key(Config { lease_ms, ..Config::default() }), "lease_ms");

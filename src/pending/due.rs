@@ -240,7 +240,7 @@ impl Core {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pending::claimed::CLAIM_MAX;
+    use crate::pending::room::CLAIM_MAX;
     use crate::pending::tests::World;
 
     #[tokio::test(flavor = "multi_thread")]

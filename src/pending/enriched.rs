@@ -196,7 +196,7 @@ mod tests {
             .await
             .expect("it has a schema");
         let now = core.store.now();
-        let due = core.store.due_pending(tenant, PendingState::Gated, now, &[], &[], 1).await.expect("it is due");
+        let due = core.store.due_gated(tenant, now, &[], 1).await.expect("it is due");
         let claimed = core.store.claim_pending(tenant, PendingState::Gated, now, core.lease(), &[due[0].event]).await;
         claimed.expect("claimed").remove(0)
     }

@@ -24,6 +24,7 @@ mod heads;
 mod health;
 mod phase;
 mod receivers;
+mod room;
 mod running;
 mod seats;
 #[cfg(test)]
@@ -53,6 +54,7 @@ use crate::store::pending::{Accepted, NewPending, PendingState, WaitsFor};
 use crate::store::publish::IDEMPOTENCY_CONSTRAINT;
 use crate::store::request_ids::{Once, Repeatable};
 use crate::store::{Store, StoreError};
+use crate::turnstile::Turnstile;
 use admission::Held;
 use ask::Listener;
 use chrono::{DateTime, TimeDelta, Utc};
@@ -114,6 +116,7 @@ struct Core {
     freed: Freed,
     heads: Heads,
     receivers: Receivers,
+    questions: Turnstile,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -305,6 +308,7 @@ impl Core {
             taken_over_room: Places::new(config.due_bytes_max / 2),
             seats: Seats::default(),
             freed: Freed::default(),
+            questions: Turnstile::new(config.questions_max),
             config,
             event_bytes_max: publish.event_bytes_max,
             kept: TimeDelta::hours(i64::from(publish.idempotency_hours)),
@@ -353,11 +357,14 @@ impl Core {
         timeout: Duration,
         held: Option<Held>,
     ) -> Result<Attachment, PendingError> {
+        let registry = self.registry.tenant(tenant).await?;
         let (held, max) = match held {
             Some(held) => (held, i64::MAX),
-            None => (self.hold(tenant, 1, prepared.event.memory_bytes())?, self.config.phases_max.into()),
+            None => {
+                let enrichment = self.enrichment_bytes(&registry, &prepared.event.event_type);
+                (self.hold(tenant, 1, prepared.event.memory_bytes(), enrichment)?, self.config.phases_max.into())
+            }
         };
-        let registry = self.registry.tenant(tenant).await?;
         let listeners = listeners(&registry, &prepared.matched);
         let accepted_at = self.store.now();
         let deadline_at = accepted_at + timeout;

@@ -30,6 +30,8 @@ use tokio_util::sync::CancellationToken;
 
 /// Before the registry is looked at again that could not be read.
 const HEED_AGAIN: Duration = Duration::from_millis(250);
+/// Before it is looked for somebody who waits elsewhere once more, at least.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// Before what was said last is noted by itself, where the decision takes longer to be written.
 const NOTE_AFTER: Duration = Duration::from_secs(1);
 /// A phase to run.
@@ -201,7 +203,7 @@ impl Phase {
                     if !self.waited_for_elsewhere(core, grace).await {
                         return Decision::Abort(AbortReason::Abandoned);
                     }
-                    gone.set(handle.abandoned(grace));
+                    gone.set(handle.abandoned(grace.max(LOOK_AGAIN)));
                 }
                 () = core.stop.cancelled() => {
                     // Due at once: another replica goes on.
@@ -260,7 +262,7 @@ impl Phase {
     /// Whether a publisher waits for the event at another replica; as long as that cannot be read one may.
     async fn waited_for_elsewhere(&self, core: &Core, grace: Duration) -> bool {
         let seen = core.store.renew_pending(self.tenant, self.entry.event.id, self.token, core.lease()).await;
-        let recent = core.store.now() - grace.max(Duration::from_secs(1)) * 2;
+        let recent = core.store.now() - grace.max(LOOK_AGAIN) * 2;
         match seen {
             Ok(seen) => seen.flatten().is_some_and(|at| at > recent),
             Err(error) => {
@@ -320,7 +322,7 @@ mod tests {
         world.wait(tenant, PendingState::Gated, 1).await;
         let (core, now) = (&world.core, clock::now());
         core.store.set_clock(now - TimeDelta::minutes(3), now);
-        let due = core.store.due_pending(tenant, PendingState::Gated, now, &[], &[], 1).await.expect("it is due");
+        let due = core.store.due_gated(tenant, now, &[], 1).await.expect("it is due");
         let claimed = core.store.claim_pending(tenant, PendingState::Gated, now, core.lease(), &[due[0].event]).await;
         let row = claimed.expect("claimed").remove(0);
         let renew = || core.store.renew_pending(tenant, row.entry.event.id, row.token, core.lease());

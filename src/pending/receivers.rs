@@ -2,7 +2,8 @@
 //!
 //! Any replica may ask. How a receiver does is known here as the row that all replicas share was read last, with what was heard here
 //! since (`health`): the row is read when an event is accepted, a probe is claimed in it. The tokens of a rate limit are taken in the
-//! database too, so that it is one of all replicas together; the bound of questions at a time is that of one replica.
+//! database too, so that it is one of all replicas together; the bounds of questions at a time, to a receiver and of all tenants, are
+//! those of one replica.
 
 use super::Core;
 use super::ask::Listener;
@@ -14,6 +15,7 @@ use crate::domain::invocation::{Outcome, OutcomeClass};
 use crate::domain::retry::{CircuitBreaker, DeliveryPolicy, RateLimit};
 use crate::store::StoreError;
 use crate::store::subscriptions::ServerReason;
+use crate::turnstile::Pass;
 use chrono::{DateTime, SecondsFormat, Utc};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -49,7 +51,7 @@ pub(super) struct Leave {
     /// Where it is the probe of a half-open circuit.
     probe: Option<Probe>,
     deadline: Instant,
-    _place: OwnedSemaphorePermit,
+    _places: (OwnedSemaphorePermit, Pass),
 }
 
 /// A claim to the one question that finds out whether a receiver is well again; given back where nobody waited for its answer.
@@ -152,7 +154,8 @@ impl Core {
         Ok(())
     }
 
-    /// Waits for a place among the questions to a receiver, for the end of a pause that it has asked for, and for its rate.
+    /// Waits for a place among the questions to a receiver, for the end of a pause that it has asked for, for its rate, and for its tenant's
+    /// turn among all questions.
     ///
     /// Errors: why it is not asked: its circuit is open, or its pause or its rate leaves no time.
     pub(super) async fn leave_to_ask(
@@ -171,11 +174,13 @@ impl Core {
         if let Some(limit) = policy.rate_limit() {
             self.wait_for_rate(tenant, listener, limit, deadline).await?;
         }
+        // Last: who waits for anything else takes no turn.
+        let pass = self.questions.enter(tenant).await;
         let probe = match (receiver.may_be_asked(policy, self.store.now())?, policy.circuit_breaker()) {
             (true, Some(breaker)) => self.claim(tenant, listener, &receiver, breaker, deadline).await?,
             _ => None,
         };
-        Ok(Leave { receiver, probe, deadline, _place: place })
+        Ok(Leave { receiver, probe, deadline, _places: (place, pass) })
     }
 
     /// Claims the probe of a receiver. None where another replica's has closed its circuit meanwhile.

@@ -10,16 +10,9 @@ use crate::domain::retry::{DeliveryPolicy, RateLimit};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// The seats that are taken. Cheap to clone.
+/// How many seats are taken. Cheap to clone.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Seats(Arc<Mutex<HashMap<TenantId, HashMap<EventTypeName, Taken>>>>);
-
-#[derive(Debug)]
-struct Taken {
-    count: usize,
-    /// How many there were when the last one was asked for.
-    max: usize,
-}
+pub(super) struct Seats(Arc<Mutex<HashMap<TenantId, HashMap<EventTypeName, usize>>>>);
 
 /// A seat; given back when dropped.
 #[derive(Debug)]
@@ -42,28 +35,20 @@ impl Seats {
     /// A seat for an event of a type that has so many; none where they are taken.
     pub fn take(&self, tenant: TenantId, event_type: &EventTypeName, max: usize) -> Option<Seat> {
         let mut all = self.all();
-        let taken = all.entry(tenant).or_default().entry(event_type.clone()).or_insert(Taken { count: 0, max });
-        taken.max = max.max(1);
-        if taken.count >= taken.max {
+        let taken = all.entry(tenant).or_default().entry(event_type.clone()).or_default();
+        if *taken >= max {
             return None;
         }
-        taken.count += 1;
+        *taken += 1;
         Some(Seat { seats: self.clone(), tenant, event_type: event_type.clone() })
     }
 
-    /// Whether any is taken.
-    pub fn has_taken(&self, tenant: TenantId, event_type: &EventTypeName) -> bool {
-        self.all().get(&tenant).is_some_and(|types| types.get(event_type).is_some_and(|taken| taken.count > 0))
+    /// How many are taken.
+    pub fn taken(&self, tenant: TenantId, event_type: &EventTypeName) -> usize {
+        self.all().get(&tenant).and_then(|types| types.get(event_type)).copied().unwrap_or_default()
     }
 
-    /// The types of a tenant that have no seat left.
-    pub fn full(&self, tenant: TenantId) -> Vec<EventTypeName> {
-        let all = self.all();
-        let full = all.get(&tenant).into_iter().flatten().filter(|(_, taken)| taken.count >= taken.max);
-        full.map(|(event_type, _)| event_type.clone()).collect()
-    }
-
-    fn all(&self) -> MutexGuard<'_, HashMap<TenantId, HashMap<EventTypeName, Taken>>> {
+    fn all(&self) -> MutexGuard<'_, HashMap<TenantId, HashMap<EventTypeName, usize>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -73,8 +58,8 @@ impl Drop for Seat {
         let mut all = self.seats.all();
         let Some(types) = all.get_mut(&self.tenant) else { return };
         if let Some(taken) = types.get_mut(&self.event_type) {
-            taken.count -= 1;
-            if taken.count == 0 {
+            *taken -= 1;
+            if *taken == 0 {
                 types.remove(&self.event_type);
             }
         }
@@ -96,13 +81,13 @@ mod tests {
         let [one, other] = ["CUSTOM_ONE", "CUSTOM_OTHER"].map(|name| EventTypeName::parse(name).expect("a name"));
         let held = [seats.take(tenant, &one, 2), seats.take(tenant, &one, 2)];
         assert!(held.iter().all(Option::is_some) && seats.take(tenant, &one, 2).is_none());
-        assert_eq!(seats.full(tenant), std::slice::from_ref(&one));
+        assert_eq!((seats.taken(tenant, &one), seats.taken(tenant, &other)), (2, 0));
         assert!(seats.take(tenant, &other, 2).is_some() && seats.take(TenantId(Uuid::nil()), &one, 2).is_some());
         // Its listeners take more now.
         let third = seats.take(tenant, &one, 3);
         assert!(third.is_some());
         drop((held, third));
-        assert!(seats.full(tenant).is_empty() && seats.all().is_empty());
+        assert!(seats.taken(tenant, &one) == 0 && seats.all().is_empty());
     }
 
     #[test]

@@ -2,17 +2,19 @@
 
 use super::{Config, Core, Parts};
 use crate::domain::catalogue::Catalogue;
-use crate::domain::event_type::EventTypeName;
+use crate::domain::event_type::{EventTypeName, Phase};
 use crate::domain::filter::Filter;
 use crate::domain::ids::{SubscriptionId, TenantId};
 use crate::domain::pre::PrePolicy;
 use crate::domain::retry::DeliveryPolicy;
+use crate::domain::schema::compatibility::Compatibility;
 use crate::domain::subscription::Target;
 use crate::domain::webhook::{SigningSecret, WebhookMode, WebhookTarget, WebhookUri};
 use crate::executor::Executor;
 use crate::feed::Feed;
 use crate::publish::registry::{Entry, Registry};
 use crate::store::audit::Principal;
+use crate::store::event_types::{EventTypeQuota, NewEventType};
 use crate::store::pending::PendingState;
 use crate::store::request_ids::{Once, Repeatable};
 use crate::store::secrets::Keyring;
@@ -65,9 +67,30 @@ impl World {
     pub async fn asks_at_once(&self, tenant: TenantId, many: i32) -> Arc<Entry> {
         let pre = "UPDATE event_types SET phase = 1";
         self.database.connection().await.execute(pre).await.expect("types that ask");
+        self.listens_at_once(tenant, NAME, many).await
+    }
+
+    /// As [`Self::asks_at_once`], of another type, which is made.
+    pub async fn another_asks_at_once(&self, tenant: TenantId, name: &str, many: i32) -> Arc<Entry> {
+        let new = NewEventType {
+            name: EventTypeName::parse(name).expect("a name"),
+            phase: Phase::Pre,
+            display_name: String::new(),
+            description: String::new(),
+            schema: None,
+            compatibility: Compatibility::None,
+        };
+        let quota = EventTypeQuota { event_types: 100, deleted_event_types: 100, schema_versions: 10 };
+        let made = self.database.store.create_event_type(Principal::server(tenant), new, quota, Repeatable::default());
+        made.await.expect("an event type");
+        self.listens_at_once(tenant, name, many).await
+    }
+
+    async fn listens_at_once(&self, tenant: TenantId, name: &str, many: i32) -> Arc<Entry> {
         let policy =
             DeliveryPolicy::new(1, Duration::from_secs(1), Duration::from_secs(1), Duration::from_secs(1), many);
         self.subscribe(tenant, |new| {
+            new.event_type = EventTypeName::parse(name).expect("a name");
             new.filter = Some(Filter::parse("false").expect("a filter"));
             new.pre_policy = Some(PrePolicy::default());
             new.policy = policy.expect("within bounds");
@@ -82,9 +105,10 @@ impl World {
 
     async fn subscribe(&self, tenant: TenantId, change: impl FnOnce(&mut NewSubscription)) -> Arc<Entry> {
         let (store, by) = (&self.database.store, Principal::server(tenant));
-        let app = store.create_app(by.clone(), "shop".into(), "Shop".into(), Repeatable::default()).await;
-        let Once::Made(app) = app.expect("an app") else { panic!("made now") };
         let (id, secret_id) = (SubscriptionId(clock::new_uuid()), clock::new_uuid());
+        let slug = format!("shop-{}", id.0);
+        let app = store.create_app(by.clone(), slug, "Shop".into(), Repeatable::default()).await;
+        let Once::Made(app) = app.expect("an app") else { panic!("made now") };
         let secret = SigningSecret::from_bytes(vec![1; 32]).expect("long enough");
         let mut new = NewSubscription {
             id,

@@ -5,10 +5,10 @@ use carillon::proto::cloudevents::cloud_event::Data;
 use carillon::proto::internal::{CancelEventRequest, PublishRequest, WaitEventRequest};
 use carillon::proto::public::{
     CreateEventTypeRequest, DeleteEventTypeRequest, DeliveryPolicy, EventPhase, GetEventRequest, InvocationState,
-    ListEventsRequest,
+    ListEventsRequest, Subscription, UpdateSubscriptionRequest,
 };
 use chrono::{DateTime, TimeDelta, Utc};
-use pbjson_types::Duration;
+use pbjson_types::{Duration, FieldMask};
 use serde_json::json;
 use sqlx::Connection as _;
 use std::sync::Arc;
@@ -167,7 +167,8 @@ async fn delayed_pre_events_that_fall_due_together_have_their_time_when_their_li
     receiver.answers("/pre", [Answer::Gated(gate.clone())]);
     let mut listener = tenant.subscribe_request(TYPE, &receiver.url("/pre"));
     listener.delivery_policy = Some(DeliveryPolicy { max_in_flight: 2, timeout: PATIENT, ..Default::default() });
-    tenant.events().subscribe(listener).await.expect("a listener can be subscribed");
+    let listener = tenant.events().subscribe(listener).await.expect("a listener can be subscribed").into_inner();
+    let listener = listener.subscription.expect("it is set").id;
     let at = clock::now() + TimeDelta::milliseconds(1_500);
     let due = |event_type, at: DateTime<Utc>| PublishRequest {
         deliver_at: Some(at.into()),
@@ -193,6 +194,15 @@ async fn delayed_pre_events_that_fall_due_together_have_their_time_when_their_li
     .await
     .expect("counts");
     assert_eq!((asked, delayed), (2, 4));
+    // It takes more from now on: nobody has to answer first.
+    let takes = |max_in_flight| Some(DeliveryPolicy { max_in_flight, timeout: PATIENT, ..Default::default() });
+    let request = UpdateSubscriptionRequest {
+        subscription: Some(Subscription { id: listener, delivery_policy: takes(5), ..Default::default() }),
+        update_mask: Some(FieldMask { paths: vec!["delivery_policy".to_owned()] }),
+        ..Default::default()
+    };
+    tenant.events().update_subscription(request).await.expect("a listener can be changed");
+    receiver.receives("/pre", 5).await;
     gate.add_permits(6);
     for id in &ids {
         let waited = tenant.publisher().wait_event(wait(id)).await.expect("its listener agrees").into_inner();

@@ -6,7 +6,7 @@ use std::time::Instant;
 use carillon::proto::internal::{PreVerdictKind, PublishResponse};
 use carillon::proto::public::{
     CircuitBreaker, CircuitState, CreateEventTypeRequest, DeliveryPolicy, DisableSubscriptionRequest, EventPhase,
-    GetSubscriptionRequest, Subscription, SubscriptionState, UnsubscribeRequest,
+    GetSubscriptionRequest, PrePolicy, Subscription, SubscriptionState, UnsubscribeRequest,
 };
 use pbjson_types::Duration;
 use serde_json::json;
@@ -87,6 +87,55 @@ async fn events_that_are_large_are_bounded_by_their_bytes_and_leave_other_tenant
     gate.add_permits(2);
     asking.await.expect("no panic").expect("its listener agreed");
     busy.try_publish(large).await.expect("there is room again");
+}
+
+#[tokio::test]
+async fn g15_what_listeners_may_answer_as_enrichments_is_bounded_with_their_events() {
+    let settings = "[pending]\nphases_bytes_max = 1048576\n[executor]\nresponse_bytes_max = 400000\n";
+    let world = World::start_with(1, settings).await;
+    let receiver = Receiver::start().await;
+    let (busy, _) = listened(&world, &receiver, "/hangs", quick_policy()).await;
+    let mut enriching = busy.subscribe_request(TYPE, &receiver.url("/enriches"));
+    enriching.pre_policy = Some(PrePolicy { enrich_paths: vec!["/plan".to_owned()], ..Default::default() });
+    enriching.filter = "data.enriched".to_owned();
+    busy.events().subscribe(enriching).await.expect("a listener can be subscribed");
+    let gate = Arc::new(Semaphore::new(0));
+    receiver.answers("/hangs", [Answer::Gated(gate.clone())]);
+    let mut publisher = busy.publisher();
+    let small = publish_request(TYPE, &json!({ "enriched": false }));
+    let asking = tokio::spawn(async move { publisher.publish(small).await });
+    receiver.receives("/hangs", 1).await;
+    let refused = publish(&busy, 0).await;
+    let status = assert_refused(refused, Code::ResourceExhausted, "QUOTA_EXCEEDED");
+    assert_eq!(status.get_details_error_info().expect("it is set").metadata["quota"], "pending.phases_bytes_max");
+    gate.add_permits(1);
+    asking.await.expect("no panic").expect("its listener agreed");
+}
+
+#[tokio::test]
+async fn g09_questions_that_hang_leave_other_tenants_some_and_are_bounded() {
+    let world = World::start_with(1, "[pending]\nquestions_max = 4\n").await;
+    let receiver = Receiver::start().await;
+    let (busy, _) = listened(&world, &receiver, "/hangs", quick_policy()).await;
+    let (other, _) = listened(&world, &receiver, "/well", quick_policy()).await;
+    let gate = Arc::new(Semaphore::new(0));
+    receiver.answers("/hangs", [Answer::Gated(gate.clone())]);
+    let mut publishing = tokio::task::JoinSet::new();
+    for _ in 0..6 {
+        let mut publisher = busy.publisher();
+        publishing.spawn(async move { publisher.publish(publish_request(TYPE, &json!({}))).await });
+    }
+    // Three quarters of them; the others wait for their turn.
+    receiver.receives("/hangs", 3).await;
+    for _ in 0..3 {
+        publish(&other, 0).await.expect("another tenant has a turn of its own");
+    }
+    assert_eq!(receiver.received("/hangs").len(), 3);
+    gate.add_permits(6);
+    while let Some(published) = publishing.join_next().await {
+        published.expect("no panic").expect("its listener agreed");
+    }
+    assert_eq!(receiver.received("/hangs").len(), 6);
 }
 
 fn asked_once(extra: DeliveryPolicy) -> DeliveryPolicy {

@@ -7,6 +7,7 @@ use super::parse::Parsed;
 use super::{Answers, PublishApi, admit, parse};
 use crate::api::status::{ApiError, FieldViolation};
 use crate::api::{auth, deadline};
+use crate::domain::event::Event;
 use crate::proto::internal::{PublishBatchRequest, PublishBatchResponse, PublishResponse};
 use crate::publish::PublishError;
 use crate::publish::prepare::{Prepared, prepare};
@@ -77,8 +78,8 @@ async fn publish(
         }
         let (delayed, gated): (Vec<&Parsed>, Vec<&Parsed>) =
             alone.iter().map(|index| &parsed[*index]).partition(|one| one.deliver_at.is_some());
-        let gated: Vec<usize> = gated.iter().map(|one| one.event.memory_bytes()).collect();
-        let admission = api.pending.admit(registry.tenant(), delayed.len(), &gated).await?;
+        let gated: Vec<&Event> = gated.iter().map(|one| &*one.event).collect();
+        let admission = api.pending.admit(registry, delayed.len(), &gated).await?;
         if !together.is_empty() {
             let (indices, prepared): (Vec<usize>, Vec<Prepared>) = together.into_iter().unzip();
             match api.writer.write(registry.tenant(), prepared).await {

@@ -91,6 +91,11 @@ impl WebhookClient {
         &self.guard
     }
 
+    /// Most bytes that are read of an answer.
+    pub fn answer_bytes_max(&self) -> usize {
+        self.response_bytes_max
+    }
+
     /// One attempt. Returns at the deadline at the latest.
     pub async fn call(&self, call: &WebhookCall, delivery: &Delivery, deadline: Instant) -> Outcome {
         let mut reply = Reply::keeping(answer::EXCERPT_SOURCE_BYTES);

@@ -20,6 +20,17 @@ pub struct DueEvent {
     pub bytes: usize,
 }
 
+impl DueEvent {
+    fn parse((event, event_type, bytes): (Uuid, String, i32)) -> Result<Self, StoreError> {
+        let bytes = usize::try_from(bytes).unwrap_or_default();
+        Ok(Self { event: EventId(event), event_type: parse_type(&event_type)?, bytes })
+    }
+}
+
+fn parse_type(name: &str) -> Result<EventTypeName, StoreError> {
+    EventTypeName::parse(name).map_err(|_| StoreError::Corrupt { what: "event type" })
+}
+
 impl Store {
     /// When the first pending event that is not due yet will be; none where there is none.
     pub async fn next_pending_due(&self, now: DateTime<Utc>) -> Result<Option<DateTime<Utc>>, StoreError> {
@@ -64,43 +75,75 @@ impl Store {
         Ok(tenants.into_iter().map(TenantId).collect())
     }
 
-    /// A tenant's events in a state that are due, those that wait longest first; without those that the caller works on already, and
-    /// those of some types.
-    pub async fn due_pending(
+    /// A tenant's PRE events whose owner has gone silent, those first that have waited longest; without those that the caller works on already.
+    pub async fn due_gated(
         &self,
         tenant: TenantId,
-        state: PendingState,
         now: DateTime<Utc>,
         without: &[EventId],
-        without_types: &[EventTypeName],
         limit: u32,
     ) -> Result<Vec<DueEvent>, StoreError> {
-        // The row comparison, which says no more than `due_at <= $3`, is what the index of the tenant has an order for: in that of all
-        // tenants, one with many would be read through for the others. The type is an expression, of which the planner knows nothing: where
-        // all events are of one, it would take them for excluded, and sort what it believes to be few.
+        // The row comparison, which says no more than `due_at <= $2`, is what the index of the tenant has an order for: in that of all
+        // tenants, one with many would be read through for the others.
         let sql = format!(
             "SELECT event_id, event_type, {ROW_BYTES} FROM pending_events
-              WHERE tenant_id = $1 AND state = $2 AND due_at IS NOT NULL AND (tenant_id, state, due_at) <= ($1, $2, $3)
-                AND event_id <> ALL($4) AND (event_type || '') <> ALL($5)
-              ORDER BY due_at, event_id LIMIT $6"
+              WHERE tenant_id = $1 AND state = 2 AND due_at IS NOT NULL AND (tenant_id, state, due_at) <= ($1, 2, $2)
+                AND event_id <> ALL($3)
+              ORDER BY due_at, event_id LIMIT $4"
         );
-        let rows: Vec<(Uuid, String, i32)> = sqlx::query_as(sqlx::AssertSqlSafe(sql))
+        let rows = sqlx::query_as(sqlx::AssertSqlSafe(sql))
             .bind(tenant.0)
-            .bind(state_code(state))
             .bind(now)
             .bind(without.iter().map(|event| event.0).collect::<Vec<_>>())
-            .bind(without_types.iter().map(EventTypeName::as_str).collect::<Vec<_>>())
             .bind(i64::from(limit))
             .fetch_all(self.engine())
             .await?;
-        rows.into_iter()
-            .map(|(event, event_type, bytes)| {
-                let event_type =
-                    EventTypeName::parse(&event_type).map_err(|_| StoreError::Corrupt { what: "event type" })?;
-                let bytes = usize::try_from(bytes).unwrap_or_default();
-                Ok(DueEvent { event: EventId(event), event_type, bytes })
-            })
-            .collect()
+        rows.into_iter().map(DueEvent::parse).collect()
+    }
+
+    /// The types of a tenant's delayed events that are due, the one first whose first event has waited longest.
+    pub async fn due_types(&self, tenant: TenantId, now: DateTime<Utc>) -> Result<Vec<EventTypeName>, StoreError> {
+        // From the first event of each type to that of the next: it costs the same however many of a type are due. No limit: as many as the
+        // tenant has types at most.
+        const FIRST: &str = "SELECT event_type, due_at FROM pending_events WHERE tenant_id = $1 AND state = 1";
+        let sql = format!(
+            "WITH RECURSIVE types AS (
+                 ({FIRST} ORDER BY event_type, due_at LIMIT 1)
+                 UNION ALL
+                 SELECT next.event_type, next.due_at FROM types t
+                  CROSS JOIN LATERAL ({FIRST} AND event_type > t.event_type ORDER BY event_type, due_at LIMIT 1) AS next)
+             SELECT event_type FROM types WHERE due_at <= $2 ORDER BY due_at, event_type"
+        );
+        let names: Vec<String> =
+            sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).bind(tenant.0).bind(now).fetch_all(self.engine()).await?;
+        names.iter().map(|name| parse_type(name)).collect()
+    }
+
+    /// A tenant's delayed events that are due: of each of these types so many at most, those first that have waited longest.
+    pub async fn due_of_types(
+        &self,
+        tenant: TenantId,
+        now: DateTime<Utc>,
+        types: &[(EventTypeName, u32)],
+    ) -> Result<Vec<DueEvent>, StoreError> {
+        let (names, counts): (Vec<&str>, Vec<i64>) =
+            types.iter().map(|(name, count)| (name.as_str(), i64::from(*count))).unzip();
+        let sql = format!(
+            "SELECT due.event_id, due.event_type, due.bytes FROM unnest($3::text[], $4::bigint[]) AS wanted(event_type, count)
+              CROSS JOIN LATERAL (
+                    SELECT p.event_id, p.event_type, p.due_at, {ROW_BYTES} AS bytes FROM pending_events p
+                     WHERE p.tenant_id = $1 AND p.state = 1 AND p.event_type = wanted.event_type AND p.due_at <= $2
+                     ORDER BY p.due_at, p.event_id LIMIT wanted.count) AS due
+              ORDER BY due.due_at, due.event_id"
+        );
+        let rows = sqlx::query_as(sqlx::AssertSqlSafe(sql))
+            .bind(tenant.0)
+            .bind(now)
+            .bind(names)
+            .bind(counts)
+            .fetch_all(self.engine())
+            .await?;
+        rows.into_iter().map(DueEvent::parse).collect()
     }
 
     /// Gives a delayed event whose owner has gone silent a new time to be decided, once: the attempt that its owner may have made is written

@@ -378,8 +378,8 @@ async fn every_hot_statement_is_served_by_its_index_and_looks_at_no_more_days_th
         store.count_pending(one, 10, 10));
     look!("how a pending event stands, and claim of those that are due", ["pending_events_pk"], scans [], prunes false,
         store.pending_standing(one, known_event), store.claim_pending(one, PendingState::Scheduled, now, Duration::ZERO, &[known_event]));
-    look!("what is due of a tenant", ["pending_events_by_tenant_due"], scans [], prunes false,
-        store.due_pending(one, PendingState::Scheduled, now, &[], &[], 10));
+    look!("what is due of a tenant", ["pending_events_by_tenant_due", "pending_events_by_type_due"], scans [], prunes false,
+        store.due_gated(one, now, &[], 10), store.due_types(one, now), store.due_of_types(one, now, &[(gated.event.event_type.clone(), 9)]));
     look!("what is due", ["pending_events_by_due"], scans [], prunes false,
         store.first_due(now, 10), store.next_pending_due(now));
     look!("who has something due", ["tenant_heads_pk", "pending_events_by_tenant_due"], scans [], prunes false,
