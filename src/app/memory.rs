@@ -11,6 +11,9 @@ const CGROUPS: &str = "/sys/fs/cgroup";
 /// With less memory than this, pages of 2 MiB would spend too much of it on what is next to what is used.
 const HUGE_PAGES_FROM: usize = 1 << 30;
 
+/// However large answers may be, several listeners can be asked.
+const LEAST_QUESTIONS: usize = 8;
+
 /// Settings that were lowered to what the process may have.
 pub(super) struct Lowered {
     what: &'static str,
@@ -65,6 +68,12 @@ fn fitted(mut config: Config, limit: usize) -> (Vec<&'static str>, Config) {
             lowered.push(name);
         }
     }
+    // Each may bring a whole answer.
+    let questions = (limit / 16 / config.executor.response_bytes_max.max(1)).max(LEAST_QUESTIONS);
+    if config.pending.questions_max > questions {
+        config.pending.questions_max = questions;
+        lowered.push("pending.questions_max");
+    }
     (lowered, config)
 }
 
@@ -117,7 +126,8 @@ mod tests {
         assert_eq!(fitted.pending.due_bytes_max, 8 << 20);
         assert_eq!(fitted.dispatch.memory_bytes_max, 8 << 20);
         assert_eq!(fitted.watch.rings_bytes_max, 8 << 20);
-        assert_eq!(lowered.len(), 10, "{lowered:?}");
+        assert_eq!(fitted.pending.questions_max, 128);
+        assert_eq!(lowered.len(), 11, "{lowered:?}");
         let (lowered, roomy) = super::fitted(Config::default(), 16 << 30);
         assert_eq!(lowered, Vec::<&str>::new());
         assert_eq!(roomy.publish, Config::default().publish);

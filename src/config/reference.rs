@@ -155,7 +155,7 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
     ("publish.schemas_max", "compiled schemas kept in memory"),
     (
         "pending.phases_max",
-        "PRE events whose listeners are asked at the same time by this process, of which one tenant alone gets half, and of one tenant by all; delayed ones have half as many beside them, and count among the tenant's; 1 to 100,000",
+        "PRE events whose listeners are asked at the same time by this process, of which one tenant alone gets half, and of one tenant by all; delayed ones have half as many beside them, and as many again for the first of each type, and count among the tenant's; 1 to 100,000",
     ),
     (
         "pending.phases_bytes_max",
@@ -170,7 +170,7 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
     (
         "pending.due_bytes_max",
         "bytes of delayed events that are due, and of PRE events taken over from other replicas, in memory at the same time in this \
-         process: half of them for each kind; further ones wait; of a kind one tenant alone gets half, and one that has none gets an \
+         process, with what may come as enrichments: half of them for each kind; further ones wait; of a kind one tenant alone gets half, and one that has none gets an \
          event of any size while some is left; 1 MiB to 64 GiB",
     ),
     ("pending.pre_timeout_ms", "time that listeners have where the publisher names none, milliseconds; 10 to 300,000"),

@@ -5,7 +5,7 @@ use crate::domain::event::Event;
 use crate::domain::event_type::EventTypeName;
 use crate::domain::ids::TenantId;
 use crate::domain::places::Place;
-use crate::publish::registry::TenantRegistry;
+use crate::publish::registry::{Entry, TenantRegistry};
 use std::sync::Arc;
 
 /// Events of one batch that are accepted at the same time.
@@ -57,18 +57,22 @@ impl Pending {
         }
         let most = gated.len().min(AT_ONCE).min(phases_max.saturating_sub(waiting.gated));
         let bytes = gated.iter().map(|event| event.memory_bytes()).sum();
-        let enrichment = gated.iter().map(|event| core.enrichment_bytes(registry, &event.event_type)).max();
+        let enrichment = |event: &&Event| core.enrichment_bytes(active(registry, &event.event_type).iter());
+        let enrichment = gated.iter().map(enrichment).max();
         let held = core.hold(tenant, most, bytes, enrichment.unwrap_or_default())?;
         Ok(Admission { at_once: held.0.len(), held: Some(held) })
     }
 }
 
+/// The ACTIVE listeners of a type.
+pub(super) fn active(registry: &TenantRegistry, event_type: &EventTypeName) -> Arc<Vec<Arc<Entry>>> {
+    registry.listeners(event_type).1.unwrap_or_default()
+}
+
 impl Core {
-    /// Bytes that the enrichments of an event of a type may have until it is decided, beside the event.
-    pub(super) fn enrichment_bytes(&self, registry: &TenantRegistry, event_type: &EventTypeName) -> usize {
-        let (_, listeners) = registry.listeners(event_type);
-        let policies =
-            listeners.iter().flat_map(|all| all.iter()).filter_map(|one| one.subscription.pre_policy.as_ref());
+    /// Bytes that the enrichments of these listeners may have until their event is decided, beside the event.
+    pub(super) fn enrichment_bytes<'a>(&self, listeners: impl Iterator<Item = &'a Arc<Entry>>) -> usize {
+        let policies = listeners.filter_map(|one| one.subscription.pre_policy.as_ref());
         policies.filter(|policy| !policy.enrich_paths.is_empty()).count() * self.executor.answer_bytes_max()
     }
 
@@ -86,10 +90,15 @@ impl Core {
             return Err(self.phases_full());
         }
         loop {
-            if let Some(room) = self.room.take_some(tenant, bytes + places.len() * enrichment) {
+            let all = bytes + places.len() * enrichment;
+            let is_last = places.len() == 1 || enrichment == 0;
+            // Whoever holds none waits for nobody: that may be more than its part.
+            let room =
+                if is_last { self.room.take_some_or_first(tenant, all) } else { self.room.take_some(tenant, all) };
+            if let Some(room) = room {
                 return Ok(Arc::new((places, room)));
             }
-            if places.len() == 1 || enrichment == 0 {
+            if is_last {
                 let limit = u64::try_from(self.room.max()).unwrap_or(u64::MAX);
                 return Err(PendingError::Full { quota: "pending.phases_bytes_max", limit });
             }

@@ -242,7 +242,8 @@ async fn agreed(
         Ok(()) => {
             verdict.kind = VerdictKind::Succeeded;
             verdict.message = String::new();
-            verdict.patch = patch;
+            // That of a listener that may change nothing changes nothing.
+            verdict.patch = patch.filter(|_| !policy.enrich_paths.is_empty());
         }
         Err(message) => spoil(&mut verdict, message),
     }

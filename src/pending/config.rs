@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// PRE events whose listeners are asked at the same time by this process, and by all for one tenant; one tenant alone gets half of
-    /// them here. Half as many delayed ones are asked about beside them, which count among the tenant's. 1 to 100,000.
+    /// them here. Half as many delayed ones are asked about beside them, and as many again that are the first of their types, which count
+    /// among the tenant's. 1 to 100,000.
     pub phases_max: u32,
     /// Bytes of PRE events whose listeners are asked at the same time by this process, each with what its listeners may answer as
     /// enrichments; one tenant alone gets half of them. 1 MiB to 64 GiB.
@@ -15,8 +16,8 @@ pub struct Config {
     /// Questions to listeners of PRE events that this process waits for at the same time, of which one tenant gets three quarters at most;
     /// further ones wait for their turn. 1 to 100,000.
     pub questions_max: usize,
-    /// Bytes of delayed events that are due, and of PRE events taken over from other replicas, in memory at the same time in this process:
-    /// half of them for each kind. Of a kind one tenant alone gets half, and one that has none gets an event of any size while some is
+    /// Bytes of delayed events that are due, and of PRE events taken over from other replicas, in memory at the same time in this process,
+    /// with what may come as enrichments: half of them for each kind. Of a kind one tenant alone gets half, and one that has none gets an event of any size while some is
     /// left. 1 MiB to 64 GiB.
     pub due_bytes_max: usize,
     /// Time that listeners have where the publisher names none, milliseconds. 10 to 300,000.

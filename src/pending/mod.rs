@@ -108,6 +108,8 @@ struct Core {
     room: Places,
     /// Of the phases of delayed events here: half as many as publishers have. They count among what their tenant may have at all replicas.
     due_places: Places,
+    /// Of the first of a type, where it finds none of these: as many again.
+    first_places: Places,
     /// Bytes of the delayed events that are due.
     due_room: Places,
     /// Bytes of the PRE events of other replicas: somebody may wait for them, and delayed events take nothing from them.
@@ -304,6 +306,7 @@ impl Core {
             places: Places::new(config.phases_max as usize),
             room: Places::new(config.phases_bytes_max),
             due_places: Places::new(config.phases_max.div_ceil(2) as usize),
+            first_places: Places::new(config.phases_max.div_ceil(2) as usize),
             due_room: Places::new(config.due_bytes_max / 2),
             taken_over_room: Places::new(config.due_bytes_max / 2),
             seats: Seats::default(),
@@ -358,14 +361,14 @@ impl Core {
         held: Option<Held>,
     ) -> Result<Attachment, PendingError> {
         let registry = self.registry.tenant(tenant).await?;
+        let listeners = listeners(&registry, &prepared.matched);
         let (held, max) = match held {
             Some(held) => (held, i64::MAX),
             None => {
-                let enrichment = self.enrichment_bytes(&registry, &prepared.event.event_type);
+                let enrichment = self.enrichment_bytes(listeners.iter().map(|listener| &listener.entry));
                 (self.hold(tenant, 1, prepared.event.memory_bytes(), enrichment)?, self.config.phases_max.into())
             }
         };
-        let listeners = listeners(&registry, &prepared.matched);
         let accepted_at = self.store.now();
         let deadline_at = accepted_at + timeout;
         let new = NewPending {

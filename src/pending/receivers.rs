@@ -51,7 +51,7 @@ pub(super) struct Leave {
     /// Where it is the probe of a half-open circuit.
     probe: Option<Probe>,
     deadline: Instant,
-    _places: (OwnedSemaphorePermit, Pass),
+    places: (OwnedSemaphorePermit, Pass),
 }
 
 /// A claim to the one question that finds out whether a receiver is well again; given back where nobody waited for its answer.
@@ -167,20 +167,26 @@ impl Core {
         let receiver = self.receivers.get(tenant, listener);
         // Never closed. The deadline is the whole phase's, which drops this.
         let place = Arc::clone(&receiver.places).acquire_owned().await.map_err(|_| "the server is draining")?;
-        self.wait_for_pause(&receiver, deadline).await?;
         let policy = &listener.entry.subscription.policy;
-        // Before a token is taken for nothing, and once more after the wait for it.
-        receiver.may_be_asked(policy, self.store.now())?;
-        if let Some(limit) = policy.rate_limit() {
-            self.wait_for_rate(tenant, listener, limit, deadline).await?;
-        }
-        // Last: who waits for anything else takes no turn.
-        let pass = self.questions.enter(tenant).await;
+        let pass = loop {
+            self.wait_for_pause(&receiver, deadline).await?;
+            // Before a token is taken for nothing, and once more after the waits.
+            receiver.may_be_asked(policy, self.store.now())?;
+            if let Some(limit) = policy.rate_limit() {
+                self.wait_for_rate(tenant, listener, limit, deadline).await?;
+            }
+            // Last: who waits for anything else takes no turn.
+            let pass = self.questions.enter(tenant).await;
+            // It may have asked for a pause meanwhile.
+            if receiver.health().paused(self.store.now()).is_none() {
+                break pass;
+            }
+        };
         let probe = match (receiver.may_be_asked(policy, self.store.now())?, policy.circuit_breaker()) {
             (true, Some(breaker)) => self.claim(tenant, listener, &receiver, breaker, deadline).await?,
             _ => None,
         };
-        Ok(Leave { receiver, probe, deadline, _places: (place, pass) })
+        Ok(Leave { receiver, probe, deadline, places: (place, pass) })
     }
 
     /// Claims the probe of a receiver. None where another replica's has closed its circuit meanwhile.
@@ -300,6 +306,8 @@ impl Core {
         let (receiver, entry) = (leave.receiver.clone(), listener.entry.clone());
         let note = Note { receiver, entry, ended, lineage: lineage(), counts };
         self.note(tenant, note);
+        // Its receiver has answered: others may be asked.
+        drop(leave.places);
         if outcome.class != OutcomeClass::Succeeded || probe.is_some() {
             let left = leave.deadline.saturating_duration_since(Instant::now());
             // It is dropped where it counts.

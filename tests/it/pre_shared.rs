@@ -6,7 +6,7 @@ use std::time::Instant;
 use carillon::proto::internal::{PreVerdictKind, PublishResponse};
 use carillon::proto::public::{
     CircuitBreaker, CircuitState, CreateEventTypeRequest, DeliveryPolicy, DisableSubscriptionRequest, EventPhase,
-    GetSubscriptionRequest, PrePolicy, Subscription, SubscriptionState, UnsubscribeRequest,
+    GetSubscriptionRequest, PrePolicy, RateLimit, Subscription, SubscriptionState, UnsubscribeRequest,
 };
 use pbjson_types::Duration;
 use serde_json::json;
@@ -97,13 +97,11 @@ async fn g15_what_listeners_may_answer_as_enrichments_is_bounded_with_their_even
     let (busy, _) = listened(&world, &receiver, "/hangs", quick_policy()).await;
     let mut enriching = busy.subscribe_request(TYPE, &receiver.url("/enriches"));
     enriching.pre_policy = Some(PrePolicy { enrich_paths: vec!["/plan".to_owned()], ..Default::default() });
-    enriching.filter = "data.enriched".to_owned();
     busy.events().subscribe(enriching).await.expect("a listener can be subscribed");
     let gate = Arc::new(Semaphore::new(0));
     receiver.answers("/hangs", [Answer::Gated(gate.clone())]);
     let mut publisher = busy.publisher();
-    let small = publish_request(TYPE, &json!({ "enriched": false }));
-    let asking = tokio::spawn(async move { publisher.publish(small).await });
+    let asking = tokio::spawn(async move { publisher.publish(publish_request(TYPE, &json!({}))).await });
     receiver.receives("/hangs", 1).await;
     let refused = publish(&busy, 0).await;
     let status = assert_refused(refused, Code::ResourceExhausted, "QUOTA_EXCEEDED");
@@ -311,6 +309,15 @@ async fn a_pause_that_a_receiver_asks_for_is_told_as_such_and_kept_by_every_repl
     publish(&tenant, 1).await.expect("it is asked after its pause");
     assert!(asked.elapsed() > std::time::Duration::from_millis(800), "{:?}", asked.elapsed());
     assert_eq!(receiver.received("/soon").len(), 2);
+
+    // So is one that begins while a question waits for its rate.
+    let rate_limit = Some(RateLimit { count: 1, interval: Some(seconds(1)) });
+    let policy = asked_once(DeliveryPolicy { rate_limit, ..quick_policy() });
+    let (tenant, _) = listened(world, &receiver, "/rated", policy).await;
+    receiver.answers("/rated", [wants_pause(2), Answer::Status(200)]);
+    let (one, other) = tokio::join!(publish(&tenant, 0), publish(&tenant, 0));
+    let (agreed, failed): (Vec<_>, Vec<_>) = [one, other].into_iter().partition(Result::is_ok);
+    assert_eq!((agreed.len(), failed.len()), (1, 1), "{agreed:?} {failed:?}");
 }
 
 #[tokio::test]

@@ -18,12 +18,14 @@ pub struct DueEvent {
     pub event_type: EventTypeName,
     /// Bytes that it brings into memory.
     pub bytes: usize,
+    /// True where the time of its listeners is up, and none is given anew.
+    pub is_over: bool,
 }
 
 impl DueEvent {
-    fn parse((event, event_type, bytes): (Uuid, String, i32)) -> Result<Self, StoreError> {
+    fn parse((event, event_type, bytes, is_over): (Uuid, String, i32, bool)) -> Result<Self, StoreError> {
         let bytes = usize::try_from(bytes).unwrap_or_default();
-        Ok(Self { event: EventId(event), event_type: parse_type(&event_type)?, bytes })
+        Ok(Self { event: EventId(event), event_type: parse_type(&event_type)?, bytes, is_over })
     }
 }
 
@@ -75,7 +77,7 @@ impl Store {
         Ok(tenants.into_iter().map(TenantId).collect())
     }
 
-    /// A tenant's PRE events whose owner has gone silent, those first that have waited longest; without those that the caller works on already.
+    /// A tenant's PRE events whose owner has gone silent, in the order of their deadlines; without those that the caller works on already.
     pub async fn due_gated(
         &self,
         tenant: TenantId,
@@ -84,12 +86,14 @@ impl Store {
         limit: u32,
     ) -> Result<Vec<DueEvent>, StoreError> {
         // The row comparison, which says no more than `due_at <= $2`, is what the index of the tenant has an order for: in that of all
-        // tenants, one with many would be read through for the others.
+        // tenants, one with many would be read through for the others. As many as a tenant's phases are by default are put in order.
         let sql = format!(
-            "SELECT event_id, event_type, {ROW_BYTES} FROM pending_events
-              WHERE tenant_id = $1 AND state = 2 AND due_at IS NOT NULL AND (tenant_id, state, due_at) <= ($1, 2, $2)
-                AND event_id <> ALL($3)
-              ORDER BY due_at, event_id LIMIT $4"
+            "SELECT event_id, event_type, bytes, COALESCE(deadline_at <= $2 AND deliver_at IS NULL, false) FROM (
+                SELECT event_id, event_type, deadline_at, deliver_at, {ROW_BYTES} AS bytes FROM pending_events
+                 WHERE tenant_id = $1 AND state = 2 AND due_at IS NOT NULL AND (tenant_id, state, due_at) <= ($1, 2, $2)
+                   AND event_id <> ALL($3)
+                 ORDER BY due_at, event_id LIMIT 1000) AS due
+              ORDER BY deadline_at, event_id LIMIT $4"
         );
         let rows = sqlx::query_as(sqlx::AssertSqlSafe(sql))
             .bind(tenant.0)
@@ -129,7 +133,7 @@ impl Store {
         let (names, counts): (Vec<&str>, Vec<i64>) =
             types.iter().map(|(name, count)| (name.as_str(), i64::from(*count))).unzip();
         let sql = format!(
-            "SELECT due.event_id, due.event_type, due.bytes FROM unnest($3::text[], $4::bigint[]) AS wanted(event_type, count)
+            "SELECT due.event_id, due.event_type, due.bytes, false FROM unnest($3::text[], $4::bigint[]) AS wanted(event_type, count)
               CROSS JOIN LATERAL (
                     SELECT p.event_id, p.event_type, p.due_at, {ROW_BYTES} AS bytes FROM pending_events p
                      WHERE p.tenant_id = $1 AND p.state = 1 AND p.event_type = wanted.event_type AND p.due_at <= $2
