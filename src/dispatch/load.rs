@@ -14,6 +14,7 @@ use crate::store::events::LogPlace;
 use crate::store::leases::ShardLease;
 use crate::store::quotas::BacklogStanding;
 use crate::store::{Store, StoreError};
+use chrono::NaiveDate;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use uuid::Uuid;
@@ -181,21 +182,19 @@ async fn with_events(shared: &Shared, tenant: TenantId, mut page: DuePage, due: 
     let mut bytes_left = page_bytes(shared);
     let (mut read, mut left) = (0, HashSet::new());
     for batch in page.rows[..due].chunks(EVENTS_AT_A_TIME) {
-        let days = batch.iter().map(|row| row.day);
-        let Some((from, to)) = days.clone().min().zip(days.max()) else { break };
-        let mut positions: Vec<Position> = batch.iter().map(|row| row.position).collect();
+        let mut wanted: Vec<(NaiveDate, Position)> = batch.iter().map(|row| (row.day, row.position)).collect();
         // The events of a batch come in their order. Where none comes, retention has taken those that are left.
-        while !positions.is_empty() && bytes_left > 0 {
-            let entries = shared.parts.store.events_at(tenant, &positions, from, to, bytes_left).await?;
+        while !wanted.is_empty() && bytes_left > 0 {
+            let entries = shared.parts.store.events_at(tenant, &wanted, bytes_left).await?;
             let last = entries.last().map_or(Position::MAX, |last| last.position);
-            positions.retain(|position| *position > last);
+            wanted.retain(|(_, position)| *position > last);
             for entry in entries {
                 bytes_left = bytes_left.saturating_sub(u64::try_from(entry.memory_bytes()).unwrap_or(u64::MAX));
                 page.events.insert(entry.position, entry);
             }
         }
         read += batch.len();
-        left.extend(positions);
+        left.extend(wanted.into_iter().map(|(_, position)| position));
         if bytes_left == 0 {
             break;
         }
