@@ -44,7 +44,7 @@ pub(super) fn claim_shards(shared: &Arc<Shared>, leases: Vec<ShardLease>) {
 /// Becomes the writer of one tenant, new in a leased shard.
 pub(super) fn claim_tenant(shared: &Arc<Shared>, tenant: TenantId, shard: i32, token: i64) {
     let claim = async move |shared: Arc<Shared>| {
-        let _turn = shared.loads.acquire().await;
+        let _turn = shared.loads.enter(tenant).await;
         let claimed = shared.parts.store.claim_tenant(tenant, shard, token).await?;
         complete(&shared.parts.store, claimed.into_iter().collect()).await
     };
@@ -84,7 +84,7 @@ fn page_bytes(shared: &Shared) -> u64 {
 /// Reads a page of the log with what is settled of it.
 pub(super) fn page(shared: &Arc<Shared>, life: Life, place: LogPlace, up_to: Position) {
     let read = async move |shared: Arc<Shared>| {
-        let _turn = shared.loads.acquire().await;
+        let _turn = shared.loads.enter(life.tenant).await;
         let bound = PageBound { entries: shared.config.page_max, bytes: page_bytes(&shared) };
         let store = &shared.parts.store;
         let entries = store.next_entries(life.tenant, place, up_to, bound).await?;
@@ -143,7 +143,7 @@ async fn ordering_keys(registry: &TenantRegistry, entries: &[Arc<LogEntry>]) -> 
 pub(super) fn due(shared: &Arc<Shared>, life: Life, wanted: WantedDue, registry_version: i64) {
     let WantedDue { subscription_no, held, up_to, full } = wanted;
     let read = async move |shared: Arc<Shared>| {
-        let _turn = shared.loads.acquire().await;
+        let _turn = shared.loads.enter_aside(life.tenant).await;
         let page_max = shared.config.page_max;
         let limit = if shared.memory.is_scarce() { page_max.min(DUE_WHEN_SCARCE) } else { page_max };
         let store = &shared.parts.store;
@@ -210,7 +210,7 @@ async fn with_events(shared: &Shared, tenant: TenantId, mut page: DuePage, due: 
 /// Looks at what callers have changed: due times, and cancellations of what is in memory.
 pub(super) fn review(shared: &Arc<Shared>, life: Life, held: Vec<Place>, cursor: LogPlace) {
     let read = async move |shared: Arc<Shared>| {
-        let _turn = shared.loads.acquire().await;
+        let _turn = shared.loads.enter(life.tenant).await;
         let store = &shared.parts.store;
         // The version first: every change up to it is committed, so the rows read after it show them all.
         let version = store.head_now(life.tenant).await?.map_or(0, |head| head.deferred_version);
@@ -226,7 +226,7 @@ pub(super) fn review(shared: &Arc<Shared>, life: Life, held: Vec<Place>, cursor:
 /// Counts what a tenant has deferred, up to a bound.
 pub(super) fn count(shared: &Arc<Shared>, life: Life, most: i64) {
     let count = async move |shared: Arc<Shared>| {
-        let _turn = shared.loads.acquire().await;
+        let _turn = shared.loads.enter_aside(life.tenant).await;
         shared.parts.store.deferred_count(life.tenant, most).await
     };
     spawn(shared, count, move |result| Input::Counted { life, result });
@@ -244,7 +244,7 @@ pub(super) fn mark(shared: &Arc<Shared>, life: Life, standing: BacklogStanding) 
 /// Brings the tenant's registry to `at_least`, or to the newest version where that is none.
 pub(super) fn registry(shared: &Arc<Shared>, life: Life, at_least: Option<i64>) {
     let bring = async move |shared: Arc<Shared>| {
-        let _turn = shared.loads.acquire().await;
+        let _turn = shared.loads.enter(life.tenant).await;
         let registry = &shared.parts.registry;
         match at_least {
             Some(version) => registry.refresh(life.tenant, version).await,
