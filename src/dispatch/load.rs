@@ -69,6 +69,9 @@ async fn complete(
     for (tenant, row) in store.health(&ids).await? {
         claimed.health.entry(tenant).or_default().push(row);
     }
+    for (tenant, rate) in store.rates(&ids).await? {
+        claimed.rates.entry(tenant).or_default().push(rate);
+    }
     claimed.replaying = store.replaying_tenants(&ids).await?.into_iter().collect();
     claimed.full = store.full_backlogs(&ids).await?;
     claimed.unannounced = store.unannounced_tenants(&ids).await?.into_iter().collect();

@@ -18,6 +18,7 @@ use crate::store::dispatch::{ClaimedTenant, DeferredRow, Place};
 use crate::store::heads::RegistryChange;
 use crate::store::leases::{Pulse, ShardLease};
 use crate::store::quotas::BacklogStanding;
+use crate::store::rates::Rate;
 use crate::store::settle::Fenced;
 use crate::telemetry::measured;
 use crate::turnstile::{Pass, Turnstile};
@@ -129,6 +130,7 @@ pub(super) struct ClaimedShard {
     pub full: HashSet<TenantId>,
     pub unannounced: HashSet<TenantId>,
     pub health: HashMap<TenantId, Vec<HealthRow>>,
+    pub rates: HashMap<TenantId, Vec<Rate>>,
     pub replaying: HashSet<TenantId>,
 }
 
