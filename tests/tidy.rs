@@ -25,7 +25,7 @@ const LAYERS: &[(&str, &str)] = &[
     ("publish", "domain store feed long_work clock shutdown telemetry"),
     ("watch", "domain store wire proto feed long_work turnstile clock shutdown telemetry planted"),
     ("executor", "domain turnstile clock shutdown telemetry"),
-    ("dispatch", "domain store publish executor feed clock shutdown telemetry planted"),
+    ("dispatch", "domain store publish executor feed turnstile clock shutdown telemetry planted"),
     ("pending", "domain store publish executor feed long_work turnstile clock shutdown telemetry planted"),
     ("api", "proto wire domain store publish pending watch dispatch feed long_work turnstile clock shutdown telemetry"),
     ("config", "*"),

@@ -217,6 +217,10 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
         "events between a tenant's cursor and the newest one in memory; at the bound the older half of what is unfinished is noted in the database one by one, so that the cursor moves on; 16 to 10,000,000",
     ),
     ("dispatch.page_max", "events read from the log, or deferred invocations, at a time; 1 to 10,000"),
+    (
+        "dispatch.loads_max",
+        "reads for tenants that may run at the same time, of the log and of what waits in the database; tenants take turns, and one alone has three quarters of them at most, and half for what waits; 4 to 1,000",
+    ),
     ("dispatch.settle_rows_max", "changes that a settle may hold before no further events are taken; 1 to 100,000"),
     ("dispatch.settle_gather_ms", "least time between two settles of a tenant, milliseconds; 0 to 1,000"),
     (

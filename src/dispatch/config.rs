@@ -32,6 +32,9 @@ pub struct Config {
     pub window_max: usize,
     /// Events read from the log, or deferred invocations, at a time. 1 to 10,000.
     pub page_max: u32,
+    /// Reads for tenants that may run at the same time: pages, what is due, registries. Tenants take turns; one alone has three quarters
+    /// of them at most, and half for what it has aside. 4 to 1,000.
+    pub loads_max: usize,
     /// Changes that a settle may hold before no further events are taken. 1 to 100,000.
     pub settle_rows_max: usize,
     /// Least time between two settles of a tenant, milliseconds: results gather meanwhile. 0 to 1,000.
@@ -65,6 +68,7 @@ impl Default for Config {
             memory_bytes_max: 256 * 1024 * 1024,
             window_max: 65_536,
             page_max: 1_000,
+            loads_max: 4,
             settle_rows_max: 10_000,
             settle_gather_ms: 3,
             replay_per_second: 100,
@@ -102,6 +106,7 @@ impl Config {
             (self.memory_bytes_max >= 1024 * 1024, "memory_bytes_max", "at least 1 MiB"),
             ((16..=10_000_000).contains(&self.window_max), "window_max", "16 to 10,000,000"),
             ((1..=10_000).contains(&self.page_max), "page_max", "1 to 10,000"),
+            ((4..=1_000).contains(&self.loads_max), "loads_max", "4 to 1,000"),
             ((1..=100_000).contains(&self.settle_rows_max), "settle_rows_max", "1 to 100,000"),
             (self.settle_gather_ms <= 1_000, "settle_gather_ms", "0 to 1,000"),
             ((1..=100_000).contains(&self.replay_per_second), "replay_per_second", "1 to 100,000"),

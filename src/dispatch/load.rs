@@ -14,6 +14,7 @@ use crate::store::events::LogPlace;
 use crate::store::leases::ShardLease;
 use crate::store::quotas::BacklogStanding;
 use crate::store::{Store, StoreError};
+use chrono::NaiveDate;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use uuid::Uuid;
@@ -43,7 +44,7 @@ pub(super) fn claim_shards(shared: &Arc<Shared>, leases: Vec<ShardLease>) {
 /// Becomes the writer of one tenant, new in a leased shard.
 pub(super) fn claim_tenant(shared: &Arc<Shared>, tenant: TenantId, shard: i32, token: i64) {
     let claim = async move |shared: Arc<Shared>| {
-        let _turn = shared.loads.acquire().await;
+        let _turn = shared.loads.enter(tenant).await;
         let claimed = shared.parts.store.claim_tenant(tenant, shard, token).await?;
         complete(&shared.parts.store, claimed.into_iter().collect()).await
     };
@@ -68,6 +69,9 @@ async fn complete(
     for (tenant, row) in store.health(&ids).await? {
         claimed.health.entry(tenant).or_default().push(row);
     }
+    for (tenant, rate) in store.rates(&ids).await? {
+        claimed.rates.entry(tenant).or_default().push(rate);
+    }
     claimed.replaying = store.replaying_tenants(&ids).await?.into_iter().collect();
     claimed.full = store.full_backlogs(&ids).await?;
     claimed.unannounced = store.unannounced_tenants(&ids).await?.into_iter().collect();
@@ -83,7 +87,7 @@ fn page_bytes(shared: &Shared) -> u64 {
 /// Reads a page of the log with what is settled of it.
 pub(super) fn page(shared: &Arc<Shared>, life: Life, place: LogPlace, up_to: Position) {
     let read = async move |shared: Arc<Shared>| {
-        let _turn = shared.loads.acquire().await;
+        let _turn = shared.loads.enter(life.tenant).await;
         let bound = PageBound { entries: shared.config.page_max, bytes: page_bytes(&shared) };
         let store = &shared.parts.store;
         let entries = store.next_entries(life.tenant, place, up_to, bound).await?;
@@ -142,7 +146,7 @@ async fn ordering_keys(registry: &TenantRegistry, entries: &[Arc<LogEntry>]) -> 
 pub(super) fn due(shared: &Arc<Shared>, life: Life, wanted: WantedDue, registry_version: i64) {
     let WantedDue { subscription_no, held, up_to, full } = wanted;
     let read = async move |shared: Arc<Shared>| {
-        let _turn = shared.loads.acquire().await;
+        let _turn = shared.loads.enter_aside(life.tenant).await;
         let page_max = shared.config.page_max;
         let limit = if shared.memory.is_scarce() { page_max.min(DUE_WHEN_SCARCE) } else { page_max };
         let store = &shared.parts.store;
@@ -181,21 +185,19 @@ async fn with_events(shared: &Shared, tenant: TenantId, mut page: DuePage, due: 
     let mut bytes_left = page_bytes(shared);
     let (mut read, mut left) = (0, HashSet::new());
     for batch in page.rows[..due].chunks(EVENTS_AT_A_TIME) {
-        let days = batch.iter().map(|row| row.day);
-        let Some((from, to)) = days.clone().min().zip(days.max()) else { break };
-        let mut positions: Vec<Position> = batch.iter().map(|row| row.position).collect();
+        let mut wanted: Vec<(NaiveDate, Position)> = batch.iter().map(|row| (row.day, row.position)).collect();
         // The events of a batch come in their order. Where none comes, retention has taken those that are left.
-        while !positions.is_empty() && bytes_left > 0 {
-            let entries = shared.parts.store.events_at(tenant, &positions, from, to, bytes_left).await?;
+        while !wanted.is_empty() && bytes_left > 0 {
+            let entries = shared.parts.store.events_at(tenant, &wanted, bytes_left).await?;
             let last = entries.last().map_or(Position::MAX, |last| last.position);
-            positions.retain(|position| *position > last);
+            wanted.retain(|(_, position)| *position > last);
             for entry in entries {
                 bytes_left = bytes_left.saturating_sub(u64::try_from(entry.memory_bytes()).unwrap_or(u64::MAX));
                 page.events.insert(entry.position, entry);
             }
         }
         read += batch.len();
-        left.extend(positions);
+        left.extend(wanted.into_iter().map(|(_, position)| position));
         if bytes_left == 0 {
             break;
         }
@@ -211,7 +213,7 @@ async fn with_events(shared: &Shared, tenant: TenantId, mut page: DuePage, due: 
 /// Looks at what callers have changed: due times, and cancellations of what is in memory.
 pub(super) fn review(shared: &Arc<Shared>, life: Life, held: Vec<Place>, cursor: LogPlace) {
     let read = async move |shared: Arc<Shared>| {
-        let _turn = shared.loads.acquire().await;
+        let _turn = shared.loads.enter(life.tenant).await;
         let store = &shared.parts.store;
         // The version first: every change up to it is committed, so the rows read after it show them all.
         let version = store.head_now(life.tenant).await?.map_or(0, |head| head.deferred_version);
@@ -227,7 +229,7 @@ pub(super) fn review(shared: &Arc<Shared>, life: Life, held: Vec<Place>, cursor:
 /// Counts what a tenant has deferred, up to a bound.
 pub(super) fn count(shared: &Arc<Shared>, life: Life, most: i64) {
     let count = async move |shared: Arc<Shared>| {
-        let _turn = shared.loads.acquire().await;
+        let _turn = shared.loads.enter_aside(life.tenant).await;
         shared.parts.store.deferred_count(life.tenant, most).await
     };
     spawn(shared, count, move |result| Input::Counted { life, result });
@@ -245,7 +247,7 @@ pub(super) fn mark(shared: &Arc<Shared>, life: Life, standing: BacklogStanding) 
 /// Brings the tenant's registry to `at_least`, or to the newest version where that is none.
 pub(super) fn registry(shared: &Arc<Shared>, life: Life, at_least: Option<i64>) {
     let bring = async move |shared: Arc<Shared>| {
-        let _turn = shared.loads.acquire().await;
+        let _turn = shared.loads.enter(life.tenant).await;
         let registry = &shared.parts.registry;
         match at_least {
             Some(version) => registry.refresh(life.tenant, version).await,

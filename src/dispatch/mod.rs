@@ -17,7 +17,7 @@
 //!   new owner cannot know whether the former one had started an attempt; where the lease was not given back properly,
 //!   everything unfinished from before its end goes on one attempt number higher. Lost attempts do not count towards
 //!   `max_attempts`: `attempt_base` rises with them.
-//! - **Bounded.** Attempts in flight (per subscription, tenant, process), queues, memory, pages and settles have bounds, all in
+//! - **Bounded.** Attempts in flight (per subscription, tenant, process), loads, queues, memory, pages and settles have bounds, all in
 //!   [`Config`]. Attempts that run long are counted apart, so that listeners that hang do not use up the room of the others; those of a
 //!   tenant that another replica dispatches now are cut off.
 //!
@@ -53,7 +53,7 @@ use crate::store::Store;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -136,7 +136,7 @@ impl Dispatch {
         let (inputs, received) = mpsc::unbounded_channel();
         let news = parts.feed.subscribe(NEWS_MAX);
         let stop_max = Duration::from_millis(config.drain_ms) + STOP_GRACE;
-        let loads = Semaphore::new(run::LOADS_MAX);
+        let loads = run::Loads::new(config.loads_max);
         let memory = Memory::new(config.memory_bytes_max);
         let shared = Arc::new(run::Shared { parts, config, replica, inputs, stop: stop.clone(), memory, loads });
         let pulse = tokio::spawn(pulse::beat(shared.clone()));

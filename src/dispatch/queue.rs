@@ -13,6 +13,7 @@ use crate::domain::memory::{Kept, Memory};
 use crate::domain::retry::DeliveryPolicy;
 use crate::executor::EncodedEvent;
 use crate::store::dispatch::Place;
+use crate::store::rates::Rate;
 use chrono::{DateTime, NaiveDate, TimeDelta, Utc};
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
@@ -70,7 +71,7 @@ pub(super) struct Queue {
     pub aside: bool,
     /// How its receiver does.
     pub health: Health,
-    pub bucket: Bucket,
+    bucket: Bucket,
     /// When it is offered again, where it must not start anything before.
     pub resume_at: Option<DateTime<Utc>>,
     /// The policy it last ran with.
@@ -153,6 +154,20 @@ impl Queue {
             return wait(self.resume_at, at);
         }
         Ok(gate)
+    }
+
+    /// When its bucket is full again.
+    pub fn rate(&self, no: SubscriptionNo) -> Option<Rate> {
+        let full_at = self.bucket.full_at()?;
+        Some(Rate { subscription_no: no, registry_version: self.health.version(), full_at })
+    }
+
+    /// Takes what the former owner has left of its bucket. What it kept of the subscription before a change says nothing any more.
+    pub fn restore_rate(&mut self, kept: &Rate) {
+        if self.health.version() <= kept.registry_version {
+            self.health.is_of(kept.registry_version);
+            self.bucket = Bucket::restore(kept.full_at);
+        }
     }
 
     /// What the end of an attempt, made for the subscription at this version, means beyond its invocation: nothing where that was

@@ -55,7 +55,7 @@ pub(super) fn ahead_max(config: &Config) -> u32 {
 /// to replay.
 pub(super) fn spawn(shared: &Arc<Shared>, life: Life, busy: Vec<SubscriptionNo>) {
     let work = async move |shared: Arc<Shared>| {
-        let _turn = shared.loads.acquire().await;
+        let _turn = shared.loads.enter_aside(life.tenant).await;
         step(&shared, life, &busy).await
     };
     run::spawn(shared, work, move |result| Input::Replayed { life, result });

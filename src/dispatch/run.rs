@@ -18,15 +18,17 @@ use crate::store::dispatch::{ClaimedTenant, DeferredRow, Place};
 use crate::store::heads::RegistryChange;
 use crate::store::leases::{Pulse, ShardLease};
 use crate::store::quotas::BacklogStanding;
+use crate::store::rates::Rate;
 use crate::store::settle::Fenced;
 use crate::telemetry::measured;
+use crate::turnstile::{Pass, Turnstile};
 use chrono::{DateTime, Utc};
 use futures::FutureExt as _;
 use std::collections::{HashMap, HashSet};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -40,12 +42,36 @@ pub(super) struct Shared {
     pub stop: CancellationToken,
     /// What is kept of events that wait or run, all tenants together.
     pub memory: Memory,
-    /// Loads that may run at the same time: a storm of them must leave connections to the writer, the pulse and the settles.
-    pub loads: Semaphore,
+    /// What may be read at the same time.
+    pub loads: Loads,
 }
 
-/// Of [`Shared::loads`]: a quarter of the usual pool.
-pub(super) const LOADS_MAX: usize = 4;
+/// Turns of what is read for tenants. A storm of it leaves connections to the writer, the pulse and the settles, and whatever one tenant
+/// has aside leaves places to the others, and to what is new of its own.
+pub(super) struct Loads {
+    all: Turnstile,
+    /// In front of these: work that waits in the database, and what is counted of it.
+    aside: Turnstile,
+}
+
+impl Loads {
+    /// Takes how many there may be; at least four.
+    pub fn new(most: usize) -> Self {
+        // One tenant has three quarters at most, of which what it has aside gets two, and what all have aside three.
+        Self { all: Turnstile::new(most), aside: Turnstile::shared(most - most / 4, most / 2) }
+    }
+
+    /// A turn to read where a tenant is, and what is new of it.
+    pub async fn enter(&self, tenant: TenantId) -> Pass {
+        self.all.enter(tenant).await
+    }
+
+    /// A turn to read what a tenant has aside.
+    pub async fn enter_aside(&self, tenant: TenantId) -> [Pass; 2] {
+        let aside = self.aside.enter(tenant).await;
+        [self.all.enter(tenant).await, aside]
+    }
+}
 
 impl Shared {
     /// Tells the engine; nobody listens once it has stopped.
@@ -104,6 +130,7 @@ pub(super) struct ClaimedShard {
     pub full: HashSet<TenantId>,
     pub unannounced: HashSet<TenantId>,
     pub health: HashMap<TenantId, Vec<HealthRow>>,
+    pub rates: HashMap<TenantId, Vec<Rate>>,
     pub replaying: HashSet<TenantId>,
 }
 

@@ -23,8 +23,12 @@ pub(super) fn spawn(shared: &Arc<Shared>, life: Life, batch: Batch) {
         loop {
             let store = &shared.parts.store;
             // Writing twice is harmless: a statement whose answer was lost finds its own rows and leaves them.
-            let settle = Box::pin(store.settle(life.tenant, life.token, batch.cursor, &batch.changes));
-            match caught(settle).await {
+            let settle = async {
+                // Before what the attempts have come to: where that is written, the tokens that they took are.
+                store.keep_rates(life.tenant, life.token, &batch.rates).await?;
+                store.settle(life.tenant, life.token, batch.cursor, &batch.changes).await
+            };
+            match caught(Box::pin(settle)).await {
                 Ok(fenced) => {
                     if fenced == Fenced::No {
                         count(&batch);

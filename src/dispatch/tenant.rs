@@ -23,7 +23,7 @@ mod ordered;
 mod tests;
 mod waiting;
 
-pub(super) use aside::WantedDue;
+pub(super) use aside::{Batch, WantedDue};
 pub(super) use intake::{InOrder, LogPage, WantedPage};
 
 use self::heard::Heard;
@@ -122,12 +122,8 @@ pub(super) struct Room {
     pub free: usize,
 }
 
-/// Changes to write together, with the cursor that is right once they are.
-#[derive(Debug)]
-pub(super) struct Batch {
-    pub cursor: LogPlace,
-    pub changes: Vec<Settled>,
-}
+/// The bucket of a rate limit over as long an interval outlives its owner. A shorter one is full soon after a change of owners anyway.
+const RATE_KEPT_FROM: Duration = Duration::from_secs(10);
 
 struct Slot {
     day: NaiveDate,
@@ -191,6 +187,8 @@ pub(super) struct Tenant {
     pub failing: Vec<Failing>,
     /// How receivers do, where that has changed.
     pub notes: Vec<HealthNote>,
+    /// Subscriptions that a token was taken of since rates were last cut.
+    rated: HashSet<SubscriptionNo>,
     /// When subscriptions that must wait are offered again.
     resumes: BinaryHeap<Reverse<(DateTime<Utc>, SubscriptionNo)>>,
     /// True where dead letters or changes have been written that are not announced.
@@ -231,6 +229,7 @@ impl Tenant {
             memory,
             failing: Vec::new(),
             notes: Vec::new(),
+            rated: HashSet::new(),
             resumes: BinaryHeap::new(),
             announce: false,
             replay: false,
@@ -318,6 +317,9 @@ impl Tenant {
                     continue;
                 }
             };
+            if queue.policy.rate_limit().is_some_and(|limit| limit.interval() >= RATE_KEPT_FROM) {
+                self.rated.insert(no);
+            }
             let timeout = queue.policy.timeout();
             let Some(job) = queue.pop() else { continue };
             queue.running += 1;

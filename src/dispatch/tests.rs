@@ -42,7 +42,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::net::TcpListener;
-use tokio::sync::{Notify, Semaphore, mpsc};
+use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
 pub(super) const NAME: &str = "CUSTOM_DISPATCHED";
@@ -153,7 +153,7 @@ impl World {
     pub fn shared(&self, config: Config) -> (Arc<run::Shared>, mpsc::UnboundedReceiver<run::Input>) {
         let (inputs, received) = mpsc::unbounded_channel();
         let (parts, replica) = (self.parts.clone(), ReplicaId(clock::new_uuid()));
-        let (loads, memory) = (Semaphore::new(run::LOADS_MAX), Memory::new(config.memory_bytes_max));
+        let (loads, memory) = (run::Loads::new(config.loads_max), Memory::new(config.memory_bytes_max));
         let stop = CancellationToken::new();
         (Arc::new(run::Shared { parts, config, replica, inputs, stop, memory, loads }), received)
     }

@@ -13,6 +13,16 @@ pub struct Bucket {
 }
 
 impl Bucket {
+    /// As it was left: full again at this time.
+    pub fn restore(full_at: DateTime<Utc>) -> Self {
+        Self { full_at: Some(full_at) }
+    }
+
+    /// When it will be full again; none for one that nothing was taken from.
+    pub fn full_at(&self) -> Option<DateTime<Utc>> {
+        self.full_at
+    }
+
     /// Takes one token. Errors: when there will be one.
     pub fn take(&mut self, limit: RateLimit, now: DateTime<Utc>) -> Result<(), DateTime<Utc>> {
         let interval = TimeDelta::from_std(limit.interval()).unwrap_or(TimeDelta::MAX);

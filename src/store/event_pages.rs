@@ -57,12 +57,14 @@ pub(in crate::store) async fn read(
     up_to: Position,
     bound: PageBound,
 ) -> Result<Vec<Arc<LogEntry>>, StoreError> {
+    // Positions have no gaps, so that this leaves nothing out. Whoever looked for more would find the end of the log, not `up_to`.
+    let entries = i64::from(bound.entries).min((up_to - place.after).max(0));
     let rows: Vec<EventRow> = sqlx::query_as(AssertSqlSafe(statement()))
         .bind(tenant.0)
         .bind(place.day)
         .bind(place.after)
         .bind(up_to)
-        .bind(i64::from(bound.entries))
+        .bind(entries)
         .bind(i64::try_from(bound.bytes).unwrap_or(i64::MAX))
         .fetch_all(executor)
         .await?;

@@ -130,7 +130,7 @@ impl Store {
                 (invocation, attempts)
             }));
         };
-        let mut attempts = self.attempts(principal.tenant, entry.day(), &[row.place()], Which::Every).await?;
+        let mut attempts = self.attempts(principal.tenant, &[(entry.day(), row.place())], Which::Every).await?;
         let mut attempts = attempts.remove(&row.place()).unwrap_or_default();
         attempts.extend(row.own_attempt()?);
         let invocation = row.parse(attempts.last().cloned())?;
@@ -231,7 +231,9 @@ impl Store {
         };
         // Days rise with positions: they stand in an order only where they stand in the index that serves it.
         let bounds = |sql: &mut QueryBuilder<Postgres>, row: &str, event: &str, by_day: &str| {
-            sql.push(format!(" AND {event}.day >= ")).push_bind(range.from.day);
+            // One day by equality: behind a range of days an index has no place to end at, and would be read down to the day's first event.
+            let from = if last_day == Some(range.from.day) { "=" } else { ">=" };
+            sql.push(format!(" AND {event}.day {from} ")).push_bind(range.from.day);
             if let Some(day) = last_day {
                 sql.push(format!(" AND {event}.day <= ")).push_bind(day);
             }
@@ -336,11 +338,10 @@ impl Store {
         tenant: TenantId,
         rows: Vec<Row>,
     ) -> Result<Vec<Invocation>, StoreError> {
-        let tried: Vec<Place> = rows.iter().filter(|row| row.may_have_attempts()).map(Row::place).collect();
-        let mut last = match rows.iter().map(|row| row.day).min() {
-            Some(day) if !tried.is_empty() => self.attempts(tenant, day, &tried, Which::Last).await?,
-            _ => HashMap::new(),
-        };
+        let tried = rows.iter().filter(|row| row.may_have_attempts());
+        let tried: Vec<(NaiveDate, Place)> = tried.map(|row| (row.day, row.place())).collect();
+        let mut last =
+            if tried.is_empty() { HashMap::new() } else { self.attempts(tenant, &tried, Which::Last).await? };
         rows.into_iter()
             .map(|row| {
                 let recorded = last.remove(&row.place()).and_then(|mut attempts| attempts.pop());
@@ -354,35 +355,36 @@ impl Store {
     async fn attempts(
         &self,
         tenant: TenantId,
-        from: NaiveDate,
-        places: &[Place],
+        places: &[(NaiveDate, Place)],
         which: Which,
     ) -> Result<HashMap<Place, Vec<Attempt>>, StoreError> {
         type AttemptRow = (i64, i32, i32, i16, i16, i32, DateTime<Utc>, Option<String>, Option<String>);
+        let day: Vec<NaiveDate> = places.iter().map(|(day, _)| *day).collect();
         let (position, subscription_no): (Vec<i64>, Vec<i32>) =
-            places.iter().map(|place| (place.position, place.subscription_no)).unzip();
-        // Attempts of one invocation are few: at most 50 a set, and a set more per redrive.
+            places.iter().map(|(_, place)| (place.position, place.subscription_no)).unzip();
+        // Each by its day too: behind a range of days the primary key finds no position. Attempts of one invocation are few: at most 50 a
+        // set, and a set more per redrive.
         let sql = match which {
             Which::Last => {
                 "SELECT DISTINCT ON (a.position, a.subscription_no) a.position, a.subscription_no, a.attempt, a.outcome_class,
                         a.status_code, a.duration_us, a.started_at, a.excerpt, a.error
-                   FROM attempts a JOIN unnest($3::bigint[], $4::integer[]) AS k(position, subscription_no)
-                     ON a.position = k.position AND a.subscription_no = k.subscription_no
-                  WHERE a.tenant_id = $1 AND a.day >= $2
+                   FROM attempts a JOIN unnest($2::date[], $3::bigint[], $4::integer[]) AS k(day, position, subscription_no)
+                     ON a.day = k.day AND a.position = k.position AND a.subscription_no = k.subscription_no
+                  WHERE a.tenant_id = $1
                   ORDER BY a.position, a.subscription_no, a.attempt DESC"
             }
             Which::Every => {
                 "SELECT a.position, a.subscription_no, a.attempt, a.outcome_class, a.status_code, a.duration_us, a.started_at,
                         a.excerpt, a.error
-                   FROM attempts a JOIN unnest($3::bigint[], $4::integer[]) AS k(position, subscription_no)
-                     ON a.position = k.position AND a.subscription_no = k.subscription_no
-                  WHERE a.tenant_id = $1 AND a.day = $2
+                   FROM attempts a JOIN unnest($2::date[], $3::bigint[], $4::integer[]) AS k(day, position, subscription_no)
+                     ON a.day = k.day AND a.position = k.position AND a.subscription_no = k.subscription_no
+                  WHERE a.tenant_id = $1
                   ORDER BY a.position, a.subscription_no, a.attempt LIMIT 1000"
             }
         };
         let rows: Vec<AttemptRow> = sqlx::query_as(sql)
             .bind(tenant.0)
-            .bind(from)
+            .bind(day)
             .bind(position)
             .bind(subscription_no)
             .fetch_all(self.as_tenant(tenant))

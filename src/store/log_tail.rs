@@ -28,28 +28,28 @@ impl Store {
         Ok(heads::read(self.engine(), tenant).await?.map(|row| row.head()))
     }
 
-    /// Reads entries by position: those of `positions` that exist, in order, at most `bytes` of them, but always at least one. `from` and
-    /// `to` bound their days.
+    /// Reads entries by day and position: those that exist, in order, at most `bytes` of them, but always at least one.
     pub async fn events_at(
         &self,
         tenant: TenantId,
-        positions: &[Position],
-        from: NaiveDate,
-        to: NaiveDate,
+        places: &[(NaiveDate, Position)],
         bytes: u64,
     ) -> Result<Vec<Arc<LogEntry>>, StoreError> {
+        let (days, positions): (Vec<NaiveDate>, Vec<Position>) = places.iter().copied().unzip();
+        // Each by its whole key. Behind a range of days the primary key finds no position: all of the tenant's events of these days would
+        // be looked at, for each position anew.
         let sql = format!(
             "SELECT {COLUMNS} FROM (
-                SELECT {COLUMNS}, day, sum({ROW_BYTES}) OVER (ORDER BY day, position) - {ROW_BYTES} AS bytes_before FROM events
-                 WHERE tenant_id = $1 AND day BETWEEN $2 AND $3 AND position = ANY($4)) AS bounded
-              WHERE bytes_before < $6 ORDER BY day, position LIMIT $5"
+                SELECT {COLUMNS}, day, sum({ROW_BYTES}) OVER (ORDER BY day, position) - {ROW_BYTES} AS bytes_before
+                  FROM unnest($2::date[], $3::bigint[]) AS wanted(on_day, at)
+                  JOIN events ON tenant_id = $1 AND day = on_day AND position = at) AS bounded
+              WHERE bytes_before < $5 ORDER BY day, position LIMIT $4"
         );
         let rows: Vec<EventRow> = sqlx::query_as(sqlx::AssertSqlSafe(sql))
             .bind(tenant.0)
-            .bind(from)
-            .bind(to)
-            .bind(positions)
-            .bind(i64::try_from(positions.len()).unwrap_or(i64::MAX))
+            .bind(&days)
+            .bind(&positions)
+            .bind(i64::try_from(places.len()).unwrap_or(i64::MAX))
             .bind(i64::try_from(bytes).unwrap_or(i64::MAX))
             .fetch_all(self.engine())
             .await?;

@@ -33,7 +33,7 @@ pub mod publish;
 pub mod publisher_identities;
 pub mod purge;
 pub mod quotas;
-mod rates;
+pub mod rates;
 pub mod replays;
 pub mod request_ids;
 mod restores;

@@ -1,14 +1,67 @@
 //! Rates that replicas share: of a subscription the one moment that says everything about its token bucket (see `domain/bucket.rs`).
 //!
-//! For questions about PRE events alone, which any replica may ask: deliveries of a tenant have one owner, which keeps their buckets
-//! in memory.
+//! Of PRE event types, about which any replica may ask, the row is the bucket. Deliveries of a tenant have one owner, which keeps their
+//! buckets in memory: what of them is worth it is written with what it settles, for the next owner.
 
 use super::{Store, StoreError};
 use crate::domain::ids::{SubscriptionNo, TenantId};
 use crate::domain::retry::RateLimit;
 use chrono::{DateTime, Utc};
+use uuid::Uuid;
+
+/// When the bucket of a subscription is full again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rate {
+    /// Which.
+    pub subscription_no: SubscriptionNo,
+    /// Its registry version: a later one begins with a full bucket.
+    pub registry_version: i64,
+    /// When.
+    pub full_at: DateTime<Utc>,
+}
 
 impl Store {
+    /// Writes when the buckets of deliveries are full again, each at most once, where `token` is still the owner's; otherwise nothing.
+    pub async fn keep_rates(&self, tenant: TenantId, token: i64, rates: &[Rate]) -> Result<(), StoreError> {
+        if rates.is_empty() {
+            return Ok(());
+        }
+        sqlx::query(
+            "INSERT INTO subscription_rates (tenant_id, subscription_no, registry_version, full_at)
+             SELECT $1, k.subscription_no, k.registry_version, k.full_at
+               FROM unnest($3::integer[], $4::bigint[], $5::timestamptz[]) AS k(subscription_no, registry_version, full_at)
+              WHERE EXISTS (SELECT FROM dispatch_cursors WHERE tenant_id = $1 AND token = $2)
+             ON CONFLICT (tenant_id, subscription_no) DO UPDATE
+                SET registry_version = EXCLUDED.registry_version, full_at = EXCLUDED.full_at",
+        )
+        .bind(tenant.0)
+        .bind(token)
+        .bind(rates.iter().map(|rate| rate.subscription_no).collect::<Vec<_>>())
+        .bind(rates.iter().map(|rate| rate.registry_version).collect::<Vec<_>>())
+        .bind(rates.iter().map(|rate| rate.full_at).collect::<Vec<_>>())
+        .execute(self.engine())
+        .await?;
+        Ok(())
+    }
+
+    /// The buckets of these tenants that are not full, as far as that is kept.
+    pub async fn rates(&self, tenants: &[TenantId]) -> Result<Vec<(TenantId, Rate)>, StoreError> {
+        let ids: Vec<Uuid> = tenants.iter().map(|tenant| tenant.0).collect();
+        // No limit: a row for each subscription that has a rate limit, at most.
+        let rows: Vec<(Uuid, SubscriptionNo, i64, DateTime<Utc>)> = sqlx::query_as(
+            "SELECT tenant_id, subscription_no, registry_version, full_at FROM subscription_rates
+              WHERE tenant_id = ANY($1) AND full_at > $2",
+        )
+        .bind(ids)
+        .bind(self.now())
+        .fetch_all(self.engine())
+        .await?;
+        let rate = |(tenant, subscription_no, registry_version, full_at)| {
+            (TenantId(tenant), Rate { subscription_no, registry_version, full_at })
+        };
+        Ok(rows.into_iter().map(rate).collect())
+    }
+
     /// Takes the next token of a subscription's bucket. Answers from when on it may be used; none where that is after `until`, and then
     /// none is taken.
     ///

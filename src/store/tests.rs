@@ -25,6 +25,7 @@ mod places;
 mod plans;
 mod purge;
 mod rates;
+mod reads;
 mod restores;
 mod waiting;
 mod wall;

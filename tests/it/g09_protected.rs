@@ -3,7 +3,7 @@
 
 use carillon::proto::public::{
     CircuitBreaker, CircuitState, DeliveryPolicy, DisableSubscriptionRequest, GetSubscriptionRequest, InvocationState,
-    RateLimit, Subscription, SubscriptionState, UpdateSubscriptionRequest,
+    ListInvocationsRequest, RateLimit, Subscription, SubscriptionState, UpdateSubscriptionRequest,
 };
 use pbjson_types::Duration;
 use serde_json::json;
@@ -70,6 +70,37 @@ async fn a_rate_limit_lets_its_count_through_and_holds_up_nobody_else() {
     };
     tenant.events().update_subscription(update).await.expect("the limit can be taken away");
     assert_eq!(receiver.receives("/limited", 20).await.len(), 20);
+}
+
+#[tokio::test]
+async fn what_is_left_of_a_rate_over_a_day_is_what_the_next_replica_may_spend() {
+    let mut world = World::start_with(1, "[dispatch]\nlease_ms = 1000\n").await;
+    let mut tenant = world.tenant().await;
+    tenant.declare(EVENT).await;
+    let receiver = Receiver::start().await;
+    let rate_limit = Some(RateLimit { count: 5, interval: Some(Duration { seconds: 86_400, nanos: 0 }) });
+    subscribe(&tenant, &receiver, "/limited", DeliveryPolicy { rate_limit, ..quick_policy() }).await;
+    subscribe(&tenant, &receiver, "/free", quick_policy()).await;
+    for n in 0..20 {
+        tenant.publish(EVENT, &json!({ "n": n })).await;
+    }
+    eventually("what was delivered is recorded", || async {
+        let request = ListInvocationsRequest {
+            states: vec![InvocationState::Succeeded.into()],
+            page_size: 1_000,
+            ..Default::default()
+        };
+        let listed = tenant.invocations().list_invocations(request).await.expect("a page").into_inner();
+        if listed.invocations.len() == 25 { Ok(()) } else { Err(listed.invocations.len()) }
+    })
+    .await;
+    world.replace(0).await;
+    tenant.reconnect(&world);
+    for n in 20..40 {
+        tenant.publish(EVENT, &json!({ "n": n })).await;
+    }
+    receiver.receives("/free", 40).await;
+    assert_eq!(receiver.received("/limited").len(), 5);
 }
 
 #[tokio::test]

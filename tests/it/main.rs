@@ -39,6 +39,7 @@ mod g07_replay;
 mod g08_watch;
 mod g09_fair;
 mod g09_isolated;
+mod g09_loads;
 mod g09_protected;
 mod g10_tenants;
 mod g10_wall;

@@ -131,6 +131,7 @@ impl Engine {
             tenant.announce = claimed.unannounced.contains(&id);
             tenant.replay = claimed.replaying.contains(&id);
             tenant.restore_health(&claimed.health.remove(&id).unwrap_or_default());
+            tenant.restore_rates(&claimed.rates.remove(&id).unwrap_or_default());
             let held = Held {
                 reviewed: tenant.head.deferred_version,
                 tenant,

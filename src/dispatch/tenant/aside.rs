@@ -1,6 +1,6 @@
 //! What leaves memory and what comes back: settling, deferred work, callers' changes.
 
-use super::{Batch, Config, OrderingKey, Settled, Tenant, earlier};
+use super::{Config, OrderingKey, Settled, Tenant, earlier};
 use crate::dispatch::queue::{JOB_BYTES, Job, Queue};
 use crate::dispatch::replay;
 use crate::dispatch::run::DuePage;
@@ -8,10 +8,21 @@ use crate::domain::ids::{Position, SubscriptionNo};
 use crate::domain::subscription::State;
 use crate::executor::EncodedEvent;
 use crate::store::dispatch::Place;
+use crate::store::events::LogPlace;
+use crate::store::rates::Rate;
 use crate::store::settle::Fate;
 use chrono::{DateTime, Utc};
 use std::collections::HashSet;
 use std::sync::Arc;
+
+/// Changes to write together, with the cursor that is right once they are.
+#[derive(Debug)]
+pub(in crate::dispatch) struct Batch {
+    pub cursor: LogPlace,
+    pub changes: Vec<Settled>,
+    /// Of the attempts that have begun since the last one.
+    pub rates: Vec<Rate>,
+}
 
 /// Deferred rows to load.
 #[derive(Debug, PartialEq, Eq)]
@@ -33,7 +44,7 @@ impl Tenant {
             return None;
         }
         self.settling = true;
-        Some(Batch { cursor: self.cursor(), changes: std::mem::take(&mut self.changes) })
+        Some(Batch { cursor: self.cursor(), changes: std::mem::take(&mut self.changes), rates: self.rates() })
     }
 
     /// True where the cursor stands further than what is written.

@@ -3,6 +3,7 @@
 use super::Tenant;
 use crate::domain::health::{Health, HealthRow};
 use crate::domain::ids::SubscriptionNo;
+use crate::store::rates::Rate;
 use chrono::{DateTime, Utc};
 use std::cmp::Reverse;
 
@@ -42,6 +43,19 @@ impl Tenant {
         }
     }
 
+    /// Takes what the former owner has left of rate limits.
+    pub fn restore_rates(&mut self, kept: &[Rate]) {
+        for rate in kept {
+            self.queues.entry(rate.subscription_no).or_default().restore_rate(rate);
+        }
+    }
+
+    /// What the next owner needs to know of rate limits: of the buckets that something was taken from since this was last asked.
+    pub(super) fn rates(&mut self) -> Vec<Rate> {
+        let rated = std::mem::take(&mut self.rated);
+        rated.into_iter().filter_map(|no| self.queues.get(&no)?.rate(no)).collect()
+    }
+
     /// Offers every subscription that waits for a time: it may have been changed, and then nothing holds it.
     pub(super) fn offer_waiting(&mut self) {
         for Reverse((_, no)) in &self.resumes {
@@ -59,7 +73,7 @@ mod tests {
     use crate::dispatch::tenant::fixture::*;
     use crate::dispatch::tenant::{Config, Ended, Listener, Next, Room, Start};
     use crate::domain::invocation::{Outcome, OutcomeClass};
-    use crate::domain::retry::CircuitBreaker;
+    use crate::domain::retry::{CircuitBreaker, RateLimit};
     use std::time::Duration;
 
     #[test]
@@ -87,6 +101,32 @@ mod tests {
             [start(&mut tenant), start(&mut tenant), start(&mut tenant)].map(|start| start.expect("it waits"));
         assert!(tenant.busy(&config()).is_empty(), "what runs does not wait");
         assert_eq!(hanging.iter().filter(|start| place(start).1 == 1).count(), 2);
+    }
+
+    #[test]
+    fn what_is_left_of_a_rate_over_a_long_interval_is_what_the_next_owner_may_spend() {
+        for (interval, left) in [(86_400, 1), (1, 3)] {
+            let limit = RateLimit::new(3, Duration::from_secs(interval)).expect("within bounds");
+            let policy = listener(3, 100).policy.with_rate_limit(Some(limit));
+            let of = |version| {
+                let policy = policy.clone();
+                move |_| Some(Listener { version, policy: policy.clone(), ..listener(3, 100) })
+            };
+            let entries: Vec<_> = (1..=4).map(|position| entry(position, &[1])).collect();
+            let mut owner = tenant();
+            hear(&mut owner, &entries);
+            let attempts =
+                [start_with(&mut owner, of(1)), start_with(&mut owner, of(1))].map(|start| start.expect("it may"));
+            end(&mut owner, &attempts[0], OutcomeClass::Succeeded);
+            let kept = owner.cut().expect("one has ended").rates;
+            for (version, left) in [(1, left), (2, 3)] {
+                let mut next = tenant();
+                next.restore_rates(&kept);
+                hear(&mut next, &entries);
+                let started = std::iter::from_fn(|| start_with(&mut next, of(version))).count();
+                assert_eq!(started, left, "{interval} s, version {version}");
+            }
+        }
     }
 
     #[test]

@@ -34,12 +34,12 @@ async fn g15_a_page_counts_attributes_and_matches_like_data() {
     let bytes = |page: &[Arc<LogEntry>]| page.iter().map(|entry| entry.memory_bytes()).sum::<usize>();
     for after in [0, 100, 200] {
         let place = LogPlace { after, day };
-        let positions: Vec<i64> = (after + 1..=after + 100).collect();
+        let places: Vec<_> = (after + 1..=after + 100).map(|position| (day, position)).collect();
         let store = &database.store;
         let last = store.read_log_before(tenant, day, after + 101, bound).await.expect("readable");
         let pages = [
             store.read_log_page(tenant, place, 300, bound).await.expect("readable"),
-            store.events_at(tenant, &positions, day, day, bound.bytes).await.expect("readable"),
+            store.events_at(tenant, &places, bound.bytes).await.expect("readable"),
             last.into_iter().map(Arc::new).collect(),
         ];
         for page in pages {
@@ -48,7 +48,7 @@ async fn g15_a_page_counts_attributes_and_matches_like_data() {
         }
         let one = PageBound { bytes: 1, ..bound };
         assert_eq!(store.read_log_page(tenant, place, 300, one).await.expect("readable").len(), 1);
-        assert_eq!(store.events_at(tenant, &positions, day, day, 1).await.expect("readable").len(), 1);
+        assert_eq!(store.events_at(tenant, &places, 1).await.expect("readable").len(), 1);
     }
     database.end().await;
 }

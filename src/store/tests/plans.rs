@@ -332,7 +332,7 @@ async fn every_hot_statement_is_served_by_its_index_and_looks_at_no_more_days_th
     look!("tail read", ["events_pk"], scans [], prunes true, store.next_entries(one, place, 100, bound));
     look!("what is settled of a page", ["outcomes_pk", "deferred_invocations_pk", "dead_letters_pk"], scans [], prunes true,
         store.not_pending(one, place, 100), store.committed_verdicts(one, &[(old, 1), (old, 2)]));
-    look!("entries by position", ["events_pk"], scans [], prunes true, store.events_at(one, &[1, 2], old, today, 1_000));
+    look!("entries by position", ["events_pk"], scans [], prunes false, store.events_at(one, &[(old, 1), (today, 2)], 1_000));
     look!("head", ["tenant_heads_pk"], scans [], prunes false, store.head(one), store.head_now(one));
     look!("GetEvent", ["events_by_id"], scans [], prunes true, store.event(one, known_event));
     look!("place at a time", ["events_pk"], scans [], prunes true,
@@ -352,8 +352,7 @@ async fn every_hot_statement_is_served_by_its_index_and_looks_at_no_more_days_th
     let cancelled = InvocationFilter { states: vec![State::Cancelled], ..InvocationFilter::default() };
     look!("ListInvocations of what is cancelled", ["outcomes_cancelled", "events_pk"], scans [], prunes true,
         store.list_invocations(&by, &cancelled, None, 10));
-    look!("due subscriptions", ["deferred_invocations_by_subscription"], scans [], prunes false,
-        store.due_page(one, 0));
+    look!("due subscriptions", ["deferred_invocations_by_subscription"], scans [], prunes false, store.due_page(one, 0));
     look!("deferred invocations", ["deferred_invocations_by_subscription"], scans [], prunes false,
         store.deferred(one, 1, &[], 10));
     look!("deferred invocations in order", ["deferred_invocations_by_key", "dead_letters_by_key"], scans [], prunes false,
@@ -409,7 +408,8 @@ async fn every_hot_statement_is_served_by_its_index_and_looks_at_no_more_days_th
     };
     let health = |no| HealthRow { subscription_no: no, registry_version: 1, ..HealthRow::default() };
     look!("token of a rate", ["subscription_rates_pk"], scans [], prunes false,
-        store.take_token(one, 1, 1, RateLimit::new(1, Duration::from_secs(1)).expect("a rate"), now));
+        store.take_token(one, 1, 1, RateLimit::new(1, Duration::from_secs(1)).expect("a rate"), now), store.rates(&[one]),
+        store.keep_rates(one, 1, &[crate::store::rates::Rate { subscription_no: 1, registry_version: 1, full_at: now }]));
     look!("how a receiver does, merged", ["subscription_health_pk", "tenant_heads_pk"], scans [], prunes false,
     store.merge_health(one, vec![(1, 1)], |rows| {
         let told = Announcement { event_type: "X".to_owned(), subject: String::new(), data: Value::Null, lineage: None };
