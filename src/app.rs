@@ -214,7 +214,8 @@ impl App {
         let origins = &config.server.cors_origins;
         let public =
             Calls::new(Door::Public(Box::new(credentials.clone())), limits.clone(), call_metrics.clone(), public);
-        let socket = WatchSocket::new(events, credentials, origins, keepalive, public.in_flight());
+        let burst = config.server.control_frames_burst;
+        let socket = WatchSocket::new(events, credentials, origins, keepalive, burst, public.in_flight());
         let internal = Calls::new(Door::Internal(certificates), limits, call_metrics, internal);
 
         let addresses = Addresses {

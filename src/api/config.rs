@@ -42,7 +42,8 @@ pub struct Config {
     pub streams_per_connection: u32,
     /// Calls of one credential at the same time, on each port. 1 to 10,000,000.
     pub calls_per_credential_max: u32,
-    /// Frames that carry no call and that one connection may send at once; a tenth of it again each second. 100 to 1,000,000.
+    /// Frames that carry no call, and of a WebSocket those that end no message, that one connection may send at once; a tenth of it again
+    /// each second. 100 to 1,000,000.
     pub control_frames_burst: u32,
     /// Connections of a port. At least 1.
     pub connections_max: usize,

@@ -61,8 +61,8 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
     ),
     (
         "server.control_frames_burst",
-        "HTTP/2 frames that carry no call (settings, pings, resets, window updates, ...) and that one connection may send at \
-         once; a tenth of it again each second, and some for each answer; 100 to 1,000,000",
+        "HTTP/2 frames that carry no call (settings, pings, resets, window updates, ...), or frames of a WebSocket that end no \
+         message, that one connection may send at once; a tenth of it again each second, and some for each answer; 100 to 1,000,000",
     ),
     ("server.connections_max", "connections of a port; lowered to what the file descriptor limit allows"),
     ("server.connections_per_peer_max", "connections of a port from one address"),

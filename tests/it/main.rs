@@ -89,3 +89,4 @@ mod wait_event;
 mod watch;
 mod webhooks;
 mod websocket;
+mod websocket_floods;
