@@ -137,6 +137,7 @@ impl App {
             header_count_max: config.server.header_count_max,
             per_credential_max: config.server.calls_per_credential_max,
             requests_bytes_max: config.server.requests_bytes_max,
+            answers_bytes_max: config.server.answers_bytes_max,
             draining: server.draining(),
             streams_end: server.streams_end(),
         };

@@ -45,6 +45,7 @@ mod g10_wall;
 mod g11_loops;
 mod g12_no_silent_loss;
 mod g13_slow_readers;
+mod g15_answers;
 mod g15_bounded;
 mod g15_deleted;
 mod g15_memory;
