@@ -137,6 +137,7 @@ impl App {
             header_count_max: config.server.header_count_max,
             per_credential_max: config.server.calls_per_credential_max,
             requests_bytes_max: config.server.requests_bytes_max,
+            answers_bytes_max: config.server.answers_bytes_max,
             draining: server.draining(),
             streams_end: server.streams_end(),
         };
@@ -214,7 +215,8 @@ impl App {
         let origins = &config.server.cors_origins;
         let public =
             Calls::new(Door::Public(Box::new(credentials.clone())), limits.clone(), call_metrics.clone(), public);
-        let socket = WatchSocket::new(events, credentials, origins, keepalive, public.in_flight());
+        let burst = config.server.control_frames_burst;
+        let socket = WatchSocket::new(events, credentials, origins, keepalive, burst, public.in_flight());
         let internal = Calls::new(Door::Internal(certificates), limits, call_metrics, internal);
 
         let addresses = Addresses {

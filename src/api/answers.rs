@@ -1,9 +1,10 @@
 //! The answers of a connection that its peer has not taken yet, and since when.
 //!
 //! A peer that opens calls and no window for their answers makes the server hold every one of them. Deadlines do not help: the call
-//! is over. So each connection knows the oldest answer it still holds, and ends when that is too old. A stream may last; one whose peer
-//! takes nothing of it is reset.
+//! is over. So each connection knows the oldest answer it still holds, and ends when that is too old; and each answer keeps the place of
+//! its call, with the room that it takes, until its bytes are written. A stream may last; one whose peer takes nothing of it is reset.
 
+use super::in_flight::Place;
 use super::stalls::Stream;
 use bytes::Bytes;
 use http_body::{Body as _, Frame, SizeHint};
@@ -52,13 +53,29 @@ pub struct Answer {
     held: Option<(Answers, u64)>,
     /// Only of streams.
     stream: Option<Arc<Stream>>,
+    /// The place of the call, where it is not a stream.
+    place: Option<Arc<Place>>,
+}
+
+/// Bytes of an answer. The transport may keep them for long after it has let go of the body.
+struct Written {
+    bytes: Bytes,
+    /// Given back with the last of them.
+    _place: Arc<Place>,
+}
+
+impl AsRef<[u8]> for Written {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
 }
 
 impl Answers {
     /// Watches over the body of a response.
-    pub fn hold(&self, response: http::Response<Body>) -> http::Response<Answer> {
+    pub fn hold(&self, mut response: http::Response<Body>) -> http::Response<Answer> {
+        let place = response.extensions_mut().remove::<Arc<Place>>();
         if response.body().is_end_stream() {
-            return response.map(|body| Answer { body, held: None, stream: None });
+            return response.map(|body| Answer { body, held: None, stream: None, place: None });
         }
         let stream = response.extensions().get::<Streaming>().map(|_| Arc::new(Stream::new()));
         let mut held = self.lock();
@@ -73,7 +90,7 @@ impl Answers {
             }
         }
         drop(held);
-        response.map(|body| Answer { body, held: Some((self.clone(), id)), stream })
+        response.map(|body| Answer { body, held: Some((self.clone(), id)), stream, place })
     }
 
     /// Resets the streams of which the peer has taken nothing for longer than the limit.
@@ -120,7 +137,12 @@ impl http_body::Body for Answer {
         if let Some(stream) = &self.stream {
             if polled.is_ready() { stream.note_handed() } else { stream.note_waiting() }
         }
-        polled
+        match &self.place {
+            Some(place) => polled.map_ok(|frame| {
+                frame.map_data(|bytes| Bytes::from_owner(Written { bytes, _place: Arc::clone(place) }))
+            }),
+            None => polled,
+        }
     }
 
     fn is_end_stream(&self) -> bool {
@@ -134,8 +156,9 @@ impl http_body::Body for Answer {
 
 #[cfg(test)]
 mod tests {
+    use super::super::in_flight::{Credential, InFlight};
     use super::*;
-    use http_body_util::Full;
+    use http_body_util::{BodyExt as _, Full};
 
     fn response() -> http::Response<Body> {
         http::Response::new(Body::new(Full::new(Bytes::from_static(b"x"))))
@@ -159,5 +182,22 @@ mod tests {
         drop(held);
         let empty = answers.hold(http::Response::new(Body::empty()));
         assert!(answers.oldest().is_none() && empty.body().is_end_stream());
+    }
+
+    #[tokio::test]
+    async fn a_call_is_open_until_the_last_byte_of_its_answer_is_gone() {
+        let calls = InFlight::new(1, 1 << 20, 1 << 20);
+        let admit = || calls.admit(Credential::Anonymous(None));
+        let mut answer = response();
+        answer.extensions_mut().insert(Arc::new(admit().unwrap()));
+        let mut held = Answers::default().hold(answer);
+        let bytes = held.body_mut().frame().await.unwrap().unwrap().into_data().unwrap();
+        drop(held);
+        assert!(bytes == "x" && admit().is_err());
+        drop(bytes);
+        let mut empty = http::Response::new(Body::empty());
+        empty.extensions_mut().insert(Arc::new(admit().unwrap()));
+        let _empty = Answers::default().hold(empty);
+        assert!(admit().is_ok(), "there is nothing to write");
     }
 }

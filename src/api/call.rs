@@ -7,7 +7,7 @@
 use super::answers::Streaming;
 use super::auth::{Certificates, Credentials};
 use super::deadline::{self, Deadline};
-use super::in_flight::{Counted, Credential, InFlight, Place};
+use super::in_flight::{Counted, Credential, Encoded, InFlight, Place};
 use super::server::PeerAddress;
 use super::services::Services;
 use super::status::{ApiError, not_implemented};
@@ -116,6 +116,8 @@ pub struct CallLimits {
     pub per_credential_max: u32,
     /// Bytes of all requests at the same time.
     pub requests_bytes_max: usize,
+    /// Bytes of all answers at the same time.
+    pub answers_bytes_max: usize,
     /// Cancelled when the server begins to drain.
     pub draining: CancellationToken,
     /// Cancelled when streams have to end.
@@ -191,7 +193,7 @@ impl Calls {
     /// Puts a port's services behind its door.
     pub fn new(door: Door, limits: CallLimits, metrics: CallMetrics, services: Services) -> Self {
         let CallLimits { timeout_max, message_bytes_max, header_count_max, draining, streams_end, .. } = limits;
-        let in_flight = InFlight::new(limits.per_credential_max, limits.requests_bytes_max);
+        let in_flight = InFlight::new(limits.per_credential_max, limits.requests_bytes_max, limits.answers_bytes_max);
         let inner =
             Inner { door, timeout_max, message_bytes_max, header_count_max, in_flight, draining, streams_end, metrics };
         Self { inner: Arc::new(inner), services }
@@ -245,9 +247,26 @@ impl Calls {
         let work = Box::pin(async move {
             let credential = self.inner.authenticate(path, &mut request).await?;
             let place = Arc::new(self.inner.in_flight.admit(credential)?);
+            if method.changes {
+                place.may_answer()?;
+            }
+            // For handlers that gather much before they answer.
+            request.extensions_mut().insert(Arc::clone(&place));
             let bytes_max = self.inner.message_bytes_max;
             let request = request.map(|body| Body::new(Counted::new(body, place.clone(), bytes_max)));
-            Ok((self.services.call(request).await, place))
+            let response = self.services.call(request).await;
+            if method.streams {
+                return Ok((response, place));
+            }
+            let (mut response, bytes) = Encoded::of(response).await;
+            if method.changes {
+                place.make_room_for_what_is_owed(bytes);
+            } else {
+                place.make_room_to_answer(bytes)?;
+            }
+            // The connection keeps it with the answer.
+            response.extensions_mut().insert(Arc::clone(&place));
+            Ok((response, place))
         });
         // A handler that panics has answered nobody; its locks and transactions live in tasks and guards of their own.
         let fenced = AssertUnwindSafe(work).catch_unwind();

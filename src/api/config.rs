@@ -34,6 +34,9 @@ pub struct Config {
     /// Bytes of requests in memory at the same time on each port; a tenant gets as much as it leaves free, alone half of it; further
     /// calls are refused with RESOURCE_EXHAUSTED. 1 MiB to 64 GiB.
     pub requests_bytes_max: usize,
+    /// Bytes of answers in memory at the same time on each port, until they are written; shared by tenants in the same way. Calls whose answer
+    /// has no room are refused with RESOURCE_EXHAUSTED, those that change something before they do. 1 MiB to 64 GiB.
+    pub answers_bytes_max: usize,
     /// Largest header list of a request, bytes. 1,024 to 1,048,576.
     pub header_list_bytes_max: u32,
     /// Headers of a request. 16 to 10,000.
@@ -42,7 +45,8 @@ pub struct Config {
     pub streams_per_connection: u32,
     /// Calls of one credential at the same time, on each port. 1 to 10,000,000.
     pub calls_per_credential_max: u32,
-    /// Frames that carry no call and that one connection may send at once; a tenth of it again each second. 100 to 1,000,000.
+    /// Frames that carry no call, and of a WebSocket those that end no message, that one connection may send at once; a tenth of it again
+    /// each second. 100 to 1,000,000.
     pub control_frames_burst: u32,
     /// Connections of a port. At least 1.
     pub connections_max: usize,
@@ -104,6 +108,7 @@ impl Default for Config {
             message_bytes_max: 4 * 1024 * 1024,
             memory_bytes: None,
             requests_bytes_max: 256 * 1024 * 1024,
+            answers_bytes_max: 256 * 1024 * 1024,
             header_list_bytes_max: 96 * 1024,
             header_count_max: 128,
             streams_per_connection: 1_000,
@@ -131,6 +136,7 @@ impl Config {
         within("message_bytes_max", self.message_bytes_max as u64, 1_024, 64 * 1024 * 1024)?;
         within("memory_bytes", self.memory_bytes.map_or(u64::MAX, |bytes| bytes as u64), 64 << 20, u64::MAX)?;
         within("requests_bytes_max", self.requests_bytes_max as u64, 1 << 20, 1 << 36)?;
+        within("answers_bytes_max", self.answers_bytes_max as u64, 1 << 20, 1 << 36)?;
         within("header_list_bytes_max", self.header_list_bytes_max.into(), 1_024, 1024 * 1024)?;
         within("streams_per_connection", self.streams_per_connection.into(), 1, 100_000)?;
         within("header_count_max", self.header_count_max as u64, 16, 10_000)?;

@@ -321,19 +321,19 @@ impl Scanner {
 
 /// Tokens for frames that carry no call.
 #[derive(Debug)]
-struct Budget {
+pub(super) struct Budget {
     burst: u32,
     left: u32,
     refilled: Instant,
 }
 
 impl Budget {
-    fn new(burst: u32) -> Self {
+    pub(super) fn new(burst: u32) -> Self {
         Self { burst, left: burst, refilled: Instant::now() }
     }
 
     /// Takes a token; the clock is asked only when none is left.
-    fn spend(&mut self) -> bool {
+    pub(super) fn spend(&mut self) -> bool {
         if self.left == 0 {
             let now = Instant::now();
             let due = (now - self.refilled).as_millis() * u128::from(self.burst) / REFILL_MILLIS;

@@ -1,7 +1,8 @@
-//! How many calls of one credential are open at the same time, and how many bytes the requests of a tenant take: bounds that no
-//! number of connections gets around.
+//! How many calls of one credential are open at the same time, and how many bytes the requests and the answers of a tenant take: bounds
+//! that no number of connections gets around.
 //!
-//! Calls that need no credential count for the address they come from.
+//! A call is open, and its answer has its room, until the last byte of the answer is written: a peer may open no window for it. Calls that
+//! need no credential count for the address they come from.
 
 use super::status::ApiError;
 use crate::domain::access::Subject;
@@ -9,10 +10,12 @@ use crate::domain::ids::{PublisherIdentityId, TenantId};
 use crate::domain::places::{self, Places};
 use bytes::Bytes;
 use dashmap::DashMap;
-use http_body::{Frame, SizeHint};
+use http::Response;
+use http_body::{Body as _, Frame, SizeHint};
+use http_body_util::BodyExt as _;
 use std::net::IpAddr;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tonic::Status;
@@ -38,7 +41,7 @@ pub enum Credential {
     Anonymous(Option<IpAddr>),
 }
 
-/// Who shares the room for requests. A tenant is one, however many credentials it has.
+/// Who shares the room for requests and answers. A tenant is one, however many credentials it has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Sharer {
     Tenant(TenantId),
@@ -57,7 +60,9 @@ struct Open {
     calls: DashMap<Credential, u32>,
     calls_max: u32,
     /// Bytes of requests.
-    room: Places<Sharer>,
+    requests: Places<Sharer>,
+    /// Bytes of answers.
+    answers: Places<Sharer>,
 }
 
 /// An open call's place; given back when dropped.
@@ -65,7 +70,7 @@ struct Open {
 pub struct Place {
     open: Arc<Open>,
     credential: Credential,
-    /// The room that the call's request has.
+    /// The room that the call has: for its request, and then for its answer.
     room: Mutex<Option<places::Place<Sharer>>>,
 }
 
@@ -80,9 +85,10 @@ impl Credential {
 }
 
 impl InFlight {
-    /// Takes the bound of each credential's calls, and that of the bytes of all requests together.
-    pub fn new(calls_max: u32, bytes_max: usize) -> Self {
-        Self { open: Arc::new(Open { calls: DashMap::new(), calls_max, room: Places::new(bytes_max) }) }
+    /// Takes the bound of each credential's calls, and those of the bytes of all requests and of all answers together.
+    pub fn new(calls_max: u32, requests_bytes_max: usize, answers_bytes_max: usize) -> Self {
+        let (requests, answers) = (Places::new(requests_bytes_max), Places::new(answers_bytes_max));
+        Self { open: Arc::new(Open { calls: DashMap::new(), calls_max, requests, answers }) }
     }
 
     /// A place for one more call.
@@ -104,11 +110,42 @@ impl Place {
     ///
     /// Errors: QUOTA_EXCEEDED where there is none.
     fn make_room(&self, bytes: usize) -> Result<(), ApiError> {
-        let room = self.open.room.take_some(self.credential.sharer(), bytes);
-        let bytes_max = u64::try_from(self.open.room.max()).unwrap_or(u64::MAX);
-        let room = room.ok_or_else(|| full("server.requests_bytes_max", bytes_max))?;
-        *self.room.lock().unwrap_or_else(PoisonError::into_inner) = Some(room);
+        let room = self.open.requests.take_some(self.credential.sharer(), bytes);
+        *self.room() = Some(room.ok_or_else(|| no_room("server.requests_bytes_max", &self.open.requests))?);
         Ok(())
+    }
+
+    /// Room for so many bytes that the call answers, or has read for its answer, in place of the room that it had. A tenant that has
+    /// nothing else there gets it while any is left.
+    ///
+    /// Errors: QUOTA_EXCEEDED where there is none.
+    pub fn make_room_to_answer(&self, bytes: usize) -> Result<(), ApiError> {
+        let mut room = self.room();
+        // Given back first: the call needs no more than the new one.
+        *room = None;
+        if bytes > SMALL_BYTES {
+            let taken = self.open.answers.take_some_or_first(self.credential.sharer(), bytes);
+            *room = Some(taken.ok_or_else(|| no_room("server.answers_bytes_max", &self.open.answers))?);
+        }
+        Ok(())
+    }
+
+    /// The same for the answer of a call that has changed something, which cannot be refused any more: what comes next waits for it.
+    pub fn make_room_for_what_is_owed(&self, bytes: usize) {
+        let mut room = self.room();
+        *room = (bytes > SMALL_BYTES).then(|| self.open.answers.take_owed(self.credential.sharer(), bytes));
+    }
+
+    /// Asked before a call changes something, as its answer cannot be refused after that.
+    ///
+    /// Errors: QUOTA_EXCEEDED where answers that nobody takes fill the tenant's part of the room.
+    pub fn may_answer(&self) -> Result<(), ApiError> {
+        let is_full = self.open.answers.is_full(self.credential.sharer());
+        if is_full { Err(no_room("server.answers_bytes_max", &self.open.answers)) } else { Ok(()) }
+    }
+
+    fn room(&self) -> MutexGuard<'_, Option<places::Place<Sharer>>> {
+        self.room.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -124,6 +161,10 @@ impl Drop for Place {
 
 fn full(quota: &str, limit: u64) -> ApiError {
     ApiError::QuotaExceeded { quota: quota.to_owned(), limit, retry_delay: Some(RETRY_DELAY) }
+}
+
+fn no_room(setting: &str, room: &Places<Sharer>) -> ApiError {
+    full(setting, u64::try_from(room.max()).unwrap_or(u64::MAX))
 }
 
 /// A request's body that has room for its message before it is read: as much as its prefix announces.
@@ -183,11 +224,47 @@ impl http_body::Body for Counted {
     }
 }
 
+/// An answer whose message, its first frame, is encoded already, so that it is known how large it is.
+pub struct Encoded {
+    message: Option<Result<Frame<Bytes>, Status>>,
+    rest: Body,
+}
+
+impl Encoded {
+    /// Encodes the message of an answer that is not a stream, and says how many bytes it has.
+    pub async fn of(response: Response<Body>) -> (Response<Body>, usize) {
+        if response.body().is_end_stream() {
+            return (response, 0);
+        }
+        let (parts, mut rest) = response.into_parts();
+        let message = rest.frame().await;
+        let data = message.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref());
+        let bytes = data.map_or(0, Bytes::len);
+        (Response::from_parts(parts, Body::new(Self { message, rest })), bytes)
+    }
+}
+
+impl http_body::Body for Encoded {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        match self.message.take() {
+            Some(message) => Poll::Ready(Some(message)),
+            None => Pin::new(&mut self.rest).poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.message.is_none() && self.rest.is_end_stream()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::domain::ids::ApiKeyId;
-    use http_body_util::{BodyExt as _, Full};
+    use http_body_util::Full;
     use uuid::Uuid;
 
     fn operator(name: &str) -> Credential {
@@ -196,7 +273,7 @@ mod tests {
 
     #[test]
     fn each_credential_has_its_own_places_and_gets_them_back() {
-        let calls = InFlight::new(2, 1 << 20);
+        let calls = InFlight::new(2, 1 << 20, 1 << 20);
         let one = || calls.admit(operator("uri:one"));
         let (first, second) = (one().unwrap(), one().unwrap());
         assert_eq!(one().unwrap_err().reason_name(), "QUOTA_EXCEEDED");
@@ -210,7 +287,7 @@ mod tests {
 
     #[test]
     fn tenants_share_the_room_and_none_keeps_the_others_out() {
-        let calls = InFlight::new(9, 100_000);
+        let calls = InFlight::new(9, 100_000, 1 << 20);
         let (first, second) = (TenantId(Uuid::from_u128(1)), TenantId(Uuid::from_u128(2)));
         let key = |tenant| {
             let subject = Subject::ApiKey(ApiKeyId(Uuid::new_v4()));
@@ -232,9 +309,30 @@ mod tests {
         key(first).make_room(1 << 20).expect("alone there is room for any");
     }
 
+    #[test]
+    fn answers_have_a_room_of_their_own_and_what_is_owed_is_never_refused() {
+        let calls = InFlight::new(9, 1 << 20, 100_000);
+        let [one, more, other] = ["uri:one", "uri:more", "uri:other"].map(|name| calls.admit(operator(name)).unwrap());
+        let stranger = calls.admit(Credential::Anonymous(None)).unwrap();
+        one.make_room(1 << 20).unwrap();
+        one.make_room_to_answer(30_000).unwrap();
+        more.make_room(1 << 20).expect("a call that is answered needs no room for its request");
+        let refused = more.make_room_to_answer(30_000).unwrap_err();
+        assert!(refused.to_string().contains("server.answers_bytes_max"), "{refused}");
+        more.make_room_to_answer(SMALL_BYTES).expect("a small one needs none");
+        stranger.make_room_to_answer(60_000).expect("who has none gets one while any is left");
+        one.may_answer().unwrap_err();
+        other.make_room_for_what_is_owed(30_000);
+        stranger.make_room_to_answer(0).unwrap();
+        one.may_answer().unwrap_err();
+        stranger.may_answer().unwrap();
+        drop(other);
+        one.may_answer().unwrap();
+    }
+
     #[tokio::test]
     async fn a_message_has_room_before_it_is_read() {
-        let calls = InFlight::new(9, 20_000);
+        let calls = InFlight::new(9, 20_000, 1 << 20);
         let message = |bytes: usize| {
             let mut text = vec![0];
             text.extend(u32::try_from(bytes).unwrap().to_be_bytes());

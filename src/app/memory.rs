@@ -51,6 +51,7 @@ pub(super) fn affordable(config: Config) -> (Config, Option<Lowered>) {
 fn fitted(mut config: Config, limit: usize) -> (Vec<&'static str>, Config) {
     let bounds = [
         ("server.requests_bytes_max", &mut config.server.requests_bytes_max, 32),
+        ("server.answers_bytes_max", &mut config.server.answers_bytes_max, 16),
         ("publish.queue_bytes_max", &mut config.publish.queue_bytes_max, 32),
         ("publish.commit_bytes_max", &mut config.publish.commit_bytes_max, 128),
         ("pending.phases_bytes_max", &mut config.pending.phases_bytes_max, 32),
@@ -123,11 +124,12 @@ mod tests {
     fn settings_are_lowered_to_their_share_and_never_raised() {
         let (lowered, fitted) = fitted(Config::default(), 128 << 20);
         assert_eq!(fitted.publish.queue_bytes_max, 4 << 20);
+        assert_eq!(fitted.server.answers_bytes_max, 8 << 20);
         assert_eq!(fitted.pending.due_bytes_max, 8 << 20);
         assert_eq!(fitted.dispatch.memory_bytes_max, 8 << 20);
         assert_eq!(fitted.watch.rings_bytes_max, 8 << 20);
         assert_eq!(fitted.pending.questions_max, 128);
-        assert_eq!(lowered.len(), 11, "{lowered:?}");
+        assert_eq!(lowered.len(), 12, "{lowered:?}");
         let (lowered, roomy) = super::fitted(Config::default(), 16 << 30);
         assert_eq!(lowered, Vec::<&str>::new());
         assert_eq!(roomy.publish, Config::default().publish);

@@ -51,6 +51,12 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
         "bytes of requests in memory at the same time on each port; a tenant gets as much as it leaves free, alone half of it; \
          further calls are refused with RESOURCE_EXHAUSTED; 1 MiB to 64 GiB",
     ),
+    (
+        "server.answers_bytes_max",
+        "bytes of answers in memory at the same time on each port, until they are written; shared by tenants as those of requests \
+         are; a call whose answer has no room is refused with RESOURCE_EXHAUSTED, one that changes something before it does; 1 MiB \
+         to 64 GiB",
+    ),
     ("server.header_list_bytes_max", "largest header list of a request, bytes; 1,024 to 1,048,576"),
     ("server.header_count_max", "headers of a request; 16 to 10,000"),
     ("server.streams_per_connection", "concurrent calls on one connection; 1 to 100,000"),
@@ -61,8 +67,8 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
     ),
     (
         "server.control_frames_burst",
-        "HTTP/2 frames that carry no call (settings, pings, resets, window updates, ...) and that one connection may send at \
-         once; a tenth of it again each second, and some for each answer; 100 to 1,000,000",
+        "HTTP/2 frames that carry no call (settings, pings, resets, window updates, ...), or frames of a WebSocket that end no \
+         message, that one connection may send at once; a tenth of it again each second, and some for each answer; 100 to 1,000,000",
     ),
     ("server.connections_max", "connections of a port; lowered to what the file descriptor limit allows"),
     ("server.connections_per_peer_max", "connections of a port from one address"),

@@ -59,6 +59,20 @@ impl<S: Copy + Eq + Hash> Places<S> {
         self.give(sharer, count, true)
     }
 
+    /// So many places whether or not they are left, for what cannot be refused any more: others wait for it.
+    pub fn take_owed(&self, sharer: S, count: usize) -> Place<S> {
+        let mut held = self.held();
+        held.all += count;
+        *held.of.entry(sharer).or_default() += count;
+        Place { places: self.clone(), sharer, count }
+    }
+
+    /// True where a tenant holds its part; one that holds none never does.
+    pub fn is_full(&self, sharer: S) -> bool {
+        let held = self.held();
+        held.of.get(&sharer).is_some_and(|own| *own >= self.max.saturating_sub(held.all))
+    }
+
     fn give(&self, sharer: S, count: usize, or_first: bool) -> Option<Place<S>> {
         let mut held = self.held();
         let own = held.of.get(&sharer).copied().unwrap_or_default() + count;
@@ -157,6 +171,21 @@ mod tests {
         assert!(larger.is_some() && places.take_some_or_first(TenantId(Uuid::nil()), 1).is_none(), "none is left");
         drop((larger, large));
         assert!(places.take_some_or_first(third, 1_000).is_some());
+    }
+
+    #[test]
+    fn what_is_owed_is_taken_whatever_is_left_and_fills_the_part_of_its_tenant_alone() {
+        let places = Places::new(100);
+        let (first, second) = (TenantId(Uuid::from_u128(1)), TenantId(Uuid::from_u128(2)));
+        let some = places.take_owed(first, 40);
+        assert!(!places.is_full(first));
+        let owed = places.take_owed(first, 200);
+        assert!(places.is_full(first) && !places.is_full(second));
+        assert!(places.take(second).is_none(), "none is left");
+        drop(owed);
+        assert!(places.take(second).is_some() && !places.is_full(first));
+        drop(some);
+        assert_eq!(places.held().all, 0);
     }
 
     #[test]

@@ -211,6 +211,10 @@ async fn header_lists_and_counts_are_bounded_and_the_connection_goes_on() {
         request.metadata_mut().insert(name, "x".parse().expect("a value"));
     }
     assert_refused(tenant.events().list_events(request).await, Code::InvalidArgument, "FIELD_INVALID");
+    let mut request = tonic::Request::new(ListEventsRequest::default());
+    request.metadata_mut().insert("x-a", "x".repeat(17_000).parse().expect("a value"));
+    let status = tenant.events().list_events(request).await.expect_err("431 is no status of gRPC");
+    assert!(status.code() == Code::Unknown && status.message().contains("431"), "{status:?}");
     // Beyond every measure the connection itself ends.
     let beyond = fields(std::iter::repeat_n(("x-a", &long[..70]), 200));
     let mut frames = frame(HEADERS, 0, 7, &beyond);

@@ -5,6 +5,7 @@
 
 use super::{EventsDeps, parse};
 use crate::api::auth::{app_of, caller};
+use crate::api::in_flight::Place;
 use crate::api::status::ApiError;
 use crate::domain::access::Role;
 use crate::domain::announcement::tells_of_another_app;
@@ -39,6 +40,7 @@ const PIECE: Duration = Duration::from_millis(20);
 pub async fn handle(deps: &EventsDeps, request: Request<ListEventsRequest>) -> Result<ListEventsResponse, ApiError> {
     let caller = caller(&request)?.require(Role::Viewer)?.clone();
     let (tenant, app) = (caller.tenant, app_of(&deps.store, &caller).await?);
+    let place_of_call = request.extensions().get::<Arc<Place>>().cloned();
     let request = request.into_inner();
     let page_size = match usize::try_from(request.page_size) {
         Err(_) => return Err(ApiError::field("page_size", "must not be negative")),
@@ -77,6 +79,10 @@ pub async fn handle(deps: &EventsDeps, request: Request<ListEventsRequest>) -> R
         let entries = deps.store.read_log_page(tenant, page.at, head.position, bound).await?;
         if entries.first().is_none_or(|first| first.position > page.at.after + 1) {
             return Err(missing(deps, tenant, page.at).await);
+        }
+        // It may wait long from here on, for its filter and for the next read, and others of its tenant with it.
+        if let Some(place) = &place_of_call {
+            place.make_room_to_answer(page.bytes + entries.iter().map(|entry| entry.memory_bytes()).sum::<usize>())?;
         }
         let (entries, wanted) = chosen(tenant, &selection, entries, began + SCAN_TIME_MAX).await?;
         for (entry, wanted) in entries.into_iter().zip(wanted) {

@@ -5,7 +5,10 @@
 //! close frame with the code 4000 + the gRPC status code and the reason's name. `docs/watch.md` has the table.
 //!
 //! The rules are those of the calls: the same credential, the same origins, the same stream underneath, which is asked for a message
-//! only when the one before has left. Nothing here may buffer more than one message.
+//! only when the one before has left. Nothing here may buffer more than one message, so nothing is read either before the answer to what
+//! was read has left.
+
+mod frames;
 
 use super::update_watch::update_error;
 use super::watch::{self, ending_error};
@@ -19,6 +22,7 @@ use crate::proto::public::{UpdateWatchRequest, WatchRequest};
 use crate::watch::{UpdateError, Updated, WatchStream, WatchUpdate, codec};
 use bytes::Bytes;
 use futures::future::OptionFuture;
+use futures::stream::FusedStream as _;
 use futures::{FutureExt as _, SinkExt as _, StreamExt as _};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use hyper::upgrade::Upgraded;
@@ -44,6 +48,8 @@ const PROTOCOL: &str = "carillon.watch.v1";
 const TOKEN_PROTOCOL: &str = "carillon.bearer.";
 /// Bytes of a client's message at most: 16 filters at their bounds fit.
 const MESSAGE_BYTES_MAX: usize = 256 * 1024;
+/// Bytes that are read at once: each of many thousand sockets holds as many.
+const READ_BYTES: usize = 4 * 1024;
 /// How long the first message may take.
 const FIRST_MESSAGE: Duration = Duration::from_secs(10);
 /// How long a peer may take to answer a close.
@@ -51,7 +57,7 @@ const GOODBYE: Duration = Duration::from_secs(2);
 /// Added to a gRPC status code in a close frame: 4000 to 4999 is for applications.
 const CLOSE_BASE: u16 = 4_000;
 
-type Socket = WebSocketStream<TokioIo<Upgraded>>;
+type Socket = WebSocketStream<frames::Metered<TokioIo<Upgraded>>>;
 
 /// Answers the WebSocket form of Watch. Cheap to clone.
 #[derive(Clone)]
@@ -60,6 +66,8 @@ pub struct WatchSocket {
     credentials: Credentials,
     origins: Arc<[String]>,
     keepalive: Duration,
+    /// Frames that end no message, at once.
+    control_frames_burst: u32,
     /// A WebSocket counts as a call of its credential, like any other stream.
     in_flight: InFlight,
 }
@@ -74,9 +82,10 @@ impl WatchSocket {
         credentials: Credentials,
         origins: &[String],
         keepalive: Duration,
+        control_frames_burst: u32,
         in_flight: InFlight,
     ) -> Self {
-        Self { deps, credentials, origins: origins.into(), keepalive, in_flight }
+        Self { deps, credentials, origins: origins.into(), keepalive, control_frames_burst, in_flight }
     }
 
     /// Answers the handshake; the stream goes on in a task of the server's.
@@ -160,9 +169,11 @@ impl WatchSocket {
 
     async fn serve(self, upgraded: Upgraded, caller: Caller) {
         let config = WebSocketConfig::default()
+            .read_buffer_size(READ_BYTES)
             .max_message_size(Some(MESSAGE_BYTES_MAX))
             .max_frame_size(Some(MESSAGE_BYTES_MAX));
-        let mut socket = WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, Some(config)).await;
+        let stream = frames::Metered::new(TokioIo::new(upgraded), self.control_frames_burst);
+        let mut socket = WebSocketStream::from_raw_socket(stream, Role::Server, Some(config)).await;
         let end = match self.open(&mut socket, &caller).await {
             Ok(Some(stream)) => self.follow(&mut socket, stream, &caller).await,
             Ok(None) => End::Gone,
@@ -178,7 +189,12 @@ impl WatchSocket {
                 match socket.next().await.map(heard) {
                     None | Some(Heard::Gone) => return Ok(None),
                     Some(Heard::Text(text)) => return Ok(Some(text)),
-                    Some(Heard::Alive) => {}
+                    Some(Heard::Alive) => {
+                        // What the library has answered to a ping.
+                        if socket.flush().await.is_err() {
+                            return Ok(None);
+                        }
+                    }
                     Some(Heard::Unusable(end)) => return Err(end),
                 }
             }
@@ -207,7 +223,7 @@ impl WatchSocket {
                     Some(Ok(frame)) => match text_of(&frame) {
                         Ok((text, cursor)) => {
                             resume_cursor = cursor;
-                            Message::text(text)
+                            Some(Message::text(text))
                         }
                         Err(error) => return End::Failed(error),
                     },
@@ -217,13 +233,13 @@ impl WatchSocket {
                 Some(done) = OptionFuture::from(change.as_mut()) => {
                     let done: Result<Updated, ApiError> = done;
                     answer = Some(done);
-                    Message::Ping(Bytes::new())
+                    None
                 }
                 item = socket.next(), if change.is_none() => match item.map(heard) {
                     None | Some(Heard::Gone) => return End::Gone,
                     Some(Heard::Alive) => {
                         alive = true;
-                        continue;
+                        None
                     }
                     Some(Heard::Unusable(end)) => return end,
                     Some(Heard::Text(text)) => {
@@ -237,7 +253,7 @@ impl WatchSocket {
                                 change = Some(work.boxed());
                                 continue;
                             }
-                            Err(error) => Message::text(error_text(error)),
+                            Err(error) => Some(Message::text(error_text(error))),
                         }
                     }
                 },
@@ -247,7 +263,7 @@ impl WatchSocket {
                         return End::Gone;
                     }
                     alive = false;
-                    Message::Ping(Bytes::new())
+                    Some(Message::Ping(Bytes::new()))
                 }
             };
             let message = match answer {
@@ -257,11 +273,18 @@ impl WatchSocket {
                     match done {
                         // The stream says it, at its place.
                         Ok(_) => continue,
-                        Err(error) => Message::text(error_text(error)),
+                        Err(error) => Some(Message::text(error_text(error))),
                     }
                 }
             };
-            match timeout(stall, socket.send(message)).await {
+            let leaving = async {
+                if let Some(message) = message {
+                    socket.feed(message).await?;
+                }
+                // With it, or without one, goes what the library has answered to a ping.
+                socket.flush().await
+            };
+            match timeout(stall, leaving).await {
                 Ok(Ok(())) => {}
                 Ok(Err(_)) => return End::Gone,
                 // What is on its way comes before the reason, so the reason's cursor is the one behind it.
@@ -295,6 +318,9 @@ fn heard(item: Result<Message, SocketError>) -> Heard {
         Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_)) => Heard::Alive,
         Err(SocketError::Capacity(_)) => Heard::Unusable(End::Closed(CloseCode::Size, "the message is too large")),
         Err(SocketError::Utf8(_)) => Heard::Unusable(End::Closed(CloseCode::Invalid, "text must be UTF-8")),
+        Err(SocketError::Io(error)) if error.kind() == frames::FLOODED => {
+            Heard::Unusable(End::Closed(CloseCode::Policy, "too many frames that end no message"))
+        }
         Err(SocketError::Protocol(_)) => Heard::Unusable(End::Closed(CloseCode::Protocol, "not a WebSocket frame")),
         Ok(Message::Close(_)) | Err(_) => Heard::Gone,
     }
@@ -334,12 +360,13 @@ impl End {
             socket.close(Some(CloseFrame { code, reason: reason.into() })).await?;
             // Until the peer has closed as well, whatever it still sends: unread bytes would turn into a reset, and that would
             // take what is on its way to it with it.
+            let mut is_broken = socket.is_terminated();
             while let Some(item) = socket.next().await {
-                if item.is_err() {
-                    let mut scratch = [0; 4_096];
-                    while socket.get_mut().read(&mut scratch).await.is_ok_and(|read| read > 0) {}
-                    break;
-                }
+                is_broken |= item.is_err();
+            }
+            if is_broken {
+                let mut scratch = [0; 4_096];
+                while socket.get_mut().read(&mut scratch).await.is_ok_and(|read| read > 0) {}
             }
             Ok::<_, SocketError>(())
         };

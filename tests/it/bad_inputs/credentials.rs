@@ -37,7 +37,7 @@ async fn c1_anything_but_one_valid_key_is_unauthenticated_with_one_text() {
         ("the same key twice", vec![good.clone(), good.clone()]),
         ("a good key and a bad one", vec![good.clone(), "Bearer x".to_owned()]),
         ("two in one", vec![format!("{good}, {good}")]),
-        ("60 KiB", vec![format!("Bearer {}", "x".repeat(60 << 10))]),
+        ("64 KiB", vec![format!("Bearer {}", "x".repeat(64 << 10))]),
     ];
     let revoked = create_key(row.world, &row.tenant.slug, "", Role::Viewer).await;
     let request = ListApiKeysRequest { tenant: row.tenant.slug.clone(), ..Default::default() };
