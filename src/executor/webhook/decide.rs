@@ -4,6 +4,7 @@
 //! becomes of their body. Any other 2xx agrees; it may carry `{"patch": {...}}`, a JSON merge patch. Everything else is a failure. Must
 //! never take an answer that it does not understand for agreement, nor a refusal for a failure, which may be ignored.
 
+use super::answer::Secrets;
 use crate::domain::invocation::{Outcome, OutcomeClass};
 use crate::domain::json::check_json;
 use crate::domain::pre::{Answer, shown};
@@ -14,8 +15,9 @@ use std::fmt;
 /// Most characters of a reason that are kept.
 const REASON_CHARS_MAX: usize = 256;
 
-/// Judges an answer. `body` is the whole body, none where it is too long, was cut off or did not arrive in time.
-pub fn decide(outcome: Outcome, json: bool, body: Option<&[u8]>) -> (Outcome, Answer) {
+/// Judges an answer. `body` is the whole body, none where it is too long, was cut off or did not arrive in time; `secrets` are those of the
+/// request, which a reason may repeat.
+pub fn decide(outcome: Outcome, json: bool, body: Option<&[u8]>, secrets: Secrets<'_>) -> (Outcome, Answer) {
     let text = String::from_utf8_lossy(body.unwrap_or_default());
     let members = members(&text);
     let values = |name: &'static str| members.iter().filter(move |(key, _)| key == name).map(|(_, value)| value.get());
@@ -24,7 +26,7 @@ pub fn decide(outcome: Outcome, json: bool, body: Option<&[u8]>) -> (Outcome, An
     // is ignored, lets an event through.
     let refuses = decisions.clone().flatten().any(|decision| decision.trim().eq_ignore_ascii_case("reject"));
     if refuses || matches!(outcome.status_code, 409 | 422) {
-        let reason = values("reason").find_map(string);
+        let reason = values("reason").find_map(string).map(|reason| secrets.redact(reason));
         // A text is itself the reason.
         let reason = reason.or_else(|| outcome.excerpt.clone().filter(|_| !json && !refuses));
         return rejected(outcome, reason);
@@ -103,11 +105,13 @@ fn failed(mut outcome: Outcome, error: &str) -> (Outcome, Answer) {
 mod tests {
     use super::*;
 
+    const NONE: Secrets<'static> = Secrets { headers: &[], signature: "" };
+
     fn answered(status: u16, json: bool, body: &str) -> (OutcomeClass, Answer) {
         let class = if (200..300).contains(&status) { OutcomeClass::Succeeded } else { OutcomeClass::Failed };
         let excerpt = (!body.is_empty()).then(|| body.to_owned());
         let outcome = Outcome { class, status_code: status, retry_after: None, excerpt, error: None };
-        let (outcome, answer) = decide(outcome, json, Some(body.as_bytes()));
+        let (outcome, answer) = decide(outcome, json, Some(body.as_bytes()), NONE);
         (outcome.class, answer)
     }
 
@@ -141,6 +145,21 @@ mod tests {
     }
 
     #[test]
+    fn a_reason_is_free_of_the_requests_secrets_before_it_is_cut() {
+        let headers = [("authorization".to_owned(), "Bearer abcdef".to_owned())];
+        let secrets = Secrets { headers: &headers, signature: "" };
+        let said = |reason: &str| {
+            let (class, status_code) = (OutcomeClass::Succeeded, 200);
+            let outcome = Outcome { class, status_code, retry_after: None, excerpt: None, error: None };
+            let body = serde_json::json!({"decision": "reject", "reason": reason}).to_string();
+            decide(outcome, true, Some(body.as_bytes()), secrets).1
+        };
+        assert_eq!(said("not Bearer abcdef"), Answer::Rejected("not [redacted]".to_owned()));
+        let long = "x".repeat(REASON_CHARS_MAX - 3);
+        assert_eq!(said(&format!("{long}abcdef")), Answer::Rejected(format!("{long}[re")));
+    }
+
+    #[test]
     fn a_decision_that_rejects_is_a_refusal_whatever_stands_beside_it() {
         let no_reason = "no reason given";
         for (body, reason) in [
@@ -168,7 +187,7 @@ mod tests {
         let latin = b"{\"reason\":\"gesch\xfctzt\",\"decision\":\"reject\"}";
         let answered =
             Outcome { class: OutcomeClass::Succeeded, status_code: 200, retry_after: None, excerpt: None, error: None };
-        assert_eq!(decide(answered, true, Some(latin)).1, Answer::Rejected("gesch\u{fffd}tzt".to_owned()));
+        assert_eq!(decide(answered, true, Some(latin), NONE).1, Answer::Rejected("gesch\u{fffd}tzt".to_owned()));
     }
 
     #[test]
@@ -176,13 +195,13 @@ mod tests {
         use OutcomeClass::{Failed, Timeout, Unreachable};
         for (class, status_code) in [(Failed, 409), (Failed, 422), (Timeout, 409), (Unreachable, 422)] {
             let outcome = Outcome { class, status_code, retry_after: None, excerpt: None, error: None };
-            let (outcome, answer) = decide(outcome, true, None);
+            let (outcome, answer) = decide(outcome, true, None, NONE);
             assert_eq!(answer, Answer::Rejected("no reason given".to_owned()), "{class:?} {status_code}");
             assert_eq!(outcome.class, OutcomeClass::Rejected);
         }
         let (class, excerpt) = (Failed, Some("x".repeat(1_000)));
         let long = Outcome { class, status_code: 409, retry_after: None, excerpt, error: None };
-        assert_eq!(decide(long, false, None).1, Answer::Rejected("x".repeat(REASON_CHARS_MAX)));
+        assert_eq!(decide(long, false, None, NONE).1, Answer::Rejected("x".repeat(REASON_CHARS_MAX)));
     }
 
     #[test]
@@ -216,6 +235,6 @@ mod tests {
         }
         let (class, status_code) = (OutcomeClass::Succeeded, 200);
         let outcome = Outcome { class, status_code, retry_after: None, excerpt: None, error: None };
-        assert_eq!(decide(outcome, true, None).1, Answer::Failed, "longer than is read");
+        assert_eq!(decide(outcome, true, None, NONE).1, Answer::Failed, "longer than is read");
     }
 }
