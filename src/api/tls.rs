@@ -5,6 +5,7 @@
 
 mod files;
 mod names;
+mod revocation;
 mod watch;
 
 pub use names::peer_identity;
@@ -13,7 +14,8 @@ pub use watch::TlsWatch;
 use super::config::{InternalTls, PublicTls};
 use arc_swap::ArcSwap;
 use chrono::{DateTime, Utc};
-use files::{Built, Files, Seen};
+use files::{Built, Contents, Files, Seen};
+use revocation::Names;
 use rustls::ServerConfig;
 use rustls::server::danger::ClientCertVerifier;
 use rustls_pki_types::{CertificateDer, UnixTime};
@@ -50,6 +52,14 @@ pub enum TlsError {
     /// The client authorities or their revocation lists cannot be used.
     #[error("the client authorities of the internal port cannot be used")]
     Authorities(#[source] rustls::server::VerifierBuilderError),
+    /// A revocation list was in use and is not there any more.
+    #[error(
+        "setting server.internal_tls.client_crl_file: holds no revocation list of {authority} any more; that in use stays"
+    )]
+    ListGone {
+        /// Whose list it was.
+        authority: String,
+    },
     /// A new certificate that no client would accept today.
     #[error("the certificate of the {port} port has expired")]
     Expired {
@@ -73,7 +83,9 @@ pub struct Tls {
 struct Loaded {
     /// What the files looked like from outside; none where they have to be read again.
     seen: Option<Seen>,
-    contents: Vec<Vec<u8>>,
+    contents: Vec<Contents>,
+    /// All that clients have had since the start.
+    authorities: Names,
 }
 
 /// The instants at which a port's files stop being good.
@@ -99,8 +111,9 @@ impl Tls {
     fn load(files: Files) -> Result<Self, TlsError> {
         let seen = Some(files.look()?);
         let contents = files.read()?;
-        let current = ArcSwap::from_pointee(files.build(&contents)?);
-        Ok(Self { files, current, loaded: Mutex::new(Loaded { seen, contents }), changes: channel::Sender::default() })
+        let built = files.build(&contents)?;
+        let loaded = Mutex::new(Loaded { seen, contents, authorities: built.authorities.clone() });
+        Ok(Self { files, current: ArcSwap::from_pointee(built), loaded, changes: channel::Sender::default() })
     }
 
     /// Name of the port, for logs and metrics.
@@ -148,6 +161,15 @@ impl Tls {
             if built.expiries.iter().any(|expiry| expiry.file == files::CERTIFICATE && expiry.at <= now) {
                 return Err(TlsError::Expired { port: self.port() });
             }
+            // Without its list an authority would let in again whom it had revoked. A list may go where its authority goes or has gone.
+            let kept = |issuer: &Vec<u8>| {
+                let retired = loaded.authorities.contains_key(issuer) && !built.authorities.contains_key(issuer);
+                retired || built.listed.contains_key(issuer)
+            };
+            if let Some((_, authority)) = self.current.load().listed.iter().find(|(issuer, _)| !kept(issuer)) {
+                return Err(TlsError::ListGone { authority: authority.clone() });
+            }
+            loaded.authorities.extend(built.authorities.clone());
             self.current.store(Arc::new(built));
             loaded.contents = contents;
             self.changes.send_replace(());

@@ -56,14 +56,14 @@ use AlertDescription as A;
 use Outcome::{Alert, Published, Refused};
 
 /// A replica that trusts a folder of authorities, and the root of most certificates here.
-struct Stage {
-    world: World,
+pub struct Stage {
+    pub world: World,
     tenant: Tenant,
-    root: Authority,
+    pub root: Authority,
 }
 
 impl Stage {
-    async fn new() -> Self {
+    pub async fn new() -> Self {
         let mut world = World::start_with(0, TRUSTING).await;
         let root = Authority::root("root", new_key());
         for folder in ["cas", "crls"] {
@@ -77,7 +77,7 @@ impl Stage {
         Self { world, tenant, root }
     }
 
-    fn uri(&self) -> String {
+    pub fn uri(&self) -> String {
         format!("spiffe://carillon.test/publisher/{}", self.tenant.slug)
     }
 
@@ -93,7 +93,7 @@ impl Stage {
         answer.into_inner().publisher_identity.expect("it is set").id
     }
 
-    fn config(&self, shown: Option<&Shown>, speaks: &Speaks) -> Arc<ClientConfig> {
+    pub fn config(&self, shown: Option<&Shown>, speaks: &Speaks) -> Arc<ClientConfig> {
         client(self.world.ca.cert_der(), shown, speaks)
     }
 
@@ -101,13 +101,13 @@ impl Stage {
         PublishServiceClient::new(tls(&self.world.replicas[0].addresses.internal, config))
     }
 
-    async fn publish(&self, shown: &Shown) -> Result<PublishResponse, Status> {
+    pub async fn publish(&self, shown: &Shown) -> Result<PublishResponse, Status> {
         let mut publisher = self.publisher(self.config(Some(shown), &Speaks::default()));
         publisher.publish(publish_request(EVENT_TYPE, &json!({}))).await.map(tonic::Response::into_inner)
     }
 
     /// The alert that ends the connection before anything is said inside it.
-    async fn alert(&self, config: Arc<ClientConfig>) -> Option<AlertDescription> {
+    pub async fn alert(&self, config: Arc<ClientConfig>) -> Option<AlertDescription> {
         let tcp = TcpStream::connect(&self.world.replicas[0].addresses.internal).await.expect("the port accepts");
         let name = ServerName::try_from("localhost").expect("a name");
         let said = async {
@@ -145,11 +145,11 @@ impl Stage {
     }
 }
 
-fn put(world: &World, name: &str, text: &str) {
+pub fn put(world: &World, name: &str, text: &str) {
     fs::write(world.path(name), text).expect("a file in the world's folder");
 }
 
-fn edited(mut params: CertificateParams, edit: impl FnOnce(&mut CertificateParams)) -> CertificateParams {
+pub fn edited(mut params: CertificateParams, edit: impl FnOnce(&mut CertificateParams)) -> CertificateParams {
     edit(&mut params);
     params
 }
@@ -404,13 +404,13 @@ impl Stage {
         .await;
     }
 
-    async fn ops(&self, page: &str) -> String {
+    pub async fn ops(&self, page: &str) -> String {
         let (status, body) = get(&format!("http://{}/{page}", self.world.replicas[0].addresses.ops)).await;
         assert_eq!(status, 200, "{body}");
         body
     }
 
-    async fn ops_eventually(&self, page: &str, what: &str, fits: impl Fn(&str) -> bool) {
+    pub async fn ops_eventually(&self, page: &str, what: &str, fits: impl Fn(&str) -> bool) {
         eventually(what, || async {
             let body = self.ops(page).await;
             if fits(&body) { Ok(()) } else { Err(body) }

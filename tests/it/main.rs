@@ -72,6 +72,7 @@ mod redrive_invocations;
 mod replay_missed;
 mod request_ids;
 mod retry_invocation;
+mod revocation;
 mod rotate_subscription_secret;
 mod schemas;
 mod secrets;

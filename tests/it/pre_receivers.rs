@@ -279,6 +279,29 @@ async fn a_refusal_aborts_however_long_its_body_is() {
 }
 
 #[tokio::test]
+async fn g4_a_decision_that_rejects_aborts_whatever_stands_beside_it() {
+    let tenant = World::shared().await.tenant().await;
+    let receiver = Receiver::start().await;
+    declare(&tenant).await;
+    ignored(&tenant, &receiver, "/refuses", quick_policy()).await;
+    for body in [
+        r#"{"decision":"reject","reason":{"code":7}}"#,
+        r#"{"decision":"reject","reason":5}"#,
+        r#"{"decision":"reject","reason":"a","reason":"b"}"#,
+        r#"{"decision":"accept","decision":"reject"}"#,
+        r#"{"decision":"REJECT"}"#,
+        r#"{"decision":"reject"} or so"#,
+    ] {
+        for (status, content_type) in [(200, "application/json"), (200, "text/plain"), (403, "application/json")] {
+            let headers = vec![("content-type", content_type.to_owned())];
+            receiver.answers("/refuses", [Answer::Full(status, headers, body.as_bytes().to_vec())]);
+            let refused = tenant.try_publish(publish_request(TYPE, &json!({}))).await;
+            assert_refused(refused, Code::FailedPrecondition, "PRE_REJECTED");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_patch_fails_its_listener_alone_whatever_names_it_has() {
     let tenant = World::shared().await.tenant().await;
     let receiver = Receiver::start().await;

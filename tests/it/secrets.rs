@@ -5,8 +5,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use carillon::proto::public::{
-    InvocationState, ListEventsRequest, RotateSubscriptionSecretRequest, SubscribeRequest, Subscription,
-    UpdateSubscriptionRequest, WebhookMode, target,
+    CreateEventTypeRequest, EventPhase, InvocationState, ListEventsRequest, RotateSubscriptionSecretRequest,
+    SubscribeRequest, Subscription, TestSubscriptionRequest, UpdateSubscriptionRequest, WebhookMode, target,
 };
 use pbjson_types::FieldMask;
 use serde_json::json;
@@ -15,7 +15,7 @@ use tonic::Status;
 use crate::bad_inputs::raw;
 use crate::harness::database::{Cluster, superuser_url};
 use crate::harness::process::Process;
-use crate::harness::tenant::webhook;
+use crate::harness::tenant::{publish_request, webhook};
 use crate::harness::{Answer, Receiver, Tenant, World, eventually, within};
 use crate::operations::get;
 use crate::traces::Collector;
@@ -178,6 +178,29 @@ async fn nothing_that_was_planted_comes_out_again() {
     for one in tenant.all_invocations_become(&published.event_id, InvocationState::DeadLettered).await {
         errors.push(format!("{one:?}"));
     }
+    // A listener of PRE events whose reason is for the publisher, and for whoever reads or tests the invocation.
+    let name = "CUSTOM_PRE_PLANTED";
+    let declare = CreateEventTypeRequest { name: name.to_owned(), phase: EventPhase::Pre.into(), ..Default::default() };
+    tenant.types().create_event_type(declare).await.expect("a PRE type can be declared");
+    let reason = format!("bad credential: Bearer {HEADER}");
+    let refuses = json!({"decision": "reject", "reason": reason}).to_string().into_bytes();
+    receiver.answers("/pre", [Answer::Full(200, vec![("x-sent", reason.clone())], refuses)]);
+    let authorization = format!("Bearer {HEADER}");
+    let listen = subscribe(receiver.url("/pre"), &[("authorization", &authorization)]);
+    let listen = SubscribeRequest { event_type: name.to_owned(), ..listen };
+    let subscription_id =
+        tenant.events().subscribe(listen).await.expect("valid").into_inner().subscription.expect("it is set").id;
+    tenant.told("SUBSCRIPTION_CREATED", &subscription_id).await;
+    let refused = tenant.try_publish(publish_request(name, &json!({}))).await.expect_err("it is refused");
+    errors.push(told(&refused));
+    let aborted = receiver.receives("/pre", 1).await[0].json()["id"].as_str().expect("an id").to_owned();
+    errors.push(format!("{:?}", tenant.invocations_of(&aborted).await));
+    let test = TestSubscriptionRequest { subscription_id, data: Bytes::from_static(b"{}"), ..Default::default() };
+    errors.push(format!("{:?}", tenant.events().test_subscription(test).await.expect("an answer").into_inner()));
+    for said in &errors[errors.len() - 3..] {
+        assert!(said.contains("bad credential: [redacted]"), "the reason itself is told: {said}");
+    }
+
     // A start that fails must not tell either.
     let mut command = Process::carillon();
     command.args(["migrate", "--set"]).arg(format!("database.url=postgres://x:{PASSWORD}@127.0.0.1:1/x"));

@@ -1,27 +1,28 @@
 //! The files of a port: which they are, how they look from outside, and what is built from their contents.
 //!
 //! A setting names a file, or for authorities and revocation lists also a folder, whose files count in the order of their names;
-//! names that start with a dot do not, so that the mounts of Kubernetes secrets work as they are. Links are followed.
+//! names that start with a dot do not, so that the mounts of Kubernetes secrets work as they are. Links are followed. A file that holds
+//! nothing of its kind is a fault, also beside others: it must never pass for one that has nothing to say.
 
+use super::revocation::{Lists, Names, named};
 use super::{Expiry, TlsError, Verifier};
 use crate::api::config::{InternalTls, PublicTls};
 use chrono::{DateTime, Utc};
 use rustls::crypto::aws_lc_rs;
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{RootCertStore, ServerConfig};
-use rustls_pki_types::pem::PemObject as _;
-use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
-use x509_parser::revocation_list::CertificateRevocationList;
 
 pub(super) const CERTIFICATE: &str = "certificate";
 const CLIENT_CA: &str = "client_ca";
-const CLIENT_CRL: &str = "client_crl";
+pub(super) const CLIENT_CRL: &str = "client_crl";
 
 /// More files in a folder than this are a folder that was not meant.
 const FOLDER_FILES_MAX: usize = 1_000;
@@ -36,12 +37,22 @@ pub(super) enum Files {
 /// How files look without being read: name, device, inode, size, and the times of the last change of contents and of inode.
 pub(super) type Seen = Vec<(PathBuf, [i64; 7])>;
 
+/// A setting and what it names.
+pub(super) type Place<'a> = (&'static str, &'a Path);
+
+/// The files of a place, with what each holds.
+pub(super) type Contents = Vec<(PathBuf, Vec<u8>)>;
+
 /// What a port serves with.
 #[derive(Debug)]
 pub(super) struct Built {
     pub config: Arc<ServerConfig>,
     pub verifier: Verifier,
     pub expiries: Vec<Expiry>,
+    /// The authorities of clients.
+    pub authorities: Names,
+    /// Those that revocation lists are of, which may stand below the others.
+    pub listed: Names,
 }
 
 impl Files {
@@ -54,7 +65,7 @@ impl Files {
 
     /// (setting, file) of each file: certificate, key, and on the internal port authorities and revocation lists. The last may be
     /// absent.
-    fn list(&self) -> Result<Vec<(&'static str, &Path)>, TlsError> {
+    fn list(&self) -> Result<Vec<Place<'_>>, TlsError> {
         match self {
             Self::Public(files) => Ok(vec![
                 required("tls.certificate_file", files.certificate_file.as_ref())?,
@@ -89,27 +100,26 @@ impl Files {
     }
 
     /// The contents for each entry of the list.
-    pub(super) fn read(&self) -> Result<Vec<Vec<u8>>, TlsError> {
-        let read = |(key, path): (&'static str, &Path)| {
-            let failed = |error: io::Error| broken(key, path, error.to_string());
-            let mut contents = Vec::new();
-            for file in files_of(path).map_err(failed)? {
-                contents.extend(fs::read(file).map_err(failed)?);
-                // PEM does not mind, and two files must not run into each other.
-                contents.push(b'\n');
-            }
-            Ok(contents)
+    pub(super) fn read(&self) -> Result<Vec<Contents>, TlsError> {
+        let read = |(key, path): Place<'_>| {
+            let files = files_of(path).map_err(|error| broken(key, path, error.to_string()))?;
+            let read = |file: PathBuf| match fs::read(&file) {
+                Ok(bytes) => Ok((file, bytes)),
+                Err(error) => Err(broken(key, &file, error.to_string())),
+            };
+            files.into_iter().map(read).collect()
         };
         self.list()?.into_iter().map(read).collect()
     }
 
-    pub(super) fn build(&self, contents: &[Vec<u8>]) -> Result<Built, TlsError> {
+    pub(super) fn build(&self, contents: &[Contents]) -> Result<Built, TlsError> {
         let list = self.list()?;
         let port = self.port();
         let chain = certificates(list[0], &contents[0])?;
-        let mut expiries = vec![Expiry { file: CERTIFICATE, at: end_of(list[0], &chain)? }];
-        let private = PrivateKeyDer::from_pem_slice(&contents[1])
-            .map_err(|_| broken(list[1].0, list[1].1, "holds no private key in PEM".to_owned()))?;
+        let mut expiries = vec![Expiry { file: CERTIFICATE, at: end_of(&parsed(list[0], &chain)?) }];
+        let (mut authorities, mut listed) = (Names::default(), Names::default());
+        let private = contents[1].iter().find_map(|(_, pem)| PrivateKeyDer::from_pem_slice(pem).ok());
+        let private = private.ok_or_else(|| broken(list[1].0, list[1].1, "holds no private key in PEM".to_owned()))?;
         let provider = Arc::new(aws_lc_rs::default_provider());
         let builder = ServerConfig::builder_with_provider(Arc::clone(&provider));
         let unusable = |source| match source {
@@ -124,20 +134,28 @@ impl Files {
                 (builder.with_no_client_auth().with_single_cert(chain, private).map_err(unusable)?, None)
             }
             Self::Internal(_) => {
-                let authorities = certificates(list[2], &contents[2])?;
-                expiries.push(Expiry { file: CLIENT_CA, at: end_of(list[2], &authorities)? });
+                let trusted = certificates(list[2], &contents[2])?;
+                let known = parsed(list[2], &trusted)?;
+                expiries.push(Expiry { file: CLIENT_CA, at: end_of(&known) });
+                authorities = known.iter().map(|authority| named(&authority.subject)).collect();
+                let lists = match list.get(3) {
+                    Some(place) => {
+                        let lists = items(*place, &contents[3], "revocation list")?;
+                        Lists::of(lists, &known, provider.signature_verification_algorithms.all)
+                            .map_err(|reason| broken(place.0, place.1, reason))?
+                    }
+                    None => Lists::default(),
+                };
+                expiries.extend(lists.end.map(|at| Expiry { file: CLIENT_CRL, at }));
+                listed = lists.issuers;
                 let mut roots = RootCertStore::empty();
-                for authority in authorities {
+                for authority in trusted {
                     roots.add(authority).map_err(|error| broken(list[2].0, list[2].1, error.to_string()))?;
                 }
-                let lists = match list.get(3) {
-                    Some(place) => revocation_lists(*place, &contents[3], &mut expiries)?,
-                    None => Vec::new(),
-                };
                 // An authority without a list revokes nothing; a list past its date still revokes what it names, because
                 // refusing everybody would be the worse fault. The alarm is the expiry metric.
                 let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
-                    .with_crls(lists)
+                    .with_crls(lists.newest_first)
                     .allow_unknown_revocation_status()
                     .build()
                     .map_err(TlsError::Authorities)?;
@@ -156,7 +174,7 @@ impl Files {
                 config.send_tls13_tickets = 0;
             }
         }
-        Ok(Built { config: Arc::new(config), verifier, expiries })
+        Ok(Built { config: Arc::new(config), verifier, expiries, authorities, listed })
     }
 }
 
@@ -180,48 +198,41 @@ fn files_of(path: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-fn certificates((key, path): (&'static str, &Path), pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
-    match chain {
-        Ok(chain) if !chain.is_empty() => Ok(chain),
-        _ => Err(broken(key, path, "holds no certificate in PEM".to_owned())),
-    }
+fn certificates(place: Place<'_>, contents: &Contents) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let chain: Vec<_> = items(place, contents, "certificate")?;
+    if chain.is_empty() { Err(broken(place.0, place.1, "holds no certificate".to_owned())) } else { Ok(chain) }
 }
 
-/// The revocation lists of a file: none at all is fine, a broken one is not.
-fn revocation_lists(
-    (key, path): (&'static str, &Path),
-    pem: &[u8],
-    expiries: &mut Vec<Expiry>,
-) -> Result<Vec<CertificateRevocationListDer<'static>>, TlsError> {
-    let broken = || broken(key, path, "holds a revocation list that is not readable PEM".to_owned());
-    let lists: Result<Vec<_>, _> = CertificateRevocationListDer::pem_slice_iter(pem).collect();
-    let lists = lists.map_err(|_| broken())?;
-    let mut ends = Vec::new();
-    for list in &lists {
-        let (_, list) = CertificateRevocationList::from_der(list).map_err(|_| broken())?;
-        ends.extend(list.next_update().map(|end| instant(end.timestamp())));
+/// What the files hold of a kind, of which each must hold some.
+fn items<T: PemObject>((key, _): Place<'_>, contents: &Contents, kind: &str) -> Result<Vec<T>, TlsError> {
+    let mut all = Vec::new();
+    for (file, pem) in contents {
+        let items: Result<Vec<T>, _> = T::pem_slice_iter(pem).collect();
+        let items = items.ok().filter(|items| !items.is_empty());
+        all.extend(items.ok_or_else(|| broken(key, file, format!("holds no {kind} in PEM, or half of one")))?);
     }
-    expiries.extend(ends.into_iter().min().map(|at| Expiry { file: CLIENT_CRL, at }));
-    Ok(lists)
+    Ok(all)
+}
+
+fn parsed<'a>((key, path): Place<'_>, chain: &'a [CertificateDer<'_>]) -> Result<Vec<X509Certificate<'a>>, TlsError> {
+    let parse = |certificate: &'a CertificateDer<'_>| match X509Certificate::from_der(certificate) {
+        Ok((_, certificate)) => Ok(certificate),
+        Err(_) => Err(broken(key, path, "holds a certificate that does not parse".to_owned())),
+    };
+    chain.iter().map(parse).collect()
 }
 
 /// When the first of them ends.
-fn end_of((key, path): (&'static str, &Path), chain: &[CertificateDer<'_>]) -> Result<DateTime<Utc>, TlsError> {
-    let mut ends = Vec::new();
-    for certificate in chain {
-        let (_, certificate) = X509Certificate::from_der(certificate)
-            .map_err(|_| broken(key, path, "holds a certificate that does not parse".to_owned()))?;
-        ends.push(instant(certificate.validity().not_after.timestamp()));
-    }
-    Ok(ends.into_iter().min().unwrap_or(DateTime::<Utc>::MAX_UTC))
+fn end_of(chain: &[X509Certificate<'_>]) -> DateTime<Utc> {
+    let ends = chain.iter().map(|certificate| instant(certificate.validity().not_after.timestamp()));
+    ends.min().unwrap_or(DateTime::<Utc>::MAX_UTC)
 }
 
-fn required<'a>(key: &'static str, path: Option<&'a PathBuf>) -> Result<(&'static str, &'a Path), TlsError> {
+fn required<'a>(key: &'static str, path: Option<&'a PathBuf>) -> Result<Place<'a>, TlsError> {
     path.map(|path| (key, path.as_path())).ok_or(TlsError::Missing(key))
 }
 
-fn instant(seconds: i64) -> DateTime<Utc> {
+pub(super) fn instant(seconds: i64) -> DateTime<Utc> {
     DateTime::from_timestamp(seconds, 0).unwrap_or(DateTime::<Utc>::MAX_UTC)
 }
 

@@ -4,7 +4,7 @@
 //! Files are polled because a poll of a few inodes costs nothing and sees every way of replacing a file; a notice of the kernel does
 //! not reach through swapped links and network mounts.
 
-use super::Tls;
+use super::{Tls, files};
 use crate::clock;
 use crate::telemetry::Metrics;
 use prometheus_client::encoding::EncodeLabelSet;
@@ -114,8 +114,13 @@ impl TlsWatch {
 
     fn measure(&self, tls: &Tls) {
         let port = tls.port();
-        for expiry in tls.expiries() {
+        let expiries = tls.expiries();
+        for expiry in &expiries {
             self.expiry.get_or_create(&FileLabels { port, file: expiry.file }).set(expiry.at.timestamp());
+        }
+        // The last list goes together with its authority.
+        if !expiries.iter().any(|expiry| expiry.file == files::CLIENT_CRL) {
+            self.expiry.remove(&FileLabels { port, file: files::CLIENT_CRL });
         }
         let failing = self.faults().contains_key(port);
         self.failing.get_or_create(&PortLabels { port }).set(failing.into());

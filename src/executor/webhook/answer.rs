@@ -6,7 +6,6 @@
 use super::connector::ConnectError;
 use crate::clock;
 use crate::domain::invocation::{Outcome, OutcomeClass};
-use crate::domain::webhook::WebhookCall;
 use chrono::DateTime;
 use http::StatusCode;
 use http::header::{CONTENT_TYPE, HeaderMap, RETRY_AFTER};
@@ -132,20 +131,35 @@ pub fn is_json(headers: &HeaderMap) -> bool {
     headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).is_some_and(crate::domain::event::is_json)
 }
 
+/// What a request carried that nobody may read where its receiver sends it back.
+#[derive(Clone, Copy)]
+pub struct Secrets<'a> {
+    /// The target's own header fields.
+    pub headers: &'a [(String, String)],
+    pub signature: &'a str,
+}
+
+impl Secrets<'_> {
+    /// A text of the receiver's without them. It is cut only afterwards: half a secret is not recognised.
+    pub fn redact(self, mut text: String) -> String {
+        // The whole value first, then each word of it: a receiver may send back what stands behind `Bearer`.
+        let headers =
+            self.headers.iter().flat_map(|(_, value)| std::iter::once(value.as_str()).chain(value.split(' ')));
+        for secret in headers.chain(self.signature.split(' ')).filter(|secret| secret.len() >= SECRET_BYTES_MIN) {
+            if text.contains(secret) {
+                text = text.replace(secret, "[redacted]");
+            }
+        }
+        text
+    }
+}
+
 /// The start of a body as printable text, without anything secret that the request carried and the receiver sent back.
-pub fn excerpt(body: &[u8], call: &WebhookCall, signature: &str) -> Option<String> {
+pub fn excerpt(body: &[u8], secrets: Secrets<'_>) -> Option<String> {
     if body.is_empty() {
         return None;
     }
-    let mut text = String::from_utf8_lossy(body).into_owned();
-    // The whole value first, then each word of it: a receiver may send back what stands behind `Bearer`.
-    let headers =
-        call.target.headers().iter().flat_map(|(_, value)| std::iter::once(value.as_str()).chain(value.split(' ')));
-    for secret in headers.chain(signature.split(' ')).filter(|secret| secret.len() >= SECRET_BYTES_MIN) {
-        if text.contains(secret) {
-            text = text.replace(secret, "[redacted]");
-        }
-    }
+    let mut text = secrets.redact(String::from_utf8_lossy(body).into_owned());
     text.truncate(text.floor_char_boundary(EXCERPT_BYTES_MAX));
     if text.contains(char::is_control) {
         text = text.replace(char::is_control, " ");
@@ -157,9 +171,6 @@ pub fn excerpt(body: &[u8], call: &WebhookCall, signature: &str) -> Option<Strin
 mod tests {
     use super::super::egress::Blocked;
     use super::*;
-    use crate::domain::ids::{SubscriptionId, TenantId};
-    use crate::domain::webhook::{WebhookMode, WebhookTarget, WebhookUri};
-    use std::sync::Arc;
 
     fn wish(text: &str) -> Option<Duration> {
         let mut headers = HeaderMap::new();
@@ -239,20 +250,10 @@ mod tests {
 
     #[test]
     fn excerpts_are_short_printable_and_free_of_the_requests_secrets() {
-        let call = WebhookCall {
-            tenant: TenantId(uuid::Uuid::nil()),
-            subscription: SubscriptionId(uuid::Uuid::nil()),
-            target: WebhookTarget {
-                uri: WebhookUri::parse("https://a.example/").expect("a URI"),
-                mode: WebhookMode::Raw,
-                headers: Some(vec![
-                    ("authorization".to_owned(), "Bearer abcdef".to_owned()),
-                    ("x".to_owned(), "e".to_owned()),
-                ]),
-            },
-            secrets: Arc::new([]),
-        };
-        let excerpt = |body: &[u8]| excerpt(body, &call, "v1,AAAA v1,BBBB").unwrap_or_default();
+        let headers = [("authorization", "Bearer abcdef"), ("x", "e")];
+        let headers = headers.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let secrets = Secrets { headers: &headers, signature: "v1,AAAA v1,BBBB" };
+        let excerpt = |body: &[u8]| excerpt(body, secrets).unwrap_or_default();
         assert_eq!(excerpt(b""), "");
         assert_eq!(excerpt(b"a\r\n\x1b[31mb\0\xff"), "a   [31mb \u{fffd}");
         assert_eq!(excerpt(b"got Bearer abcdef and v1,BBBB"), "got [redacted] and [redacted]");

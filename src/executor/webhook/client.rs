@@ -5,7 +5,7 @@
 //! connecting, TLS, the answer's headers and its body. Must never follow a redirect, use a proxy, or try again by itself after
 //! a receiver may have seen the request: whether to try again is dispatch's decision, and it is recorded.
 
-use super::answer;
+use super::answer::{self, Secrets};
 use super::connector::{Connector, OpenConnections, sent_for};
 use super::egress::EgressGuard;
 use super::{cloudevent, decide, sign};
@@ -106,7 +106,7 @@ impl WebhookClient {
     pub async fn ask(&self, call: &WebhookCall, delivery: &Delivery, deadline: Instant) -> (Outcome, pre::Answer) {
         let mut reply = Reply::deciding(self.response_bytes_max);
         let outcome = self.bounded(call, delivery, deadline, &mut reply).await;
-        reply.decide(outcome)
+        reply.decide(outcome, call)
     }
 
     /// One attempt that is marked as a test, with what it sent and got. Returns at the deadline at the latest.
@@ -117,7 +117,7 @@ impl WebhookClient {
     /// As [`Self::trial`], for a call whose answer decides, as [`Self::ask`] reads it.
     pub async fn ask_trial(&self, call: &WebhookCall, delivery: &Delivery, deadline: Instant) -> (Trial, pre::Answer) {
         let (mut trial, reply) = self.tried(call, delivery, deadline, Reply::deciding(self.response_bytes_max)).await;
-        let (outcome, answer) = reply.decide(trial.outcome);
+        let (outcome, answer) = reply.decide(trial.outcome, call);
         trial.outcome = outcome;
         (trial, answer)
     }
@@ -143,6 +143,8 @@ impl WebhookClient {
             Ok(signed) => signed,
             Err(outcome) => return outcome,
         };
+        reply.signature = signature;
+        let secrets = Secrets { headers: call.target.headers(), signature: &reply.signature };
         if let Some(seen) = &mut reply.seen {
             request.headers_mut().insert(CARILLON_TEST, HeaderValue::from_static("true"));
             seen.request = Some(sent(&request).await);
@@ -157,7 +159,7 @@ impl WebhookClient {
         let answered = response.status();
         reply.status = answered.as_u16();
         if let Some(seen) = &mut reply.seen {
-            let (headers, after) = (shown(response.headers()), seen.begin.elapsed());
+            let (headers, after) = (shown(response.headers(), secrets), seen.begin.elapsed());
             seen.answer = Some(CameBack { status: reply.status, headers, after });
         }
         reply.json = answer::is_json(response.headers());
@@ -182,7 +184,7 @@ impl WebhookClient {
         }
         start.truncate(self.response_bytes_max);
         let seen = &start[..start.len().min(answer::EXCERPT_SOURCE_BYTES)];
-        let outcome = answer::judge(answered, retry_after, answer::excerpt(seen, call, &signature));
+        let outcome = answer::judge(answered, retry_after, answer::excerpt(seen, secrets));
         if read <= reply.keep {
             reply.body = Some(start);
         }
@@ -248,6 +250,8 @@ struct Reply {
     json: bool,
     /// The whole body, where it is not longer than `keep`.
     body: Option<Vec<u8>>,
+    /// What the request was signed with; empty where none was made.
+    signature: String,
     /// Whether there is no way to the receiver.
     unreached: bool,
     /// What a test run saw; none for any other attempt.
@@ -257,7 +261,8 @@ struct Reply {
 impl Reply {
     /// None yet, of whose body so many bytes are to be kept.
     fn keeping(keep: usize) -> Self {
-        Self { status: 0, keep, decides: false, json: false, body: None, unreached: false, seen: None }
+        let signature = String::new();
+        Self { status: 0, keep, decides: false, json: false, body: None, signature, unreached: false, seen: None }
     }
 
     /// None yet, whose body decides and may have so many bytes.
@@ -265,12 +270,13 @@ impl Reply {
         Self { decides: true, ..Self::keeping(keep) }
     }
 
-    /// What an attempt that ended so says of a PRE event.
-    fn decide(&self, outcome: Outcome) -> (Outcome, pre::Answer) {
+    /// What an attempt of this call that ended so says of a PRE event.
+    fn decide(&self, outcome: Outcome, call: &WebhookCall) -> (Outcome, pre::Answer) {
         if self.unreached {
             return (outcome, pre::Answer::Unreached);
         }
-        decide::decide(outcome, self.json, self.body.as_deref())
+        let secrets = Secrets { headers: call.target.headers(), signature: &self.signature };
+        decide::decide(outcome, self.json, self.body.as_deref(), secrets)
     }
 }
 
@@ -294,10 +300,11 @@ async fn sent(request: &Request<Full<Bytes>>) -> SentRequest {
 }
 
 /// An answer's header fields as a test shows them.
-fn shown(headers: &HeaderMap) -> Vec<(String, String)> {
+fn shown(headers: &HeaderMap, secrets: Secrets<'_>) -> Vec<(String, String)> {
     let value = |value: &HeaderValue| {
-        let bytes = value.as_bytes();
-        String::from_utf8_lossy(&bytes[..bytes.len().min(SHOWN_VALUE_BYTES_MAX)]).into_owned()
+        let mut text = secrets.redact(String::from_utf8_lossy(value.as_bytes()).into_owned());
+        text.truncate(text.floor_char_boundary(SHOWN_VALUE_BYTES_MAX));
+        text
     };
     headers.iter().take(SHOWN_HEADERS_MAX).map(|(name, field)| (name.to_string(), value(field))).collect()
 }

@@ -45,6 +45,11 @@ impl Authority {
 
     /// A revocation list, as PEM.
     pub fn revoke(&self, serials: &[u64]) -> String {
+        self.revoke_since(serials, -1)
+    }
+
+    /// One that was made so many hours from now.
+    pub fn revoke_since(&self, serials: &[u64], made: i64) -> String {
         let at = |hours: i64| date_time_ymd(1970, 1, 1) + since_1970(hours);
         let revoked = |serial: &u64| RevokedCertParams {
             serial_number: SerialNumber::from(*serial),
@@ -53,7 +58,7 @@ impl Authority {
             invalidity_date: None,
         };
         let params = CertificateRevocationListParams {
-            this_update: at(-1),
+            this_update: at(made),
             next_update: at(24),
             crl_number: SerialNumber::from(1),
             issuing_distribution_point: None,
