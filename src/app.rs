@@ -162,9 +162,9 @@ impl App {
             registry: engine.registry.clone(),
             trials: {
                 let pending = engine.pending.clone();
-                Trials::new(Arc::new(move |registry, listener, call, entry| {
+                Trials::new(Arc::new(move |registry, listener, call, entry, deadline| {
                     let pending = pending.clone();
-                    async move { pending.trial(&registry, listener, &call, entry).await }.boxed()
+                    async move { pending.trial(&registry, listener, &call, entry, deadline).await }.boxed()
                 }))
             },
             explains: Explains::default(),

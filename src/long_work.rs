@@ -8,11 +8,13 @@ use crate::domain::ids::TenantId;
 use dashmap::DashMap;
 use std::num::NonZero;
 use std::sync::{Arc, LazyLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// How long a piece of work may take where others wait for the thread; what is left of it then is long work.
 pub const TURN: Duration = Duration::from_millis(2);
+/// How long a piece of work goes on that can be left and taken up again.
+const PIECE: Duration = Duration::from_millis(20);
 /// Data of more bytes is long work from the start.
 pub const LARGE_BYTES: usize = 32 * 1024;
 
@@ -65,6 +67,25 @@ pub async fn on<T: Send + 'static>(
     if bytes > LARGE_BYTES { run(tenant, work).await } else { Some(work()) }
 }
 
+/// Runs a tenant's work piece by piece: between two pieces whoever waits for a place has its turn, and after the one that runs there is no
+/// other where nobody waits for the work any more. A piece does at least something, goes on until the time that it is told, and says whether
+/// all is done. None as of [`run`].
+pub async fn in_pieces<T: Send + 'static>(
+    tenant: TenantId,
+    mut work: T,
+    mut piece: impl FnMut(&mut T, Instant) -> bool + Send + 'static,
+) -> Option<T> {
+    let mut done = false;
+    while !done {
+        let next = move || {
+            let done = piece(&mut work, Instant::now() + PIECE);
+            (work, piece, done)
+        };
+        (work, piece, done) = run(tenant, next).await?;
+    }
+    Some(work)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -83,6 +104,40 @@ mod tests {
         go.send(()).expect("the first one waits");
         assert_eq!((first.await.expect("no panic"), second.await.expect("no panic")), (Some(true), Some(true)));
         assert_eq!(on(busy, 1, || 1).await, Some(1));
+    }
+
+    #[tokio::test]
+    async fn work_that_nobody_waits_for_any_more_ends_with_its_piece() {
+        let tenant = TenantId(Uuid::from_u128(4));
+        let (begun, mut begins) = tokio::sync::mpsc::unbounded_channel();
+        let (go, wait) = mpsc::channel::<()>();
+        let pieces = in_pieces(tenant, 0, move |count, _| {
+            *count += 1;
+            begun.send(*count).is_err() || wait.recv().is_err()
+        });
+        let waiting = tokio::spawn(pieces);
+        assert_eq!(begins.recv().await, Some(1));
+        go.send(()).expect("it waits");
+        assert_eq!(begins.recv().await, Some(2), "it was not done");
+        waiting.abort();
+        assert!(waiting.await.expect_err("it was given up").is_cancelled());
+        go.send(()).expect("the piece that runs goes on");
+        assert_eq!(run(tenant, || 1).await, Some(1));
+        assert_eq!(begins.recv().await, None, "there was another piece");
+    }
+
+    #[tokio::test]
+    async fn work_in_pieces_leaves_others_of_its_tenant_their_turn() {
+        let tenant = TenantId(Uuid::from_u128(5));
+        let (done, mut last) = tokio::sync::oneshot::channel();
+        let (begun, mut begins) = tokio::sync::mpsc::unbounded_channel();
+        let endless = tokio::spawn(in_pieces(tenant, (), move |(), _| {
+            let _ = begun.send(());
+            last.try_recv().is_ok()
+        }));
+        assert_eq!(begins.recv().await, Some(()));
+        assert_eq!(run(tenant, || done.send(())).await, Some(Ok(())));
+        assert_eq!(endless.await.expect("no panic"), Some(()));
     }
 
     #[tokio::test]

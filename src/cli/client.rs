@@ -330,6 +330,11 @@ impl PublicClient {
     pub fn request<T>(&self, message: T) -> Request<T> {
         with_deadline(message, self.deadline)
     }
+
+    /// A unary request whose answer may take `wait` longer than the connection's deadline.
+    pub fn patient_request<T>(&self, message: T, wait: Duration) -> Request<T> {
+        with_deadline(message, self.deadline + wait)
+    }
 }
 
 /// A connection to the internal port. Cheap to clone.

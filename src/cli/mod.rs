@@ -185,9 +185,12 @@ impl Cli {
     }
 }
 
-/// Runs a command's asynchronous part.
+/// Runs a command's asynchronous part. What its threads still work on then is nobody's any more, and does not keep the process.
 fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(work)
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let done = runtime.block_on(work);
+    runtime.shutdown_background();
+    done
 }
 
 /// Runs a command that speaks to a server, and keeps the type of its error, which knows the way out.
@@ -199,9 +202,31 @@ fn run_client(work: impl Future<Output = Result<(), CliError>>) -> anyhow::Resul
 mod tests {
     use super::*;
     use clap::CommandFactory as _;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::{Arc, mpsc};
+    use std::time::Duration;
 
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_command_ends_although_a_thread_still_works() {
+        let (go, wait) = mpsc::channel::<()>();
+        let ended = Arc::new(AtomicBool::new(false));
+        let mark = Arc::clone(&ended);
+        let work = move || {
+            // Not for ever, so that a command that waits for it fails the test.
+            let _ = wait.recv_timeout(Duration::from_secs(10));
+            mark.store(true, Ordering::SeqCst);
+        };
+        let done = block_on(async {
+            drop(tokio::task::spawn_blocking(work));
+            Ok(7)
+        });
+        assert_eq!(done.expect("the command is done"), 7);
+        assert!(!ended.load(Ordering::SeqCst), "the command waited");
+        drop(go);
     }
 }

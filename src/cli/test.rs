@@ -8,7 +8,9 @@ use super::explain::show_deciding;
 use super::output::{Output, duration, excerpt, short};
 use super::plain::plain;
 use super::values::read_input;
-use crate::proto::public::{OutcomeClass, TestHeader, TestSubscriptionRequest, TestSubscriptionResponse};
+use crate::proto::public::{
+    GetSubscriptionRequest, OutcomeClass, TestHeader, TestSubscriptionRequest, TestSubscriptionResponse,
+};
 
 const EXAMPLES: &str = r#"Examples:
   carillon test sub_... --data '{"amount": 120}'
@@ -31,9 +33,15 @@ pub struct TestArgs {
 /// Runs it; a listener that does not succeed ends in an error, so that scripts notice.
 pub async fn run(args: TestArgs, output: Output) -> Result<(), CliError> {
     let data = read_input(&args.data)?.into();
-    let request = TestSubscriptionRequest { subscription_id: args.id, data, event: None };
     let client = args.public.connect().await?;
-    let answer = call("TestSubscription", client.events().test_subscription(client.request(request))).await?;
+    // The run may take the subscription's whole timeout. What cannot be read says why when it is tested.
+    let read = client.request(GetSubscriptionRequest { subscription_id: args.id.clone() });
+    let subscription =
+        client.events().get_subscription(read).await.ok().and_then(|read| read.into_inner().subscription);
+    let timeout = subscription.and_then(|read| read.delivery_policy?.timeout?.try_into().ok()).unwrap_or_default();
+    let request = TestSubscriptionRequest { subscription_id: args.id, data, event: None };
+    let request = client.patient_request(request, timeout);
+    let answer = call("TestSubscription", client.events().test_subscription(request)).await?;
     if output.is_json() {
         output.document(&answer)?;
     } else {

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 impl Pending {
-    /// Calls a listener once within its time. The outcome of a listener of a PRE type is its verdict: the event is decided on, and
+    /// Calls a listener once until the deadline. The outcome of a listener of a PRE type is its verdict: the event is decided on, and
     /// an enrichment applied and checked, by what decides on a published one. Writes nothing.
     pub async fn trial(
         &self,
@@ -23,13 +23,13 @@ impl Pending {
         listener: Arc<Entry>,
         call: &WebhookCall,
         entry: Arc<LogEntry>,
+        deadline: Instant,
     ) -> Trial {
         let core = &self.core;
         let subscription = &listener.subscription;
         let invocation = entry.invocation(subscription.no);
         let event = Arc::new(EncodedEvent::new(entry.clone()));
         let delivery = Delivery { invocation, attempt: 1, replay: false, event };
-        let deadline = Instant::now() + subscription.policy.timeout();
         let phase = phase_of(&core.registry, registry, &entry.event.event_type);
         if !phase.is_ok_and(|phase| phase == TypePhase::Pre) {
             return core.executor.trial(call, &delivery, deadline).await;

@@ -15,8 +15,7 @@ use crate::store::StoreError;
 use crate::store::publish::NewKey;
 use crate::telemetry::{FilterPlace, measured};
 use std::sync::Arc;
-use std::time::Duration;
-use tokio::time::Instant;
+use std::time::Instant;
 
 /// An event that was checked and matched at one version of the registry.
 #[derive(Debug, Clone)]
@@ -110,13 +109,10 @@ async fn decide(
     let (mut matched, mut refused) = (Vec::new(), Vec::new());
     if let Some(listeners) = listeners {
         let mut matching = Matching { schema_version, begun: 0, matched, refused };
-        if !matching.go_on(event, &listeners, Some(TURN)) {
+        if !matching.go_on(event, &listeners, Instant::now() + TURN) {
             let event = event.clone();
-            let rest = move || {
-                matching.go_on(&event, &listeners, None);
-                matching
-            };
-            matching = long_work::run(tenant.tenant(), rest).await.ok_or(StoreError::Interrupted)?;
+            let rest = move |matching: &mut Matching, end| matching.go_on(&event, &listeners, end);
+            matching = long_work::in_pieces(tenant.tenant(), matching, rest).await.ok_or(StoreError::Interrupted)?;
         }
         (matched, refused) = (matching.matched, matching.refused);
     }
@@ -133,13 +129,12 @@ struct Matching {
 }
 
 impl Matching {
-    /// Matches listeners, for no longer than a turn where one is given; true where none is left. Each filter is bounded, and there may be
-    /// many.
-    fn go_on(&mut self, event: &Event, listeners: &[Arc<Entry>], turn: Option<Duration>) -> bool {
+    /// Matches at least one listener, and further ones until the end; true where none is left. Each filter is bounded, and there may be many.
+    fn go_on(&mut self, event: &Event, listeners: &[Arc<Entry>], end: Instant) -> bool {
         let context = FilterContext::new(event);
-        let began = Instant::now();
-        for entry in &listeners[self.begun..] {
-            if turn.is_some_and(|turn| entry.subscription.filter.is_some() && began.elapsed() > turn) {
+        let first = self.begun;
+        for entry in &listeners[first..] {
+            if self.begun > first && entry.subscription.filter.is_some() && Instant::now() > end {
                 return false;
             }
             self.begun += 1;

@@ -3,6 +3,7 @@
 use carillon::proto::internal::Role;
 use carillon::proto::public::{
     CheckCompatibilityRequest, CheckCompatibilityResponse, ListEventTypeSchemasRequest, SchemaCompatibility,
+    ValidateEventRequest,
 };
 use tonic::Code;
 
@@ -75,6 +76,31 @@ async fn what_cannot_be_decided_says_so() {
     let answer = check(&tenant, request(r#"{"not": {"pattern": "^a"}}"#, SchemaCompatibility::Backward, 0)).await;
     assert!(!answer.compatible && answer.violations.iter().all(|one| one.undecided), "{answer:?}");
     assert_eq!(answer.violations[0].pointer, "/not");
+}
+
+#[tokio::test]
+async fn g9_comparisons_of_long_lists_end_and_leave_another_tenant_its_turn() {
+    let world = World::shared().await;
+    let (first, second, other) = (world.tenant().await, world.tenant().await, world.tenant().await);
+    other.declare_with_schema(NAME, "{}").await;
+    let values: Vec<i32> = (0..19_900).collect();
+    let reversed: Vec<i32> = values.iter().rev().copied().collect();
+    for tenant in [&first, &second] {
+        tenant.declare_with_schema(NAME, &serde_json::json!({ "enum": values }).to_string()).await;
+    }
+    let compare = async |tenant: &Tenant| {
+        let schema = serde_json::json!({ "enum": reversed }).to_string();
+        let mut request = tonic::Request::new(request(&schema, SchemaCompatibility::Full, 0));
+        request.set_timeout(std::time::Duration::from_secs(30));
+        tenant.at[0].types.clone().check_compatibility(request).await.expect("it ends").into_inner()
+    };
+    let validate = async {
+        let request = ValidateEventRequest { event_type: NAME.to_owned(), data: "{}".into(), ..Default::default() };
+        other.at[0].types.clone().validate_event(request).await.expect("it has its turn").into_inner()
+    };
+    let (one, two, validated) = tokio::join!(compare(&first), compare(&second), validate);
+    assert!(one.compatible && two.compatible, "{one:?} {two:?}");
+    assert!(validated.valid, "{validated:?}");
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! `ExplainMatch`: which subscriptions fire, why the others do not, and what a draft filter makes of stored events.
 
-use carillon::proto::internal::{CreateAppRequest, Role};
+use carillon::proto::internal::{CreateAppRequest, PublishBatchRequest, Role};
 use carillon::proto::public::{
     DisableSubscriptionRequest, DraftFilter, DraftMatch, ExplainMatchRequest, ExplainMatchResponse, MatchExplanation,
     MatchReason, MatchRecord, Subscription, UpdateSubscriptionRequest,
@@ -187,6 +187,51 @@ async fn explanations_come_in_pages_and_an_app_sees_its_own() {
     let answer =
         Clients::new(world, 0, &key).events.explain_match(written(&json!({}))).await.expect("a viewer may ask");
     assert_eq!(answer.into_inner(), ExplainMatchResponse::default());
+}
+
+/// A filter that takes its time over [`numbers`], and matches nothing.
+fn costly() -> String {
+    let tests: Vec<String> = (1..=16).map(|n| format!("x == -{n}")).collect();
+    format!("data.l.exists(x, {})", tests.join(" || "))
+}
+
+fn numbers() -> Value {
+    json!({ "l": (0..10_000).collect::<Vec<i32>>() })
+}
+
+#[tokio::test]
+async fn g15_a_page_of_costly_filters_ends_early_and_the_next_one_goes_on_from_there() {
+    let tenant = World::shared().await.tenant().await;
+    tenant.declare(NAME).await;
+    let mut ids = Vec::new();
+    for n in 0..150 {
+        ids.push(subscribe(&tenant, &n.to_string(), &costly(), 0).await);
+    }
+    let mut request = ExplainMatchRequest { page_size: 1_000, ..written(&numbers()) };
+    let mut seen = Vec::new();
+    for _ in 0..2 {
+        let page = explain(&tenant, request.clone()).await;
+        let explained = page.explanations.iter().map(|one| one.subscription_id.clone());
+        seen.extend(explained);
+        assert!(seen.len() < ids.len(), "one page explains no more than its time allows");
+        assert!(page.explanations.iter().all(|one| one.reason() == MatchReason::Filter), "{page:?}");
+        assert!(!page.next_page_token.is_empty() && !page.explanations.is_empty(), "{page:?}");
+        request.page_token = page.next_page_token;
+    }
+    assert_eq!(seen, ids[..seen.len()]);
+}
+
+#[tokio::test]
+async fn g15_a_costly_draft_is_tried_on_as_many_events_as_its_time_allows() {
+    let tenant = World::shared().await.tenant().await;
+    tenant.declare(NAME).await;
+    let requests = || (0..10).map(|_| publish_request(NAME, &numbers())).collect();
+    for _ in 0..20 {
+        tenant.publisher().publish_batch(PublishBatchRequest { requests: requests() }).await.expect("valid");
+    }
+    let tried = draft(&tenant, &costly(), 0).await;
+    assert!((1..200).contains(&tried.of_type) && tried.matched + tried.failed == 0, "{tried:?}");
+    assert_eq!(draft(&tenant, "event.source == '/test'", 0).await.matched, 200, "what costs little is tried on all");
 }
 
 #[tokio::test]

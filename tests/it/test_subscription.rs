@@ -1,6 +1,7 @@
 //! `TestSubscription`: one real call, marked as a test, of which nothing is recorded.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use carillon::proto::internal::Role;
@@ -146,6 +147,29 @@ async fn the_answer_of_a_pre_listener_is_judged_as_a_publish_judges_it() {
             Err(status) => panic!("{body} {status:?}"),
         };
         assert_eq!(same, outcome, "a publish decides the same: {body}");
+    }
+}
+
+#[tokio::test]
+async fn a_test_that_the_calls_deadline_ends_has_its_trace() {
+    let tenant = World::shared().await.tenant().await;
+    let receiver = Receiver::start().await;
+    for (name, phase) in [(NAME, EventPhase::Post), ("CUSTOM_TRIED_BEFORE", EventPhase::Pre)] {
+        let declare = CreateEventTypeRequest { name: name.to_owned(), phase: phase.into(), ..Default::default() };
+        tenant.types().create_event_type(declare).await.expect("it can be declared");
+        receiver.answers(&format!("/{name}"), [Answer::Hang]);
+        let mut subscribe = tenant.subscribe_request(name, &receiver.url(&format!("/{name}")));
+        let timeout = Some(pbjson_types::Duration { seconds: 60, nanos: 0 });
+        subscribe.delivery_policy = Some(DeliveryPolicy { timeout, ..quick_policy() });
+        let id = tenant.events().subscribe(subscribe).await.expect("valid").into_inner().subscription.expect("set").id;
+        let mut request = tonic::Request::new(request(&id, &json!({})));
+        request.set_timeout(Duration::from_secs(5));
+        let answer = tenant.events().test_subscription(request).await.expect("an answer").into_inner();
+        let attempt = answer.attempt.clone().expect("it is set");
+        assert_eq!(attempt.outcome(), OutcomeClass::Timeout, "{answer:?}");
+        let said = "The call's deadline ended the test; the subscription's own timeout is 60000 ms.";
+        assert!(attempt.error.ends_with(said), "{attempt:?}");
+        assert!(answer.request.is_some() && answer.answer.is_none() && answer.r#match.is_some(), "{answer:?}");
     }
 }
 

@@ -25,16 +25,13 @@ use crate::wire::time::parse_timestamp;
 use chrono::{DateTime, Utc};
 use prost::Message as _;
 use std::sync::Arc;
-use std::time::Duration;
-use tokio::time::Instant;
+use std::time::{Duration, Instant};
 use tonic::Request;
 
 const PAGE_SIZE_DEFAULT: usize = 100;
 const PAGE_SIZE_MAX: usize = 1_000;
 /// How long one call looks for events that its filter selects.
 const SCAN_TIME_MAX: Duration = Duration::from_secs(2);
-/// How long one piece of that takes.
-const PIECE: Duration = Duration::from_millis(20);
 
 /// Answers ListEvents.
 pub async fn handle(deps: &EventsDeps, request: Request<ListEventsRequest>) -> Result<ListEventsResponse, ApiError> {
@@ -122,19 +119,13 @@ async fn chosen(
     if wanted.len() == entries.len() {
         return Ok((entries, wanted));
     }
-    // The rest beside the threads that everybody's work runs on, in pieces that leave others of the tenant their turn.
-    let (mut entries, mut left) = (entries, true);
-    while left {
-        let selection = selection.clone();
-        let piece = move || {
-            choose(&selection, &entries, until.min(Instant::now() + PIECE), &mut wanted);
-            (entries, wanted)
-        };
-        let done = long_work::run(tenant, piece).await;
-        (entries, wanted) = done.ok_or_else(|| ApiError::internal("evaluate a filter", "it panicked"))?;
-        left = wanted.len() < entries.len() && Instant::now() < until;
-    }
-    Ok((entries, wanted))
+    // The rest beside the threads that everybody's work runs on.
+    let selection = selection.clone();
+    let rest = long_work::in_pieces(tenant, (entries, wanted), move |(entries, wanted), end| {
+        choose(&selection, entries, until.min(end), wanted);
+        wanted.len() == entries.len() || Instant::now() > until
+    });
+    rest.await.ok_or_else(|| ApiError::internal("evaluate a filter", "it panicked"))
 }
 
 fn choose(selection: &Selection, entries: &[Arc<LogEntry>], until: Instant, wanted: &mut Vec<bool>) {

@@ -1,8 +1,9 @@
 //! ExplainMatch: which subscriptions an event fires, and why the others do not; or what a filter that is not saved yet makes of the last
 //! stored events of its type.
 //!
-//! Filters are evaluated away from the reactor, over a bounded number of events and subscriptions, and a bounded number of calls at the
-//! same time: what reads much must not take the processors and the connections from those who publish.
+//! Filters are evaluated as long work, over a bounded number of events and subscriptions and for a bounded time, and a bounded number of
+//! calls at the same time: what reads much must not take the processors and the connections from those who publish. A caller that goes away
+//! leaves no more behind than the piece of work that runs.
 
 use super::hand_written::{check, hand_written};
 use crate::api::auth::app_of;
@@ -13,9 +14,10 @@ use crate::domain::announcement::tells_of_another_app;
 use crate::domain::event::{Event, LogEntry};
 use crate::domain::explain::{Reason, explain};
 use crate::domain::filter::FilterContext;
-use crate::domain::ids::{EventId, TenantId};
+use crate::domain::ids::{EventId, SubscriptionNo, TenantId};
 use crate::domain::places::{Place, Places};
-use crate::domain::subscription::State;
+use crate::domain::subscription::{State, Subscription};
+use crate::long_work;
 use crate::proto::public::{DraftFailure, DraftFilter, DraftMatch, ExplainMatchRequest, ExplainMatchResponse};
 use crate::store::StoreError;
 use crate::store::event_pages::PageBound;
@@ -29,7 +31,7 @@ use chrono::Days;
 use prost::Message as _;
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tonic::Request;
 
 /// Events of its type that a draft filter is tried on.
@@ -40,6 +42,8 @@ const LOOKED_AT_MAX: i32 = 100_000;
 /// Bytes of events that it reads, in all and at a time.
 const DRAFT_BYTES_MAX: usize = 64 * 1024 * 1024;
 const DRAFT_PAGE: PageBound = PageBound { entries: 500, bytes: 8 * 1024 * 1024 };
+/// How long one call evaluates filters. A page ends early then, and the next one goes on from there; a draft has looked at fewer events.
+const FILTERS_TIME_MAX: Duration = Duration::from_secs(2);
 /// Calls at the same time on one replica, of which one tenant alone gets half.
 const RUNNING_MAX: usize = 8;
 /// When one that found no place may try again.
@@ -129,23 +133,49 @@ async fn explain_page(
     let states = vec![State::Active, State::Disabled, State::Deleted];
     let query = SubscriptionQuery { app: caller.app, event_type: Some(event.event_type.clone()), states };
     let mut page = deps.store.subscriptions(caller.tenant, &query, after, size + 1).await?;
-    let mut response = ExplainMatchResponse::default();
-    if cut(&mut page, size) {
-        let last = page.last().map(|subscription| i64::from(subscription.no)).unwrap_or_default();
-        response.next_page_token = deps.page_tokens.seal_number(scope, last);
+    let more = cut(&mut page, size);
+    let answer = ExplainMatchResponse::default();
+    let mut explained = Explained { left: page.into_iter(), last: None, spent: Duration::ZERO, answer };
+    if !explained.left.as_slice().is_empty() {
+        let work = move |explained: &mut Explained, end| explained.go_on(&event, entry.as_deref(), end);
+        let done = long_work::in_pieces(caller.tenant, explained, work).await;
+        explained = done.ok_or_else(|| ApiError::internal("explain matches", "it panicked"))?;
     }
-    let explained = tokio::task::spawn_blocking(move || {
-        let context = FilterContext::new(&event);
-        for subscription in &page {
-            let reason = explain(subscription, &event, &context);
+    let Explained { left, last, mut answer, .. } = explained;
+    if let Some(last) = last.filter(|_| more || !left.as_slice().is_empty()) {
+        answer.next_page_token = deps.page_tokens.seal_number(scope, i64::from(last));
+    }
+    Ok(answer)
+}
+
+/// How far a page is.
+struct Explained {
+    left: std::vec::IntoIter<Subscription>,
+    last: Option<SubscriptionNo>,
+    /// How long filters were evaluated.
+    spent: Duration,
+    answer: ExplainMatchResponse,
+}
+
+impl Explained {
+    /// Explains subscriptions until the end of a piece; true where the page is done.
+    fn go_on(&mut self, event: &Event, entry: Option<&LogEntry>, end: Instant) -> bool {
+        let context = FilterContext::new(event);
+        let began = Instant::now();
+        for subscription in self.left.by_ref() {
+            let reason = explain(&subscription, event, &context);
             if reason == Reason::Fires {
-                response.subscription_ids.push(subscription.id.to_string());
+                self.answer.subscription_ids.push(subscription.id.to_string());
             }
-            response.explanations.push(explanation_to_proto(subscription, reason, entry.as_deref()));
+            self.answer.explanations.push(explanation_to_proto(&subscription, reason, entry));
+            self.last = Some(subscription.no);
+            if Instant::now() > end {
+                break;
+            }
         }
-        response
-    });
-    explained.await.map_err(|error| ApiError::internal("explain matches", error))
+        self.spent += began.elapsed();
+        self.left.as_slice().is_empty() || self.spent > FILTERS_TIME_MAX
+    }
 }
 
 /// What became of the events that a draft filter looked at.
@@ -154,6 +184,8 @@ struct Tried {
     answer: DraftMatch,
     /// Events that were read, those included that the caller does not see.
     read: i32,
+    /// How long the filter was evaluated.
+    spent: Duration,
     failures: HashMap<String, (i32, String)>,
 }
 
@@ -174,7 +206,7 @@ async fn try_draft(deps: &RegistryDeps, caller: &Caller, draft: DraftFilter) -> 
     let mut before = head.position + 1;
     let mut bytes = 0;
     let mut tried = Tried::default();
-    while tried.answer.of_type < last && tried.read < LOOKED_AT_MAX && bytes < DRAFT_BYTES_MAX {
+    while tried.wants(last) && tried.read < LOOKED_AT_MAX && bytes < DRAFT_BYTES_MAX {
         let left = u32::try_from(LOOKED_AT_MAX - tried.read).unwrap_or(0);
         let bound = PageBound { entries: left.min(DRAFT_PAGE.entries), ..DRAFT_PAGE };
         let page = deps.store.read_log_before(tenant, day, before, bound).await?;
@@ -182,20 +214,25 @@ async fn try_draft(deps: &RegistryDeps, caller: &Caller, draft: DraftFilter) -> 
         (day, before) = (oldest.day(), oldest.position);
         bytes += page.iter().map(|entry| entry.event.bytes()).sum::<usize>();
         let (filter, name, app) = (filter.clone(), name.clone(), app.clone());
-        let look = move || {
-            for entry in &page {
-                if tried.answer.of_type == last {
+        let mut page = page.into_iter();
+        let look = move |tried: &mut Tried, end| {
+            let began = Instant::now();
+            while tried.answer.of_type < last
+                && let Some(entry) = page.next()
+            {
+                tried.read += 1;
+                if !is_hidden(&entry, app.as_deref()) {
+                    tried.look(&entry, &filter, entry.event.event_type == name);
+                }
+                if Instant::now() > end {
                     break;
                 }
-                tried.read += 1;
-                if !is_hidden(entry, app.as_deref()) {
-                    tried.look(entry, &filter, entry.event.event_type == name);
-                }
             }
-            tried
+            tried.spent += began.elapsed();
+            page.as_slice().is_empty() || !tried.wants(last)
         };
-        let looked = tokio::task::spawn_blocking(look).await;
-        tried = looked.map_err(|error| ApiError::internal("try a filter", error))?;
+        let looked = long_work::in_pieces(tenant, tried, look).await;
+        tried = looked.ok_or_else(|| ApiError::internal("try a filter", "it panicked"))?;
     }
     let mut failures: Vec<DraftFailure> = tried
         .failures
@@ -208,6 +245,11 @@ async fn try_draft(deps: &RegistryDeps, caller: &Caller, draft: DraftFilter) -> 
 }
 
 impl Tried {
+    /// True where further events are to be looked at.
+    fn wants(&self, last: i32) -> bool {
+        self.answer.of_type < last && self.spent <= FILTERS_TIME_MAX
+    }
+
     fn look(&mut self, entry: &LogEntry, filter: &crate::domain::filter::Filter, of_type: bool) {
         self.answer.looked_at += 1;
         if !of_type {

@@ -5,6 +5,7 @@
 
 use super::hand_written::{check, hand_written};
 use super::refused;
+use crate::api::deadline;
 use crate::api::registry::{RegistryDeps, authorised, invalid};
 use crate::api::status::ApiError;
 use crate::clock;
@@ -13,11 +14,12 @@ use crate::domain::event::LogEntry;
 use crate::domain::explain::explain;
 use crate::domain::filter::FilterContext;
 use crate::domain::ids::{SubscriptionId, TenantId};
-use crate::domain::invocation::Attempt;
+use crate::domain::invocation::{Attempt, OutcomeClass};
 use crate::domain::places::{Place, Places};
 use crate::domain::subscription::State;
 use crate::domain::trial::Trial;
 use crate::domain::webhook::WebhookCall;
+use crate::long_work;
 use crate::proto::cloudevents::CloudEvent;
 use crate::proto::cloudevents::cloud_event::Data as ProtoData;
 use crate::proto::public::{TestSubscriptionRequest, TestSubscriptionResponse};
@@ -32,15 +34,21 @@ use futures::future::BoxFuture;
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+use tokio::time::Instant;
 use tonic::Request;
 
-/// Runs a listener of a tenant once within its time.
+/// Runs a listener of a tenant once until a deadline.
 pub type RunTrial = Arc<
-    dyn Fn(Arc<TenantRegistry>, Arc<Entry>, Arc<WebhookCall>, Arc<LogEntry>) -> BoxFuture<'static, Trial> + Send + Sync,
+    dyn Fn(Arc<TenantRegistry>, Arc<Entry>, Arc<WebhookCall>, Arc<LogEntry>, Instant) -> BoxFuture<'static, Trial>
+        + Send
+        + Sync,
 >;
 
 /// Test runs at the same time on one replica, of which one tenant alone gets half; of one subscription it is one.
 const RUNNING_MAX: usize = 16;
+/// How long before the call's deadline a run ends at the latest, so that its trace still arrives: this, or a tenth of what is left where that
+/// is less.
+const ANSWER_TIME: Duration = Duration::from_secs(1);
 
 /// The test runs of this replica. Cheap to clone.
 #[derive(Clone)]
@@ -89,6 +97,7 @@ pub(crate) async fn handle(
     deps: &RegistryDeps,
     request: Request<TestSubscriptionRequest>,
 ) -> Result<TestSubscriptionResponse, ApiError> {
+    let call_ends = deadline::of(&request);
     let (caller, request) = authorised(request, Role::Subscriber)?;
     let id = parse_id("subscription_id", &request.subscription_id).map_err(invalid)?;
     let named = request.subscription_id;
@@ -116,7 +125,14 @@ pub(crate) async fn handle(
     event.schema_version =
         if found.schema_version == 0 { known.event_type().latest_schema } else { found.schema_version };
     let event = check(deps, caller.tenant, &known, event, path).await?;
-    let reason = explain(&found, &event, &FilterContext::new(&event));
+    let (found, reason) = {
+        let event = Arc::clone(&event);
+        let explained = long_work::run(caller.tenant, move || {
+            let reason = explain(&found, &event, &FilterContext::new(&event));
+            (found, reason)
+        });
+        explained.await.ok_or_else(|| ApiError::internal("explain a match", "it panicked"))?
+    };
 
     // The registry holds the opened secrets; it may be behind what was just read.
     let registry = deps.registry.refresh(caller.tenant, found.registry_version).await?;
@@ -125,9 +141,20 @@ pub(crate) async fn handle(
     };
     let call = listener.webhook_call(deps.store.now()).ok_or(StoreError::Corrupt { what: "signing secret" })?;
     let _running = deps.trials.begin(caller.tenant, found.id)?;
-    let (started_at, begin) = (clock::now(), std::time::Instant::now());
+    let (started_at, begin) = (clock::now(), Instant::now());
+    let timeout = listener.subscription.policy.timeout();
+    let call_ends = call_ends.map(|end| end - (end.saturating_duration_since(begin) / 10).min(ANSWER_TIME));
+    let deadline = call_ends.map_or(begin + timeout, |end| end.min(begin + timeout));
     let entry = LogEntry { position: 0, committed_at: started_at, event, matched: Arc::new([]), refused: Arc::new([]) };
-    let trial = (deps.trials.run)(registry, listener, call, Arc::new(entry)).await;
+    let mut trial = (deps.trials.run)(registry, listener, call, Arc::new(entry), deadline).await;
+    let cut_short = deadline < begin + timeout && Instant::now() >= deadline;
+    if cut_short && trial.outcome.class == OutcomeClass::Timeout {
+        let error = trial.outcome.error.unwrap_or_default();
+        let allowed = timeout.as_millis();
+        let cut =
+            format!("{error} The call's deadline ended the test; the subscription's own timeout is {allowed} ms.");
+        trial.outcome.error = Some(cut);
+    }
     let attempt = Attempt { number: 1, started_at, duration: begin.elapsed(), outcome: trial.outcome.clone() };
     let mut answer = TestSubscriptionResponse {
         attempt: Some(attempt_to_proto(&attempt)),

@@ -387,7 +387,7 @@ impl Check {
         self.patterns.push(Pattern::parse(pattern.inner()).map_err(|message| refuse(column, message))?);
         let text = call.target.take().map(|target| *target).or_else(|| call.args.pop());
         cost::MATCHES.clone_into(&mut call.func_name);
-        call.args = text.into_iter().chain([variable]).collect();
+        call.args = text.into_iter().chain([variable, ident(id, cost::BUDGET.to_owned())]).collect();
         Ok(())
     }
 }

@@ -20,21 +20,23 @@ pub(super) const PATTERN: &str = "@pattern";
 pub(super) const CHARGE: &str = "@charge";
 /// `@range(value, uses, nodes, @budget)`: the value, after charging what it takes to go through it.
 pub(super) const RANGE: &str = "@range";
-/// `@matches(text, @pattern)`: `matches` by a pattern that was compiled before.
+/// `@matches(text, @pattern, @budget)`: `matches` by a pattern that was compiled before, after charging what that takes.
 pub(super) const MATCHES: &str = "@matches";
 
 /// What one evaluation may cost.
 const UNITS_MAX: u64 = 1_000_000;
 /// How many bytes of a string cost one unit.
 const BYTES_PER_UNIT: u64 = 32;
-/// How large a compiled pattern may be, in bytes.
-const PATTERN_BYTES_MAX: usize = 64 * 1024;
+/// How many bytes of a text cost one unit to match, for each KiB of the compiled pattern: in the worst case every byte meets all of it.
+const MATCHED_PER_UNIT: u64 = 16;
+/// How large a compiled pattern may be, in KiB.
+const PATTERN_KIB_MAX: usize = 64;
 
 /// Declares the functions.
 pub(super) fn declare(environment: &mut Env) -> Result<(), DeclarationError> {
     environment.add_overload(CHARGE, "charge", vec![DYN_TYPE, INT_TYPE, DYN_TYPE], charge)?;
     environment.add_overload(RANGE, "range", vec![DYN_TYPE, INT_TYPE, INT_TYPE, DYN_TYPE], range)?;
-    environment.add_overload(MATCHES, "matches", vec![STRING_TYPE, DYN_TYPE], matches)
+    environment.add_overload(MATCHES, "matches", vec![STRING_TYPE, DYN_TYPE, DYN_TYPE], matches)
 }
 
 /// What is left of an evaluation's units.
@@ -109,21 +111,27 @@ static OPAQUE: Type = Type::new_unspecified_type("opaque");
 
 /// A literal pattern of `matches`, compiled once. Matching takes time linear in the text.
 #[derive(Debug, Clone)]
-pub(super) struct Pattern(Regex);
+pub(super) struct Pattern {
+    regex: Regex,
+    /// How large it is compiled, rounded up to a power of two.
+    kib: usize,
+}
 
 impl Pattern {
     /// Compiles a pattern; the message says why it cannot be.
     pub(super) fn parse(pattern: &str) -> Result<Self, String> {
-        RegexBuilder::new(pattern)
-            .size_limit(PATTERN_BYTES_MAX)
-            .dfa_size_limit(PATTERN_BYTES_MAX)
-            .nest_limit(32)
-            .build()
-            .map(Self)
-            .map_err(|error| match error {
+        let within = |kib: usize| {
+            let mut builder = RegexBuilder::new(pattern);
+            builder.size_limit(kib * 1024).dfa_size_limit(PATTERN_KIB_MAX * 1024).nest_limit(32).build()
+        };
+        let sizes = std::iter::successors(Some(1), |kib| Some(kib * 2)).take_while(|kib| *kib < PATTERN_KIB_MAX);
+        let small = sizes.into_iter().find_map(|kib| Some(Self { regex: within(kib).ok()?, kib }));
+        small.map_or_else(|| within(PATTERN_KIB_MAX).map(|regex| Self { regex, kib: PATTERN_KIB_MAX }), Ok).map_err(
+            |error| match error {
                 regex::Error::CompiledTooBig(_) => "the pattern is too large when compiled".to_owned(),
                 _ => "the pattern is not a regular expression (RE2 syntax)".to_owned(),
-            })
+            },
+        )
     }
 }
 
@@ -175,10 +183,13 @@ fn range<'b, 'v>(arguments: Vec<CowVal<'b, 'v>>) -> Result<CowVal<'b, 'v>, Execu
 }
 
 fn matches<'b, 'v>(arguments: Vec<CowVal<'b, 'v>>) -> Result<CowVal<'b, 'v>, ExecutionError> {
-    let [text, pattern] = take(arguments)?;
+    let [text, pattern, budget] = take(arguments)?;
     let text = text.downcast_ref::<CelString>().ok_or_else(misused)?;
     let pattern = pattern.downcast_ref::<Pattern>().ok_or_else(misused)?;
-    Ok(CowVal::owned(CelBool::from(pattern.0.is_match(text.inner()))))
+    if !budget_of(&budget)?.take((text.inner().len() * pattern.kib) as u64 / MATCHED_PER_UNIT) {
+        return Err(exhausted());
+    }
+    Ok(CowVal::owned(CelBool::from(pattern.regex.is_match(text.inner()))))
 }
 
 fn take<const N: usize, T>(arguments: Vec<T>) -> Result<[T; N], ExecutionError> {

@@ -183,7 +183,7 @@ fn unwrapped(node: &IdedExpr) -> &IdedExpr {
 /// The operands of a call whose values tell something.
 fn operands<'a>(call: &'a CallExpr, parts: &mut Vec<&'a IdedExpr>) {
     let all = call.target.as_deref().into_iter().chain(&call.args);
-    // The second argument here is the compiled pattern.
+    // The other arguments here are the compiled pattern and the budget.
     let all = all.take(if call.func_name == MATCHES { 1 } else { usize::MAX });
     parts.extend(all.filter(|part| !matches!(unwrapped(part).expr, Expr::Literal(_))));
 }

@@ -340,6 +340,8 @@ fn an_evaluation_over_a_large_payload_is_bounded() {
         ("data.l.map(x, data.s + 'a').size() == 0", Some(Err(costly))),
         ("data.l.exists(x, data.s + 1 == 1)", Some(Err(costly))),
         ("data.l.exists(x, data.s.matches('(x+x+)+y'))", Some(Err(costly))),
+        ("data.s.matches('^[a-z]+$')", Some(Ok(true))),
+        ("data.s.matches('x[xy]{500}y') || data.s.matches('x[xy]{500}z')", Some(Err(costly))),
         (&doubled, Some(Err(costly))),
         (&contains, Some(Err(costly))),
         (&clones, Some(Err(costly))),

@@ -140,19 +140,29 @@ pub(super) fn keyword(value: &Value) -> Box<dyn for<'i> Keyword<'i>> {
     Box::new(Meter(Units::read(value)))
 }
 
-/// Runs a check within so many units.
+/// Runs a check, or a comparison, within so many units.
 pub(super) fn bounded<T>(units: u64, check: impl FnOnce() -> T) -> Result<T, Stopped> {
     LEFT.set(units);
-    catch_unwind(AssertUnwindSafe(check))
-        .map_err(|cause| if cause.is::<Exhausted>() { Stopped::Cost } else { Stopped::Panic })
+    let checked = catch_unwind(AssertUnwindSafe(check));
+    LEFT.set(u64::MAX);
+    checked.map_err(|cause| if cause.is::<Exhausted>() { Stopped::Cost } else { Stopped::Panic })
+}
+
+/// Takes units of what this thread's check has left, and ends the check where there are not as many.
+pub(super) fn charge(units: u64) {
+    match LEFT.get().checked_sub(units) {
+        Some(left) => LEFT.set(left),
+        None => resume_unwind(Box::new(Exhausted)),
+    }
 }
 
 thread_local! {
-    /// What is left of the check that this thread runs.
-    static LEFT: Cell<u64> = const { Cell::new(0) };
+    /// What is left of the check that this thread runs; outside of one there is no end to it.
+    static LEFT: Cell<u64> = const { Cell::new(u64::MAX) };
 }
 
-/// What unwinds out of the validator, which has no other way to be stopped. It passes no panic hook.
+/// What unwinds out of the validator, which has no other way to be stopped, and out of a comparison, from wherever its cost arises. It
+/// passes no panic hook.
 struct Exhausted;
 
 struct Meter(Units);
@@ -165,11 +175,7 @@ impl Meter {
             Value::Array(elements) => (0, elements.len() as u64),
             _ => (0, 0),
         };
-        let units = each + members * member + elements * parts / ELEMENTS_PER_UNIT;
-        match LEFT.get().checked_sub(units) {
-            Some(left) => LEFT.set(left),
-            None => resume_unwind(Box::new(Exhausted)),
-        }
+        charge(each + members * member + elements * parts / ELEMENTS_PER_UNIT);
     }
 }
 

@@ -30,6 +30,9 @@ pub const DOCUMENT_NODES_MAX: usize = 20_000;
 pub const ALTERNATIVES_MAX: usize = 1_000;
 /// How long all regular expressions of a document may be together, in bytes.
 pub const PATTERN_BYTES_MAX: usize = 16 * 1024;
+/// How long the pointers to all places of a document may be together, with the identifiers and references there resolved, in bytes: a long
+/// name counts again for everything below it.
+pub const PLACES_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// How many violations are told.
 pub const VIOLATIONS_MAX: usize = 32;
 
@@ -77,8 +80,8 @@ impl Schema {
         let mut value: Value = serde_json::from_str(document)
             .map_err(|error| refuse("", format!("is not JSON: {}", to_json_error(document.as_bytes(), &error))))?;
         let draft = draft(&value)?;
-        let mut bounds = Bounds { nodes: 0, pattern_bytes: 0, ids: HashSet::new() };
-        bounds.gather_ids(&value, 0)?;
+        let mut bounds = Bounds { nodes: 0, pattern_bytes: 0, places_bytes: 0, ids: HashSet::new() };
+        bounds.gather_ids(&value, 0, 0)?;
         bounds.walk(&value, &mut Vec::new())?;
         if let Some(document) = Document::new(&value, draft) {
             document.check_progress()?;
@@ -232,12 +235,13 @@ const MAP_KEYWORDS: [&str; 6] =
 struct Bounds {
     nodes: usize,
     pattern_bytes: usize,
+    places_bytes: usize,
     ids: HashSet<String>,
 }
 
 impl Bounds {
-    /// The identifiers that references within the document may name, and the bounds on size.
-    fn gather_ids(&mut self, value: &Value, depth: usize) -> Result<(), SchemaError> {
+    /// The identifiers that references within the document may name, and the bounds on size; those above `value` have `base` bytes.
+    fn gather_ids(&mut self, value: &Value, depth: usize, mut base: usize) -> Result<(), SchemaError> {
         self.nodes += 1;
         if self.nodes > DOCUMENT_NODES_MAX {
             return Err(refuse("", format!("has more than {DOCUMENT_NODES_MAX} values")));
@@ -246,19 +250,34 @@ impl Bounds {
             return Err(refuse("", format!("is nested more than {DOCUMENT_DEPTH_MAX} deep")));
         }
         match value {
-            Value::Array(elements) => elements.iter().try_for_each(|element| self.gather_ids(element, depth + 1)),
+            Value::Array(elements) => elements.iter().try_for_each(|element| self.gather_ids(element, depth + 1, base)),
             Value::Object(members) => {
-                if let Some(id) = members.get("$id").and_then(Value::as_str) {
+                let text = |keyword: &str| members.get(keyword).and_then(Value::as_str);
+                if let Some(id) = text("$id") {
                     self.ids.insert(without_fragment(id).to_owned());
+                    base += id.len();
+                    self.take_place(base)?;
                 }
-                members.values().try_for_each(|member| self.gather_ids(member, depth + 1))
+                if let Some(target) = text("$ref").or_else(|| text("$dynamicRef")) {
+                    self.take_place(base + target.len())?;
+                }
+                members.values().try_for_each(|member| self.gather_ids(member, depth + 1, base))
             }
             _ => Ok(()),
         }
     }
 
+    fn take_place(&mut self, bytes: usize) -> Result<(), SchemaError> {
+        self.places_bytes += bytes;
+        if self.places_bytes > PLACES_BYTES_MAX {
+            return Err(refuse("", "has too long names or identifiers above too many values"));
+        }
+        Ok(())
+    }
+
     /// Checks one subschema; `path` leads to it.
     fn walk(&mut self, schema: &Value, path: &mut Vec<String>) -> Result<(), SchemaError> {
+        self.take_place(path.iter().map(|part| part.len() + 1).sum())?;
         let Value::Object(members) = schema else {
             // Keywords that list schemas.
             if let Value::Array(elements) = schema {

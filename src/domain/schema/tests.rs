@@ -171,6 +171,21 @@ fn what_is_not_a_schema_is_refused_with_its_pointer() {
 }
 
 #[test]
+fn long_names_and_identifiers_above_many_values_are_refused() {
+    let many = |value: &str| (0..6_000).map(|n| format!(r#""a{n}": {value}"#)).collect::<Vec<_>>().join(",");
+    let long = "x".repeat(100_000);
+    for (head, value) in [
+        (format!(r#"{{"properties": {{"{long}": "#), "{}"),
+        (format!(r#"{{"$id": "https://example.org/{long}", "properties": {{"a": "#), r##"{"$ref":"#"}"##),
+    ] {
+        let error = Schema::parse(&format!(r#"{head}{{"properties": {{{}}}}}}}}}"#, many(value))).expect_err("refused");
+        assert!(error.message.contains("too long names"), "{error}");
+    }
+    schema(&format!(r#"{{"properties": {{{}}}}}"#, many("{}")));
+    schema(&format!(r#"{{"properties": {{"{long}": {{}}}}}}"#));
+}
+
+#[test]
 fn references_within_the_document_work() {
     let tree = schema(
         r##"{"$id": "https://example.org/tree", "$ref": "#/$defs/node", "$defs": {

@@ -223,3 +223,19 @@ async fn a_watch_waits_for_its_place_where_another_one_has_taken_it() {
     says(&watch, "connected again").await;
     assert!(watch.is_running());
 }
+
+#[tokio::test]
+async fn a_test_run_is_waited_for_as_long_as_its_listener_may_take() {
+    let (cli, receiver) = (Cli::new().await, Receiver::start().await);
+    let name = "CUSTOM_TESTED";
+    cli.run(&["event-types", "create", name]).await.ok();
+    receiver.answers("/hook", [Answer::Hang]);
+    let made = cli.run(&["subscribe", name, "--webhook", &receiver.url("/hook"), "--timeout", "3s", "--json"]).await;
+    let id = made.document()["subscription"]["id"].as_str().expect("an id").to_owned();
+    let done = cli.run(&["test", &id, "--data", "{}", "--deadline", "2s", "--json"]).await;
+    let error = told(&done, 1);
+    assert!(error["message"].as_str().expect("a text").contains("did not answer in time"), "{error}");
+    let trace: Value = serde_json::from_str(&done.out).expect("the trace");
+    assert_eq!(trace["attempt"]["outcome"], "OUTCOME_CLASS_TIMEOUT", "{trace}");
+    assert!(trace["request"]["headers"].is_array(), "{trace}");
+}

@@ -1,8 +1,9 @@
 //! Whether a schema accepts one value that another schema names (`enum`, `const`), as far as that can be said without its validator.
 
-use super::decimal::{Decimal, equal};
+use super::decimal::{Decimal, charge_for};
 use super::facts::{self, is_foreign, reference, refers_only, type_of};
 use super::work::Work;
+use crate::domain::schema::cost::charge;
 use crate::domain::schema::references::Document;
 use serde_json::{Map, Value};
 use std::cmp::Ordering;
@@ -35,23 +36,29 @@ const STRUCTURAL: [&str; 21] = [
 ];
 
 /// None where it cannot be said.
-pub(super) fn accepts<'d>(document: &Document<'d>, work: &mut Work, schema: &'d Value, value: &Value) -> Option<bool> {
+pub(super) fn accepts<'d>(
+    document: &Document<'d>,
+    work: &mut Work<'d>,
+    schema: &'d Value,
+    value: &'d Value,
+) -> Option<bool> {
     Judge { document, work }.schema(schema, value, 0)
 }
 
 struct Judge<'x, 'd> {
     document: &'x Document<'d>,
-    work: &'x mut Work,
+    work: &'x mut Work<'d>,
 }
 
 impl<'d> Judge<'_, 'd> {
-    fn schema(&mut self, schema: &'d Value, value: &Value, depth: usize) -> Option<bool> {
+    fn schema(&mut self, schema: &'d Value, value: &'d Value, depth: usize) -> Option<bool> {
         let members = match schema {
             Value::Bool(all) => return Some(*all),
             Value::Object(members) => members,
             _ => return None,
         };
-        if depth > DEPTH_MAX || !self.work.spend(1) || is_foreign(self.document, schema) {
+        charge(1 + members.len() as u64);
+        if depth > DEPTH_MAX || is_foreign(self.document, schema) {
             return None;
         }
         let mut verdict = Some(true);
@@ -81,15 +88,15 @@ impl<'d> Judge<'_, 'd> {
         keyword: &str,
         wanted: &'d Value,
         members: &'d Map<String, Value>,
-        value: &Value,
+        value: &'d Value,
         depth: usize,
     ) -> Option<bool> {
         let mut each = |schemas: &'d Value| -> Vec<Option<bool>> {
             schemas.as_array().into_iter().flatten().map(|schema| self.schema(schema, value, depth + 1)).collect()
         };
         match keyword {
-            "enum" => Some(wanted.as_array()?.iter().any(|one| equal(one, value))),
-            "const" => Some(equal(wanted, value)),
+            "enum" => Some(self.work.is_listed(wanted, value)),
+            "const" => Some(self.work.are_equal(wanted, value)),
             "allOf" => each(wanted).into_iter().fold(Some(true), both),
             "anyOf" => {
                 let verdicts = each(wanted);
@@ -116,6 +123,7 @@ impl<'d> Judge<'_, 'd> {
             }
             "minLength" | "maxLength" => {
                 let Value::String(text) = value else { return Some(true) };
+                charge_for(text);
                 let length = Value::from(text.chars().count());
                 let order = Decimal::of(&length)?.cmp(&Decimal::of(wanted)?);
                 Some(if keyword == "minLength" { order != Ordering::Less } else { order != Ordering::Greater })

@@ -5,6 +5,7 @@ use super::decimal::Decimal;
 use super::facts::{ARRAY, Facts};
 use super::relation::Relation;
 use super::same::same;
+use crate::domain::schema::cost::charge;
 use jsonschema::Draft;
 use serde_json::{Map, Value};
 
@@ -66,6 +67,7 @@ impl<'d> Relation<'d> {
                 break;
             }
             let Some(wanted) = first.get(place).or(rest.as_ref()).copied() else { continue };
+            charge(writers.len() as u64);
             let mut known = Facts::nothing(facts.document, facts.at);
             let mut named = false;
             for (first, rest) in &writers {
@@ -128,12 +130,16 @@ impl<'d> Relation<'d> {
 
 /// What a schema says of the first elements, one by one, and of all that follow.
 fn elements(draft: Draft, members: &Members) -> (Vec<&Value>, Option<&Value>) {
-    let list = |keyword: &str| members.get(keyword).and_then(Value::as_array).into_iter().flatten().collect();
+    let list = |keyword: &str| {
+        let list = members.get(keyword).and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+        charge(list.len() as u64);
+        list.iter().collect()
+    };
     if draft != Draft::Draft7 {
         return (list("prefixItems"), members.get("items"));
     }
     match members.get("items") {
-        Some(Value::Array(first)) => (first.iter().collect(), members.get("additionalItems")),
+        Some(Value::Array(_)) => (list("items"), members.get("additionalItems")),
         every => (Vec::new(), every),
     }
 }

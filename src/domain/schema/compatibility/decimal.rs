@@ -1,10 +1,15 @@
-//! Numbers of a schema, compared exactly: a bound may have more digits than any machine type.
+//! Values of a schema, compared exactly: a number may have more digits than any machine type.
 
+use crate::domain::schema::cost::charge;
 use serde_json::{Number, Value};
 use std::cmp::Ordering;
+use std::collections::BTreeMap;
+
+/// How many bytes of a number or a text cost one unit.
+const BYTES_PER_UNIT: usize = 64;
 
 /// A number: `0.digits` times ten to the `exponent`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Decimal {
     negative: bool,
     /// Without zeros at either end; empty for zero.
@@ -20,6 +25,8 @@ impl Decimal {
 
     fn parse(number: &Number) -> Option<Self> {
         let text = number.to_string();
+        charge(1);
+        charge_for(&text);
         let (negative, text) = text.strip_prefix('-').map_or((false, text.as_str()), |rest| (true, rest));
         let (mantissa, exponent) = text.split_once(['e', 'E']).unwrap_or((text, "0"));
         let exponent: i64 = exponent.parse().ok()?;
@@ -71,19 +78,50 @@ impl PartialOrd for Decimal {
     }
 }
 
-/// Equality as JSON Schema has it: `1` is `1.0`, and members have no order.
-pub(super) fn equal(a: &Value, b: &Value) -> bool {
-    match (a, b) {
-        (Value::Number(a), Value::Number(b)) => match (Decimal::parse(a), Decimal::parse(b)) {
-            (Some(a), Some(b)) => a == b,
-            _ => a == b,
-        },
-        (Value::Array(a), Value::Array(b)) => a.len() == b.len() && a.iter().zip(b).all(|(a, b)| equal(a, b)),
-        (Value::Object(a), Value::Object(b)) => {
-            a.len() == b.len() && a.iter().all(|(name, a)| b.get(name).is_some_and(|b| equal(a, b)))
+/// A value as JSON Schema compares it: `1` is `1.0`, and members have no order.
+#[derive(Debug, PartialEq, Eq, Hash)]
+pub(super) enum Canonical<'v> {
+    Null,
+    Boolean(bool),
+    Number(Decimal),
+    /// A number whose exponent is beyond all measure.
+    Immeasurable(&'v Number),
+    Text(&'v str),
+    Elements(Vec<Self>),
+    Members(BTreeMap<&'v str, Self>),
+}
+
+impl<'v> Canonical<'v> {
+    pub(super) fn of(value: &'v Value) -> Self {
+        charge(1);
+        match value {
+            Value::Null => Self::Null,
+            Value::Bool(value) => Self::Boolean(*value),
+            Value::Number(number) => Decimal::parse(number).map_or(Self::Immeasurable(number), Self::Number),
+            Value::String(text) => {
+                charge_for(text);
+                Self::Text(text)
+            }
+            Value::Array(elements) => Self::Elements(elements.iter().map(Self::of).collect()),
+            Value::Object(members) => {
+                let member = |(name, value): (&'v String, &'v Value)| {
+                    charge_for(name);
+                    (name.as_str(), Self::of(value))
+                };
+                Self::Members(members.iter().map(member).collect())
+            }
         }
-        _ => a == b,
     }
+}
+
+/// Equality as JSON Schema has it.
+pub(super) fn equal(a: &Value, b: &Value) -> bool {
+    Canonical::of(a) == Canonical::of(b)
+}
+
+/// Charges for looking through a text.
+pub(super) fn charge_for(text: &str) {
+    charge((text.len() / BYTES_PER_UNIT) as u64);
 }
 
 #[cfg(test)]

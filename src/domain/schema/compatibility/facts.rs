@@ -2,7 +2,9 @@
 //!
 //! Leaving a part out is always sound: the less is known of the data, the more the other schema has to accept.
 
-use super::decimal::equal;
+use super::decimal::charge_for;
+use super::work::Work;
+use crate::domain::schema::cost::charge;
 use crate::domain::schema::draft_of;
 use crate::domain::schema::references::{Document, address};
 use jsonschema::Draft;
@@ -18,8 +20,14 @@ pub(super) const FRACTION: u8 = 64;
 pub(super) const NUMBER: u8 = INTEGER | FRACTION;
 pub(super) const ANY: u8 = 127;
 
+/// What following a reference costs.
+const REFERENCE_UNITS: u64 = 16;
+
 /// How deep references and `allOf` are taken apart.
 const DEPTH_MAX: usize = 128;
+
+/// How many parts that are only looked for, or copied, cost one unit.
+pub(super) const PARTS_PER_UNIT: u64 = 8;
 
 /// What is known of some data.
 #[derive(Clone)]
@@ -65,6 +73,7 @@ impl<'d> Facts<'d> {
             Value::Object(members) => members,
             _ => return,
         };
+        charge(1 + self.parts.len() as u64 / PARTS_PER_UNIT);
         if depth > DEPTH_MAX
             || is_foreign(self.document, schema)
             || self.parts.iter().any(|part| address(part) == address(schema))
@@ -87,6 +96,7 @@ impl<'d> Facts<'d> {
 
     /// The members of the parts, where what stands there counts.
     pub(super) fn members(&self) -> impl Iterator<Item = (&'d Value, &'d Map<String, Value>)> {
+        charge(1 + self.parts.len() as u64);
         let document = self.document;
         let all = self.parts.iter().filter_map(|part| part.as_object().map(|members| (*part, members)));
         all.filter(move |(_, members)| !refers_only(document, members))
@@ -98,12 +108,19 @@ impl<'d> Facts<'d> {
     }
 
     /// The values that the data can have, where these are few and known.
-    pub(super) fn enumerated(&self) -> Option<Vec<&'d Value>> {
-        let lists = self.values("enum").filter_map(Value::as_array).map(|list| list.iter().collect::<Vec<_>>());
-        let mut lists: Vec<Vec<&Value>> = lists.chain(self.values("const").map(|value| vec![value])).collect();
-        let mut values = lists.pop()?;
-        values.retain(|value| lists.iter().all(|list| list.iter().any(|other| equal(value, other))));
-        values.retain(|value| self.types & type_of(value) != 0);
+    pub(super) fn enumerated(&self, work: &mut Work<'d>) -> Option<Vec<&'d Value>> {
+        let lists: Vec<&Value> = self.values("enum").filter(|list| list.is_array()).collect();
+        let single: Vec<&Value> = self.values("const").collect();
+        let mut values: Vec<&Value> = match (single.first(), lists.first()) {
+            (Some(value), _) => vec![value],
+            (None, list) => list?.as_array()?.iter().collect(),
+        };
+        charge(values.len() as u64);
+        values.retain(|value| {
+            self.types & type_of(value) != 0
+                && lists.iter().all(|list| work.is_listed(list, value))
+                && single.iter().all(|other| work.are_equal(other, value))
+        });
         Some(values)
     }
 }
@@ -160,7 +177,10 @@ pub(super) fn type_names(types: u8) -> String {
 
 /// What a schema's `$ref` names.
 pub(super) fn reference<'d>(document: &Document<'d>, schema: &'d Value) -> Option<&'d Value> {
-    document.target(schema, schema.get("$ref")?.as_str()?)
+    let uri = schema.get("$ref")?.as_str()?;
+    charge(REFERENCE_UNITS);
+    charge_for(uri);
+    document.target(schema, uri)
 }
 
 /// True where what stands beside a `$ref` does not count.

@@ -2,7 +2,9 @@
 //!
 //! Sits beside the compiler of schemas and works on documents that it accepted. The comparison is sound and not complete: where it
 //! says nothing breaks, nothing does; what it cannot decide it calls undecided, which counts as a break unless both versions say
-//! the same. It looks at the two documents alone, and stops at a bound of steps.
+//! the same. It looks at the two documents alone.
+//!
+//! Everything that can be much is charged where it is done, as checks of data are (`cost`), and what costs too much is not decided.
 //!
 //! A schema is taken apart into `Facts`, what is known of the data it accepts; `relation` then checks every keyword of the other
 //! schema against them.
@@ -17,14 +19,19 @@ mod same;
 mod scalar;
 mod work;
 
+use super::cost::{Stopped, bounded};
 use super::references::Document;
 use super::{SchemaError, draft, refuse};
 use facts::Facts;
 use relation::Relation;
 use serde_json::Value;
+use std::collections::HashSet;
 
 /// How many breaks are told.
 pub const BREAKS_MAX: usize = 32;
+
+/// What a comparison in one direction may cost. A unit is about one small thing looked at.
+const UNITS_MAX: u64 = 2_000_000;
 
 /// What a new version of a schema must keep.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,14 +110,27 @@ pub fn compare(previous: &str, new: &str, mode: Compatibility) -> Result<Vec<Bre
             Direction::Backward => (&previous, &new),
             Direction::Forward => (&new, &previous),
         };
-        let mut relation = Relation::new(*direction, writer, reader);
-        let mut found = relation.included(&Facts::of(writer, writer.root), reader.root);
-        let mut seen = std::collections::HashSet::new();
-        found.retain(|one| seen.insert((one.pointer.clone(), one.message.clone())));
-        found.truncate(BREAKS_MAX);
-        breaks.append(&mut found);
+        match bounded(UNITS_MAX, || directed(*direction, writer, reader)) {
+            Ok(found) => breaks.extend(found),
+            Err(Stopped::Cost) => breaks.push(too_large(*direction)),
+            Err(Stopped::Panic) => return Err(refuse("", "cannot be compared")),
+        }
     }
     Ok(breaks)
+}
+
+fn directed<'d>(direction: Direction, writer: &'d Document<'d>, reader: &'d Document<'d>) -> Vec<Break> {
+    let mut relation = Relation::new(direction, writer, reader);
+    let mut found = relation.included(&Facts::of(writer, writer.root), reader.root);
+    let mut seen = HashSet::new();
+    found.retain(|one| seen.insert((one.pointer.clone(), one.message.clone())));
+    found.truncate(BREAKS_MAX);
+    found
+}
+
+fn too_large(direction: Direction) -> Break {
+    let message = "the schemas cannot be compared: they are too large".to_owned();
+    Break { direction, pointer: String::new(), previous_pointer: String::new(), message, undecided: true }
 }
 
 #[cfg(test)]

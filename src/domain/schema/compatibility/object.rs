@@ -5,9 +5,10 @@ use super::decimal::Decimal;
 use super::facts::{Facts, OBJECT, STRING};
 use super::relation::Relation;
 use super::same::same;
+use crate::domain::schema::cost::charge;
 use jsonschema::Draft;
 use serde_json::{Map, Value};
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 
 type Members = Map<String, Value>;
 
@@ -92,6 +93,7 @@ impl<'d> Relation<'d> {
         for (_, other) in facts.members() {
             names.extend(map(other, "properties").into_iter().flat_map(Map::keys).map(String::as_str));
         }
+        charge(names.len() as u64);
         for name in names {
             let known = self.property(facts, name);
             match self.schemas_of(members, name) {
@@ -159,8 +161,7 @@ impl<'d> Relation<'d> {
 
     fn members_required(&self, facts: &Facts<'d>, schema: &'d Value, wanted: &'d Value) -> Vec<Break> {
         let known = required(facts);
-        let missing = wanted.as_array().into_iter().flatten().filter_map(Value::as_str);
-        let missing = missing.filter(|name| !known.contains(name));
+        let missing = names(wanted).filter(|name| !known.contains(name));
         let (writer, reader) = self.who();
         let describe = |name: &str| {
             let name: String = name.chars().take(60).collect();
@@ -172,10 +173,7 @@ impl<'d> Relation<'d> {
     fn size(&self, facts: &Facts<'d>, schema: &'d Value, keyword: &str, wanted: &'d Value) -> Option<Break> {
         let limit = Decimal::of(wanted)?;
         let fits = if keyword == "minProperties" {
-            let mut required = required(facts);
-            required.sort_unstable();
-            required.dedup();
-            let by_names = Decimal::of(&Value::from(required.len()))?;
+            let by_names = Decimal::of(&Value::from(required(facts).len()))?;
             by_names >= limit || facts.values("minProperties").filter_map(Decimal::of).any(|known| known >= limit)
         } else {
             facts.values("maxProperties").filter_map(Decimal::of).any(|known| known <= limit)
@@ -190,16 +188,17 @@ impl<'d> Relation<'d> {
         let (writer, reader) = self.who();
         let mut breaks = Vec::new();
         for (name, needed) in wanted.as_object().into_iter().flatten() {
-            let Value::Array(needed) = needed else { continue };
-            let known: Vec<&str> = facts
+            if !needed.is_array() {
+                continue;
+            }
+            let known: HashSet<&str> = facts
                 .members()
                 .filter_map(|(_, other)| map(other, dependent(facts.document.draft, "dependentRequired")))
-                .filter_map(|named| named.get(name)?.as_array())
-                .flatten()
-                .filter_map(Value::as_str)
+                .filter_map(|named| named.get(name))
+                .flat_map(names)
                 .collect();
             let missing = |name: &&str| !always.contains(name) && !known.contains(name);
-            if let Some(needed) = needed.iter().filter_map(Value::as_str).find(missing) {
+            if let Some(needed) = names(needed).find(missing) {
                 let message = format!("{reader} requires {needed:?} beside {name:?}, and {writer} does not");
                 breaks.push(self.broken(facts, schema, keyword, message));
             }
@@ -220,6 +219,7 @@ impl<'d> Relation<'d> {
                 continue;
             }
             // Data that has the member: the writer's own condition on it holds too.
+            charge(1 + facts.parts.len() as u64);
             let mut known = facts.clone();
             for (_, other) in facts.members() {
                 let own =
@@ -248,8 +248,15 @@ impl<'d> Relation<'d> {
 }
 
 /// The names that data known by `facts` has in any case.
-pub(super) fn required<'f>(facts: &Facts<'f>) -> Vec<&'f str> {
-    facts.values("required").filter_map(Value::as_array).flatten().filter_map(Value::as_str).collect()
+pub(super) fn required<'f>(facts: &Facts<'f>) -> HashSet<&'f str> {
+    facts.values("required").flat_map(names).collect()
+}
+
+/// The names in a list of them; none in what is no list.
+fn names(list: &Value) -> impl Iterator<Item = &str> {
+    let list = list.as_array().map_or(&[][..], Vec::as_slice);
+    charge(list.len() as u64);
+    list.iter().filter_map(Value::as_str)
 }
 
 /// What is known of members that are in no `properties`: those that match `pattern`, or those that match no pattern at all.

@@ -4,12 +4,15 @@
 //! is split by the writer's own alternatives, and each part is looked at alone.
 
 use super::accepts::accepts;
-use super::decimal::equal;
-use super::facts::{ANY, BOOLEAN, Facts, NULL, OBJECT, is_foreign, reference, refers_only, type_names, type_of, types};
+use super::decimal::charge_for;
+use super::facts::{
+    ANY, BOOLEAN, Facts, NULL, OBJECT, PARTS_PER_UNIT, is_foreign, reference, refers_only, type_names, type_of, types,
+};
 use super::object::required;
 use super::same::same;
 use super::work::Work;
 use super::{BREAKS_MAX, Break, Direction};
+use crate::domain::schema::cost::charge;
 use crate::domain::schema::references::{Document, address};
 use serde_json::{Map, Value};
 use std::collections::{HashMap, HashSet};
@@ -27,7 +30,7 @@ pub(super) struct Relation<'d> {
     direction: Direction,
     pub(super) writer: &'d Document<'d>,
     pub(super) reader: &'d Document<'d>,
-    pub(super) work: Work,
+    pub(super) work: Work<'d>,
     /// Subschemas of both that were compared.
     compared: HashMap<(usize, usize), bool>,
     depth: usize,
@@ -63,6 +66,9 @@ impl<'d> Relation<'d> {
             Direction::Backward => (of_reader, of_writer),
             Direction::Forward => (of_writer, of_reader),
         };
+        for text in [&pointer, &previous_pointer, &message] {
+            charge_for(text);
+        }
         Break { direction: self.direction, pointer, previous_pointer, message, undecided: false }
     }
 
@@ -77,8 +83,9 @@ impl<'d> Relation<'d> {
         if facts.types == 0 || schema == &Value::Bool(true) {
             return Vec::new();
         }
-        if !self.work.spend(1 + facts.parts.len()) || self.depth > DEPTH_MAX {
-            return vec![self.undecided(facts, schema, "", "the schemas are too large")];
+        charge_question(facts);
+        if self.depth > DEPTH_MAX {
+            return vec![self.undecided(facts, schema, "", "the schemas are too deep")];
         }
         if facts.parts.iter().any(|part| self.same(part, schema)) {
             return Vec::new();
@@ -102,7 +109,7 @@ impl<'d> Relation<'d> {
     }
 
     fn decide(&mut self, facts: &Facts<'d>, schema: &'d Value) -> Vec<Break> {
-        if let Some(values) = facts.enumerated() {
+        if let Some(values) = facts.enumerated(&mut self.work) {
             let mut refused = None;
             let mut known = true;
             for value in values {
@@ -203,18 +210,16 @@ impl<'d> Relation<'d> {
     }
 
     /// Where the writer's values are not known one by one, only types that have few values can fit.
-    fn values(&self, facts: &Facts<'d>, schema: &'d Value, keyword: &str, wanted: &Value) -> Option<Break> {
-        let wanted: Vec<&Value> = match (keyword, wanted) {
-            ("enum", Value::Array(values)) => values.iter().collect(),
-            _ => vec![wanted],
+    fn values(&mut self, facts: &Facts<'d>, schema: &'d Value, keyword: &str, wanted: &'d Value) -> Option<Break> {
+        static FEW: [Value; 3] = [Value::Null, Value::Bool(false), Value::Bool(true)];
+        let few = || FEW.iter().filter(|value| facts.types & type_of(value) != 0).collect();
+        let written = facts.enumerated(&mut self.work);
+        let written = written.or_else(|| (facts.types & !(NULL | BOOLEAN) == 0).then(few));
+        let mut takes = |value: &'d Value| match keyword {
+            "enum" => self.work.is_listed(wanted, value),
+            _ => self.work.are_equal(wanted, value),
         };
-        let written = facts.enumerated().unwrap_or_else(|| {
-            const FEW: [Value; 3] = [Value::Null, Value::Bool(false), Value::Bool(true)];
-            static VALUES: [Value; 3] = FEW;
-            VALUES.iter().filter(|value| facts.types & type_of(value) != 0).collect()
-        });
-        let few = facts.enumerated().is_some() || facts.types & !(NULL | BOOLEAN) == 0;
-        if few && written.iter().all(|value| wanted.iter().any(|one| equal(one, value))) {
+        if written.is_some_and(|values| values.into_iter().all(&mut takes)) {
             return None;
         }
         let (writer, reader) = self.who();
@@ -273,7 +278,8 @@ impl<'d> Relation<'d> {
 
     /// True where no data known by `facts` satisfies a schema of the reader's.
     pub(super) fn excludes(&mut self, facts: &Facts<'d>, schema: &'d Value) -> bool {
-        if !self.work.spend(1 + facts.parts.len()) || self.depth > DEPTH_MAX {
+        charge_question(facts);
+        if self.depth > DEPTH_MAX {
             return false;
         }
         if facts.not.iter().any(|not| self.same(not, schema)) {
@@ -283,13 +289,13 @@ impl<'d> Relation<'d> {
         if facts.types & other.types == 0 {
             return true;
         }
-        if let Some(values) = facts.enumerated() {
-            let refuses = |value: &&Value| accepts(self.reader, &mut self.work, schema, value) == Some(false);
+        if let Some(values) = facts.enumerated(&mut self.work) {
+            let refuses = |value: &&'d Value| accepts(self.reader, &mut self.work, schema, value) == Some(false);
             if values.iter().all(refuses) {
                 return true;
             }
         }
-        if let Some(values) = other.enumerated() {
+        if let Some(values) = other.enumerated(&mut self.work) {
             let refused = values.iter().all(|value| {
                 facts.parts.iter().any(|part| accepts(self.writer, &mut self.work, part, value) == Some(false))
             });
@@ -301,9 +307,9 @@ impl<'d> Relation<'d> {
             return false;
         }
         // A property that both require, with values that differ, tells them apart.
-        let required: Vec<&str> = required(facts).into_iter().filter(|name| required(&other).contains(name)).collect();
+        let of_other = required(&other);
         self.depth += 1;
-        let apart = required.into_iter().any(|name| {
+        let apart = required(facts).into_iter().filter(|name| of_other.contains(name)).any(|name| {
             let of_writer = self.property(facts, name);
             self.reader_schemas(&other, name).into_iter().any(|schema| self.excludes(&of_writer, schema))
         });
@@ -335,6 +341,8 @@ fn split<'d>(facts: &Facts<'d>, schema: &'d Value) -> Option<Vec<Facts<'d>>> {
             if schemas.len() > SPLIT_MAX {
                 return None;
             }
+            let copied = facts.parts.len() + facts.not.len() + schemas.len();
+            charge(schemas.len() as u64 * (1 + copied as u64 / PARTS_PER_UNIT));
             let alternative = |index: usize| {
                 let mut chosen = facts.clone();
                 chosen.chosen.push(address(part));
@@ -355,6 +363,11 @@ fn split<'d>(facts: &Facts<'d>, schema: &'d Value) -> Option<Vec<Facts<'d>>> {
         let bits = (0..7).map(|bit| 1_u8 << bit).filter(|bit| facts.types & bit != 0);
         bits.map(|types| Facts { types, ..facts.clone() }).collect()
     })
+}
+
+/// What asking about data costs: all that is known of it is gone through, and what it is known not to be.
+fn charge_question(facts: &Facts<'_>) {
+    charge(1 + facts.parts.len() as u64 + facts.not.len() as u64 / 2);
 }
 
 fn question(facts: &Facts<'_>, schema: &Value) -> Question {

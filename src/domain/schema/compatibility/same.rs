@@ -3,6 +3,7 @@
 
 use super::decimal::equal;
 use super::facts::{is_foreign, reference, refers_only};
+use crate::domain::schema::cost::charge;
 use crate::domain::schema::references::{Document, address};
 use crate::domain::schema::{DATA_KEYWORDS, MAP_KEYWORDS};
 use serde_json::{Map, Value};
@@ -24,9 +25,6 @@ const SILENT: [&str; 12] = [
     "title",
 ];
 
-/// How many subschemas are looked at.
-const STEPS_MAX: usize = 20_000;
-
 /// True where both say the same.
 pub(super) fn same<'a, 'b>(a: (&Document<'a>, &'a Value), b: (&Document<'b>, &'b Value)) -> bool {
     Comparison { a: a.0, b: b.0, seen: HashSet::new() }.schemas(a.1, b.1)
@@ -44,9 +42,7 @@ impl<'a, 'b> Comparison<'_, 'a, 'b> {
         if !self.seen.insert((address(a), address(b))) {
             return true;
         }
-        if self.seen.len() > STEPS_MAX {
-            return false;
-        }
+        charge(1);
         match (a, b) {
             (Value::Object(left), Value::Object(right)) => self.members(a, left, b, right),
             (Value::Array(left), Value::Array(right)) => {
@@ -82,12 +78,14 @@ impl<'a, 'b> Comparison<'_, 'a, 'b> {
         if refers_only(self.a, left) {
             return refers_only(self.b, right);
         }
+        charge((left.len() + right.len()) as u64);
         let count = |members: &Map<String, Value>| members.keys().filter(|keyword| counts(keyword)).count();
         count(left) == count(right)
             && left.iter().filter(|(keyword, _)| counts(keyword)).all(|(keyword, a)| {
                 right.get(keyword).is_some_and(|b| match (keyword.as_str(), a, b) {
                     ("$ref", ..) => true,
                     (keyword, Value::Object(a), Value::Object(b)) if MAP_KEYWORDS.contains(&keyword) => {
+                        charge(a.len() as u64);
                         a.len() == b.len() && a.iter().all(|(name, a)| b.get(name).is_some_and(|b| self.schemas(a, b)))
                     }
                     (keyword, ..) if DATA_KEYWORDS.contains(&keyword) => equal(a, b),

@@ -1,7 +1,7 @@
 //! Keywords that bound numbers and texts.
 
 use super::Break;
-use super::decimal::Decimal;
+use super::decimal::{Decimal, equal};
 use super::facts::{FRACTION, Facts, NUMBER, STRING};
 use super::relation::Relation;
 use jsonschema::Draft;
@@ -114,7 +114,7 @@ impl<'d> Relation<'d> {
             let message = format!("{reader} has {keyword} {wanted}, and {writer} has none");
             return Some(self.broken(facts, schema, keyword, message));
         }
-        let fits = known.any(|known| known == wanted);
+        let fits = known.any(|known| equal(known, wanted));
         (!fits).then(|| self.undecided(facts, schema, keyword, "it differs from the other schema's"))
     }
 }

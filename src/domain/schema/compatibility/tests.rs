@@ -158,6 +158,51 @@ fn a_keyword_that_one_of_the_drafts_ignores_says_nothing_there() {
 }
 
 #[test]
+fn long_lists_are_compared_whole() {
+    let list = |values: &[Value]| format!(r#"{{"enum": {}}}"#, Value::from(values.to_vec()));
+    let numbers: Vec<Value> = (0..19_900).map(Value::from).collect();
+    let objects: Vec<Value> = (0..3_000).map(|n| serde_json::json!({"a": n, "b": ["x", n]})).collect();
+    for mut values in [numbers, objects] {
+        let previous = list(&values);
+        values.reverse();
+        assert_eq!(compare(&previous, &list(&values), Compatibility::Full), Ok(Vec::new()));
+        let gone = values.pop().expect("the first one");
+        let breaks = compare(&previous, &list(&values), Compatibility::Full).expect("both are schemas");
+        assert_eq!(breaks.len(), 1, "{breaks:?}");
+        assert!(breaks[0].message.contains(&format!("refuses {gone}")) && !breaks[0].undecided, "{breaks:?}");
+    }
+    let names: Vec<String> = (0..9_000).map(|n| format!("n{n}")).collect();
+    let reversed: Vec<&String> = names.iter().rev().collect();
+    for keyword in ["required", "dependentRequired"] {
+        let document = |names: Value| match keyword {
+            "required" => serde_json::json!({ "required": names }).to_string(),
+            _ => serde_json::json!({ "dependentRequired": { "n0": names } }).to_string(),
+        };
+        let (previous, new) = (document(serde_json::json!(names)), document(serde_json::json!(reversed)));
+        assert_eq!(compare(&previous, &new, Compatibility::Full), Ok(Vec::new()), "{keyword}");
+    }
+}
+
+#[test]
+fn what_costs_too_much_to_compare_is_not_decided() {
+    let written: Vec<i32> = (0..9_000).collect();
+    let read: Vec<Value> = (0..900).map(|n| serde_json::json!({ "const": -n })).collect();
+    let (written, read) = (serde_json::json!({ "enum": written }), serde_json::json!({ "anyOf": read }));
+    let names = |prefix: &str| -> serde_json::Map<String, Value> {
+        (0..9_000).map(|n| (format!("{prefix}{n}"), serde_json::json!({}))).collect()
+    };
+    let patterns: serde_json::Map<String, Value> =
+        (0..250).map(|n| (format!("^x{n}"), serde_json::json!({ "minLength": n }))).collect();
+    let (named, patterns) =
+        (serde_json::json!({ "properties": names("x") }), serde_json::json!({ "patternProperties": patterns }));
+    for (previous, new) in [(written, read), (named, patterns)] {
+        let breaks = backward(&previous.to_string(), &new.to_string());
+        assert_eq!(breaks, [too_large(Direction::Backward)]);
+        assert!(breaks[0].undecided && breaks[0].message.contains("too large"), "{breaks:?}");
+    }
+}
+
+#[test]
 fn large_and_tangled_schemas_are_answered_within_the_bound() {
     let alternatives = |n: usize| (0..n).map(|i| format!(r#"{{"required": ["p{i}"]}}"#)).collect::<Vec<_>>().join(",");
     let doubling = (0..60)
