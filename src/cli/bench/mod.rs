@@ -79,7 +79,7 @@ pub enum What {
     Webhook,
     /// One event to 1, 10 and 100 subscriptions: T5f to T5k; a minute
     Fanout,
-    /// One tenant beside a noisy one: T4d, T4e; 20 seconds
+    /// One tenant beside a noisy one: T4d, T4e; a minute
     Fairness,
     /// Live streams: T7, T8; two minutes
     Watch,

@@ -362,16 +362,33 @@ pub async fn subscribe(
     url: String,
     filter: &str,
 ) -> Result<String, CliError> {
+    subscribe_with(client, access, event_type, url, filter, policy()).await
+}
+
+/// How deliveries are attempted where a figure asks for nothing else.
+pub fn policy() -> DeliveryPolicy {
+    DeliveryPolicy {
+        max_in_flight: 256,
+        initial_backoff: Some(Duration::from_millis(100).into()),
+        ..DeliveryPolicy::default()
+    }
+}
+
+/// The same with a delivery policy.
+pub async fn subscribe_with(
+    client: &PublicClient,
+    access: &ClientFile,
+    event_type: &str,
+    url: String,
+    filter: &str,
+    delivery_policy: DeliveryPolicy,
+) -> Result<String, CliError> {
     let request = SubscribeRequest {
         app: access.app.clone().unwrap_or_default(),
         event_type: event_type.to_owned(),
         target: Some(webhook(url, WebhookMode::Structured, [])),
         filter: filter.to_owned(),
-        delivery_policy: Some(DeliveryPolicy {
-            max_in_flight: 256,
-            initial_backoff: Some(Duration::from_millis(100).into()),
-            ..DeliveryPolicy::default()
-        }),
+        delivery_policy: Some(delivery_policy),
         ..SubscribeRequest::default()
     };
     let answer = call("Subscribe", client.events().subscribe(client.request(request))).await?;
