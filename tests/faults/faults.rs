@@ -3,7 +3,7 @@
 //! A fault is written down with its exact beginning and end. It must leave nothing behind that a later one could meet.
 
 use std::fs::{self, File};
-use std::io::Write as _;
+use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -260,10 +260,12 @@ async fn famine(stage: &Stage) -> anyhow::Result<String> {
 /// Fills the disk that the tables are on.
 async fn fill_tables(stage: &Stage) -> anyhow::Result<String> {
     let disks = stage.disks.as_ref().ok_or_else(|| anyhow::anyhow!("disk_full needs the small disks"))?;
+    let log = PostgresLog::from_now(stage)?;
     let (ballast, mib) = fill(&disks.tables)?;
     rest(WHILE).await;
+    let refused = log.refusals("No space left on device").await;
     fs::remove_file(&ballast)?;
-    Ok(format!("{mib} MiB of ballast"))
+    Ok(format!("{mib} MiB of ballast, {} statements refused", refused?))
 }
 
 /// Fills the disk that the write-ahead log is on. Postgres panics where it can write no more of it, may end when it tries to recover,
@@ -300,14 +302,49 @@ fn fill(disk: &Path) -> anyhow::Result<(PathBuf, u64)> {
 }
 
 async fn read_only(stage: &Stage) -> anyhow::Result<String> {
+    let log = PostgresLog::from_now(stage)?;
     let mut owner = stage.owner().await?;
     owner.execute("ALTER SYSTEM SET default_transaction_read_only = on").await?;
     owner.execute("SELECT pg_reload_conf()").await?;
     rest(WHILE).await;
+    let refused = log.refusals("in a read-only transaction").await;
     owner.execute("ALTER SYSTEM RESET default_transaction_read_only").await?;
     owner.execute("SELECT pg_reload_conf()").await?;
     owner.close().await?;
-    Ok(String::new())
+    Ok(format!("{} statements refused", refused?))
+}
+
+/// What Postgres has logged since a moment.
+struct PostgresLog {
+    path: PathBuf,
+    from: u64,
+}
+
+impl PostgresLog {
+    fn from_now(stage: &Stage) -> io::Result<Self> {
+        let path = stage.postgres.places().log.clone();
+        let from = path.metadata()?.len();
+        Ok(Self { path, from })
+    }
+
+    /// How often statements failed for a reason, once they do: a fault that none of them meets is none.
+    async fn refusals(&self, reason: &str) -> anyhow::Result<usize> {
+        until(&format!("statements fail: {reason}"), Duration::from_secs(20), || {
+            std::future::ready(match self.read().map(|text| text.matches(reason).count()) {
+                Ok(count) if count > 0 => Ok(count),
+                none => Err(none),
+            })
+        })
+        .await
+    }
+
+    fn read(&self) -> io::Result<String> {
+        let mut file = File::open(&self.path)?;
+        file.seek(SeekFrom::Start(self.from))?;
+        let mut text = Vec::new();
+        file.read_to_end(&mut text)?;
+        Ok(String::from_utf8_lossy(&text).into_owned())
+    }
 }
 
 /// Lets the receiver behave badly for a while, and at least until it was called so.

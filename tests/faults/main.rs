@@ -32,7 +32,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 use clap::{Args, Parser};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use check::Report;
 use faults::Kind;
@@ -102,8 +102,8 @@ fn parse_defect(name: &str) -> Result<Planted, String> {
     planted::all().into_iter().find(|planted| planted.name == name).ok_or_else(|| format!("one of {}", known()))
 }
 
-/// The last line of a run.
-#[derive(Debug, Default, Serialize)]
+/// The last line of a run, also of one that ends by an error: that is then the last of the violations.
+#[derive(Debug, Default, Serialize, Deserialize)]
 struct Summary {
     seed: u64,
     kills: u64,
@@ -115,7 +115,7 @@ struct Summary {
 }
 
 /// How many of the defects that were planted the checker has found.
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 struct Caught {
     caught: usize,
     of: usize,
@@ -143,7 +143,8 @@ fn main() -> ExitCode {
         Cli::Short(common) => {
             let others =
                 [Kind::StopReplica, Kind::TerminateBackends, Kind::WithholdCommit, Kind::ReadOnly, Kind::ReceiverHang];
-            suite(&common, &[], Some(Duration::from_secs(3)), |seed| Plan::mix(seed, 4, &others, 1))
+            errors_are_told()
+                .and_then(|()| suite(&common, &[], Some(Duration::from_secs(3)), |seed| Plan::mix(seed, 4, &others, 1)))
         }
         Cli::Long(long) => {
             let Long { common, kills, times, planted, defects, defects_only } = long;
@@ -169,6 +170,20 @@ fn tell(folder: &Path) -> anyhow::Result<ExitCode> {
     Ok(if report.violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+/// A run that ends by an error tells of it as any other does: seen with a program that is not there.
+fn errors_are_told() -> anyhow::Result<()> {
+    let run = Command::new(std::env::current_exe()?)
+        .args(["long", "--defects-only", "--planted", "/nowhere/carillon"])
+        .stdin(Stdio::null())
+        .stderr(Stdio::null())
+        .output()?;
+    let text = String::from_utf8_lossy(&run.stdout);
+    let last: Summary = serde_json::from_str(&text).with_context(|| format!("a run without a program said {text}"))?;
+    let told = last.violations.iter().any(|violation| violation.contains("/nowhere/carillon"));
+    ensure!(told && !run.status.success(), "a run without a program said {text} and ended with {}", run.status);
+    Ok(())
+}
+
 /// Runs what is asked for and prints the last line. `calm` is how long traffic goes on without a fault where nothing is planted;
 /// none for no such run.
 fn suite(
@@ -179,6 +194,25 @@ fn suite(
 ) -> anyhow::Result<ExitCode> {
     let random = || u64::from(std::process::id()) ^ (uuid::Uuid::new_v4().as_u64_pair().0 >> 32);
     let seed = common.seed.unwrap_or_else(random);
+    let mut summary = Summary { seed, ..Summary::default() };
+    let good = runs(common, defects, calm, faults(seed), &mut summary).unwrap_or_else(|error| {
+        eprintln!("faults: {error:#}");
+        summary.violations.push(format!("the run has ended early: {error:#}"));
+        false
+    });
+    println!("{}", serde_json::to_string(&summary)?);
+    Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The runs of a suite; true where all are good.
+fn runs(
+    common: &Common,
+    defects: &[(PathBuf, Planted)],
+    calm: Option<Duration>,
+    mut list: Vec<Kind>,
+    summary: &mut Summary,
+) -> anyhow::Result<bool> {
+    let seed = summary.seed;
     let temporary = tempfile::Builder::new().prefix("carillon-faults-records-").tempdir()?;
     let below = common.keep.clone().unwrap_or_else(|| temporary.path().to_owned());
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
@@ -188,13 +222,11 @@ fn suite(
         replicas: usize::from(common.replicas),
         small_disks: false,
     };
-    let mut list = faults(seed);
     if !common.only.is_empty() {
         list.retain(|kind| common.only.contains(kind));
     }
     eprintln!("faults: seed {seed}, records in {}", below.display());
     let done = runtime.block_on(async {
-        let mut summary = Summary { seed, ..Summary::default() };
         let mut good = true;
         let mut controlled: Vec<&[Kind]> = Vec::new();
         for (program, planted) in defects {
@@ -221,17 +253,17 @@ fn suite(
             let report = judge(&folder)?;
             good &= verdict(&plan, &report);
             let Report { kills, acknowledged, lost, duplicates_without_fault, violations, .. } = report;
-            summary = Summary { kills, acknowledged, lost, duplicates_without_fault, violations, ..summary };
+            let planted_defects = std::mem::take(&mut summary.planted_defects);
+            *summary =
+                Summary { seed, kills, acknowledged, lost, duplicates_without_fault, violations, planted_defects };
         }
-        anyhow::Ok((summary, good))
+        anyhow::Ok(good)
     });
-    if common.keep.is_none() && !matches!(done, Ok((_, true))) {
+    if common.keep.is_none() && !matches!(done, Ok(true)) {
         // What there is of a broken run helps to find its cause.
         eprintln!("faults: the records stay in {}", temporary.keep().display());
     }
-    let (summary, good) = done?;
-    println!("{}", serde_json::to_string(&summary)?);
-    Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    done
 }
 
 /// Runs the checker over the records, in a process of its own.

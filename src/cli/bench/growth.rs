@@ -3,6 +3,8 @@
 //! What has grown is measured beside a small service that was made and is read alike, in turns, so that a machine whose speed drifts
 //! moves both. A run that grows less than the targets speak of says how far it got, and is not judged.
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -31,8 +33,10 @@ const GROWN: u64 = 10_000_000;
 const PAGE: i32 = 100;
 /// Callers that read or fill at the same time.
 const CALLERS: usize = 4;
-/// Places of a log that reads choose from.
-const PLACES: u64 = 500;
+/// Events that reads by id choose from at most, all over a log: more than are read in a run, since what was read once is in memory.
+const IDS: u64 = 100_000;
+/// Places that pages begin at, likewise.
+const CURSORS: u64 = 20_000;
 /// Turns of inserting.
 const INSERTS: usize = 11;
 /// Events of one of them.
@@ -90,12 +94,12 @@ struct Log {
     time: Duration,
     /// Events that were written, warming up included.
     written: u64,
-    /// Ids of events spread over the whole log, in an order that has nothing to do with it.
-    ids: Arc<[String]>,
-    /// Cursors behind the same.
-    cursors: Arc<[String]>,
+    /// Ids of events all over the log.
+    ids: Places,
+    /// Cursors all over the log.
+    cursors: Places,
     /// The cursor that the last page follows.
-    tail: Arc<[String]>,
+    tail: Places,
 }
 
 impl Log {
@@ -104,27 +108,33 @@ impl Log {
         let publishers = bench.publishers(CALLERS).await?;
         let client = reader(&bench.service.access).await?;
         let filling = Steps::new("events", events);
-        let (mut written, places) = publish_all(&publishers, events, |done| filling.reached(done)).await?;
+        let (ids, cursors) = (RefCell::new(Vec::new()), RefCell::new(BTreeSet::new()));
+        let mut written = publish_all(&publishers, events, async |number, batch| {
+            filling.reached(number + BATCH);
+            // Asked for while its events are new: what is read of them for it is long out of memory by the end of a large log.
+            if (number / BATCH).is_multiple_of(step(events / BATCH, CURSORS)) {
+                let time = batch.first().and_then(|first| first.commit_time);
+                let cursor = page(&client, String::new(), time, 1).await?;
+                // Callers that shared a commit find the same place.
+                cursors.borrow_mut().insert(cursor);
+            }
+            ids.borrow_mut().extend(ids_of(number, batch, step(events, IDS)));
+            Ok(())
+        })
+        .await?;
         drop(filling);
         // Alone, so that what follows its first event is one page, whatever commits the others have shared.
         let last = publish_batch(&publishers[0], EVENT_TYPE, BATCH).await?;
         written += BATCH;
         let time = last.first().and_then(|first| first.commit_time);
-        let tail = page(&client, String::new(), time, 1).await?;
-        let mut shuffled = Vec::new();
-        for place in places {
-            let cursor = page(&client, String::new(), place.commit_time, place.nth).await?;
-            shuffled.push((clock::jitter(), place.event_id, cursor));
-        }
-        shuffled.sort_by(|a, b| a.0.total_cmp(&b.0));
-        let (ids, cursors): (Vec<_>, Vec<_>) = shuffled.into_iter().map(|(_, id, cursor)| (id, cursor)).unzip();
-        let (ids, cursors, time) = (ids.into(), cursors.into(), bench.round(ROUNDS));
-        Ok(Self { publishers, client, time, written, ids, cursors, tail: Arc::from([tail]) })
+        let tail = Places::shuffled([page(&client, String::new(), time, 1).await?]);
+        let (ids, cursors) = (Places::shuffled(ids.into_inner()), Places::shuffled(cursors.into_inner()));
+        Ok(Self { publishers, client, time: bench.round(ROUNDS), written, ids, cursors, tail })
     }
 
     async fn insert(&self) -> Result<f64, CliError> {
         let started = Instant::now();
-        let (written, _) = publish_all(&self.publishers, INSERTED, |_| ()).await?;
+        let written = publish_all(&self.publishers, INSERTED, async |_, _| Ok(())).await?;
         Ok(per_second(written, started.elapsed()))
     }
 
@@ -145,61 +155,72 @@ impl Log {
     }
 
     /// Reads one place after the other.
-    async fn read<C, F>(&self, places: &Arc<[String]>, read: C) -> Result<f64, CliError>
+    async fn read<C, F>(&self, places: &Places, read: C) -> Result<f64, CliError>
     where
         C: Fn(PublicClient, String) -> F + Clone + Send + 'static,
         F: Future<Output = Result<(), CliError>> + Send,
     {
-        let (client, places, next) = (self.client.clone(), Arc::clone(places), Arc::new(AtomicUsize::new(0)));
+        let (client, places) = (self.client.clone(), places.clone());
         let done = closed(CALLERS, self.time, move |_| {
-            let at = next.fetch_add(1, Ordering::Relaxed) % places.len();
-            let read = read(client.clone(), places[at].clone());
+            let read = read(client.clone(), places.next());
             async move { read.await.map(|()| 1) }
         });
         Ok(done.await?.rate())
     }
 }
 
-/// A place in a log: which event of its batch, from 1. The events of a batch share their commit time.
-#[derive(Debug, Clone, PartialEq)]
-struct Place {
-    event_id: String,
-    commit_time: Option<Timestamp>,
-    nth: i32,
+/// Places of a log in an order that has nothing to do with it. None is read twice before all were, whichever turn reads: what a read
+/// brings into memory serves none of those that follow.
+#[derive(Debug, Clone)]
+struct Places {
+    all: Arc<[String]>,
+    read: Arc<AtomicUsize>,
 }
 
-/// Publishes batches until so many events are written; answers with their count, and with [`PLACES`] evenly spread places.
+impl Places {
+    fn shuffled(all: impl IntoIterator<Item = String>) -> Self {
+        let mut drawn: Vec<(f64, String)> = all.into_iter().map(|place| (clock::jitter(), place)).collect();
+        drawn.sort_by(|a, b| a.0.total_cmp(&b.0));
+        Self { all: drawn.into_iter().map(|(_, place)| place).collect(), read: Arc::default() }
+    }
+
+    fn next(&self) -> String {
+        self.all[self.read.fetch_add(1, Ordering::Relaxed) % self.all.len()].clone()
+    }
+}
+
+/// Publishes batches until so many events are written; answers with their count.
+///
+/// *Shape*: `each` gets the number of a batch's first event, from 0, and what was answered.
 async fn publish_all(
     publishers: &[InternalClient],
     events: u64,
-    reached: impl Fn(u64),
-) -> Result<(u64, Vec<Place>), CliError> {
+    each: impl AsyncFn(u64, Vec<PublishResponse>) -> Result<(), CliError>,
+) -> Result<u64, CliError> {
     let begun = AtomicU64::new(0);
     let callers = publishers.iter().map(async |client| -> Result<_, CliError> {
-        let (mut written, mut places) = (0, Vec::new());
+        let mut written = 0;
         loop {
-            let first = begun.fetch_add(BATCH, Ordering::Relaxed);
-            if first >= events {
-                return Ok((written, places));
+            let number = begun.fetch_add(BATCH, Ordering::Relaxed);
+            if number >= events {
+                return Ok(written);
             }
             let published = publish_batch(client, EVENT_TYPE, BATCH).await?;
             written += published.len() as u64;
-            reached(first + BATCH);
-            places.extend(places_of(first, events, published));
+            each(number, published).await?;
         }
     });
-    let all = try_join_all(callers).await?;
-    let written = all.iter().map(|(written, _)| written).sum();
-    Ok((written, all.into_iter().flat_map(|(_, places)| places).collect()))
+    Ok(try_join_all(callers).await?.into_iter().sum())
 }
 
-/// The places of a batch: every so manyth event of the whole log, whatever its size.
-fn places_of(first: u64, events: u64, batch: Vec<PublishResponse>) -> impl Iterator<Item = Place> {
-    let step = (events / PLACES).max(1);
-    (first..)
-        .zip((1..).zip(batch))
-        .filter(move |(number, _)| number.is_multiple_of(step))
-        .map(|(_, (nth, one))| Place { event_id: one.event_id, commit_time: one.commit_time, nth })
+/// Of how many one is taken, so that no more than `most` are.
+fn step(of: u64, most: u64) -> u64 {
+    of.div_ceil(most).max(1)
+}
+
+/// The ids of every so manyth event, of a batch whose first event has this number.
+fn ids_of(number: u64, batch: Vec<PublishResponse>, step: u64) -> impl Iterator<Item = String> {
+    (number..).zip(batch).filter(move |(number, _)| number.is_multiple_of(step)).map(|(_, one)| one.event_id)
 }
 
 /// Reads one page; answers with the cursor behind it.
@@ -303,17 +324,32 @@ mod tests {
     }
 
     #[test]
-    fn reads_choose_from_as_many_places_all_over_a_log_whatever_its_size() {
-        let batch = || vec![PublishResponse::default(); usize::try_from(BATCH).expect("a few")];
-        for events in [SMALL, 1_000_000] {
-            let mut places = Vec::new();
-            for first in (0..events).step_by(usize::try_from(BATCH).expect("a few")) {
-                places.extend(
-                    places_of(first, events, batch()).map(|place| first + u64::from(place.nth.unsigned_abs()) - 1),
-                );
-            }
-            let even: Vec<u64> = (0..PLACES).map(|n| n * events / PLACES).collect();
-            assert_eq!(places, even);
+    fn reads_choose_from_events_all_over_a_log_whatever_its_size() {
+        for (events, every) in [(SMALL, 1), (1_000_000, 10), (GROWN, 100), (GROWN + BATCH, 101)] {
+            let step = step(events, IDS);
+            assert_eq!(step, every);
+            let batch = |number| {
+                let id = |number: u64| PublishResponse { event_id: number.to_string(), ..PublishResponse::default() };
+                (number..number + BATCH).map(id).collect()
+            };
+            let batches = (0..events).step_by(usize::try_from(BATCH).expect("a few"));
+            let ids: Vec<String> = batches.flat_map(|number| ids_of(number, batch(number), step)).collect();
+            let even: Vec<String> =
+                (0..events).step_by(usize::try_from(every).expect("a few")).map(|n| n.to_string()).collect();
+            assert_eq!(ids, even);
+        }
+    }
+
+    #[test]
+    fn no_place_is_read_again_before_every_place_was_read_whichever_turn_reads() {
+        let all: BTreeSet<String> = (0..1_000).map(|place| place.to_string()).collect();
+        let places = Places::shuffled(all.clone());
+        for _ in 0..2 {
+            // Turns, each with a part that counts and one that warms up.
+            let turn = places.clone();
+            let read: Vec<String> = (0..500).map(|_| turn.next()).chain((0..500).map(|_| places.next())).collect();
+            assert_ne!(read, all.iter().cloned().collect::<Vec<_>>(), "they are in another order than the log");
+            assert_eq!(BTreeSet::from_iter(read), all);
         }
     }
 }

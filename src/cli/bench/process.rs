@@ -43,6 +43,12 @@ pub fn memory(pid: u32) -> u64 {
     kibibytes(&status, "VmRSS:") << 10
 }
 
+/// Whether the kernel may back a process's memory by 2 MiB at a time.
+pub fn has_huge_pages(pid: u32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    status.lines().any(|line| line.strip_prefix("THP_enabled:").is_some_and(|value| value.trim() == "1"))
+}
+
 /// Main memory of the machine, bytes.
 pub fn machine_memory() -> u64 {
     kibibytes(&fs::read_to_string("/proc/meminfo").unwrap_or_default(), "MemTotal:") << 10

@@ -59,7 +59,7 @@ pub async fn single(bench: &Bench, id: &str, callers: usize) -> Result<Vec<Figur
     Ok(vec![Figure::in_turns(id, name, "1/s", limit_name, &turns).wants(target)])
 }
 
-/// T2: batches of a hundred.
+/// T2: batches of a hundred. Judged by the ratio alone: a rate that was wanted of another machine says nothing of this one.
 pub async fn batches(bench: &Bench) -> Result<Vec<Figure>, CliError> {
     let publishers = bench.publishers(CONNECTIONS).await?;
     let payload = [b'x'; PAYLOAD_BYTES];

@@ -38,6 +38,15 @@ const DEADLINE: Duration = Duration::from_secs(30);
 /// The program of this process.
 const PROGRAM: &str = "/proc/self/exe";
 
+/// How a child's memory is backed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pages {
+    /// As it is wherever the program runs.
+    Usual,
+    /// By small pages alone. Where the kernel backs memory by 2 MiB at a time, as much as a thousand watches hold is lost in the rounding.
+    Small,
+}
+
 /// A throw-away folder, removed at the end.
 #[derive(Debug)]
 struct Folder(PathBuf);
@@ -66,6 +75,7 @@ pub struct Service {
     /// Where it listens and what opens it.
     pub access: ClientFile,
     folder: Folder,
+    pages: Pages,
 }
 
 /// A second replica on the service's database.
@@ -102,19 +112,19 @@ struct EchoReady {
 
 impl Service {
     /// Starts `carillon dev` in a folder of its own.
-    pub async fn start(postgres: Option<&Path>) -> Result<Self, CliError> {
+    pub async fn start(postgres: Option<&Path>, pages: Pages) -> Result<Self, CliError> {
         let name = clock::new_uuid().simple().to_string();
         let path = Path::new("/tmp").join(format!("carillon-bench-{}", &name[20..]));
         fs::DirBuilder::new().mode(0o711).create(&path).map_err(CliError::file("make", &path))?;
         let folder = Folder(path.clone());
-        let mut command = Command::new(PROGRAM);
+        let mut command = program(pages);
         command.arg("dev").arg("--dir").arg(&path);
         command.args(["--port", "0", "--internal-port", "0", "--ops-port", "0", "--set", "log.level=warn"]);
         if let Some(postgres) = postgres {
             command.arg("--postgres").arg(postgres);
         }
         let (running, _): (_, Ready) = start(command, &path, "dev").await?;
-        Ok(Self { running, access: ClientFile::load(&path)?, folder })
+        Ok(Self { running, access: ClientFile::load(&path)?, folder, pages })
     }
 
     /// The server's process.
@@ -155,7 +165,7 @@ impl Service {
     /// Starts `carillon serve` on the same database, its public port over TLS where asked for.
     pub async fn replica(&self, public: PublicPort) -> Result<Replica, CliError> {
         let folder = &self.folder.0;
-        let mut command = Command::new(PROGRAM);
+        let mut command = program(self.pages);
         command.arg("serve").arg("--config").arg(folder.join("carillon.toml"));
         let mut set = |setting: String| {
             command.arg("--set").arg(setting);
@@ -183,7 +193,7 @@ impl Service {
     pub async fn echo(&self) -> Result<Echo, CliError> {
         let files = self.server_certificate();
         let ca = self.access.ca.clone().unwrap_or_default();
-        let mut command = Command::new(PROGRAM);
+        let mut command = program(self.pages);
         command.arg("bench-echo").arg("--cert").arg(&files.cert).arg("--key").arg(&files.key).arg("--ca").arg(ca);
         let (running, ready): (_, EchoReady) = start(command, &self.folder.0, "echo").await?;
         Ok(Echo {
@@ -269,6 +279,16 @@ impl Running {
             let _gone = self.child.kill().await;
         }
     }
+}
+
+/// This same program, as a child.
+fn program(pages: Pages) -> Command {
+    let mut command = Command::new(PROGRAM);
+    if pages == Pages::Small {
+        // The allocator asks the kernel for it.
+        command.env("MIMALLOC_ALLOW_THP", "0");
+    }
+    command
 }
 
 /// Starts a child and waits for its ready file.
@@ -362,16 +382,33 @@ pub async fn subscribe(
     url: String,
     filter: &str,
 ) -> Result<String, CliError> {
+    subscribe_with(client, access, event_type, url, filter, policy()).await
+}
+
+/// How deliveries are attempted where a figure asks for nothing else.
+pub fn policy() -> DeliveryPolicy {
+    DeliveryPolicy {
+        max_in_flight: 256,
+        initial_backoff: Some(Duration::from_millis(100).into()),
+        ..DeliveryPolicy::default()
+    }
+}
+
+/// The same with a delivery policy.
+pub async fn subscribe_with(
+    client: &PublicClient,
+    access: &ClientFile,
+    event_type: &str,
+    url: String,
+    filter: &str,
+    delivery_policy: DeliveryPolicy,
+) -> Result<String, CliError> {
     let request = SubscribeRequest {
         app: access.app.clone().unwrap_or_default(),
         event_type: event_type.to_owned(),
         target: Some(webhook(url, WebhookMode::Structured, [])),
         filter: filter.to_owned(),
-        delivery_policy: Some(DeliveryPolicy {
-            max_in_flight: 256,
-            initial_backoff: Some(Duration::from_millis(100).into()),
-            ..DeliveryPolicy::default()
-        }),
+        delivery_policy: Some(delivery_policy),
         ..SubscribeRequest::default()
     };
     let answer = call("Subscribe", client.events().subscribe(client.request(request))).await?;

@@ -38,6 +38,7 @@ struct State {
     failed: AtomicU64,
     /// True where no request is answered.
     hangs: AtomicBool,
+    hung: AtomicU64,
     /// When each event arrived, by its number, while that is wanted.
     receipts: Mutex<Option<Vec<(u64, Instant)>>>,
     first: OnceLock<(HeaderMap, Bytes)>,
@@ -75,6 +76,11 @@ impl Sink {
     /// Requests so far that were answered with 503.
     pub fn failed(&self) -> u64 {
         self.state.failed.load(Ordering::Relaxed)
+    }
+
+    /// Requests so far that are never answered.
+    pub fn hung(&self) -> u64 {
+        self.state.hung.load(Ordering::Relaxed)
     }
 
     /// Answers every so many requests with 503; 0 for none.
@@ -138,6 +144,7 @@ async fn receive(state: &State, request: Request<Incoming>) -> Response<Empty<By
     *response.status_mut() = StatusCode::NO_CONTENT;
     let Ok(body) = body.collect().await else { return response };
     if state.hangs.load(Ordering::Relaxed) {
+        state.hung.fetch_add(1, Ordering::Relaxed);
         return std::future::pending().await;
     }
     let body = body.to_bytes();

@@ -30,10 +30,12 @@ const CONNECTIONS: usize = 8;
 const AT_ONCE: usize = 32;
 /// Events that publishing may be ahead of the average watch.
 const AHEAD: u64 = 2_000;
-/// Watches that are open before the memory of any is measured.
+/// Watches with connections of their own that are open before the memory of any is measured.
 const FIRST: usize = 50;
-/// Watches whose memory is measured where connections are shared.
+/// Watches whose memory is measured where connections are shared, and as many that are open before.
 const FEW: usize = 1_000;
+/// Services whose watches grow in number.
+const SERVICES: usize = 3;
 /// How long opening or draining may take.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Events of a paced run at most.
@@ -315,15 +317,10 @@ async fn bare_flood(bench: &Bench, streams: usize) -> Result<f64, CliError> {
 
 /// T8a and T8b: memory of a watch that has nothing to do, each in a service whose memory nothing else has used before.
 pub async fn idle(bench: &Bench) -> Result<Vec<Figure>, CliError> {
-    let fresh = bench.fresh().await?;
-    let own = own_memory(&fresh).await;
-    fresh.stop().await?;
-    let fresh = bench.fresh().await?;
-    let shared = few_shared(&fresh).await.map(|(each, ..)| each);
-    fresh.stop().await?;
-    let shared = shared?;
+    let own = bench.weighed(own_memory).await?;
+    let (shared, ..) = bench.weighed(few_shared).await?;
     let name = "memory of an idle watch on a shared connection";
-    Ok(vec![own?, Figure::new("T8b", name, shared, "KB").wants(Target::AtMost(10.0).where_seen(shared))])
+    Ok(vec![own, Figure::new("T8b", name, shared, "KB").wants(Target::AtMost(10.0).where_seen(shared))])
 }
 
 async fn own_memory(bench: &Bench) -> Result<Figure, CliError> {
@@ -354,46 +351,43 @@ async fn own_memory(bench: &Bench) -> Result<Figure, CliError> {
 
 /// The memory of each of [`FEW`] idle watches that share connections; with them, and those that were there first.
 async fn few_shared(bench: &Bench) -> Result<(f64, Audience, Audience), CliError> {
-    // What the first watches of a tenant need is not what each further one needs.
-    let first = Audience::open(&bench.service.access, FIRST, 1).await?;
+    // The first ones use what the start has left free, and what calls need while they are opened: the memory does not grow with them.
+    let first = Audience::open(&bench.service.access, FEW, CONNECTIONS).await?;
     let before = process::memory(bench.service.pid());
     let few = Audience::open(&bench.service.access, FEW, CONNECTIONS).await?;
     Ok((per_watch(before, process::memory(bench.service.pid()), FEW), first, few))
 }
 
-/// T12f: memory of an idle watch among many, in a service of its own.
+/// T12f: memory of an idle watch among many, in services of their own.
 pub async fn growing(bench: &Bench) -> Result<Vec<Figure>, CliError> {
-    let fresh = bench.fresh().await?;
-    let measured = growing_memory(&fresh).await;
-    fresh.stop().await?;
-    measured
-}
-
-async fn growing_memory(bench: &Bench) -> Result<Vec<Figure>, CliError> {
     /// As many as the target speaks of.
     const MANY: u64 = 10_000;
+    let all = bench.args.watches;
+    let mut turns = Vec::new();
+    for _ in 0..SERVICES {
+        turns.push(bench.weighed(growing_memory).await?);
+    }
+    let name = format!("memory of each further idle watch, up to {all}");
+    let figure = Figure::in_turns("T12f", name, "KB", "each of the second 1,000", &turns);
+    let seen = figure.value.unwrap_or_default();
+    Ok(vec![figure.wants(Target::RatioAtMost(1.1).where_covered(all.into(), MANY).where_seen(seen))])
+}
+
+/// The memory of each of many idle watches, and of each of those before them.
+async fn growing_memory(bench: &Bench) -> Result<(f64, f64), CliError> {
     /// Watches of one connection, few or many: what a connection costs is then in both figures alike.
     const EACH: usize = FEW / CONNECTIONS;
-    let all = usize::try_from(bench.args.watches).unwrap_or(FEW);
     // All together as many as a tenant may have.
-    let many = all.saturating_sub(FIRST + FEW);
+    let many = usize::try_from(bench.args.watches).unwrap_or_default().saturating_sub(2 * FEW);
     let (few_each, _first, _few) = few_shared(bench).await?;
     let before = process::memory(bench.service.pid());
     let _many = Audience::open(&bench.service.access, many, many.div_ceil(EACH)).await?;
-    let many_each = per_watch(before, process::memory(bench.service.pid()), many);
-    Ok(vec![
-        Figure::new("T12f", format!("memory of each further idle watch, up to {all}"), many_each, "KB")
-            .beside("each of the first 1,000", few_each)
-            .wants(Target::RatioAtMost(1.1).where_covered(all as u64, MANY).where_seen(many_each)),
-    ])
+    Ok((per_watch(before, process::memory(bench.service.pid()), many), few_each))
 }
 
 /// T8c: memory of a watch whose reader takes nothing while much is published, in a service of its own too.
 pub async fn stalled(bench: &Bench) -> Result<Vec<Figure>, CliError> {
-    let fresh = bench.fresh().await?;
-    let measured = stalled_memory(&fresh).await;
-    fresh.stop().await?;
-    measured
+    bench.weighed(stalled_memory).await
 }
 
 async fn stalled_memory(bench: &Bench) -> Result<Vec<Figure>, CliError> {
