@@ -20,6 +20,8 @@ use std::collections::HashSet;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+/// The stack of a check that may cost all that one may.
+const STACK_BYTES: usize = 128 * 1024 * 1024;
 /// How long a document may be, in bytes.
 pub const DOCUMENT_BYTES_MAX: usize = 256 * 1024;
 /// How deep a document may be nested.
@@ -114,7 +116,17 @@ impl Schema {
     /// Errors: the places where the data breaks the schema, or one violation at the root for what is not one JSON text as
     /// [`check_json`] has it.
     pub fn validate(&self, data: &[u8]) -> Result<(), Vec<Violation>> {
-        self.check(data, UNITS_MAX).unwrap_or_else(|| Err(whole("costs too much to check against the schema")))
+        // References that follow each other and data within data are bounded by what they cost together, which is more than the caller's
+        // stack is enough for.
+        std::thread::scope(|scope| {
+            let check = || self.check(data, UNITS_MAX);
+            let checking = std::thread::Builder::new().name("schema".to_owned()).stack_size(STACK_BYTES);
+            match checking.spawn_scoped(scope, check).map(std::thread::ScopedJoinHandle::join) {
+                Ok(Ok(Some(checked))) => checked,
+                Ok(Ok(None)) => Err(whole("costs too much to check against the schema")),
+                Ok(Err(_)) | Err(_) => Err(whole("cannot be checked against the schema")),
+            }
+        })
     }
 
     /// As [`Self::validate`], where others wait for the thread: none for data that takes long to check.

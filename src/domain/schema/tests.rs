@@ -264,6 +264,17 @@ const PARSE_MAX: Duration = Duration::from_millis(if cfg!(debug_assertions) { 10
 const CHECK_MAX: Duration = Duration::from_millis(if cfg!(debug_assertions) { 20_000 } else { 1_000 });
 
 #[test]
+fn a_chain_of_references_within_data_within_data_is_checked_on_a_stack_that_is_enough() {
+    let chain = (0..500).map(|n| format!(r##""r{n}":{{"$ref":"#/$defs/r{}"}}"##, n + 1)).collect::<Vec<_>>().join(",");
+    let document =
+        format!(r##"{{"$ref":"#/$defs/r0","$defs":{{{chain},"r500":{{"items":{{"$ref":"#/$defs/r0"}}}}}}}}"##);
+    let schema = Schema::parse(&document).expect("a schema");
+    let data = format!("{}{}", "[".repeat(100), "]".repeat(100));
+    assert!(schema.validate_briefly(data.as_bytes()).is_none(), "it costs too much for the caller's stack");
+    assert_eq!(schema.validate(data.as_bytes()), Ok(()));
+}
+
+#[test]
 fn hostile_documents_are_answered_fast() {
     let alternatives = |count: usize| {
         format!("{{\"oneOf\": [{}]}}", vec![r#"{"type": "object", "required": ["a"]}"#; count].join(","))

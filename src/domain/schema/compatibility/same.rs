@@ -25,15 +25,19 @@ const SILENT: [&str; 12] = [
     "title",
 ];
 
-/// True where both say the same.
+/// How deep schemas may be within each other, references followed, to be compared: each takes some of the stack.
+const DEPTH_MAX: usize = 300;
+
+/// True where both say the same; false also where that lies too deep to be found out.
 pub(super) fn same<'a, 'b>(a: (&Document<'a>, &'a Value), b: (&Document<'b>, &'b Value)) -> bool {
-    Comparison { a: a.0, b: b.0, seen: HashSet::new() }.schemas(a.1, b.1)
+    Comparison { a: a.0, b: b.0, seen: HashSet::new(), depth: 0 }.schemas(a.1, b.1)
 }
 
 struct Comparison<'x, 'a, 'b> {
     a: &'x Document<'a>,
     b: &'x Document<'b>,
     seen: HashSet<(usize, usize)>,
+    depth: usize,
 }
 
 impl<'a, 'b> Comparison<'_, 'a, 'b> {
@@ -43,13 +47,19 @@ impl<'a, 'b> Comparison<'_, 'a, 'b> {
             return true;
         }
         charge(1);
-        match (a, b) {
+        if self.depth == DEPTH_MAX {
+            return false;
+        }
+        self.depth += 1;
+        let same = match (a, b) {
             (Value::Object(left), Value::Object(right)) => self.members(a, left, b, right),
             (Value::Array(left), Value::Array(right)) => {
                 left.len() == right.len() && left.iter().zip(right).all(|(a, b)| self.schemas(a, b))
             }
             _ => equal(a, b),
-        }
+        };
+        self.depth -= 1;
+        same
     }
 
     fn members(

@@ -203,6 +203,21 @@ fn what_costs_too_much_to_compare_is_not_decided() {
 }
 
 #[test]
+fn rings_of_references_of_different_lengths_are_compared_to_a_bounded_depth() {
+    let ring = |length: usize| {
+        let links = (0..length).map(|n| format!(r##""a{n}":{{"items":{{"$ref":"#/$defs/a{}"}}}}"##, (n + 1) % length));
+        format!(r##"{{"$ref":"#/$defs/a0","$defs":{{{}}}}}"##, links.collect::<Vec<_>>().join(","))
+    };
+    let chain = (0..6_000).map(|n| format!(r##""a{n}":{{"items":{{"$ref":"#/$defs/a{}"}}}}"##, n + 1));
+    let chain = chain.chain([r#""a6000":{"type":"string"}"#.to_owned()]).collect::<Vec<_>>().join(",");
+    let chain = format!(r##"{{"$ref":"#/$defs/a0","$defs":{{{chain}}}}}"##);
+    for (previous, new) in [(&ring(101), &ring(103)), (&chain, &chain)] {
+        let breaks = compare(previous, new, Compatibility::Full).expect("both are schemas");
+        assert!(breaks.iter().all(|found| found.message.contains("deep")), "{breaks:?}");
+    }
+}
+
+#[test]
 fn large_and_tangled_schemas_are_answered_within_the_bound() {
     let alternatives = |n: usize| (0..n).map(|i| format!(r#"{{"required": ["p{i}"]}}"#)).collect::<Vec<_>>().join(",");
     let doubling = (0..60)
