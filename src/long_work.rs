@@ -29,33 +29,44 @@ struct Places {
     of: Arc<DashMap<TenantId, Arc<Semaphore>>>,
 }
 
-/// The places of one piece, from when it waits for them until it ends.
-struct Held {
+/// A tenant's own place, from when it waits for it until it is given back.
+struct Own {
     tenant: TenantId,
     queue: Option<Arc<Semaphore>>,
-    own: Option<OwnedSemaphorePermit>,
-    one_of_all: Option<OwnedSemaphorePermit>,
+    permit: Option<OwnedSemaphorePermit>,
 }
 
-impl Drop for Held {
+impl Own {
+    /// None where the process ends.
+    async fn of(tenant: TenantId) -> Option<Self> {
+        let queue = PLACES.of.entry(tenant).or_insert_with(|| Arc::new(Semaphore::new(1))).clone();
+        let mut own = Self { tenant, queue: Some(queue.clone()), permit: None };
+        own.permit = Some(queue.acquire_owned().await.ok()?);
+        Some(own)
+    }
+
+    /// Runs a piece once there is a place among all, which is given back before its tenant's own.
+    async fn run<T: Send + 'static>(self, work: impl FnOnce() -> T + Send + 'static) -> Option<(Self, T)> {
+        let one_of_all = PLACES.all.clone().acquire_owned().await.ok()?;
+        let piece = move || {
+            let done = work();
+            drop(one_of_all);
+            (self, done)
+        };
+        tokio::task::spawn_blocking(piece).await.ok()
+    }
+}
+
+impl Drop for Own {
     fn drop(&mut self) {
-        (self.queue, self.own, self.one_of_all) = (None, None, None);
+        (self.queue, self.permit) = (None, None);
         PLACES.of.remove_if(&self.tenant, |_, own| Arc::strong_count(own) == 1);
     }
 }
 
 /// Runs a piece of a tenant's work once it has its places. None where it panics, or the process ends.
 pub async fn run<T: Send + 'static>(tenant: TenantId, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
-    let queue = PLACES.of.entry(tenant).or_insert_with(|| Arc::new(Semaphore::new(1))).clone();
-    let mut held = Held { tenant, queue: Some(queue.clone()), own: None, one_of_all: None };
-    held.own = Some(queue.acquire_owned().await.ok()?);
-    held.one_of_all = Some(PLACES.all.clone().acquire_owned().await.ok()?);
-    let piece = move || {
-        let done = work();
-        drop(held);
-        done
-    };
-    tokio::task::spawn_blocking(piece).await.ok()
+    Own::of(tenant).await?.run(work).await.map(|(_, done)| done)
 }
 
 /// As [`run`] for work on data of so many bytes; what is small is done at once.
@@ -84,6 +95,27 @@ pub async fn in_pieces<T: Send + 'static>(
         (work, piece, done) = run(tenant, next).await?;
     }
     Some(work)
+}
+
+/// As [`in_pieces`], but others of the same tenant wait until all is done: of work that is begun one after the other, each ends as soon as
+/// it can.
+pub async fn in_order<T: Send + 'static>(
+    tenant: TenantId,
+    mut work: T,
+    mut piece: impl FnMut(&mut T, Instant) -> bool + Send + 'static,
+) -> Option<T> {
+    let mut own = Own::of(tenant).await?;
+    loop {
+        let next = move || {
+            let done = piece(&mut work, Instant::now() + PIECE);
+            (work, piece, done)
+        };
+        let (kept, (rest, again, done)) = own.run(next).await?;
+        if done {
+            return Some(rest);
+        }
+        (own, work, piece) = (kept, rest, again);
+    }
 }
 
 #[cfg(test)]
@@ -124,6 +156,25 @@ mod tests {
         go.send(()).expect("the piece that runs goes on");
         assert_eq!(run(tenant, || 1).await, Some(1));
         assert_eq!(begins.recv().await, None, "there was another piece");
+    }
+
+    #[tokio::test]
+    async fn work_in_order_is_done_before_others_of_its_tenant_and_leaves_other_tenants_their_turn() {
+        let (tenant, other) = (TenantId(Uuid::from_u128(6)), TenantId(Uuid::from_u128(7)));
+        let (begun, mut begins) = tokio::sync::mpsc::unbounded_channel();
+        let (go, wait) = mpsc::channel::<()>();
+        let ordered = tokio::spawn(in_order(tenant, 0, move |count, _| {
+            *count += 1;
+            begun.send(*count).is_err() || wait.recv().is_err() || *count == 2
+        }));
+        assert_eq!(begins.recv().await, Some(1));
+        let behind = tokio::spawn(run(tenant, || true));
+        go.send(()).expect("it waits");
+        assert_eq!(begins.recv().await, Some(2));
+        assert!(!behind.is_finished(), "it waits for all of the first");
+        assert_eq!(run(other, || 7).await, Some(7));
+        go.send(()).expect("it waits");
+        assert_eq!((ordered.await.expect("no panic"), behind.await.expect("no panic")), (Some(2), Some(true)));
     }
 
     #[tokio::test]

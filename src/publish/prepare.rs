@@ -112,7 +112,7 @@ async fn decide(
         if !matching.go_on(event, &listeners, Instant::now() + TURN) {
             let event = event.clone();
             let rest = move |matching: &mut Matching, end| matching.go_on(&event, &listeners, end);
-            matching = long_work::in_pieces(tenant.tenant(), matching, rest).await.ok_or(StoreError::Interrupted)?;
+            matching = long_work::in_order(tenant.tenant(), matching, rest).await.ok_or(StoreError::Interrupted)?;
         }
         (matched, refused) = (matching.matched, matching.refused);
     }
@@ -130,16 +130,23 @@ struct Matching {
 
 impl Matching {
     /// Matches at least one listener, and further ones until the end; true where none is left. Each filter is bounded, and there may be many.
-    fn go_on(&mut self, event: &Event, listeners: &[Arc<Entry>], end: Instant) -> bool {
+    fn go_on(&mut self, event: &Event, listeners: &[Arc<Entry>], mut end: Instant) -> bool {
         let context = FilterContext::new(event);
-        let first = self.begun;
+        let (first, mut is_read) = (self.begun, false);
         for entry in &listeners[first..] {
-            if self.begun > first && entry.subscription.filter.is_some() && Instant::now() > end {
+            let (filtered, began) = (entry.subscription.filter.is_some(), Instant::now());
+            if self.begun > first && filtered && began > end {
                 return false;
             }
             self.begun += 1;
             let subscription = &entry.subscription;
-            if fires(subscription, &context, self.schema_version) {
+            let fires = fires(subscription, &context, self.schema_version);
+            if filtered && !is_read {
+                // The first filter reads the data, which each piece does anew: it goes on for as long as that took.
+                is_read = true;
+                end = end.max(Instant::now() + began.elapsed());
+            }
+            if fires {
                 let looped = event.lineage.subscriptions.contains(&subscription.no);
                 if looped { &mut self.refused } else { &mut self.matched }.push(subscription.no);
             }
