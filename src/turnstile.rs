@@ -22,6 +22,8 @@ struct State<S> {
     free: usize,
     /// What one of them may hold.
     share_max: usize,
+    /// True where one gets another place only while it then holds no more than it leaves free.
+    leaves_as_many: bool,
     lines: HashMap<S, Line>,
     /// Of each of whom somebody waits: what it holds, and the ticket of the first that waits.
     next: BTreeSet<(usize, u64, S)>,
@@ -50,8 +52,18 @@ impl<S: Copy + Ord + Hash> Turnstile<S> {
 
     /// Takes how many places there are, and how many of them one sharer may hold; at least one each.
     pub fn shared(places: usize, share_max: usize) -> Self {
+        Self::of(places, share_max, false)
+    }
+
+    /// Takes how many places there are. One alone gets half of them, two get a third each, and whoever comes next always finds some, as of
+    /// `domain::places`.
+    pub fn leaving_as_many(places: usize) -> Self {
+        Self::of(places, places, true)
+    }
+
+    fn of(places: usize, share_max: usize, leaves_as_many: bool) -> Self {
         let (free, share_max) = (places.max(1), share_max.max(1));
-        let state = State { free, share_max, lines: HashMap::new(), next: BTreeSet::new(), tickets: 0 };
+        let state = State { free, share_max, leaves_as_many, lines: HashMap::new(), next: BTreeSet::new(), tickets: 0 };
         Self { state: Arc::new(Mutex::new(state)) }
     }
 
@@ -103,7 +115,7 @@ impl<S: Copy + Ord + Hash> State<S> {
         while self.free > 0 {
             // The first holds fewest: where even it may not have another one, nobody may.
             let Some(&(held, _, sharer)) = self.next.first() else { return };
-            if held >= self.share_max {
+            if held >= self.share_max || self.leaves_as_many && held > 0 && held + 1 > self.free - 1 {
                 return;
             }
             self.free -= 1;
@@ -174,6 +186,23 @@ mod tests {
         drop((inside, waiting, others));
         let state = turnstile.state();
         assert_eq!((state.free, state.lines.len(), state.next.len()), (8, 0, 0));
+    }
+
+    #[test]
+    fn however_many_tenants_take_all_that_they_get_the_next_one_finds_a_place() {
+        let turnstile = Turnstile::leaving_as_many(16);
+        let all = |number| {
+            let come: Vec<_> = (0..20).map(|_| let_in(come(&turnstile, number))).collect();
+            (come.iter().filter(|one| one.is_ok()).count(), come)
+        };
+        let held = [all(1), all(2), all(3), all(4)];
+        assert_eq!(held.each_ref().map(|(count, _)| *count), [8, 4, 2, 1]);
+        let (mut held, third) = (held, let_in(come(&turnstile, 5)));
+        assert!(third.is_ok(), "the last place is for who has none");
+        held[0].1.retain(Result::is_err);
+        drop(third);
+        let waiting = held.iter_mut().flat_map(|(_, come)| come.drain(..)).filter_map(Result::err);
+        assert!(waiting.filter_map(|wait| let_in(wait).ok()).count() > 0, "what is free again is given on");
     }
 
     #[test]

@@ -170,8 +170,8 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
     ),
     (
         "pending.questions_max",
-        "questions to listeners of PRE events that this process waits for at the same time, of which one tenant gets three quarters at \
-         most; further ones wait for their turn; 1 to 100,000",
+        "questions to listeners of PRE events that this process waits for at the same time; one tenant alone gets half of them, and \
+         further ones wait for their turn; 1 to 100,000",
     ),
     (
         "pending.due_bytes_max",

@@ -30,6 +30,8 @@ pub struct Place<S: Copy + Eq + Hash = TenantId> {
     places: Places<S>,
     sharer: S,
     count: usize,
+    /// As many as nobody else can have meanwhile.
+    of_all: usize,
 }
 
 impl<S: Copy + Eq + Hash> Places<S> {
@@ -54,23 +56,22 @@ impl<S: Copy + Eq + Hash> Places<S> {
     }
 
     /// As [`Self::take_some`], but a tenant that holds none gets so many while any is left: it waits for no others to hold less. All that
-    /// are taken together are then more than there are by those of one call at most.
+    /// are taken together, without what is owed, are then more than there are by those of one call at most.
     pub fn take_some_or_first(&self, sharer: S, count: usize) -> Option<Place<S>> {
         self.give(sharer, count, true)
     }
 
-    /// So many places whether or not they are left, for what cannot be refused any more: others wait for it.
+    /// So many places whether or not they are left, for what cannot be refused any more. They fill the part of their tenant, and take
+    /// nothing from others.
     pub fn take_owed(&self, sharer: S, count: usize) -> Place<S> {
-        let mut held = self.held();
-        held.all += count;
-        *held.of.entry(sharer).or_default() += count;
-        Place { places: self.clone(), sharer, count }
+        *self.held().of.entry(sharer).or_default() += count;
+        Place { places: self.clone(), sharer, count, of_all: 0 }
     }
 
     /// True where a tenant holds its part; one that holds none never does.
     pub fn is_full(&self, sharer: S) -> bool {
         let held = self.held();
-        held.of.get(&sharer).is_some_and(|own| *own >= self.max.saturating_sub(held.all))
+        held.of.get(&sharer).is_some_and(|own| *own >= self.max.saturating_sub(held.all.max(*own)))
     }
 
     fn give(&self, sharer: S, count: usize, or_first: bool) -> Option<Place<S>> {
@@ -80,12 +81,13 @@ impl<S: Copy + Eq + Hash> Places<S> {
         // The last single place is for whoever has none.
         let last = own == 1 && all == self.max;
         let first = or_first && own == count && held.all < self.max;
-        if own > self.max.saturating_sub(all) && held.all > 0 && !last && !first {
+        let is_alone = held.all == 0 && own == count;
+        if own > self.max.saturating_sub(all) && !is_alone && !last && !first {
             return None;
         }
         held.all = all;
         held.of.insert(sharer, own);
-        Some(Place { places: self.clone(), sharer, count })
+        Some(Place { places: self.clone(), sharer, count, of_all: count })
     }
 
     fn held(&self) -> MutexGuard<'_, Held<S>> {
@@ -96,7 +98,7 @@ impl<S: Copy + Eq + Hash> Places<S> {
 impl<S: Copy + Eq + Hash> Drop for Place<S> {
     fn drop(&mut self) {
         let mut held = self.places.held();
-        held.all -= self.count;
+        held.all -= self.of_all;
         if let Some(own) = held.of.get_mut(&self.sharer) {
             *own -= self.count;
             if *own == 0 {
@@ -181,9 +183,9 @@ mod tests {
         assert!(!places.is_full(first));
         let owed = places.take_owed(first, 200);
         assert!(places.is_full(first) && !places.is_full(second));
-        assert!(places.take(second).is_none(), "none is left");
+        assert!(places.take(first).is_none() && places.take(second).is_some());
         drop(owed);
-        assert!(places.take(second).is_some() && !places.is_full(first));
+        assert!(!places.is_full(first));
         drop(some);
         assert_eq!(places.held().all, 0);
     }

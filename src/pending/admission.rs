@@ -73,7 +73,13 @@ impl Core {
     /// Bytes that the enrichments of these listeners may have until their event is decided, beside the event.
     pub(super) fn enrichment_bytes<'a>(&self, listeners: impl Iterator<Item = &'a Arc<Entry>>) -> usize {
         let policies = listeners.filter_map(|one| one.subscription.pre_policy.as_ref());
-        policies.filter(|policy| !policy.enrich_paths.is_empty()).count() * self.executor.answer_bytes_max()
+        let all = policies.filter(|policy| !policy.enrich_paths.is_empty()).count() * self.executor.answer_bytes_max();
+        all.min(self.enrichment_bytes_max())
+    }
+
+    /// Bytes that the enrichments of one event may have together.
+    pub(super) fn enrichment_bytes_max(&self) -> usize {
+        2 * self.event_bytes_max
     }
 
     /// Takes up to so many places for phases, and room for the bytes of all their events and of the enrichments of each place: fewer places
@@ -88,6 +94,10 @@ impl Core {
         let mut places: Vec<Place> = std::iter::from_fn(|| self.places.take(tenant)).take(most).collect();
         if places.is_empty() {
             return Err(self.phases_full());
+        }
+        // No more than the part of one alone, also while nobody else holds any.
+        while places.len() > 1 && enrichment > 0 && bytes + places.len() * enrichment > self.room.max() / 2 {
+            places.truncate(places.len() / 2);
         }
         loop {
             let all = bytes + places.len() * enrichment;

@@ -13,8 +13,8 @@ pub struct Config {
     /// Bytes of PRE events whose listeners are asked at the same time by this process, each with what its listeners may answer as
     /// enrichments; one tenant alone gets half of them. 1 MiB to 64 GiB.
     pub phases_bytes_max: usize,
-    /// Questions to listeners of PRE events that this process waits for at the same time, of which one tenant gets three quarters at most;
-    /// further ones wait for their turn. 1 to 100,000.
+    /// Questions to listeners of PRE events that this process waits for at the same time; one tenant alone gets half of them, and further
+    /// ones wait for their turn. 1 to 100,000.
     pub questions_max: usize,
     /// Bytes of delayed events that are due, and of PRE events taken over from other replicas, in memory at the same time in this process,
     /// with what may come as enrichments: half of them for each kind. Of a kind one tenant alone gets half, and one that has none gets an event of any size while some is

@@ -311,7 +311,7 @@ impl Core {
             taken_over_room: Places::new(config.due_bytes_max / 2),
             seats: Seats::default(),
             freed: Freed::default(),
-            questions: Turnstile::new(config.questions_max),
+            questions: Turnstile::leaving_as_many(config.questions_max),
             config,
             event_bytes_max: publish.event_bytes_max,
             kept: TimeDelta::hours(i64::from(publish.idempotency_hours)),

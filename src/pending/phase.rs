@@ -9,7 +9,7 @@
 //! No transaction is open while a listener runs. Every write names the row's token: a phase that another replica has taken over ends
 //! here without effect. A listener whose success is noted is never asked again.
 
-use super::ask::{Listener, Numbers, ask};
+use super::ask::{Listener, Numbers, ask, spoil};
 use super::running::Handle;
 use super::{Core, PendingError};
 use crate::domain::event::LogEntry;
@@ -185,7 +185,8 @@ impl Phase {
             tokio::select! {
                 Some(verdict) = asking.join_next() => {
                     // One that panicked is asked again once the lease has ended.
-                    let Ok(verdict) = verdict else { return Decision::Left };
+                    let Ok(mut verdict) = verdict else { return Decision::Left };
+                    self.bound_enrichments(core, &mut verdict);
                     let blocks = self.blocks(&verdict);
                     self.verdicts.push(verdict);
                     match blocks {
@@ -218,6 +219,14 @@ impl Phase {
         drop(asking);
         self.time_is_up(core.store.now());
         self.aborts().map_or(Decision::Commit, Decision::Abort)
+    }
+
+    /// Makes a failure of an enrichment that is too much beside those that are there: they are kept until the last listener has answered.
+    fn bound_enrichments(&self, core: &Core, last: &mut Verdict) {
+        let patches = self.verdicts.iter().chain([&*last]).filter_map(|verdict| verdict.patch.as_ref());
+        if last.patch.is_some() && patches.map(String::len).sum::<usize>() > core.enrichment_bytes_max() {
+            spoil(last, "the enrichments of the event are too large together".to_owned());
+        }
     }
 
     /// Gives up the questions to listeners that are not active any more. Returns what tells when there may be others.

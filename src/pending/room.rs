@@ -31,7 +31,8 @@ pub(super) struct Room {
 
 /// What is taken for an event.
 pub(super) struct Taken {
-    _bytes: Place,
+    /// None where the event is over, and found no room: it is decided at once.
+    _bytes: Option<Place>,
     /// None where the type has no listeners to ask, or the event is taken over.
     _seat: Option<(Seat, Place)>,
 }
@@ -101,12 +102,17 @@ impl Core {
             self.phases.iter().map(|phase| *phase.key()).filter(|key| key.0 == tenant).map(|key| key.1).collect();
         let registry = self.registry.tenant(tenant).await?;
         let found = self.store.due_gated(tenant, now, &without, CLAIM_MAX).await?;
-        let mut rooms = HashMap::new();
+        let (mut rooms, mut has_none) = (HashMap::new(), false);
         for due in &found {
             // Where the time is up nobody is asked.
             let listeners = active(&registry, &due.event_type);
             let bytes = due.bytes + if due.is_over { 0 } else { self.enrichment_bytes(listeners.iter()) };
-            let Some(bytes) = self.taken_over_room.take_some_or_first(tenant, bytes) else { break };
+            let bytes = self.taken_over_room.take_some_or_first(tenant, bytes);
+            // One at a time needs none.
+            if bytes.is_none() && (!due.is_over || has_none) {
+                break;
+            }
+            has_none |= bytes.is_none();
             rooms.insert(due.event, Taken { _bytes: bytes, _seat: None });
         }
         let (taken, all) = (rooms.len(), found.len());
@@ -172,7 +178,7 @@ impl Core {
                 Some(seats) => {
                     let Some(seat) = self.seats.take(tenant, &due.event_type, seats) else { continue };
                     let place = self.due_places.take(tenant);
-                    let place = place.or_else(|| self.first_places.take(tenant).filter(|_| is_first));
+                    let place = place.or_else(|| if is_first { self.first_places.take(tenant) } else { None });
                     place.map(|place| Some((seat, place)))
                 }
             };
@@ -180,7 +186,7 @@ impl Core {
             let taken = taken.and_then(|seat| {
                 let bytes = self.due_room.take_some_or_first(tenant, bytes);
                 first_waits |= is_first && bytes.is_none();
-                Some(Taken { _bytes: bytes?, _seat: seat })
+                Some(Taken { _bytes: Some(bytes?), _seat: seat })
             });
             match taken {
                 Some(taken) => drop(rooms.insert(due.event, taken)),

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use carillon::proto::internal::{PreVerdictKind, PublishResponse};
+use carillon::proto::internal::{PreVerdictKind, PublishBatchRequest, PublishResponse};
 use carillon::proto::public::{
     CircuitBreaker, CircuitState, CreateEventTypeRequest, DeliveryPolicy, DisableSubscriptionRequest, EventPhase,
     GetSubscriptionRequest, PrePolicy, RateLimit, Subscription, SubscriptionState, UnsubscribeRequest,
@@ -111,6 +111,30 @@ async fn g15_what_listeners_may_answer_as_enrichments_is_bounded_with_their_even
 }
 
 #[tokio::test]
+async fn g09_a_batch_takes_no_more_room_for_enrichments_than_leaves_some_to_other_tenants() {
+    let settings = "[pending]\nphases_bytes_max = 1048576\n[executor]\nresponse_bytes_max = 65536\n";
+    let world = World::start_with(1, settings).await;
+    let receiver = Receiver::start().await;
+    let (busy, _) = listened(&world, &receiver, "/hangs", quick_policy()).await;
+    let (other, _) = listened(&world, &receiver, "/well", quick_policy()).await;
+    for tenant in [&busy, &other] {
+        let mut enriching = tenant.subscribe_request(TYPE, &receiver.url("/enriches"));
+        enriching.pre_policy = Some(PrePolicy { enrich_paths: vec!["/plan".to_owned()], ..Default::default() });
+        tenant.events().subscribe(enriching).await.expect("a listener can be subscribed");
+    }
+    let gate = Arc::new(Semaphore::new(0));
+    receiver.answers("/hangs", [Answer::Gated(gate.clone())]);
+    let requests = (0..64).map(|_| publish_request(TYPE, &json!({}))).collect();
+    let mut publisher = busy.publisher();
+    let batch = tokio::spawn(async move { publisher.publish_batch(PublishBatchRequest { requests }).await });
+    receiver.receives("/hangs", 4).await;
+    publish(&other, 0).await.expect("another tenant has room of its own");
+    gate.add_permits(64);
+    let published = batch.await.expect("no panic").expect("its listeners agree, in turn").into_inner();
+    assert_eq!(published.responses.len(), 64);
+}
+
+#[tokio::test]
 async fn g09_questions_that_hang_leave_other_tenants_some_and_are_bounded() {
     let world = World::start_with(1, "[pending]\nquestions_max = 4\n").await;
     let receiver = Receiver::start().await;
@@ -123,12 +147,12 @@ async fn g09_questions_that_hang_leave_other_tenants_some_and_are_bounded() {
         let mut publisher = busy.publisher();
         publishing.spawn(async move { publisher.publish(publish_request(TYPE, &json!({}))).await });
     }
-    // Three quarters of them; the others wait for their turn.
-    receiver.receives("/hangs", 3).await;
+    // Half of them; the others wait for their turn.
+    receiver.receives("/hangs", 2).await;
     for _ in 0..3 {
         publish(&other, 0).await.expect("another tenant has a turn of its own");
     }
-    assert_eq!(receiver.received("/hangs").len(), 3);
+    assert_eq!(receiver.received("/hangs").len(), 2);
     gate.add_permits(6);
     while let Some(published) = publishing.join_next().await {
         published.expect("no panic").expect("its listener agreed");
