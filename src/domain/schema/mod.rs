@@ -116,36 +116,43 @@ impl Schema {
     /// Errors: the places where the data breaks the schema, or one violation at the root for what is not one JSON text as
     /// [`check_json`] has it.
     pub fn validate(&self, data: &[u8]) -> Result<(), Vec<Violation>> {
+        let value = match parse_data(data) {
+            Ok(value) => value,
+            Err(message) => return Err(whole(&message)),
+        };
+        if let Some(checked) = self.check(&value, UNITS_BRIEF) {
+            return checked;
+        }
         // References that follow each other and data within data are bounded by what they cost together, which is more than the caller's
-        // stack is enough for.
+        // stack is enough for. Where there is no thread for it nothing is said of the data: the panic ends the work, which is tried again.
         std::thread::scope(|scope| {
-            let check = || self.check(data, UNITS_MAX);
             let checking = std::thread::Builder::new().name("schema".to_owned()).stack_size(STACK_BYTES);
-            match checking.spawn_scoped(scope, check).map(std::thread::ScopedJoinHandle::join) {
-                Ok(Ok(Some(checked))) => checked,
-                Ok(Ok(None)) => Err(whole("costs too much to check against the schema")),
-                Ok(Err(_)) | Err(_) => Err(whole("cannot be checked against the schema")),
+            let checking =
+                checking.spawn_scoped(scope, || self.check(&value, UNITS_MAX)).expect("a thread can be made");
+            match checking.join() {
+                Ok(Some(checked)) => checked,
+                Ok(None) => Err(whole("costs too much to check against the schema")),
+                Err(_) => Err(whole("cannot be checked against the schema")),
             }
         })
     }
 
     /// As [`Self::validate`], where others wait for the thread: none for data that takes long to check.
     pub fn validate_briefly(&self, data: &[u8]) -> Option<Result<(), Vec<Violation>>> {
-        self.check(data, UNITS_BRIEF)
+        match parse_data(data) {
+            Ok(value) => self.check(&value, UNITS_BRIEF),
+            Err(message) => Some(Err(whole(&message))),
+        }
     }
 
     /// None where either pass, that which judges or that which explains, costs more than so many units.
-    fn check(&self, data: &[u8], units: u64) -> Option<Result<(), Vec<Violation>>> {
-        let value = match parse_data(data) {
-            Ok(value) => value,
-            Err(message) => return Some(Err(whole(&message))),
-        };
-        let checked = cost::bounded(units, || self.validator.is_valid(&value)).and_then(|valid| {
+    fn check(&self, value: &Value, units: u64) -> Option<Result<(), Vec<Violation>>> {
+        let checked = cost::bounded(units, || self.validator.is_valid(value)).and_then(|valid| {
             if valid {
                 return Ok(Vec::new());
             }
             let errors =
-                || self.validator.iter_errors(&value).take(VIOLATIONS_MAX).map(|error| violation(&error)).collect();
+                || self.validator.iter_errors(value).take(VIOLATIONS_MAX).map(|error| violation(&error)).collect();
             cost::bounded(units, errors)
         });
         match checked {

@@ -13,6 +13,8 @@ use std::rc::Rc;
 /// The base of a document that has no `$id`.
 const DEFAULT_BASE: &str = "json-schema:///";
 
+/// How often one subschema may lead on to another one that judges the same data: each time takes some of the stack.
+const STEPS_MAX: usize = 100;
 /// How many subschemas one may apply to the same data.
 const REACHED_MAX: u64 = 20_000;
 /// How many values of the document those may hold that keywords have to look through which speak of what all others left over.
@@ -25,6 +27,8 @@ struct Reach {
     subschemas: u64,
     /// Of the document, with what stands below them.
     values: u64,
+    /// The longest way there.
+    steps: usize,
 }
 
 /// A document with its references.
@@ -138,6 +142,10 @@ impl<'d> Document<'d> {
                         let what = format!("leads to the same data through more than {REACHED_MAX} subschemas");
                         return Err(refuse(at("").trim_end_matches('/'), what));
                     }
+                    if reach.steps > STEPS_MAX {
+                        let what = format!("leads on more than {STEPS_MAX} times without going into the data");
+                        return Err(refuse(at("").trim_end_matches('/'), what));
+                    }
                     if let Some(keyword) = UNEVALUATED.into_iter().find(|keyword| step.schema.get(keyword).is_some()) {
                         looked_through = reach.values.saturating_add(looked_through);
                         if looked_through > LOOKED_THROUGH_MAX {
@@ -173,12 +181,13 @@ impl<'d> Document<'d> {
 
     /// What one subschema leads to, where that is known of all that it leads to at once.
     fn reach(&self, schema: &'d Value, known: &HashMap<usize, Option<Reach>>) -> Reach {
-        let own = Reach { subschemas: 1, values: size(schema) };
+        let own = Reach { subschemas: 1, values: size(schema), steps: 0 };
         self.in_place(schema).into_iter().fold(own, |all, (_, next)| {
             let next = known.get(&address(next)).copied().flatten().unwrap_or_default();
             Reach {
                 subschemas: all.subschemas.saturating_add(next.subschemas),
                 values: all.values.saturating_add(next.values),
+                steps: all.steps.max(next.steps.saturating_add(1)),
             }
         })
     }

@@ -265,13 +265,31 @@ const CHECK_MAX: Duration = Duration::from_millis(if cfg!(debug_assertions) { 20
 
 #[test]
 fn a_chain_of_references_within_data_within_data_is_checked_on_a_stack_that_is_enough() {
-    let chain = (0..500).map(|n| format!(r##""r{n}":{{"$ref":"#/$defs/r{}"}}"##, n + 1)).collect::<Vec<_>>().join(",");
+    let chain = (0..90).map(|n| format!(r##""r{n}":{{"$ref":"#/$defs/r{}"}}"##, n + 1)).collect::<Vec<_>>().join(",");
     let document =
-        format!(r##"{{"$ref":"#/$defs/r0","$defs":{{{chain},"r500":{{"items":{{"$ref":"#/$defs/r0"}}}}}}}}"##);
+        format!(r##"{{"$ref":"#/$defs/r0","$defs":{{{chain},"r90":{{"items":{{"$ref":"#/$defs/r0"}}}}}}}}"##);
     let schema = Schema::parse(&document).expect("a schema");
     let data = format!("{}{}", "[".repeat(100), "]".repeat(100));
     assert!(schema.validate_briefly(data.as_bytes()).is_none(), "it costs too much for the caller's stack");
     assert_eq!(schema.validate(data.as_bytes()), Ok(()));
+    let refused = format!("{}5{}", "[".repeat(100), "]".repeat(100));
+    let schema = Schema::parse(&document.replacen(r#""items""#, r#""type":"array","items""#, 1)).expect("a schema");
+    schema.validate(refused.as_bytes()).expect_err("its innermost is no array");
+}
+
+#[test]
+fn what_leads_on_too_often_without_going_into_the_data_is_refused_before_it_is_compiled() {
+    for keyword in ["unevaluatedProperties", "unevaluatedItems"] {
+        let chain = |length: usize| {
+            let links = (0..length).map(|n| format!(r##""r{n}":{{"$ref":"#/$defs/r{}"}}"##, n + 1));
+            let links = links.collect::<Vec<_>>().join(",");
+            format!(r##"{{"{keyword}":false,"$ref":"#/$defs/r0","$defs":{{{links},"r{length}":{{}}}}}}"##)
+        };
+        let refused = Schema::parse(&chain(5_000)).expect_err("its stack would be used up");
+        assert!(refused.message.contains("leads on"), "{refused:?}");
+        let schema = Schema::parse(&chain(90)).expect("a schema");
+        schema.validate_briefly(b"{}").expect("it costs little").expect("nothing is left over");
+    }
 }
 
 #[test]
@@ -358,7 +376,7 @@ fn subschemas_that_lead_to_the_next_one_twice_each_are_stopped_whatever_they_say
             for data in ["\"x\"", "7", "[[3], 7]", "{\"a\": 7, \"b\": 3}", &nested] {
                 let begin = Instant::now();
                 // Whether it is valid is not the question, and it may well be judged in time.
-                let _ = schema.check(data.as_bytes(), UNITS_MAX / 10);
+                let _ = schema.check(&parse_data(data.as_bytes()).expect("JSON"), UNITS_MAX / 10);
                 let took = begin.elapsed();
                 assert!(took < CHECK_MAX, "{draft} {step} {count} {data}: {took:?}");
             }

@@ -25,41 +25,45 @@ const SILENT: [&str; 12] = [
     "title",
 ];
 
-/// How deep schemas may be within each other, references followed, to be compared: each takes some of the stack.
-const DEPTH_MAX: usize = 300;
-
-/// True where both say the same; false also where that lies too deep to be found out.
+/// True where both say the same.
 pub(super) fn same<'a, 'b>(a: (&Document<'a>, &'a Value), b: (&Document<'b>, &'b Value)) -> bool {
-    Comparison { a: a.0, b: b.0, seen: HashSet::new(), depth: 0 }.schemas(a.1, b.1)
+    let mut comparison = Comparison { a: a.0, b: b.0, seen: HashSet::new(), left: Vec::new() };
+    comparison.schemas(a.1, b.1);
+    while let Some((a, b)) = comparison.left.pop() {
+        if !comparison.pair(a, b) {
+            return false;
+        }
+    }
+    true
 }
 
 struct Comparison<'x, 'a, 'b> {
     a: &'x Document<'a>,
     b: &'x Document<'b>,
     seen: HashSet<(usize, usize)>,
-    depth: usize,
+    /// Pairs that have to be the same too. References may lead far: no stack is enough for all of them.
+    left: Vec<(&'a Value, &'b Value)>,
 }
 
 impl<'a, 'b> Comparison<'_, 'a, 'b> {
+    /// Takes note of a pair that has to be the same, once.
     fn schemas(&mut self, a: &'a Value, b: &'b Value) -> bool {
-        // A pair that is being compared already is the same as long as nothing else differs.
-        if !self.seen.insert((address(a), address(b))) {
-            return true;
+        if self.seen.insert((address(a), address(b))) {
+            self.left.push((a, b));
         }
+        true
+    }
+
+    /// False where a pair is not the same, whatever is noted.
+    fn pair(&mut self, a: &'a Value, b: &'b Value) -> bool {
         charge(1);
-        if self.depth == DEPTH_MAX {
-            return false;
-        }
-        self.depth += 1;
-        let same = match (a, b) {
+        match (a, b) {
             (Value::Object(left), Value::Object(right)) => self.members(a, left, b, right),
             (Value::Array(left), Value::Array(right)) => {
                 left.len() == right.len() && left.iter().zip(right).all(|(a, b)| self.schemas(a, b))
             }
             _ => equal(a, b),
-        };
-        self.depth -= 1;
-        same
+        }
     }
 
     fn members(
