@@ -1,8 +1,8 @@
 //! A bound on how much of a kind runs at the same time, at which tenants, or others that share, wait for their turn.
 //!
 //! The next place goes to the tenant that holds fewest, and of those that hold equally many to the one that waits longest; within a
-//! tenant, first come, first served. One tenant never holds the last quarter of the places, or more than a smaller bound: however much
-//! it asks for, and however long that takes, the next tenant finds a place at once. Where something is refused instead of waiting, see
+//! tenant, first come, first served. One tenant never holds the last quarter of the places, or more than a smaller bound, or more than it
+//! leaves free, as the turnstile is made: however much it asks for, and however long that takes, the next tenant finds a place at once. Where something is refused instead of waiting, see
 //! `domain::places`.
 
 use crate::domain::ids::TenantId;
@@ -55,8 +55,8 @@ impl<S: Copy + Ord + Hash> Turnstile<S> {
         Self::of(places, share_max, false)
     }
 
-    /// Takes how many places there are. One alone gets half of them, two get a third each, and whoever comes next always finds some, as of
-    /// `domain::places`.
+    /// Takes how many places there are. One alone gets half of them, two get a third each, and whoever comes next finds some as long as any is left, as
+    /// of `domain::places`.
     pub fn leaving_as_many(places: usize) -> Self {
         Self::of(places, places, true)
     }

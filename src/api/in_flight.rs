@@ -130,7 +130,7 @@ impl Place {
         Ok(())
     }
 
-    /// The same for the answer of a call that has changed something, which cannot be refused any more: what comes next waits for it.
+    /// The same for the answer of a call that has changed something, which cannot be refused any more: what its tenant asks for next waits for it.
     pub fn make_room_for_what_is_owed(&self, bytes: usize) {
         let mut room = self.room();
         *room = (bytes > SMALL_BYTES).then(|| self.open.answers.take_owed(self.credential.sharer(), bytes));

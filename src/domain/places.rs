@@ -20,7 +20,9 @@ pub struct Places<S = TenantId> {
 
 #[derive(Debug)]
 struct Held<S> {
+    /// Without what is owed.
     all: usize,
+    owed: usize,
     of: HashMap<S, usize>,
 }
 
@@ -30,14 +32,14 @@ pub struct Place<S: Copy + Eq + Hash = TenantId> {
     places: Places<S>,
     sharer: S,
     count: usize,
-    /// As many as nobody else can have meanwhile.
-    of_all: usize,
+    /// Whether others may have as many meanwhile.
+    is_owed: bool,
 }
 
 impl<S: Copy + Eq + Hash> Places<S> {
     /// Takes how many there are.
     pub fn new(max: usize) -> Self {
-        Self { held: Arc::new(Mutex::new(Held { all: 0, of: HashMap::new() })), max }
+        Self { held: Arc::new(Mutex::new(Held { all: 0, owed: 0, of: HashMap::new() })), max }
     }
 
     /// How many there are.
@@ -64,14 +66,16 @@ impl<S: Copy + Eq + Hash> Places<S> {
     /// So many places whether or not they are left, for what cannot be refused any more. They fill the part of their tenant, and take
     /// nothing from others.
     pub fn take_owed(&self, sharer: S, count: usize) -> Place<S> {
-        *self.held().of.entry(sharer).or_default() += count;
-        Place { places: self.clone(), sharer, count, of_all: 0 }
+        let mut held = self.held();
+        held.owed += count;
+        *held.of.entry(sharer).or_default() += count;
+        Place { places: self.clone(), sharer, count, is_owed: true }
     }
 
-    /// True where a tenant holds its part; one that holds none never does.
+    /// True where a tenant holds its part of what is left by all, with what is owed; one that holds none never does.
     pub fn is_full(&self, sharer: S) -> bool {
         let held = self.held();
-        held.of.get(&sharer).is_some_and(|own| *own >= self.max.saturating_sub(held.all.max(*own)))
+        held.of.get(&sharer).is_some_and(|own| *own >= self.max.saturating_sub(held.all + held.owed))
     }
 
     fn give(&self, sharer: S, count: usize, or_first: bool) -> Option<Place<S>> {
@@ -87,7 +91,7 @@ impl<S: Copy + Eq + Hash> Places<S> {
         }
         held.all = all;
         held.of.insert(sharer, own);
-        Some(Place { places: self.clone(), sharer, count, of_all: count })
+        Some(Place { places: self.clone(), sharer, count, is_owed: false })
     }
 
     fn held(&self) -> MutexGuard<'_, Held<S>> {
@@ -98,7 +102,11 @@ impl<S: Copy + Eq + Hash> Places<S> {
 impl<S: Copy + Eq + Hash> Drop for Place<S> {
     fn drop(&mut self) {
         let mut held = self.places.held();
-        held.all -= self.of_all;
+        if self.is_owed {
+            held.owed -= self.count;
+        } else {
+            held.all -= self.count;
+        }
         if let Some(own) = held.of.get_mut(&self.sharer) {
             *own -= self.count;
             if *own == 0 {

@@ -114,6 +114,8 @@ struct Core {
     due_room: Places,
     /// Bytes of the PRE events of other replicas: somebody may wait for them, and delayed events take nothing from them.
     taken_over_room: Places,
+    /// Of those whose time is up, where they find no room.
+    over_places: Places,
     seats: Seats,
     freed: Freed,
     heads: Heads,
@@ -165,6 +167,8 @@ impl From<StoreError> for CancelRefusal {
 
 /// What of a caller's own deadline is kept for its answer, at most; a tenth of shorter ones.
 const ANSWER_MARGIN: Duration = Duration::from_millis(500);
+/// PRE events of other replicas that are decided without room in memory, since their time is up: at the same time, of all tenants.
+const OVER_MAX: usize = 16;
 /// What a stop waits for phases to be given back.
 const STOP_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -309,6 +313,7 @@ impl Core {
             first_places: Places::new(config.phases_max.div_ceil(2) as usize),
             due_room: Places::new(config.due_bytes_max / 2),
             taken_over_room: Places::new(config.due_bytes_max / 2),
+            over_places: Places::new(OVER_MAX),
             seats: Seats::default(),
             freed: Freed::default(),
             questions: Turnstile::leaving_as_many(config.questions_max),

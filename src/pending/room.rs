@@ -31,8 +31,8 @@ pub(super) struct Room {
 
 /// What is taken for an event.
 pub(super) struct Taken {
-    /// None where the event is over, and found no room: it is decided at once.
-    _bytes: Option<Place>,
+    /// Bytes, or one of the places of what is over.
+    _bytes: Place,
     /// None where the type has no listeners to ask, or the event is taken over.
     _seat: Option<(Seat, Place)>,
 }
@@ -102,17 +102,15 @@ impl Core {
             self.phases.iter().map(|phase| *phase.key()).filter(|key| key.0 == tenant).map(|key| key.1).collect();
         let registry = self.registry.tenant(tenant).await?;
         let found = self.store.due_gated(tenant, now, &without, CLAIM_MAX).await?;
-        let (mut rooms, mut has_none) = (HashMap::new(), false);
+        let mut rooms = HashMap::new();
         for due in &found {
             // Where the time is up nobody is asked.
             let listeners = active(&registry, &due.event_type);
             let bytes = due.bytes + if due.is_over { 0 } else { self.enrichment_bytes(listeners.iter()) };
             let bytes = self.taken_over_room.take_some_or_first(tenant, bytes);
-            // One at a time needs none.
-            if bytes.is_none() && (!due.is_over || has_none) {
-                break;
-            }
-            has_none |= bytes.is_none();
+            // A few that are decided at once need none.
+            let over = || self.over_places.take(tenant).filter(|_| due.is_over);
+            let Some(bytes) = bytes.or_else(over) else { break };
             rooms.insert(due.event, Taken { _bytes: bytes, _seat: None });
         }
         let (taken, all) = (rooms.len(), found.len());
@@ -186,7 +184,7 @@ impl Core {
             let taken = taken.and_then(|seat| {
                 let bytes = self.due_room.take_some_or_first(tenant, bytes);
                 first_waits |= is_first && bytes.is_none();
-                Some(Taken { _bytes: Some(bytes?), _seat: seat })
+                Some(Taken { _bytes: bytes?, _seat: seat })
             });
             match taken {
                 Some(taken) => drop(rooms.insert(due.event, taken)),
