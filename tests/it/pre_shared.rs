@@ -11,6 +11,7 @@ use carillon::proto::public::{
 use pbjson_types::Duration;
 use serde_json::json;
 use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
@@ -38,6 +39,15 @@ async fn publish(tenant: &Tenant, replica: usize) -> Result<PublishResponse, Sta
     publisher.publish(publish_request(TYPE, &json!({}))).await.map(tonic::Response::into_inner)
 }
 
+/// Begins so many publishes.
+fn publish_at_once(tenant: &Tenant, many: usize) -> JoinSet<Result<tonic::Response<PublishResponse>, Status>> {
+    let one = |_| {
+        let mut publisher = tenant.publisher();
+        async move { publisher.publish(publish_request(TYPE, &json!({}))).await }
+    };
+    (0..many).map(one).collect()
+}
+
 #[tokio::test]
 async fn listeners_that_hang_leave_other_tenants_room_to_publish() {
     let world = World::start_with(1, "[pending]\nphases_max = 4\n").await;
@@ -47,11 +57,7 @@ async fn listeners_that_hang_leave_other_tenants_room_to_publish() {
     let gate = Arc::new(Semaphore::new(0));
     receiver.answers("/hangs", [Answer::Gated(gate.clone())]);
     // Twice as many as there are places: some are refused, and it does not matter which.
-    let mut publishing = tokio::task::JoinSet::new();
-    for _ in 0..8 {
-        let mut publisher = busy.publisher();
-        publishing.spawn(async move { publisher.publish(publish_request(TYPE, &json!({}))).await });
-    }
+    let mut publishing = publish_at_once(&busy, 8);
     for _ in 0..6 {
         let refused = publishing.join_next().await.expect("one of eight").expect("no panic");
         let status = assert_refused(refused, Code::ResourceExhausted, "QUOTA_EXCEEDED");
@@ -142,11 +148,7 @@ async fn g09_questions_that_hang_leave_other_tenants_some_and_are_bounded() {
     let (other, _) = listened(&world, &receiver, "/well", quick_policy()).await;
     let gate = Arc::new(Semaphore::new(0));
     receiver.answers("/hangs", [Answer::Gated(gate.clone())]);
-    let mut publishing = tokio::task::JoinSet::new();
-    for _ in 0..6 {
-        let mut publisher = busy.publisher();
-        publishing.spawn(async move { publisher.publish(publish_request(TYPE, &json!({}))).await });
-    }
+    let mut publishing = publish_at_once(&busy, 6);
     // Half of them; the others wait for their turn.
     receiver.receives("/hangs", 2).await;
     for _ in 0..3 {
