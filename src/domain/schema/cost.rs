@@ -4,8 +4,10 @@
 //! The counting is a keyword of our own, written into the document before it is compiled. The validator asks it last, and not at all
 //! where another keyword has said no already. A subschema that may ask several others although they say no therefore counts before it
 //! does so: in the first subschema of its `allOf`, which is asked before all of those. What is left uncounted says no at the first no,
-//! so its cost is that of the way there.
+//! so its cost is that of the way there. What that may cost in names, which are matched against the expressions of `patternProperties`
+//! before anything is counted, is charged where a check begins, and again wherever the same value may be asked once more.
 
+use super::patterns::charge_for_names;
 use jsonschema::{Keyword, ValidationError};
 use serde_json::{Map, Value, json};
 use std::cell::Cell;
@@ -63,30 +65,39 @@ pub(super) enum Stopped {
     Panic,
 }
 
-/// Writes the keyword into one subschema where it can be expensive; what it leads to has been seen to. `lone_references` is true of a
-/// draft in which whatever stands beside a reference is ignored.
-pub(super) fn meter(schema: &mut Map<String, Value>, lone_references: bool) {
-    schema.remove(KEYWORD);
-    let Some(units) = Units::of(schema) else { return };
-    if !GO_ON.iter().any(|keyword| schema.contains_key(*keyword)) {
-        units.write(schema);
-        return;
-    }
-    let asked_first = schema.entry("allOf").or_insert_with(|| Value::Array(vec![Value::Bool(true)]));
-    // An `allOf` that is not a list, or holds nothing, is refused by the compiler.
-    let Some(first) = asked_first.as_array_mut().and_then(|all| all.first_mut()) else { return };
-    match first {
-        Value::Object(members) if !(lone_references && members.contains_key("$ref")) => units.write(members),
-        // Nothing is asked after a `false`.
-        Value::Bool(false) => {}
-        other => {
-            let mut counter = Map::new();
-            units.write(&mut counter);
-            let counter = Value::Object(counter);
-            *other = match other.take() {
-                Value::Object(reference) => json!({ "allOf": [counter, reference] }),
-                _ => counter,
-            };
+/// What is counted throughout one document.
+pub(super) struct Metering {
+    /// Whatever stands beside a reference is ignored.
+    pub(super) lone_references: bool,
+    /// How many states the expressions of all its `patternProperties` have together.
+    pub(super) name_states: u64,
+}
+
+impl Metering {
+    /// Writes the keyword into one subschema where it can be expensive; what it leads to has been seen to.
+    pub(super) fn write(&self, schema: &mut Map<String, Value>) {
+        schema.remove(KEYWORD);
+        let Some(units) = Units::of(schema, self.name_states) else { return };
+        if !GO_ON.iter().any(|keyword| schema.contains_key(*keyword)) {
+            units.write(schema);
+            return;
+        }
+        let asked_first = schema.entry("allOf").or_insert_with(|| Value::Array(vec![Value::Bool(true)]));
+        // An `allOf` that is not a list, or holds nothing, is refused by the compiler.
+        let Some(first) = asked_first.as_array_mut().and_then(|all| all.first_mut()) else { return };
+        match first {
+            Value::Object(members) if !(self.lone_references && members.contains_key("$ref")) => units.write(members),
+            // Nothing is asked after a `false`.
+            Value::Bool(false) => {}
+            other => {
+                let mut counter = Map::new();
+                units.write(&mut counter);
+                let counter = Value::Object(counter);
+                *other = match other.take() {
+                    Value::Object(reference) => json!({ "allOf": [counter, reference] }),
+                    _ => counter,
+                };
+            }
         }
     }
 }
@@ -99,11 +110,13 @@ struct Units {
     member: u64,
     /// For every [`ELEMENTS_PER_UNIT`] elements or members.
     parts: u64,
+    /// For the names of all objects within: the states of the expressions that they may meet.
+    name_states: u64,
 }
 
 impl Units {
     /// None where it costs next to nothing.
-    fn of(schema: &Map<String, Value>) -> Option<Self> {
+    fn of(schema: &Map<String, Value>, name_states: u64) -> Option<Self> {
         let length = |keyword: &str| match schema.get(keyword) {
             Some(Value::Array(elements)) => elements.len(),
             Some(Value::Object(members)) => members.len(),
@@ -118,19 +131,26 @@ impl Units {
         }
         let alternatives: usize = ["allOf", "anyOf", "oneOf", "dependentSchemas"].map(length).into_iter().sum();
         let each = (1 + lists + reference + alternatives) as u64;
-        Some(Self { each, member: length("patternProperties") as u64, parts: u64::from(parts) })
+        // Of what goes on to no other nothing is asked about the same value twice.
+        let name_states = if has(&GO_ON) { name_states } else { 0 };
+        Some(Self { each, member: length("patternProperties") as u64, parts: u64::from(parts), name_states })
     }
 
     /// As the keyword's value says.
     fn read(value: &Value) -> Self {
         let number = |index: usize| value.get(index).and_then(Value::as_u64).unwrap_or_default();
-        Self { each: number(0), member: number(1), parts: number(2) }
+        Self { each: number(0), member: number(1), parts: number(2), name_states: number(3) }
     }
 
     /// Writes the keyword into a subschema, on top of what it costs itself.
     fn write(self, schema: &mut Map<String, Value>) {
         let own = schema.get(KEYWORD).map(Self::read).unwrap_or_default();
-        let sum = [own.each + self.each, own.member + self.member, own.parts + self.parts];
+        let sum = [
+            own.each + self.each,
+            own.member + self.member,
+            own.parts + self.parts,
+            own.name_states.saturating_add(self.name_states),
+        ];
         schema.insert(KEYWORD.to_owned(), json!(sum));
     }
 }
@@ -169,13 +189,14 @@ struct Meter(Units);
 
 impl Meter {
     fn charge(&self, instance: &Value) {
-        let Self(Units { each, member, parts }) = self;
+        let Self(Units { each, member, parts, name_states }) = self;
         let (members, elements) = match instance {
             Value::Object(members) => (members.len() as u64, members.len() as u64),
             Value::Array(elements) => (0, elements.len() as u64),
             _ => (0, 0),
         };
         charge(each + members * member + elements * parts / ELEMENTS_PER_UNIT);
+        charge_for_names(instance, *name_states);
     }
 }
 

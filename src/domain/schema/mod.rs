@@ -8,17 +8,20 @@
 
 pub mod compatibility;
 mod cost;
+mod patterns;
 mod references;
 
 use super::json::{check_json, to_json_error};
-use cost::{Stopped, UNITS_BRIEF, UNITS_MAX};
+use cost::{Metering, Stopped, UNITS_BRIEF, UNITS_MAX};
 use jsonschema::error::ValidationErrorKind;
-use jsonschema::{Draft, PatternOptions, ValidationError, Validator};
+use jsonschema::{Draft, ValidationError, Validator};
+use patterns::Pattern;
 use references::Document;
 use serde_json::{Map, Value};
 use std::collections::HashSet;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, OnceLock};
 
 /// The stack of a check that may cost all that one may.
 const STACK_BYTES: usize = 128 * 1024 * 1024;
@@ -38,14 +41,16 @@ pub const PLACES_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// How many violations are told.
 pub const VIOLATIONS_MAX: usize = 32;
 
-/// How large one compiled regular expression may be, in bytes.
-const COMPILED_PATTERN_BYTES_MAX: usize = 256 * 1024;
+/// What is said of an expression that is none.
+const NO_PATTERN: &str = "is not a regular expression without look-around and back-references, or is too large";
 /// How long a message may be, in characters.
 const MESSAGE_CHARS_MAX: usize = 300;
 
 /// A compiled schema.
 pub struct Schema {
     validator: Validator,
+    /// How many states the expressions of all its `patternProperties` have together.
+    name_states: u64,
 }
 
 /// Why a schema document is refused.
@@ -82,14 +87,17 @@ impl Schema {
         let mut value: Value = serde_json::from_str(document)
             .map_err(|error| refuse("", format!("is not JSON: {}", to_json_error(document.as_bytes(), &error))))?;
         let draft = draft(&value)?;
-        let mut bounds = Bounds { nodes: 0, pattern_bytes: 0, places_bytes: 0, ids: HashSet::new() };
+        let mut bounds = Bounds::default();
         bounds.gather_ids(&value, 0, 0)?;
         bounds.walk(&value, &mut Vec::new())?;
         if let Some(document) = Document::new(&value, draft) {
             document.check_progress()?;
         }
-        meter(&mut value, draft == Draft::Draft7);
+        let name_states = bounds.name_states;
+        meter(&mut value, &Metering { lone_references: draft == Draft::Draft7, name_states });
         // The compiler is a dependency and the document is a stranger's: a panic there is a refusal, not the end of the task.
+        let no_pattern_at = Arc::new(OnceLock::new());
+        let place = Arc::clone(&no_pattern_at);
         let built = catch_unwind(AssertUnwindSafe(|| {
             jsonschema::options()
                 .with_draft(draft)
@@ -97,16 +105,25 @@ impl Schema {
                 .with_keyword(cost::KEYWORD, |_, value, _| Ok(cost::keyword(value)))
                 .should_validate_formats(draft == Draft::Draft7)
                 .should_ignore_unknown_formats(true)
-                .with_pattern_options(
-                    PatternOptions::regex()
-                        .size_limit(COMPILED_PATTERN_BYTES_MAX)
-                        .dfa_size_limit(COMPILED_PATTERN_BYTES_MAX),
-                )
+                .with_keyword(patterns::KEYWORD, move |_, value, path| {
+                    match value.as_str().and_then(Pattern::compile) {
+                        Some(pattern) => Ok(Box::new(pattern)),
+                        None => {
+                            // The error knows of no place, and nothing is compiled after the first one.
+                            let _ = place.set(path.as_str().to_owned());
+                            Err(ValidationError::custom(NO_PATTERN))
+                        }
+                    }
+                })
+                .with_pattern_options(patterns::options())
                 .build(&value)
         }));
         match built {
-            Ok(Ok(validator)) => Ok(Self { validator }),
-            Ok(Err(error)) => Err(refuse(error.instance_path().as_str(), shorten(&explain(&error)))),
+            Ok(Ok(validator)) => Ok(Self { validator, name_states }),
+            Ok(Err(error)) => {
+                let at = no_pattern_at.get().map_or(error.instance_path().as_str(), String::as_str);
+                Err(refuse(at, shorten(&explain(&error))))
+            }
             Err(_) => Err(refuse("", "cannot be compiled")),
         }
     }
@@ -147,14 +164,16 @@ impl Schema {
 
     /// None where either pass, that which judges or that which explains, costs more than so many units.
     fn check(&self, value: &Value, units: u64) -> Option<Result<(), Vec<Violation>>> {
-        let checked = cost::bounded(units, || self.validator.is_valid(value)).and_then(|valid| {
-            if valid {
-                return Ok(Vec::new());
-            }
-            let errors =
-                || self.validator.iter_errors(value).take(VIOLATIONS_MAX).map(|error| violation(&error)).collect();
-            cost::bounded(units, errors)
-        });
+        let judge = || {
+            patterns::charge_for_names(value, self.name_states);
+            self.validator.is_valid(value)
+        };
+        let explain = || {
+            patterns::charge_for_names(value, self.name_states);
+            self.validator.iter_errors(value).take(VIOLATIONS_MAX).map(|error| violation(&error)).collect()
+        };
+        let checked = cost::bounded(units, judge)
+            .and_then(|valid| if valid { Ok(Vec::new()) } else { cost::bounded(units, explain) });
         match checked {
             Ok(violations) if violations.is_empty() => Some(Ok(())),
             Ok(violations) => Some(Err(violations)),
@@ -206,9 +225,7 @@ fn explain(error: &ValidationError<'_>) -> String {
             }
             other => other.to_string(),
         },
-        ValidationErrorKind::Format { format } if format == "regex" => {
-            "is not a regular expression without look-around and back-references, or is too large".to_owned()
-        }
+        ValidationErrorKind::Format { format } if format == "regex" => NO_PATTERN.to_owned(),
         _ => error.masked_with("the value").to_string(),
     }
 }
@@ -251,9 +268,12 @@ const MAP_KEYWORDS: [&str; 6] =
     ["properties", "patternProperties", "$defs", "definitions", "dependentSchemas", "dependencies"];
 
 /// What is counted on the way through a document.
+#[derive(Default)]
 struct Bounds {
     nodes: usize,
     pattern_bytes: usize,
+    /// Of the expressions of `patternProperties`.
+    name_states: u64,
     places_bytes: usize,
     ids: HashSet<String>,
 }
@@ -317,6 +337,7 @@ impl Bounds {
                         path.push(name.clone());
                         if keyword == "patternProperties" {
                             self.pattern(name, path)?;
+                            self.name_states = self.name_states.saturating_add(patterns::states(name));
                         }
                         self.walk(schema, path)?;
                         path.pop();
@@ -378,19 +399,19 @@ impl Bounds {
 }
 
 /// Writes the counting keyword into every subschema.
-fn meter(schema: &mut Value, lone_references: bool) {
+fn meter(schema: &mut Value, metering: &Metering) {
     match schema {
-        Value::Array(elements) => elements.iter_mut().for_each(|element| meter(element, lone_references)),
+        Value::Array(elements) => elements.iter_mut().for_each(|element| meter(element, metering)),
         Value::Object(members) => {
             for (keyword, value) in members.iter_mut() {
                 if MAP_KEYWORDS.contains(&keyword.as_str()) {
                     let named = value.as_object_mut().into_iter().flat_map(Map::values_mut);
-                    named.for_each(|schema| meter(schema, lone_references));
+                    named.for_each(|schema| meter(schema, metering));
                 } else if !DATA_KEYWORDS.contains(&keyword.as_str()) {
-                    meter(value, lone_references);
+                    meter(value, metering);
                 }
             }
-            cost::meter(members, lone_references);
+            metering.write(members);
         }
         _ => {}
     }

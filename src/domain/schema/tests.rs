@@ -3,11 +3,11 @@
 use super::*;
 use std::time::{Duration, Instant};
 
-fn schema(document: &str) -> Schema {
+pub(super) fn schema(document: &str) -> Schema {
     Schema::parse(document).unwrap_or_else(|error| panic!("{document}: {error}"))
 }
 
-fn violations(document: &str, data: &str) -> Vec<(String, String, String)> {
+pub(super) fn violations(document: &str, data: &str) -> Vec<(String, String, String)> {
     let violations = schema(document).validate(data.as_bytes()).expect_err(data);
     violations.into_iter().map(|v| (v.data_pointer, v.schema_pointer, v.message)).collect()
 }
@@ -261,7 +261,7 @@ fn references_that_go_into_the_data_may_recur() {
 
 /// A debug build on a shared machine is far slower than what is released; the bounds are still far from what a blow-up takes.
 const PARSE_MAX: Duration = Duration::from_millis(if cfg!(debug_assertions) { 10_000 } else { 100 });
-const CHECK_MAX: Duration = Duration::from_millis(if cfg!(debug_assertions) { 20_000 } else { 1_000 });
+pub(super) const CHECK_MAX: Duration = Duration::from_millis(if cfg!(debug_assertions) { 20_000 } else { 1_000 });
 
 #[test]
 fn a_chain_of_references_within_data_within_data_is_checked_on_a_stack_that_is_enough() {

@@ -1,26 +1,23 @@
 //! What one comparison remembers, so that it does nothing twice: the regular expressions that it has compiled, and which of the values
 //! that the schemas list are equal.
 
-use super::decimal::Canonical;
-use crate::domain::schema::COMPILED_PATTERN_BYTES_MAX;
+use super::decimal::{Canonical, charge_for};
 use crate::domain::schema::cost::charge;
+use crate::domain::schema::patterns::Pattern;
 use crate::domain::schema::references::address;
-use jsonschema::{PatternOptions, Validator};
-use serde_json::{Value, json};
+use serde_json::Value;
 use std::collections::{HashMap, HashSet};
 
 /// How many expressions one comparison compiles.
 const PATTERNS_MAX: usize = 256;
 /// What compiling one costs.
 const PATTERN_UNITS: u64 = 2_000;
-/// What matching costs: so many bytes of the text, for each byte of the pattern, are one unit.
-const MATCHED_PER_UNIT: usize = 128;
 
 /// The memory of one comparison.
 #[derive(Default)]
 pub(super) struct Work<'d> {
     /// The expressions met so far.
-    patterns: HashMap<String, Option<Validator>>,
+    patterns: HashMap<String, Option<Pattern>>,
     /// The values met so far, each with the number that all that equal it share.
     numbers: HashMap<Canonical<'d>, usize>,
     /// The same by where the values are.
@@ -59,19 +56,15 @@ impl<'d> Work<'d> {
 
     /// True where the text matches, by the same engine that checks data; none where that cannot be said.
     pub(super) fn matches(&mut self, pattern: &str, text: &str) -> Option<bool> {
-        charge(1 + (pattern.len() * (1 + text.len()) / MATCHED_PER_UNIT) as u64);
+        charge(1);
+        charge_for(pattern);
         if !self.patterns.contains_key(pattern) {
             if self.patterns.len() >= PATTERNS_MAX {
                 return None;
             }
             charge(PATTERN_UNITS);
         }
-        let compiled = self.patterns.entry(pattern.to_owned()).or_insert_with(|| {
-            let options = PatternOptions::regex()
-                .size_limit(COMPILED_PATTERN_BYTES_MAX)
-                .dfa_size_limit(COMPILED_PATTERN_BYTES_MAX);
-            jsonschema::options().offline().with_pattern_options(options).build(&json!({ "pattern": pattern })).ok()
-        });
-        compiled.as_ref().map(|validator| validator.is_valid(&Value::from(text)))
+        let compiled = self.patterns.entry(pattern.to_owned()).or_insert_with(|| Pattern::compile(pattern));
+        compiled.as_ref().map(|compiled| compiled.matches(text))
     }
 }
