@@ -22,6 +22,7 @@ use crate::store::StoreError;
 use chrono::{DateTime, Utc};
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -74,6 +75,15 @@ pub(super) enum Decision {
     Cancelled,
     /// What it would be with its enrichments cannot be found out now.
     Undecided(StoreError),
+}
+
+/// Makes a failure of an enrichment for which those that are there have left no room: they are kept until the last listener has answered.
+fn bound_enrichment(mut verdict: Verdict, left: &AtomicUsize) -> Verdict {
+    let bytes = verdict.patch.as_ref().map_or(0, String::len);
+    if left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(bytes)).is_err() {
+        spoil(&mut verdict, "the enrichments of the event are too large together".to_owned());
+    }
+    verdict
 }
 
 /// Returns when the registry changes, or a while after it could not be read.
@@ -169,8 +179,12 @@ impl Phase {
         let known: Vec<i32> = self.verdicts.iter().map(|verdict| verdict.subscription_no).collect();
         let in_time = Instant::now() < self.deadline;
         // Each question ends by the deadline itself, so that what it came to is counted: no timer of the phase's own races it.
+        let noted = self.verdicts.iter().filter_map(|verdict| verdict.patch.as_ref()).map(String::len).sum();
+        let left = Arc::new(AtomicUsize::new(core.enrichment_bytes_max().saturating_sub(noted)));
         let question = |listener: &Listener| {
-            ask(core.clone(), self.tenant, listener.clone(), event.clone(), self.deadline, numbers.clone())
+            let left = left.clone();
+            let asked = ask(core.clone(), self.tenant, listener.clone(), event.clone(), self.deadline, numbers.clone());
+            async move { bound_enrichment(asked.await, &left) }
         };
         // Tasks of their own, which end with the set: they go on while the phase waits for the database.
         let mut asking: JoinSet<Verdict> = self
@@ -185,8 +199,7 @@ impl Phase {
             tokio::select! {
                 Some(verdict) = asking.join_next() => {
                     // One that panicked is asked again once the lease has ended.
-                    let Ok(mut verdict) = verdict else { return Decision::Left };
-                    self.bound_enrichments(core, &mut verdict);
+                    let Ok(verdict) = verdict else { return Decision::Left };
                     let blocks = self.blocks(&verdict);
                     self.verdicts.push(verdict);
                     match blocks {
@@ -219,14 +232,6 @@ impl Phase {
         drop(asking);
         self.time_is_up(core.store.now());
         self.aborts().map_or(Decision::Commit, Decision::Abort)
-    }
-
-    /// Makes a failure of an enrichment that is too much beside those that are there: they are kept until the last listener has answered.
-    fn bound_enrichments(&self, core: &Core, last: &mut Verdict) {
-        let patches = self.verdicts.iter().chain([&*last]).filter_map(|verdict| verdict.patch.as_ref());
-        if last.patch.is_some() && patches.map(String::len).sum::<usize>() > core.enrichment_bytes_max() {
-            spoil(last, "the enrichments of the event are too large together".to_owned());
-        }
     }
 
     /// Gives up the questions to listeners that are not active any more. Returns what tells when there may be others.

@@ -130,23 +130,16 @@ struct Matching {
 
 impl Matching {
     /// Matches at least one listener, and further ones until the end; true where none is left. Each filter is bounded, and there may be many.
-    fn go_on(&mut self, event: &Event, listeners: &[Arc<Entry>], mut end: Instant) -> bool {
+    fn go_on(&mut self, event: &Event, listeners: &[Arc<Entry>], end: Instant) -> bool {
         let context = FilterContext::new(event);
-        let (first, mut is_read) = (self.begun, false);
+        let first = self.begun;
         for entry in &listeners[first..] {
-            let (filtered, began) = (entry.subscription.filter.is_some(), Instant::now());
-            if self.begun > first && filtered && began > end {
+            let subscription = &entry.subscription;
+            if self.begun > first && subscription.filter.is_some() && Instant::now() > end + context.reading() {
                 return false;
             }
             self.begun += 1;
-            let subscription = &entry.subscription;
-            let fires = fires(subscription, &context, self.schema_version);
-            if filtered && !is_read {
-                // The first filter reads the data, which each piece does anew: it goes on for as long as that took.
-                is_read = true;
-                end = end.max(Instant::now() + began.elapsed());
-            }
-            if fires {
+            if fires(subscription, &context, self.schema_version) {
                 let looped = event.lineage.subscriptions.contains(&subscription.no);
                 if looped { &mut self.refused } else { &mut self.matched }.push(subscription.no);
             }

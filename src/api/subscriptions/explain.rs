@@ -159,9 +159,9 @@ struct Explained {
 
 impl Explained {
     /// Explains subscriptions until the end of a piece; true where the page is done.
-    fn go_on(&mut self, event: &Event, entry: Option<&LogEntry>, mut end: Instant) -> bool {
+    fn go_on(&mut self, event: &Event, entry: Option<&LogEntry>, end: Instant) -> bool {
         let context = FilterContext::new(event);
-        let (began, mut is_read) = (Instant::now(), false);
+        let began = Instant::now();
         for subscription in self.left.by_ref() {
             let reason = explain(&subscription, event, &context);
             if reason == Reason::Fires {
@@ -169,12 +169,7 @@ impl Explained {
             }
             self.answer.explanations.push(explanation_to_proto(&subscription, reason, entry));
             self.last = Some(subscription.no);
-            if !is_read {
-                // The first one reads the data, which each piece does anew: it goes on for as long as that took.
-                is_read = true;
-                end = end.max(Instant::now() + began.elapsed());
-            }
-            if Instant::now() > end {
+            if Instant::now() > end + context.reading() {
                 break;
             }
         }

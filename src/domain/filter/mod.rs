@@ -28,6 +28,7 @@ pub use key::OrderingKey;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 /// How long an expression may be, in bytes.
 pub const SOURCE_BYTES_MAX: usize = 4096;
@@ -73,7 +74,8 @@ pub struct EvaluationError(pub String);
 pub struct FilterContext<'e> {
     event: &'e Event,
     attributes: OnceLock<Box<dyn Val + 'e>>,
-    data: OnceLock<Box<dyn Val + 'e>>,
+    /// With how long it took to read.
+    data: OnceLock<(Box<dyn Val + 'e>, Duration)>,
 }
 
 impl Filter {
@@ -197,7 +199,16 @@ impl<'e> FilterContext<'e> {
 
     /// The variable `data`.
     fn data(&self) -> &(dyn Val + 'e) {
-        self.data.get_or_init(|| values::data(self.event)).as_ref()
+        let read = || {
+            let began = Instant::now();
+            (values::data(self.event), began.elapsed())
+        };
+        self.data.get_or_init(read).0.as_ref()
+    }
+
+    /// How long it took to read the payload. Work that is done in pieces reads it anew in each, so each goes on for as long besides.
+    pub fn reading(&self) -> Duration {
+        self.data.get().map_or(Duration::ZERO, |(_, took)| *took)
     }
 }
 
