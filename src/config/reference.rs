@@ -208,7 +208,7 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
     ("dispatch.slow_after_ms", "an attempt that has run for this long counts as slow, milliseconds; 100 to 60,000"),
     (
         "dispatch.slow_in_flight_max",
-        "slow attempts that may run at the same time; at the bound, listeners that have one start no further attempt; 1 to 100,000",
+        "slow attempts that run beside those in flight, of a tenant no more than are left for others; further ones count as in flight; 1 to 100,000",
     ),
     (
         "dispatch.queue_max",

@@ -19,7 +19,8 @@ pub struct Config {
     pub tenant_in_flight_max: usize,
     /// An attempt that has run for this long counts as slow, milliseconds. 100 to 60,000.
     pub slow_after_ms: u64,
-    /// Slow attempts that may run at the same time; at the bound, listeners that have one start no further attempt. 1 to 100,000.
+    /// Slow attempts that run beside those in flight, of a tenant no more than are left for others; further ones count as in flight.
+    /// 1 to 100,000.
     pub slow_in_flight_max: usize,
     /// Invocations of one subscription that wait in memory; further ones wait in the database. 4 to 1,000,000.
     pub queue_max: usize,

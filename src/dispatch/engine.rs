@@ -11,7 +11,7 @@ mod tests;
 
 use super::run::{Input, Life, Shared, spawn_attempt};
 use super::shards::Shards;
-use super::tenant::{Listener, Next, Room};
+use super::tenant::{Listener, Next};
 use super::turns::Turns;
 use super::{Load, announce, load, settle, sweep};
 use crate::clock;
@@ -45,9 +45,8 @@ pub(super) struct Engine {
     touched: HashSet<TenantId>,
     timers: BinaryHeap<Reverse<(DateTime<Utc>, TenantId)>>,
     running: usize,
-    slow: usize,
-    /// As of the last tick: attempts that end in between may have made room without a look at what it held back.
-    slow_was_full: bool,
+    /// Of these, the slow ones that do not count as in flight.
+    apart: usize,
     ticked_at: DateTime<Utc>,
     swept_at: Option<DateTime<Utc>>,
     sweeping: bool,
@@ -68,8 +67,7 @@ impl Engine {
             touched: HashSet::new(),
             timers: BinaryHeap::new(),
             running: 0,
-            slow: 0,
-            slow_was_full: false,
+            apart: 0,
             ticked_at: DateTime::UNIX_EPOCH,
             swept_at: None,
             sweeping: false,
@@ -132,11 +130,9 @@ impl Engine {
         self.start_attempts(now);
     }
 
-    fn room(&self) -> Room {
-        Room {
-            slow_full: self.slow >= self.shared.config.slow_in_flight_max,
-            free: self.shared.config.in_flight_max.saturating_sub(self.running.saturating_sub(self.slow)),
-        }
+    /// How many attempts may still start.
+    fn free(&self) -> usize {
+        self.shared.config.in_flight_max.saturating_sub(self.running.saturating_sub(self.apart))
     }
 
     fn next_wake(&self) -> Duration {
@@ -208,11 +204,11 @@ impl Engine {
         let Some(held) = self.held(life) else { return };
         match input {
             Input::Ended { key, ended, .. } => {
-                let slow = held.tenant.slow();
+                let apart = held.tenant.apart();
                 held.tenant.ended(key, ended, now, clock::jitter());
-                let slow = slow - held.tenant.slow();
+                let apart = apart - held.tenant.apart();
                 let failing = std::mem::take(&mut held.tenant.failing);
-                self.slow -= slow;
+                self.apart -= apart;
                 for failing in failing {
                     announce::disable_failing(&shared, life.tenant, failing);
                 }
@@ -340,24 +336,16 @@ impl Engine {
         }
         self.ticked_at = now;
         let slow_after = TimeDelta::milliseconds(i64::try_from(self.shared.config.slow_after_ms).unwrap_or(i64::MAX));
-        let mut slow = 0;
         for (id, held) in &mut self.tenants {
-            // What is slow no longer counts against the tenant's bound: there is room for more.
-            if held.tenant.mark_slow(now - slow_after) {
+            let apart = held.tenant.apart();
+            let places = self.shared.config.slow_in_flight_max.saturating_sub(self.apart);
+            let more = held.tenant.mark_slow(now - slow_after, places);
+            self.apart += held.tenant.apart() - apart;
+            if held.tenant.offer_held_back() || more {
                 self.touched.insert(*id);
             }
-            slow += held.tenant.slow();
             if held.tenant.cursor_moved() {
                 held.cursor_too = true;
-                self.touched.insert(*id);
-            }
-        }
-        self.slow = slow;
-        let was_full = self.slow_was_full;
-        self.slow_was_full = self.room().slow_full;
-        if was_full && !self.slow_was_full {
-            for (id, held) in &mut self.tenants {
-                held.tenant.offer_all();
                 self.touched.insert(*id);
             }
         }
@@ -426,9 +414,9 @@ impl Engine {
         if !self.shards.is_leased(now) {
             return;
         }
-        while self.running.saturating_sub(self.slow) < self.shared.config.in_flight_max {
-            let bounds = self.room();
-            let Some((id, budget)) = self.turns.next(bounds.free) else { return };
+        loop {
+            let mut free = self.free();
+            let Some((id, budget)) = (free > 0).then(|| self.turns.next(free)).flatten() else { return };
             let leaving = self.is_leaving(id);
             let Some(held) = self.tenants.get_mut(&id) else { continue };
             held.in_turn = false;
@@ -444,10 +432,9 @@ impl Engine {
             };
             // As the last pump has left it.
             let (had_changes, was_due) = (held.tenant.has_changes(), held.tenant.next_due);
-            let (mut nothing, mut left, mut free) = (false, budget, bounds.free);
+            let (mut nothing, mut left) = (false, budget);
             while left > 0 && free > 0 {
-                let room = Room { free, ..bounds };
-                match held.tenant.next(now, room, &self.shared.config, look_up) {
+                match held.tenant.next(now, free, &self.shared.config, look_up) {
                     Next::Start(start) => {
                         self.running += 1;
                         free -= 1;

@@ -19,6 +19,7 @@ mod heard;
 mod intake;
 #[cfg(test)]
 mod ordered;
+mod slow;
 #[cfg(test)]
 mod tests;
 mod waiting;
@@ -112,16 +113,6 @@ pub(super) struct Ended {
     pub outcome: Outcome,
 }
 
-/// Limits that change from moment to moment.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Room {
-    /// True where slow attempts are at their bound.
-    pub slow_full: bool,
-    /// Attempts that may still start, those of all tenants together. A tenant has no more than that in flight: however many of them
-    /// take what they can, there is as much left for one more.
-    pub free: usize,
-}
-
 /// The bucket of a rate limit over as long an interval outlives its owner. A shorter one is full soon after a change of owners anyway.
 const RATE_KEPT_FROM: Duration = Duration::from_secs(10);
 
@@ -135,7 +126,10 @@ struct Running {
     /// The registry version of the subscription that it is made for.
     version: i64,
     started_at: DateTime<Utc>,
+    /// True where it has run for long.
     slow: bool,
+    /// True where it is slow and does not count as in flight any more.
+    apart: bool,
     /// True where it tells whether the receiver is well again.
     probe: bool,
 }
@@ -172,6 +166,10 @@ pub(super) struct Tenant {
     free: Vec<u32>,
     running_count: usize,
     slow_count: usize,
+    /// Of the slow attempts, those that do not count as in flight.
+    apart_count: usize,
+    /// Subscriptions that have slow attempts and start no others for now.
+    held_back: Vec<SubscriptionNo>,
     /// Number of the last reload of the registry that began.
     reload_begun: u64,
     /// Number of the last reload that succeeded.
@@ -219,6 +217,8 @@ impl Tenant {
             free: Vec::new(),
             running_count: 0,
             slow_count: 0,
+            apart_count: 0,
+            held_back: Vec::new(),
             reload_begun: 0,
             reload_done: 0,
             changes: Vec::new(),
@@ -234,11 +234,6 @@ impl Tenant {
             announce: false,
             replay: false,
         }
-    }
-
-    /// Attempts that run and have done so for long.
-    pub fn slow(&self) -> usize {
-        self.slow_count
     }
 
     /// Events between the written cursor and the head.
@@ -265,21 +260,23 @@ impl Tenant {
         self.first + Position::try_from(self.window.len()).expect("bounded by window_max")
     }
 
-    /// The next attempt to start, subscriptions in turn.
+    /// The next attempt to start, subscriptions in turn. `free` more may start, those of all tenants together. A tenant has no more than
+    /// that in flight: however many of them take what they can, there is as much left for one more.
     pub fn next(
         &mut self,
         now: DateTime<Utc>,
-        room: Room,
+        free: usize,
         config: &Config,
         listener: impl Fn(SubscriptionNo) -> Option<Listener>,
     ) -> Next {
-        let in_flight = self.running_count - self.slow_count;
+        let in_flight = self.running_count - self.apart_count;
         if in_flight >= config.tenant_in_flight_max || !self.has_ready() {
             return Next::Nothing;
         }
-        if in_flight >= room.free {
+        if in_flight >= free {
             return Next::Crowded(in_flight);
         }
+        let crowded = self.is_crowded_by_slow(free, config);
         while let Some(no) = self.ready.pop_front() {
             let Some(queue) = self.queues.get_mut(&no) else { continue };
             queue.ready = false;
@@ -306,7 +303,11 @@ impl Tenant {
             queue.policy = listener.policy;
             let limit = u32::try_from(queue.policy.max_in_flight()).unwrap_or(1);
             // Offered again when one of its attempts ends.
-            if queue.running >= limit || room.slow_full && queue.slow > 0 {
+            if queue.running >= limit {
+                continue;
+            }
+            if crowded && queue.slow > 0 {
+                self.held_back.push(no);
                 continue;
             }
             let held = if queue.can_start() { queue.hold(listener.version, now) } else { continue };
@@ -342,7 +343,7 @@ impl Tenant {
             // An event's data is shared by the invocations it causes.
             let shared_by = job.event.entry().matched.len().max(1);
             let cost = turns::cost(job.event.entry().event.bytes() / shared_by);
-            let running = Running { job, version: listener.version, started_at: now, slow: false, probe };
+            let running = Running { job, version: listener.version, started_at: now, slow: false, apart: false, probe };
             let key = if let Some(key) = self.free.pop() {
                 self.running[key as usize] = Some(running);
                 key
@@ -382,13 +383,15 @@ impl Tenant {
 
     /// Takes the result of an attempt; `jitter` is a random number in 0..1.
     pub fn ended(&mut self, key: u32, ended: Ended, now: DateTime<Utc>, jitter: f64) {
-        let Some(Running { job, version, slow, probe, .. }) = self.running.get_mut(key as usize).and_then(Option::take)
+        let Some(Running { job, version, slow, apart, probe, .. }) =
+            self.running.get_mut(key as usize).and_then(Option::take)
         else {
             return;
         };
         self.free.push(key);
         self.running_count -= 1;
         self.slow_count -= usize::from(slow);
+        self.apart_count -= usize::from(apart);
         let no = job.place.subscription_no;
         let queue = self.queues.entry(no).or_default();
         queue.running = queue.running.saturating_sub(1);
@@ -465,31 +468,6 @@ impl Tenant {
             queue.unwritten += 1;
         }
         self.changes.push(change);
-    }
-
-    /// Marks the attempts that have run since before `before` as slow; true where that makes room for others.
-    pub fn mark_slow(&mut self, before: DateTime<Utc>) -> bool {
-        let known = self.slow_count;
-        if self.running_count == known {
-            return false;
-        }
-        for running in self.running.iter_mut().flatten() {
-            if !running.slow && running.started_at < before {
-                running.slow = true;
-                self.slow_count += 1;
-                self.queues.entry(running.job.place.subscription_no).or_default().slow += 1;
-            }
-        }
-        self.slow_count > known
-    }
-
-    /// Offers every subscription that waits: after a bound that held them back has moved.
-    pub fn offer_all(&mut self) {
-        for (no, queue) in &mut self.queues {
-            if queue.can_start() {
-                queue.offer(*no, &mut self.ready);
-            }
-        }
     }
 }
 

@@ -162,3 +162,45 @@ async fn a_tenant_at_ten_times_its_share_with_hanging_receivers_stops_nobody_els
     }
     assert_eq!(receiver.received("/quiet").len(), EVENTS);
 }
+
+/// Publishes one event after the other, each once the one before has been received, for so long.
+async fn goes_on(tenant: &Tenant, (receiver, path): (&Receiver, &str), long: std::time::Duration) {
+    let (began, before) = (Instant::now(), receiver.received(path).len());
+    for n in 1.. {
+        tenant.publish(EVENT, &json!({ "n": n })).await;
+        receiver.receives(path, before + n).await;
+        if began.elapsed() > long {
+            break;
+        }
+    }
+}
+
+#[tokio::test]
+async fn g9_a_listener_with_one_slow_attempt_goes_on_beside_a_tenant_whose_receivers_hang() {
+    let settings = "[dispatch]\nin_flight_max = 32\nslow_after_ms = 100\nslow_in_flight_max = 8\n";
+    let world = World::start_with(1, settings).await;
+    let (noisy, quiet) = (world.tenant().await, world.tenant().await);
+    let receiver = Receiver::start().await;
+    let gate = Arc::new(Semaphore::new(0));
+    for tenant in [&noisy, &quiet] {
+        tenant.declare(EVENT).await;
+    }
+    for listener in 0..LISTENERS {
+        subscribe_gated(&noisy, &receiver, &format!("/noisy/{listener}"), &gate).await;
+    }
+    subscribe_gated(&quiet, &receiver, "/quiet", &gate).await;
+    receiver.answers("/quiet", [Answer::Gated(gate.clone()), Answer::Status(200)]);
+    quiet.publish(EVENT, &json!({})).await;
+    receiver.receives("/quiet", 1).await;
+    for n in 0..EVENTS {
+        noisy.publish(EVENT, &json!({ "n": n })).await;
+    }
+    // Long enough for whatever hangs to count as slow.
+    goes_on(&quiet, (&receiver, "/quiet"), std::time::Duration::from_secs(4)).await;
+    let stuck: usize = (0..LISTENERS).map(|listener| receiver.received(&format!("/noisy/{listener}")).len()).sum();
+    assert!(stuck <= 32 + 8, "{stuck} run, which is more than may");
+    gate.add_permits(1 + LISTENERS * EVENTS);
+    for listener in 0..LISTENERS {
+        receiver.receives(&format!("/noisy/{listener}"), EVENTS).await;
+    }
+}

@@ -166,7 +166,7 @@ impl Engine {
     /// the room of others.
     pub(super) fn forget(&mut self, tenant: TenantId) {
         if let Some(held) = self.tenants.remove(&tenant) {
-            self.slow -= held.tenant.slow();
+            self.apart -= held.tenant.apart();
         }
     }
 

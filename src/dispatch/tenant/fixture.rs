@@ -8,7 +8,8 @@ use crate::domain::ids::EventId;
 use crate::store::dispatch::DeferredRow;
 use uuid::Uuid;
 
-pub const ROOM: Room = Room { slow_full: false, free: 1_000 };
+/// Attempts that may still start.
+pub const FREE: usize = 1_000;
 
 pub fn at(millis: i64) -> DateTime<Utc> {
     DateTime::from_timestamp_millis(1_800_000_000_000 + millis).expect("a time")
@@ -77,7 +78,7 @@ pub fn start(tenant: &mut Tenant) -> Option<Start> {
 }
 
 pub fn start_with(tenant: &mut Tenant, look_up: impl Fn(SubscriptionNo) -> Option<Listener>) -> Option<Start> {
-    match tenant.next(at(1_000), ROOM, &config(), look_up) {
+    match tenant.next(at(1_000), FREE, &config(), look_up) {
         Next::Start(start) => Some(start),
         Next::Unsure | Next::Crowded(_) | Next::Nothing => None,
     }

@@ -7,7 +7,6 @@ use crate::dispatch::run::DuePage;
 use crate::domain::event::LogEntry;
 use crate::domain::memory::Kept;
 use crate::store::dispatch::DeferredRow;
-use std::cell::Cell;
 
 #[test]
 fn the_cursor_stands_before_the_lowest_unfinished_event() {
@@ -270,9 +269,9 @@ fn nothing_is_cancelled_by_a_registry_that_may_be_older_than_the_work() {
     let disabled = |_| Some(Listener { state: State::Disabled, ..listener(3, 2) });
     let deleted = |_| Some(Listener { state: State::Deleted, ..listener(3, 2) });
     let unsure = |tenant: &mut Tenant| {
-        let mut all = vec![tenant.next(at(0), ROOM, &config(), |_| None)];
-        all.push(tenant.next(at(0), ROOM, &config(), disabled));
-        all.push(tenant.next(at(0), ROOM, &config(), deleted));
+        let mut all = vec![tenant.next(at(0), FREE, &config(), |_| None)];
+        all.push(tenant.next(at(0), FREE, &config(), disabled));
+        all.push(tenant.next(at(0), FREE, &config(), deleted));
         all.iter().all(|next| matches!(next, Next::Unsure)) && tenant.has_ready() && !tenant.has_changes()
     };
     let mut tenant = tenant();
@@ -285,7 +284,7 @@ fn nothing_is_cancelled_by_a_registry_that_may_be_older_than_the_work() {
     let _failed = tenant.begin_reload();
     assert!(unsure(&mut tenant), "a reload that failed says nothing");
     reload(&mut tenant);
-    assert!(matches!(tenant.next(at(0), ROOM, &config(), |_| None), Next::Nothing));
+    assert!(matches!(tenant.next(at(0), FREE, &config(), |_| None), Next::Nothing));
     let fates: Vec<Fate> = settle(&mut tenant).iter().map(|change| change.fate).collect();
     assert_eq!(fates, [Fate::Cancelled(CancelReason::SubscriptionDeleted); 2]);
     hear(&mut tenant, &[entry(3, &[1])]);
@@ -383,30 +382,6 @@ fn what_a_caller_cancels_before_it_is_taken_does_not_start_either() {
     }
     assert_eq!(started, [1, 3, 5]);
     assert_eq!(tenant.cursor().after, 5);
-}
-
-#[test]
-fn slow_attempts_hold_back_their_own_subscription_only_when_they_are_too_many() {
-    let mut tenant = tenant();
-    hear(&mut tenant, &[entry(1, &[1]), entry(2, &[1, 2])]);
-    let one_each = |_| Some(listener(3, 2));
-    let slow = start_with(&mut tenant, one_each).expect("runs");
-    assert_eq!(place(&slow).1, 1);
-    assert!(tenant.mark_slow(at(5_000)), "there is room for others now");
-    assert!(!tenant.mark_slow(at(5_000)), "once");
-    assert_eq!(tenant.slow(), 1);
-    let full = Room { slow_full: true, ..ROOM };
-    let asked = Cell::new(0);
-    let look_up = |no| {
-        asked.set(asked.get() + 1);
-        one_each(no)
-    };
-    let Next::Start(other) = tenant.next(at(5_000), full, &config(), look_up) else { panic!("2 may run") };
-    assert_eq!(place(&other), (2, 2));
-    assert!(matches!(tenant.next(at(5_000), full, &config(), one_each), Next::Nothing));
-    end(&mut tenant, &slow, OutcomeClass::Succeeded);
-    assert_eq!(tenant.slow(), 0);
-    assert!(start_with(&mut tenant, one_each).is_some(), "offered again when the slow one ended");
 }
 
 /// A tenant that finds three quarters of the memory taken.

@@ -71,7 +71,7 @@ impl Tenant {
 mod tests {
     use super::*;
     use crate::dispatch::tenant::fixture::*;
-    use crate::dispatch::tenant::{Config, Ended, Listener, Next, Room, Start};
+    use crate::dispatch::tenant::{Config, Ended, Listener, Next, Start};
     use crate::domain::invocation::{Outcome, OutcomeClass};
     use crate::domain::retry::{CircuitBreaker, RateLimit};
     use std::time::Duration;
@@ -81,7 +81,7 @@ mod tests {
         let mut tenant = tenant();
         hear(&mut tenant, &[entry(1, &[1]), entry(2, &[1, 2])]);
         let _running = [start(&mut tenant), start(&mut tenant)];
-        let narrow = Room { free: 2, ..ROOM };
+        let narrow = 2;
         assert!(matches!(tenant.next(at(1_000), narrow, &config(), active), Next::Crowded(2)));
         let own = Config { tenant_in_flight_max: 2, ..config() };
         assert!(matches!(tenant.next(at(1_000), narrow, &own, active), Next::Nothing), "its own ends lead back");
