@@ -425,7 +425,7 @@ impl Engine {
             Arc::new(keyring),
             catalogue,
             config.publish.registry_tenants_max,
-            config.publish.schemas_max,
+            config.publish.schemas_bytes_max,
         )
         .limited(config.quotas());
         let (writer, writer_tasks) =

@@ -53,6 +53,7 @@ fn fitted(mut config: Config, limit: usize) -> (Vec<&'static str>, Config) {
         ("server.requests_bytes_max", &mut config.server.requests_bytes_max, 32),
         ("server.answers_bytes_max", &mut config.server.answers_bytes_max, 16),
         ("publish.queue_bytes_max", &mut config.publish.queue_bytes_max, 32),
+        ("publish.schemas_bytes_max", &mut config.publish.schemas_bytes_max, 16),
         ("publish.commit_bytes_max", &mut config.publish.commit_bytes_max, 128),
         ("pending.phases_bytes_max", &mut config.pending.phases_bytes_max, 32),
         ("pending.due_bytes_max", &mut config.pending.due_bytes_max, 16),
@@ -125,11 +126,12 @@ mod tests {
         let (lowered, fitted) = fitted(Config::default(), 128 << 20);
         assert_eq!(fitted.publish.queue_bytes_max, 4 << 20);
         assert_eq!(fitted.server.answers_bytes_max, 8 << 20);
+        assert_eq!(fitted.publish.schemas_bytes_max, 8 << 20);
         assert_eq!(fitted.pending.due_bytes_max, 8 << 20);
         assert_eq!(fitted.dispatch.memory_bytes_max, 8 << 20);
         assert_eq!(fitted.watch.rings_bytes_max, 8 << 20);
         assert_eq!(fitted.pending.questions_max, 128);
-        assert_eq!(lowered.len(), 12, "{lowered:?}");
+        assert_eq!(lowered.len(), 13, "{lowered:?}");
         let (lowered, roomy) = super::fitted(Config::default(), 16 << 30);
         assert_eq!(lowered, Vec::<&str>::new());
         assert_eq!(roomy.publish, Config::default().publish);

@@ -158,7 +158,7 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
         "how long an idempotency key is kept, hours; 24 to 8,760, and no longer than events are (dispatch.retention_days)",
     ),
     ("publish.registry_tenants_max", "tenants whose registry is kept in memory"),
-    ("publish.schemas_max", "compiled schemas kept in memory"),
+    ("publish.schemas_bytes_max", "compiled schemas kept in memory, bytes; 1 MiB to 64 GiB"),
     (
         "pending.phases_max",
         "PRE events whose listeners are asked at the same time by this process, of which one tenant alone gets half, and of one tenant by all; delayed ones have half as many beside them, and as many again for the first of each type, and count among the tenant's; 1 to 100,000",

@@ -132,7 +132,7 @@ impl World {
 
         let keyring = Arc::new(Keyring::new(vec![("k1".to_owned(), [7; 32])]).expect("a keyring"));
         let feed = Feed::default();
-        let registry = Registry::new(store.clone(), keyring.clone(), Arc::new(Catalogue::builtin()), 100, 100);
+        let registry = Registry::new(store.clone(), keyring.clone(), Arc::new(Catalogue::builtin()), 100, 1 << 20);
         let (writer, tasks) = Writer::start(store.clone(), registry.clone(), feed.clone(), bounds);
         let settings = executor::Config {
             allow_http: true,

@@ -39,7 +39,8 @@ impl World {
     pub async fn with(config: Config) -> Self {
         let database = Database::new().await;
         let keyring = Arc::new(Keyring::new(vec![("k1".to_owned(), [7; 32])]).expect("a keyring"));
-        let registry = Registry::new(database.store.clone(), keyring.clone(), Arc::new(Catalogue::builtin()), 100, 100);
+        let registry =
+            Registry::new(database.store.clone(), keyring.clone(), Arc::new(Catalogue::builtin()), 100, 1 << 20);
         let executor = Executor::new(&executor::Config::default()).expect("an executor");
         let parts = Parts { store: database.store.clone(), registry, executor, feed: Feed::default() };
         let core = Arc::new(Core::new(parts, config, &publish::Config::default()));

@@ -29,8 +29,8 @@ pub struct Config {
     pub idempotency_hours: u32,
     /// Tenants whose registry is kept in memory.
     pub registry_tenants_max: u64,
-    /// Compiled schemas kept in memory.
-    pub schemas_max: u64,
+    /// Bytes of compiled schemas kept in memory. 1 MiB to 64 GiB.
+    pub schemas_bytes_max: usize,
 }
 
 /// What one commit may hold.
@@ -56,7 +56,7 @@ impl Default for Config {
             batch_scope: BatchScope::Any,
             idempotency_hours: 48,
             registry_tenants_max: 10_000,
-            schemas_max: 10_000,
+            schemas_bytes_max: 256 << 20,
         }
     }
 }
@@ -80,7 +80,7 @@ impl Config {
             ("lock_patience_ms", (1..=10_000).contains(&self.lock_patience_ms), "must be 1 to 10,000"),
             ("idempotency_hours", (24..=8_760).contains(&self.idempotency_hours), "must be 24 to 8,760"),
             ("registry_tenants_max", self.registry_tenants_max > 0, "must be at least 1"),
-            ("schemas_max", self.schemas_max > 0, "must be at least 1"),
+            ("schemas_bytes_max", (1 << 20..=64 << 30).contains(&self.schemas_bytes_max), "must be 1 MiB to 64 GiB"),
         ];
         bounds.into_iter().find(|(_, fits, _)| !fits).map_or(Ok(()), |(key, _, reason)| Err((key, reason)))
     }

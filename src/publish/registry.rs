@@ -77,14 +77,18 @@ struct Registered {
     ordered: HashSet<SubscriptionNo>,
 }
 
+fn weight(_: &SchemaKey, compiled: &CompiledSchema) -> u32 {
+    u32::try_from(compiled.schema.memory_bytes()).unwrap_or(u32::MAX)
+}
+
 impl Registry {
-    /// Starts empty. Bounds: registries of `tenants_max` tenants, `schemas_max` compiled schemas.
+    /// Starts empty. Bounds: registries of `tenants_max` tenants, `schemas_bytes_max` bytes of compiled schemas.
     pub fn new(
         store: Store,
         keyring: Arc<Keyring>,
         catalogue: Arc<Catalogue>,
         tenants_max: u64,
-        schemas_max: u64,
+        schemas_bytes_max: usize,
     ) -> Self {
         Self {
             store,
@@ -93,7 +97,7 @@ impl Registry {
             limits: Limits::new(|quota| *quota.bounds().end()),
             tenants: moka::future::Cache::new(tenants_max),
             kept: Kept::default(),
-            schemas: moka::future::Cache::new(schemas_max),
+            schemas: moka::future::Cache::builder().weigher(weight).max_capacity(schemas_bytes_max as u64).build(),
         }
     }
 
@@ -380,28 +384,55 @@ mod tests {
     use crate::store::request_ids::Repeatable;
     use crate::store::tests::{Database, NAME};
 
+    fn new_type(name: &EventTypeName, schema: Option<&str>) -> NewEventType {
+        NewEventType {
+            name: name.clone(),
+            phase: Phase::Post,
+            display_name: String::new(),
+            description: String::new(),
+            schema: schema.map(str::to_owned),
+            compatibility: Compatibility::None,
+        }
+    }
+
+    const QUOTA: EventTypeQuota = EventTypeQuota { event_types: 10, deleted_event_types: 10, schema_versions: 10 };
+
+    fn registry(database: &Database, tenants_max: u64) -> Registry {
+        let keyring = Arc::new(Keyring::new(vec![("k1".to_owned(), [7; 32])]).expect("a keyring"));
+        Registry::new(database.store.clone(), keyring, Arc::new(Catalogue::builtin()), tenants_max, 1 << 20)
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn g15_compiled_schemas_are_kept_within_their_bytes() {
+        let database = Database::new().await;
+        let tenant = database.tenant("a").await;
+        let registry = registry(&database, 100);
+        for n in 0..5 {
+            let name = EventTypeName::parse(&format!("CUSTOM_{n}")).expect("a name");
+            // About 300 KB each.
+            let new = new_type(&name, Some(&format!(r#"{{"description": "{}"}}"#, "x".repeat(9_500))));
+            let by = Principal::server(tenant);
+            database.store.create_event_type(by, new, QUOTA, Repeatable::default()).await.expect("an event type");
+            let compiled = registry.compiled(tenant, &name, None, 1).await.expect("readable");
+            assert!(compiled.is_some(), "{n}");
+            registry.schemas.run_pending_tasks().await;
+            assert!((1..=1 << 20).contains(&registry.schemas.weighted_size()), "{}", registry.schemas.weighted_size());
+        }
+        database.end().await;
+    }
+
     #[tokio::test(flavor = "multi_thread")]
     async fn whoever_keeps_a_registry_that_the_cache_has_dropped_sees_what_others_load() {
         let database = Database::new().await;
         let (a, b) = (database.tenant("a").await, database.tenant("b").await);
-        let keyring = Arc::new(Keyring::new(vec![("k1".to_owned(), [7; 32])]).expect("a keyring"));
-        let registry = Registry::new(database.store.clone(), keyring, Arc::new(Catalogue::builtin()), 0, 100);
+        let registry = registry(&database, 0);
         let kept = registry.tenant(a).await.expect("readable");
         registry.tenants.run_pending_tasks().await;
         assert!(!registry.tenants.contains_key(&a), "the cache has no room for it");
 
         let name = EventTypeName::parse("CUSTOM_LATER").expect("a name");
-        let new = NewEventType {
-            name: name.clone(),
-            phase: Phase::Post,
-            display_name: String::new(),
-            description: String::new(),
-            schema: None,
-            compatibility: Compatibility::None,
-        };
-        let quota = EventTypeQuota { event_types: 10, deleted_event_types: 10, schema_versions: 10 };
-        let by = Principal::server(a);
-        database.store.create_event_type(by, new, quota, Repeatable::default()).await.expect("an event type");
+        let (by, new) = (Principal::server(a), new_type(&name, None));
+        database.store.create_event_type(by, new, QUOTA, Repeatable::default()).await.expect("an event type");
         let reloaded = registry.reload(a).await.expect("readable");
         assert!(kept.custom_type(&name).is_some(), "it is the one that was loaded");
         assert_eq!(kept.version(), reloaded.version());

@@ -81,7 +81,7 @@ impl Database {
     /// A writer with these settings.
     pub fn writer(&self, config: publish::Config) -> (Writer, WriterTasks) {
         let keyring = Arc::new(Keyring::new(vec![("k1".to_owned(), [7; 32])]).expect("a keyring"));
-        let registry = Registry::new(self.store.clone(), keyring, Arc::new(Catalogue::builtin()), 100, 100);
+        let registry = Registry::new(self.store.clone(), keyring, Arc::new(Catalogue::builtin()), 100, 1 << 20);
         Writer::start(self.store.clone(), registry, Feed::default(), config)
     }
 

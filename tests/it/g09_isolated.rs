@@ -76,12 +76,12 @@ async fn g9_receivers_that_hang_take_no_descriptor_that_others_need() {
     assert!(all.iter().all(|one| one.attempt_count == 1), "{all:#?}");
     let all = tenant.invocations_of(&own).await;
     assert_eq!(all.len(), 11, "{all:#?}");
-    assert_eq!(all.iter().find(unreachable), None);
+    assert_eq!(all.iter().find(|one| unreachable(one)), None);
     let process = &mut world.replicas[replica].process;
     assert!(process.is_running() && !process.log().contains("panicked"), "{}", process.log_tail());
 }
 
-fn unreachable(one: &&Invocation) -> bool {
+fn unreachable(one: &Invocation) -> bool {
     one.last_attempt.as_ref().is_some_and(|last| last.outcome() == OutcomeClass::Unreachable)
 }
 
@@ -112,7 +112,7 @@ async fn g9_more_receivers_that_hang_than_there_are_descriptors_leave_other_tena
         }
     }
     let all = tenant.invocations_of(&own).await;
-    assert_eq!((all.len(), all.iter().find(unreachable)), (300, None));
+    assert_eq!((all.len(), all.iter().find(|one| unreachable(one))), (300, None));
 }
 
 /// Holds the head of a tenant until the transaction of the connection ends.

@@ -15,13 +15,13 @@ use super::json::{check_json, to_json_error};
 use cost::{Metering, Stopped, UNITS_BRIEF, UNITS_MAX};
 use jsonschema::error::ValidationErrorKind;
 use jsonschema::{Draft, ValidationError, Validator};
-use patterns::Pattern;
+use patterns::{Pattern, Weight};
 use references::Document;
 use serde_json::{Map, Value};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// The stack of a check that may cost all that one may.
 const STACK_BYTES: usize = 128 * 1024 * 1024;
@@ -35,6 +35,8 @@ pub const DOCUMENT_NODES_MAX: usize = 20_000;
 pub const ALTERNATIVES_MAX: usize = 1_000;
 /// How long all regular expressions of a document may be together, in bytes.
 pub const PATTERN_BYTES_MAX: usize = 16 * 1024;
+/// How large all regular expressions of a document may be together when they are compiled, in bytes.
+pub const COMPILED_PATTERNS_BYTES_MAX: u64 = 8 * 1024 * 1024;
 /// How long the pointers to all places of a document may be together, with the identifiers and references there resolved, in bytes: a long
 /// name counts again for everything below it.
 pub const PLACES_BYTES_MAX: usize = 8 * 1024 * 1024;
@@ -43,6 +45,8 @@ pub const VIOLATIONS_MAX: usize = 32;
 
 /// What is said of an expression that is none.
 const NO_PATTERN: &str = "is not a regular expression without look-around and back-references, or is too large";
+/// What a compiled document takes in memory for each of its bytes.
+const COMPILED_BYTES_PER_BYTE: usize = 32;
 /// How long a message may be, in characters.
 const MESSAGE_CHARS_MAX: usize = 300;
 
@@ -51,6 +55,7 @@ pub struct Schema {
     validator: Validator,
     /// How many states the expressions of all its `patternProperties` have together.
     name_states: u64,
+    memory_bytes: usize,
 }
 
 /// Why a schema document is refused.
@@ -94,10 +99,11 @@ impl Schema {
             document.check_progress()?;
         }
         let name_states = bounds.name_states;
+        let memory_bytes = document.len() * COMPILED_BYTES_PER_BYTE + usize::try_from(bounds.weight.bytes).unwrap_or(0);
         meter(&mut value, &Metering { lone_references: draft == Draft::Draft7, name_states });
         // The compiler is a dependency and the document is a stranger's: a panic there is a refusal, not the end of the task.
         let no_pattern_at = Arc::new(OnceLock::new());
-        let place = Arc::clone(&no_pattern_at);
+        let (place, compiled) = (Arc::clone(&no_pattern_at), Mutex::new(HashMap::new()));
         let built = catch_unwind(AssertUnwindSafe(|| {
             jsonschema::options()
                 .with_draft(draft)
@@ -106,7 +112,9 @@ impl Schema {
                 .should_validate_formats(draft == Draft::Draft7)
                 .should_ignore_unknown_formats(true)
                 .with_keyword(patterns::KEYWORD, move |_, value, path| {
-                    match value.as_str().and_then(Pattern::compile) {
+                    let source = value.as_str().unwrap_or_default();
+                    let mut compiled = compiled.lock().unwrap_or_else(PoisonError::into_inner);
+                    match compiled.entry(source.to_owned()).or_insert_with(|| Pattern::compile(source)).clone() {
                         Some(pattern) => Ok(Box::new(pattern)),
                         None => {
                             // The error knows of no place, and nothing is compiled after the first one.
@@ -119,13 +127,18 @@ impl Schema {
                 .build(&value)
         }));
         match built {
-            Ok(Ok(validator)) => Ok(Self { validator, name_states }),
+            Ok(Ok(validator)) => Ok(Self { validator, name_states, memory_bytes }),
             Ok(Err(error)) => {
                 let at = no_pattern_at.get().map_or(error.instance_path().as_str(), String::as_str);
                 Err(refuse(at, shorten(&explain(&error))))
             }
             Err(_) => Err(refuse("", "cannot be compiled")),
         }
+    }
+
+    /// About what it takes in memory.
+    pub fn memory_bytes(&self) -> usize {
+        self.memory_bytes
     }
 
     /// Checks data; at most [`VIOLATIONS_MAX`] violations.
@@ -274,6 +287,7 @@ struct Bounds {
     pattern_bytes: usize,
     /// Of the expressions of `patternProperties`.
     name_states: u64,
+    weight: Weight,
     places_bytes: usize,
     ids: HashSet<String>,
 }
@@ -336,8 +350,7 @@ impl Bounds {
                     for (name, schema) in named {
                         path.push(name.clone());
                         if keyword == "patternProperties" {
-                            self.pattern(name, path)?;
-                            self.name_states = self.name_states.saturating_add(patterns::states(name));
+                            self.name_states = self.name_states.saturating_add(self.pattern(name, path)?);
                         }
                         self.walk(schema, path)?;
                         path.pop();
@@ -362,18 +375,27 @@ impl Bounds {
             ("anyOf" | "oneOf" | "allOf", Value::Array(schemas)) if schemas.len() > ALTERNATIVES_MAX => {
                 Err(refuse(&pointer(path), format!("has more than {ALTERNATIVES_MAX} alternatives")))
             }
-            ("pattern", Value::String(pattern)) => self.pattern(pattern, path),
+            ("pattern", Value::String(pattern)) => self.pattern(pattern, path).map(drop),
             _ => Ok(()),
         }
     }
 
-    fn pattern(&mut self, pattern: &str, path: &[String]) -> Result<(), SchemaError> {
+    /// Counts an expression; how many states it has.
+    fn pattern(&mut self, pattern: &str, path: &[String]) -> Result<u64, SchemaError> {
         self.pattern_bytes += pattern.len();
         if self.pattern_bytes > PATTERN_BYTES_MAX {
             let message = format!("the document's patterns are longer than {PATTERN_BYTES_MAX} bytes together");
             return Err(refuse(&pointer(path), message));
         }
-        Ok(())
+        let states = patterns::states(pattern);
+        self.weight.add(pattern, states);
+        if self.weight.bytes > COMPILED_PATTERNS_BYTES_MAX {
+            let message = format!(
+                "the document's patterns take more than {COMPILED_PATTERNS_BYTES_MAX} bytes together, compiled"
+            );
+            return Err(refuse(&pointer(path), message));
+        }
+        Ok(states)
     }
 
     /// True for an absolute reference to what is neither in the document nor one of the drafts' own schemas. The compiler refuses

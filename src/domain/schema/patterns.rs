@@ -11,6 +11,8 @@ use regex::{Regex, RegexBuilder};
 use regex_syntax::hir::{Class, ClassBytes, ClassUnicode, Hir, HirKind};
 use regex_syntax::utf8::Utf8Sequences;
 use serde_json::Value;
+use std::collections::HashSet;
+use std::sync::Arc;
 
 /// The keyword.
 pub(super) const KEYWORD: &str = "pattern";
@@ -20,6 +22,10 @@ const COMPILED_BYTES_MAX: usize = 256 * 1024;
 const BYTES_PER_UNIT: u64 = 256;
 /// As many bytes cost as much as what each match does besides.
 const MATCH_BYTES: u64 = 8;
+/// What a compiled expression takes in memory for each of its states, bytes.
+const BYTES_PER_STATE: u64 = 64;
+/// What it takes besides, in states.
+const STATES_BESIDES: u64 = 128;
 
 /// The bounds of every expression.
 pub(super) fn options() -> PatternOptions<jsonschema::Regex> {
@@ -40,10 +46,28 @@ pub(super) fn states(pattern: &str) -> u64 {
     rust.and_then(|rust| regex_syntax::parse(&rust).ok()).map_or(0, |parsed| 1 + states_of(&parsed))
 }
 
+/// Bytes that the compiled expressions of a document take in memory, each once.
+#[derive(Default)]
+pub(super) struct Weight {
+    known: HashSet<String>,
+    pub bytes: u64,
+}
+
+impl Weight {
+    /// Adds an expression of so many states.
+    pub fn add(&mut self, pattern: &str, states: u64) {
+        if self.known.insert(pattern.to_owned()) {
+            self.bytes =
+                self.bytes.saturating_add(states.saturating_add(STATES_BESIDES).saturating_mul(BYTES_PER_STATE));
+        }
+    }
+}
+
 /// A compiled expression.
+#[derive(Clone)]
 pub(super) struct Pattern {
     regex: Regex,
-    source: String,
+    source: Arc<str>,
     states: u64,
 }
 
@@ -53,7 +77,7 @@ impl Pattern {
         let rust = to_rust_regex(source).ok()?;
         let mut builder = RegexBuilder::new(&rust);
         let regex = builder.size_limit(COMPILED_BYTES_MAX).dfa_size_limit(COMPILED_BYTES_MAX).build().ok()?;
-        Some(Self { regex, source: source.to_owned(), states: states(source) })
+        Some(Self { regex, source: source.into(), states: states(source) })
     }
 
     /// True where a text matches.
@@ -173,9 +197,26 @@ mod tests {
     }
 
     #[test]
+    fn patterns_that_are_too_large_together_are_refused_and_what_is_compiled_is_weighed() {
+        let document = |count: usize, pattern: &dyn Fn(usize) -> String| {
+            let properties = (0..count).map(|n| format!(r#""p{n}": {{"pattern": "{}"}}"#, pattern(n)));
+            format!(r#"{{"properties": {{{}}}}}"#, properties.collect::<Vec<_>>().join(","))
+        };
+        let large = |n: usize| format!(r"\\p{{L}}{{5}}{n}");
+        let error = Schema::parse(&document(20, &large)).expect_err("they are large");
+        assert!(error.pointer.starts_with("/properties/p"), "{error}");
+        assert!(error.message.contains("compiled"), "{error}");
+        let few = schema(&document(5, &large));
+        assert!(few.memory_bytes() > 4 << 20, "{}", few.memory_bytes());
+        // One that is there often is compiled once.
+        let often = schema(&document(300, &|_| large(0)));
+        assert!(often.memory_bytes() < few.memory_bytes(), "{}", often.memory_bytes());
+        assert!(schema(&document(300, &|n| format!("^[a-z]+-{n}$"))).memory_bytes() < 6 << 20);
+    }
+
+    #[test]
     fn a_pattern_that_is_too_large_is_refused_where_it_stands() {
-        let error =
-            Schema::parse(r#"{"properties": {"a/b": {"pattern": "((a{300}){300}){300}"}}}"#).expect_err("large");
+        let error = Schema::parse(r#"{"properties": {"a/b": {"pattern": "(a{150}){150}"}}}"#).expect_err("large");
         assert_eq!(error.pointer, "/properties/a~1b/pattern");
         assert!(error.message.contains("too large"), "{error}");
         let told = violations(r#"{"properties": {"a": {"pattern": "^\"b+$"}}}"#, r#"{"a": "c"}"#);

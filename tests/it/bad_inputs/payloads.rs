@@ -115,6 +115,7 @@ async fn e3_schemas_that_reach_out_or_cost_too_much_are_refused() {
     let alternatives: Vec<_> = (0..10_000).map(|n| json!({ "const": n })).collect();
     let deep = format!("{}{{}}{}", "{\"not\":".repeat(5_000), "}".repeat(5_000));
     let patterns: Vec<_> = (0..100).map(|n| json!({ "pattern": format!("{}{n}", "(a|b)*c".repeat(200)) })).collect();
+    let large: Vec<_> = (0..1_000).map(|n| json!({ "pattern": format!("\\p{{L}}{{5}}{n}") })).collect();
     let documents = [
         ("a remote reference", json!({ "$ref": remote }).to_string()),
         ("a remote reference deep inside", json!({"properties": {"a": {"items": {"$ref": remote}}}}).to_string()),
@@ -133,6 +134,7 @@ async fn e3_schemas_that_reach_out_or_cost_too_much_are_refused() {
             "a pattern that is large when it is compiled",
             json!({ "pattern": "((a{1,1000}){1,1000}){1,1000}" }).to_string(),
         ),
+        ("patterns that are large together when they are compiled", json!({ "allOf": large }).to_string()),
         ("patterns of 140 KiB", json!({ "allOf": patterns }).to_string()),
         ("10,000 alternatives", json!({ "anyOf": alternatives }).to_string()),
         ("5,000 deep", deep),
