@@ -79,7 +79,7 @@ pub enum What {
     Webhook,
     /// One event to 1, 10 and 100 subscriptions: T5f to T5k; a minute
     Fanout,
-    /// One tenant beside a noisy one: T4d, T4e; a minute
+    /// One tenant beside a noisy one: T4d to T4f; a minute and a half
     Fairness,
     /// Live streams: T7, T8; two minutes
     Watch,
@@ -165,7 +165,10 @@ impl Bench {
             .await;
         }
         if wants(What::Fairness) {
-            self.figure(&["T4d", "T4e"], "a noisy neighbour", async |bench, _| fairness::neighbours(bench).await).await;
+            self.figure(&["T4d", "T4e", "T4f"], "a noisy neighbour", async |bench, _| {
+                fairness::neighbours(bench).await
+            })
+            .await;
         }
         if wants(What::Watch) {
             self.figure(&["T7f"], "1 watch", async |bench, _| watch::one(bench).await).await;
