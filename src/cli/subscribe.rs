@@ -140,7 +140,7 @@ pub struct PolicyArgs {
     /// Disable the subscription after this long of nothing but failures [default: 5d]
     #[arg(long, value_parser = parse_duration, value_name = "DURATION")]
     auto_disable_after: Option<Duration>,
-    /// CEL expression over `event` and `data`: events with the same value are delivered one after the other
+    /// CEL expression over `event` and `data`: events with the same value are delivered one after the other; not for PRE types
     #[arg(long, value_name = "CEL")]
     ordering_key: Option<String>,
     /// What becomes of the events behind a dead letter of their key [default: skip]

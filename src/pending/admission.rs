@@ -33,8 +33,8 @@ impl Pending {
     /// Lets so many delayed events, and these PRE events, be accepted by [`Self::schedule`] and [`Self::publish`], or refuses all of them.
     /// PRE events share the places that there are, and ask in turn where those are too few.
     ///
-    /// What waits already is counted here, and not again for each event: batches that come at the same time may together go over the
-    /// bounds of the tenant.
+    /// What waits already is counted here, and not again for each event. Nothing is locked for that, nor where a single event is accepted:
+    /// calls that come at the same moment may together go over the bounds of the tenant.
     ///
     /// Errors: [`PendingError::Full`].
     pub async fn admit(

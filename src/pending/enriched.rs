@@ -83,7 +83,9 @@ impl Phase {
             return Ok(None);
         }
         let event = Arc::new(event);
-        let error = match check_again(&core.registry, registry, &event, core.event_bytes_max).await {
+        // The tenant's quota, as for what a publisher sends; of what was accepted before that was lowered, its own size.
+        let event_bytes_max = registry.event_bytes_max().max(self.entry.event.bytes());
+        let error = match check_again(&core.registry, registry, &event, event_bytes_max).await {
             Ok(()) => return Ok(Some(event)),
             Err(PublishError::Store(error)) => return Err(error),
             Err(error) => error,

@@ -161,7 +161,8 @@ impl Store {
         let (kind, data) = data_columns(&event.data);
         let key = new.key.as_ref();
         // Reading the registry version in the same statement makes the match exact: a change that was answered before this call is
-        // seen, and one that runs beside it comes after. Reading how the receivers do costs a listener that is well nothing: it has no row.
+        // seen, and one that runs beside it comes after. The count has no lock: of statements at the same moment none sees what the others
+        // insert, so they may go over the bound together, which is cheaper than to make them wait for each other. Reading how the receivers do costs a listener that is well nothing: it has no row.
         let sql = format!(
             "WITH head AS (SELECT tenant_id FROM tenant_heads WHERE tenant_id = $1 AND registry_version = $2),
              room AS (

@@ -225,16 +225,15 @@ pub(in crate::store) async fn pass(
     Ok(passed.into_iter().map(|(no, from, to)| (no, ReplayGap { from, to })).collect())
 }
 
-/// Ends a subscription's replay, where there is one. In the transaction that makes it inactive, which has taken note of the rest.
+/// Ends a subscription's replay, where there is one, and answers the last position that it has come to: what is behind that is missed
+/// again. In the transaction that makes it inactive.
 pub(in crate::store) async fn end(
     connection: &mut PgConnection,
     tenant: TenantId,
     no: SubscriptionNo,
-) -> Result<(), StoreError> {
-    sqlx::query("DELETE FROM replays WHERE tenant_id = $1 AND subscription_no = $2")
-        .bind(tenant.0)
-        .bind(no)
-        .execute(connection)
-        .await?;
-    Ok(())
+) -> Result<Option<Position>, StoreError> {
+    // A step under way is waited for, and what it has come to is answered: a read beside this, even in the same statement, would not
+    // know of it.
+    let sql = "DELETE FROM replays WHERE tenant_id = $1 AND subscription_no = $2 RETURNING position";
+    Ok(sqlx::query_scalar(sql).bind(tenant.0).bind(no).fetch_optional(connection).await?)
 }

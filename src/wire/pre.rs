@@ -7,6 +7,8 @@ use crate::proto::public as proto;
 
 /// Why a veto is refused for a POST type.
 pub const ONLY_PRE: &str = "is only for PRE event types";
+/// Why an order is refused for a PRE type.
+pub const UNORDERED: &str = "is not for PRE event types: their listeners are asked at once";
 
 /// A field of the veto that an update changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

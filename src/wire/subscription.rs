@@ -17,7 +17,7 @@ use crate::domain::subscription::{State, Subscription, Target};
 use crate::domain::webhook::{SigningSecret, WebhookMode, WebhookTarget, WebhookUri, parse_headers};
 use crate::proto::public as proto;
 use pbjson_types::FieldMask;
-use policy::{PolicyPart, circuit_to_proto, parse_policy, policy_to_proto};
+use policy::{PolicyPart, circuit_to_proto, parse_policy, policy_to_proto, update_policy};
 use std::collections::BTreeMap;
 
 /// Longest display name, characters.
@@ -401,8 +401,7 @@ impl SubscriptionPatch {
     /// The subscription with the chosen parts replaced; the policy's bounds are checked on the result.
     pub fn apply(&self, mut subscription: Subscription) -> Result<Subscription, SubscriptionError> {
         let Target::Webhook(webhook) = &mut subscription.target;
-        let stored = policy_to_proto(&subscription.policy);
-        let mut policy = stored.clone();
+        let mut policy = policy_to_proto(&subscription.policy);
         for change in self.changes.iter().cloned() {
             match change {
                 Change::DisplayName(name) => subscription.display_name = name,
@@ -423,9 +422,7 @@ impl SubscriptionPatch {
                 },
             }
         }
-        if policy != stored {
-            subscription.policy = parse_policy("subscription.delivery_policy", Some(&policy))?;
-        }
+        update_policy("subscription.delivery_policy", &mut subscription, &policy)?;
         Ok(subscription)
     }
 }

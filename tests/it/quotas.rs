@@ -6,7 +6,7 @@ use std::sync::Arc;
 use carillon::proto::internal::{
     GetTenantRequest, PublishBatchRequest, PublishRequest, Tenant as ProtoTenant, TenantQuotas, UpdateTenantRequest,
 };
-use carillon::proto::public::{ListEventsRequest, WatchRequest};
+use carillon::proto::public::{CreateEventTypeRequest, EventPhase, ListEventsRequest, PrePolicy, WatchRequest};
 use pbjson_types::FieldMask;
 use serde_json::json;
 use tokio::sync::Semaphore;
@@ -14,7 +14,7 @@ use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
 use crate::harness::tenant::{admin, assert_refused, publish_request};
-use crate::harness::{Answer, Receiver, Tenant, World, eventually};
+use crate::harness::{Answer, Receiver, Tenant, World, eventually, within};
 
 const EVENT: &str = "CUSTOM_COUNTED";
 
@@ -198,6 +198,49 @@ async fn an_operator_sets_a_tenants_quotas_and_every_replica_follows() {
     let absent = ProtoTenant { slug: "absent".to_owned(), ..Default::default() };
     let request = UpdateTenantRequest { tenant: Some(absent), ..Default::default() };
     assert_refused(admin(&world).update_tenant(request).await, Code::NotFound, "TENANT_NOT_FOUND");
+}
+
+#[tokio::test]
+async fn what_listeners_make_of_a_pre_event_stays_within_its_tenants_own_bound() {
+    let world = World::shared().await;
+    let (tenant, receiver) = (world.tenant().await, Receiver::start().await);
+    let name = "CUSTOM_PRE_COUNTED";
+    let pre = CreateEventTypeRequest { name: name.to_owned(), phase: EventPhase::Pre.into(), ..Default::default() };
+    tenant.types().create_event_type(pre).await.expect("a PRE type can be declared");
+    let mut enriching = tenant.subscribe_request(name, &receiver.url("/plan"));
+    enriching.pre_policy = Some(PrePolicy { enrich_paths: vec!["/plan".to_owned()], ..Default::default() });
+    tenant.events().subscribe(enriching).await.expect("a listener can be subscribed");
+    let answers = |plan: &str| {
+        let json = vec![("content-type", "application/json".to_owned())];
+        let body = json!({ "patch": { "plan": plan } }).to_string().into_bytes();
+        receiver.answers("/plan", [Answer::Full(200, json, body)]);
+    };
+    let publish =
+        |text: usize| tenant.try_publish(publish_request(name, &json!({ "text": "x".repeat(text), "plan": "free" })));
+    answers(&"x".repeat(2_000));
+    publish(10).await.expect("the server's bound is larger");
+
+    // Accepted by the server's bound, and decided by the tenant's own, which its replica knows by then.
+    let gate = Arc::new(Semaphore::new(0));
+    receiver.answers("/gate", [Answer::Gated(gate.clone())]);
+    tenant.events().subscribe(tenant.subscribe_request(name, &receiver.url("/gate"))).await.expect("another listener");
+    answers("paid");
+    let mut publisher = tenant.publisher();
+    let large = publish_request(name, &json!({ "text": "x".repeat(2_000), "plan": "free" }));
+    let large = tokio::spawn(async move { publisher.publish(large).await });
+    receiver.receives("/gate", 1).await;
+    let own = TenantQuotas { event_bytes_max: Some(1_024), ..Default::default() };
+    update(world, &tenant, own, &["quotas"]).await;
+    assert_refused(publish(2_000).await, Code::InvalidArgument, "EVENT_TOO_LARGE");
+    gate.add_permits(100);
+    within("the large event", large).await.expect("no panic").expect("it is as large as it was");
+
+    answers(&"x".repeat(2_000));
+    let refused = assert_refused(publish(10).await, Code::Unavailable, "PRE_LISTENER_UNAVAILABLE");
+    let said = refused.get_details_precondition_failure().expect("a violation per listener").violations;
+    assert!(said.iter().any(|said| said.description.contains("1024 bytes")), "{said:?}");
+    answers(&"x".repeat(200));
+    publish(10).await.expect("it fits");
 }
 
 #[tokio::test]

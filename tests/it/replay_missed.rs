@@ -11,8 +11,9 @@ use carillon::proto::public::{
 use serde_json::json;
 use tokio::sync::Semaphore;
 
+use crate::harness::database::Cluster;
 use crate::harness::tenant::{Tenant, quick_policy};
-use crate::harness::wait::eventually;
+use crate::harness::wait::{eventually, within};
 use crate::harness::{Answer, Receiver, World};
 
 const EVENT: &str = "CUSTOM_MISSED";
@@ -232,4 +233,48 @@ async fn what_is_left_of_a_replay_that_ends_early_is_delivered_by_the_next_one()
     assert!(numbers(&receiver, "/hook", true).is_superset(&arrived), "what succeeded was received");
     let total = receiver.received("/hook").len();
     assert_eq!(total, numbers(&receiver, "/hook", true).len() + 3, "each once");
+}
+
+#[tokio::test]
+async fn what_a_step_takes_up_while_its_replay_is_ended_is_delivered_once_and_all_else_by_the_next_one() {
+    let world = World::start_with(1, "[dispatch]\nreplay_per_second = 20\n").await;
+    let tenant = world.tenant().await;
+    tenant.declare(EVENT).await;
+    let receiver = Receiver::start().await;
+    let id = subscribe(&tenant, &receiver, "/hook").await;
+    tenant.unsubscribe(&id).await;
+    let missed = publish(&tenant, 0..20).await;
+    let (database, mut steps, mut changes) = (
+        &world.database_url,
+        Cluster::superuser(&world.database_url).await,
+        Cluster::superuser(&world.database_url).await,
+    );
+    // A step has moved the replay on, and cannot commit.
+    let lock = "BEGIN; LOCK TABLE deferred_invocations IN SHARE MODE";
+    sqlx::raw_sql(lock).execute(&mut steps).await.expect("nothing can be deferred");
+    tenant.undelete(&id, true).await;
+    Cluster::is_held_up(database, "INSERT INTO deferred_invocations").await;
+    // The change that ends it waits for the step, and cannot commit then.
+    let lock = "BEGIN; LOCK TABLE audit_records IN SHARE MODE";
+    sqlx::raw_sql(lock).execute(&mut changes).await.expect("no change can be audited");
+    let (mut events, subscription_id) = (tenant.events(), id.clone());
+    let disable = DisableSubscriptionRequest { subscription_id, ..Default::default() };
+    let disabling = tokio::spawn(async move { events.disable_subscription(disable).await });
+    Cluster::is_held_up(database, "DELETE FROM replays").await;
+    sqlx::raw_sql("ROLLBACK").execute(&mut steps).await.expect("the step commits");
+    receives(&receiver, "/hook", true, 0..5).await;
+    for event in &missed[..5] {
+        tenant.all_invocations_become(event, InvocationState::Succeeded).await;
+    }
+    // The next step waits for the change, and finds its replay ended.
+    Cluster::is_held_up(database, "UPDATE replays").await;
+    sqlx::raw_sql("ROLLBACK").execute(&mut changes).await.expect("the change commits");
+    within("the change", disabling).await.expect("no panic").expect("it is active");
+    let enable = EnableSubscriptionRequest { subscription_id: id, replay_missed: true, ..Default::default() };
+    tenant.events().enable_subscription(enable).await.expect("it is disabled");
+    receives(&receiver, "/hook", true, 0..20).await;
+    for event in &missed {
+        assert_eq!(tenant.all_invocations_become(event, InvocationState::Succeeded).await.len(), 1);
+    }
+    assert_eq!(receiver.received("/hook").len(), 20, "each once");
 }

@@ -1,8 +1,11 @@
 //! `EventService.Subscribe`: what can be subscribed, once, and from when on it fires.
 
-use carillon::proto::public::{SubscribeRequest, SubscriptionState};
+use carillon::proto::public::{
+    CreateEventTypeRequest, DeliveryPolicy, EventPhase, OrderingPolicy, SubscribeRequest, Subscription,
+    SubscriptionState, UpdateSubscriptionRequest,
+};
 use serde_json::json;
-use tonic::Code;
+use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
 use crate::harness::tenant::assert_refused;
@@ -82,4 +85,26 @@ async fn only_events_that_pass_the_filter_fire() {
     assert_eq!(tenant.publish("CUSTOM_FILTERED", &json!({"amount": 101})).await.invocations.len(), 1);
     let received = receiver.receives("/hook", 1).await;
     assert_eq!(received[0].json()["data"]["amount"], 101);
+}
+
+#[tokio::test]
+async fn an_ordering_key_is_refused_where_listeners_are_asked_before_there_is_an_order() {
+    let tenant = World::shared().await.tenant().await;
+    let name = "CUSTOM_PRE_UNORDERED";
+    let pre = CreateEventTypeRequest { name: name.to_owned(), phase: EventPhase::Pre.into(), ..Default::default() };
+    tenant.types().create_event_type(pre).await.expect("a PRE type can be declared");
+    let ordering = Some(OrderingPolicy { key: "data.user".to_owned(), ..Default::default() });
+    let delivery_policy = Some(DeliveryPolicy { ordering, ..Default::default() });
+    let request = tenant.subscribe_request(name, "http://127.0.0.1:9/hook");
+    let field = |status: Status| status.get_details_bad_request().expect("it is set").field_violations.remove(0).field;
+
+    let ordered = SubscribeRequest { delivery_policy: delivery_policy.clone(), ..request.clone() };
+    let refused = assert_refused(tenant.events().subscribe(ordered).await, Code::InvalidArgument, "FIELD_INVALID");
+    assert_eq!(field(refused), "delivery_policy.ordering");
+    let made = tenant.events().subscribe(request).await.expect("without one it is accepted").into_inner().subscription;
+    let subscription = Some(Subscription { delivery_policy, ..made.expect("it is set") });
+    let update = UpdateSubscriptionRequest { subscription, ..Default::default() };
+    let refused =
+        assert_refused(tenant.events().update_subscription(update).await, Code::InvalidArgument, "FIELD_INVALID");
+    assert_eq!(field(refused), "subscription.delivery_policy.ordering");
 }

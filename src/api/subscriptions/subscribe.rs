@@ -16,7 +16,7 @@ use crate::domain::subscription::{Subscription, Target};
 use crate::domain::webhook::SigningSecret;
 use crate::proto::public::{SubscribeRequest, SubscribeResponse};
 use crate::store::subscriptions::{NewSubscription, SubscriptionQuota};
-use crate::wire::pre::ONLY_PRE;
+use crate::wire::pre::{ONLY_PRE, UNORDERED};
 use crate::wire::subscription::{parse_subscribe, to_proto};
 use tonic::Request;
 
@@ -47,6 +47,9 @@ pub(crate) async fn handle(
     }
     check_version(event_type.event_type(), parsed.schema_version)?;
     let pre_policy = match (event_type.event_type().phase, parsed.pre_policy) {
+        (Phase::Pre, _) if parsed.policy.ordering().is_some() => {
+            return Err(ApiError::field("delivery_policy.ordering", UNORDERED));
+        }
         (Phase::Pre, given) => Some(given.unwrap_or_default()),
         (Phase::Post, None) => None,
         (Phase::Post, Some(_)) => return Err(ApiError::field("pre_policy", ONLY_PRE)),

@@ -410,6 +410,11 @@ pub(super) async fn write(
     let Target::Webhook(webhook) = &subscription.target;
     let headers = seal_headers(keyring, by.tenant, subscription.id, webhook.headers())?;
     let (failure_policy, priority, enrich_paths) = pre_columns(subscription.pre_policy.as_ref());
+    // What a replay has not come to is still missed.
+    let replayed = match subscription.state {
+        State::Active => None,
+        State::Disabled | State::Deleted => replays::end(tx, by.tenant, subscription.no).await?,
+    };
     sqlx::query(
         "UPDATE subscriptions SET display_name = $3, filter = $4, target_kind = $5, target_key = $6, webhook_uri = $7,
              webhook_mode = $8, webhook_headers = NULL,
@@ -417,9 +422,8 @@ pub(super) async fn write(
              timeout_ms = $13, max_in_flight = $14, state = $15, state_reason = $16, effective_position = $17,
              registry_version = $18, updated_at = $19, deleted_at = $20, schema_version = $21, pre_failure_policy = $22,
              pre_priority = $23, pre_enrich_paths = $24,
-             -- On the right of a SET stands what was: only a change of state moves it. What a replay has not come to is still missed.
-             inactive_from = CASE WHEN $15 = 1 THEN NULL WHEN state <> 1 THEN inactive_from ELSE COALESCE(
-                 (SELECT r.position FROM replays r WHERE r.tenant_id = $1 AND r.subscription_no = subscriptions.subscription_no), $17) END
+             -- On the right of a SET stands what was: only a change of state moves it.
+             inactive_from = CASE WHEN $15 = 1 THEN NULL WHEN state <> 1 THEN inactive_from ELSE COALESCE($26, $17) END
           WHERE tenant_id = $1 AND subscription_id = $2",
     )
     .bind(by.tenant.0)
@@ -448,11 +452,9 @@ pub(super) async fn write(
     .bind(enrich_paths)
     // Those that no configured key opens stay as they are.
     .bind(webhook.headers.is_none())
+    .bind(replayed)
     .execute(&mut *tx)
     .await?;
-    if subscription.state != State::Active {
-        replays::end(tx, by.tenant, subscription.no).await?;
-    }
     write_options(tx, by.tenant, subscription.id, &subscription.policy).await?;
     audit::record(tx, by.tenant, now, &by.name, action, &subscription.id.to_string()).await?;
     read(tx, keyring, by.tenant, subscription.id).await?.ok_or(StoreError::Corrupt { what: "subscription" })

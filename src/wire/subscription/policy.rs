@@ -2,9 +2,10 @@
 
 use super::{SubscriptionError, parse_key};
 use crate::domain::retry::{CircuitBreaker, DeliveryPolicy, KeyOrdering, OnDeadLetter, PolicyError, RateLimit};
-use crate::domain::subscription::{Circuit, CircuitState};
+use crate::domain::subscription::{Circuit, CircuitState, Subscription};
 use crate::proto::public as proto;
 use crate::wire::FieldError;
+use crate::wire::pre::UNORDERED;
 use crate::wire::time::{duration_to_proto, parse_duration, timestamp_to_proto};
 use pbjson_types::Duration as ProtoDuration;
 use std::time::Duration;
@@ -63,6 +64,24 @@ pub(super) fn parse_policy(
         .map(|policy| policy.with_ordering(ordering).with_rate_limit(rate_limit).with_circuit_breaker(circuit_breaker))
         .and_then(|policy| policy.with_auto_disable_after(auto_disable_after.unwrap_or(default.auto_disable_after())));
     Ok(policy.map_err(|error| out_of_bounds(field, error))?)
+}
+
+/// Takes over a changed policy; its bounds are checked on the whole. A listener of PRE events that has an order, which means nothing,
+/// may keep it.
+pub(super) fn update_policy(
+    field: &str,
+    subscription: &mut Subscription,
+    changed: &proto::DeliveryPolicy,
+) -> Result<(), SubscriptionError> {
+    let stored = policy_to_proto(&subscription.policy);
+    if *changed == stored {
+        return Ok(());
+    }
+    if subscription.pre_policy.is_some() && changed.ordering.is_some() && changed.ordering != stored.ordering {
+        return Err(FieldError::new(format!("{field}.ordering"), UNORDERED).into());
+    }
+    subscription.policy = parse_policy(field, Some(changed))?;
+    Ok(())
 }
 
 impl PolicyPart {

@@ -394,6 +394,24 @@ fn what_is_shown_can_be_sent_back() {
     assert_eq!(to_proto(&unchanged), to_proto(&stored()));
 }
 
+#[test]
+fn no_order_is_given_to_a_listener_of_pre_events_and_one_that_is_there_is_in_nobodys_way() {
+    let present = parse_policy("delivery_policy", Some(&ordered("data.a", 2))).expect("valid");
+    let listener = Subscription { policy: present, pre_policy: Some(PrePolicy::default()), ..stored() };
+    let patched = |policy: proto::DeliveryPolicy, path: &str| {
+        let sent = proto::Subscription { delivery_policy: Some(policy), ..to_proto(&listener) };
+        parse_patch(sent, Some(&FieldMask { paths: vec![path.to_owned()] })).expect("a mask").apply(listener.clone())
+    };
+    for path in ["delivery_policy", "delivery_policy.ordering", "delivery_policy.ordering.key", "*"] {
+        let refused = patched(ordered("data.b", 2), path).expect_err(path);
+        assert_eq!(field_of(refused), "subscription.delivery_policy.ordering", "{path}");
+    }
+    let kept = patched(proto::DeliveryPolicy { max_attempts: 2, ..ordered("data.a", 2) }, "*").expect("nothing is new");
+    assert_eq!((kept.policy.max_attempts(), kept.policy.ordering()), (2, listener.policy.ordering()));
+    let gone = patched(proto::DeliveryPolicy::default(), "delivery_policy").expect("it may go");
+    assert_eq!(gone.policy.ordering(), None);
+}
+
 /// What a mask may name, but for `*`.
 const PATHS: [&str; 28] = [
     "display_name",
@@ -435,7 +453,7 @@ fn whatever_a_mask_names_its_change_is_told() {
         ..Default::default()
     };
     let present = parse_policy("delivery_policy", Some(&policy(1, 1, "data.a", 1))).expect("valid");
-    let before = Subscription { policy: present, pre_policy: Some(PrePolicy::default()), ..stored() };
+    let before = Subscription { policy: present, ..stored() };
     let mut target = with_headers(&[("x-a", "1")]);
     if let Some(proto::target::Kind::Webhook(webhook)) = &mut target.kind {
         webhook.mode = proto::WebhookMode::Raw.into();
@@ -461,19 +479,22 @@ fn whatever_a_mask_names_its_change_is_told() {
         }),
         ..Default::default()
     };
-    let told = |path: &str| {
+    let told = |path: &str, before: &Subscription, sent: &proto::Subscription| {
         let mask = FieldMask { paths: vec![path.to_owned()] };
         let patch = parse_patch(sent.clone(), Some(&mask)).expect("a mask");
         let after = patch.apply(before.clone()).expect("a valid subscription");
-        let told = Announcement::subscription_changed(&before, &after, "key_1").data;
+        let told = Announcement::subscription_changed(before, &after, "key_1").data;
         told["changes"].as_object().expect("an object").clone()
     };
+    let vetoing = Subscription { pre_policy: Some(PrePolicy::default()), ..before.clone() };
     for path in PATHS {
-        let (changes, name) = (told(path), path.split('.').next().expect("a name"));
+        let name = path.split('.').next().expect("a name");
+        let changes = told(path, if name == "pre_policy" { &vetoing } else { &before }, &sent);
         assert_eq!(changes.keys().collect::<Vec<_>>(), [name], "{path}: {changes:?}");
         assert_ne!(changes[name].get("before"), changes[name].get("after"), "{path}: {changes:?}");
     }
-    let names: BTreeSet<String> = told("*").into_iter().map(|(name, _)| name).collect();
+    let sent = proto::Subscription { delivery_policy: None, ..sent };
+    let names: BTreeSet<String> = told("*", &vetoing, &sent).into_iter().map(|(name, _)| name).collect();
     let all: BTreeSet<&str> = PATHS.into_iter().filter_map(|path| path.split('.').next()).collect();
     assert_eq!(names, all.into_iter().map(str::to_owned).collect());
 }

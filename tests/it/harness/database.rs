@@ -7,10 +7,11 @@ use std::process::Stdio;
 
 use carillon::dev::{PrivatePostgres, Search};
 use sqlx::{Connection as _, Executor as _, PgConnection};
-use tokio::sync::OnceCell;
+use tokio::sync::{Mutex, OnceCell};
 
 use super::process::Process;
 use super::shared_runtime;
+use super::wait::eventually;
 
 /// The database that others are copied from.
 const TEMPLATE: &str = "carillon_template";
@@ -92,6 +93,18 @@ impl Cluster {
         let mut connection = Self::superuser(server_url).await;
         sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&mut connection).await.expect("the statements run");
         connection.close().await.expect("the connection closes");
+    }
+
+    /// Waits until a statement that begins like this waits for a lock of the database of a server's URL.
+    pub async fn is_held_up(server_url: &str, beginning: &str) {
+        let watcher = Mutex::new(Self::superuser(server_url).await);
+        let sql = "SELECT count(*) FROM pg_stat_activity
+                    WHERE datname = current_database() AND wait_event_type = 'Lock' AND starts_with(query, $1)";
+        eventually(&format!("{beginning} waits for a lock"), || async {
+            let found = sqlx::query_scalar(sql).bind(beginning).fetch_one(&mut *watcher.lock().await).await;
+            if found.is_ok_and(|found: i64| found > 0) { Ok(()) } else { Err("not yet") }
+        })
+        .await;
     }
 
     async fn create(&self, name: &str, template: Option<&str>) {
