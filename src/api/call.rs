@@ -6,6 +6,7 @@
 
 use super::answers::Streaming;
 use super::auth::{Certificates, Credentials};
+use super::connections::Slot;
 use super::deadline::{self, Deadline};
 use super::in_flight::{Counted, Credential, Encoded, InFlight, Place};
 use super::server::PeerAddress;
@@ -246,6 +247,11 @@ impl Calls {
         // Boxed once, here: each layer around it would otherwise move all of it.
         let work = Box::pin(async move {
             let credential = self.inner.authenticate(path, &mut request).await?;
+            // Taken out: nothing that outlives the connection may keep its place.
+            let slot = request.extensions_mut().remove::<Arc<Slot>>();
+            if let Some(slot) = slot.filter(|_| !matches!(credential, Credential::Anonymous(_))) {
+                slot.prove();
+            }
             let place = Arc::new(self.inner.in_flight.admit(credential)?);
             if method.changes {
                 place.may_answer()?;

@@ -121,7 +121,7 @@ struct Limits {
 
 /// Takes over a connection that leaves HTTP for another protocol; in the extensions of requests that ask for it.
 ///
-/// The work counts as a connection of the port and as a task of the server, and gives way to the same cut.
+/// The work counts as a connection of the port, of one that is known, and as a task of the server, and gives way to the same cut.
 #[derive(Debug, Clone)]
 pub struct Upgrades {
     tasks: TaskTracker,
@@ -130,9 +130,10 @@ pub struct Upgrades {
 }
 
 impl Upgrades {
-    /// Runs what goes on over the connection.
+    /// Runs what goes on over the connection of a peer that has shown a good credential.
     pub fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
         let Self { tasks, cut, slot } = self.clone();
+        slot.prove();
         tasks.spawn(async move {
             // Dropped at any point, the work closes the socket, which is what is wanted.
             tokio::select! {
@@ -293,18 +294,19 @@ impl Server {
     {
         let identity = peer.tls.as_ref().and_then(|(_, chain)| peer_identity(chain));
         let address = PeerAddress(peer.address);
-        let proven = Arc::new(AtomicBool::new(false));
+        let spoke = Arc::new(AtomicBool::new(false));
         let first = Arc::new(tokio::sync::Notify::new());
         let answers = Answers::default();
         let service = {
-            let (proven, first, answers) = (Arc::clone(&proven), Arc::clone(&first), answers.clone());
+            let (spoke, first, answers) = (Arc::clone(&spoke), Arc::clone(&first), answers.clone());
             let upgrades = Upgrades { tasks: self.tasks.clone(), cut: self.cut.clone(), slot: Arc::clone(slot) };
             service_fn(move |request: Request<Incoming>| {
-                if !proven.swap(true, Ordering::Relaxed) {
+                if !spoke.swap(true, Ordering::Relaxed) {
                     first.notify_one();
                 }
                 let mut request = request.map(Body::new);
                 request.extensions_mut().insert(address);
+                request.extensions_mut().insert(Arc::clone(&upgrades.slot));
                 if request.headers().contains_key(header::UPGRADE) {
                     request.extensions_mut().insert(upgrades.clone());
                 }
@@ -338,10 +340,7 @@ impl Server {
                     draining = true;
                     connection.as_mut().graceful_shutdown();
                 }
-                () = first.notified(), if waiting => {
-                    waiting = false;
-                    slot.prove();
-                }
+                () = first.notified(), if waiting => waiting = false,
                 _ = looks.tick() => {
                     let now = Instant::now();
                     let stalled = answers.oldest().is_some_and(|since| now - since > self.limits.answer);

@@ -28,6 +28,7 @@ use crate::harness::tenant::{Clients, assert_refused, create_key, publish_reques
 use crate::harness::{Tenant, World, eventually, within};
 
 const LIST: &str = "/carillon.v1.EventService/ListEvents";
+const HEALTH_WATCH: &str = "/grpc.health.v1.Health/Watch";
 const OLD: &[&SupportedProtocolVersion] = &[&rustls::version::TLS12];
 
 async fn world(settings: &str) -> (World, Tenant) {
@@ -36,10 +37,18 @@ async fn world(settings: &str) -> (World, Tenant) {
     (world, tenant)
 }
 
-async fn connect_from(ip: &str, address: &str) -> TcpStream {
+pub async fn connect_from(ip: &str, address: &str) -> TcpStream {
     let socket = TcpSocket::new_v4().expect("a socket");
     socket.bind(SocketAddr::new(ip.parse().expect("an address"), 0)).expect("all of 127/8 is here");
     socket.connect(address.parse().expect("an address")).await.expect("the port accepts")
+}
+
+/// Opens a connection and makes a call by it; none where the connection is closed instead of an answer.
+async fn calling(ip: &str, address: &str, path: &str, key: &str) -> Option<Raw<TcpStream>> {
+    let mut raw = Raw::over(connect_from(ip, address).await, &[]).await;
+    let call = frame(HEADERS, END_HEADERS, 1, &call_fields(path, key, &[]));
+    raw.send(&[call, frame(DATA, END_STREAM, 1, &[0; 5])].concat()).await;
+    raw.next_of(HEADERS).await.map(|_| raw)
 }
 
 /// Waits until the server closes, and answers what it said until then.
@@ -124,7 +133,7 @@ async fn silent_connections_by_the_hundreds_keep_nobody_out() {
             list(&tenant).await;
         }
     }
-    // Who has asked for something stays, and those who said nothing made room.
+    // Who is known stays, and those who said nothing made room.
     list(&tenant).await;
     let open = connect_from("127.0.0.9", &address).await;
     drop(silent);
@@ -133,16 +142,33 @@ async fn silent_connections_by_the_hundreds_keep_nobody_out() {
 }
 
 #[tokio::test]
+async fn strangers_keep_nobody_out_whatever_they_ask_for_and_who_is_known_is_not_cut() {
+    let (world, tenant) = world("connections_max = 100\nconnections_per_peer_max = 30").await;
+    let address = world.replicas[0].addresses.public.clone();
+    let known = async |path| calling("127.0.0.1", &address, path, &tenant.key).await.expect("a place is free");
+    let mut known = [known("/carillon.v1.EventService/Watch").await, known(LIST).await];
+    let mut strangers = Vec::new();
+    for n in 0..200 {
+        let path = ["/x", LIST, "/grpc.health.v1.Health/Check", HEALTH_WATCH][n / 4 % 4];
+        strangers.push(calling(&format!("127.0.0.{}", 1 + n % 4), &address, path, "car_unknown").await);
+        if n % 20 == 19 {
+            // By a connection of its own, from an address of theirs.
+            let mut events = Clients::new(&world, 0, &tenant.key).events;
+            events.list_events(ListEventsRequest::default()).await.expect("others are served");
+        }
+    }
+    for raw in &mut known {
+        raw.settle().await.expect("it goes on, idle or not");
+    }
+    let oldest = strangers[0].as_mut().expect("it was let in");
+    assert!(oldest.settle().await.is_none(), "it made room");
+}
+
+#[tokio::test]
 async fn a_peer_holds_no_more_connections_than_it_may() {
     let (world, tenant) = world("connections_per_peer_max = 4").await;
     let address = world.replicas[0].addresses.public.clone();
-    let call =
-        [frame(HEADERS, END_HEADERS, 1, &call_fields(LIST, &tenant.key, &[])), frame(DATA, END_STREAM, 1, &[0; 5])];
-    let busy = async |ip: &str| {
-        let mut raw = Raw::over(connect_from(ip, &address).await, &[]).await;
-        raw.send(&call.concat()).await;
-        raw.next_of(HEADERS).await.map(|_| raw)
-    };
+    let busy = async |ip: &str| calling(ip, &address, LIST, &tenant.key).await;
     let mut held = Vec::new();
     for _ in 0..4 {
         held.push(busy("127.0.0.2").await.expect("a place is free"));
@@ -159,7 +185,7 @@ async fn calls_are_bounded_for_each_connection_and_for_each_credential() {
     let (world, tenant) = world("streams_per_connection = 3\ncalls_per_credential_max = 5").await;
     let address = &world.replicas[0].addresses.public;
     let mut raw = Raw::<TcpStream>::open(address, &[]).await;
-    let open = |stream: u32| frame(HEADERS, END_HEADERS, stream, &call_fields("/grpc.health.v1.Health/Watch", "", &[]));
+    let open = |stream: u32| frame(HEADERS, END_HEADERS, stream, &call_fields(HEALTH_WATCH, "", &[]));
     raw.settle().await.expect("its settings were read");
     for stream in [1, 3, 5, 7] {
         raw.send(&[open(stream), frame(DATA, END_STREAM, stream, &[0; 5])].concat()).await;
