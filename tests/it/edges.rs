@@ -8,6 +8,8 @@ use carillon::proto::internal::Role;
 use carillon::proto::internal::publish_service_client::PublishServiceClient;
 use carillon::proto::public::event_service_client::EventServiceClient;
 use carillon::proto::public::{ListEventsRequest, WatchRequest};
+use futures::stream::{self, BoxStream, StreamExt as _};
+use http::uri::PathAndQuery;
 use rustix::process::Signal;
 use rustls::SupportedProtocolVersion;
 use rustls_pki_types::ServerName;
@@ -18,6 +20,7 @@ use tokio::time::{Duration, interval};
 use tokio_rustls::TlsConnector;
 use tonic::Code;
 use tonic::service::interceptor::InterceptedService;
+use tonic_prost::ProstCodec;
 
 use crate::harness::authority::{Speaks, client};
 use crate::harness::connect::{Bearer, plain, tls};
@@ -26,9 +29,12 @@ use crate::harness::raw::{
 };
 use crate::harness::tenant::{Clients, assert_refused, create_key, publish_request};
 use crate::harness::{Tenant, World, eventually, within};
+use crate::watch::{positions, watch};
 
 const LIST: &str = "/carillon.v1.EventService/ListEvents";
+const WATCH: &str = "/carillon.v1.EventService/Watch";
 const HEALTH_WATCH: &str = "/grpc.health.v1.Health/Watch";
+const REFLECTION: &str = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
 const OLD: &[&SupportedProtocolVersion] = &[&rustls::version::TLS12];
 
 async fn world(settings: &str) -> (World, Tenant) {
@@ -146,7 +152,7 @@ async fn strangers_keep_nobody_out_whatever_they_ask_for_and_who_is_known_is_not
     let (world, tenant) = world("connections_max = 100\nconnections_per_peer_max = 30").await;
     let address = world.replicas[0].addresses.public.clone();
     let known = async |path| calling("127.0.0.1", &address, path, &tenant.key).await.expect("a place is free");
-    let mut known = [known("/carillon.v1.EventService/Watch").await, known(LIST).await];
+    let mut known = [known(WATCH).await, known(LIST).await];
     let mut strangers = Vec::new();
     for n in 0..200 {
         let path = ["/x", LIST, "/grpc.health.v1.Health/Check", HEALTH_WATCH][n / 4 % 4];
@@ -209,6 +215,45 @@ async fn calls_are_bounded_for_each_connection_and_for_each_credential() {
     watch(&other_key).await.expect("another key has its own places");
     held.clear();
     eventually("places that are given back can be taken", || async { watch(&tenant.key).await.map(|_| ()) }).await;
+}
+
+/// How a streaming call ends.
+async fn end_of(address: &str, key: &str, path: &'static str, request: BoxStream<'static, ()>) -> Code {
+    let mut client = tonic::client::Grpc::new(InterceptedService::new(plain(address), Bearer::new(key)));
+    client.ready().await.expect("it connects");
+    let call = client.streaming(tonic::Request::new(request), PathAndQuery::from_static(path), ProstCodec::default());
+    let mut stream = match within("the stream begins", call).await {
+        Ok(response) => response.into_inner(),
+        Err(status) => return status.code(),
+    };
+    loop {
+        match within("the stream ends", stream.message()).await {
+            Ok(None) => return Code::Ok,
+            Ok(Some(())) => {}
+            Err(status) => return status.code(),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_stream_whose_request_never_comes_ends_and_one_that_has_begun_goes_on() {
+    let (world, tenant) = world("request_timeout_max_ms = 2000").await;
+    let mut begun = watch(&tenant, 0, WatchRequest::default()).await;
+    let address = &world.replicas[0].addresses.public;
+    let never = |key, path| end_of(address, key, path, stream::pending().boxed());
+    let ends = tokio::join!(never(&tenant.key, WATCH), never("", HEALTH_WATCH));
+    assert_eq!(ends, (Code::DeadlineExceeded, Code::DeadlineExceeded));
+    tenant.declare("CUSTOM_WATCHED").await;
+    positions(&mut begun, 1).await;
+}
+
+#[tokio::test]
+async fn streams_of_health_and_reflection_end_at_the_age_of_watches() {
+    let world = World::start_with(1, "[watch]\nstream_age_min_ms = 1000\nstream_age_max_ms = 1000").await;
+    let address = &world.replicas[0].addresses.public;
+    let health = end_of(address, "", HEALTH_WATCH, stream::once(async {}).boxed());
+    let reflection = end_of(address, "", REFLECTION, stream::pending().boxed());
+    assert_eq!(tokio::join!(health, reflection), (Code::DeadlineExceeded, Code::DeadlineExceeded));
 }
 
 #[tokio::test]
