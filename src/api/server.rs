@@ -7,8 +7,9 @@ use super::config::Config;
 use super::connections::{Connections, Slot};
 use super::frames::Metered;
 use super::stalls::CallExecutor;
-use super::tls::{Tls, peer_identity};
+use super::tls::{Tls, next_end, peer_identity};
 use crate::clock;
+use futures::future::OptionFuture;
 use http::{Request, Response, header};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -157,7 +158,7 @@ struct Peer {
 }
 
 impl Peer {
-    /// Ready when the peer's certificate stops being accepted: its authority is gone, or it was revoked.
+    /// Ready when the peer's certificate stops being accepted: its authority is gone, it was revoked, or it has expired.
     async fn refused(&self) {
         if let Some((tls, chain)) = &self.tls
             && !chain.is_empty()
@@ -165,7 +166,15 @@ impl Peer {
             let mut changes = tls.changes();
             // What changed during the handshake was not seen by it.
             changes.mark_changed();
-            while changes.changed().await.is_ok() {
+            loop {
+                let now = clock::now();
+                // Asked anew after each wait: clocks are set now and then.
+                let expired = next_end(chain, now).map(|end| sleep((end - now).to_std().unwrap_or_default()));
+                tokio::select! {
+                    Ok(()) = changes.changed() => {}
+                    Some(()) = OptionFuture::from(expired) => {}
+                    else => break,
+                }
                 if !tls.still_accepts(chain, clock::now()) {
                     return;
                 }
@@ -282,7 +291,7 @@ impl Server {
             accepted = timeout(self.limits.handshake, handshake) => accepted,
         };
         if let Ok(Ok(stream)) = accepted {
-            // Kept to be judged again when the authorities change.
+            // Kept to be judged again when the authorities change and when it ends.
             let chain = stream.get_ref().1.peer_certificates().unwrap_or_default().to_vec();
             self.http(stream, Peer { address: peer, tls: Some((tls, chain)) }, answering, slot).await;
         }
