@@ -133,6 +133,7 @@ impl App {
         let certificates = Certificates::new(store.clone(), config.operators.subjects.clone());
         let limits = CallLimits {
             timeout_max: Duration::from_millis(config.server.request_timeout_max_ms),
+            watch: config.watch.clone(),
             message_bytes_max: config.server.message_bytes_max,
             header_count_max: config.server.header_count_max,
             per_credential_max: config.server.calls_per_credential_max,

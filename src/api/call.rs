@@ -6,13 +6,16 @@
 
 use super::answers::Streaming;
 use super::auth::{Certificates, Credentials};
+use super::connections::Slot;
 use super::deadline::{self, Deadline};
 use super::in_flight::{Counted, Credential, Encoded, InFlight, Place};
 use super::server::PeerAddress;
 use super::services::Services;
 use super::status::{ApiError, not_implemented};
+use crate::clock;
 use crate::proto::DESCRIPTORS;
 use crate::telemetry::{Metrics, traces};
+use crate::watch;
 use futures::FutureExt as _;
 use http::{HeaderMap, Request, Response};
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
@@ -95,6 +98,7 @@ pub struct Calls {
 struct Inner {
     door: Door,
     timeout_max: Duration,
+    watch: watch::Config,
     message_bytes_max: usize,
     header_count_max: usize,
     in_flight: InFlight,
@@ -106,8 +110,10 @@ struct Inner {
 /// Bounds and signals of calls.
 #[derive(Debug, Clone)]
 pub struct CallLimits {
-    /// Longest deadline of a call that is not a stream.
+    /// Longest deadline of a call that is not a stream, and longest time until a stream begins.
     pub timeout_max: Duration,
+    /// How old watches become, and so the streams of the standard services.
+    pub watch: watch::Config,
     /// Largest request message, for the text of refusals.
     pub message_bytes_max: usize,
     /// Headers of a request.
@@ -192,10 +198,19 @@ fn known_method(path: &str) -> &'static str {
 impl Calls {
     /// Puts a port's services behind its door.
     pub fn new(door: Door, limits: CallLimits, metrics: CallMetrics, services: Services) -> Self {
-        let CallLimits { timeout_max, message_bytes_max, header_count_max, draining, streams_end, .. } = limits;
+        let CallLimits { timeout_max, watch, message_bytes_max, header_count_max, draining, streams_end, .. } = limits;
         let in_flight = InFlight::new(limits.per_credential_max, limits.requests_bytes_max, limits.answers_bytes_max);
-        let inner =
-            Inner { door, timeout_max, message_bytes_max, header_count_max, in_flight, draining, streams_end, metrics };
+        let inner = Inner {
+            door,
+            timeout_max,
+            watch,
+            message_bytes_max,
+            header_count_max,
+            in_flight,
+            draining,
+            streams_end,
+            metrics,
+        };
         Self { inner: Arc::new(inner), services }
     }
 
@@ -233,12 +248,18 @@ impl Calls {
             return Err(ApiError::field("headers", text));
         }
         let asked = deadline::parse(request.headers());
-        let timeout = if method.streams {
+        let at_most = |longest| Some(asked.unwrap_or(longest).min(longest));
+        let timeout = if STANDARD_STREAMS.contains(&path) {
+            at_most(self.inner.watch.stream_age(clock::jitter()))
+        } else if method.streams {
+            // Watches know their age themselves.
             deadline::of_stream(asked)
         } else {
-            Some(asked.unwrap_or(Duration::MAX).min(self.inner.timeout_max))
+            at_most(self.inner.timeout_max)
         };
         let until = timeout.map(|timeout| started + timeout);
+        // A stream too: its request may never come.
+        let begun_by = started + timeout.unwrap_or(Duration::MAX).min(self.inner.timeout_max);
         if let Some(until) = until {
             request.extensions_mut().insert(Deadline(until));
         }
@@ -246,6 +267,11 @@ impl Calls {
         // Boxed once, here: each layer around it would otherwise move all of it.
         let work = Box::pin(async move {
             let credential = self.inner.authenticate(path, &mut request).await?;
+            // Taken out: nothing that outlives the connection may keep its place.
+            let slot = request.extensions_mut().remove::<Arc<Slot>>();
+            if let Some(slot) = slot.filter(|_| !matches!(credential, Credential::Anonymous(_))) {
+                slot.prove();
+            }
             let place = Arc::new(self.inner.in_flight.admit(credential)?);
             if method.changes {
                 place.may_answer()?;
@@ -270,11 +296,10 @@ impl Calls {
         });
         // A handler that panics has answered nobody; its locks and transactions live in tasks and guards of their own.
         let fenced = AssertUnwindSafe(work).catch_unwind();
-        let done = match until {
-            None => fenced.await,
-            Some(until) if until <= Instant::now() => return Err(ApiError::Deadline),
-            Some(until) => tokio::time::timeout_at(until, fenced).await.map_err(|_| method.overdue())?,
-        };
+        if begun_by <= Instant::now() {
+            return Err(ApiError::Deadline);
+        }
+        let done = tokio::time::timeout_at(begun_by, fenced).await.map_err(|_| method.overdue())?;
         let (mut response, place) = done.unwrap_or_else(|_| Err(ApiError::internal("handler", "panicked")))?;
         if !method.streams {
             return Ok(response);

@@ -64,7 +64,8 @@ pub struct Config {
     pub keepalive_ms: u64,
     /// Time for open calls to end at shutdown, milliseconds. 0 to 600,000.
     pub drain_timeout_ms: u64,
-    /// Longest deadline of a call that is not a stream, milliseconds. 1 to 600,000.
+    /// Longest deadline of a call that is not a stream, and longest time until the request of a stream has come and is answered,
+    /// milliseconds. 1 to 600,000.
     pub request_timeout_max_ms: u64,
 }
 

@@ -1,9 +1,12 @@
-//! How many connections a port holds: a cap in total and per peer, and room made by those that have not asked for anything yet.
+//! How many connections a port holds: a cap in total and per peer, and room made by those of strangers.
 //!
-//! A flood of silent connections must not keep others out: at a cap, the oldest connection that has not sent a request goes.
+//! A flood of connections must not keep others out: at a cap, the oldest one goes by which no call with a good credential has come. What it
+//! has open protects it no more than silence does: calls that need no credential cost a stranger nothing, and whoever comes anew, a stranger
+//! himself until he is known, would have to go in its stead.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv6Addr};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio_util::sync::CancellationToken;
 
@@ -26,7 +29,7 @@ struct Inner {
 #[derive(Debug)]
 struct Open {
     peer: IpAddr,
-    /// Set for as long as it has not sent a request.
+    /// Set for as long as its peer is a stranger.
     evict: Option<CancellationToken>,
 }
 
@@ -36,6 +39,7 @@ pub struct Slot {
     connections: Arc<Connections>,
     id: u64,
     evicted: CancellationToken,
+    proven: AtomicBool,
 }
 
 impl Connections {
@@ -44,7 +48,7 @@ impl Connections {
         Arc::new(Self { total_max, per_peer_max, inner: Mutex::default() })
     }
 
-    /// A place for a new connection; none where every place is taken by one that has sent a request.
+    /// A place for a new connection; none where every place is taken by one that has proven itself.
     pub fn admit(self: &Arc<Self>, peer: IpAddr) -> Option<Slot> {
         let peer = network_of(peer);
         let mut inner = self.lock();
@@ -59,7 +63,7 @@ impl Connections {
         let evicted = CancellationToken::new();
         inner.open.insert(id, Open { peer, evict: Some(evicted.clone()) });
         *inner.per_peer.entry(peer).or_default() += 1;
-        Some(Slot { connections: Arc::clone(self), id, evicted })
+        Some(Slot { connections: Arc::clone(self), id, evicted, proven: AtomicBool::new(false) })
     }
 
     /// How many there are.
@@ -73,7 +77,7 @@ impl Connections {
 }
 
 impl Inner {
-    /// Ends the oldest connection without a request, of that peer or of any.
+    /// Ends the oldest connection of a stranger, from that peer or from any.
     fn evict(&mut self, peer: Option<IpAddr>) -> Option<()> {
         let fits = |open: &Open| open.evict.is_some() && peer.is_none_or(|peer| peer == open.peer);
         let id = self.open.iter().find(|(_, open)| fits(open)).map(|(id, _)| *id)?;
@@ -95,9 +99,11 @@ impl Inner {
 }
 
 impl Slot {
-    /// Says that the connection has sent a request, so that it is not ended to make room.
+    /// Says that a call with a good credential has come by the connection, so that it is not ended to make room. Asked by every call.
     pub fn prove(&self) {
-        if let Some(open) = self.connections.lock().open.get_mut(&self.id) {
+        if !self.proven.swap(true, Ordering::Relaxed)
+            && let Some(open) = self.connections.lock().open.get_mut(&self.id)
+        {
             open.evict = None;
         }
     }
@@ -133,23 +139,23 @@ mod tests {
     const B: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 2));
 
     #[test]
-    fn silent_connections_make_room_and_busy_ones_stay() {
+    fn strangers_make_room_and_who_is_known_stays() {
         let connections = Connections::new(3, 2);
-        let busy = connections.admit(A).unwrap();
-        busy.prove();
-        let silent = connections.admit(A).unwrap();
+        let known = connections.admit(A).unwrap();
+        known.prove();
+        let stranger = connections.admit(A).unwrap();
         let newer = connections.admit(A).unwrap();
-        assert!(silent.evicted.is_cancelled() && !busy.evicted.is_cancelled());
+        assert!(stranger.evicted.is_cancelled() && !known.evicted.is_cancelled());
         newer.prove();
-        assert!(connections.admit(A).is_none(), "both places of the peer are busy");
+        assert!(connections.admit(A).is_none(), "both places of the peer are taken by who is known");
         let other = connections.admit(B).unwrap();
         let last = connections.admit(B).unwrap();
         assert!(other.evicted.is_cancelled());
         assert_eq!(connections.count(), 3);
         // An evicted connection gives nothing back a second time.
-        drop((silent, other));
+        drop((stranger, other));
         assert_eq!(connections.count(), 3);
-        drop((busy, newer, last));
+        drop((known, newer, last));
         assert_eq!(connections.count(), 0);
         assert!(connections.lock().per_peer.is_empty());
     }

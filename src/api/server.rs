@@ -7,8 +7,9 @@ use super::config::Config;
 use super::connections::{Connections, Slot};
 use super::frames::Metered;
 use super::stalls::CallExecutor;
-use super::tls::{Tls, peer_identity};
+use super::tls::{Tls, next_end, peer_identity};
 use crate::clock;
+use futures::future::OptionFuture;
 use http::{Request, Response, header};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -121,7 +122,7 @@ struct Limits {
 
 /// Takes over a connection that leaves HTTP for another protocol; in the extensions of requests that ask for it.
 ///
-/// The work counts as a connection of the port and as a task of the server, and gives way to the same cut.
+/// The work counts as a connection of the port, of one that is known, and as a task of the server, and gives way to the same cut.
 #[derive(Debug, Clone)]
 pub struct Upgrades {
     tasks: TaskTracker,
@@ -130,9 +131,10 @@ pub struct Upgrades {
 }
 
 impl Upgrades {
-    /// Runs what goes on over the connection.
+    /// Runs what goes on over the connection of a peer that has shown a good credential.
     pub fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
         let Self { tasks, cut, slot } = self.clone();
+        slot.prove();
         tasks.spawn(async move {
             // Dropped at any point, the work closes the socket, which is what is wanted.
             tokio::select! {
@@ -156,7 +158,7 @@ struct Peer {
 }
 
 impl Peer {
-    /// Ready when the peer's certificate stops being accepted: its authority is gone, or it was revoked.
+    /// Ready when the peer's certificate stops being accepted: its authority is gone, it was revoked, or it has expired.
     async fn refused(&self) {
         if let Some((tls, chain)) = &self.tls
             && !chain.is_empty()
@@ -164,7 +166,15 @@ impl Peer {
             let mut changes = tls.changes();
             // What changed during the handshake was not seen by it.
             changes.mark_changed();
-            while changes.changed().await.is_ok() {
+            loop {
+                let now = clock::now();
+                // Asked anew after each wait: clocks are set now and then.
+                let expired = next_end(chain, now).map(|end| sleep((end - now).to_std().unwrap_or_default()));
+                tokio::select! {
+                    Ok(()) = changes.changed() => {}
+                    Some(()) = OptionFuture::from(expired) => {}
+                    else => break,
+                }
                 if !tls.still_accepts(chain, clock::now()) {
                     return;
                 }
@@ -281,7 +291,7 @@ impl Server {
             accepted = timeout(self.limits.handshake, handshake) => accepted,
         };
         if let Ok(Ok(stream)) = accepted {
-            // Kept to be judged again when the authorities change.
+            // Kept to be judged again when the authorities change and when it ends.
             let chain = stream.get_ref().1.peer_certificates().unwrap_or_default().to_vec();
             self.http(stream, Peer { address: peer, tls: Some((tls, chain)) }, answering, slot).await;
         }
@@ -293,18 +303,19 @@ impl Server {
     {
         let identity = peer.tls.as_ref().and_then(|(_, chain)| peer_identity(chain));
         let address = PeerAddress(peer.address);
-        let proven = Arc::new(AtomicBool::new(false));
+        let spoke = Arc::new(AtomicBool::new(false));
         let first = Arc::new(tokio::sync::Notify::new());
         let answers = Answers::default();
         let service = {
-            let (proven, first, answers) = (Arc::clone(&proven), Arc::clone(&first), answers.clone());
+            let (spoke, first, answers) = (Arc::clone(&spoke), Arc::clone(&first), answers.clone());
             let upgrades = Upgrades { tasks: self.tasks.clone(), cut: self.cut.clone(), slot: Arc::clone(slot) };
             service_fn(move |request: Request<Incoming>| {
-                if !proven.swap(true, Ordering::Relaxed) {
+                if !spoke.swap(true, Ordering::Relaxed) {
                     first.notify_one();
                 }
                 let mut request = request.map(Body::new);
                 request.extensions_mut().insert(address);
+                request.extensions_mut().insert(Arc::clone(&upgrades.slot));
                 if request.headers().contains_key(header::UPGRADE) {
                     request.extensions_mut().insert(upgrades.clone());
                 }
@@ -338,10 +349,7 @@ impl Server {
                     draining = true;
                     connection.as_mut().graceful_shutdown();
                 }
-                () = first.notified(), if waiting => {
-                    waiting = false;
-                    slot.prove();
-                }
+                () = first.notified(), if waiting => waiting = false,
                 _ = looks.tick() => {
                     let now = Instant::now();
                     let stalled = answers.oldest().is_some_and(|since| now - since > self.limits.answer);

@@ -1,5 +1,5 @@
 //! TLS of the ports: what new connections use, replaced while the port serves when its files change, and whether a peer that was
-//! let in under former files would still be let in.
+//! let in earlier, under former files perhaps, would still be let in.
 //!
 //! One provider (aws-lc-rs), given outright. It must never give up a working configuration for files that do not work.
 
@@ -14,7 +14,7 @@ pub use watch::TlsWatch;
 use super::config::{InternalTls, PublicTls};
 use arc_swap::ArcSwap;
 use chrono::{DateTime, Utc};
-use files::{Built, Contents, Files, Seen};
+use files::{Built, Contents, Files, Seen, instant};
 use revocation::Names;
 use rustls::ServerConfig;
 use rustls::server::danger::ClientCertVerifier;
@@ -23,6 +23,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch as channel;
+use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 /// Why TLS cannot be set up.
 #[derive(Debug, thiserror::Error)]
@@ -177,6 +178,13 @@ impl Tls {
         loaded.seen = Some(seen);
         Ok(changed)
     }
+}
+
+/// When the next certificate of a chain is over that is not yet: a certificate is good until its last second has passed.
+pub fn next_end(chain: &[CertificateDer<'static>], now: DateTime<Utc>) -> Option<DateTime<Utc>> {
+    let parsed = chain.iter().filter_map(|certificate| X509Certificate::from_der(certificate).ok());
+    let ends = parsed.map(|(_, certificate)| instant(certificate.validity().not_after.timestamp() + 1));
+    ends.filter(|end| *end > now).min()
 }
 
 /// Checks client certificates; none where none are asked for.

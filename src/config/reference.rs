@@ -87,7 +87,11 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
         "interval of HTTP/2 pings, and how long their answer may take, milliseconds; 1,000 to 600,000",
     ),
     ("server.drain_timeout_ms", "time for open calls to end at shutdown, milliseconds; 0 to 600,000"),
-    ("server.request_timeout_max_ms", "longest deadline of a call that is not a stream, milliseconds; 1 to 600,000"),
+    (
+        "server.request_timeout_max_ms",
+        "longest deadline of a call that is not a stream, and longest time until the request of a stream has come and is answered, \
+         milliseconds; 1 to 600,000",
+    ),
     ("database.url", "postgres://user@host/database, as a role that owns nothing; a secret"),
     (
         "database.migrate_url",
@@ -301,7 +305,7 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
     ("watch.bookmark_events", "events that are filtered out before a bookmark says how far the watch is"),
     (
         "watch.stream_age_min_ms",
-        "least age at which a stream is ended so that clients spread over the replicas, milliseconds",
+        "least age at which a stream is ended so that clients spread over the replicas, milliseconds; those of health and reflection too",
     ),
     ("watch.stream_age_max_ms", "greatest such age, milliseconds; each stream draws its own"),
     (

@@ -17,7 +17,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Deserialize, Serialize};
 use sqlx::migrate::Migrate as _;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{ConnectOptions as _, Connection as _};
+use sqlx::{ConnectOptions as _, Connection as _, PgConnection};
 use std::collections::HashSet;
 use std::str::FromStr as _;
 use std::time::{Duration, Instant};
@@ -32,7 +32,9 @@ pub(in crate::store) const IDLE_TRUSTED: Duration = Duration::from_secs(5);
 const FIRST_CONNECTION: Duration = Duration::from_secs(1);
 
 /// Settings that make Postgres forget what it has acknowledged, when they are off.
-const DURABILITY: [&str; 3] = ["fsync", "full_page_writes", "synchronous_commit"];
+const DURABILITY: [&str; 3] = ["fsync", "full_page_writes", COMMITS];
+/// The one of them that a database, a role or a connection may have in its own way.
+const COMMITS: &str = "synchronous_commit";
 
 /// Where Postgres is, and how it is used.
 #[derive(Debug, Clone, Deserialize, Serialize)]
@@ -124,7 +126,7 @@ impl Config {
             ("plan_cache_mode", "force_generic_plan".to_owned()),
         ];
         if planted::has(Defect::AcknowledgeEarly) {
-            session.push(("synchronous_commit", "off".to_owned()));
+            session.push((COMMITS, "off".to_owned()));
         }
         session
     }
@@ -165,11 +167,13 @@ async fn connect(config: &Config, key: &'static str, options: PgConnectOptions) 
                 Ok(true)
             })
         })
-        .connect_with(options)
-        .await
-        .map_err(|error| refusal(key, not_yet.unwrap_or(error)))?;
+        .connect_lazy_with(options);
     let pool = Pool::new(pool, Duration::from_millis(config.answer_timeout_ms), doubt);
-    check_durability(&pool, config.unsafe_allow_lossy_postgres).await?;
+    let mut first = pool.acquire().await.map_err(|error| refusal(key, not_yet.unwrap_or(error)))?;
+    let commits = pool.within(check_durability(&mut first, config.unsafe_allow_lossy_postgres)).await?;
+    if let Some(commits) = commits {
+        pool.keep(first, COMMITS, &commits).await;
+    }
     Ok(pool)
 }
 
@@ -256,10 +260,15 @@ async fn prepare(store: &Store) -> Result<(), ConnectError> {
     Ok(())
 }
 
-async fn check_durability(pool: &Pool, allow_lossy: bool) -> Result<(), ConnectError> {
+/// Answers how connections have to commit, whatever becomes of the setting later: as it was found, since what is stronger than `on` is
+/// the operator's choice like what suffices. None where it may be anything.
+async fn check_durability(connection: &mut PgConnection, allow_lossy: bool) -> Result<Option<String>, ConnectError> {
+    let mut commits = None;
     for setting in DURABILITY {
-        let value: String = sqlx::query_scalar("SELECT current_setting($1)").bind(setting).fetch_one(pool).await?;
+        let value = sqlx::query_scalar("SELECT current_setting($1)").bind(setting).fetch_one(&mut *connection);
+        let value: String = value.await?;
         if value != "off" || planted::has(Defect::AcknowledgeEarly) {
+            commits = (setting == COMMITS).then_some(value);
             continue;
         }
         if !allow_lossy {
@@ -270,7 +279,7 @@ async fn check_durability(pool: &Pool, allow_lossy: bool) -> Result<(), ConnectE
             "UNSAFE: postgres may lose acknowledged events in a crash; database.unsafe_allow_lossy_postgres allows it"
         );
     }
-    Ok(())
+    Ok(commits)
 }
 
 /// A pooler may have dropped what connections start with; then it must be the role's.

@@ -164,6 +164,15 @@ impl Pool {
         self.acquire_for(turn).await?.begin(opening).await
     }
 
+    /// Opens every connection from now on with a setting more. The only one so far, on which its value was found, goes.
+    pub(in crate::store) async fn keep(&self, mut first: Lease, setting: &str, value: &str) {
+        self.inner.set_connect_options(PgConnectOptions::clone(&self.options()).options([(setting, value)]));
+        if let Some(first) = first.connection.take() {
+            // A server that does not take the farewell has lost nothing.
+            drop(first.close().await);
+        }
+    }
+
     /// A connection beside the pool, with a setting of its own.
     pub(in crate::store) async fn connect(&self, setting: &str, value: &str) -> Result<PgConnection, sqlx::Error> {
         PgConnectOptions::clone(&self.options()).options([(setting, value)]).connect().await

@@ -35,7 +35,7 @@ pub struct Config {
     pub bookmark_interval_ms: u64,
     /// Events that are filtered out before a bookmark says how far the watch is.
     pub bookmark_events: u32,
-    /// Least age at which a stream is ended so that clients spread over the replicas. Default 30 min.
+    /// Least age at which a stream is ended so that clients spread over the replicas; those of health and reflection too. Default 30 min.
     pub stream_age_min_ms: u64,
     /// Greatest such age; each stream draws its own. Default 60 min.
     pub stream_age_max_ms: u64,
@@ -140,7 +140,7 @@ impl Config {
     }
 
     /// An age between the two bounds, `share` (0..1) of the way.
-    pub(super) fn stream_age(&self, share: f64) -> Duration {
+    pub fn stream_age(&self, share: f64) -> Duration {
         let (least, most) =
             (Duration::from_millis(self.stream_age_min_ms), Duration::from_millis(self.stream_age_max_ms));
         least + most.saturating_sub(least).mul_f64(share.clamp(0.0, 1.0))

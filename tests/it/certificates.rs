@@ -25,7 +25,7 @@ use tokio_rustls::TlsConnector;
 use tonic::{Code, Status};
 
 use crate::harness::authority::{
-    Authority, Shown, Speaks, ca_params, client, client_params, dns, named, new_key, uri, valid,
+    Authority, Shown, Speaks, ca_params, client, client_params, dns, ends_in, named, new_key, uri, valid,
 };
 use crate::harness::connect::tls;
 use crate::harness::tenant::{admin, assert_refused, publish_request, reason};
@@ -459,7 +459,7 @@ async fn new_files_come_into_use_and_broken_ones_do_not() {
 }
 
 #[tokio::test]
-async fn open_connections_of_revoked_and_orphaned_certificates_end() {
+async fn open_connections_of_revoked_orphaned_and_expired_certificates_end() {
     let stage = Stage::new().await;
     let params = client_params(vec![uri(&stage.uri())]);
     let other = Authority::root("other", new_key());
@@ -469,7 +469,8 @@ async fn open_connections_of_revoked_and_orphaned_certificates_end() {
     let untouched = stage.root.issue(&params, &[]);
     eventually("the other authority is trusted", || async { stage.publish(&orphaned).await }).await;
     let open = |shown: &Shown| stage.publisher(stage.config(Some(shown), &Speaks::default()));
-    let (mut untouched, mut ending) = (open(&untouched), [open(&revoked), open(&orphaned)]);
+    let expiring = stage.root.issue(&ends_in(params.clone(), 5), &[]);
+    let (mut untouched, mut ending) = (open(&untouched), [open(&revoked), open(&orphaned), open(&expiring)]);
     let event = || publish_request(EVENT_TYPE, &json!({}));
     for publisher in ending.iter_mut().chain([&mut untouched]) {
         publisher.publish(event()).await.expect("all are good still");

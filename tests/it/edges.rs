@@ -8,6 +8,8 @@ use carillon::proto::internal::Role;
 use carillon::proto::internal::publish_service_client::PublishServiceClient;
 use carillon::proto::public::event_service_client::EventServiceClient;
 use carillon::proto::public::{ListEventsRequest, WatchRequest};
+use futures::stream::{self, BoxStream, StreamExt as _};
+use http::uri::PathAndQuery;
 use rustix::process::Signal;
 use rustls::SupportedProtocolVersion;
 use rustls_pki_types::ServerName;
@@ -18,6 +20,7 @@ use tokio::time::{Duration, interval};
 use tokio_rustls::TlsConnector;
 use tonic::Code;
 use tonic::service::interceptor::InterceptedService;
+use tonic_prost::ProstCodec;
 
 use crate::harness::authority::{Speaks, client};
 use crate::harness::connect::{Bearer, plain, tls};
@@ -26,8 +29,12 @@ use crate::harness::raw::{
 };
 use crate::harness::tenant::{Clients, assert_refused, create_key, publish_request};
 use crate::harness::{Tenant, World, eventually, within};
+use crate::watch::{positions, watch};
 
 const LIST: &str = "/carillon.v1.EventService/ListEvents";
+const WATCH: &str = "/carillon.v1.EventService/Watch";
+const HEALTH_WATCH: &str = "/grpc.health.v1.Health/Watch";
+const REFLECTION: &str = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
 const OLD: &[&SupportedProtocolVersion] = &[&rustls::version::TLS12];
 
 async fn world(settings: &str) -> (World, Tenant) {
@@ -36,10 +43,18 @@ async fn world(settings: &str) -> (World, Tenant) {
     (world, tenant)
 }
 
-async fn connect_from(ip: &str, address: &str) -> TcpStream {
+pub async fn connect_from(ip: &str, address: &str) -> TcpStream {
     let socket = TcpSocket::new_v4().expect("a socket");
     socket.bind(SocketAddr::new(ip.parse().expect("an address"), 0)).expect("all of 127/8 is here");
     socket.connect(address.parse().expect("an address")).await.expect("the port accepts")
+}
+
+/// Opens a connection and makes a call by it; none where the connection is closed instead of an answer.
+async fn calling(ip: &str, address: &str, path: &str, key: &str) -> Option<Raw<TcpStream>> {
+    let mut raw = Raw::over(connect_from(ip, address).await, &[]).await;
+    let call = frame(HEADERS, END_HEADERS, 1, &call_fields(path, key, &[]));
+    raw.send(&[call, frame(DATA, END_STREAM, 1, &[0; 5])].concat()).await;
+    raw.next_of(HEADERS).await.map(|_| raw)
 }
 
 /// Waits until the server closes, and answers what it said until then.
@@ -124,7 +139,7 @@ async fn silent_connections_by_the_hundreds_keep_nobody_out() {
             list(&tenant).await;
         }
     }
-    // Who has asked for something stays, and those who said nothing made room.
+    // Who is known stays, and those who said nothing made room.
     list(&tenant).await;
     let open = connect_from("127.0.0.9", &address).await;
     drop(silent);
@@ -133,16 +148,33 @@ async fn silent_connections_by_the_hundreds_keep_nobody_out() {
 }
 
 #[tokio::test]
+async fn strangers_keep_nobody_out_whatever_they_ask_for_and_who_is_known_is_not_cut() {
+    let (world, tenant) = world("connections_max = 100\nconnections_per_peer_max = 30").await;
+    let address = world.replicas[0].addresses.public.clone();
+    let known = async |path| calling("127.0.0.1", &address, path, &tenant.key).await.expect("a place is free");
+    let mut known = [known(WATCH).await, known(LIST).await];
+    let mut strangers = Vec::new();
+    for n in 0..200 {
+        let path = ["/x", LIST, "/grpc.health.v1.Health/Check", HEALTH_WATCH][n / 4 % 4];
+        strangers.push(calling(&format!("127.0.0.{}", 1 + n % 4), &address, path, "car_unknown").await);
+        if n % 20 == 19 {
+            // By a connection of its own, from an address of theirs.
+            let mut events = Clients::new(&world, 0, &tenant.key).events;
+            events.list_events(ListEventsRequest::default()).await.expect("others are served");
+        }
+    }
+    for raw in &mut known {
+        raw.settle().await.expect("it goes on, idle or not");
+    }
+    let oldest = strangers[0].as_mut().expect("it was let in");
+    assert!(oldest.settle().await.is_none(), "it made room");
+}
+
+#[tokio::test]
 async fn a_peer_holds_no_more_connections_than_it_may() {
     let (world, tenant) = world("connections_per_peer_max = 4").await;
     let address = world.replicas[0].addresses.public.clone();
-    let call =
-        [frame(HEADERS, END_HEADERS, 1, &call_fields(LIST, &tenant.key, &[])), frame(DATA, END_STREAM, 1, &[0; 5])];
-    let busy = async |ip: &str| {
-        let mut raw = Raw::over(connect_from(ip, &address).await, &[]).await;
-        raw.send(&call.concat()).await;
-        raw.next_of(HEADERS).await.map(|_| raw)
-    };
+    let busy = async |ip: &str| calling(ip, &address, LIST, &tenant.key).await;
     let mut held = Vec::new();
     for _ in 0..4 {
         held.push(busy("127.0.0.2").await.expect("a place is free"));
@@ -159,7 +191,7 @@ async fn calls_are_bounded_for_each_connection_and_for_each_credential() {
     let (world, tenant) = world("streams_per_connection = 3\ncalls_per_credential_max = 5").await;
     let address = &world.replicas[0].addresses.public;
     let mut raw = Raw::<TcpStream>::open(address, &[]).await;
-    let open = |stream: u32| frame(HEADERS, END_HEADERS, stream, &call_fields("/grpc.health.v1.Health/Watch", "", &[]));
+    let open = |stream: u32| frame(HEADERS, END_HEADERS, stream, &call_fields(HEALTH_WATCH, "", &[]));
     raw.settle().await.expect("its settings were read");
     for stream in [1, 3, 5, 7] {
         raw.send(&[open(stream), frame(DATA, END_STREAM, stream, &[0; 5])].concat()).await;
@@ -183,6 +215,45 @@ async fn calls_are_bounded_for_each_connection_and_for_each_credential() {
     watch(&other_key).await.expect("another key has its own places");
     held.clear();
     eventually("places that are given back can be taken", || async { watch(&tenant.key).await.map(|_| ()) }).await;
+}
+
+/// How a streaming call ends.
+async fn end_of(address: &str, key: &str, path: &'static str, request: BoxStream<'static, ()>) -> Code {
+    let mut client = tonic::client::Grpc::new(InterceptedService::new(plain(address), Bearer::new(key)));
+    client.ready().await.expect("it connects");
+    let call = client.streaming(tonic::Request::new(request), PathAndQuery::from_static(path), ProstCodec::default());
+    let mut stream = match within("the stream begins", call).await {
+        Ok(response) => response.into_inner(),
+        Err(status) => return status.code(),
+    };
+    loop {
+        match within("the stream ends", stream.message()).await {
+            Ok(None) => return Code::Ok,
+            Ok(Some(())) => {}
+            Err(status) => return status.code(),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_stream_whose_request_never_comes_ends_and_one_that_has_begun_goes_on() {
+    let (world, tenant) = world("request_timeout_max_ms = 2000").await;
+    let mut begun = watch(&tenant, 0, WatchRequest::default()).await;
+    let address = &world.replicas[0].addresses.public;
+    let never = |key, path| end_of(address, key, path, stream::pending().boxed());
+    let ends = tokio::join!(never(&tenant.key, WATCH), never("", HEALTH_WATCH));
+    assert_eq!(ends, (Code::DeadlineExceeded, Code::DeadlineExceeded));
+    tenant.declare("CUSTOM_WATCHED").await;
+    positions(&mut begun, 1).await;
+}
+
+#[tokio::test]
+async fn streams_of_health_and_reflection_end_at_the_age_of_watches() {
+    let world = World::start_with(1, "[watch]\nstream_age_min_ms = 1000\nstream_age_max_ms = 1000").await;
+    let address = &world.replicas[0].addresses.public;
+    let health = end_of(address, "", HEALTH_WATCH, stream::once(async {}).boxed());
+    let reflection = end_of(address, "", REFLECTION, stream::pending().boxed());
+    assert_eq!(tokio::join!(health, reflection), (Code::DeadlineExceeded, Code::DeadlineExceeded));
 }
 
 #[tokio::test]

@@ -1,9 +1,12 @@
 //! G1: what was answered is on disk. A Postgres that would forget it is refused before anything is answered; one that crashes
 //! is in `g05_at_least_once`.
 
+use serde_json::json;
+
 use crate::harness::database::Cluster;
 use crate::harness::process::Process;
-use crate::harness::{World, within};
+use crate::harness::tenant::publish_request;
+use crate::harness::{World, eventually, within};
 
 /// Changes a setting for a world's own database.
 async fn set(world: &World, setting: &str) {
@@ -36,6 +39,35 @@ async fn a_postgres_that_may_forget_is_refused_with_the_setting_that_is_off() {
         );
         Cluster::run(&world.database_url, sql).await;
         refused(setting).await;
+    }
+}
+
+#[tokio::test]
+async fn g01_a_postgres_that_is_told_to_forget_later_commits_as_it_was_found() {
+    for found in ["on", "remote_apply"] {
+        let mut world = World::start(0).await;
+        // Notes how each event is committed.
+        let noted = "CREATE SCHEMA noted; CREATE TABLE noted.commits (how text);
+             CREATE FUNCTION noted.note() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS
+             $$ BEGIN INSERT INTO noted.commits VALUES (current_setting('synchronous_commit')); RETURN NULL; END $$;
+             CREATE TRIGGER noted AFTER INSERT ON events FOR EACH STATEMENT EXECUTE FUNCTION noted.note()";
+        Cluster::run(&world.database_url, noted.to_owned()).await;
+        set(&world, &format!("SET synchronous_commit = {found}")).await;
+        world.add_replica().await;
+        let tenant = world.tenant().await;
+        tenant.declare("CUSTOM_KEPT").await;
+        set(&world, "SET synchronous_commit = off").await;
+        // Each connection is a new one from here on.
+        let ended = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                      WHERE datname = current_database() AND usename = 'carillon_server'";
+        Cluster::run(&world.database_url, ended.to_owned()).await;
+        let mut request = publish_request("CUSTOM_KEPT", &json!({}));
+        request.idempotency_key = "once".to_owned();
+        eventually("it is published", || tenant.try_publish(request.clone())).await;
+        let mut connection = Cluster::superuser(&world.database_url).await;
+        let how = sqlx::query_scalar("SELECT DISTINCT how FROM noted.commits").fetch_all(&mut connection).await;
+        let how: Vec<String> = how.expect("readable");
+        assert_eq!(how, [found]);
     }
 }
 

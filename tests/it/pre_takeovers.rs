@@ -153,6 +153,40 @@ async fn an_event_is_not_given_up_while_it_cannot_be_read_who_waits_for_it() {
 }
 
 #[tokio::test]
+async fn where_events_are_given_up_at_once_it_is_looked_once_a_second_who_waits_elsewhere() {
+    const LOOKS: i64 = 7;
+    let world = World::start_with(2, "[pending]\nabandon_grace_ms = 0\nlease_ms = 4000\n").await;
+    let (tenant, receiver) = (world.tenant().await, Receiver::start().await);
+    listened(&tenant, &receiver, "/slow").await;
+    let gate = Arc::new(Semaphore::new(0));
+    receiver.answers("/slow", [Answer::Gated(gate.clone())]);
+    let mut publisher = tenant.publishers[1].clone();
+    let publishing = tokio::spawn(async move { publisher.publish(timed(30)).await });
+    let event_id = receiver.receives("/slow", 1).await[0].json()["id"].as_str().expect("an id").to_owned();
+    // As if somebody waited at the other replica. Each look renews the lease, and so is noted; so is what renews it by itself.
+    let noted = "CREATE SCHEMA noted; CREATE TABLE noted.looks (at timestamptz);
+         CREATE FUNCTION noted.note() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS
+         $$ BEGIN INSERT INTO noted.looks VALUES (clock_timestamp()); RETURN NULL; END $$;
+         CREATE TRIGGER noted AFTER UPDATE OF due_at ON pending_events FOR EACH ROW EXECUTE FUNCTION noted.note();
+         UPDATE pending_events SET attached_at = clock_timestamp() + interval '1 min'";
+    Cluster::run(&world.database_url, noted.to_owned()).await;
+    publishing.abort();
+    let watcher = Mutex::new(Cluster::superuser(&world.database_url).await);
+    let span =
+        "SELECT extract(epoch FROM max(at) - min(at))::float8 FROM (SELECT at FROM noted.looks ORDER BY at LIMIT $1) l
+                 HAVING count(*) = $1";
+    let span: f64 = eventually("it is looked", || async {
+        let found = sqlx::query_scalar(span).bind(LOOKS).fetch_optional(&mut *watcher.lock().await).await;
+        found.expect("readable").ok_or("too seldom yet")
+    })
+    .await;
+    assert!(span > 2.0, "{LOOKS} looks within {span} s");
+    gate.add_permits(10);
+    let waited = wait(&tenant, &event_id).await.expect("it is born");
+    assert!(waited.done && waited.event.is_some(), "{waited:?}");
+}
+
+#[tokio::test]
 async fn attempts_of_a_next_owner_go_on_above_those_of_the_one_that_died() {
     let mut world = World::start(2).await;
     let (tenant, receiver) = (world.tenant().await, Receiver::start().await);

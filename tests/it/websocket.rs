@@ -10,6 +10,7 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 use tokio_tungstenite::tungstenite::{Error, Message};
 
+use crate::edges::connect_from;
 use crate::harness::tenant::assert_refused;
 use crate::harness::world::ORIGIN;
 use crate::harness::{Tenant, World, connect, eventually, within};
@@ -297,6 +298,24 @@ async fn it_works_over_tls_answers_pings_and_says_goodbye_when_the_replica_drain
     drop(socket);
     let status = world.replicas[0].process.ended("the drained replica ends").await;
     assert!(status.success(), "{status}");
+}
+
+#[tokio::test]
+async fn a_websocket_counts_as_a_connection_of_its_address_and_makes_no_room() {
+    let world = World::start_with(1, "[server]\nconnections_per_peer_max = 4\n").await;
+    let tenant = world.tenant().await;
+    let open = async || {
+        let request = with(handshake(&world, 0), "authorization", &bearer(&tenant));
+        let stream = connect_from("127.0.0.2", &world.replicas[0].addresses.public).await;
+        within("the handshake", tokio_tungstenite::client_async(request, stream)).await.map(|(socket, _)| socket)
+    };
+    let mut sockets = Vec::new();
+    for _ in 0..4 {
+        sockets.push(open().await.expect("a place is free"));
+    }
+    assert!(open().await.is_err(), "all places of the address are taken");
+    sockets.pop();
+    eventually("a place given back can be taken", || async { open().await.map(drop).map_err(|_| "refused") }).await;
 }
 
 #[tokio::test]

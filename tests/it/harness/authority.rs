@@ -119,6 +119,12 @@ pub fn valid(mut params: CertificateParams, from: i64, to: i64) -> CertificatePa
     params
 }
 
+/// Lets a certificate end so many seconds from now.
+pub fn ends_in(mut params: CertificateParams, seconds: u64) -> CertificateParams {
+    params.not_after = date_time_ymd(1970, 1, 1) + since_1970(0) + Duration::from_secs(seconds);
+    params
+}
+
 /// A name that is nothing but text.
 pub fn named(common_name: &str) -> DistinguishedName {
     let mut name = DistinguishedName::new();
