@@ -158,6 +158,11 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
         "any or tenant: whether one commit may hold events of several tenants; on a distributed Postgres it must not",
     ),
     (
+        "publish.chain_invocations_max",
+        "invocations that the events which follow from one event may fire in all; what is beyond is CANCELLED with CHAIN_BUDGET, and told \
+         once by a CHAIN_BUDGET_EXHAUSTED event; 1 to 1,000,000",
+    ),
+    (
         "publish.idempotency_hours",
         "how long an idempotency key is kept, hours; 24 to 8,760, and no longer than events are (dispatch.retention_days)",
     ),

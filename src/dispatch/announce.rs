@@ -4,7 +4,8 @@
 //! outbox that their transactions write. So a crash loses none; the idempotency key makes a repetition harmless. The event of a dead
 //! letter is caused by the invocation it tells about, and that of a circuit by the one whose attempt opened or closed it: a
 //! subscription that fails on its own failures is in its own lineage, and does not fire again. A circuit is announced before its row
-//! is written; one that changes while its owner crashes is found by the failures that follow.
+//! is written; one that changes while its owner crashes is found by the failures that follow. That the budget of a chain is used up is told
+//! after the first event that shows it, and before that is marked as published.
 
 use super::Parts;
 use super::run::{self, Input, Life, Shared};
@@ -12,18 +13,19 @@ use super::tenant::{Failing, HealthNote};
 use crate::domain::announcement::Announcement;
 use crate::domain::event::Lineage;
 use crate::domain::health::HealthRow;
-use crate::domain::ids::{SubscriptionNo, TenantId};
+use crate::domain::ids::{EventId, SubscriptionNo, TenantId};
 use crate::domain::invocation::OutcomeClass;
 use crate::domain::subscription::{Circuit, CircuitState, Subscription};
 use crate::feed::{Head, News};
 use crate::publish::PublishError;
+use crate::publish::writer::Published;
 use crate::store::announcements::Waiting;
 use crate::store::dispatch::{DeadLetter, Place};
 use crate::store::subscriptions::ServerReason;
 use crate::store::{Store, StoreError};
 use crate::telemetry::measured;
 use serde_json::json;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use uuid::Uuid;
 
@@ -120,13 +122,49 @@ async fn dead_letter(
     Ok(Some((Announcement { event_type, subject, data, lineage }, key)))
 }
 
-/// Publishes announcements in one commit, each under a key that makes a repetition harmless. One that is refused for good is left out and
-/// counted: only a bound below what its event needs does this, and it must not hold up the others.
+/// Publishes announcements, and tells of chains whose budget does not reach for what they fire.
 async fn publish(
     shared: &Shared,
     tenant: TenantId,
     announcements: Vec<(Announcement, String)>,
 ) -> Result<(), AnnounceError> {
+    let published = write(shared, tenant, announcements).await?;
+    let mut first = BTreeMap::new();
+    for Published { entry, .. } in &published {
+        if let Some(no) = entry.over_budget() {
+            first.entry(entry.event.lineage.root).or_insert((entry, no));
+        }
+    }
+    if first.is_empty() {
+        return Ok(());
+    }
+    let Parts { store, registry, writer, .. } = &shared.parts;
+    let roots: Vec<EventId> = first.keys().copied().collect();
+    // Of most of what is refused it is told already.
+    let untold = store.untold_budgets(tenant, &roots).await?;
+    if untold.is_empty() {
+        return Ok(());
+    }
+    let (registry, budget) = (registry.tenant(tenant).await?, writer.config().chain_invocations_max);
+    let exhausted = |root: &EventId| {
+        let (entry, no) = first.get(root)?;
+        let found = registry.subscription(*no);
+        let subscription = found.as_ref().map(|found| &found.subscription);
+        let told = Announcement::chain_budget_exhausted(entry, *no, subscription, budget);
+        Some((told, format!("chain-budget/{root}")))
+    };
+    write(shared, tenant, untold.iter().filter_map(exhausted).collect()).await?;
+    store.mark_budgets_told(tenant, &untold).await?;
+    Ok(())
+}
+
+/// Publishes announcements in one commit, each under a key that makes a repetition harmless. One that is refused for good is left out and
+/// counted: only a bound below what its event needs does this, and it must not hold up the others.
+async fn write(
+    shared: &Shared,
+    tenant: TenantId,
+    announcements: Vec<(Announcement, String)>,
+) -> Result<Vec<Published>, AnnounceError> {
     let Parts { registry, writer, .. } = &shared.parts;
     let mut events = Vec::with_capacity(announcements.len());
     for (Announcement { event_type, subject, data, lineage }, key) in announcements {
@@ -142,10 +180,7 @@ async fn publish(
             }
         }
     }
-    if !events.is_empty() {
-        writer.write(tenant, events).await?;
-    }
-    Ok(())
+    if events.is_empty() { Ok(Vec::new()) } else { Ok(writer.write(tenant, events).await?) }
 }
 
 /// Disables a subscription that only fails. A later failure asks for it again where this one did not get through.

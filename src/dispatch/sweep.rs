@@ -1,5 +1,5 @@
-//! Housekeeping of the whole database: partitions ahead of time, retention, expired keys and watches, what was deleted long ago, forgotten
-//! replicas.
+//! Housekeeping of the whole database: partitions ahead of time, retention, expired keys and watches, what was deleted long ago, what chains
+//! of expired events have spent, forgotten replicas.
 //!
 //! Run by the owner of shard 0, so by one replica at a time; two at once do no harm. Retention is a duty besides, which only its
 //! holder does.
@@ -8,7 +8,7 @@ use super::Config;
 use super::run::{self, Input, Shared};
 use crate::domain::ids::ReplicaId;
 use crate::store::{Store, StoreError};
-use chrono::{Days, TimeDelta};
+use chrono::{Days, NaiveDate, TimeDelta};
 use std::sync::Arc;
 
 /// The duty's name.
@@ -31,9 +31,7 @@ pub async fn run_once(store: &Store, config: &Config) -> Result<(), StoreError> 
 
 /// One round of retention, where no other replica is at it.
 pub async fn retain_once(store: &Store, config: &Config, replica: ReplicaId) -> Result<(), StoreError> {
-    // A day that is partly within the retention stays.
-    let before = store.now().date_naive().checked_sub_days(Days::new(config.retention_days.into()));
-    let before = before.ok_or(StoreError::Corrupt { what: "date" })?;
+    let before = retained_from(store, config)?;
     if !store.take_duty(RETENTION, replica, RETENTION_LEASE).await? {
         return Ok(());
     }
@@ -52,7 +50,14 @@ pub async fn retain_once(store: &Store, config: &Config, replica: ReplicaId) -> 
     Ok(())
 }
 
-/// Removes for good what was deleted long ago. After retention: what the log holds an event of from before its end stays.
+/// The first day whose events are kept: one that is partly within the retention stays.
+fn retained_from(store: &Store, config: &Config) -> Result<NaiveDate, StoreError> {
+    let from = store.now().date_naive().checked_sub_days(Days::new(config.retention_days.into()));
+    from.ok_or(StoreError::Corrupt { what: "date" })
+}
+
+/// Removes for good what was deleted long ago, and what chains have spent whose events have expired. After retention: what the log holds an
+/// event of from before its end stays.
 pub async fn purge_once(store: &Store, config: &Config) -> Result<(), StoreError> {
     let now = store.now();
     let most = config.sweep_rows_max.min(PURGED_AT_A_TIME);
@@ -61,6 +66,8 @@ pub async fn purge_once(store: &Store, config: &Config) -> Result<(), StoreError
     // A PRE event that was asked about when its type was retired may have come into the log a little after that: so the day goes too.
     let logged = TimeDelta::days(i64::from(config.retention_days) + 1);
     while store.purge_event_types(now - undelete.max(logged), most).await? >= u64::from(most) {}
+    let before = retained_from(store, config)?;
+    while store.purge_budgets(before, config.sweep_rows_max).await? >= u64::from(config.sweep_rows_max) {}
     Ok(())
 }
 

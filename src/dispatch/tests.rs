@@ -1,5 +1,6 @@
 //! The whole dispatcher against a real Postgres and a real receiver: publish, run, settle, and what callers read and change.
 
+mod budgets;
 mod changes;
 mod shards;
 

@@ -4,9 +4,9 @@
 //! holds back from its listener (header values, secrets, the query of an address) is never part of one.
 
 use super::catalogue::Catalogue;
-use super::event::{Event, Lineage};
+use super::event::{CHAIN_BUDGET_EXHAUSTED, Event, Lineage, LogEntry};
 use super::event_type::{EventType, Phase};
-use super::ids::Position;
+use super::ids::{Position, SubscriptionNo};
 use super::pre::{Aborted, EnrichPath, FailurePolicy, PrePolicy};
 use super::retry::OnDeadLetter;
 use super::subscription::{Circuit, CircuitState, ReplayGap, State, Subscription, Target};
@@ -88,6 +88,32 @@ impl Announcement {
             "at": circuit.since.unwrap_or_default().to_rfc3339(),
         });
         Self::new(name, subscription.id.to_string(), data)
+    }
+
+    /// The budget of a chain does not reach for a listener of one of its events, `no`: the first one that is refused. It follows from that.
+    pub fn chain_budget_exhausted(
+        entry: &LogEntry,
+        no: SubscriptionNo,
+        subscription: Option<&Subscription>,
+        budget: u32,
+    ) -> Self {
+        let (lineage, invocation) = (&entry.event.lineage, entry.invocation(no));
+        let root = lineage.root.to_string();
+        let mut data = json!({
+            "root_id": root,
+            "event": entry.event.id.to_string(),
+            "event_type": entry.event.event_type.as_str(),
+            "invocation": invocation.to_string(),
+            "budget": budget,
+            "depth": lineage.depth,
+            "reason": entry.refusal(no).as_str(),
+            "exhausted_at": time(entry.committed_at),
+        });
+        if let Some(subscription) = subscription {
+            data["subscription"] = subscription.id.to_string().into();
+            data["app"] = subscription.app_slug.clone().into();
+        }
+        Self::new(CHAIN_BUDGET_EXHAUSTED, root, data).following(lineage.caused_by(invocation))
     }
 
     /// A delayed event that was accepted at `accepted_at` was not published when it was due, at `deliver_at`. Nothing of its data is told.
@@ -378,7 +404,14 @@ mod tests {
         let epoch = DateTime::UNIX_EPOCH;
         let late = Announcement::delayed_event_aborted(&event, epoch, epoch, &aborted, epoch);
         assert_eq!(late.lineage, None, "a root that never was");
+        let followed = Event { lineage: Lineage { depth: 2, ..event.lineage.clone() }, ..event };
+        let (matched, refused) = ([].into(), [1].into());
+        let entry = LogEntry { position: 1, committed_at: epoch, event: followed.into(), matched, refused };
+        let exhausted = Announcement::chain_budget_exhausted(&entry, 1, None, 10);
+        let cause = exhausted.lineage.as_ref().and_then(|lineage| lineage.cause);
+        assert_eq!(cause, Some(entry.invocation(1)), "it follows from what is refused");
         let told = [
+            (CHAIN_BUDGET_EXHAUSTED, exhausted),
             ("EVENT_TYPE_CREATED", Announcement::event_type_created(&before, "key_1")),
             ("EVENT_TYPE_UPDATED", Announcement::event_type_changed(&before, &grown, "key_1")),
             ("EVENT_TYPE_DELETED", Announcement::event_type_changed(&before, &gone, "key_1")),

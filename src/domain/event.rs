@@ -2,9 +2,13 @@
 
 use super::event_type::EventTypeName;
 use super::ids::{EventId, InvocationId, Position, SubscriptionNo};
+use super::invocation::CancelReason;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use std::sync::Arc;
+
+/// The type of the event that tells that the budget of a chain is used up.
+pub const CHAIN_BUDGET_EXHAUSTED: &str = "CHAIN_BUDGET_EXHAUSTED";
 
 /// A published fact: a CloudEvent 1.0 with its causal chain, before it has a place in the log.
 #[derive(Debug, Clone, PartialEq)]
@@ -32,6 +36,12 @@ pub struct Event {
 }
 
 impl Event {
+    /// True where what it fires counts against the budget of its chain: where it follows from another one. What tells that the budget is
+    /// used up must not be held back by that itself; it is told once.
+    pub fn spends_budget(&self) -> bool {
+        self.lineage.depth > 0 && self.event_type.as_str() != CHAIN_BUDGET_EXHAUSTED
+    }
+
     /// The text of an extension attribute; none where it is not there or no text.
     pub fn text_extension(&self, name: &str) -> Option<&str> {
         self.extensions.iter().find_map(|(known, attribute)| match attribute {
@@ -171,7 +181,8 @@ pub struct LogEntry {
     pub event: Arc<Event>,
     /// The subscriptions it fires.
     pub matched: Arc<[SubscriptionNo]>,
-    /// The subscriptions that would have fired, had they not been in the event's own lineage: cancelled as `CHAIN_CYCLE`.
+    /// The subscriptions that would have fired, had not the event's own lineage or the budget of its chain refused them: cancelled as
+    /// [`Self::refusal`] says.
     pub refused: Arc<[SubscriptionNo]>,
 }
 
@@ -184,6 +195,17 @@ impl LogEntry {
     /// The invocation of one subscription for this event.
     pub fn invocation(&self, subscription_no: SubscriptionNo) -> InvocationId {
         InvocationId { event: self.event.id, subscription_no }
+    }
+
+    /// Why a subscription is refused.
+    pub fn refusal(&self, subscription_no: SubscriptionNo) -> CancelReason {
+        let looped = self.event.lineage.subscriptions.contains(&subscription_no);
+        if looped { CancelReason::ChainCycle } else { CancelReason::ChainBudget }
+    }
+
+    /// The first subscription that the budget of its chain does not reach for.
+    pub fn over_budget(&self) -> Option<SubscriptionNo> {
+        self.refused.iter().copied().find(|no| self.refusal(*no) == CancelReason::ChainBudget)
     }
 
     /// The UTC date that partitions the log.

@@ -125,6 +125,8 @@ pub enum CancelReason {
     SubscriptionDeleted,
     /// The subscription is in the event's own lineage.
     ChainCycle,
+    /// The events that followed from the event's root have used up their budget.
+    ChainBudget,
 }
 
 impl CancelReason {
@@ -135,6 +137,7 @@ impl CancelReason {
             Self::SubscriptionDisabled => "SUBSCRIPTION_DISABLED",
             Self::SubscriptionDeleted => "SUBSCRIPTION_DELETED",
             Self::ChainCycle => "CHAIN_CYCLE",
+            Self::ChainBudget => "CHAIN_BUDGET",
         }
     }
 }

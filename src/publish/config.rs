@@ -25,6 +25,9 @@ pub struct Config {
     pub lock_patience_ms: u64,
     /// Whether one commit may hold events of several tenants: on a distributed Postgres it must not.
     pub batch_scope: BatchScope,
+    /// Invocations that the events which follow from one event may fire in all; what is beyond is CANCELLED with `CHAIN_BUDGET`. 1 to
+    /// 1,000,000.
+    pub chain_invocations_max: u32,
     /// How long an idempotency key is kept, hours. At least 24, and no longer than events are.
     pub idempotency_hours: u32,
     /// Tenants whose registry is kept in memory.
@@ -54,6 +57,7 @@ impl Default for Config {
             queue_bytes_max: 256 * 1024 * 1024,
             lock_patience_ms: 100,
             batch_scope: BatchScope::Any,
+            chain_invocations_max: 10_000,
             idempotency_hours: 48,
             registry_tenants_max: 10_000,
             schemas_bytes_max: 256 << 20,
@@ -78,6 +82,7 @@ impl Config {
                 "must be 1,048,576 to 68,719,476,736",
             ),
             ("lock_patience_ms", (1..=10_000).contains(&self.lock_patience_ms), "must be 1 to 10,000"),
+            ("chain_invocations_max", (1..=1_000_000).contains(&self.chain_invocations_max), "must be 1 to 1,000,000"),
             ("idempotency_hours", (24..=8_760).contains(&self.idempotency_hours), "must be 24 to 8,760"),
             ("registry_tenants_max", self.registry_tenants_max > 0, "must be at least 1"),
             ("schemas_bytes_max", (1 << 20..=64 << 30).contains(&self.schemas_bytes_max), "must be 1 MiB to 64 GiB"),

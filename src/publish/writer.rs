@@ -22,7 +22,9 @@ use crate::domain::event::{Data, Event, Lineage, LogEntry};
 use crate::domain::event_type::EventTypeName;
 use crate::domain::ids::{EventId, TenantId};
 use crate::feed::Feed;
-use crate::store::publish::{CommitConnection, Committed, IDEMPOTENCY_CONSTRAINT, NewKey, OnLocked, UsedKey};
+use crate::store::publish::{
+    CommitConnection, Committed, CommittedBatch, Decided, IDEMPOTENCY_CONSTRAINT, NewKey, OnLocked, UsedKey,
+};
 use crate::store::{Store, StoreError};
 use crate::telemetry::{measured, traces};
 use aside::Aside;
@@ -307,8 +309,9 @@ impl Core {
         }
         let batches = batches(&calls);
         let expires = self.store.now() + TimeDelta::hours(i64::from(self.config.idempotency_hours.max(24)));
+        let budget = self.config.chain_invocations_max;
         let started = Instant::now();
-        let mut written = connection.commit_events(&batches, expires, locks).await;
+        let mut written = connection.commit_events(&batches, expires, budget, locks).await;
         let some_locked = matches!(written, Err(StoreError::Locked));
         if some_locked && !connection.is_patient() {
             if batches.len() == 1 {
@@ -316,10 +319,10 @@ impl Core {
                 return Round::Done(Vec::new());
             }
             // Somebody holds the head of one of these tenants, and not for a moment only: the others do not wait for it.
-            written = connection.commit_events(&batches, expires, OnLocked::Skip).await;
+            written = connection.commit_events(&batches, expires, budget, OnLocked::Skip).await;
         }
         match written {
-            Ok(Committed { written, used }) => {
+            Ok(Committed { written, used, mut decided }) => {
                 // Of a tenant one of whose calls repeats a key nothing was written: its other calls come again without it.
                 let held: HashSet<TenantId> = used.iter().map(|used| used.tenant).collect();
                 let (held, calls): (Vec<Call>, Vec<Call>) =
@@ -340,8 +343,7 @@ impl Core {
                     measured().publish.committed(events, started.elapsed());
                 }
                 for (tenant, calls) in tenants {
-                    let place = places[&tenant];
-                    self.answer(tenant, place.first_position, place.committed_at, calls);
+                    self.answer(places[&tenant], &mut decided, calls);
                 }
                 let mut left = if some_locked {
                     // Locked or stale: the task that takes it finds out.
@@ -430,26 +432,17 @@ impl Core {
         left
     }
 
-    fn answer(
-        &self,
-        tenant: TenantId,
-        first_position: i64,
-        committed_at: chrono::DateTime<chrono::Utc>,
-        calls: Vec<Call>,
-    ) {
-        let mut position = first_position;
+    fn answer(&self, place: CommittedBatch, decided: &mut HashMap<EventId, Decided>, calls: Vec<Call>) {
+        let CommittedBatch { tenant, first_position: mut position, committed_at } = place;
         let mut entries = Vec::new();
         let mut answers = Vec::with_capacity(calls.len());
         for call in calls {
             let mut published = Vec::with_capacity(call.events.len());
-            for prepared in call.events {
-                let entry = Arc::new(LogEntry {
-                    position,
-                    committed_at,
-                    event: prepared.event,
-                    matched: prepared.matched,
-                    refused: prepared.refused,
-                });
+            for Prepared { event, matched, refused, .. } in call.events {
+                // The budget of its chain may have left less of what it fires.
+                let left = if event.lineage.depth > 0 { decided.remove(&event.id) } else { None };
+                let Decided { matched, refused } = left.unwrap_or(Decided { matched, refused });
+                let entry = Arc::new(LogEntry { position, committed_at, event, matched, refused });
                 position += 1;
                 entries.push(entry.clone());
                 published.push(Published { entry, duplicate: false });

@@ -301,7 +301,12 @@ impl Store {
             if !wants(state) {
                 continue;
             }
-            let reason = if state == State::Cancelled { "'CHAIN_CYCLE'" } else { "NULL" };
+            // As `LogEntry::refusal` says.
+            let reason = if state == State::Cancelled {
+                "CASE WHEN m.subscription_no = ANY(e.lineage) THEN 'CHAIN_CYCLE' ELSE 'CHAIN_BUDGET' END"
+            } else {
+                "NULL"
+            };
             sql.push(format!(
                 " UNION ALL (SELECT e.day, e.position, m.subscription_no, {}::smallint, 0, 0::smallint, 0::smallint, 0,
                          e.committed_at, NULL, {reason} FROM events e

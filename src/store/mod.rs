@@ -8,6 +8,7 @@ pub mod announcements;
 pub mod api_keys;
 pub mod apps;
 pub mod audit;
+pub mod chain_budgets;
 pub mod connect;
 mod credentials;
 pub mod dispatch;

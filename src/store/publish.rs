@@ -2,8 +2,10 @@
 //!
 //! The statement locks each tenant's head row until commit, so positions are gapless and in commit order. It writes nothing
 //! for a tenant whose registry version is not the expected one: the caller reloads its index, matches again and comes back. Nor for one
-//! of whose calls repeats a key: it answers with what that was used for, and the caller comes back with the others.
+//! of whose calls repeats a key: it answers with what that was used for, and the caller comes back with the others. Of events that follow
+//! from others it answers what they fire: the budget of their chain may not reach for all of it.
 
+use super::chain_budgets::{self, Charges, Clauses};
 use super::connect::IDLE_TRUSTED;
 use super::events::{DATA_BINARY, DATA_NONE, DATA_PROTO, DATA_TEXT, encode_extensions, encode_proto};
 use super::{Store, StoreError};
@@ -12,6 +14,7 @@ use crate::domain::ids::{EventId, Position, SubscriptionNo, TenantId};
 use crate::planted::{self, Defect};
 use chrono::{DateTime, Utc};
 use sqlx::{Connection as _, PgConnection, Row as _};
+use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -71,6 +74,17 @@ pub struct Committed {
     pub written: Vec<CommittedBatch>,
     /// The keys that were used before. Of their tenants nothing was written.
     pub used: Vec<UsedKey>,
+    /// What the budgets of their chains have left of the events that follow from others, where any of them fires something.
+    pub decided: HashMap<EventId, Decided>,
+}
+
+/// What an event fires, and what it refuses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Decided {
+    /// The subscriptions it fires.
+    pub matched: Arc<[SubscriptionNo]>,
+    /// The subscriptions that its lineage, or the budget of its chain, refuses.
+    pub refused: Arc<[SubscriptionNo]>,
 }
 
 /// A key that was used before.
@@ -118,26 +132,32 @@ const TAKEN: &str = ",
 /// Tells what was used before.
 const ANSWERS: &str = "
      UNION ALL
-    SELECT tenant_id, NULL, NULL, key, request_hash, event_id FROM used";
+    SELECT tenant_id, NULL, NULL, key, request_hash, event_id";
 
-/// Whether events of a commit have keys.
-#[derive(Debug, Clone, Copy)]
-enum Keys {
-    None,
-    Some,
+/// What the events of a commit bring with them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Plain,
+    Keyed,
+    /// Some spend of the budget of their chain; any may have keys.
+    Chained,
 }
 
-fn statement(lock: &str, keys: Keys) -> String {
+fn statement(lock: &str, kind: Kind) -> String {
     let at = if planted::has(Defect::MisdateCommits) {
         "$4 - h.position % 2 * interval '1 s'"
     } else {
         "GREATEST(h.committed_at, $4)"
     };
     // Most commits have no keys, and then what is about them would cost each a sixth of its time.
-    let (used, unused, taken, answers) = match keys {
-        Keys::Some => (USED, UNUSED, TAKEN, ANSWERS),
-        Keys::None => ("", "", "", ""),
+    let (used, unused, taken) = if kind == Kind::Plain { ("", "", "") } else { (USED, UNUSED, TAKEN) };
+    let answers = match kind {
+        Kind::Plain => String::new(),
+        Kind::Keyed => format!("{ANSWERS} FROM used"),
+        Kind::Chained => format!("{ANSWERS}, NULL, NULL FROM used"),
     };
+    let clauses = if kind == Kind::Chained { chain_budgets::SOME } else { chain_budgets::NONE };
+    let Clauses { charged, parameter, column, joined, matched, refused, returning, no_lists, lists } = clauses;
     format!(
         "WITH {used}want AS (
         SELECT w.tenant_id, w.n, w.version FROM unnest($1::uuid[], $2::bigint[], $3::bigint[]) AS w(tenant_id, n, version)),
@@ -146,20 +166,21 @@ fn statement(lock: &str, keys: Keys) -> String {
         UPDATE tenant_heads h
            SET position = h.position + l.n, committed_at = {at}, changed_at = $4
           FROM locked l WHERE h.tenant_id = l.tenant_id AND h.registry_version = l.version{unused}
-        RETURNING h.tenant_id, h.position - l.n AS base, h.committed_at),
+        RETURNING h.tenant_id, h.position - l.n AS base, h.committed_at),{charged}
     written AS (
         INSERT INTO events (tenant_id, day, position, event_id, committed_at, event_type, schema_version, source, subject, event_time,
                content_type, extensions, data_kind, data, matched, refused, root_id, cause_event_id, cause_subscription_no, depth, lineage)
         SELECT h.tenant_id, (h.committed_at AT TIME ZONE 'UTC')::date, h.base + e.ordinal, e.event_id, h.committed_at, e.event_type,
                e.schema_version, e.source, e.subject, e.event_time, e.content_type, e.extensions, e.data_kind, e.data,
-               e.matched::integer[], e.refused::integer[], e.root_id, e.cause_event_id, e.cause_subscription_no, e.depth, e.lineage::integer[]
+               {matched}, {refused}, e.root_id, e.cause_event_id, e.cause_subscription_no, e.depth, e.lineage::integer[]
           FROM unnest($5::uuid[], $6::bigint[], $7::uuid[], $8::text[], $9::integer[], $10::text[], $11::text[], $12::timestamptz[],
                $13::text[], $14::bytea[], $15::smallint[], $16::bytea[], $17::text[], $18::text[], $19::uuid[], $20::uuid[],
-               $21::integer[], $22::integer[], $23::text[])
+               $21::integer[], $22::integer[], $23::text[]{parameter})
                AS e(tenant_id, ordinal, event_id, event_type, schema_version, source, subject, event_time, content_type, extensions,
-                    data_kind, data, matched, refused, root_id, cause_event_id, cause_subscription_no, depth, lineage)
-          JOIN head h ON h.tenant_id = e.tenant_id){taken}
-    SELECT tenant_id, base, committed_at, NULL::text AS key, NULL::bytea AS request_hash, NULL::uuid AS event_id FROM head{answers}"
+                    data_kind, data, matched, refused, root_id, cause_event_id, cause_subscription_no, depth, lineage{column})
+          JOIN head h ON h.tenant_id = e.tenant_id{joined}{returning}){taken}
+    SELECT tenant_id, base, committed_at, NULL::text AS key, NULL::bytea AS request_hash, NULL::uuid AS event_id{no_lists}
+      FROM head{answers}{lists}"
     )
 }
 
@@ -291,7 +312,7 @@ impl CommitConnection {
     /// Commits the shares of several tenants; `batches` holds each tenant once.
     ///
     /// Returns the shares that were written, and the keys that were used before. A share that is missing has such a key, had another
-    /// registry version, or was locked and skipped; it wrote nothing.
+    /// registry version, or was locked and skipped; it wrote nothing. What follows from one event fires `chain_budget` invocations at most.
     ///
     /// Errors: [`StoreError::Conflict`] with [`IDEMPOTENCY_CONSTRAINT`] where somebody else took a key while this waited for a lock,
     /// [`StoreError::Locked`], and then nothing at all is written; [`StoreError::PartitionMissing`]; with [`StoreError::Unavailable`] the outcome may be
@@ -300,6 +321,7 @@ impl CommitConnection {
         &mut self,
         batches: &[TenantBatch],
         keys_expire_at: DateTime<Utc>,
+        chain_budget: u32,
         on_locked: OnLocked,
     ) -> Result<Committed, StoreError> {
         let mut columns = Columns::default();
@@ -314,11 +336,16 @@ impl CommitConnection {
         let versions: Vec<i64> = batches.iter().map(|batch| batch.registry_version).collect();
         let data: Vec<&[u8]> = columns.data.iter().map(AsRef::as_ref).collect();
         let statements = self.store.statements();
-        let keys = if columns.key.is_empty() { Keys::None } else { Keys::Some };
+        let charges = Charges::of(batches);
+        let kind = match &charges {
+            Some(_) => Kind::Chained,
+            None if columns.key.is_empty() => Kind::Plain,
+            None => Kind::Keyed,
+        };
         let sql = match on_locked {
-            OnLocked::Skip => statements.free.of(keys),
-            OnLocked::Wait | OnLocked::WaitFirst if batches.len() == 1 => statements.one.of(keys),
-            OnLocked::Wait | OnLocked::WaitFirst => statements.many.of(keys),
+            OnLocked::Skip => statements.free.of(kind),
+            OnLocked::Wait | OnLocked::WaitFirst if batches.len() == 1 => statements.one.of(kind),
+            OnLocked::Wait | OnLocked::WaitFirst => statements.many.of(kind),
         };
         let now = self.store.now();
         let pool = self.store.engine().clone();
@@ -346,13 +373,16 @@ impl CommitConnection {
             .bind(columns.cause_subscription_no)
             .bind(columns.depth)
             .bind(columns.lineage);
-        if let Keys::Some = keys {
+        if kind != Kind::Plain {
             commit = commit
                 .bind(columns.key_tenant_id)
                 .bind(columns.key)
                 .bind(columns.key_hash)
                 .bind(columns.key_event_id)
                 .bind(keys_expire_at);
+        }
+        if let Some(Charges { rest, tenant_id, root_id, fires }) = charges {
+            commit = commit.bind(rest).bind(tenant_id).bind(root_id).bind(fires).bind(i64::from(chain_budget));
         }
         let rows = pool
             .within(async {
@@ -374,16 +404,18 @@ impl CommitConnection {
         let mut committed = Committed::default();
         for row in rows? {
             let tenant = TenantId(row.try_get("tenant_id")?);
-            match row.try_get("key")? {
-                None => {
-                    let first_position = row.try_get::<i64, _>("base")? + 1;
-                    let committed_at = row.try_get("committed_at")?;
-                    committed.written.push(CommittedBatch { tenant, first_position, committed_at });
-                }
-                Some(key) => {
-                    let (request_hash, event) = (row.try_get("request_hash")?, EventId(row.try_get("event_id")?));
-                    committed.used.push(UsedKey { tenant, key, request_hash, event });
-                }
+            if let Some(base) = row.try_get::<Option<i64>, _>("base")? {
+                let (first_position, committed_at) = (base + 1, row.try_get("committed_at")?);
+                committed.written.push(CommittedBatch { tenant, first_position, committed_at });
+                continue;
+            }
+            let event = EventId(row.try_get("event_id")?);
+            if let Some(key) = row.try_get("key")? {
+                let request_hash = row.try_get("request_hash")?;
+                committed.used.push(UsedKey { tenant, key, request_hash, event });
+            } else {
+                let numbers = |column| row.try_get::<Vec<SubscriptionNo>, _>(column).map(Arc::from);
+                committed.decided.insert(event, Decided { matched: numbers("matched")?, refused: numbers("refused")? });
             }
         }
         Ok(committed)
@@ -424,22 +456,25 @@ pub(in crate::store) struct Statements {
     free: Texts,
 }
 
-/// One statement without and with keys.
+/// One statement for each kind of events.
 #[derive(Debug)]
 struct Texts {
     plain: Arc<str>,
     keyed: Arc<str>,
+    chained: Arc<str>,
 }
 
 impl Texts {
     fn new(lock: &str) -> Self {
-        Self { plain: statement(lock, Keys::None).into(), keyed: statement(lock, Keys::Some).into() }
+        let text = |kind| statement(lock, kind).into();
+        Self { plain: text(Kind::Plain), keyed: text(Kind::Keyed), chained: text(Kind::Chained) }
     }
 
-    fn of(&self, keys: Keys) -> Arc<str> {
-        match keys {
-            Keys::None => self.plain.clone(),
-            Keys::Some => self.keyed.clone(),
+    fn of(&self, kind: Kind) -> Arc<str> {
+        match kind {
+            Kind::Plain => self.plain.clone(),
+            Kind::Keyed => self.keyed.clone(),
+            Kind::Chained => self.chained.clone(),
         }
     }
 }

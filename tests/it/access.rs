@@ -100,8 +100,10 @@ async fn a_key_of_an_app_sees_only_that_apps_subscriptions() {
         }
     }
     assert!(!watched.contains(&all[0].id), "the declaration of the type, and its own");
-    let ops = carillon::proto::public::SubscribeRequest { event_type: "SUBSCRIPTION_CREATED".to_owned(), ..own };
-    assert_refused(clients.events.clone().subscribe(ops).await, Code::PermissionDenied, "EVENT_TYPE_FORBIDDEN");
+    for event_type in ["SUBSCRIPTION_CREATED", "INVOCATION_DEAD_LETTERED", "CHAIN_BUDGET_EXHAUSTED"] {
+        let ops = carillon::proto::public::SubscribeRequest { event_type: event_type.to_owned(), ..own.clone() };
+        assert_refused(clients.events.clone().subscribe(ops).await, Code::PermissionDenied, "EVENT_TYPE_FORBIDDEN");
+    }
 }
 
 #[tokio::test]

@@ -1,11 +1,11 @@
 //! G11: loops end. A listener of dead letters that fails itself makes another dead letter of its own, and one of circuits has a circuit of
-//! its own; it is refused visibly instead of going round.
+//! its own; it is refused visibly instead of going round. Listeners that fail on each other's failures share a budget of each root.
 
 use std::collections::BTreeSet;
 
 use carillon::proto::public::{
     CircuitBreaker, CreateEventTypeRequest, DeliveryPolicy, DisableSubscriptionRequest, EnableSubscriptionRequest,
-    Event, EventPhase, InvocationState, ListEventsRequest,
+    Event, EventPhase, Invocation, InvocationState, ListEventsRequest,
 };
 use pbjson_types::Duration;
 use serde_json::json;
@@ -156,4 +156,76 @@ async fn what_a_pre_listeners_circuit_tells_follows_from_the_question() {
     let asked = receiver.received("/pre").remove(0);
     assert_eq!((opened.depth, opened.cause_invocation_id.as_str()), (1, asked.header("webhook-id")));
     assert_eq!(opened.root_event_id, asked.json()["id"].as_str().expect("an id"));
+}
+
+/// Why an invocation was refused, where it was.
+fn refusal(invocation: &Invocation) -> Option<&str> {
+    match invocation.state() {
+        InvocationState::Cancelled => Some(invocation.cancel_reason.as_str()),
+        _ => None,
+    }
+}
+
+#[tokio::test]
+async fn g11_listeners_that_fail_on_each_others_failures_end_at_the_budget_of_each_root() {
+    const LISTENERS: usize = 8;
+    const BUDGET: usize = 20;
+    let settings = format!("[publish]\nchain_invocations_max = {BUDGET}\n");
+    let world = World::start_with(2, &settings).await;
+    let tenant = world.tenant().await;
+    let receiver = Receiver::start().await;
+    tenant.declare("CUSTOM_LOOPED").await;
+    let listeners = (0..LISTENERS).map(|n| ("INVOCATION_DEAD_LETTERED", format!("/dead/{n}")));
+    let others = [("CUSTOM_LOOPED", "/first".to_owned()), ("CHAIN_BUDGET_EXHAUSTED", "/told".to_owned())];
+    for (event_type, path) in listeners.chain(others) {
+        receiver.answers(&path, [Answer::Status(500)]);
+        let mut request = tenant.subscribe_request(event_type, &receiver.url(&path));
+        request.delivery_policy = Some(DeliveryPolicy { max_attempts: 1, ..quick_policy() });
+        tenant.events().subscribe(request).await.expect("subscribed");
+    }
+    let mut roots = BTreeSet::new();
+    for replica in 0..2 {
+        let request = publish_request("CUSTOM_LOOPED", &json!({ "replica": replica }));
+        let published = tenant.publishers[replica].clone().publish(request).await.expect("published").into_inner();
+        roots.insert(published.event_id);
+        // Dead letters of the root's listener, of all that the budget lets through, and of the listener that is told of its end.
+        let dead_letters = (BUDGET + 2) * roots.len();
+        let ended = eventually("every invocation of every dead letter has ended", || async {
+            let mut seen = Vec::new();
+            for event in told(&tenant, "INVOCATION_DEAD_LETTERED").await {
+                seen.extend(tenant.invocations_of(&event.event.expect("it is set").id).await);
+            }
+            let open =
+                seen.iter().any(|one| matches!(one.state(), InvocationState::Pending | InvocationState::Waiting));
+            if seen.len() == dead_letters * LISTENERS && !open { Ok(seen) } else { Err((seen.len(), open)) }
+        })
+        .await;
+        // Each of them is on record: it failed, or was refused for one of two reasons.
+        let of = |reason| ended.iter().filter(|one| refusal(one) == Some(reason)).count();
+        let (beyond, cycles) = (of("CHAIN_BUDGET"), of("CHAIN_CYCLE"));
+        let failed = ended.iter().filter(|one| one.state() == InvocationState::DeadLettered).count();
+        assert_eq!((failed, failed + beyond + cycles), (BUDGET * roots.len(), ended.len()));
+        assert!(beyond > 0 && cycles > 0, "{beyond} {cycles}");
+        assert!(
+            ended.iter().all(|one| refusal(one).is_none() || one.attempt_count == 0),
+            "what is refused does not run"
+        );
+        let calls: usize = (0..LISTENERS).map(|n| receiver.received(&format!("/dead/{n}")).len()).sum();
+        assert_eq!((calls, receiver.received("/told").len()), (BUDGET * roots.len(), roots.len()));
+    }
+    let exhausted = told(&tenant, "CHAIN_BUDGET_EXHAUSTED").await;
+    assert_eq!(exhausted.len(), 2, "once a root");
+    assert_eq!(exhausted.iter().map(|event| event.root_event_id.clone()).collect::<BTreeSet<_>>(), roots);
+    for told in receiver.received("/told") {
+        let data = told.json()["data"].clone();
+        assert!(roots.contains(data["root_id"].as_str().expect("an id")), "{data}");
+        assert_eq!((&data["budget"], &data["reason"]), (&json!(BUDGET), &json!("CHAIN_BUDGET")));
+        let event = data["event"].as_str().expect("an id");
+        let first = tenant.invocations_of(event).await.into_iter().find(|one| json!(one.id) == data["invocation"]);
+        let first = first.expect("it names what was refused first");
+        assert_eq!(
+            (refusal(&first), json!(first.subscription_id)),
+            (Some("CHAIN_BUDGET"), data["subscription"].clone())
+        );
+    }
 }

@@ -124,7 +124,7 @@ impl World {
         let committed = self
             .store
             .commit_connection(Duration::from_secs(5))
-            .commit_events(&[batch], clock::now(), OnLocked::Wait)
+            .commit_events(&[batch], clock::now(), 1, OnLocked::Wait)
             .await
             .expect("commits")
             .written;

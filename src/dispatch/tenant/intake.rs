@@ -6,7 +6,6 @@ use crate::dispatch::queue::{JOB_BYTES, Job};
 use crate::domain::event::LogEntry;
 use crate::domain::filter::OrderingKey;
 use crate::domain::ids::Position;
-use crate::domain::invocation::CancelReason;
 use crate::executor::EncodedEvent;
 use crate::feed::Head;
 use crate::store::dispatch::Place;
@@ -199,7 +198,7 @@ impl Tenant {
         }
         for place in entry.refused.iter().filter_map(|no| pending(*no)) {
             let tried = Some(Tried { attempt: 0, started_at: now, duration: Duration::ZERO, outcome: None });
-            let fate = Fate::Cancelled(CancelReason::ChainCycle);
+            let fate = Fate::Cancelled(entry.refusal(place.subscription_no));
             self.note(Settled { place, day, deferred: false, key: None, tried, fate });
         }
         self.window.push_back(Slot { day, open });

@@ -308,13 +308,17 @@ fn a_page_raises_the_registry_to_what_matched_it_and_an_empty_one_waits() {
 }
 
 #[test]
-fn g11_a_refused_subscription_is_recorded_as_a_cycle() {
+fn g11_a_refused_subscription_is_recorded_as_a_cycle_or_as_beyond_the_budget() {
     let mut tenant = tenant();
-    let refused = LogEntry { refused: Arc::from([4]), ..(*entry(1, &[])).clone() };
+    let mut refused = LogEntry { refused: Arc::from([4, 5]), ..(*entry(1, &[])).clone() };
+    Arc::make_mut(&mut refused.event).lineage.subscriptions = vec![4];
     hear(&mut tenant, &[Arc::new(refused)]);
     let changes = settle(&mut tenant);
-    assert_eq!(changes[0].place, Place { position: 1, subscription_no: 4 });
-    assert_eq!(changes[0].fate, Fate::Cancelled(CancelReason::ChainCycle));
+    for (change, (no, reason)) in changes.iter().zip([(4, CancelReason::ChainCycle), (5, CancelReason::ChainBudget)]) {
+        assert_eq!(change.place, Place { position: 1, subscription_no: no });
+        assert_eq!(change.fate, Fate::Cancelled(reason));
+    }
+    assert_eq!(changes.len(), 2);
     assert_eq!(tenant.cursor().after, 1);
 }
 

@@ -9,7 +9,7 @@ use crate::store::subscriptions::{Missed, Selector, StateChange};
 use crate::store::tests::eventually;
 
 impl World {
-    async fn log(&self) -> Vec<(String, serde_json::Value)> {
+    pub(super) async fn log(&self) -> Vec<(String, serde_json::Value)> {
         let place = LogPlace { after: 0, day: NaiveDate::default() };
         let entries = self.store.read_log(self.tenant, place, 1_000, 1_000).await.expect("readable");
         let data = |entry: &Arc<LogEntry>| serde_json::from_slice(entry.event.data.as_bytes()).expect("JSON");

@@ -73,7 +73,8 @@ impl Catalogue {
 
     /// True for those of them that tell of a subscription.
     pub fn tells_of_subscriptions(name: &str) -> bool {
-        Self::is_carillons_own(name) && (name.starts_with("SUBSCRIPTION_") || name.starts_with("INVOCATION"))
+        let prefixes = ["SUBSCRIPTION_", "INVOCATION", "CHAIN_"];
+        Self::is_carillons_own(name) && prefixes.iter().any(|prefix| name.starts_with(prefix))
     }
 
     /// True for the types that Carillon itself publishes, and nobody else may.

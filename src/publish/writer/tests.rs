@@ -187,7 +187,7 @@ async fn commit(
     let registry_version = database.store.head(tenant).await.expect("readable").expect("exists").registry_version;
     let batch = TenantBatch { tenant, registry_version, events };
     let mut connection = database.store.commit_connection(Duration::from_secs(10));
-    connection.commit_events(&[batch], clock::now() + TimeDelta::days(1), locks).await
+    connection.commit_events(&[batch], clock::now() + TimeDelta::days(1), 1, locks).await
 }
 
 #[tokio::test(flavor = "multi_thread")]

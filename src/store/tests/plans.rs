@@ -88,6 +88,7 @@ const POPULATION: &str = "
       SELECT gen_random_uuid(), id, 1, '', sha256(''), now() FROM t CROSS JOIN generate_series(1, 200);
     INSERT INTO publisher_identities (publisher_identity_id, tenant_id, subject, event_types, created_at)
       SELECT gen_random_uuid(), id, 'uri:' || n || s, '{}', now() FROM t CROSS JOIN generate_series(1000, 1200) AS s;
+    INSERT INTO chain_budgets SELECT id, md5(p::text)::uuid, day, 1 FROM e;
     INSERT INTO announcements SELECT id, p, md5(p::text)::uuid, 'X', '', '{}', now() FROM e";
 
 fn event() -> Arc<Event> {
@@ -106,9 +107,21 @@ fn event() -> Arc<Event> {
     })
 }
 
-fn batch(tenant: TenantId, keyed: bool) -> TenantBatch {
+/// What a batch's event brings with it.
+#[derive(Clone, Copy, PartialEq)]
+enum Brings {
+    Nothing,
+    Key,
+    /// A key, and a chain whose budget it spends.
+    Chain,
+}
+
+fn batch(tenant: TenantId, brings: Brings) -> TenantBatch {
+    let keyed = brings != Brings::Nothing;
     let key = keyed.then(|| NewKey { key: crate::clock::new_uuid().to_string(), request_hash: [0; 32] });
-    let new = NewEvent { event: event(), matched: [1].into(), refused: [].into(), key };
+    let mut event = event();
+    Arc::make_mut(&mut event).lineage.depth = i32::from(brings == Brings::Chain);
+    let new = NewEvent { event, matched: [1].into(), refused: [].into(), key };
     TenantBatch { tenant, registry_version: 0, events: vec![new] }
 }
 
@@ -238,8 +251,10 @@ async fn every_hot_statement_is_served_by_its_index_and_looks_at_no_more_days_th
         store.tenants_with_due(PendingState::Gated, now, one, 10));
     look!("sweep", ["idempotency_keys_by_expiry", "request_ids_by_end", "pending_events_by_expiry", "webhook_secrets_by_end",
         "watches_by_expiry"], scans [], prunes false, store.delete_expired(now, 100), store.delete_expired_watches(now, 100));
-    look!("purge", ["subscriptions_deleted", "event_types_deleted"], scans [], prunes false,
-        store.purge_subscriptions(now, 100), store.purge_event_types(now, 100));
+    look!("purge", ["subscriptions_deleted", "event_types_deleted", "chain_budgets_by_day"], scans [], prunes false,
+        store.purge_subscriptions(now, 100), store.purge_event_types(now, 100), store.purge_budgets(old, 100));
+    look!("budgets that are used up", ["chain_budgets_pk"], scans [], prunes false,
+        store.untold_budgets(one, &[known_event]), store.mark_budgets_told(one, &[known_event]));
     look!("unannounced", ["dead_letters_unannounced", "removed_dead_letters_pk", "announcements_pk"], scans [], prunes false,
         store.unannounced_tenants(&[one, two]), store.announcements(one, 10), store.unannounced(one, 10),
         store.mark_announced(one, &[(Place { position: 1, subscription_no: 1 }, 1)]), store.forget_announcements(one, &[Uuid::nil()]));
@@ -335,17 +350,21 @@ async fn commits(store: &Store, wrong: &mut Vec<String>) {
     let mut commits = store.commit_connection(Duration::from_secs(1));
     let expires = store.now() + TimeDelta::days(1);
     let (heads, keys): (&[&str], &[&str]) = (&["tenant_heads_pk"], &["tenant_heads_pk", "idempotency_keys_pk"]);
-    for (name, tenants, keyed, on_locked, indexes) in [
-        ("publish to one tenant", 1, false, OnLocked::Wait, heads),
-        ("publish to several tenants", 2, false, OnLocked::Wait, heads),
-        ("publish to those that are free", 2, false, OnLocked::Skip, heads),
-        ("publish with keys to one tenant", 1, true, OnLocked::Wait, keys),
-        ("the lock before a publish", 1, true, OnLocked::WaitFirst, heads),
-        ("publish with keys to several tenants", 2, true, OnLocked::Wait, keys),
-        ("publish with keys to those that are free", 2, true, OnLocked::Skip, keys),
+    let chains = &["tenant_heads_pk", "idempotency_keys_pk", "chain_budgets_pk"];
+    for (name, tenants, brings, on_locked, indexes) in [
+        ("publish to one tenant", 1, Brings::Nothing, OnLocked::Wait, heads),
+        ("publish to several tenants", 2, Brings::Nothing, OnLocked::Wait, heads),
+        ("publish to those that are free", 2, Brings::Nothing, OnLocked::Skip, heads),
+        ("publish with keys to one tenant", 1, Brings::Key, OnLocked::Wait, keys),
+        ("the lock before a publish", 1, Brings::Key, OnLocked::WaitFirst, heads),
+        ("publish with keys to several tenants", 2, Brings::Key, OnLocked::Wait, keys),
+        ("publish with keys to those that are free", 2, Brings::Key, OnLocked::Skip, keys),
+        ("publish of what follows from others to one tenant", 1, Brings::Chain, OnLocked::Wait, chains),
+        ("publish of what follows from others to several tenants", 2, Brings::Chain, OnLocked::Wait, chains),
+        ("publish of what follows from others to those that are free", 2, Brings::Chain, OnLocked::Skip, chains),
     ] {
-        let batches: Vec<TenantBatch> = (1..=tenants).map(|n| batch(tenant(n), keyed)).collect();
-        let written = commits.commit_events(&batches, expires, on_locked).await.expect("committed").written;
+        let batches: Vec<TenantBatch> = (1..=tenants).map(|n| batch(tenant(n), brings)).collect();
+        let written = commits.commit_events(&batches, expires, 1, on_locked).await.expect("committed").written;
         assert_eq!(written.len(), batches.len());
         let found = plans(commits.get().await.expect("a connection"), &mut known).await;
         check(wrong, &Expected { name, indexes, scans: &[], prunes: false }, found);

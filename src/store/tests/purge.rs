@@ -96,6 +96,29 @@ async fn a_signing_secret_that_has_ended_is_not_loaded_and_goes_with_the_next_sw
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_a_chain_has_spent_is_forgotten_with_the_last_day_of_its_events() {
+    let database = Database::new().await;
+    let tenant = database.tenant("a").await;
+    let mut owner = database.connection().await;
+    let sql = format!(
+        "INSERT INTO chain_budgets (tenant_id, root_id, day, spent)
+         SELECT '{0}', ('00000000-0000-7000-8000-00000000000' || n)::uuid, date '2026-01-10' - n, n FROM generate_series(1, 4) AS n",
+        tenant.0
+    );
+    owner.execute(AssertSqlSafe(sql)).await.expect("made");
+    let before = chrono::NaiveDate::from_ymd_opt(2026, 1, 8).expect("a day");
+    for purged in [1, 1, 0] {
+        assert_eq!(database.store.purge_budgets(before, 1).await.expect("purged"), purged);
+    }
+    let left: Vec<i64> = sqlx::query_scalar("SELECT spent FROM chain_budgets ORDER BY spent")
+        .fetch_all(&mut owner)
+        .await
+        .expect("readable");
+    assert_eq!(left, [1, 2]);
+    database.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_retired_type_is_kept_while_retention_is_held_back_before_its_end() {
     let database = Database::new().await;
     let tenant = database.tenant("a").await;

@@ -279,6 +279,7 @@ async fn no_connection_carries_a_setting_or_a_tenant_out_of_its_transaction() {
 /// what it makes of it. Everything else names its tenant.
 const ENGINE: &[&str] = &[
     "announcements.rs",
+    "chain_budgets.rs",
     "connect.rs",
     "credentials.rs",
     "dispatch.rs",
