@@ -173,11 +173,9 @@ async fn every_hot_statement_is_served_by_its_index_and_looks_at_no_more_days_th
     // The heads are scanned by intent: an index on their times would cost every publish.
     look!("pulse", ["watches_pending", "pending_events_by_due"], scans ["tenant_heads"], prunes false,
         store.pulse(replica, Some(Renewal::Staying(Duration::from_secs(1))), now));
-    look!("tail read", ["events_pk"], scans [], prunes true, store.next_entries(one, place, 100, bound));
-    look!("what is settled of a page", ["outcomes_pk", "deferred_invocations_pk", "dead_letters_pk"], scans [], prunes true,
-        store.not_pending(one, place, 100), store.committed_verdicts(one, &[(old, 1), (old, 2)]));
+    look!("tail read", ["events_pk", "outcomes_pk", "deferred_invocations_pk", "dead_letters_pk", "tenant_heads_pk"], scans [], prunes true,
+        store.log_tail(one, place, 100, bound), store.head(one), store.committed_verdicts(one, &[(old, 1), (old, 2)]));
     look!("entries by position", ["events_pk"], scans [], prunes false, store.events_at(one, &[(old, 1), (today, 2)], 1_000));
-    look!("head", ["tenant_heads_pk"], scans [], prunes false, store.head(one), store.head_now(one));
     look!("GetEvent", ["events_by_id"], scans [], prunes true, store.event(one, known_event));
     look!("place at a time", ["events_pk"], scans [], prunes true,
         store.place_at(one, now - TimeDelta::days(1), LogPlace { after: 1199, day: today }));
