@@ -3,6 +3,7 @@
 //! Order: database, keys, sockets, services. A part that cannot be built stops the start with its cause; nothing is accepted before
 //! everything can answer.
 
+mod connections;
 mod error;
 mod files;
 mod measure;
@@ -107,6 +108,7 @@ impl App {
     pub async fn start(config: Config) -> Result<Self, AppError> {
         let (config, by_memory) = memory::affordable(config);
         let (config, by_files) = files::affordable(config);
+        let (config, by_connections) = connections::affordable(config);
         // Read first: a key that does not fit must not wait for the database.
         let keyring = Keyring::new(config.secrets.read()?)?;
         let catalogue = Arc::new(catalogue(&config)?);
@@ -272,7 +274,7 @@ impl App {
             ops = %app.addresses.ops,
             "serving"
         );
-        by_memory.iter().chain(&by_files).for_each(memory::Lowered::tell);
+        [by_memory, by_files, by_connections].iter().flatten().for_each(memory::Lowered::tell);
         Ok(app)
     }
 

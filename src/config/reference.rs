@@ -234,7 +234,7 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
     ("dispatch.page_max", "events read from the log, or deferred invocations, at a time; 1 to 10,000"),
     (
         "dispatch.loads_max",
-        "reads for tenants that may run at the same time, of the log and of what waits in the database; tenants take turns, and one alone has three quarters of them at most, and half for what waits; 4 to 1,000",
+        "reads for tenants that may run at the same time, of the log and of what waits in the database; tenants take turns, and one alone has three quarters of them at most, and half for what waits; lowered to a quarter of database.connections_max, or to 4; 4 to 1,000",
     ),
     ("dispatch.settle_rows_max", "changes that a settle may hold before no further events are taken; 1 to 100,000"),
     ("dispatch.settle_gather_ms", "least time between two settles of a tenant, milliseconds; 0 to 1,000"),

@@ -34,7 +34,7 @@ pub struct Config {
     /// Events read from the log, or deferred invocations, at a time. 1 to 10,000.
     pub page_max: u32,
     /// Reads for tenants that may run at the same time: pages, what is due, registries. Tenants take turns; one alone has three quarters
-    /// of them at most, and half for what it has aside. 4 to 1,000.
+    /// of them at most, and half for what it has aside. Lowered to a quarter of the database's connections, or to 4. 4 to 1,000.
     pub loads_max: usize,
     /// Changes that a settle may hold before no further events are taken. 1 to 100,000.
     pub settle_rows_max: usize,

@@ -12,6 +12,7 @@ use crate::store::dispatch::{OrderedPage, Place};
 use crate::store::event_pages::PageBound;
 use crate::store::events::LogPlace;
 use crate::store::leases::ShardLease;
+use crate::store::log_tail::LogTail;
 use crate::store::quotas::BacklogStanding;
 use crate::store::{Store, StoreError};
 use chrono::NaiveDate;
@@ -90,13 +91,8 @@ pub(super) fn page(shared: &Arc<Shared>, life: Life, place: LogPlace, up_to: Pos
         let _turn = shared.loads.enter(life.tenant).await;
         let bound = PageBound { entries: shared.config.page_max, bytes: page_bytes(&shared) };
         let store = &shared.parts.store;
-        let entries = store.next_entries(life.tenant, place, up_to, bound).await?;
-        let not_pending = match entries.last() {
-            Some(last) => store.not_pending(life.tenant, place, last.position).await?,
-            None => HashSet::new(),
-        };
-        // After the entries: events are matched and committed at a version that the head shows by then.
-        let head = store.head_now(life.tenant).await?;
+        // The head after the entries: events are matched and committed at a version that it shows by then.
+        let LogTail { entries, not_pending, head } = store.log_tail(life.tenant, place, up_to, bound).await?;
         if entries.is_empty() {
             return Ok((LogPage { entries, not_pending, keys: HashMap::new(), head }, None));
         }
@@ -216,7 +212,7 @@ pub(super) fn review(shared: &Arc<Shared>, life: Life, held: Vec<Place>, cursor:
         let _turn = shared.loads.enter(life.tenant).await;
         let store = &shared.parts.store;
         // The version first: every change up to it is committed, so the rows read after it show them all.
-        let version = store.head_now(life.tenant).await?.map_or(0, |head| head.deferred_version);
+        let version = store.head(life.tenant).await?.map_or(0, |head| head.deferred_version);
         let due = store.due_subscriptions(&[life.tenant]).await?;
         let any_rows = due.iter().any(|due| due.has_rows);
         let due = due.into_iter().map(|due| (due.subscription_no, due.due_at)).collect();

@@ -69,7 +69,7 @@ async fn step(shared: &Shared, life: Life, busy: &[SubscriptionNo]) -> Result<Op
         return if held { idle(HELD) } else { Ok(None) };
     };
     // After the replay: the change that began it is in a registry of this version.
-    let version = store.head_now(life.tenant).await?.map_or(0, |head| head.registry_version);
+    let version = store.head(life.tenant).await?.map_or(0, |head| head.registry_version);
     let registry = shared.parts.registry.refresh(life.tenant, version).await?;
     let found = registry.subscription(replay.subscription_no);
     // A change that has made it inactive meanwhile has ended the replay too: the next step finds that.
@@ -95,7 +95,7 @@ async fn look(
     let most = (shared.config.replay_per_second / STEPS_PER_SECOND).clamp(1, shared.config.page_max);
     // A few times as many events, since most may be of another type.
     let bound = PageBound { entries: most.saturating_mul(8).min(shared.config.page_max), bytes: STEP_BYTES };
-    let entries = shared.parts.store.next_entries(life.tenant, replay.done, replay.up_to, bound).await?;
+    let entries = shared.parts.store.read_log_page(life.tenant, replay.done, replay.up_to, bound).await?;
     let mut missed = Vec::new();
     let mut reached = LogPlace { after: replay.up_to, day: replay.done.day };
     for entry in &entries {

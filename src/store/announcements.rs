@@ -58,7 +58,7 @@ impl Store {
         )
         .bind(tenant.0)
         .bind(i64::from(limit))
-        .fetch_all(self.engine())
+        .fetch_all(self.as_tenant(tenant))
         .await?;
         rows.into_iter().map(Row::parse).collect()
     }
@@ -68,7 +68,7 @@ impl Store {
         sqlx::query("DELETE FROM announcements WHERE tenant_id = $1 AND announcement_id = ANY($2)")
             .bind(tenant.0)
             .bind(ids)
-            .execute(self.engine())
+            .execute(self.as_tenant(tenant))
             .await?;
         Ok(())
     }

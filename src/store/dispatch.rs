@@ -13,6 +13,7 @@ use crate::feed::Head;
 use crate::store::events::LogPlace;
 use crate::store::leases::ShardLease;
 use chrono::{DateTime, NaiveDate, Utc};
+use sqlx::PgConnection;
 use std::collections::HashSet;
 use std::sync::Arc;
 use uuid::Uuid;
@@ -218,31 +219,6 @@ impl Store {
         Ok(rows.into_iter().filter_map(parse).collect())
     }
 
-    /// Which invocations of `after < position <= up_to` are finished, deferred or dead: what is left of the matches is pending.
-    pub async fn not_pending(
-        &self,
-        tenant: TenantId,
-        place: LogPlace,
-        up_to: Position,
-    ) -> Result<HashSet<Place>, StoreError> {
-        // No limit: the range is a page of the log, and each of its events has at most as many rows as it matched.
-        let rows: Vec<(i64, i32)> = sqlx::query_as(
-            "SELECT position, subscription_no FROM outcomes
-              WHERE tenant_id = $1 AND day >= $2 AND position > $3 AND position <= $4
-             UNION ALL
-             SELECT position, subscription_no FROM deferred_invocations WHERE tenant_id = $1 AND position > $3 AND position <= $4
-             UNION ALL
-             SELECT position, subscription_no FROM dead_letters WHERE tenant_id = $1 AND position > $3 AND position <= $4",
-        )
-        .bind(tenant.0)
-        .bind(place.day)
-        .bind(place.after)
-        .bind(up_to)
-        .fetch_all(self.engine())
-        .await?;
-        Ok(rows.into_iter().map(|(position, subscription_no)| Place { position, subscription_no }).collect())
-    }
-
     /// The next deferred invocations of a subscription by due time, due or not, without those at the `held` positions.
     pub async fn deferred(
         &self,
@@ -260,7 +236,7 @@ impl Store {
         .bind(subscription_no)
         .bind(held)
         .bind(i64::from(limit))
-        .fetch_all(self.engine())
+        .fetch_all(self.as_tenant(tenant))
         .await?)
     }
 
@@ -292,7 +268,7 @@ impl Store {
         .bind(i64::from(page.limit) + 1)
         .bind(page.blocks)
         .bind(page.up_to)
-        .fetch_one(self.engine())
+        .fetch_one(self.as_tenant(tenant))
         .await?;
         // The partial index by key serves both tests; the primary key the order.
         let rows: Vec<DeferredRow> = sqlx::query_as(
@@ -315,7 +291,7 @@ impl Store {
         .bind(page.blocks)
         .bind(i64::from(page.limit))
         .bind(replayed.map_or(page.up_to, |replayed| replayed.min(page.up_to)))
-        .fetch_all(self.engine())
+        .fetch_all(self.as_tenant(tenant))
         .await?;
         let left = held_up || replayed.is_some() || usize::try_from(others).is_ok_and(|others| others > rows.len());
         Ok(OrderedRows { rows, next_due, left, beyond, replayed })
@@ -344,7 +320,7 @@ impl Store {
         .bind(subscription_no)
         .bind(cursor.day)
         .bind(cursor.after)
-        .fetch_all(self.engine())
+        .fetch_all(self.as_tenant(tenant))
         .await?;
         Ok(rows.into_iter().map(|(position, subscription_no)| Place { position, subscription_no }).collect())
     }
@@ -377,7 +353,7 @@ impl Store {
         )
         .bind(tenant.0)
         .bind(i64::from(limit))
-        .fetch_all(self.engine())
+        .fetch_all(self.as_tenant(tenant))
         .await?;
         rows.into_iter().map(DeadLetterRow::parse).collect()
     }
@@ -398,7 +374,7 @@ impl Store {
         .bind(&subscription_no)
         .bind(&attempt)
         .bind(self.now())
-        .execute(self.engine())
+        .execute(self.as_tenant(tenant))
         .await?;
         sqlx::query(
             "DELETE FROM removed_dead_letters d
@@ -409,10 +385,35 @@ impl Store {
         .bind(&position)
         .bind(&subscription_no)
         .bind(&attempt)
-        .execute(self.engine())
+        .execute(self.as_tenant(tenant))
         .await?;
         Ok(())
     }
+}
+
+/// Which invocations of `after < position <= up_to` are finished, deferred or dead: what is left of the matches is pending.
+pub(in crate::store) async fn not_pending(
+    connection: &mut PgConnection,
+    tenant: TenantId,
+    place: LogPlace,
+    up_to: Position,
+) -> Result<HashSet<Place>, StoreError> {
+    // No limit: the range is a page of the log, and each of its events has at most as many rows as it matched.
+    let rows: Vec<(i64, i32)> = sqlx::query_as(
+        "SELECT position, subscription_no FROM outcomes
+          WHERE tenant_id = $1 AND day >= $2 AND position > $3 AND position <= $4
+         UNION ALL
+         SELECT position, subscription_no FROM deferred_invocations WHERE tenant_id = $1 AND position > $3 AND position <= $4
+         UNION ALL
+         SELECT position, subscription_no FROM dead_letters WHERE tenant_id = $1 AND position > $3 AND position <= $4",
+    )
+    .bind(tenant.0)
+    .bind(place.day)
+    .bind(place.after)
+    .bind(up_to)
+    .fetch_all(connection)
+    .await?;
+    Ok(rows.into_iter().map(|(position, subscription_no)| Place { position, subscription_no }).collect())
 }
 
 /// States as numbers in the store and in the API.

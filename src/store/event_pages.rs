@@ -49,7 +49,7 @@ pub(in crate::store) fn statement() -> String {
     )
 }
 
-/// Reads a page, on whichever side of the wall.
+/// Reads a page, in a transaction or in one of its own.
 pub(in crate::store) async fn read(
     executor: impl PgExecutor<'_>,
     tenant: TenantId,

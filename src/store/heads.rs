@@ -71,7 +71,7 @@ impl Store {
     }
 }
 
-/// Reads one head, on whichever side of the wall.
+/// Reads one head, in a transaction or in one of its own.
 pub(in crate::store) async fn read(
     executor: impl PgExecutor<'_>,
     tenant: TenantId,

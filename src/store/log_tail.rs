@@ -1,6 +1,8 @@
-//! What the engine reads of a log: the next entries of a tenant, entries by position, and heads. Nothing of it goes to a caller as it
-//! is: it is delivered, or kept for the tenant's own watches.
+//! What the engine reads of a log: the next page of a tenant, entries by position, and heads. Nothing of it goes to a caller as it is.
+//!
+//! What is read of one tenant is delivered to its receivers, so it is read behind the wall, as for a caller.
 
+use super::dispatch::{Place, not_pending};
 use super::event_pages::{self, PageBound, ROW_BYTES};
 use super::events::{COLUMNS, EventRow, LogPlace};
 use super::{Store, StoreError, heads};
@@ -8,24 +10,43 @@ use crate::domain::event::LogEntry;
 use crate::domain::ids::{Position, TenantId};
 use crate::feed::Head;
 use chrono::NaiveDate;
+use std::collections::HashSet;
 use std::sync::Arc;
 use uuid::Uuid;
 
+/// A page of a log as its owner reads it.
+#[derive(Debug, Clone)]
+pub struct LogTail {
+    /// Its entries in order, as [`Store::read_log_page`] reads them.
+    pub entries: Vec<Arc<LogEntry>>,
+    /// Those of their invocations that are finished, deferred or dead.
+    pub not_pending: HashSet<Place>,
+    /// Where the head is, read after the entries; none for an unknown tenant.
+    pub head: Option<Head>,
+}
+
 impl Store {
-    /// Reads the next entries of a log in order, as [`Store::read_log_page`] does, in one round trip.
-    pub async fn next_entries(
+    /// Reads the next page of a log with what is settled of it. In one transaction, since it is read for every commit of another
+    /// replica: to name the tenant for each of its statements would cost two round trips each.
+    pub async fn log_tail(
         &self,
         tenant: TenantId,
         place: LogPlace,
         up_to: Position,
         bound: PageBound,
-    ) -> Result<Vec<Arc<LogEntry>>, StoreError> {
-        event_pages::read(self.engine(), tenant, place, up_to, bound).await
-    }
-
-    /// Reads where a head is now; none for an unknown tenant.
-    pub async fn head_now(&self, tenant: TenantId) -> Result<Option<Head>, StoreError> {
-        Ok(heads::read(self.engine(), tenant).await?.map(|row| row.head()))
+    ) -> Result<LogTail, StoreError> {
+        let read = async {
+            let mut tx = self.begin_owed(tenant).await?;
+            let entries = event_pages::read(&mut *tx, tenant, place, up_to, bound).await?;
+            let not_pending = match entries.last() {
+                Some(last) => not_pending(&mut tx, tenant, place, last.position).await?,
+                None => HashSet::new(),
+            };
+            let head = heads::read(&mut *tx, tenant).await?.map(|row| row.head());
+            tx.commit().await?;
+            Ok(LogTail { entries, not_pending, head })
+        };
+        self.within(read).await
     }
 
     /// Reads entries by day and position: those that exist, in order, at most `bytes` of them, but always at least one.
@@ -51,7 +72,7 @@ impl Store {
             .bind(&positions)
             .bind(i64::try_from(places.len()).unwrap_or(i64::MAX))
             .bind(i64::try_from(bytes).unwrap_or(i64::MAX))
-            .fetch_all(self.engine())
+            .fetch_all(self.as_tenant(tenant))
             .await?;
         rows.into_iter().map(|row| row.parse().map(Arc::new)).collect()
     }

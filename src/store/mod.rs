@@ -23,7 +23,7 @@ pub mod invocation_changes;
 pub mod invocations;
 pub mod leases;
 mod log_end;
-mod log_tail;
+pub mod log_tail;
 pub mod measure;
 pub mod notify;
 mod overwrite;

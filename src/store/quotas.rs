@@ -56,7 +56,7 @@ impl Store {
 
     /// How many deferred invocations a tenant has, up to a bound.
     pub async fn deferred_count(&self, tenant: TenantId, most: i64) -> Result<i64, StoreError> {
-        let sql = "SELECT count(*) FROM (SELECT 1 FROM deferred_invocations WHERE tenant_id = $1 LIMIT $2) AS some";
+        let sql = "SELECT count(*) FROM (SELECT 1 FROM deferred_invocations WHERE tenant_id = $1 LIMIT $2) AS counted";
         Ok(sqlx::query_scalar(sql).bind(tenant.0).bind(most).fetch_one(self.as_tenant(tenant)).await?)
     }
 

@@ -63,7 +63,7 @@ impl Store {
         .bind(busy)
         .bind(self.now())
         .bind(i64::from(later_max))
-        .fetch_optional(self.engine())
+        .fetch_optional(self.as_tenant(tenant))
         .await?;
         let parse =
             |(subscription_no, after, day, up_to)| Replay { subscription_no, done: LogPlace { after, day }, up_to };

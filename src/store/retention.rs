@@ -147,10 +147,11 @@ impl Store {
 
     /// Cuts one tenant's log: whether anything was cut, and the day from which it must stay because dispatching is not there yet.
     async fn cut_log(&self, tenant: TenantId, before: NaiveDate) -> Result<(bool, Option<NaiveDate>), StoreError> {
+        let owed = self.owed();
         let cursor: Option<(Position, NaiveDate)> =
             sqlx::query_as("SELECT position, day FROM dispatch_cursors WHERE tenant_id = $1")
                 .bind(tenant.0)
-                .fetch_optional(self.engine())
+                .fetch_optional(owed.as_tenant(tenant))
                 .await?;
         let (position, day) = cursor.unwrap_or_default();
         let held_from: Option<NaiveDate> = sqlx::query_scalar(
@@ -161,7 +162,7 @@ impl Store {
         .bind(day)
         .bind(before)
         .bind(position)
-        .fetch_optional(self.engine())
+        .fetch_optional(owed.as_tenant(tenant))
         .await?;
         let until = held_from.unwrap_or(before);
         let last: Option<(Position, DateTime<Utc>)> = sqlx::query_as(
@@ -170,7 +171,7 @@ impl Store {
         )
         .bind(tenant.0)
         .bind(until)
-        .fetch_optional(self.engine())
+        .fetch_optional(owed.as_tenant(tenant))
         .await?;
         let Some(last) = last else { return Ok((false, held_from)) };
         loop {

@@ -24,7 +24,7 @@ use crate::domain::retry::DeliveryPolicy;
 use crate::domain::subscription::{ReplayGap, State, Subscription, Target};
 use row::{COLUMNS, FROM, SubscriptionRow, read, state_code};
 pub(in crate::store) use row::{circuit_code, circuit_from_code, state_from_code};
-use sqlx::AssertSqlSafe;
+use sqlx::{AssertSqlSafe, Postgres, QueryBuilder};
 use std::collections::HashMap;
 use uuid::Uuid;
 
@@ -133,6 +133,20 @@ pub struct SubscriptionQuery {
     pub event_type: Option<EventTypeName>,
     /// Only these states.
     pub states: Vec<State>,
+}
+
+impl SubscriptionQuery {
+    /// `WHERE ...`, with what is asked for and nothing else: a plan for any values serves no condition by an index that may be none.
+    fn push(&self, sql: &mut QueryBuilder<Postgres>, tenant: TenantId) {
+        let states: Vec<i16> = self.states.iter().map(|state| state_code(*state)).collect();
+        sql.push(" WHERE s.tenant_id = ").push_bind(tenant.0).push(" AND s.state = ANY(").push_bind(states).push(")");
+        if let Some(app) = self.app {
+            sql.push(" AND s.app_id = ").push_bind(app.0);
+        }
+        if let Some(event_type) = &self.event_type {
+            sql.push(" AND s.event_type = ").push_bind(event_type.as_str().to_owned());
+        }
+    }
 }
 
 /// Why a change of a subscription is refused.
@@ -275,36 +289,18 @@ impl Store {
         limit: u32,
     ) -> Result<Vec<Subscription>, StoreError> {
         // The unique key (tenant, number) serves the order, or the index by event type where one is asked for.
-        let sql = format!(
-            "SELECT {COLUMNS} FROM {FROM}
-              WHERE s.tenant_id = $1 AND ($2::uuid IS NULL OR s.app_id = $2) AND ($3::text IS NULL OR s.event_type = $3)
-                AND s.state = ANY($4) AND s.subscription_no > $5
-              ORDER BY s.subscription_no LIMIT $6"
-        );
-        let rows: Vec<SubscriptionRow> = sqlx::query_as(AssertSqlSafe(sql))
-            .bind(tenant.0)
-            .bind(query.app.map(|app| app.0))
-            .bind(query.event_type.as_ref().map(EventTypeName::as_str))
-            .bind(query.states.iter().map(|state| state_code(*state)).collect::<Vec<i16>>())
-            .bind(after)
-            .bind(i64::from(limit))
-            .fetch_all(self.as_tenant(tenant))
-            .await?;
+        let mut sql = QueryBuilder::<Postgres>::new(format!("SELECT {COLUMNS} FROM {FROM}"));
+        query.push(&mut sql, tenant);
+        sql.push(" AND s.subscription_no > ").push_bind(after);
+        sql.push(" ORDER BY s.subscription_no LIMIT ").push_bind(i64::from(limit));
+        let rows: Vec<SubscriptionRow> = sql.build_query_as().fetch_all(self.as_tenant(tenant)).await?;
         rows.into_iter().map(|row| row.parse(tenant, self.keyring.as_ref())).collect()
     }
 
     /// How many subscriptions a list over all pages shows.
     pub async fn count_subscriptions(&self, tenant: TenantId, query: &SubscriptionQuery) -> Result<i64, StoreError> {
-        Ok(sqlx::query_scalar(
-            "SELECT count(*) FROM subscriptions
-              WHERE tenant_id = $1 AND ($2::uuid IS NULL OR app_id = $2) AND ($3::text IS NULL OR event_type = $3)
-                AND state = ANY($4)",
-        )
-        .bind(tenant.0)
-        .bind(query.app.map(|app| app.0))
-        .bind(query.event_type.as_ref().map(EventTypeName::as_str))
-        .bind(query.states.iter().map(|state| state_code(*state)).collect::<Vec<i16>>())
-        .fetch_one(self.as_tenant(tenant))
-        .await?)
+        let mut sql = QueryBuilder::<Postgres>::new("SELECT count(*) FROM subscriptions s");
+        query.push(&mut sql, tenant);
+        Ok(sql.build_query_scalar().fetch_one(self.as_tenant(tenant)).await?)
     }
 }

@@ -1,10 +1,10 @@
 //! The second wall between tenants: every way to a connection leads through here, and says for whom it is.
 //!
 //! Every tenant table has forced row-level security (`migrations/0020_wall.sql`), and the server's role owns none of them. What
-//! serves a tenant runs in a transaction that names the tenant first ([`Store::as_tenant`], [`Store::begin_as`],
-//! [`Store::begin_owed`]): where a statement has lost its own predicate it still sees and writes nothing of others. What serves all
-//! tenants at once, or is fast only in a single round trip, runs on [`Store::engine`], which names none and is let through by the
-//! name of its connections; `store/tests/wall.rs` lists the files that may use it. For what their calls ask for, tenants take turns
+//! serves a tenant, its callers or its receivers, runs in a transaction that names the tenant first ([`Store::as_tenant`],
+//! [`Store::begin_as`], [`Store::begin_owed`]): where a statement has lost its own predicate it still sees and writes nothing of others.
+//! What serves all tenants at once, or writes and is fast only in a single round trip, runs on [`Store::engine`], which names none and
+//! is let through by the name of its connections; `store/tests/wall.rs` counts its uses. For what their calls ask for, tenants take turns
 //! at the connections: one that asks for much waits for itself.
 
 use super::Store;

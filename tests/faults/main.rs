@@ -25,6 +25,7 @@ mod record;
 mod run;
 mod stage;
 
+use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
@@ -114,6 +115,23 @@ struct Summary {
     planted_defects: Caught,
 }
 
+impl Summary {
+    /// Adds what the checker reports of a run without planted defects, and what else there is to say against it.
+    fn add(&mut self, plan: &Plan, report: &Report) {
+        self.violations.extend(verdict(plan, report));
+        self.kills = report.kills;
+        self.acknowledged = report.acknowledged;
+        self.lost = report.lost;
+        self.duplicates_without_fault = report.duplicates_without_fault;
+    }
+
+    /// What the exit code says: nothing else than the line, so that whoever reads one of them knows the other.
+    fn is_good(&self) -> bool {
+        let Self { lost, duplicates_without_fault, violations, planted_defects: Caught { caught, of }, .. } = self;
+        violations.is_empty() && *lost == 0 && *duplicates_without_fault == 0 && caught == of
+    }
+}
+
 /// How many of the defects that were planted the checker has found.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Caught {
@@ -144,6 +162,7 @@ fn main() -> ExitCode {
             let others =
                 [Kind::StopReplica, Kind::TerminateBackends, Kind::WithholdCommit, Kind::ReadOnly, Kind::ReceiverHang];
             errors_are_told()
+                .and_then(|()| what_proves_nothing_is_told())
                 .and_then(|()| suite(&common, &[], Some(Duration::from_secs(3)), |seed| Plan::mix(seed, 4, &others, 1)))
         }
         Cli::Long(long) => {
@@ -184,6 +203,35 @@ fn errors_are_told() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A run of which the checker reports nothing fails all the same where it proves nothing, and its line says why.
+fn what_proves_nothing_is_told() -> anyhow::Result<()> {
+    let shape = Shape { program: PathBuf::new(), planted: String::new(), replicas: 2, small_disks: false };
+    let plan = Plan { seed: 1, shape, faults: vec![Kind::KillReplica], calm: Duration::ZERO, patience: Duration::ZERO };
+    let met = || BTreeMap::from([(Kind::KillReplica.name().to_owned(), 1)]);
+    let good = || Report { kills: 1, unexcused: 1, splits: 1, met: met(), ..Report::default() };
+    ensure!(verdict(&plan, &good()).is_empty(), "a good run: {:?}", verdict(&plan, &good()));
+    for (report, told) in [
+        (Report { unexcused: 0, ..good() }, "every repetition would have been excused"),
+        (Report { met: BTreeMap::new(), ..good() }, "met no traffic"),
+        (Report { unmet: met(), ..good() }, "met no traffic"),
+        (Report { splits: 0, ..good() }, "no filter of a watch"),
+        (Report { unknown: 1, ..good() }, "the outcome stayed unknown"),
+        (Report { kills: 0, ..good() }, "1 were planned"),
+        (Report { violations: vec!["G1: lost".to_owned()], ..good() }, "G1: lost"),
+    ] {
+        let mut summary = Summary::default();
+        summary.add(&plan, &report);
+        let line = serde_json::to_string(&summary)?;
+        ensure!(line.contains(told) && !summary.is_good(), "no word of '{told}' in {line}");
+    }
+    let unasked = Plan { faults: Vec::new(), ..plan };
+    let said = verdict(&unasked, &good());
+    ensure!(said.iter().any(|what| what.contains("no fault was asked for")), "a run without faults: {said:?}");
+    let summary = Summary { planted_defects: Caught { caught: 1, of: 2 }, ..Summary::default() };
+    ensure!(!summary.is_good(), "a defect that is not found");
+    Ok(())
+}
+
 /// Runs what is asked for and prints the last line. `calm` is how long traffic goes on without a fault where nothing is planted;
 /// none for no such run.
 fn suite(
@@ -195,23 +243,24 @@ fn suite(
     let random = || u64::from(std::process::id()) ^ (uuid::Uuid::new_v4().as_u64_pair().0 >> 32);
     let seed = common.seed.unwrap_or_else(random);
     let mut summary = Summary { seed, ..Summary::default() };
-    let good = runs(common, defects, calm, faults(seed), &mut summary).unwrap_or_else(|error| {
-        eprintln!("faults: {error:#}");
+    if let Err(error) = runs(common, defects, calm, faults(seed), &mut summary) {
         summary.violations.push(format!("the run has ended early: {error:#}"));
-        false
-    });
+    }
+    for violation in &summary.violations {
+        eprintln!("faults: VIOLATION {violation}");
+    }
     println!("{}", serde_json::to_string(&summary)?);
-    Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if summary.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// The runs of a suite; true where all are good.
+/// The runs of a suite.
 fn runs(
     common: &Common,
     defects: &[(PathBuf, Planted)],
     calm: Option<Duration>,
     mut list: Vec<Kind>,
     summary: &mut Summary,
-) -> anyhow::Result<bool> {
+) -> anyhow::Result<()> {
     let seed = summary.seed;
     let temporary = tempfile::Builder::new().prefix("carillon-faults-records-").tempdir()?;
     let below = common.keep.clone().unwrap_or_else(|| temporary.path().to_owned());
@@ -227,17 +276,15 @@ fn runs(
     }
     eprintln!("faults: seed {seed}, records in {}", below.display());
     let done = runtime.block_on(async {
-        let mut good = true;
         let mut controlled: Vec<&[Kind]> = Vec::new();
         for (program, planted) in defects {
             if !controlled.contains(&planted.faults()) {
                 controlled.push(planted.faults());
-                good &= planted.control(seed, program, &shape, &below).await?;
+                summary.violations.extend(planted.control(seed, program, &shape, &below).await?);
             }
             summary.planted_defects.of += 1;
             let caught = planted.hunt(seed, program, &shape, &below).await?;
             summary.planted_defects.caught += usize::from(caught);
-            good &= caught;
         }
         if let Some(calm) = calm {
             let small_disks = list.iter().any(|kind| matches!(kind, Kind::DiskFull | Kind::WalFull));
@@ -249,17 +296,14 @@ fn runs(
                 patience: Duration::from_secs(60),
             };
             let folder = below.join("run");
-            good &= run::run(&plan, &folder).await?;
+            summary.violations.extend(run::run(&plan, &folder).await?);
             let report = judge(&folder)?;
-            good &= verdict(&plan, &report);
-            let Report { kills, acknowledged, lost, duplicates_without_fault, violations, .. } = report;
-            let planted_defects = std::mem::take(&mut summary.planted_defects);
-            *summary =
-                Summary { seed, kills, acknowledged, lost, duplicates_without_fault, violations, planted_defects };
+            tell_counts(&plan, &report);
+            summary.add(&plan, &report);
         }
-        anyhow::Ok(good)
+        anyhow::Ok(())
     });
-    if common.keep.is_none() && !matches!(done, Ok(true)) {
+    if common.keep.is_none() && (done.is_err() || !summary.is_good()) {
         // What there is of a broken run helps to find its cause.
         eprintln!("faults: the records stay in {}", temporary.keep().display());
     }
@@ -279,12 +323,8 @@ fn judge(folder: &Path) -> anyhow::Result<Report> {
     serde_json::from_str(&text).with_context(|| format!("the checker said {text}"))
 }
 
-/// Whether a run without planted defects is good: nothing broke, every fault met traffic, nothing stayed unknown.
-fn verdict(plan: &Plan, report: &Report) -> bool {
-    let mut good = report.violations.is_empty() && report.lost == 0 && report.duplicates_without_fault == 0;
-    for violation in &report.violations {
-        eprintln!("faults: VIOLATION {violation}");
-    }
+/// How much a run without planted defects has seen.
+fn tell_counts(plan: &Plan, report: &Report) {
     eprintln!(
         "faults: {} events, {} invocations, {} executions beyond the first, {} changed filters",
         report.events, report.invocations, report.repeated, report.splits
@@ -293,37 +333,40 @@ fn verdict(plan: &Plan, report: &Report) -> bool {
         "faults: {} executions were so far from every fault that another one would have counted",
         report.unexcused
     );
-    if report.unexcused == 0 {
-        eprintln!("faults: every repetition would have been excused: the run proves nothing of duplicates");
-        good = false;
-    }
     for kind in Kind::ALL.into_iter().filter(|kind| plan.faults.contains(kind)) {
         let met = report.met.get(kind.name()).copied().unwrap_or_default();
         eprintln!("faults: {:<18} met {met} publish calls", kind.name());
+    }
+}
+
+/// What there is to say against a run without planted defects: what broke, and why it proves nothing where a fault met no traffic or
+/// something stayed unknown. Nothing where it is good.
+fn verdict(plan: &Plan, report: &Report) -> Vec<String> {
+    let mut against = report.violations.clone();
+    if report.unexcused == 0 {
+        against.push("every repetition would have been excused: the run proves nothing of duplicates".to_owned());
+    }
+    for kind in Kind::ALL.into_iter().filter(|kind| plan.faults.contains(kind)) {
+        let met = report.met.get(kind.name()).copied().unwrap_or_default();
         let unmet = report.unmet.get(kind.name()).copied().unwrap_or_default();
         if met == 0 || unmet > 0 {
-            eprintln!("faults: {} met no traffic ({unmet} times): it proves nothing", kind.name());
-            good = false;
+            against.push(format!("{} met no traffic ({unmet} times): it proves nothing", kind.name()));
         }
     }
     if plan.faults.is_empty() {
-        eprintln!("faults: no fault was asked for: the run proves nothing");
-        good = false;
+        against.push("no fault was asked for: the run proves nothing".to_owned());
     }
     if report.splits == 0 {
-        eprintln!("faults: no filter of a watch was changed");
-        good = false;
+        against.push("no filter of a watch was changed".to_owned());
     }
     if report.unknown > 0 {
-        eprintln!("faults: of {} publish calls the outcome stayed unknown", report.unknown);
-        good = false;
+        against.push(format!("of {} publish calls the outcome stayed unknown", report.unknown));
     }
     let wanted = plan.faults.iter().filter(|kind| matches!(kind, Kind::KillReplica | Kind::KillPostgres)).count();
     if report.kills < u64::try_from(wanted).unwrap_or(u64::MAX) {
-        eprintln!("faults: {} kills were made, {wanted} were planned", report.kills);
-        good = false;
+        against.push(format!("{} kills were made, {wanted} were planned", report.kills));
     }
-    good
+    against
 }
 
 /// Looks until the answer is `Ok`; `Err` carries the state that the error then tells.

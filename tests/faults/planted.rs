@@ -52,27 +52,24 @@ impl Planted {
         &self.faults
     }
 
-    /// Runs the program as [`Self::hunt`] does, but without the defect; true where the checker reports nothing at all.
-    pub async fn control(&self, seed: u64, program: &Path, shape: &Shape, below: &Path) -> anyhow::Result<bool> {
+    /// Runs the program as [`Self::hunt`] does, but without the defect, and answers whatever is reported.
+    pub async fn control(&self, seed: u64, program: &Path, shape: &Shape, below: &Path) -> anyhow::Result<Vec<String>> {
         let names: Vec<&str> = self.faults.iter().map(|kind| kind.name()).collect();
         let under = if names.is_empty() { "calm".to_owned() } else { names.join("-") };
         let folder = below.join(format!("control-{under}"));
-        let back = run::run(&self.plan(seed, program, shape, "")?, &folder).await?;
-        let violations = judge(&folder)?.violations;
-        for violation in &violations {
-            eprintln!("faults: VIOLATION without a defect {violation}");
-        }
-        let good = back && violations.is_empty();
+        let not_back = run::run(&self.plan(seed, program, shape, "")?, &folder).await?;
+        let reported: Vec<String> = judge(&folder)?.violations.into_iter().chain(not_back).collect();
+        let good = reported.is_empty();
         let said = if good { "nothing is reported" } else { "FAILED: what is reported here, no defect has caused" };
         eprintln!("faults: control run without a defect, {under}: {said}");
-        Ok(good)
+        Ok(reported.into_iter().map(|what| format!("control run without a defect, {under}: {what}")).collect())
     }
 
     /// Runs the program with this defect; true where the checker reports its guarantee.
     pub async fn hunt(&self, seed: u64, program: &Path, shape: &Shape, below: &Path) -> anyhow::Result<bool> {
         let folder = below.join(self.name);
         // A defect may stop delivery for good: what has stood still by then is no reason to call it found.
-        let _back = run::run(&self.plan(seed, program, shape, self.name)?, &folder).await?;
+        let _not_back = run::run(&self.plan(seed, program, shape, self.name)?, &folder).await?;
         let report = judge(&folder)?;
         let caught = report.broken.contains_key(self.guarantee);
         let (name, guarantee, broken) = (self.name, self.guarantee, &report.broken);

@@ -52,9 +52,9 @@ impl Plan {
     }
 }
 
-/// Runs a plan; the records are in `folder` afterwards. False where delivery was not back in time after a fault: the faults that
-/// should have followed are left out then, and the rest is for the checker to judge.
-pub async fn run(plan: &Plan, folder: &Path) -> anyhow::Result<bool> {
+/// Runs a plan; the records are in `folder` afterwards. Says where delivery was not back in time after a fault: the faults that should
+/// have followed are left out then, and the rest is for the checker to judge.
+pub async fn run(plan: &Plan, folder: &Path) -> anyhow::Result<Option<String>> {
     let mut random = Random::new(plan.seed);
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
@@ -75,7 +75,12 @@ pub async fn run(plan: &Plan, folder: &Path) -> anyhow::Result<bool> {
     outcome
 }
 
-async fn play(plan: &Plan, stage: &mut Stage, journal: &Journal, random: &mut Random) -> anyhow::Result<bool> {
+async fn play(
+    plan: &Plan,
+    stage: &mut Stage,
+    journal: &Journal,
+    random: &mut Random,
+) -> anyhow::Result<Option<String>> {
     let scene = Scene {
         directory: stage.directory.clone(),
         key: stage.key.clone(),
@@ -117,13 +122,12 @@ async fn play(plan: &Plan, stage: &mut Stage, journal: &Journal, random: &mut Ra
     // What the checker excuses by a fault comes within so long after it, and begins a lease before the next.
     let aftermath = LEASE + Duration::from_micros(AFTERMATH);
     scene.pause(plan.calm + LEASE).await;
-    let mut back = true;
+    let mut not_back = None;
     for (index, kind) in plan.faults.iter().enumerate() {
         commit(plan, stage, &scene, &receiver, random, &log, (index, *kind)).await?;
         if let Err(error) = recovered(plan, &scene).await {
             let left = plan.faults.len() - index - 1;
-            eprintln!("faults: NOT BACK after {}: {error:#}: {left} faults are left out", kind.name());
-            back = false;
+            not_back = Some(format!("NOT BACK after {}: {error:#}: {left} faults are left out", kind.name()));
             break;
         }
         let is_last = index + 1 == plan.faults.len();
@@ -142,7 +146,7 @@ async fn play(plan: &Plan, stage: &mut Stage, journal: &Journal, random: &mut Ra
     scene.end.store(end, Ordering::SeqCst);
     scene.complete.cancel();
     join(&mut readers, plan.patience, "readers").await;
-    Ok(back)
+    Ok(not_back)
 }
 
 async fn commit(

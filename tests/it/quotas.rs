@@ -6,14 +6,17 @@ use std::sync::Arc;
 use carillon::proto::internal::{
     GetTenantRequest, PublishBatchRequest, PublishRequest, Tenant as ProtoTenant, TenantQuotas, UpdateTenantRequest,
 };
-use carillon::proto::public::{CreateEventTypeRequest, EventPhase, ListEventsRequest, PrePolicy, WatchRequest};
+use carillon::proto::public::{
+    CancelInvocationRequest, CreateEventTypeRequest, DeliveryPolicy, EventPhase, InvocationState, ListEventsRequest,
+    ListInvocationsRequest, PrePolicy, RetryInvocationRequest, SubscribeRequest, WatchRequest,
+};
 use pbjson_types::FieldMask;
 use serde_json::json;
 use tokio::sync::Semaphore;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
-use crate::harness::tenant::{admin, assert_refused, publish_request};
+use crate::harness::tenant::{admin, assert_refused, publish_request, quick_policy};
 use crate::harness::{Answer, Receiver, Tenant, World, eventually, within};
 
 const EVENT: &str = "CUSTOM_COUNTED";
@@ -285,4 +288,44 @@ async fn a_full_backlog_stops_publishing_on_every_replica_until_it_has_drained()
     let all = published.into_inner() + 2;
     receiver.receives("/held", all).await;
     assert_eq!(stored(&tenant).await, all, "what was refused is not there");
+}
+
+#[tokio::test]
+async fn a_full_backlog_that_another_owner_takes_over_is_counted_by_it_and_drains() {
+    let mut world = World::start_with(1, "[limits]\nbacklog_max = 10\n[dispatch]\nlease_ms = 1000").await;
+    let mut tenant = world.tenant().await;
+    let receiver = Receiver::start().await;
+    tenant.declare(EVENT).await;
+    receiver.answers("/failing", [Answer::Status(500)]);
+    let hour = Some(pbjson_types::Duration { seconds: 3_600, nanos: 0 });
+    let policy = DeliveryPolicy { initial_backoff: hour, max_backoff: hour, ..quick_policy() };
+    let request = tenant.subscribe_request(EVENT, &receiver.url("/failing"));
+    let request = SubscribeRequest { delivery_policy: Some(policy), ..request };
+    tenant.events().subscribe(request).await.expect("a receiver can be subscribed");
+    eventually("the backlog is full", || async {
+        tenant.try_publish(keyed("", 10)).await.map_or(Ok(()), |published| Err(published.position))
+    })
+    .await;
+    let request = ListInvocationsRequest { page_size: 1_000, ..Default::default() };
+    let list = async |tenant: &Tenant| {
+        tenant.invocations().list_invocations(request.clone()).await.expect("a page").into_inner().invocations
+    };
+    eventually("all of it waits to be tried again", || async {
+        let all = list(&tenant).await;
+        if all.iter().all(|one| one.state() == InvocationState::Waiting) { Ok(()) } else { Err(all) }
+    })
+    .await;
+    world.replace(0).await;
+    tenant.reconnect(&world);
+    at_quota(tenant.try_publish(keyed("", 10)).await, "limits.backlog_max", 10);
+    let waiting = list(&tenant).await;
+    let request = RetryInvocationRequest { invocation_id: waiting[0].id.clone(), ..Default::default() };
+    tenant.invocations().retry_invocation(request).await.expect("it waits");
+    receiver.receives("/failing", waiting.len() + 1).await;
+    for invocation in waiting {
+        let request = CancelInvocationRequest { invocation_id: invocation.id, ..Default::default() };
+        tenant.invocations().cancel_invocation(request).await.expect("it waits");
+    }
+    eventually("publishing goes on", || async { tenant.try_publish(keyed("", 10)).await.map_err(|it| it.code()) })
+        .await;
 }

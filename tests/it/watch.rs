@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use carillon::proto::public::watch_request::Start;
 use carillon::proto::public::watch_response::Kind;
-use carillon::proto::public::{ListEventsRequest, WatchFilter, WatchRequest, WatchResponse};
+use carillon::proto::public::{Event, ListEventsRequest, WatchFilter, WatchRequest, WatchResponse};
 use rustix::process::Signal;
 use serde_json::json;
 use tonic::{Code, Streaming};
@@ -28,13 +28,19 @@ async fn next(stream: &mut Streaming<WatchResponse>) -> WatchResponse {
 
 /// Takes positions until so many have come; returns them with the last cursor.
 pub async fn positions(stream: &mut Streaming<WatchResponse>, count: usize) -> (Vec<i64>, String) {
+    let (seen, cursor) = events(stream, count).await;
+    (seen.into_iter().map(|event| event.position).collect(), cursor)
+}
+
+/// Takes events until so many have come; returns them with the last cursor.
+pub async fn events(stream: &mut Streaming<WatchResponse>, count: usize) -> (Vec<Event>, String) {
     let (mut seen, mut cursor) = (Vec::new(), String::new());
     while seen.len() < count {
         let message = next(stream).await;
         cursor.clone_from(&message.cursor);
         match message.kind {
             Some(Kind::Events(events)) => {
-                seen.extend(events.events.into_iter().map(|watched| watched.event.expect("it is set").position));
+                seen.extend(events.events.into_iter().map(|watched| watched.event.expect("it is set")));
             }
             Some(Kind::Bookmark(_)) => {}
             other => panic!("unexpected {other:?}"),

@@ -154,15 +154,15 @@ impl Store {
     ) -> Result<HashMap<Position, Vec<Verdict>>, StoreError> {
         let (days, positions): (Vec<NaiveDate>, Vec<Position>) = events.iter().copied().unzip();
         // No limit: at most one row per subscription that each event matched. Outcomes of other events have no message, not even an
-        // empty one.
+        // empty one. Each event by its whole key: by days and positions apart, all of the tenant's outcomes of the days may be looked at.
         let rows = sqlx::query(
             "SELECT o.subscription_no, s.subscription_id,
                     (CASE WHEN o.state = 3 THEN 1 WHEN o.reason = 'PRE_FAILED' THEN 3 ELSE 5 END)::smallint, o.attempt,
                     o.outcome_class, o.status_code, o.duration_us, o.started_at, o.excerpt, o.message, NULL::text, NULL::text,
                     o.position
-               FROM outcomes o
-               LEFT JOIN subscriptions s ON s.tenant_id = o.tenant_id AND s.subscription_no = o.subscription_no
-              WHERE o.tenant_id = $1 AND o.day = ANY($2) AND o.position = ANY($3) AND o.message IS NOT NULL",
+               FROM unnest($2::date[], $3::bigint[]) AS k(day, position)
+               JOIN outcomes o ON o.tenant_id = $1 AND o.day = k.day AND o.position = k.position AND o.message IS NOT NULL
+               LEFT JOIN subscriptions s ON s.tenant_id = $1 AND s.subscription_no = o.subscription_no",
         )
         .bind(tenant.0)
         .bind(days)

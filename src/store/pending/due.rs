@@ -100,7 +100,7 @@ impl Store {
             .bind(now)
             .bind(without.iter().map(|event| event.0).collect::<Vec<_>>())
             .bind(i64::from(limit))
-            .fetch_all(self.engine())
+            .fetch_all(self.as_tenant(tenant))
             .await?;
         rows.into_iter().map(DueEvent::parse).collect()
     }
@@ -118,8 +118,11 @@ impl Store {
                   CROSS JOIN LATERAL ({FIRST} AND event_type > t.event_type ORDER BY event_type, due_at LIMIT 1) AS next)
              SELECT event_type FROM types WHERE due_at <= $2 ORDER BY due_at, event_type"
         );
-        let names: Vec<String> =
-            sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).bind(tenant.0).bind(now).fetch_all(self.engine()).await?;
+        let names: Vec<String> = sqlx::query_scalar(sqlx::AssertSqlSafe(sql))
+            .bind(tenant.0)
+            .bind(now)
+            .fetch_all(self.as_tenant(tenant))
+            .await?;
         names.iter().map(|name| parse_type(name)).collect()
     }
 
@@ -145,7 +148,7 @@ impl Store {
             .bind(now)
             .bind(names)
             .bind(counts)
-            .fetch_all(self.engine())
+            .fetch_all(self.as_tenant(tenant))
             .await?;
         rows.into_iter().map(DueEvent::parse).collect()
     }
@@ -196,7 +199,7 @@ impl Store {
             .bind(now)
             .bind(lease)
             .bind(events.iter().map(|event| event.0).collect::<Vec<_>>())
-            .fetch_all(self.engine())
+            .fetch_all(self.as_tenant(tenant))
             .await?;
         // Each row goes as soon as its event is made of it.
         rows.into_iter().map(|row| parse(&row)).collect()

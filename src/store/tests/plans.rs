@@ -2,6 +2,7 @@
 //!
 //! Nothing is copied here: the store's own functions run, and what their connection has prepared by then is explained.
 
+mod complete;
 mod explained;
 
 use self::explained::{Expected, check, plans};
@@ -18,15 +19,18 @@ use crate::domain::subscription;
 use crate::store::audit::Principal;
 use crate::store::dispatch::{OrderedPage, Place};
 use crate::store::event_pages::PageBound;
+use crate::store::event_types::Deleted;
 use crate::store::events::LogPlace;
 use crate::store::health::Merged;
 use crate::store::invocations::{InvocationFilter, VisibleSubscription};
 use crate::store::leases::{Renewal, ShardLease};
 use crate::store::pending::{NewPending, PendingCommit, PendingState, WaitsFor};
 use crate::store::publish::{NewEvent, NewKey, OnLocked, TenantBatch};
+use crate::store::quotas::BacklogStanding;
 use crate::store::replays::{Missed, Replay};
 use crate::store::request_ids::{Repeatable, RequestKey};
 use crate::store::settle::{Fate, Settled, Tried};
+use crate::store::subscriptions::SubscriptionQuery;
 use crate::store::watches::FilterVersion;
 use crate::store::{Store, connect};
 use chrono::{NaiveDate, TimeDelta};
@@ -47,13 +51,14 @@ const POPULATION: &str = "
     INSERT INTO tenant_heads (tenant_id, log_epoch, committed_at, changed_at) SELECT gen_random_uuid(), 1, now(), now() - interval '1 h' FROM generate_series(1, 3000);
     INSERT INTO dispatch_cursors (tenant_id, shard, day) SELECT gen_random_uuid(), s % 64, current_date FROM generate_series(1, 3000) AS s;
     INSERT INTO dispatch_cursors (tenant_id, shard, token, position, day) SELECT id, n % 64, 1, 1190, current_date FROM t;
-    INSERT INTO apps SELECT gen_random_uuid(), gen_random_uuid(), 'a', '', now() FROM generate_series(1, 20000);
+    INSERT INTO apps SELECT md5((s % 200)::text)::uuid, gen_random_uuid(), 'a' || s, '', now() FROM generate_series(1, 20000) AS s;
     INSERT INTO apps SELECT id, gen_random_uuid(), 'a' || s, '', now() FROM t CROSS JOIN generate_series(1, 50) AS s;
     INSERT INTO subscriptions (tenant_id, subscription_id, subscription_no, app_id, event_type, display_name, filter, target_kind,
-           target_key, max_attempts, initial_backoff_ms, max_backoff_ms, timeout_ms, max_in_flight, state, effective_position,
+           target_key, webhook_uri, webhook_mode, max_attempts, initial_backoff_ms, max_backoff_ms, timeout_ms, max_in_flight, state, effective_position,
            registry_version, created_at, updated_at)
-      SELECT a.tenant_id, gen_random_uuid(), row_number() OVER (PARTITION BY a.tenant_id), a.app_id, 'CUSTOM_TESTED', '', '', 1,
-             decode(md5(a.app_id::text), 'hex'), 3, 10, 10, 10, 1, 1, 0, 1, now(), now() FROM apps a;
+      SELECT a.tenant_id, gen_random_uuid(), row_number() OVER (PARTITION BY a.tenant_id), a.app_id,
+             'CUSTOM_TESTED_' || row_number() OVER (PARTITION BY a.tenant_id) % 25, '', '', 1,
+             decode(md5(a.app_id::text), 'hex'), 'https://a.test/', 1, 3, 10, 10, 10, 1, 1, 0, 1, now(), now() FROM apps a;
     INSERT INTO events (tenant_id, day, position, event_id, committed_at, event_type, schema_version, source, event_time, extensions,
            data_kind, data, matched, refused, root_id, depth, lineage)
       SELECT id, day, p, md5(id::text || p)::uuid, day + interval '1 h', 'CUSTOM_TESTED', 0, 's', now(), '', 0, '\\x00', '{1}', '{}',
@@ -89,6 +94,11 @@ const POPULATION: &str = "
     INSERT INTO publisher_identities (publisher_identity_id, tenant_id, subject, event_types, created_at)
       SELECT gen_random_uuid(), id, 'uri:' || n || s, '{}', now() FROM t CROSS JOIN generate_series(1000, 1200) AS s;
     INSERT INTO chain_budgets SELECT id, md5(p::text)::uuid, day, 1 FROM e;
+    INSERT INTO event_types (tenant_id, name, phase, display_name, description, registry_version, created_at, updated_at)
+      SELECT id, 'CUSTOM_' || s, 2, '', '', s, now(), now() FROM t CROSS JOIN generate_series(1, 200) AS s;
+    INSERT INTO event_type_schemas SELECT id, 'CUSTOM_' || s, v, '{}', now() FROM t CROSS JOIN generate_series(1, 20) AS s CROSS JOIN generate_series(1, 10) AS v;
+    INSERT INTO tenant_quotas SELECT id, 'q' || s, 1 FROM t CROSS JOIN generate_series(1, 60) AS s;
+    INSERT INTO full_backlogs SELECT gen_random_uuid(), now() FROM generate_series(1, 3000);
     INSERT INTO announcements SELECT id, p, md5(p::text)::uuid, 'X', '', '{}', now() FROM e";
 
 fn event() -> Arc<Event> {
@@ -123,6 +133,10 @@ fn batch(tenant: TenantId, brings: Brings) -> TenantBatch {
     Arc::make_mut(&mut event).lineage.depth = i32::from(brings == Brings::Chain);
     let new = NewEvent { event, matched: [1].into(), refused: [].into(), key };
     TenantBatch { tenant, registry_version: 0, events: vec![new] }
+}
+
+fn told() -> Announcement {
+    Announcement { event_type: "X".to_owned(), subject: String::new(), data: Value::Null, lineage: None }
 }
 
 fn settled(position: i64, day: NaiveDate, fate: Fate) -> Settled {
@@ -186,11 +200,11 @@ async fn every_hot_statement_is_served_by_its_index_and_looks_at_no_more_days_th
     // The heads are scanned by intent: an index on their times would cost every publish.
     look!("pulse", ["watches_pending", "pending_events_by_due"], scans ["tenant_heads"], prunes false,
         store.pulse(replica, Some(Renewal::Staying(Duration::from_secs(1))), now));
-    look!("tail read", ["events_pk"], scans [], prunes true, store.next_entries(one, place, 100, bound));
-    look!("what is settled of a page", ["outcomes_pk", "deferred_invocations_pk", "dead_letters_pk"], scans [], prunes true,
-        store.not_pending(one, place, 100), store.committed_verdicts(one, &[(old, 1), (old, 2)]));
+    look!("tail read", ["events_pk", "outcomes_pk", "deferred_invocations_pk", "dead_letters_pk", "tenant_heads_pk"], scans [], prunes true,
+        store.log_tail(one, place, 100, bound), store.head(one));
+    look!("verdicts of events", ["outcomes_pk"], scans [], prunes false, store.committed_verdicts(one, &[(old, 1), (old, 2)]));
     look!("entries by position", ["events_pk"], scans [], prunes false, store.events_at(one, &[(old, 1), (today, 2)], 1_000));
-    look!("head", ["tenant_heads_pk"], scans [], prunes false, store.head(one), store.head_now(one));
+    look!("heads of watched logs", ["tenant_heads_pk"], scans [], prunes false, store.head_positions(&[one, two]));
     look!("GetEvent", ["events_by_id"], scans [], prunes true, store.event(one, known_event));
     look!("place at a time", ["events_pk"], scans [], prunes true,
         store.place_at(one, now - TimeDelta::days(1), LogPlace { after: 1199, day: today }));
@@ -218,7 +232,7 @@ async fn every_hot_statement_is_served_by_its_index_and_looks_at_no_more_days_th
     let first = RequestKey { id: "new".to_owned(), method: "M", body_hash: [0; 32] };
     look!("first answer", ["request_ids_pk"], scans [], prunes false, store.earlier_answer(one, &first));
     look!("due subscriptions", ["deferred_invocations_by_subscription"], scans [], prunes false,
-        store.due_page(one, 0));
+        store.due_subscriptions(&[one]));
     look!("deferred invocations", ["deferred_invocations_by_subscription"], scans [], prunes false,
         store.deferred(one, 1, &[], 10));
     look!("deferred invocations in order", ["deferred_invocations_by_key", "dead_letters_by_key"], scans [], prunes false,
@@ -280,8 +294,7 @@ async fn every_hot_statement_is_served_by_its_index_and_looks_at_no_more_days_th
         store.keep_rates(one, 1, &[crate::store::rates::Rate { subscription_no: 1, registry_version: 1, full_at: now }]));
     look!("how a receiver does, merged", ["subscription_health_pk", "tenant_heads_pk"], scans [], prunes false,
     store.merge_health(one, vec![(1, 1)], |rows| {
-        let told = Announcement { event_type: "X".to_owned(), subject: String::new(), data: Value::Null, lineage: None };
-        rows.into_iter().map(|row| Merged { row, told: Some(told.clone()), disable: false }).collect()
+        rows.into_iter().map(|row| Merged { row, told: Some(told()), disable: false }).collect()
     }));
     look!("how receivers do", ["subscription_health_pk"], scans [], prunes false,
         store.keep_health(one, 1, &[health(1)]), store.health(&[one]));
@@ -302,8 +315,10 @@ async fn every_hot_statement_is_served_by_its_index_and_looks_at_no_more_days_th
         store.commit_pending(&born, Duration::from_secs(1)));
     look!("what becomes of a pending event", ["tenant_heads_pk", "pending_events_pk", "pending_verdicts_pk"], scans [], prunes false,
         store.renew_pending(one, gone, 1, Duration::ZERO), store.renew_deadline(one, gone, 1, now), store.attach_pending(one, gone),
-        store.gate_pending(1, &gated), store.note_verdicts(one, gone, 1, &[verdict]), store.note_attempt(one, gone, 1, 1),
-        store.abort_pending(one, 1, &aborted, now), store.pending_event(one, gone), store.pending_verdicts(one, gone));
+        store.gate_pending(1, &gated), store.note_verdicts(one, gone, 1, std::slice::from_ref(&verdict)), store.note_attempt(one, gone, 1, 1),
+        store.abort_pending(one, 1, &aborted, now), store.abort_delayed(one, 1, aborted.clone(), now, told(), Duration::from_secs(1)),
+        store.note_cancelled(one, gone, 1, &[verdict]), store.forget_verdicts(one, gone), store.pending_event(one, gone),
+        store.pending_verdicts(one, gone), store.cancel_pending(&by, gone, TimeDelta::days(1), Repeatable::default()));
     let replay = Replay { subscription_no: 1, done: LogPlace { after: 1, day: old }, up_to: 10 };
     let missed = |position, looped| Missed { position, day: old, key: None, looped };
     look!("replay", ["dispatch_cursors_pk", "replays_pk", "deferred_invocations_by_subscription"], scans [], prunes false,
@@ -314,9 +329,44 @@ async fn every_hot_statement_is_served_by_its_index_and_looks_at_no_more_days_th
         store.create_watch(one, watch, replica, now, &[first]), store.watch_versions(one, watch, 10),
         store.newest_watch_version(one, watch), store.watch_version(one, watch, 1),
         store.propose_watch_filters(one, watch, 1, &[], Repeatable::default()), store.apply_watch_filters(one, watch, 2, place),
+        store.withdraw_watch_filters(one, watch, 3, None),
         store.pending_watch_change(replica, watch), store.refuse_watch_changes(replica, watch));
     look!("whose a credential is", ["api_keys_pk", "publisher_identities_subject_unique"], scans [], prunes false,
         store.api_key_and_hash(ApiKeyId(Uuid::nil())), store.publishers_of(&["uri:a".to_owned()]));
+    let states = vec![state];
+    let every = SubscriptionQuery { app: None, event_type: None, states };
+    let typed = SubscriptionQuery { event_type: Some(gated.event.event_type.clone()), ..every.clone() };
+    look!("ListSubscriptions", ["subscriptions_no_unique"], scans [], prunes false,
+        store.subscriptions(one, &every, 1, 10), store.count_subscriptions(one, &every));
+    look!("page of the subscriptions of an event type", ["subscriptions_by_event_type"], scans [], prunes false,
+        store.subscriptions(one, &typed, 1, 10));
+    look!("how many subscriptions an event type has", ["subscriptions_by_event_type"], scans [], prunes false,
+        store.count_subscriptions(one, &typed));
+    look!("a subscription", ["subscriptions_pk"], scans [], prunes false,
+        store.subscription(one, None, id), store.visible_subscription(&by, id));
+    look!("subscriptions by number", ["subscriptions_no_unique"], scans [], prunes false, store.subscription_ids(one, &[1, 2]));
+    look!("event types", ["event_types_pk", "event_type_schemas_pk"], scans [], prunes false,
+        store.event_type(one, "CUSTOM_1"), store.event_types(one, None, Deleted::Hide, 10),
+        store.schema(one, &gated.event.event_type, 1), store.schemas(one, &gated.event.event_type, None, 10));
+    look!("quotas and backlogs", ["tenant_quotas_pk", "full_backlogs_pk", "deferred_invocations_by_subscription"], scans [], prunes false,
+        store.quotas(one), store.all_quotas(&[one, two]), store.full_backlogs(&[one, two]), store.deferred_count(one, 10),
+        store.mark_backlog(one, 1, BacklogStanding::Full), store.mark_backlog(one, 1, BacklogStanding::Free));
+    let key = RequestKey { id: "retried".to_owned(), method: "M", body_hash: [0; 32] };
+    look!("RetryInvocation", ["tenant_heads_pk", "dispatch_cursors_pk", "request_ids_pk", "request_ids_by_expiry",
+        "deferred_invocations_pk", "subscriptions_no_unique"], scans [], prunes false,
+        store.retry_invocation(&by, of_place(known_event), Repeatable::new(key, |()| Ok(Vec::new()))));
+    // What is dead waits no more, as it does in the population.
+    sqlx::query("DELETE FROM deferred_invocations WHERE tenant_id = $1")
+        .bind(one.0)
+        .execute(&mut database.connection().await)
+        .await
+        .expect("gone");
+    look!("RedriveInvocations", ["dead_letters_pk", "subscriptions_no_unique"], scans [], prunes false,
+        store.redrive_invocations(&by, &InvocationFilter::default(), 2, Repeatable::default()));
+    look!("RedriveInvocations of a subscription", ["dead_letters_by_subscription"], scans [], prunes false,
+        store.redrive_invocations(&by, &of_subscription, 2, Repeatable::default()));
+    look!("CancelInvocation", ["deferred_invocations_pk", "dead_letters_by_subscription"], scans [], prunes false,
+        store.cancel_invocation(&by, of_place(known_event), Repeatable::default()));
     look!("page of the log", ["events_pk"], scans [], prunes true,
         store.read_log_page(one, place, 1_000, bound), store.read_log(one, place, 1_000, 10));
     look!("claim of tenants", ["dispatch_cursors_by_shard", "tenant_heads_pk"], scans [], prunes false,

@@ -76,7 +76,7 @@ async fn what_is_read_of_a_day_does_not_grow_with_the_day() {
 
     let (place, bound) = (LogPlace { after: ONE, day }, PageBound { entries: 1_000, bytes: 1 << 20 });
     let page =
-        check(&store, "a page up to a place", 20, async || store.next_entries(tenant, place, ONE + 2, bound).await)
+        check(&store, "a page up to a place", 20, async || store.read_log_page(tenant, place, ONE + 2, bound).await)
             .await;
     assert_eq!(page.len(), 2);
 

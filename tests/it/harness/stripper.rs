@@ -1,11 +1,12 @@
 //! A proxy between a replica and Postgres that takes the predicate `tenant_id = $n` out of every statement of a transaction
-//! that names a tenant, as a fault in the program would: what is left between tenants is the database's own wall.
+//! that names a tenant, and out of every SELECT wherever it is, as a fault in the program would: what is left between tenants is
+//! the database's own wall.
 //!
 //! The replica's URL must say `statement-cache-capacity=0`, so that every statement is told anew where it is used.
 
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 use regex::bytes::Regex;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
@@ -20,7 +21,7 @@ pub struct Stripper {
 
 struct Orders {
     strips: AtomicBool,
-    stripped: AtomicUsize,
+    stripped: Mutex<Vec<String>>,
     predicate: Regex,
 }
 
@@ -30,7 +31,7 @@ impl Stripper {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port on loopback");
         let port = listener.local_addr().expect("it is bound").port();
         let predicate = Regex::new(r"\b(?:\w+\.)?tenant_id = (\$[0-9]+)").expect("a pattern");
-        let orders = Arc::new(Orders { strips: AtomicBool::new(false), stripped: AtomicUsize::new(0), predicate });
+        let orders = Arc::new(Orders { strips: AtomicBool::new(false), stripped: Mutex::default(), predicate });
         let heard = Arc::clone(&orders);
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
@@ -47,9 +48,9 @@ impl Stripper {
         self.orders.strips.store(strips, Ordering::SeqCst);
     }
 
-    /// How many statements have lost their predicate.
-    pub fn stripped(&self) -> usize {
-        self.orders.stripped.load(Ordering::SeqCst)
+    /// The statements that have lost their predicate, as they were.
+    pub fn stripped(&self) -> Vec<String> {
+        self.orders.stripped.lock().expect("nobody panics with it").clone()
     }
 }
 
@@ -70,7 +71,13 @@ async fn forward(mut client: TcpStream, server: PathBuf, orders: &Orders) -> std
             match message[0] {
                 b'Q' if text.starts_with("BEGIN; SET LOCAL carillon.tenant") => named = true,
                 b'Q' => named = false,
-                b'P' if named && orders.strips.load(Ordering::SeqCst) => message = orders.without_predicate(&message),
+                b'P' if orders.strips.load(Ordering::SeqCst) => {
+                    // Behind the name that it is prepared by.
+                    let statement = text.split('\0').nth(1).unwrap_or_default();
+                    if named || statement.trim_start().starts_with("SELECT") {
+                        message = orders.without_predicate(&message, statement);
+                    }
+                }
                 _ => {}
             }
             to_server.write_all(&message).await?;
@@ -83,10 +90,10 @@ async fn forward(mut client: TcpStream, server: PathBuf, orders: &Orders) -> std
 }
 
 impl Orders {
-    fn without_predicate(&self, message: &[u8]) -> Vec<u8> {
+    fn without_predicate(&self, message: &[u8], statement: &str) -> Vec<u8> {
         let body = self.predicate.replace_all(&message[5..], b"(($1)::uuid IS NOT NULL)".as_slice());
         if matches!(body, std::borrow::Cow::Owned(_)) {
-            self.stripped.fetch_add(1, Ordering::SeqCst);
+            self.stripped.lock().expect("nobody panics with it").push(statement.to_owned());
         }
         let length = u32::try_from(body.len() + 4).expect("a statement is short");
         [&message[..1], &length.to_be_bytes(), &body].concat()
