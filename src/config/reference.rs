@@ -84,7 +84,7 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
     ),
     (
         "server.keepalive_ms",
-        "interval of HTTP/2 pings, and how long their answer may take, milliseconds; 1,000 to 600,000",
+        "interval of pings, and how long their answer may take over HTTP/2, milliseconds; 1,000 to 600,000",
     ),
     ("server.drain_timeout_ms", "time for open calls to end at shutdown, milliseconds; 0 to 600,000"),
     ("server.request_timeout_max_ms", "longest deadline of a call that is not a stream, milliseconds; 1 to 600,000"),

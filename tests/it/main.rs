@@ -92,4 +92,5 @@ mod wait_event;
 mod watch;
 mod webhooks;
 mod websocket;
+mod websocket_ends;
 mod websocket_floods;

@@ -28,10 +28,12 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::AsyncReadExt as _;
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::sync::Notify;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
@@ -186,16 +188,16 @@ impl WatchSocket {
     async fn open(&self, socket: &mut Socket, caller: &Caller) -> Result<Option<WatchStream>, End> {
         let first = async {
             loop {
-                match socket.next().await.map(heard) {
-                    None | Some(Heard::Gone) => return Ok(None),
-                    Some(Heard::Text(text)) => return Ok(Some(text)),
-                    Some(Heard::Alive) => {
+                match heard(socket.next().await) {
+                    Heard::Gone => return Ok(None),
+                    Heard::Text(text) => return Ok(Some(text)),
+                    Heard::Alive => {
                         // What the library has answered to a ping.
                         if socket.flush().await.is_err() {
                             return Ok(None);
                         }
                     }
-                    Some(Heard::Unusable(end)) => return Err(end),
+                    Heard::Unusable(end) => return Err(end),
                 }
             }
         };
@@ -212,13 +214,15 @@ impl WatchSocket {
         let stall = Duration::from_millis(self.deps.watches.config().stall_timeout_ms);
         let mut pings = interval(self.keepalive);
         pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut alive = true;
+        let room = socket.get_ref().room();
+        // Since when a ping has had no answer, nor anything else that says that the peer is there.
+        let mut unanswered = None;
         // At most one change at a time; until it is answered nothing more is read.
         let mut change = None;
         let mut resume_cursor = String::new();
         loop {
-            let mut answer = None;
-            let message = tokio::select! {
+            let mut said = None;
+            let mut message = tokio::select! {
                 item = stream.next() => match item {
                     Some(Ok(frame)) => match text_of(&frame) {
                         Ok((text, cursor)) => {
@@ -232,51 +236,45 @@ impl WatchSocket {
                 },
                 Some(done) = OptionFuture::from(change.as_mut()) => {
                     let done: Result<Updated, ApiError> = done;
-                    answer = Some(done);
+                    change = None;
+                    // That it was made, the stream says at its place.
+                    done.err().map(|error| Message::text(error_text(error)))
+                }
+                item = socket.next(), if change.is_none() => {
+                    said = Some(heard(item));
                     None
                 }
-                item = socket.next(), if change.is_none() => match item.map(heard) {
-                    None | Some(Heard::Gone) => return End::Gone,
-                    Some(Heard::Alive) => {
-                        alive = true;
-                        None
-                    }
-                    Some(Heard::Unusable(end)) => return end,
-                    Some(Heard::Text(text)) => {
-                        alive = true;
-                        match parse_change(&text, &stream, caller) {
-                            Ok(update) => {
-                                let (watches, watch) = (self.deps.watches.clone(), update.watch);
-                                let work = async move {
-                                    watches.update(update).await.map_err(|error: UpdateError| update_error(error, watch))
-                                };
-                                change = Some(work.boxed());
-                                continue;
-                            }
-                            Err(error) => Some(Message::text(error_text(error))),
+                _ = pings.tick() => {
+                    // What has come by now is heard before the peer is judged; what is being changed keeps it from being read.
+                    if change.is_none() {
+                        said = socket.next().now_or_never().map(heard);
+                        if said.is_none() && unanswered.is_some_and(|since: Instant| since.elapsed() >= stall) {
+                            return End::Stalled(ApiError::SlowConsumer { resume_cursor }, stall);
                         }
                     }
-                },
-                _ = pings.tick() => {
-                    // What is being changed keeps the socket from being read.
-                    if !alive && change.is_none() {
-                        return End::Gone;
-                    }
-                    alive = false;
+                    unanswered.get_or_insert_with(Instant::now);
                     Some(Message::Ping(Bytes::new()))
                 }
             };
-            let message = match answer {
-                None => message,
-                Some(done) => {
-                    change = None;
-                    match done {
-                        // The stream says it, at its place.
-                        Ok(_) => continue,
-                        Err(error) => Some(Message::text(error_text(error))),
+            if said.is_some() {
+                unanswered = None;
+            }
+            match said {
+                None | Some(Heard::Alive) => {}
+                Some(Heard::Gone) => return End::Gone,
+                Some(Heard::Unusable(end)) => return end,
+                Some(Heard::Text(text)) => match parse_change(&text, &stream, caller) {
+                    Ok(update) => {
+                        let (watches, watch) = (self.deps.watches.clone(), update.watch);
+                        let work = async move {
+                            watches.update(update).await.map_err(|error: UpdateError| update_error(error, watch))
+                        };
+                        change = Some(work.boxed());
+                        continue;
                     }
-                }
-            };
+                    Err(error) => message = Some(Message::text(error_text(error))),
+                },
+            }
             let leaving = async {
                 if let Some(message) = message {
                     socket.feed(message).await?;
@@ -284,12 +282,35 @@ impl WatchSocket {
                 // With it, or without one, goes what the library has answered to a ping.
                 socket.flush().await
             };
-            match timeout(stall, leaving).await {
-                Ok(Ok(())) => {}
-                Ok(Err(_)) => return End::Gone,
+            let taken = || {
+                unanswered = None;
+                stream.note_taken();
+            };
+            match while_taken(leaving, &room, stall, taken).await {
+                Some(Ok(())) => {}
+                Some(Err(_)) => return End::Gone,
                 // What is on its way comes before the reason, so the reason's cursor is the one behind it.
-                Err(_) => return End::Stalled(ApiError::SlowConsumer { resume_cursor }, stall),
+                None => return End::Stalled(ApiError::SlowConsumer { resume_cursor }, stall),
             }
+        }
+    }
+}
+
+/// Does what waits for the peer for as long as the peer makes room now and then; none where it has made none for so long. However slow
+/// a peer is, it is not stalled while it takes something.
+async fn while_taken<T>(
+    work: impl Future<Output = T>,
+    room: &Notify,
+    patience: Duration,
+    mut taken: impl FnMut(),
+) -> Option<T> {
+    let mut work = pin!(work);
+    loop {
+        tokio::select! {
+            biased;
+            done = &mut work => return Some(done),
+            () = room.notified() => taken(),
+            () = sleep(patience) => return None,
         }
     }
 }
@@ -311,7 +332,8 @@ enum Heard {
     Unusable(End),
 }
 
-fn heard(item: Result<Message, SocketError>) -> Heard {
+fn heard(item: Option<Result<Message, SocketError>>) -> Heard {
+    let Some(item) = item else { return Heard::Gone };
     match item {
         Ok(Message::Text(text)) => Heard::Text(text.as_str().to_owned()),
         Ok(Message::Binary(_)) => Heard::Unusable(End::Closed(CloseCode::Unsupported, "messages are text")),
@@ -341,6 +363,7 @@ enum End {
 impl End {
     /// Says the reason where there is one, and waits a moment for the peer to take it.
     async fn say(self, socket: &mut Socket) {
+        let room = socket.get_ref().room();
         let patience = if let Self::Stalled(_, stall) = &self { GOODBYE.max(*stall) } else { GOODBYE };
         let (text, code, reason) = match self {
             Self::Gone => (None, CloseCode::Normal, ""),
@@ -371,7 +394,7 @@ impl End {
             Ok::<_, SocketError>(())
         };
         // A peer that is gone hears nothing.
-        let _ = timeout(patience, goodbye).await;
+        let _ = while_taken(goodbye, &room, patience, || {}).await;
     }
 }
 
