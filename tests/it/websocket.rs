@@ -8,6 +8,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
+use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::{Error, Message};
 
 use crate::harness::tenant::assert_refused;
@@ -245,6 +246,22 @@ async fn every_end_has_its_code_and_reason() {
 }
 
 #[tokio::test]
+async fn a_close_of_the_client_is_answered_before_and_after_its_first_message() {
+    let world = World::shared().await;
+    let tenant = world.tenant().await;
+    let (watching, _) = open(world, &tenant, 0, &json!({})).await;
+    let request = with(handshake(world, 0), "authorization", &bearer(&tenant.key));
+    let (silent, _) = tokio_tungstenite::client_async(request, tcp(world, 0).await).await.expect("a WebSocket");
+    for mut socket in [watching, Socket(silent)] {
+        let goodbye = CloseFrame { code: 4321.into(), reason: "had enough".into() };
+        socket.0.send(Message::Close(Some(goodbye))).await.expect("sent");
+        assert_eq!(socket.next().await, Err((4321, "had enough".to_owned())));
+        let end = within("the end of the connection", socket.0.next()).await;
+        assert!(end.is_none(), "it ends cleanly: {end:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_first_message_that_is_no_watch_request_is_told_which_field_is_wrong_and_why() {
     let world = World::shared().await;
     let tenant = world.tenant().await;
@@ -301,6 +318,8 @@ async fn it_works_over_tls_answers_pings_and_says_goodbye_when_the_replica_drain
     assert_eq!(closing["closing"]["resumeCursor"], closing["cursor"]);
     assert_eq!(socket.text().await["error"]["reason"], "SERVER_DRAINING");
     assert_eq!(socket.next().await, Err((4014, "SERVER_DRAINING".to_owned())));
+    let end = within("the end of the connection", socket.0.next()).await;
+    assert!(end.is_none(), "TLS ends cleanly too: {end:?}");
     drop(socket);
     let status = world.replicas[0].process.ended("the drained replica ends").await;
     assert!(status.success(), "{status}");

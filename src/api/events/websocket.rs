@@ -31,7 +31,7 @@ use serde::de::DeserializeOwned;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::AsyncReadExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::Notify;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tokio_tungstenite::WebSocketStream;
@@ -177,36 +177,32 @@ impl WatchSocket {
         let stream = frames::Metered::new(TokioIo::new(upgraded), self.control_frames_burst);
         let mut socket = WebSocketStream::from_raw_socket(stream, Role::Server, Some(config)).await;
         let end = match self.open(&mut socket, &caller).await {
-            Ok(Some(stream)) => self.follow(&mut socket, stream, &caller).await,
-            Ok(None) => End::Gone,
+            Ok(stream) => self.follow(&mut socket, stream, &caller).await,
             Err(end) => end,
         };
         end.say(&mut socket).await;
+        // TLS says goodbye as well.
+        let _ = timeout(GOODBYE, socket.get_mut().shutdown()).await;
     }
 
-    /// Opens the watch that the first message asks for; none where the peer goes away.
-    async fn open(&self, socket: &mut Socket, caller: &Caller) -> Result<Option<WatchStream>, End> {
+    /// Opens the watch that the first message asks for.
+    async fn open(&self, socket: &mut Socket, caller: &Caller) -> Result<WatchStream, End> {
         let first = async {
             loop {
                 match heard(socket.next().await) {
-                    Heard::Gone => return Ok(None),
-                    Heard::Text(text) => return Ok(Some(text)),
-                    Heard::Alive => {
-                        // What the library has answered to a ping.
-                        if socket.flush().await.is_err() {
-                            return Ok(None);
-                        }
-                    }
-                    Heard::Unusable(end) => return Err(end),
+                    Heard::Text(text) => return Ok(text),
+                    // What the library has answered to a ping.
+                    Heard::Alive => socket.flush().await.map_err(|_| End::Gone)?,
+                    Heard::End(end) => return Err(end),
                 }
             }
         };
-        let Ok(text) = timeout(FIRST_MESSAGE, first).await else { return Err(End::Failed(ApiError::Deadline)) };
-        let Some(text) = text? else { return Ok(None) };
+        let first = timeout(FIRST_MESSAGE, first).await;
+        let text = first.unwrap_or(Err(End::Failed(ApiError::Deadline)))?;
         let message: WatchRequest = parse_json("WatchRequest", &text).map_err(End::Failed)?;
         let mut request = tonic::Request::new(message);
         request.extensions_mut().insert(caller.clone());
-        watch::open(&self.deps, request).await.map(Some).map_err(End::Failed)
+        watch::open(&self.deps, request).await.map_err(End::Failed)
     }
 
     /// Sends what the stream has and takes changes, until one side ends it.
@@ -232,7 +228,7 @@ impl WatchSocket {
                         Err(error) => return End::Failed(error),
                     },
                     Some(Err(ending)) => return End::Failed(ending_error(&ending)),
-                    None => return End::Gone,
+                    None => return End::Closed(CloseCode::Normal, ""),
                 },
                 Some(done) = OptionFuture::from(change.as_mut()) => {
                     let done: Result<Updated, ApiError> = done;
@@ -261,8 +257,7 @@ impl WatchSocket {
             }
             match said {
                 None | Some(Heard::Alive) => {}
-                Some(Heard::Gone) => return End::Gone,
-                Some(Heard::Unusable(end)) => return end,
+                Some(Heard::End(end)) => return end,
                 Some(Heard::Text(text)) => match parse_change(&text, &stream, caller) {
                     Ok(update) => {
                         let (watches, watch) = (self.deps.watches.clone(), update.watch);
@@ -328,30 +323,32 @@ enum Heard {
     Text(String),
     /// A ping or pong.
     Alive,
-    Gone,
-    Unusable(End),
+    /// Its last word, or something that cannot be used.
+    End(End),
 }
 
 fn heard(item: Option<Result<Message, SocketError>>) -> Heard {
-    let Some(item) = item else { return Heard::Gone };
-    match item {
-        Ok(Message::Text(text)) => Heard::Text(text.as_str().to_owned()),
-        Ok(Message::Binary(_)) => Heard::Unusable(End::Closed(CloseCode::Unsupported, "messages are text")),
-        Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_)) => Heard::Alive,
-        Err(SocketError::Capacity(_)) => Heard::Unusable(End::Closed(CloseCode::Size, "the message is too large")),
-        Err(SocketError::Utf8(_)) => Heard::Unusable(End::Closed(CloseCode::Invalid, "text must be UTF-8")),
-        Err(SocketError::Io(error)) if error.kind() == frames::FLOODED => {
-            Heard::Unusable(End::Closed(CloseCode::Policy, "too many frames that end no message"))
+    Heard::End(match item {
+        Some(Ok(Message::Text(text))) => return Heard::Text(text.as_str().to_owned()),
+        Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => return Heard::Alive,
+        Some(Ok(Message::Binary(_))) => End::Closed(CloseCode::Unsupported, "messages are text"),
+        Some(Ok(Message::Close(_))) => End::Left,
+        Some(Err(SocketError::Capacity(_))) => End::Closed(CloseCode::Size, "the message is too large"),
+        Some(Err(SocketError::Utf8(_))) => End::Closed(CloseCode::Invalid, "text must be UTF-8"),
+        Some(Err(SocketError::Io(error))) if error.kind() == frames::FLOODED => {
+            End::Closed(CloseCode::Policy, "too many frames that end no message")
         }
-        Err(SocketError::Protocol(_)) => Heard::Unusable(End::Closed(CloseCode::Protocol, "not a WebSocket frame")),
-        Ok(Message::Close(_)) | Err(_) => Heard::Gone,
-    }
+        Some(Err(SocketError::Protocol(_))) => End::Closed(CloseCode::Protocol, "not a WebSocket frame"),
+        Some(Err(_)) | None => End::Gone,
+    })
 }
 
 /// How a WebSocket ends.
 enum End {
-    /// The peer is gone, or has said goodbye itself.
+    /// There is nobody to say anything to.
     Gone,
+    /// The peer has said goodbye itself.
+    Left,
     /// It broke a rule of the WebSocket.
     Closed(CloseCode, &'static str),
     /// With a reason.
@@ -366,7 +363,12 @@ impl End {
         let room = socket.get_ref().room();
         let patience = if let Self::Stalled(_, stall) = &self { GOODBYE.max(*stall) } else { GOODBYE };
         let (text, code, reason) = match self {
-            Self::Gone => (None, CloseCode::Normal, ""),
+            Self::Gone => return,
+            Self::Left => {
+                // The answer is the library's, and only has to leave. Source: RFC 6455, section 5.5.1.
+                let _ = timeout(GOODBYE, socket.flush()).await;
+                return;
+            }
             Self::Closed(code, reason) => (None, code, reason),
             Self::Failed(error) | Self::Stalled(error, _) => {
                 let reason = error.reason_name();
