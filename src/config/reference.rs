@@ -326,6 +326,10 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
         "watch.resume_ms",
         "how long after the end of its stream a watch can be resumed with its filters, milliseconds; at most 86,400,000",
     ),
+    (
+        "watch.remembered_bytes_max",
+        "bytes of filters that one tenant's watches on this replica may leave to be remembered, 1 KiB more for each watch and each change, and one credential's half as many; at least 1,048,576",
+    ),
     ("watch.list_scan_max", "events that one filtered ListEvents call looks at, at most"),
     ("watch.list_bytes_max", "bytes of one ListEvents page at most"),
     ("limits.subscriptions_max", "subscriptions of a tenant that are not deleted"),

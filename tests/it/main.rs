@@ -50,6 +50,7 @@ mod g15_answers;
 mod g15_bounded;
 mod g15_deleted;
 mod g15_memory;
+mod g15_watches;
 mod get_event;
 mod get_event_type;
 mod get_invocation;

@@ -8,7 +8,7 @@ use crate::domain::ids::WatchId;
 use crate::proto::public as proto;
 use crate::proto::public::watch_request::Start as ProtoStart;
 use crate::watch::filter_set::FilterSet;
-use crate::watch::{Ending, OnExpired, OpenError, Start, WatchRequest, WatchStream, codec};
+use crate::watch::{Ending, Full, OnExpired, OpenError, Start, WatchRequest, WatchStream, codec};
 use crate::wire::time::{parse_duration, parse_timestamp};
 use bytes::Bytes;
 use futures::stream::BoxStream;
@@ -102,11 +102,17 @@ fn open_error(error: OpenError) -> ApiError {
         OpenError::TooMany { setting, limit } => {
             ApiError::QuotaExceeded { quota: setting.to_owned(), limit: limit as u64, retry_delay: Some(QUOTA_RETRY) }
         }
+        OpenError::Full(full) => remembered_error(full),
         OpenError::WatchNotFound(watch) => ApiError::WatchNotFound { watch: watch.to_string() },
         OpenError::Place(error) => parse::place_error(error, |_| String::new()),
         OpenError::Expired { earliest_cursor } => ApiError::CursorExpired { earliest: earliest_cursor },
         OpenError::Store(error) => error.into(),
     }
+}
+
+/// That no more filters can be remembered, as an error.
+pub(super) fn remembered_error(Full { limit, retry }: Full) -> ApiError {
+    ApiError::QuotaExceeded { quota: "watch.remembered_bytes_max".to_owned(), limit, retry_delay: Some(retry) }
 }
 
 /// Why a stream has ended, for the status that it ends with.
