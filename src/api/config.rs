@@ -60,7 +60,7 @@ pub struct Config {
     pub idle_timeout_ms: u64,
     /// Time for a client to take an answer that is not a stream, milliseconds. 100 to 600,000.
     pub answer_timeout_ms: u64,
-    /// Interval of HTTP/2 pings, and how long their answer may take, milliseconds. 1,000 to 600,000.
+    /// Interval of pings, and how long their answer may take over HTTP/2, milliseconds. 1,000 to 600,000.
     pub keepalive_ms: u64,
     /// Time for open calls to end at shutdown, milliseconds. 0 to 600,000.
     pub drain_timeout_ms: u64,

@@ -16,6 +16,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use rustls_pki_types::CertificateDer;
+use socket2::SockRef;
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
@@ -56,6 +57,9 @@ const STREAMS_END_BEFORE_CUT: Duration = Duration::from_secs(1);
 /// Calls of a connection that break HTTP/2 so that the server has to reset them, over its whole life. Each has begun, and costs what a
 /// call costs.
 const BROKEN_CALLS_MAX: usize = 64;
+/// Bytes that may wait in the kernel until a connection's peer has room for them. What a slow reader leaves there is memory that others
+/// need, and answers to pings are read only after it; what is on its way comes on top, so this slows nobody down.
+const UNSENT_BYTES_MAX: u32 = 128 * 1024;
 /// How long a connection that sent no request may take to say goodbye.
 const GOODBYE: Duration = Duration::from_secs(1);
 
@@ -282,6 +286,7 @@ impl Server {
     ) {
         // Small answers must not wait for acknowledgements; a socket that refuses is about to fail anyway.
         let _ = stream.set_nodelay(true);
+        let _ = SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT_BYTES_MAX);
         let Some(tls) = tls else {
             return self.http(stream, Peer { address: peer, tls: None }, answering, slot).await;
         };

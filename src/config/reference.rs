@@ -84,7 +84,7 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
     ),
     (
         "server.keepalive_ms",
-        "interval of HTTP/2 pings, and how long their answer may take, milliseconds; 1,000 to 600,000",
+        "interval of pings, and how long their answer may take over HTTP/2, milliseconds; 1,000 to 600,000",
     ),
     ("server.drain_timeout_ms", "time for open calls to end at shutdown, milliseconds; 0 to 600,000"),
     (
@@ -334,6 +334,10 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
     (
         "watch.resume_ms",
         "how long after the end of its stream a watch can be resumed with its filters, milliseconds; at most 86,400,000",
+    ),
+    (
+        "watch.remembered_bytes_max",
+        "bytes of filters that one tenant's watches on this replica may leave to be remembered, 1 KiB more for each watch and each change, and one credential's half as many; at least 1,048,576",
     ),
     ("watch.list_scan_max", "events that one filtered ListEvents call looks at, at most"),
     ("watch.list_bytes_max", "bytes of one ListEvents page at most"),

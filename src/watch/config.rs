@@ -53,6 +53,9 @@ pub struct Config {
     pub filter_changes_max: u32,
     /// How long after its end a watch can be resumed with its filters. Default 10 min.
     pub resume_ms: u64,
+    /// Bytes of filters that one tenant's watches may leave to be remembered, and 1 KiB for each watch and each change; one credential
+    /// half of it. Default 256 MiB, at least 1 MiB.
+    pub remembered_bytes_max: u64,
     /// Events that one filtered ListEvents call looks at, at most.
     pub list_scan_max: u32,
     /// Bytes of one ListEvents page at most.
@@ -85,6 +88,7 @@ impl Default for Config {
             update_timeout_ms: 20_000,
             filter_changes_max: 256,
             resume_ms: 10 * 60_000,
+            remembered_bytes_max: 256 * 1024 * 1024,
             list_scan_max: 10_000,
             list_bytes_max: 2 * 1024 * 1024,
         }
@@ -120,6 +124,7 @@ impl Config {
             ((100..=60_000).contains(&self.update_timeout_ms), "update_timeout_ms", "must be 100 to 60000"),
             ((1..=10_000).contains(&self.filter_changes_max), "filter_changes_max", "must be 1 to 10000"),
             (self.resume_ms <= 24 * 3_600_000, "resume_ms", "must be at most 86400000"),
+            (self.remembered_bytes_max >= 1_048_576, "remembered_bytes_max", "must be at least 1048576"),
             (self.list_scan_max >= 1_000, "list_scan_max", "must be at least 1000"),
             (self.list_bytes_max >= 1_024, "list_bytes_max", "must be at least 1024"),
         ];

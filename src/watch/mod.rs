@@ -12,6 +12,7 @@
 //! - `stream`: the state machine of one watch; it makes a message only when its transport asks for one.
 //! - `slot`: the outer half of a stream, by which stalled readers are found and changes of filters arrive.
 //! - `open`, `update`: the two calls. A change of filters is a row that the holder of the stream puts into effect.
+//! - `remembered`: how much of such rows there may be.
 //! - `place`: cursors and times as places in the log, shared with ListEvents.
 //!
 //! Nothing here writes to the log, and no reader can slow down another one, a publisher, or a delivery.
@@ -22,6 +23,7 @@ pub mod filter;
 pub mod filter_set;
 mod open;
 pub mod place;
+mod remembered;
 pub mod ring;
 mod select;
 mod slot;
@@ -32,6 +34,7 @@ mod update;
 
 pub use config::Config;
 pub use open::{OpenError, Start, WatchRequest};
+pub use remembered::Full;
 pub use stream::WatchStream;
 pub use terms::{CredentialCheck, Ending, EndingReason, OnExpired, Standing};
 pub use update::{UpdateError, Updated, WatchUpdate};
@@ -46,6 +49,7 @@ use crate::store::{Store, StoreError};
 use crate::turnstile::Turnstile;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
+use remembered::Remembered;
 use ring::Rings;
 use slot::Slot;
 use std::collections::HashMap;
@@ -88,6 +92,7 @@ struct Shared {
     /// Reads by streams that are behind: apart, so that they never hold up those that are not. Tenants take turns.
     catch_up_reads: Turnstile,
     rings: Rings,
+    remembered: Remembered,
     state: Mutex<State>,
     draining: AtomicBool,
     stop: CancellationToken,
@@ -140,6 +145,7 @@ impl Watches {
             tail_reads: Turnstile::new(config.catch_up_reads_max),
             catch_up_reads: Turnstile::new(config.catch_up_reads_max),
             rings: Rings::new(config.rings_bytes_max),
+            remembered: Remembered::new(&config),
             config: Arc::new(config),
             replica,
             feed: feed.clone(),
@@ -312,6 +318,7 @@ impl Shared {
 
     /// Gives up streams whose readers are stalled, and tails that nobody reads.
     fn sweep(&self) {
+        self.remembered.sweep();
         let tails: Vec<Arc<Tail>> = {
             let state = self.state.lock().expect(NO_PANIC);
             state.tails.values().map(|handle| Arc::clone(&handle.tail)).collect()

@@ -2,6 +2,7 @@
 
 use super::filter_set::{FilterChange, FilterSet};
 use super::place::{self, PlaceError};
+use super::remembered::Full;
 use super::slot::Slot;
 use super::stream::WatchStream;
 use super::tail::{Reads, Tail};
@@ -76,6 +77,9 @@ pub enum OpenError {
         /// The bound.
         limit: usize,
     },
+    /// Earlier watches have left too much to be remembered.
+    #[error(transparent)]
+    Full(#[from] Full),
     /// The earlier watch is not known, or no longer.
     #[error("no such watch")]
     WatchNotFound(WatchId),
@@ -127,6 +131,8 @@ impl Watches {
         let slot = Arc::clone(&admission.slot);
         let resumable = age + Duration::from_millis(shared.config.resume_ms);
         let expires_at = now + TimeDelta::from_std(resumable).unwrap_or(TimeDelta::days(1));
+        let sizes = versions.iter().map(|version| version.filters.len());
+        shared.remembered.take(tenant, slot.subject(), sizes)?;
         shared.store.create_watch(tenant, slot.id(), shared.replica, expires_at, &versions).await?;
         let mut scheduled = versions.iter().map(parse_version).collect::<Result<VecDeque<_>, _>>()?;
         let (_, first) = scheduled.pop_front().ok_or(StoreError::Corrupt { what: "watch" })?;

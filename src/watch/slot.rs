@@ -24,7 +24,7 @@ pub(super) struct Slot {
     subject: Subject,
     waker: AtomicWaker,
     born: Instant,
-    /// Milliseconds after `born` at which the transport was last handed something that it has not asked beyond; or WAITING.
+    /// Milliseconds after `born` at which the transport last took something, and has not asked beyond; or WAITING.
     handed_ms: AtomicU64,
     stalled: AtomicBool,
     /// Counted among the open ones.
@@ -98,7 +98,7 @@ impl Slot {
         self.waker.register(waker);
     }
 
-    /// The transport has been handed something.
+    /// The transport has been handed something, or has taken more of it.
     pub(super) fn note_handed(&self, now: Instant) {
         self.handed_ms.store(self.millis(now), Ordering::Relaxed);
     }

@@ -136,6 +136,11 @@ impl WatchStream {
         self.at.after
     }
 
+    /// The transport, which has not asked for more, has taken some of the last message.
+    pub fn note_taken(&mut self) {
+        self.slot.note_handed(Instant::now());
+    }
+
     fn turn(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Ending>>> {
         match std::mem::replace(&mut self.phase, Phase::Open) {
             Phase::Opening => {

@@ -10,7 +10,9 @@
 
 use super::filter_set::{FilterChange, FilterSet, FilterSetError};
 use super::place;
+use super::remembered::Full;
 use super::{RecordChange, Shared, Watches};
+use crate::domain::access::Subject;
 use crate::domain::ids::{TenantId, WatchId};
 use crate::feed::{Feed, WatchNews};
 use crate::proto::public::{UpdateWatchResponse, WatchFilter};
@@ -38,6 +40,8 @@ const RACES_MAX: usize = 4;
 pub struct WatchUpdate {
     /// Whose watch.
     pub tenant: TenantId,
+    /// Who asks for it.
+    pub subject: Subject,
     /// Which watch.
     pub watch: WatchId,
     /// Filters to add, or to put in the place of those of the same name.
@@ -77,6 +81,9 @@ pub enum UpdateError {
         /// The bound.
         limit: u32,
     },
+    /// Watches and their changes have left too much to be remembered.
+    #[error(transparent)]
+    Full(#[from] Full),
     /// The stream took nothing in time; the change was taken back.
     #[error("the stream did not take the change in time")]
     Stalled,
@@ -198,6 +205,7 @@ impl Shared {
             let present =
                 FilterSet::decode(&newest.filters).ok_or(UpdateError::Store(StoreError::Corrupt { what: "watch" }))?;
             let filters = present.changed(update.add.clone(), &update.remove)?.encode();
+            self.remembered.take(tenant, &update.subject, std::iter::once(filters.len()))?;
             let request = update.request.clone().map_or_else(Repeatable::default, |key| {
                 Repeatable::new(key, |version| Ok(answer(*version, String::new()).encode_to_vec()))
             });

@@ -170,6 +170,8 @@ async fn a_page_watches_by_websocket_with_its_key_as_a_subprotocol() {
         }
     }
     assert_eq!(positions, BTreeSet::from(["2".to_owned(), "4".to_owned()]));
+    page.tell(&json!({"do": "close", "code": 4321})).await;
+    assert_eq!(page.until("closed").await, json!({"code": 4321, "reason": "", "wasClean": true}));
     // A wrong key: browsers are told no more than that the connection failed.
     page.tell(&json!({"do": "socket", "at": 0, "key": format!("{}x", tenant.key)})).await;
     assert_eq!(page.until("closed").await["code"], 1006);

@@ -13,9 +13,10 @@ use tokio::net::TcpStream;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
-use crate::harness::tenant::assert_refused;
+use crate::harness::tenant::{assert_refused, millis};
 use crate::harness::{Tenant, World, eventually, within};
 use crate::watch::{positions, watch};
+use crate::websocket_ends::beat;
 
 /// A client that decides by itself when it reads: an HTTP/2 connection whose windows are opened by hand.
 async fn connect(world: &World) -> SendRequest<Bytes> {
@@ -52,13 +53,24 @@ async fn read_all(body: &mut h2::RecvStream) -> (Vec<WatchResponse>, Status) {
         bytes.extend_from_slice(&chunk);
     }
     let trailers = within("the status", body.trailers()).await.expect("readable").expect("there are some");
+    let messages = whole_messages(&mut bytes);
+    assert!(bytes.is_empty(), "the last message is whole");
+    (messages, Status::from_header_map(&trailers).expect("a status"))
+}
+
+/// Takes the messages that have come whole.
+fn whole_messages(bytes: &mut bytes::BytesMut) -> Vec<WatchResponse> {
     let mut messages = Vec::new();
-    while bytes.has_remaining() {
-        assert_eq!(bytes.get_u8(), 0);
-        let length = bytes.get_u32() as usize;
+    while let Some((&[flag, a, b, c, d], rest)) = bytes.split_first_chunk() {
+        assert_eq!(flag, 0);
+        let length = u32::from_be_bytes([a, b, c, d]) as usize;
+        if rest.len() < length {
+            break;
+        }
+        bytes.advance(5);
         messages.push(WatchResponse::decode(bytes.split_to(length)).expect("a message"));
     }
-    (messages, Status::from_header_map(&trailers).expect("a status"))
+    messages
 }
 
 #[tokio::test]
@@ -121,6 +133,51 @@ async fn a_reader_that_takes_nothing_is_ended_as_slow_and_its_cursor_goes_on() {
     assert!(matches!(first.kind, Some(Kind::Created(_))), "{first:?}");
     seen.extend(positions(&mut resumed, 41 - seen.len()).await.0);
     assert_eq!(seen, (1..=41).collect::<Vec<i64>>(), "nothing lost, nothing twice");
+}
+
+#[tokio::test]
+async fn g13_a_watch_that_is_read_slowly_all_the_time_lasts_however_long_its_messages_are() {
+    // A message takes several times the limit.
+    let settings = "[watch]\nstall_timeout_ms = 2000\nmessage_bytes_max = 2000000\n";
+    let world = World::start_with(1, settings).await;
+    let tenant = world.tenant().await;
+    tenant.declare("CUSTOM_FLOOD").await;
+    let text = "x".repeat(60_000);
+    for n in 0..30 {
+        tenant.publish("CUSTOM_FLOOD", &json!({"n": n, "text": text})).await;
+    }
+    let start = Some(Start::Earliest(true));
+    let request = WatchRequest { start, bookmark_interval: Some(millis(100)), ..Default::default() };
+    let mut client = connect(&world).await;
+    let mut body = open(&mut client, &tenant, &request).await;
+    let mut beat = beat(&world).await;
+    let mut bytes = bytes::BytesMut::new();
+    let mut seen = Vec::new();
+    // The declaration of the type is the log's first event.
+    for count in [31, 32] {
+        while seen.len() < count {
+            within("the beat", beat.message()).await.expect("it lives").expect("it goes on");
+            // No more than a window is ever on its way.
+            for _ in 0..2 {
+                let chunk = within("some of the watch", body.data()).await.expect("it goes on").expect("it lives");
+                body.flow_control().release_capacity(chunk.len()).expect("it was received");
+                bytes.extend_from_slice(&chunk);
+            }
+            for message in whole_messages(&mut bytes) {
+                match message.kind.expect("it is set") {
+                    Kind::Events(events) => {
+                        let taken = events.events.into_iter().map(|watched| watched.event.expect("it is set").position);
+                        seen.extend(taken);
+                    }
+                    Kind::Created(_) | Kind::Bookmark(_) => {}
+                    other => panic!("unexpected {other:?}"),
+                }
+            }
+        }
+        // What comes last shows that the watch goes on.
+        tenant.publish("CUSTOM_FLOOD", &json!({"text": text})).await;
+    }
+    assert_eq!(seen, (1..=32).collect::<Vec<i64>>());
 }
 
 #[tokio::test]

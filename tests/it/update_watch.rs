@@ -87,7 +87,11 @@ fn seen(events: Vec<WatchedEvent>) -> Vec<(i64, Vec<String>)> {
     events.into_iter().map(|watched| (watched.event.expect("it is set").position, watched.filters)).collect()
 }
 
-async fn update(tenant: &Tenant, replica: usize, request: UpdateWatchRequest) -> Result<UpdateWatchResponse, Status> {
+pub async fn update(
+    tenant: &Tenant,
+    replica: usize,
+    request: UpdateWatchRequest,
+) -> Result<UpdateWatchResponse, Status> {
     let mut client = tenant.at[replica].events.clone();
     within("UpdateWatch", client.update_watch(request)).await.map(tonic::Response::into_inner)
 }

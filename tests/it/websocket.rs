@@ -8,6 +8,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
+use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::{Error, Message};
 
 use crate::edges::connect_from;
@@ -16,33 +17,33 @@ use crate::harness::world::ORIGIN;
 use crate::harness::{Tenant, World, connect, eventually, within};
 
 /// A handshake that may be changed before it is sent.
-fn handshake(world: &World, replica: usize) -> Request<()> {
+pub fn handshake(world: &World, replica: usize) -> Request<()> {
     let url = format!("ws://{}/v1/watch", world.replicas[replica].addresses.public);
     url.into_client_request().expect("a URL")
 }
 
-fn with(mut request: Request<()>, name: &'static str, value: &str) -> Request<()> {
+pub fn with(mut request: Request<()>, name: &'static str, value: &str) -> Request<()> {
     request.headers_mut().append(name, HeaderValue::from_str(value).expect("visible ASCII"));
     request
 }
 
-fn bearer(tenant: &Tenant) -> String {
-    format!("Bearer {}", tenant.key)
+pub fn bearer(key: &str) -> String {
+    format!("Bearer {key}")
 }
 
-async fn tcp(world: &World, replica: usize) -> TcpStream {
+pub async fn tcp(world: &World, replica: usize) -> TcpStream {
     TcpStream::connect(&world.replicas[replica].addresses.public).await.expect("the public port accepts")
 }
 
-struct Socket<S>(WebSocketStream<S>);
+pub struct Socket<S>(pub WebSocketStream<S>);
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
-    async fn say(&mut self, value: &Value) {
+    pub async fn say(&mut self, value: &Value) {
         self.0.send(Message::text(value.to_string())).await.expect("sent");
     }
 
     /// The next message that is neither a bookmark nor a sign of life; what a close frame said, where it ends.
-    async fn next(&mut self) -> Result<Value, (u16, String)> {
+    pub async fn next(&mut self) -> Result<Value, (u16, String)> {
         loop {
             match within("a message of the WebSocket", self.0.next()).await {
                 Some(Ok(Message::Text(text))) => {
@@ -60,12 +61,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
         }
     }
 
-    async fn text(&mut self) -> Value {
+    pub async fn text(&mut self) -> Value {
         self.next().await.expect("it goes on")
     }
 
     /// The positions and filters of the next events.
-    async fn events(&mut self) -> Vec<(String, Value)> {
+    pub async fn events(&mut self) -> Vec<(String, Value)> {
         let message = self.text().await;
         let events = message["events"]["events"].as_array().unwrap_or_else(|| panic!("unexpected {message}"));
         let one = |watched: &Value| {
@@ -77,9 +78,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
 }
 
 async fn open(world: &World, tenant: &Tenant, replica: usize, first: &Value) -> (Socket<TcpStream>, Value) {
-    let request = with(handshake(world, replica), "authorization", &bearer(tenant));
-    let opened = tokio_tungstenite::client_async(request, tcp(world, replica).await).await;
-    let (stream, _) = opened.expect("a WebSocket");
+    open_over(tcp(world, replica).await, world, replica, &tenant.key, first).await
+}
+
+/// A watch over a connection to a replica, and what it has said first.
+pub async fn open_over<S>(stream: S, world: &World, replica: usize, key: &str, first: &Value) -> (Socket<S>, Value)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let request = with(handshake(world, replica), "authorization", &bearer(key));
+    let (stream, _) = tokio_tungstenite::client_async(request, stream).await.expect("a WebSocket");
     let mut socket = Socket(stream);
     socket.say(first).await;
     let created = socket.text().await;
@@ -148,7 +156,7 @@ async fn handshakes_are_refused_with_a_status_and_a_reason() {
     let world = World::shared().await;
     let tenant = world.tenant().await;
     let plain = || handshake(world, 0);
-    let authorized = || with(plain(), "authorization", &bearer(&tenant));
+    let authorized = || with(plain(), "authorization", &bearer(&tenant.key));
     let token = format!("carillon.bearer.{}", tenant.key);
     let both = format!("carillon.watch.v1, {token}");
     let mut old = authorized();
@@ -221,7 +229,7 @@ async fn every_end_has_its_code_and_reason() {
         (Message::text(big), 1009, ""),
     ];
     for (first, code, reason) in cases {
-        let request = with(handshake(world, 1), "authorization", &bearer(&tenant));
+        let request = with(handshake(world, 1), "authorization", &bearer(&tenant.key));
         let (mut stream, _) = tokio_tungstenite::client_async(request, tcp(world, 1).await).await.expect("a WebSocket");
         let mut shown = first.to_string();
         shown.truncate(60);
@@ -239,6 +247,22 @@ async fn every_end_has_its_code_and_reason() {
 }
 
 #[tokio::test]
+async fn a_close_of_the_client_is_answered_before_and_after_its_first_message() {
+    let world = World::shared().await;
+    let tenant = world.tenant().await;
+    let (watching, _) = open(world, &tenant, 0, &json!({})).await;
+    let request = with(handshake(world, 0), "authorization", &bearer(&tenant.key));
+    let (silent, _) = tokio_tungstenite::client_async(request, tcp(world, 0).await).await.expect("a WebSocket");
+    for mut socket in [watching, Socket(silent)] {
+        let goodbye = CloseFrame { code: 4321.into(), reason: "had enough".into() };
+        socket.0.send(Message::Close(Some(goodbye))).await.expect("sent");
+        assert_eq!(socket.next().await, Err((4321, "had enough".to_owned())));
+        let end = within("the end of the connection", socket.0.next()).await;
+        assert!(end.is_none(), "it ends cleanly: {end:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_first_message_that_is_no_watch_request_is_told_which_field_is_wrong_and_why() {
     let world = World::shared().await;
     let tenant = world.tenant().await;
@@ -252,7 +276,7 @@ async fn a_first_message_that_is_no_watch_request_is_told_which_field_is_wrong_a
         (r#"{"now": true, "earliest": true}"#, "", "duplicate field `earliest`"),
         (r#"{"bookmarkInterval": "soon"}"#, "bookmarkInterval", "proto JSON"),
     ] {
-        let request = with(handshake(world, 0), "authorization", &bearer(&tenant));
+        let request = with(handshake(world, 0), "authorization", &bearer(&tenant.key));
         let (stream, _) = tokio_tungstenite::client_async(request, tcp(world, 0).await).await.expect("a WebSocket");
         let mut socket = Socket(stream);
         socket.0.send(Message::text(first)).await.expect("sent");
@@ -273,7 +297,7 @@ async fn it_works_over_tls_answers_pings_and_says_goodbye_when_the_replica_drain
     let config = connect::http1(&world.ca);
     let name = rustls_pki_types::ServerName::try_from("localhost").expect("a name");
     let tls = tokio_rustls::TlsConnector::from(config).connect(name, tcp(&world, 0).await).await.expect("TLS");
-    let request = with(handshake(&world, 0), "authorization", &bearer(&tenant));
+    let request = with(handshake(&world, 0), "authorization", &bearer(&tenant.key));
     let (stream, _) = tokio_tungstenite::client_async(request, tls).await.expect("a WebSocket");
     let mut socket = Socket(stream);
     socket.say(&json!({})).await;
@@ -295,6 +319,8 @@ async fn it_works_over_tls_answers_pings_and_says_goodbye_when_the_replica_drain
     assert_eq!(closing["closing"]["resumeCursor"], closing["cursor"]);
     assert_eq!(socket.text().await["error"]["reason"], "SERVER_DRAINING");
     assert_eq!(socket.next().await, Err((4014, "SERVER_DRAINING".to_owned())));
+    let end = within("the end of the connection", socket.0.next()).await;
+    assert!(end.is_none(), "TLS ends cleanly too: {end:?}");
     drop(socket);
     let status = world.replicas[0].process.ended("the drained replica ends").await;
     assert!(status.success(), "{status}");
@@ -305,7 +331,7 @@ async fn a_websocket_counts_as_a_connection_of_its_address_and_makes_no_room() {
     let world = World::start_with(1, "[server]\nconnections_per_peer_max = 4\n").await;
     let tenant = world.tenant().await;
     let open = async || {
-        let request = with(handshake(&world, 0), "authorization", &bearer(&tenant));
+        let request = with(handshake(&world, 0), "authorization", &bearer(&tenant.key));
         let stream = connect_from("127.0.0.2", &world.replicas[0].addresses.public).await;
         within("the handshake", tokio_tungstenite::client_async(request, stream)).await.map(|(socket, _)| socket)
     };
@@ -323,7 +349,7 @@ async fn a_websocket_counts_as_a_call_of_its_credential() {
     let world = World::start_with(1, "[server]\ncalls_per_credential_max = 1\n").await;
     let tenant = world.tenant().await;
     let (socket, _) = open(&world, &tenant, 0, &json!({})).await;
-    let request = with(handshake(&world, 0), "authorization", &bearer(&tenant));
+    let request = with(handshake(&world, 0), "authorization", &bearer(&tenant.key));
     match tokio_tungstenite::client_async(request, tcp(&world, 0).await).await {
         Err(Error::Http(response)) => assert_eq!(response.status(), StatusCode::TOO_MANY_REQUESTS),
         other => panic!("{:?}", other.map(|_| ())),

@@ -35,7 +35,8 @@ pub(super) fn change(
         version if version > 0 => Some(version),
         _ => return Err(ApiError::field("filter_version", "must not be negative")),
     };
-    Ok(WatchUpdate { tenant: caller.tenant, watch, add: message.add, remove: message.remove, known_version, request })
+    let (tenant, subject) = (caller.tenant, caller.subject.clone());
+    Ok(WatchUpdate { tenant, subject, watch, add: message.add, remove: message.remove, known_version, request })
 }
 
 /// Refuses a start that is ahead: of the log, what is committed until then comes before it. Clocks may differ a little.

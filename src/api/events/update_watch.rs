@@ -1,5 +1,6 @@
 //! UpdateWatch: changes the filters of a running watch, on whichever replica it runs.
 
+use super::watch::remembered_error;
 use super::{EventsDeps, parse};
 use crate::api::auth::caller;
 use crate::api::status::ApiError;
@@ -30,6 +31,7 @@ pub(super) fn update_error(error: UpdateError, watch: WatchId) -> ApiError {
             limit: limit.into(),
             retry_delay: None,
         },
+        UpdateError::Full(full) => remembered_error(full),
         UpdateError::Stalled => ApiError::DeadlineOfChange,
         UpdateError::Store(error) => error.into(),
     }

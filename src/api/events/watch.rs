@@ -8,7 +8,7 @@ use crate::domain::ids::WatchId;
 use crate::proto::public as proto;
 use crate::proto::public::watch_request::Start as ProtoStart;
 use crate::watch::filter_set::FilterSet;
-use crate::watch::{Ending, OnExpired, OpenError, Start, WatchRequest, WatchStream, codec};
+use crate::watch::{Ending, Full, OnExpired, OpenError, Start, WatchRequest, WatchStream, codec};
 use crate::wire::time::{parse_duration, parse_timestamp};
 use bytes::Bytes;
 use futures::stream::BoxStream;
@@ -22,6 +22,9 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 use tonic::{Request, Status};
 
+/// Bytes of a message that the transport is handed at once, so that a reader of a long one is seen to take it. A multiple of three:
+/// gRPC-Web as text encodes each by itself, and none but a message's last may need padding.
+const PIECE_BYTES_MAX: usize = 48 * 1024;
 const BOOKMARK_INTERVAL: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_mins(1);
 /// When it makes sense to try again where too many watches are open.
 const QUOTA_RETRY: Duration = Duration::from_secs(5);
@@ -99,11 +102,17 @@ fn open_error(error: OpenError) -> ApiError {
         OpenError::TooMany { setting, limit } => {
             ApiError::QuotaExceeded { quota: setting.to_owned(), limit: limit as u64, retry_delay: Some(QUOTA_RETRY) }
         }
+        OpenError::Full(full) => remembered_error(full),
         OpenError::WatchNotFound(watch) => ApiError::WatchNotFound { watch: watch.to_string() },
         OpenError::Place(error) => parse::place_error(error, |_| String::new()),
         OpenError::Expired { earliest_cursor } => ApiError::CursorExpired { earliest: earliest_cursor },
         OpenError::Store(error) => error.into(),
     }
+}
+
+/// That no more filters can be remembered, as an error.
+pub(super) fn remembered_error(Full { limit, retry }: Full) -> ApiError {
+    ApiError::QuotaExceeded { quota: "watch.remembered_bytes_max".to_owned(), limit, retry_delay: Some(retry) }
 }
 
 /// Why a stream has ended, for the status that it ends with.
@@ -124,15 +133,22 @@ pub fn ending_reason(ending: &Ending) -> &'static str {
     ending_error(ending).reason_name()
 }
 
-/// The response body of a watch: frames as they are, then the reason of the end as trailers.
+/// The response body of a watch: frames as they are, a piece at a time, then the reason of the end as trailers.
 pub(super) struct WatchBody {
     stream: WatchStream,
+    /// What is left of a frame.
+    rest: Bytes,
     ended: bool,
 }
 
 impl WatchBody {
     pub(super) fn new(stream: WatchStream) -> Self {
-        Self { stream, ended: false }
+        Self { stream, rest: Bytes::new(), ended: false }
+    }
+
+    fn piece(&mut self) -> Frame<Bytes> {
+        let bytes = self.rest.len().min(PIECE_BYTES_MAX);
+        Frame::data(self.rest.split_to(bytes))
     }
 }
 
@@ -145,9 +161,16 @@ impl http_body::Body for WatchBody {
         if this.ended {
             return Poll::Ready(None);
         }
+        if !this.rest.is_empty() {
+            this.stream.note_taken();
+            return Poll::Ready(Some(Ok(this.piece())));
+        }
         let status = match Pin::new(&mut this.stream).poll_next(cx) {
             Poll::Pending => return Poll::Pending,
-            Poll::Ready(Some(Ok(frame))) => return Poll::Ready(Some(Ok(Frame::data(frame)))),
+            Poll::Ready(Some(Ok(frame))) => {
+                this.rest = frame;
+                return Poll::Ready(Some(Ok(this.piece())));
+            }
             Poll::Ready(Some(Err(ending))) => Status::from(ending_error(&ending)),
             Poll::Ready(None) => Status::ok(""),
         };

@@ -28,10 +28,12 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::AsyncReadExt as _;
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::sync::Notify;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
@@ -175,36 +177,32 @@ impl WatchSocket {
         let stream = frames::Metered::new(TokioIo::new(upgraded), self.control_frames_burst);
         let mut socket = WebSocketStream::from_raw_socket(stream, Role::Server, Some(config)).await;
         let end = match self.open(&mut socket, &caller).await {
-            Ok(Some(stream)) => self.follow(&mut socket, stream, &caller).await,
-            Ok(None) => End::Gone,
+            Ok(stream) => self.follow(&mut socket, stream, &caller).await,
             Err(end) => end,
         };
         end.say(&mut socket).await;
+        // TLS says goodbye as well.
+        let _ = timeout(GOODBYE, socket.get_mut().shutdown()).await;
     }
 
-    /// Opens the watch that the first message asks for; none where the peer goes away.
-    async fn open(&self, socket: &mut Socket, caller: &Caller) -> Result<Option<WatchStream>, End> {
+    /// Opens the watch that the first message asks for.
+    async fn open(&self, socket: &mut Socket, caller: &Caller) -> Result<WatchStream, End> {
         let first = async {
             loop {
-                match socket.next().await.map(heard) {
-                    None | Some(Heard::Gone) => return Ok(None),
-                    Some(Heard::Text(text)) => return Ok(Some(text)),
-                    Some(Heard::Alive) => {
-                        // What the library has answered to a ping.
-                        if socket.flush().await.is_err() {
-                            return Ok(None);
-                        }
-                    }
-                    Some(Heard::Unusable(end)) => return Err(end),
+                match heard(socket.next().await) {
+                    Heard::Text(text) => return Ok(text),
+                    // What the library has answered to a ping.
+                    Heard::Alive => socket.flush().await.map_err(|_| End::Gone)?,
+                    Heard::End(end) => return Err(end),
                 }
             }
         };
-        let Ok(text) = timeout(FIRST_MESSAGE, first).await else { return Err(End::Failed(ApiError::Deadline)) };
-        let Some(text) = text? else { return Ok(None) };
+        let first = timeout(FIRST_MESSAGE, first).await;
+        let text = first.unwrap_or(Err(End::Failed(ApiError::Deadline)))?;
         let message: WatchRequest = parse_json("WatchRequest", &text).map_err(End::Failed)?;
         let mut request = tonic::Request::new(message);
         request.extensions_mut().insert(caller.clone());
-        watch::open(&self.deps, request).await.map(Some).map_err(End::Failed)
+        watch::open(&self.deps, request).await.map_err(End::Failed)
     }
 
     /// Sends what the stream has and takes changes, until one side ends it.
@@ -212,13 +210,15 @@ impl WatchSocket {
         let stall = Duration::from_millis(self.deps.watches.config().stall_timeout_ms);
         let mut pings = interval(self.keepalive);
         pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut alive = true;
+        let room = socket.get_ref().room();
+        // Since when a ping has had no answer, nor anything else that says that the peer is there.
+        let mut unanswered = None;
         // At most one change at a time; until it is answered nothing more is read.
         let mut change = None;
         let mut resume_cursor = String::new();
         loop {
-            let mut answer = None;
-            let message = tokio::select! {
+            let mut said = None;
+            let mut message = tokio::select! {
                 item = stream.next() => match item {
                     Some(Ok(frame)) => match text_of(&frame) {
                         Ok((text, cursor)) => {
@@ -228,55 +228,48 @@ impl WatchSocket {
                         Err(error) => return End::Failed(error),
                     },
                     Some(Err(ending)) => return End::Failed(ending_error(&ending)),
-                    None => return End::Gone,
+                    None => return End::Closed(CloseCode::Normal, ""),
                 },
                 Some(done) = OptionFuture::from(change.as_mut()) => {
                     let done: Result<Updated, ApiError> = done;
-                    answer = Some(done);
+                    change = None;
+                    // That it was made, the stream says at its place.
+                    done.err().map(|error| Message::text(error_text(error)))
+                }
+                item = socket.next(), if change.is_none() => {
+                    said = Some(heard(item));
                     None
                 }
-                item = socket.next(), if change.is_none() => match item.map(heard) {
-                    None | Some(Heard::Gone) => return End::Gone,
-                    Some(Heard::Alive) => {
-                        alive = true;
-                        None
-                    }
-                    Some(Heard::Unusable(end)) => return end,
-                    Some(Heard::Text(text)) => {
-                        alive = true;
-                        match parse_change(&text, &stream, caller) {
-                            Ok(update) => {
-                                let (watches, watch) = (self.deps.watches.clone(), update.watch);
-                                let work = async move {
-                                    watches.update(update).await.map_err(|error: UpdateError| update_error(error, watch))
-                                };
-                                change = Some(work.boxed());
-                                continue;
-                            }
-                            Err(error) => Some(Message::text(error_text(error))),
+                _ = pings.tick() => {
+                    // What has come by now is heard before the peer is judged; what is being changed keeps it from being read.
+                    if change.is_none() {
+                        said = socket.next().now_or_never().map(heard);
+                        if said.is_none() && unanswered.is_some_and(|since: Instant| since.elapsed() >= stall) {
+                            return End::Stalled(ApiError::SlowConsumer { resume_cursor }, stall);
                         }
                     }
-                },
-                _ = pings.tick() => {
-                    // What is being changed keeps the socket from being read.
-                    if !alive && change.is_none() {
-                        return End::Gone;
-                    }
-                    alive = false;
+                    unanswered.get_or_insert_with(Instant::now);
                     Some(Message::Ping(Bytes::new()))
                 }
             };
-            let message = match answer {
-                None => message,
-                Some(done) => {
-                    change = None;
-                    match done {
-                        // The stream says it, at its place.
-                        Ok(_) => continue,
-                        Err(error) => Some(Message::text(error_text(error))),
+            if said.is_some() {
+                unanswered = None;
+            }
+            match said {
+                None | Some(Heard::Alive) => {}
+                Some(Heard::End(end)) => return end,
+                Some(Heard::Text(text)) => match parse_change(&text, &stream, caller) {
+                    Ok(update) => {
+                        let (watches, watch) = (self.deps.watches.clone(), update.watch);
+                        let work = async move {
+                            watches.update(update).await.map_err(|error: UpdateError| update_error(error, watch))
+                        };
+                        change = Some(work.boxed());
+                        continue;
                     }
-                }
-            };
+                    Err(error) => message = Some(Message::text(error_text(error))),
+                },
+            }
             let leaving = async {
                 if let Some(message) = message {
                     socket.feed(message).await?;
@@ -284,12 +277,35 @@ impl WatchSocket {
                 // With it, or without one, goes what the library has answered to a ping.
                 socket.flush().await
             };
-            match timeout(stall, leaving).await {
-                Ok(Ok(())) => {}
-                Ok(Err(_)) => return End::Gone,
+            let taken = || {
+                unanswered = None;
+                stream.note_taken();
+            };
+            match while_taken(leaving, &room, stall, taken).await {
+                Some(Ok(())) => {}
+                Some(Err(_)) => return End::Gone,
                 // What is on its way comes before the reason, so the reason's cursor is the one behind it.
-                Err(_) => return End::Stalled(ApiError::SlowConsumer { resume_cursor }, stall),
+                None => return End::Stalled(ApiError::SlowConsumer { resume_cursor }, stall),
             }
+        }
+    }
+}
+
+/// Does what waits for the peer for as long as the peer makes room now and then; none where it has made none for so long. However slow
+/// a peer is, it is not stalled while it takes something.
+async fn while_taken<T>(
+    work: impl Future<Output = T>,
+    room: &Notify,
+    patience: Duration,
+    mut taken: impl FnMut(),
+) -> Option<T> {
+    let mut work = pin!(work);
+    loop {
+        tokio::select! {
+            biased;
+            done = &mut work => return Some(done),
+            () = room.notified() => taken(),
+            () = sleep(patience) => return None,
         }
     }
 }
@@ -307,29 +323,32 @@ enum Heard {
     Text(String),
     /// A ping or pong.
     Alive,
-    Gone,
-    Unusable(End),
+    /// Its last word, or something that cannot be used.
+    End(End),
 }
 
-fn heard(item: Result<Message, SocketError>) -> Heard {
-    match item {
-        Ok(Message::Text(text)) => Heard::Text(text.as_str().to_owned()),
-        Ok(Message::Binary(_)) => Heard::Unusable(End::Closed(CloseCode::Unsupported, "messages are text")),
-        Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_)) => Heard::Alive,
-        Err(SocketError::Capacity(_)) => Heard::Unusable(End::Closed(CloseCode::Size, "the message is too large")),
-        Err(SocketError::Utf8(_)) => Heard::Unusable(End::Closed(CloseCode::Invalid, "text must be UTF-8")),
-        Err(SocketError::Io(error)) if error.kind() == frames::FLOODED => {
-            Heard::Unusable(End::Closed(CloseCode::Policy, "too many frames that end no message"))
+fn heard(item: Option<Result<Message, SocketError>>) -> Heard {
+    Heard::End(match item {
+        Some(Ok(Message::Text(text))) => return Heard::Text(text.as_str().to_owned()),
+        Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => return Heard::Alive,
+        Some(Ok(Message::Binary(_))) => End::Closed(CloseCode::Unsupported, "messages are text"),
+        Some(Ok(Message::Close(_))) => End::Left,
+        Some(Err(SocketError::Capacity(_))) => End::Closed(CloseCode::Size, "the message is too large"),
+        Some(Err(SocketError::Utf8(_))) => End::Closed(CloseCode::Invalid, "text must be UTF-8"),
+        Some(Err(SocketError::Io(error))) if error.kind() == frames::FLOODED => {
+            End::Closed(CloseCode::Policy, "too many frames that end no message")
         }
-        Err(SocketError::Protocol(_)) => Heard::Unusable(End::Closed(CloseCode::Protocol, "not a WebSocket frame")),
-        Ok(Message::Close(_)) | Err(_) => Heard::Gone,
-    }
+        Some(Err(SocketError::Protocol(_))) => End::Closed(CloseCode::Protocol, "not a WebSocket frame"),
+        Some(Err(_)) | None => End::Gone,
+    })
 }
 
 /// How a WebSocket ends.
 enum End {
-    /// The peer is gone, or has said goodbye itself.
+    /// There is nobody to say anything to.
     Gone,
+    /// The peer has said goodbye itself.
+    Left,
     /// It broke a rule of the WebSocket.
     Closed(CloseCode, &'static str),
     /// With a reason.
@@ -341,9 +360,15 @@ enum End {
 impl End {
     /// Says the reason where there is one, and waits a moment for the peer to take it.
     async fn say(self, socket: &mut Socket) {
+        let room = socket.get_ref().room();
         let patience = if let Self::Stalled(_, stall) = &self { GOODBYE.max(*stall) } else { GOODBYE };
         let (text, code, reason) = match self {
-            Self::Gone => (None, CloseCode::Normal, ""),
+            Self::Gone => return,
+            Self::Left => {
+                // The answer is the library's, and only has to leave. Source: RFC 6455, section 5.5.1.
+                let _ = timeout(GOODBYE, socket.flush()).await;
+                return;
+            }
             Self::Closed(code, reason) => (None, code, reason),
             Self::Failed(error) | Self::Stalled(error, _) => {
                 let reason = error.reason_name();
@@ -371,7 +396,7 @@ impl End {
             Ok::<_, SocketError>(())
         };
         // A peer that is gone hears nothing.
-        let _ = timeout(patience, goodbye).await;
+        let _ = while_taken(goodbye, &room, patience, || {}).await;
     }
 }
 

@@ -49,8 +49,10 @@ globalThis.openSocket = (url, key) => {
   const socket = new WebSocket(`${url.replace(/^http/, "ws")}/v1/watch`, ["carillon.watch.v1", `carillon.bearer.${key}`]);
   socket.onopen = () => socket.send(JSON.stringify({ filters: [kind("a")], earliest: true }));
   socket.onmessage = ({ data }) => report({ socket: JSON.parse(data) });
-  socket.onclose = ({ code, reason }) => report({ closed: { code, reason } });
+  socket.onclose = ({ code, reason, wasClean }) => report({ closed: { code, reason, wasClean } });
   globalThis.socket = socket;
 };
+
+globalThis.closeSocket = (code) => globalThis.socket.close(code);
 
 globalThis.changeSocket = (add) => globalThis.socket.send(JSON.stringify({ add: add.map(kind) }));

@@ -1,5 +1,5 @@
 // A page of another origin in headless Chromium that watches. Generates its client from the proto files, bundles it, and obeys the
-// lines of standard input: {"do": "follow" | "update" | "socket" | "change", ...}. Prints what the page reports, a JSON line each.
+// lines of standard input: {"do": "follow" | "update" | "socket" | "change" | "close", ...}. Prints what the page reports, a JSON line each.
 //
 // Environment: CARILLON_URLS (comma separated), CARILLON_KEY, CARILLON_ORIGIN, CARILLON_OUT (a folder for generated files).
 
@@ -64,6 +64,7 @@ const commands = {
   },
   socket: ({ at, key: other }) => page.evaluate(([url, key]) => globalThis.openSocket(url, key), [urls[at], other ?? key]),
   change: ({ add }) => page.evaluate((add) => globalThis.changeSocket(add), add),
+  close: ({ code }) => page.evaluate((code) => globalThis.closeSocket(code), code),
 };
 print({ ready: await browser.version() });
 for await (const line of createInterface({ input: process.stdin })) {

@@ -1,4 +1,5 @@
-//! Meters the frames of a client below the WebSocket library, and ends a connection that sends too many which end no message.
+//! Meters the frames of a client below the WebSocket library, and ends a connection that sends too many which end no message; and says
+//! when a client that held up what is written to it has made room.
 //!
 //! The library answers pings without end, and takes fragments without end that add nothing to their message. Messages are not metered:
 //! each is answered before the next is read.
@@ -6,8 +7,10 @@
 use crate::api::frames::Budget;
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::Notify;
 
 /// What a read fails with that goes beyond the budget.
 pub(super) const FLOODED: io::ErrorKind = io::ErrorKind::QuotaExceeded;
@@ -17,6 +20,9 @@ pub(super) struct Metered<S> {
     stream: S,
     /// None once it has failed: what still comes is thrown away by whoever reads on.
     meter: Option<Meter>,
+    /// Whether the last bytes to leave had to wait.
+    is_held_up: bool,
+    room: Arc<Notify>,
 }
 
 /// Finds the heads of frames in a stream of bytes, and takes a token for each that ends no message.
@@ -39,7 +45,20 @@ impl<S> Metered<S> {
     pub fn new(stream: S, burst: u32) -> Self {
         let budget = Budget::new(burst);
         let meter = Meter { budget, head: [0; 2], head_bytes: 0, length_bytes_left: 0, length: 0, rest: 0 };
-        Self { stream, meter: Some(meter) }
+        Self { stream, meter: Some(meter), is_held_up: false, room: Arc::default() }
+    }
+
+    /// Told each time that bytes leave after they had to wait: the peer has taken some. That others leave at once says nothing.
+    pub fn room(&self) -> Arc<Notify> {
+        Arc::clone(&self.room)
+    }
+
+    fn wrote<T>(&mut self, polled: Poll<T>) -> Poll<T> {
+        if self.is_held_up && polled.is_ready() {
+            self.room.notify_one();
+        }
+        self.is_held_up = polled.is_pending();
+        polled
     }
 }
 
@@ -110,11 +129,14 @@ impl<S: AsyncRead + Unpin> AsyncRead for Metered<S> {
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Metered<S> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
+        let polled = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.wrote(polled)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
+        // TLS holds some of what was written.
+        let polled = Pin::new(&mut self.stream).poll_flush(context);
+        self.wrote(polled)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
