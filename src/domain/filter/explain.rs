@@ -58,12 +58,12 @@ impl Filter {
     }
 
     fn deciding(&self, context: &FilterContext<'_>) -> Vec<Deciding> {
-        let Some(places) = places(&self.source) else { return Vec::new() };
-        let scope = Scope { program: &self.program, context, budget: Budget::new() };
+        let (Some(places), Some(program)) = (places(&self.source), self.program()) else { return Vec::new() };
+        let scope = Scope { program, context, budget: Budget::new() };
         let mut variables = Context::with_env(Arc::clone(compile::environment()));
         variables.set_variable_resolver(&scope);
         let mut search = Search { filter: self, variables: &variables, places: &places, found: Vec::new() };
-        search.decide(&self.program.expression);
+        search.decide(&program.expression);
         search.found
     }
 }

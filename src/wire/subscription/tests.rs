@@ -434,7 +434,7 @@ fn whatever_a_mask_names_its_change_is_told() {
         ordering: ordered(key, on_dead_letter).ordering,
         ..Default::default()
     };
-    let present = parse_policy("delivery_policy", Some(&policy(1, 1, "data.a", 1))).expect("valid");
+    let present = parse_policy("delivery_policy", Some(&policy(1, 1, "data.a", 1)), parse_key).expect("valid");
     let before = Subscription { policy: present, pre_policy: Some(PrePolicy::default()), ..stored() };
     let mut target = with_headers(&[("x-a", "1")]);
     if let Some(proto::target::Kind::Webhook(webhook)) = &mut target.kind {
