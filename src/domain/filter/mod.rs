@@ -206,7 +206,10 @@ impl Filter {
             ExecutionError::UnsupportedIndex(..) | ExecutionError::UnsupportedKeyType(_) => {
                 "the value cannot be used as a key or index".to_owned()
             }
-            ExecutionError::FunctionError { function, .. } => format!("function {function} failed"),
+            // The names of those that `compile` writes into an expression begin with @.
+            ExecutionError::FunctionError { function, .. } if !function.starts_with('@') => {
+                format!("function {function} failed")
+            }
             ExecutionError::DivisionByZero(_) => "division by zero".to_owned(),
             ExecutionError::RemainderByZero(_) => "remainder by zero".to_owned(),
             ExecutionError::Overflow(operator, ..) => format!("overflow in operator {operator}"),
