@@ -2,7 +2,7 @@
 //!
 //! What the patterns of one expression take together is bounded, so that whoever compiles it (see [`super::Filter::stored`]) waits some
 //! milliseconds, and keeps some hundred KiB. Patterns only tell whether they match: what a group of one has matched is not
-//! kept track of, since the tables for that take many times as much memory as the pattern.
+//! kept track of, since the tables for that take several times as much memory as the pattern.
 
 use super::Origin;
 use super::cost::OPAQUE;
