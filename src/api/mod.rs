@@ -8,6 +8,7 @@ pub mod admin;
 mod answers;
 pub mod auth;
 pub mod call;
+mod compiling;
 mod config;
 pub mod connections;
 pub mod deadline;

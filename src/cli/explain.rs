@@ -3,6 +3,7 @@
 use clap::ArgGroup;
 use comfy_table::Cell;
 
+use super::attributes::AttributeArgs;
 use super::client::{PublicArgs, PublicClient, call};
 use super::error::CliError;
 use super::output::{Output, note, short};
@@ -14,6 +15,7 @@ use crate::proto::public::{DraftFilter, DraftMatch, ExplainMatchRequest, Explain
 const EXAMPLES: &str = r#"Examples:
   carillon explain evt_...
   carillon explain --type CUSTOM_ORDER_PLACED --data '{"amount": 120}'
+  carillon explain --type CUSTOM_ORDER_PLACED --data '{}' --subject order-17 --extension region=eu
   carillon explain --type CUSTOM_ORDER_PLACED --data @order.json --json | jq '.explanations[] | select(.fires | not)'
   carillon explain --type CUSTOM_ORDER_PLACED --filter 'data.amount > 100' --last 5000"#;
 
@@ -33,6 +35,8 @@ pub struct ExplainArgs {
     /// Data of a hand-written event: JSON text, @file, or - for standard input
     #[arg(long, short, value_name = "DATA", requires = "event_type")]
     data: Option<String>,
+    #[command(flatten)]
+    attributes: AttributeArgs,
     /// Schema version that a hand-written event is recorded with; 0 is the latest
     #[arg(long, value_name = "N", default_value_t = 0, requires = "data")]
     schema_version: i32,
@@ -51,13 +55,16 @@ pub struct ExplainArgs {
 
 /// Explains.
 pub async fn run(args: ExplainArgs, output: Output) -> Result<(), CliError> {
+    if args.data.is_none() && args.attributes != AttributeArgs::default() {
+        return Err(CliError::Usage("--source, --subject and --extension go with --data".to_owned()));
+    }
     let mut request = ExplainMatchRequest { page_size: PAGE, ..ExplainMatchRequest::default() };
     let event_type = args.event_type.unwrap_or_default();
     if let Some(filter) = args.filter {
         request.draft = Some(DraftFilter { event_type, filter, last_events: args.last });
     } else if let Some(data) = args.data {
         let data = Some(Data::TextData(read_text(&data)?));
-        request.event = Some(CloudEvent { r#type: event_type, data, ..CloudEvent::default() });
+        request.event = Some(CloudEvent { r#type: event_type, data, ..args.attributes.event() });
         request.schema_version = args.schema_version;
     } else {
         request.event_id = args.event.unwrap_or_default();

@@ -4,6 +4,7 @@
 //! the wait was over first.
 
 mod admin;
+mod attributes;
 mod bench;
 mod client;
 mod completions;

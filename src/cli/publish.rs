@@ -3,7 +3,6 @@
 //! Builds a CloudEvent from the command line, publishes it, and says its place in the log and which invocations it
 //! causes; with `--wait`, also how they end.
 
-use std::collections::BTreeMap;
 use std::io::IsTerminal as _;
 use std::time::Duration;
 
@@ -11,16 +10,16 @@ use chrono::{DateTime, Utc};
 use comfy_table::Cell;
 use serde::Serialize;
 
+use super::attributes::{AttributeArgs, string};
 use super::client::{InternalArgs, Purpose, call};
 use super::error::CliError;
 use super::invocations::{INVOCATION_HEADER, invocation_row};
 use super::output::{Output, excerpt, note, short, spinner, state_cell, time, warn};
-use super::values::{parse_duration, parse_pair, read_input};
+use super::values::{parse_duration, read_input};
 use crate::clock;
 use crate::proto::Timestamp;
 use crate::proto::cloudevents::CloudEvent;
-use crate::proto::cloudevents::cloud_event::cloud_event_attribute_value::Attr;
-use crate::proto::cloudevents::cloud_event::{CloudEventAttributeValue, Data};
+use crate::proto::cloudevents::cloud_event::Data;
 use crate::proto::internal::{PreVerdict, PublishRequest, PublishResponse, WaitEventRequest, WaitEventResponse};
 use crate::proto::public::{Invocation, InvocationState};
 
@@ -36,6 +35,9 @@ Exit codes with --wait:
   3  the event is published, and at least one invocation has ended as a dead letter
   4  not every invocation has ended in time, or the event is still to be published then"#;
 
+/// Where an event comes from that does not say so.
+const SOURCE: &str = "/carillon/cli";
+
 /// Publish an event
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
@@ -49,18 +51,11 @@ pub struct PublishArgs {
     /// Publish an event without data; standard input is not read
     #[arg(long, conflicts_with = "data")]
     no_data: bool,
-    /// CloudEvents source: a URI reference that says where the event comes from
-    #[arg(long, default_value = "/carillon/cli", value_name = "URI")]
-    source: String,
-    /// CloudEvents subject: what the event is about
-    #[arg(long)]
-    subject: Option<String>,
+    #[command(flatten)]
+    attributes: AttributeArgs,
     /// Idempotency key: a retry with the same key never makes a second event
     #[arg(long, value_name = "KEY")]
     key: Option<String>,
-    /// An extension attribute; may be given several times
-    #[arg(long, value_parser = parse_pair, value_name = "NAME=VALUE")]
-    extension: Vec<(String, String)>,
     /// Media type of the data
     #[arg(long, default_value = "application/json", value_name = "TYPE")]
     content_type: String,
@@ -98,24 +93,14 @@ pub async fn run(args: PublishArgs, output: Output) -> Result<(), CliError> {
         None | Some("-") => Some(piped_data()?),
         Some(data) => Some(read_input(data)?),
     };
-    let mut attributes = BTreeMap::new();
-    for (name, value) in args.extension {
-        attributes.insert(name, string(value));
+    let mut event = args.attributes.event();
+    if event.source.is_empty() {
+        SOURCE.clone_into(&mut event.source);
     }
     if data.is_some() {
-        attributes.insert("datacontenttype".to_owned(), string(args.content_type));
+        event.attributes.insert("datacontenttype".to_owned(), string(args.content_type));
     }
-    if let Some(subject) = args.subject {
-        attributes.insert("subject".to_owned(), string(subject));
-    }
-    let event = CloudEvent {
-        id: String::new(),
-        source: args.source,
-        spec_version: "1.0".to_owned(),
-        r#type: args.event_type,
-        attributes,
-        data: data.map(payload),
-    };
+    let event = CloudEvent { r#type: args.event_type, data: data.map(payload), ..event };
     let request = PublishRequest {
         event: Some(event),
         idempotency_key: args.key.unwrap_or_default(),
@@ -164,11 +149,6 @@ pub fn payload(data: Vec<u8>) -> Data {
         Ok(text) => Data::TextData(text),
         Err(error) => Data::BinaryData(error.into_bytes().into()),
     }
-}
-
-/// A string attribute of a CloudEvent.
-pub fn string(text: impl Into<String>) -> CloudEventAttributeValue {
-    CloudEventAttributeValue { attr: Some(Attr::CeString(text.into())) }
 }
 
 fn show_published(output: Output, published: &PublishResponse) -> Result<(), CliError> {

@@ -2,18 +2,22 @@
 
 use comfy_table::Cell;
 
+use super::attributes::AttributeArgs;
 use super::client::{PublicArgs, call};
 use super::error::CliError;
 use super::explain::show_deciding;
 use super::output::{Output, duration, excerpt, short};
 use super::plain::plain;
+use super::publish::payload;
 use super::values::read_input;
+use crate::proto::cloudevents::CloudEvent;
 use crate::proto::public::{
     GetSubscriptionRequest, OutcomeClass, TestHeader, TestSubscriptionRequest, TestSubscriptionResponse,
 };
 
 const EXAMPLES: &str = r#"Examples:
   carillon test sub_... --data '{"amount": 120}'
+  carillon test sub_... --data '{}' --source /shop --subject order-17 --extension region=eu
   carillon test sub_... --data @order.json --json | jq .attempt.statusCode"#;
 
 /// Run a subscription's webhook once with data of your own; nothing is recorded
@@ -27,19 +31,25 @@ pub struct TestArgs {
     #[arg(long, short, value_name = "DATA", default_value = "-")]
     data: String,
     #[command(flatten)]
+    attributes: AttributeArgs,
+    #[command(flatten)]
     public: PublicArgs,
 }
 
 /// Runs it; a listener that does not succeed ends in an error, so that scripts notice.
 pub async fn run(args: TestArgs, output: Output) -> Result<(), CliError> {
-    let data = read_input(&args.data)?.into();
+    let mut data = read_input(&args.data)?;
+    let mut event = None;
+    if args.attributes != AttributeArgs::default() {
+        event = Some(CloudEvent { data: Some(payload(std::mem::take(&mut data))), ..args.attributes.event() });
+    }
     let client = args.public.connect().await?;
     // The run may take the subscription's whole timeout. What cannot be read says why when it is tested.
     let read = client.request(GetSubscriptionRequest { subscription_id: args.id.clone() });
     let subscription =
         client.events().get_subscription(read).await.ok().and_then(|read| read.into_inner().subscription);
     let timeout = subscription.and_then(|read| read.delivery_policy?.timeout?.try_into().ok()).unwrap_or_default();
-    let request = TestSubscriptionRequest { subscription_id: args.id, data, event: None };
+    let request = TestSubscriptionRequest { subscription_id: args.id, data: data.into(), event };
     let request = client.patient_request(request, timeout);
     let answer = call("TestSubscription", client.events().test_subscription(request)).await?;
     if output.is_json() {

@@ -122,16 +122,16 @@ async fn ordering_keys(registry: &TenantRegistry, entries: &[Arc<LogEntry>]) -> 
         return keys;
     }
     for entry in entries {
-        {
-            let context = FilterContext::new(&entry.event);
-            for no in entry.matched.iter() {
-                let Some(found) = registry.subscription(*no) else { continue };
-                let Some(ordering) = found.subscription.policy.ordering() else { continue };
-                if let Ok(Some(key)) = ordering.key.ordering_key(&context) {
-                    let place = Place { position: entry.position, subscription_no: *no };
-                    keys.insert(place, InOrder { key, version: found.subscription.registry_version });
-                }
+        let context = FilterContext::new(&entry.event);
+        for no in entry.matched.iter() {
+            let Some(found) = registry.subscription(*no) else { continue };
+            let Some(ordering) = found.subscription.policy.ordering() else { continue };
+            if let Ok(Some(key)) = ordering.key.ordering_key(&context) {
+                let place = Place { position: entry.position, subscription_no: *no };
+                keys.insert(place, InOrder { key, version: found.subscription.registry_version });
             }
+            // A key that is new is compiled first.
+            tokio::task::yield_now().await;
         }
         tokio::task::yield_now().await;
     }

@@ -82,6 +82,11 @@ impl Filters {
         Self { app, ..self }
     }
 
+    /// The expressions among them.
+    pub fn filters(&self) -> impl Iterator<Item = &Filter> {
+        self.named.iter().filter_map(|named| named.selection.filter.as_ref())
+    }
+
     /// The app that they are limited to.
     pub fn app(&self) -> Option<&str> {
         self.app.as_deref()

@@ -136,6 +136,11 @@ impl Watches {
         shared.store.create_watch(tenant, slot.id(), shared.replica, expires_at, &versions).await?;
         let mut scheduled = versions.iter().map(parse_version).collect::<Result<VecDeque<_>, _>>()?;
         let (_, first) = scheduled.pop_front().ok_or(StoreError::Corrupt { what: "watch" })?;
+        let filters = match request.start {
+            // Those that it changes to further on are compiled when it comes there.
+            Start::Watch { .. } => first.set.compiled(tenant).await,
+            _ => request.filters,
+        };
         let tail = shared.join_tail(tenant, &head, &slot);
         // What was committed between the look at the head and the tail's first news is read by position.
         tail.note_head(head.position);
@@ -143,7 +148,7 @@ impl Watches {
         let terms = Terms {
             caller: request.caller,
             app: request.app,
-            filters: first.set,
+            filters,
             filter_version: first.version,
             scheduled,
             view: request.view,

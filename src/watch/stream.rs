@@ -26,7 +26,7 @@ use crate::store::events::LogPlace;
 use crate::telemetry::measured;
 use bytes::Bytes;
 use futures::Stream;
-use futures::future::BoxFuture;
+use futures::future::{BoxFuture, FutureExt as _, join, ready};
 use std::collections::VecDeque;
 use std::future::Future as _;
 use std::pin::Pin;
@@ -54,7 +54,7 @@ pub struct WatchStream {
     filter_version: i64,
     /// Changes at places further on, which an earlier watch saw there.
     scheduled: VecDeque<(LogPlace, FilterChange)>,
-    /// A change that is being recorded for this place; nothing is sent meanwhile.
+    /// A change that is on its way into effect at this place; nothing is sent meanwhile.
     applying: Option<Box<Applying>>,
     view: EventView,
     on_expired: OnExpired,
@@ -76,9 +76,8 @@ pub struct WatchStream {
 /// A change of filters on its way into effect.
 struct Applying {
     version: i64,
-    set: FilterSet,
-    /// True where it is in effect from here on, false where it was withdrawn.
-    recording: BoxFuture<'static, bool>,
+    /// The filters, and true where they are in effect from here on, false where they were withdrawn.
+    becoming: BoxFuture<'static, (bool, FilterSet)>,
 }
 
 enum Turn {
@@ -170,7 +169,7 @@ impl WatchStream {
             if let Poll::Ready(Some(changed)) = changed {
                 return self.message(changed);
             }
-            // A change that is being recorded holds its place: nothing may be sent past it.
+            // A change on its way into effect holds its place: nothing may be sent past it.
             let is_held = changed.is_pending();
             match if is_held { Turn::Nothing } else { self.produce(cx) } {
                 Turn::Message(frame) => {
@@ -254,25 +253,33 @@ impl WatchStream {
         None
     }
 
-    /// Puts the next change of filters into effect at the present place, once it is recorded there. Pending while that takes.
+    /// Puts the next change of filters into effect at the present place, once it is compiled, and recorded there. Pending while that takes.
     fn change_filters(&mut self, cx: &mut Context<'_>) -> Poll<Option<Kind>> {
-        if !self.scheduled.is_empty() {
-            let due = self.scheduled.pop_front_if(|(place, _)| place.after <= self.at.after);
-            return Poll::Ready(due.map(|(_, change)| self.filters_changed(change.version, change.set)));
-        }
         loop {
             if let Some(applying) = &mut self.applying {
-                let Poll::Ready(in_effect) = applying.recording.as_mut().poll(cx) else { return Poll::Pending };
+                let Poll::Ready((in_effect, set)) = applying.becoming.as_mut().poll(cx) else { return Poll::Pending };
                 if let Some(applied) = self.applying.take().filter(|_| in_effect) {
-                    return Poll::Ready(Some(self.filters_changed(applied.version, applied.set)));
+                    return Poll::Ready(Some(self.filters_changed(applied.version, set)));
                 }
             }
-            let Some(change) = self.slot.take_change() else { return Poll::Ready(None) };
-            // News comes more than once.
-            if change.version > self.filter_version {
-                let recording = (self.shared.record)(self.caller.tenant, self.slot.id(), change.version, self.at);
-                self.applying = Some(Box::new(Applying { version: change.version, set: change.set, recording }));
-            }
+            let tenant = self.caller.tenant;
+            let (change, recording) = if self.scheduled.is_empty() {
+                let Some(change) = self.slot.take_change() else { return Poll::Ready(None) };
+                // News comes more than once.
+                if change.version <= self.filter_version {
+                    continue;
+                }
+                let recording = (self.shared.record)(tenant, self.slot.id(), change.version, self.at);
+                (*change, recording)
+            } else {
+                let due = self.scheduled.pop_front_if(|(place, _)| place.after <= self.at.after);
+                let Some((_, change)) = due else { return Poll::Ready(None) };
+                // It was recorded with the stream.
+                (change, ready(true).boxed())
+            };
+            let set = change.set.reusing(&self.group.filters);
+            let becoming = join(recording, set.compiled(tenant)).boxed();
+            self.applying = Some(Box::new(Applying { version: change.version, becoming }));
         }
     }
 

@@ -15,7 +15,7 @@ use super::{RecordChange, Shared, Watches};
 use crate::domain::access::Subject;
 use crate::domain::ids::{TenantId, WatchId};
 use crate::feed::{Feed, WatchNews};
-use crate::proto::public::{UpdateWatchResponse, WatchFilter};
+use crate::proto::public::UpdateWatchResponse;
 use crate::store::events::LogPlace;
 use crate::store::request_ids::{Once, Repeatable, RequestKey};
 use crate::store::watches::{NewestVersion, VersionState};
@@ -45,7 +45,7 @@ pub struct WatchUpdate {
     /// Which watch.
     pub watch: WatchId,
     /// Filters to add, or to put in the place of those of the same name.
-    pub add: Vec<WatchFilter>,
+    pub add: FilterSet,
     /// Names of filters to remove.
     pub remove: Vec<String>,
     /// The version that the caller knows; none does not compare.
@@ -204,7 +204,7 @@ impl Shared {
             }
             let present =
                 FilterSet::decode(&newest.filters).ok_or(UpdateError::Store(StoreError::Corrupt { what: "watch" }))?;
-            let filters = present.changed(update.add.clone(), &update.remove)?.encode();
+            let filters = present.changed(&update.add, &update.remove)?.encode();
             self.remembered.take(tenant, &update.subject, std::iter::once(filters.len()))?;
             let request = update.request.clone().map_or_else(Repeatable::default, |key| {
                 Repeatable::new(key, |version| Ok(answer(*version, String::new()).encode_to_vec()))

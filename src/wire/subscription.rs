@@ -1,5 +1,6 @@
 //! Subscriptions between proto and domain.
 
+mod expressions;
 mod policy;
 
 use super::event_type::{mask_error, parse_name};
@@ -16,6 +17,8 @@ use crate::domain::signing::Scheme;
 use crate::domain::subscription::{State, Subscription, Target};
 use crate::domain::webhook::{SigningSecret, WebhookMode, WebhookTarget, WebhookUri, parse_headers};
 use crate::proto::public as proto;
+use expressions::parse_key;
+pub use expressions::{expression_bytes, parse_filter};
 use pbjson_types::FieldMask;
 use policy::{PolicyPart, circuit_to_proto, parse_policy, policy_to_proto, update_policy};
 use std::collections::BTreeMap;
@@ -147,7 +150,7 @@ pub fn parse_subscribe(request: proto::SubscribeRequest) -> Result<ParsedSubscri
         display_name: text("display_name", display_name, DISPLAY_NAME_CHARS_MAX)?,
         filter: parse_filter("filter", &filter)?,
         schema_version: parse_version("schema_version", schema_version)?,
-        policy: parse_policy("delivery_policy", delivery_policy.as_ref())?,
+        policy: parse_policy("delivery_policy", delivery_policy.as_ref(), parse_key)?,
         pre_policy: pre_policy.map(|policy| pre::parse("pre_policy", &policy)).transpose()?,
         scheme: parse_scheme("signature_scheme", signature_scheme, secret.as_ref())?,
         secret,
@@ -234,26 +237,6 @@ pub fn parse_states(field: &str, states: &[i32]) -> Result<Vec<State>, FieldErro
 /// Checks a schema version to pin to; 0 for none.
 pub fn parse_version(field: &str, version: i32) -> Result<i32, FieldError> {
     if version < 0 { Err(FieldError::new(field, "must not be negative")) } else { Ok(version) }
-}
-
-/// Compiles a filter; none where it is empty.
-pub fn parse_filter(field: &str, filter: &str) -> Result<Option<Filter>, SubscriptionError> {
-    if filter.is_empty() {
-        return Ok(None);
-    }
-    compiled(field, Filter::parse(filter))
-}
-
-/// Compiles an expression that is wanted for its value; none where it is empty.
-pub(super) fn parse_key(field: &str, expression: &str) -> Result<Option<Filter>, SubscriptionError> {
-    if expression.is_empty() {
-        return Ok(None);
-    }
-    compiled(field, Filter::parse_key(expression))
-}
-
-fn compiled(field: &str, parsed: Result<Filter, FilterError>) -> Result<Option<Filter>, SubscriptionError> {
-    parsed.map(Some).map_err(|error| SubscriptionError::Filter { field: field.to_owned(), error })
 }
 
 /// Checks a target of exactly one kind.
@@ -371,7 +354,11 @@ pub fn parse_patch(
             Part::Uri => Change::Uri(parse_uri("subscription.target", &webhook.uri)?),
             Part::Mode => Change::Mode(parse_mode("subscription.target", webhook.mode)?),
             Part::Headers => Change::Headers(parse_webhook_headers("subscription.target", webhook.headers.clone())?),
-            Part::Policy(part) => Change::Policy(part),
+            Part::Policy(part) => {
+                let ordering = policy.ordering.as_ref().filter(|_| part.has_key());
+                parse_key("subscription.delivery_policy.ordering.key", ordering.map_or("", |ordering| &ordering.key))?;
+                Change::Policy(part)
+            }
             Part::Pre(part) => Change::Pre(part, pre::parse("subscription.pre_policy", &veto)?),
         });
     }

@@ -9,6 +9,7 @@ mod programs;
 mod refusals;
 mod starts;
 mod terminal;
+mod tries;
 
 use std::process::Stdio;
 

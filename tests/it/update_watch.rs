@@ -283,6 +283,41 @@ async fn a_later_watch_takes_up_filters_version_and_place_on_either_replica() {
     }
 }
 
+/// A filter on `data.kind` that takes some milliseconds to compile.
+fn large(wanted: &str) -> WatchFilter {
+    let others: Vec<String> = (0..120).map(|n| format!("data.kind == 'other-{n}'")).collect();
+    let filter = format!("data.kind.matches('^\\\\pL+$') && (data.kind == '{wanted}' || {})", others.join(" || "));
+    WatchFilter { filter, ..kind(wanted) }
+}
+
+#[tokio::test]
+async fn as_many_filters_as_there_may_be_however_large_are_changed_and_taken_up_again() {
+    let tenant = World::shared().await.tenant().await;
+    tenant.declare("CUSTOM_CHANGING").await;
+    let names: Vec<String> = ('a'..='p').map(String::from).collect();
+    let mut watch = Open::at(&tenant, 0, filtered(names.iter().map(|name| large(name)).collect())).await;
+    let early = watch.cursor.clone();
+    for kind in ["b", "z", "p"] {
+        publish(&tenant, kind).await;
+    }
+    let named = |position, name: &str| (position, vec![name.to_owned()]);
+    let before = [named(2, "b"), named(4, "p")];
+    assert_eq!(seen(watch.events(2).await), before);
+    let request = UpdateWatchRequest { remove: vec!["b".to_owned()], ..adding(&watch, vec![large("z")]) };
+    update(&tenant, 1, request).await.expect("a change");
+    assert_eq!(watch.changed().await, 2);
+    for kind in ["b", "z"] {
+        publish(&tenant, kind).await;
+    }
+    assert_eq!(seen(watch.events(1).await), [named(6, "z")]);
+    let start = Some(Start::Watch(watch.id.clone()));
+    let request = WatchRequest { start, resume_cursor: early, ..Default::default() };
+    let mut resumed = Open::at(&tenant, 1, request).await;
+    assert_eq!(seen(resumed.events(2).await), before);
+    assert_eq!(resumed.changed().await, 2);
+    assert_eq!(seen(resumed.events(1).await), [named(6, "z")]);
+}
+
 #[tokio::test]
 async fn a_start_by_watch_says_what_is_wrong_with_it() {
     let tenant = World::shared().await.tenant().await;

@@ -5,6 +5,7 @@
 
 use super::{EventsDeps, parse};
 use crate::api::auth::{app_of, caller};
+use crate::api::compiling::compiling;
 use crate::api::in_flight::Place;
 use crate::api::status::ApiError;
 use crate::domain::access::Role;
@@ -38,14 +39,17 @@ pub async fn handle(deps: &EventsDeps, request: Request<ListEventsRequest>) -> R
     let caller = caller(&request)?.require(Role::Viewer)?.clone();
     let (tenant, app) = (caller.tenant, app_of(&deps.store, &caller).await?);
     let place_of_call = request.extensions().get::<Arc<Place>>().cloned();
-    let request = request.into_inner();
+    let mut request = request.into_inner();
     let page_size = match usize::try_from(request.page_size) {
         Err(_) => return Err(ApiError::field("page_size", "must not be negative")),
         Ok(0) => PAGE_SIZE_DEFAULT,
         Ok(size) => size.min(PAGE_SIZE_MAX),
     };
     let view = parse::view(request.view)?;
-    let selection = selection(&request.event_types, &request.filter, "").map_err(parse::filter_error)?;
+    let (event_types, filter) = (std::mem::take(&mut request.event_types), std::mem::take(&mut request.filter));
+    let bytes = filter.len();
+    let select = move || selection(&event_types, &filter, "");
+    let selection = compiling(tenant, bytes, select).await?.map_err(parse::filter_error)?;
     let start_time = time("start_time", request.start_time.as_ref())?;
     let start_time = start_time.map(|time| parse::start_time(time, deps.store.now())).transpose()?;
     let end_time = time("end_time", request.end_time.as_ref())?;

@@ -1,13 +1,14 @@
 //! Fields that ListEvents, Watch and UpdateWatch share.
 
+use crate::api::compiling::compiling;
 use crate::api::repeat::Repeat;
 use crate::api::status::ApiError;
 use crate::domain::access::Caller;
-use crate::domain::ids::WatchId;
-use crate::proto::public::{EventView, UpdateWatchRequest};
+use crate::domain::ids::{TenantId, WatchId};
+use crate::proto::public::{EventView, UpdateWatchRequest, WatchFilter};
 use crate::store::events::LogPlace;
 use crate::watch::WatchUpdate;
-use crate::watch::filter_set::FilterSetError;
+use crate::watch::filter_set::{FilterSet, FilterSetError};
 use crate::watch::place::PlaceError;
 use chrono::{DateTime, TimeDelta, Utc};
 
@@ -22,8 +23,18 @@ pub(super) fn filter_error(error: FilterSetError) -> ApiError {
     }
 }
 
+/// Parses the filters of a field.
+pub(super) async fn filters(
+    tenant: TenantId,
+    field: &'static str,
+    filters: Vec<WatchFilter>,
+) -> Result<FilterSet, ApiError> {
+    let bytes = filters.iter().map(|filter| filter.filter.len()).sum();
+    compiling(tenant, bytes, move || FilterSet::parse(field, filters)).await?.map_err(filter_error)
+}
+
 /// Parses a change of a watch's filters, the id apart.
-pub(super) fn change(
+pub(super) async fn change(
     caller: &Caller,
     watch: WatchId,
     mut message: UpdateWatchRequest,
@@ -35,8 +46,9 @@ pub(super) fn change(
         version if version > 0 => Some(version),
         _ => return Err(ApiError::field("filter_version", "must not be negative")),
     };
+    let add = filters(caller.tenant, "add", message.add).await?;
     let (tenant, subject) = (caller.tenant, caller.subject.clone());
-    Ok(WatchUpdate { tenant, subject, watch, add: message.add, remove: message.remove, known_version, request })
+    Ok(WatchUpdate { tenant, subject, watch, add, remove: message.remove, known_version, request })
 }
 
 /// Refuses a start that is ahead: of the log, what is committed until then comes before it. Clocks may differ a little.

@@ -15,7 +15,7 @@ pub async fn handle(deps: &EventsDeps, request: Request<UpdateWatchRequest>) -> 
     let caller = caller(&request)?.require(Role::Viewer)?.clone();
     let request = request.into_inner();
     let watch = WatchId::parse(&request.watch_id).map_err(|error| ApiError::field("watch_id", error.to_string()))?;
-    let update = parse::change(&caller, watch, request)?;
+    let update = parse::change(&caller, watch, request).await?;
     let updated = deps.watches.update(update).await.map_err(|error| update_error(error, watch))?;
     Ok(UpdateWatchResponse { filter_version: updated.version, cursor: updated.cursor })
 }

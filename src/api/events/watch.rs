@@ -7,7 +7,6 @@ use crate::domain::access::Role;
 use crate::domain::ids::WatchId;
 use crate::proto::public as proto;
 use crate::proto::public::watch_request::Start as ProtoStart;
-use crate::watch::filter_set::FilterSet;
 use crate::watch::{Ending, Full, OnExpired, OpenError, Start, WatchRequest, WatchStream, codec};
 use crate::wire::time::{parse_duration, parse_timestamp};
 use bytes::Bytes;
@@ -90,7 +89,7 @@ pub(super) async fn open(deps: &EventsDeps, request: Request<proto::WatchRequest
     if matches!(start, Start::Watch { .. }) && !request.filters.is_empty() {
         return Err(ApiError::field("filters", "must be empty with watch: those of the earlier watch apply"));
     }
-    let filters = FilterSet::parse("filters", request.filters).map_err(parse::filter_error)?;
+    let filters = parse::filters(caller.tenant, "filters", request.filters).await?;
     let app = app_of(&deps.store, &caller).await?.map(Arc::from);
     let request = WatchRequest { caller, app, filters, start, on_expired, bookmark_interval, view };
     deps.watches.open(request).await.map_err(open_error)

@@ -19,7 +19,7 @@ use crate::api::server::{PeerAddress, Upgrades};
 use crate::api::status::{ApiError, to_json};
 use crate::domain::access::Caller;
 use crate::proto::public::{UpdateWatchRequest, WatchRequest};
-use crate::watch::{UpdateError, Updated, WatchStream, WatchUpdate, codec};
+use crate::watch::{UpdateError, Updated, WatchStream, codec};
 use bytes::Bytes;
 use futures::future::OptionFuture;
 use futures::stream::FusedStream as _;
@@ -258,10 +258,11 @@ impl WatchSocket {
             match said {
                 None | Some(Heard::Alive) => {}
                 Some(Heard::End(end)) => return end,
-                Some(Heard::Text(text)) => match parse_change(&text, &stream, caller) {
-                    Ok(update) => {
-                        let (watches, watch) = (self.deps.watches.clone(), update.watch);
+                Some(Heard::Text(text)) => match parse_change(&text, &stream) {
+                    Ok(request) => {
+                        let (watches, watch, caller) = (self.deps.watches.clone(), stream.id(), caller.clone());
                         let work = async move {
+                            let update = parse::change(&caller, watch, request).await?;
                             watches.update(update).await.map_err(|error: UpdateError| update_error(error, watch))
                         };
                         change = Some(work.boxed());
@@ -310,12 +311,12 @@ async fn while_taken<T>(
     }
 }
 
-fn parse_change(text: &str, stream: &WatchStream, caller: &Caller) -> Result<WatchUpdate, ApiError> {
+fn parse_change(text: &str, stream: &WatchStream) -> Result<UpdateWatchRequest, ApiError> {
     let message: UpdateWatchRequest = parse_json("UpdateWatchRequest", text)?;
     if !message.watch_id.is_empty() && message.watch_id != stream.id().to_string() {
         return Err(ApiError::field("watch_id", "must be this stream's, or empty"));
     }
-    parse::change(caller, stream.id(), message)
+    Ok(message)
 }
 
 /// What a client has sent.

@@ -7,6 +7,7 @@
 
 use super::hand_written::{check, hand_written};
 use crate::api::auth::app_of;
+use crate::api::compiling::compiling;
 use crate::api::registry::{RegistryDeps, authorised, invalid, refused, wrong_page};
 use crate::api::status::ApiError;
 use crate::domain::access::{Caller, Role};
@@ -192,7 +193,9 @@ struct Tried {
 async fn try_draft(deps: &RegistryDeps, caller: &Caller, draft: DraftFilter) -> Result<DraftMatch, ApiError> {
     let (tenant, app) = (caller.tenant, app_of(&deps.store, caller).await?);
     let name = parse_name("draft.event_type", &draft.event_type).map_err(invalid)?;
-    let filter = parse_filter("draft.filter", &draft.filter).map_err(refused)?;
+    let (bytes, source) = (draft.filter.len(), draft.filter);
+    let parse = move || parse_filter("draft.filter", &source);
+    let filter = compiling(tenant, bytes, parse).await?.map_err(refused)?;
     let filter = filter.ok_or_else(|| invalid(FieldError::new("draft.filter", "is required")))?;
     let last = match draft.last_events {
         ..0 => return Err(invalid(FieldError::new("draft.last_events", "must not be negative"))),

@@ -3,6 +3,7 @@
 //! Everything that can be checked without the head lock is checked before it is taken, so that a refusal delays no publisher.
 
 use super::{check_uri, check_version, refused, secret_or_new, subscriptions_max};
+use crate::api::compiling::compiling;
 use crate::api::registry::{RegistryDeps, authorised, principal, refused as unparsed, unsealed};
 use crate::api::repeat::Repeat;
 use crate::api::status::ApiError;
@@ -17,7 +18,7 @@ use crate::domain::webhook::SigningSecret;
 use crate::proto::public::{SubscribeRequest, SubscribeResponse};
 use crate::store::subscriptions::{NewSubscription, SubscriptionQuota};
 use crate::wire::pre::{ONLY_PRE, UNORDERED};
-use crate::wire::subscription::{parse_subscribe, to_proto};
+use crate::wire::subscription::{expression_bytes, parse_subscribe, to_proto};
 use tonic::Request;
 
 pub(crate) async fn handle(
@@ -29,7 +30,8 @@ pub(crate) async fn handle(
     let id = std::mem::take(&mut request.request_id);
     // The answer shows the secret.
     let repeat = Repeat::by(&caller, "Subscribe", &id, &request)?.sealed(&deps.keyring);
-    let parsed = parse_subscribe(request).map_err(unparsed)?;
+    let bytes = expression_bytes(&request.filter, request.delivery_policy.as_ref());
+    let parsed = compiling(tenant, bytes, move || parse_subscribe(request)).await?.map_err(unparsed)?;
     let app = deps.visible_app(&caller, &parsed.app).await?;
     let app = app.ok_or_else(|| ApiError::AppNotFound { app: parsed.app.clone() })?;
     if let Some(answer) = repeat.first(&deps.store).await? {

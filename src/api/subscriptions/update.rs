@@ -1,6 +1,7 @@
 //! UpdateSubscription: another name, filter, pinned schema version, webhook or delivery policy.
 
 use super::{check_uri, check_version, refused};
+use crate::api::compiling::compiling;
 use crate::api::registry::{RegistryDeps, authorised, invalid, principal, refused as unparsed};
 use crate::api::repeat::Repeat;
 use crate::api::status::ApiError;
@@ -8,7 +9,7 @@ use crate::domain::access::Role;
 use crate::domain::subscription::{State, Subscription};
 use crate::proto::public::{UpdateSubscriptionRequest, UpdateSubscriptionResponse};
 use crate::store::subscriptions::SubscriptionRefusal;
-use crate::wire::subscription::{parse_id, parse_patch, to_proto};
+use crate::wire::subscription::{expression_bytes, parse_id, parse_patch, to_proto};
 use crate::wire::{FieldError, etag};
 use tonic::Request;
 
@@ -22,7 +23,10 @@ pub(crate) async fn handle(
     let sent = request.subscription.ok_or_else(|| invalid(FieldError::new("subscription", "is required")))?;
     let id = parse_id("subscription.id", &sent.id).map_err(invalid)?;
     let etag = etag(&sent.etag);
-    let patch = parse_patch(sent, request.update_mask.as_ref()).map_err(unparsed)?;
+    let bytes = expression_bytes(&sent.filter, sent.delivery_policy.as_ref());
+    let mask = request.update_mask;
+    let parse = move || parse_patch(sent, mask.as_ref());
+    let patch = compiling(caller.tenant, bytes, parse).await?.map_err(unparsed)?;
     if let Some(uri) = patch.uri() {
         check_uri(deps, "subscription.target.webhook.uri", uri)?;
     }

@@ -15,9 +15,9 @@ use tokio::process::{Child, Command};
 use tokio::time::{sleep, timeout};
 
 use super::process;
+use crate::cli::attributes::string;
 use crate::cli::client::{ApiKey, ClientFile, Identity, InternalClient, PublicClient, call};
 use crate::cli::error::CliError;
-use crate::cli::publish::string;
 use crate::cli::subscribe::webhook;
 use crate::clock;
 use crate::dev;

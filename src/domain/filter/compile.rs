@@ -3,9 +3,10 @@
 //! The rewriting puts the functions of `cost` around what can be expensive: the range of every comprehension, every path into the
 //! event inside a comprehension, and every path where there are many of them. Patterns are compiled here, once.
 
-use super::cost::{self, Pattern};
+use super::cost;
+use super::pattern::Patterns;
 use super::wanted::{Wanted, never};
-use super::{FilterError, NESTING_MAX, Program, SOURCE_BYTES_MAX};
+use super::{FilterError, NESTING_MAX, Origin, Program, SOURCE_BYTES_MAX};
 use cel::Env;
 use cel::common::ast::{CallExpr, ComprehensionExpr, EntryExpr, Expr, IdedExpr, LiteralValue, SourceInfo, operators};
 use cel::parser::Parser;
@@ -84,10 +85,10 @@ pub(super) fn environment() -> &'static Arc<Env> {
 }
 
 /// Compiles an expression.
-pub(super) fn compile(source: &str) -> Result<Program, FilterError> {
+pub(super) fn compile(source: &str, origin: Origin) -> Result<Program, FilterError> {
     let shape = scan(source)?;
     if shape.nesting <= IN_PLACE_MAX && shape.chain <= IN_PLACE_MAX {
-        return compile_bounded(source);
+        return compile_bounded(source, origin);
     }
     // The parser takes tens of kilobytes of stack for each level. What is allowed but unusual gets a stack of its own, so that it
     // cannot use up the caller's.
@@ -95,7 +96,7 @@ pub(super) fn compile(source: &str) -> Result<Program, FilterError> {
         let compiling = std::thread::Builder::new()
             .name("filter".to_owned())
             .stack_size(STACK_BYTES)
-            .spawn_scoped(scope, || compile_bounded(source));
+            .spawn_scoped(scope, || compile_bounded(source, origin));
         match compiling.map(std::thread::ScopedJoinHandle::join) {
             Ok(Ok(result)) => result,
             Ok(Err(_)) | Err(_) => Err(refuse(1, "the expression cannot be compiled")),
@@ -103,7 +104,7 @@ pub(super) fn compile(source: &str) -> Result<Program, FilterError> {
     })
 }
 
-fn compile_bounded(source: &str) -> Result<Program, FilterError> {
+fn compile_bounded(source: &str, origin: Origin) -> Result<Program, FilterError> {
     let (mut expression, places) = Parser::new().parse_with_source_info(source).map_err(|errors| {
         let first = errors.errors.iter().min_by_key(|error| error.pos);
         first.map_or_else(
@@ -111,13 +112,14 @@ fn compile_bounded(source: &str) -> Result<Program, FilterError> {
             |error| FilterError { column: column(source, error.pos), message: syntax_message(&error.msg) },
         )
     })?;
-    let mut check = Check { places, patterns: Vec::new(), nodes: 0, additions: 0, paths: 0, references_data: false };
+    let patterns = Patterns::new(origin);
+    let mut check = Check { places, patterns, nodes: 0, additions: 0, paths: 0, references_data: false };
     check.walk(&mut expression, &Place { depth: 0, variables: &[], in_body: false })?;
     let [never_boolean, never_key] =
         [Wanted::Boolean, Wanted::Key].map(|wanted| never(wanted, &expression).map(|id| check.column_of(id)));
     let charge_all = check.paths > FREE_PATHS_MAX;
     meter(&mut expression, charge_all, &[]);
-    let (patterns, references_data) = (check.patterns, check.references_data);
+    let (patterns, references_data) = (check.patterns.into_compiled(), check.references_data);
     Ok(Program { expression, patterns, references_data, never_boolean, never_key })
 }
 
@@ -239,7 +241,7 @@ struct Place<'a> {
 /// What is counted on the way through the tree.
 struct Check {
     places: SourceInfo,
-    patterns: Vec<Pattern>,
+    patterns: Patterns,
     nodes: usize,
     additions: usize,
     paths: usize,
@@ -384,7 +386,7 @@ impl Check {
             return Err(refuse(column, format!("has more than {PATTERNS_MAX} patterns")));
         }
         let variable = ident(id, format!("{}{}", cost::PATTERN, self.patterns.len()));
-        self.patterns.push(Pattern::parse(pattern.inner()).map_err(|message| refuse(column, message))?);
+        self.patterns.add(pattern.inner()).map_err(|message| refuse(column, message))?;
         let text = call.target.take().map(|target| *target).or_else(|| call.args.pop());
         cost::MATCHES.clone_into(&mut call.func_name);
         call.args = text.into_iter().chain([variable, ident(id, cost::BUDGET.to_owned())]).collect();

@@ -3,12 +3,12 @@
 //! A unit is about one small value looked at. The functions walk no further than the budget reaches, so measuring is itself bounded.
 
 use super::ELEMENTS_MAX;
+use super::pattern::Pattern;
 use cel::common::types::{
     CelBool, CelBytes, CelInt, CelList, CelMap, CelString, DYN_TYPE, INT_TYPE, STRING_TYPE, Type,
 };
 use cel::common::value::{CowVal, StaticVal, Val};
 use cel::{DeclarationError, Env, ExecutionError};
-use regex::{Regex, RegexBuilder};
 use std::any::Any;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -29,8 +29,6 @@ const UNITS_MAX: u64 = 1_000_000;
 const BYTES_PER_UNIT: u64 = 32;
 /// How many bytes of a text cost one unit to match, for each KiB of the compiled pattern: in the worst case every byte meets all of it.
 const MATCHED_PER_UNIT: u64 = 16;
-/// How large a compiled pattern may be, in KiB.
-const PATTERN_KIB_MAX: usize = 64;
 
 /// Declares the functions.
 pub(super) fn declare(environment: &mut Env) -> Result<(), DeclarationError> {
@@ -107,53 +105,7 @@ impl Val for Budget {
 
 impl StaticVal for Budget {}
 
-static OPAQUE: Type = Type::new_unspecified_type("opaque");
-
-/// A literal pattern of `matches`, compiled once. Matching takes time linear in the text.
-#[derive(Debug, Clone)]
-pub(super) struct Pattern {
-    regex: Regex,
-    /// How large it is compiled, rounded up to a power of two.
-    kib: usize,
-}
-
-impl Pattern {
-    /// Compiles a pattern; the message says why it cannot be.
-    pub(super) fn parse(pattern: &str) -> Result<Self, String> {
-        let within = |kib: usize| {
-            let mut builder = RegexBuilder::new(pattern);
-            builder.size_limit(kib * 1024).dfa_size_limit(PATTERN_KIB_MAX * 1024).nest_limit(32).build()
-        };
-        let sizes = std::iter::successors(Some(1), |kib| Some(kib * 2)).take_while(|kib| *kib < PATTERN_KIB_MAX);
-        let small = sizes.into_iter().find_map(|kib| Some(Self { regex: within(kib).ok()?, kib }));
-        small.map_or_else(|| within(PATTERN_KIB_MAX).map(|regex| Self { regex, kib: PATTERN_KIB_MAX }), Ok).map_err(
-            |error| match error {
-                regex::Error::CompiledTooBig(_) => "the pattern is too large when compiled".to_owned(),
-                _ => "the pattern is not a regular expression (RE2 syntax)".to_owned(),
-            },
-        )
-    }
-}
-
-impl Val for Pattern {
-    fn get_type(&self) -> &Type {
-        &OPAQUE
-    }
-
-    fn cel_type() -> &'static Type {
-        &OPAQUE
-    }
-
-    fn clone_as_boxed<'v>(&self) -> Box<dyn Val + 'v> {
-        Box::new(self.clone())
-    }
-
-    fn as_any(&self) -> Option<&dyn Any> {
-        Some(self)
-    }
-}
-
-impl StaticVal for Pattern {}
+pub(super) static OPAQUE: Type = Type::new_unspecified_type("opaque");
 
 fn charge<'b, 'v>(arguments: Vec<CowVal<'b, 'v>>) -> Result<CowVal<'b, 'v>, ExecutionError> {
     let [value, uses, budget] = take(arguments)?;
@@ -186,10 +138,11 @@ fn matches<'b, 'v>(arguments: Vec<CowVal<'b, 'v>>) -> Result<CowVal<'b, 'v>, Exe
     let [text, pattern, budget] = take(arguments)?;
     let text = text.downcast_ref::<CelString>().ok_or_else(misused)?;
     let pattern = pattern.downcast_ref::<Pattern>().ok_or_else(misused)?;
-    if !budget_of(&budget)?.take((text.inner().len() * pattern.kib) as u64 / MATCHED_PER_UNIT) {
+    let kib = pattern.bytes().div_ceil(1024).max(1);
+    if !budget_of(&budget)?.take((text.inner().len() * kib) as u64 / MATCHED_PER_UNIT) {
         return Err(exhausted());
     }
-    Ok(CowVal::owned(CelBool::from(pattern.regex.is_match(text.inner()))))
+    Ok(CowVal::owned(CelBool::from(pattern.is_match(text.inner()))))
 }
 
 fn take<const N: usize, T>(arguments: Vec<T>) -> Result<[T; N], ExecutionError> {

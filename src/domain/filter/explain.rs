@@ -1,7 +1,7 @@
 //! Why a filter does not match an event: the sub-expressions that decide it, where they stand, and the values they had.
 //!
-//! A path of its own beside `matches`: it parses the source again to know where everything stands, and evaluates part by part under
-//! one budget. It is the only thing here that shows the event's data, and is meant for those who may read the event.
+//! A path of its own beside `matches`: it parses the source again to know where everything stands, and evaluates part by part, each once,
+//! under the budget of one evaluation; what it tells of the operands has another. It is the only thing here that shows the event's data, and is meant for those who may read the event.
 
 use super::cost::{Budget, CHARGE, MATCHES, RANGE};
 use super::{EvaluationError, Filter, FilterContext, Scope, compile};
@@ -12,6 +12,7 @@ use cel::common::types::{
 use cel::common::value::Val;
 use cel::parser::Parser;
 use cel::{Context, Value};
+use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -22,6 +23,9 @@ const DECIDING_MAX: usize = 16;
 const OPERANDS_MAX: usize = 8;
 /// How long a value is told, in bytes.
 const VALUE_BYTES_MAX: usize = 200;
+
+/// Said of what cannot be found out any more.
+const TOO_COSTLY: &str = "too costly to explain further";
 
 /// What a filter makes of one event.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,7 +43,7 @@ pub struct Deciding {
     pub expression: String,
     /// 1-based column of its first character, and of the one behind its last.
     pub columns: (usize, usize),
-    /// Why it has no value; none where it is simply not true.
+    /// Why it has no value, or why that was not found out; none where it is simply not true.
     pub error: Option<String>,
     /// Its operands as written, each with its value, or with why it has none.
     pub operands: Vec<(String, String)>,
@@ -58,12 +62,17 @@ impl Filter {
     }
 
     fn deciding(&self, context: &FilterContext<'_>) -> Vec<Deciding> {
-        let Some(places) = places(&self.source) else { return Vec::new() };
-        let scope = Scope { program: &self.program, context, budget: Budget::new() };
-        let mut variables = Context::with_env(Arc::clone(compile::environment()));
-        variables.set_variable_resolver(&scope);
-        let mut search = Search { filter: self, variables: &variables, places: &places, found: Vec::new() };
-        search.decide(&self.program.expression);
+        let (Some(places), Some(program)) = (places(&self.source), self.program()) else { return Vec::new() };
+        // What is told besides must not use up what finding out takes.
+        let scopes = [(); 2].map(|()| Scope { program, context, budget: Budget::new() });
+        let mut variables = [(); 2].map(|()| Context::with_env(Arc::clone(compile::environment())));
+        variables.iter_mut().zip(&scopes).for_each(|(variables, scope)| variables.set_variable_resolver(scope));
+        let [finding, telling] = [0, 1].map(|at| (&variables[at], &scopes[at].budget));
+        let mut search =
+            Search { filter: self, finding, telling, places: &places, known: HashMap::new(), found: Vec::new() };
+        // First what decides the whole, in the order of matching, so that there is enough for it where there was enough to match.
+        search.came(&program.expression);
+        search.decide(&program.expression);
         search.found
     }
 }
@@ -72,24 +81,75 @@ impl Filter {
 #[derive(Clone, PartialEq, Eq)]
 enum Came {
     True,
-    /// False, or no boolean at all.
+    False,
+    /// No boolean.
     Other,
     Failed(String),
+    /// The budget is spent.
+    Unknown,
 }
+
+/// Variables, and the budget that they are evaluated under.
+type Evaluating<'s, 'e> = (&'s Context<'s, 'e>, &'s Budget);
 
 struct Search<'s, 'e> {
     filter: &'s Filter,
-    variables: &'s Context<'s, 'e>,
+    /// What finding out is evaluated with, and what telling is.
+    finding: Evaluating<'s, 'e>,
+    telling: Evaluating<'s, 'e>,
     places: &'s SourceInfo,
+    /// What the parts came to that are no combination of others, so that each is evaluated once.
+    known: HashMap<*const IdedExpr, Came>,
     found: Vec<Deciding>,
 }
 
 impl Search<'_, '_> {
-    fn came(&self, node: &IdedExpr) -> Came {
-        match Value::resolve_val(node, self.variables) {
-            Ok(value) if value.downcast_ref::<CelBool>().is_some_and(|value| *value.inner()) => Came::True,
-            Ok(_) => Came::Other,
-            Err(error) => Came::Failed(self.filter.explain_error(&error)),
+    /// What a part comes to: as matching would evaluate it, and with no part evaluated twice.
+    fn came(&mut self, node: &IdedExpr) -> Came {
+        if let Expr::Call(call) = &node.expr {
+            match (call.func_name.as_str(), call.args.as_slice()) {
+                (operators::LOGICAL_AND, [left, right]) => return self.either(left, right, &Came::False),
+                (operators::LOGICAL_OR, [left, right]) => return self.either(left, right, &Came::True),
+                (operators::CONDITIONAL, [condition, yes, no]) => {
+                    return match self.came(condition) {
+                        Came::True => self.came(yes),
+                        Came::False => self.came(no),
+                        neither => neither,
+                    };
+                }
+                _ => {}
+            }
+        }
+        if let Some(known) = self.known.get(&std::ptr::from_ref(node)) {
+            return known.clone();
+        }
+        let (variables, budget) = self.finding;
+        let value = if budget.is_exhausted() { None } else { Some(Value::resolve_val(node, variables)) };
+        let came = match value.filter(|_| !budget.is_exhausted()) {
+            None => Came::Unknown,
+            Some(Err(error)) => Came::Failed(self.filter.explain_error(&error)),
+            Some(Ok(value)) => match value.downcast_ref::<CelBool>().map(|value| *value.inner()) {
+                Some(true) => Came::True,
+                Some(false) => Came::False,
+                None => Came::Other,
+            },
+        };
+        self.known.insert(std::ptr::from_ref(node), came.clone());
+        came
+    }
+
+    /// What two sides come to of which one that comes to `enough` decides, whatever the other is.
+    fn either(&mut self, left: &IdedExpr, right: &IdedExpr, enough: &Came) -> Came {
+        let left = self.came(left);
+        if left == *enough {
+            return left;
+        }
+        let right = self.came(right);
+        match (left, right) {
+            (_, right) if right == *enough => right,
+            (Came::Unknown, _) | (_, Came::Unknown) => Came::Unknown,
+            (Came::True | Came::False, right) => right,
+            (left, _) => left,
         }
     }
 
@@ -103,11 +163,8 @@ impl Search<'_, '_> {
             (operators::LOGICAL_AND, [left, right]) => {
                 // One false side decides, whatever the other is; only without one does an error decide.
                 let sides = [(left, self.came(left)), (right, self.came(right))];
-                let decides = if sides.iter().any(|(_, came)| *came == Came::Other) {
-                    |came: &Came| *came == Came::Other
-                } else {
-                    |came: &Came| *came != Came::True
-                };
+                let is_false = sides.iter().any(|(_, came)| *came == Came::False);
+                let decides = |came: &Came| if is_false { *came == Came::False } else { *came != Came::True };
                 sides.iter().filter(|(_, came)| decides(came)).for_each(|(side, _)| self.decide(side));
             }
             (operators::LOGICAL_OR, [left, right]) => {
@@ -116,22 +173,21 @@ impl Search<'_, '_> {
             }
             (operators::CONDITIONAL, [condition, yes, no]) => match self.came(condition) {
                 Came::True => self.decide(yes),
-                Came::Other => self.decide(no),
-                Came::Failed(_) => self.decide(condition),
+                Came::False => self.decide(no),
+                Came::Other | Came::Failed(_) | Came::Unknown => self.decide(condition),
             },
             _ => self.leaf(node),
         }
     }
 
     fn leaf(&mut self, node: &IdedExpr) {
-        let error = match self.came(node) {
-            Came::Failed(error) => Some(error),
-            Came::True | Came::Other => None,
-        };
+        let came = self.came(node);
         let mut parts: Vec<&IdedExpr> = Vec::new();
         match &unwrapped(node).expr {
+            _ if came == Came::Unknown => {}
             Expr::Call(call) => operands(call, &mut parts),
-            Expr::Comprehension(comprehension) => parts.push(&comprehension.iter_range),
+            // What it is charged for is going through it.
+            Expr::Comprehension(comprehension) => parts.push(unwrapped(&comprehension.iter_range)),
             Expr::Select(select) if select.test => parts.push(&select.operand),
             Expr::Literal(_) => {}
             _ => parts.push(node),
@@ -139,16 +195,28 @@ impl Search<'_, '_> {
         parts.truncate(OPERANDS_MAX);
         let operands = parts.into_iter().filter_map(|part| {
             let (from, to) = self.span(part)?;
-            let value = match Value::resolve_val(part, self.variables) {
-                Ok(value) => render(value.as_ref()),
-                Err(error) => format!("({})", self.filter.explain_error(&error)),
-            };
-            Some((self.text(from, to), value))
+            Some((self.text(from, to), self.value(part)))
         });
         let operands = operands.collect();
+        let error = match came {
+            Came::Failed(error) => Some(error),
+            Came::Unknown => Some(TOO_COSTLY.to_owned()),
+            Came::True | Came::False | Came::Other => None,
+        };
         let length = self.filter.source.chars().count();
         let (from, to) = self.span(node).unwrap_or((0, length));
         self.found.push(Deciding { expression: self.text(from, to), columns: (from + 1, to + 1), error, operands });
+    }
+
+    /// The value of an operand, or why it has none.
+    fn value(&self, part: &IdedExpr) -> String {
+        let (variables, budget) = self.telling;
+        let value = if budget.is_exhausted() { None } else { Some(Value::resolve_val(part, variables)) };
+        match value.filter(|_| !budget.is_exhausted()) {
+            None => format!("({TOO_COSTLY})"),
+            Some(Ok(value)) => render(value.as_ref()),
+            Some(Err(error)) => format!("({})", self.filter.explain_error(&error)),
+        }
     }
 
     fn text(&self, from: usize, to: usize) -> String {
@@ -312,130 +380,4 @@ fn whole_span(characters: &[char], from: usize, to: usize) -> (usize, usize) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::domain::event::{Data, Event, Lineage};
-    use crate::domain::event_type::EventTypeName;
-    use crate::domain::ids::EventId;
-    use bytes::Bytes;
-
-    fn explained(source: &str, data: &'static str) -> Explanation {
-        let id = EventId(uuid::Uuid::from_u128(7));
-        let event = Event {
-            id,
-            event_type: EventTypeName::parse("CUSTOM_ORDER").expect("a name"),
-            schema_version: 0,
-            source: "/orders".to_owned(),
-            subject: None,
-            time: chrono::DateTime::from_timestamp(1_700_000_000, 0).expect("a time"),
-            content_type: None,
-            extensions: Vec::new(),
-            data: Data::Text(Bytes::from_static(data.as_bytes())),
-            lineage: Lineage::root(id),
-        };
-        Filter::parse(source).expect(source).explain(&FilterContext::new(&event))
-    }
-
-    fn one(source: &str, data: &'static str) -> Deciding {
-        let mut explanation = explained(source, data);
-        assert_eq!(explanation.deciding.len(), 1, "{source}: {explanation:?}");
-        explanation.deciding.remove(0)
-    }
-
-    #[test]
-    fn the_side_that_is_false_is_told_with_its_values_and_columns() {
-        let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
-        for (source, data, expression, columns, operands) in [
-            ("data.n > 5", r#"{"n": 3}"#, "data.n > 5", (1, 11), vec![pair("data.n", "3")]),
-            (
-                "data.n > 5 && data.s == 'x'",
-                r#"{"n": 9, "s": "y"}"#,
-                "data.s == 'x'",
-                (15, 28),
-                vec![pair("data.s", "\"y\"")],
-            ),
-            (
-                "true && (data.a.b >= data.c)",
-                r#"{"a": {"b": 1}, "c": 2.5}"#,
-                "data.a.b >= data.c",
-                (10, 28),
-                vec![pair("data.a.b", "1"), pair("data.c", "2.5")],
-            ),
-            (
-                "size(data.l) == 2",
-                r#"{"l": [1, {"k": null}, true]}"#,
-                "size(data.l) == 2",
-                (1, 18),
-                vec![pair("size(data.l)", "3")],
-            ),
-            (
-                "data.s.startsWith('b')",
-                r#"{"s": "abc"}"#,
-                "data.s.startsWith('b')",
-                (1, 23),
-                vec![pair("data.s", "\"abc\"")],
-            ),
-            (
-                "data.s.matches('^b')",
-                r#"{"s": "abc"}"#,
-                "data.s.matches('^b')",
-                (1, 21),
-                vec![pair("data.s", "\"abc\"")],
-            ),
-            ("data.l[1] == 'x'", r#"{"l": [1, "y"]}"#, "data.l[1] == 'x'", (1, 17), vec![pair("data.l[1]", "\"y\"")]),
-            (
-                "event.type == 'OTHER'",
-                "{}",
-                "event.type == 'OTHER'",
-                (1, 22),
-                vec![pair("event.type", "\"CUSTOM_ORDER\"")],
-            ),
-            ("data.ready", r#"{"ready": false}"#, "data.ready", (1, 11), vec![pair("data.ready", "false")]),
-            (
-                "data.n == 1 ? data.a : data.b",
-                r#"{"n": 1, "a": false, "b": true}"#,
-                "data.a",
-                (15, 21),
-                vec![pair("data.a", "false")],
-            ),
-            ("!(data.n == 1)", r#"{"n": 1}"#, "!(data.n == 1)", (1, 15), vec![pair("data.n == 1", "true")]),
-        ] {
-            let found = one(source, data);
-            assert_eq!(
-                (found.expression.as_str(), found.columns, found.error),
-                (expression, columns, None),
-                "{source}"
-            );
-            assert_eq!(found.operands, operands, "{source}");
-        }
-    }
-
-    #[test]
-    fn both_sides_of_an_or_are_told_and_errors_with_their_text() {
-        let both = explained("data.n == 1 || data.n == 2", r#"{"n": 3}"#);
-        let told: Vec<_> = both.deciding.iter().map(|one| (one.expression.as_str(), one.columns)).collect();
-        assert_eq!(told, [("data.n == 1", (1, 12)), ("data.n == 2", (16, 27))]);
-        assert_eq!(both.matched, Ok(false));
-        let Deciding { expression, error, operands, .. } = one("data.n > 1 && data.absent == 1", r#"{"n": 3}"#);
-        assert_eq!((expression.as_str(), error.as_deref()), ("data.absent == 1", Some("no such key: absent")));
-        assert_eq!(operands, [("data.absent".to_owned(), "(no such key: absent)".to_owned())]);
-        // A side that is false decides whatever the other side is.
-        let Deciding { expression, error, .. } = one("data.absent == 1 && data.n == 1", r#"{"n": 3}"#);
-        assert_eq!((expression.as_str(), error), ("data.n == 1", None));
-        let Deciding { error, .. } = one("10 / data.n == 1", r#"{"n": 0}"#);
-        assert_eq!(error.as_deref(), Some("division by zero"));
-        assert_eq!(explained("data.n == 3", r#"{"n": 3}"#), Explanation { matched: Ok(true), deciding: Vec::new() });
-    }
-
-    #[test]
-    fn a_comprehension_is_told_with_what_it_goes_through_and_values_are_cut() {
-        let Deciding { expression, columns, operands, .. } = one("data.l.exists(x, x > 5)", r#"{"l": [1, 2]}"#);
-        assert_eq!((expression.as_str(), columns), ("data.l.exists(x, x > 5)", (1, 24)));
-        assert_eq!(operands, [("data.l".to_owned(), "[1,2]".to_owned())]);
-        let long: &'static str = Box::leak(format!(r#"{{"s": "{}"}}"#, "ä".repeat(5_000)).into_boxed_str());
-        let Deciding { operands, .. } = one("data.s == ''", long);
-        assert!(operands[0].1.len() < 220, "{}", operands[0].1.len());
-        let many = vec!["data.n == 1"; 60].join(" || ");
-        assert_eq!(explained(&many, r#"{"n": 3}"#).deciding.len(), DECIDING_MAX);
-    }
-}
+mod tests;

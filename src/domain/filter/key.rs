@@ -66,7 +66,7 @@ mod tests {
             data: Data::Text(data.into()),
             lineage: Lineage::root(id),
         };
-        Filter::parse_value(expression).expect("an expression").ordering_key(&FilterContext::new(&event))
+        Filter::stored(expression).ordering_key(&FilterContext::new(&event))
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Filters: a CEL expression over one event that decides whether a subscription fires or a watch delivers.
 //!
-//! Sits between the registry, which keeps compiled filters, and matching, which evaluates all filters of an event over one
+//! Sits between the registry, which keeps filters, and matching, which evaluates all filters of an event over one
 //! [`FilterContext`]. `compile` bounds and rewrites an expression when it is saved, `values` turns an event into CEL values, `cost`
 //! holds the functions that bound an evaluation. Nothing here may panic, overflow the stack or take long, whatever the expression
 //! and the payload; and no text that leaves here may repeat the payload.
@@ -13,6 +13,7 @@ mod compile;
 mod cost;
 mod explain;
 mod key;
+mod pattern;
 mod values;
 mod wanted;
 
@@ -22,9 +23,10 @@ use cel::common::types::CelBool;
 use cel::common::value::{CowVal, Val};
 use cel::context::VariableResolver;
 use cel::{Context, ExecutionError, Value};
-use cost::{Budget, Pattern};
+use cost::Budget;
 pub use explain::{Deciding, Explanation};
 pub use key::OrderingKey;
+use pattern::Pattern;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, OnceLock};
@@ -37,11 +39,21 @@ pub const NESTING_MAX: usize = 32;
 /// How many elements a list or map may have that `all`, `exists`, `exists_one`, `filter` or `map` goes through.
 pub const ELEMENTS_MAX: usize = 10_000;
 
-/// A compiled filter. Cheap to clone; the source is kept as written.
+/// A filter. Cheap to clone, and compiled once for all clones; the source is kept as written.
 #[derive(Clone)]
 pub struct Filter {
     source: Arc<str>,
-    program: Arc<Program>,
+    /// Empty until it is compiled; none where it cannot be.
+    program: Arc<OnceLock<Option<Program>>>,
+}
+
+/// Where an expression comes from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    /// From a caller: every bound holds.
+    Caller,
+    /// It was accepted before it was stored: what an earlier release accepted goes on to work.
+    Store,
 }
 
 /// What an expression is compiled to.
@@ -86,7 +98,7 @@ impl Filter {
     /// for what can never be true or false.
     pub fn parse(source: &str) -> Result<Self, FilterError> {
         let refusal = "is never true or false: a filter's value must be a boolean";
-        Self::parse_value(source)?.unless(|program| program.never_boolean, refusal)
+        Self::parse_unless(source, |program| program.never_boolean, refusal)
     }
 
     /// The same for an ordering key.
@@ -94,26 +106,42 @@ impl Filter {
     /// Errors: those of [`Filter::parse`], the last for what can never be a string, an integer or a boolean.
     pub fn parse_key(source: &str) -> Result<Self, FilterError> {
         let refusal = "is never a string, an integer or a boolean: an ordering key's value must be";
-        Self::parse_value(source)?.unless(|program| program.never_key, refusal)
+        Self::parse_unless(source, |program| program.never_key, refusal)
     }
 
-    /// The same for an expression that has been checked before, when it was saved.
-    ///
-    /// Errors: those of [`Filter::parse`] but the last.
-    pub fn parse_value(source: &str) -> Result<Self, FilterError> {
-        // The parser is a dependency and the text is a stranger's: a panic there is a refusal, not the end of the task.
-        let program = catch_unwind(|| compile::compile(source)).unwrap_or_else(|_| {
-            Err(FilterError { column: 1, message: "the expression cannot be compiled".to_owned() })
-        })?;
-        Ok(Self { source: source.into(), program: Arc::new(program) })
-    }
-
-    /// Itself, unless its value can never be what is wanted of it, and where that shows.
-    fn unless(self, never: impl FnOnce(&Program) -> Option<usize>, refusal: &str) -> Result<Self, FilterError> {
-        match never(&self.program) {
-            None => Ok(self),
+    fn parse_unless(source: &str, never: fn(&Program) -> Option<usize>, refusal: &str) -> Result<Self, FilterError> {
+        let program = compile(source, Origin::Caller)?;
+        match never(&program) {
+            None => Ok(Self { source: source.into(), program: Arc::new(OnceLock::from(Some(program))) }),
             Some(column) => Err(FilterError { column, message: refusal.to_owned() }),
         }
+    }
+
+    /// A filter or key that was parsed before it was stored. It is compiled when it is first evaluated: most of what is read back never
+    /// is, and whoever evaluates takes turns with others, while whoever reads does not.
+    pub fn stored(source: &str) -> Self {
+        Self { source: source.into(), program: Arc::default() }
+    }
+
+    /// Whether it need not be compiled any more.
+    pub fn is_compiled(&self) -> bool {
+        self.program.get().is_some()
+    }
+
+    /// Whether both are one, compiled once.
+    #[cfg(test)]
+    pub fn is_clone_of(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.program, &other.program)
+    }
+
+    /// Compiles it, unless that was done before.
+    pub fn compile(&self) {
+        self.program();
+    }
+
+    /// None where it cannot be compiled: it was stored by another release.
+    fn program(&self) -> Option<&Program> {
+        self.program.get_or_init(|| compile(&self.source, Origin::Store).ok()).as_ref()
     }
 
     /// The expression as written.
@@ -123,7 +151,7 @@ impl Filter {
 
     /// True where the expression reads the payload.
     pub fn references_data(&self) -> bool {
-        self.program.references_data
+        self.program().is_some_and(|program| program.references_data)
     }
 
     /// Evaluates it over one event.
@@ -144,10 +172,12 @@ impl Filter {
         take: impl FnOnce(&CowVal<'_, '_>) -> Result<T, EvaluationError>,
     ) -> Result<T, EvaluationError> {
         let evaluation = || {
-            let scope = Scope { program: &self.program, context, budget: Budget::new() };
+            let program =
+                self.program().ok_or_else(|| EvaluationError("the expression cannot be compiled".to_owned()))?;
+            let scope = Scope { program, context, budget: Budget::new() };
             let mut variables = Context::with_env(Arc::clone(compile::environment()));
             variables.set_variable_resolver(&scope);
-            let value = Value::resolve_val(&self.program.expression, &variables);
+            let value = Value::resolve_val(&program.expression, &variables);
             if scope.budget.is_exhausted() {
                 return Err(EvaluationError("the evaluation costs too much over this event".to_owned()));
             }
@@ -176,7 +206,10 @@ impl Filter {
             ExecutionError::UnsupportedIndex(..) | ExecutionError::UnsupportedKeyType(_) => {
                 "the value cannot be used as a key or index".to_owned()
             }
-            ExecutionError::FunctionError { function, .. } => format!("function {function} failed"),
+            // The names of those that `compile` writes into an expression begin with @.
+            ExecutionError::FunctionError { function, .. } if !function.starts_with('@') => {
+                format!("function {function} failed")
+            }
             ExecutionError::DivisionByZero(_) => "division by zero".to_owned(),
             ExecutionError::RemainderByZero(_) => "remainder by zero".to_owned(),
             ExecutionError::Overflow(operator, ..) => format!("overflow in operator {operator}"),
@@ -210,6 +243,12 @@ impl<'e> FilterContext<'e> {
     pub fn reading(&self) -> Duration {
         self.data.get().map_or(Duration::ZERO, |(_, took)| *took)
     }
+}
+
+fn compile(source: &str, origin: Origin) -> Result<Program, FilterError> {
+    // The parser is a dependency and the text is a stranger's: a panic there is a refusal, not the end of the task.
+    catch_unwind(|| compile::compile(source, origin))
+        .unwrap_or_else(|_| Err(FilterError { column: 1, message: "the expression cannot be compiled".to_owned() }))
 }
 
 /// The variables of one evaluation: the event's, and what `compile` wrote into the expression.

@@ -271,6 +271,14 @@ fn hostile_expressions_are_answered_fast_and_without_using_up_the_stack() {
     hostile.push(format!("data.a.matches('{}')", "(a?)".repeat(40)));
     let pattern = "data.a.matches('\\\\w{30}') || ";
     hostile.push(format!("{}true", pattern.repeat(20)));
+    for pattern in [
+        "[\\\\pL\\\\pN]a1b1c1",
+        "(?i)[\\\\p{any}\\\\p{any}\\\\p{any}&&a]",
+        "(?:\\\\PL\\\\PL\\\\PL\\\\PL){0}",
+        "^(\\\\w)(\\\\w)$",
+    ] {
+        hostile.push(format!("{}true", format!("data.a.matches('{pattern}') || ").repeat(16)));
+    }
     for expression in hostile {
         let begin = Instant::now();
         let result = Filter::parse(&expression);
@@ -374,6 +382,29 @@ fn a_context_parses_the_payload_only_for_filters_that_read_it() {
 }
 
 #[test]
+fn what_is_read_back_is_compiled_once_when_it_is_first_evaluated() {
+    let event = event(r#"{"a": "x"}"#);
+    let stored = Filter::stored("data.a.matches('^x')");
+    let clone = stored.clone();
+    assert!(!stored.is_compiled());
+    assert_eq!(stored.matches(&FilterContext::new(&event)), Ok(true));
+    assert!(clone.is_compiled() && Filter::parse("data.a == 1").expect("a filter").is_compiled());
+    let broken = Filter::stored("data.a ==");
+    let refused = broken.matches(&FilterContext::new(&event)).expect_err("it is none");
+    assert_eq!(refused.0, "the expression cannot be compiled");
+}
+
+#[test]
+fn patterns_that_are_too_large_together_are_refused_by_their_column_and_go_on_to_work_where_they_are_stored() {
+    let many = vec!["data.a.matches('[\\\\pL\\\\pN]a1b1c1')"; 16].join(" || ");
+    let refused = Filter::parse(&many).expect_err("too large");
+    assert!(refused.message.contains("too large together"), "{refused}");
+    assert_eq!(refused.column, 1 + many.match_indices('\'').nth(4).expect("the third pattern").0);
+    let event = event(r#"{"a": "\u00e4a1b1c1"}"#);
+    assert_eq!(Filter::stored(&many).matches(&FilterContext::new(&event)), Ok(true));
+}
+
+#[test]
 fn filters_and_contexts_can_be_shared() {
     fn shared<T: Send + Sync>() {}
     shared::<Filter>();
@@ -432,7 +463,8 @@ fn what_can_never_be_true_or_false_is_refused_with_its_column() {
         let error = Filter::parse(source).expect_err(source);
         assert!(error.message.contains("never true or false"), "{source}: {error}");
         assert_eq!(error.column, column, "{source}");
-        Filter::parse_value(source).unwrap_or_else(|error| panic!("saved by an earlier release: {source}: {error}"));
+        let saved_by_an_earlier_release = Filter::stored(source).matches(&FilterContext::new(&event("{}")));
+        assert_ne!(saved_by_an_earlier_release, Err(EvaluationError("the expression cannot be compiled".to_owned())));
     }
     let fine = [
         "true",

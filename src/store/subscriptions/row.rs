@@ -94,7 +94,7 @@ impl SubscriptionRow {
             mode: mode_from_code(self.webhook_mode?)?,
             headers,
         });
-        let filter = if self.filter.is_empty() { None } else { Some(Filter::parse(&self.filter).ok()?) };
+        let filter = if self.filter.is_empty() { None } else { Some(Filter::stored(&self.filter)) };
         let milliseconds = |ms: i64| u64::try_from(ms).ok().map(Duration::from_millis);
         let policy = DeliveryPolicy::new(
             self.max_attempts,
@@ -122,7 +122,7 @@ impl SubscriptionRow {
         }
         let ordering = match self.ordering_key {
             Some(key) => Some(KeyOrdering {
-                key: Filter::parse_value(&key).ok()?,
+                key: Filter::stored(&key),
                 on_dead_letter: on_dead_letter_from_code(self.ordering_on_dead_letter?)?,
             }),
             None => None,

@@ -1,9 +1,10 @@
 //! The state machine of a watch over a log in memory, on a paused clock.
 
 use super::*;
+use crate::domain::filter::Filter;
 use crate::domain::memory::Memory;
 use crate::feed::Batch;
-use crate::proto::public::WatchResponse;
+use crate::proto::public::{WatchFilter, WatchResponse};
 use crate::watch::Config;
 use crate::watch::codec::Delivery;
 use crate::watch::tests::{Bench, entry, filters};
@@ -392,6 +393,29 @@ async fn g8_a_resumed_watch_changes_its_filters_where_the_earlier_one_did() {
         assert_eq!(positions(&events(&bench, &mut stream, 10).await), (101..=120).step_by(2).collect::<Vec<_>>());
         assert!(bench.recorded().is_empty(), "what was recorded once is not recorded again");
     }
+}
+
+#[tokio::test]
+async fn g9_a_change_of_filters_is_compiled_before_it_takes_effect_and_only_where_it_is_new() {
+    let named = |expressions: &[&str]| {
+        let filters = expressions.iter().zip(["a", "b"]);
+        let filters = filters.map(|(filter, name)| (name.to_owned(), (*filter).to_owned()));
+        let filters = filters.map(|(name, filter)| WatchFilter { name, filter, ..WatchFilter::default() });
+        FilterSet::parse("filters", filters.collect()).expect("good filters")
+    };
+    let stored = |expressions: &[&str]| FilterSet::decode(&named(expressions).encode()).expect("readable");
+    let bench = Bench::start(small(), 0);
+    let kept = "event.source != 'a'";
+    let changes = vec![(0, stored(&[kept, "event.source != 'b'"]))];
+    let mut stream = bench.watch_with(0, named(&[kept]), OnExpired::Fail, changes);
+    let first = stream.group.filters.filters().next().expect("one").clone();
+    next(&mut stream).await;
+    until_changed(&bench, &mut stream).await;
+    bench.change(&stream, 3, stored(&[kept, "event.source != 'c'"]));
+    until_changed(&bench, &mut stream).await;
+    let filters: Vec<Filter> = stream.group.filters.filters().cloned().collect();
+    assert!(filters.len() == 2 && filters.iter().all(Filter::is_compiled), "nothing is left for the first event");
+    assert!(filters[0].is_clone_of(&first), "what stays is not compiled again");
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,6 +1,8 @@
 //! Delivery policies between proto and domain, as a whole and field by field for update masks. Pure.
 
-use super::{SubscriptionError, parse_key};
+use super::SubscriptionError;
+use super::expressions::stored_key;
+use crate::domain::filter::Filter;
 use crate::domain::retry::{CircuitBreaker, DeliveryPolicy, KeyOrdering, OnDeadLetter, PolicyError, RateLimit};
 use crate::domain::subscription::{Circuit, CircuitState, Subscription};
 use crate::proto::public as proto;
@@ -30,10 +32,14 @@ pub(super) enum PolicyPart {
     OnDeadLetter,
 }
 
+/// Makes an ordering key of a field's expression; none where it is empty.
+type ParseKey = fn(&str, &str) -> Result<Option<Filter>, SubscriptionError>;
+
 /// Checks a policy; none is the default one, and what it leaves out is its default.
 pub(super) fn parse_policy(
     field: &str,
     policy: Option<&proto::DeliveryPolicy>,
+    key: ParseKey,
 ) -> Result<DeliveryPolicy, SubscriptionError> {
     let Some(policy) = policy else { return Ok(DeliveryPolicy::default()) };
     let default = DeliveryPolicy::default();
@@ -57,7 +63,7 @@ pub(super) fn parse_policy(
             .map_err(|error| out_of_bounds(field, error))
     });
     let auto_disable_after = duration("auto_disable_after", &policy.auto_disable_after)?;
-    let ordering = policy.ordering.as_ref().map(|ordering| parse_ordering(&format!("{field}.ordering"), ordering));
+    let ordering = policy.ordering.as_ref().map(|ordering| parse_ordering(&format!("{field}.ordering"), ordering, key));
     let (rate_limit, circuit_breaker) = (rate_limit.transpose()?, circuit_breaker.transpose()?);
     let ordering = ordering.transpose()?;
     let policy = DeliveryPolicy::new(max_attempts, initial_backoff, max_backoff, timeout, max_in_flight)
@@ -80,7 +86,8 @@ pub(super) fn update_policy(
     if subscription.pre_policy.is_some() && changed.ordering.is_some() && changed.ordering != stored.ordering {
         return Err(FieldError::new(format!("{field}.ordering"), UNORDERED).into());
     }
-    subscription.policy = parse_policy(field, Some(changed))?;
+    // Others wait while this is applied, and a new key was parsed with the patch.
+    subscription.policy = parse_policy(field, Some(changed), stored_key)?;
     Ok(())
 }
 
@@ -120,6 +127,11 @@ impl PolicyPart {
         })
     }
 
+    /// True where it holds the ordering key.
+    pub fn has_key(self) -> bool {
+        matches!(self, Self::Ordering | Self::OrderingKey)
+    }
+
     /// True where the request sets it.
     pub fn is_set(self, policy: &proto::DeliveryPolicy) -> bool {
         let mut only = proto::DeliveryPolicy::default();
@@ -157,8 +169,12 @@ fn out_of_bounds(field: &str, error: PolicyError) -> FieldError {
     FieldError::new(format!("{field}.{}", error.field()), error.to_string())
 }
 
-fn parse_ordering(field: &str, ordering: &proto::OrderingPolicy) -> Result<KeyOrdering, SubscriptionError> {
-    let key = parse_key(&format!("{field}.key"), &ordering.key)?;
+fn parse_ordering(
+    field: &str,
+    ordering: &proto::OrderingPolicy,
+    key: ParseKey,
+) -> Result<KeyOrdering, SubscriptionError> {
+    let key = key(&format!("{field}.key"), &ordering.key)?;
     let key = key.ok_or_else(|| FieldError::new(format!("{field}.key"), "is required"))?;
     let on_dead_letter = match proto::OnDeadLetter::try_from(ordering.on_dead_letter) {
         Ok(proto::OnDeadLetter::Unspecified | proto::OnDeadLetter::Skip) => OnDeadLetter::Skip,

@@ -396,7 +396,7 @@ fn what_is_shown_can_be_sent_back() {
 
 #[test]
 fn no_order_is_given_to_a_listener_of_pre_events_and_one_that_is_there_is_in_nobodys_way() {
-    let present = parse_policy("delivery_policy", Some(&ordered("data.a", 2))).expect("valid");
+    let present = parse_policy("delivery_policy", Some(&ordered("data.a", 2)), parse_key).expect("valid");
     let listener = Subscription { policy: present, pre_policy: Some(PrePolicy::default()), ..stored() };
     let patched = |policy: proto::DeliveryPolicy, path: &str| {
         let sent = proto::Subscription { delivery_policy: Some(policy), ..to_proto(&listener) };
@@ -452,7 +452,7 @@ fn whatever_a_mask_names_its_change_is_told() {
         ordering: ordered(key, on_dead_letter).ordering,
         ..Default::default()
     };
-    let present = parse_policy("delivery_policy", Some(&policy(1, 1, "data.a", 1))).expect("valid");
+    let present = parse_policy("delivery_policy", Some(&policy(1, 1, "data.a", 1)), parse_key).expect("valid");
     let before = Subscription { policy: present, ..stored() };
     let mut target = with_headers(&[("x-a", "1")]);
     if let Some(proto::target::Kind::Webhook(webhook)) = &mut target.kind {

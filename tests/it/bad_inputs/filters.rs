@@ -44,6 +44,8 @@ async fn f1_filters_that_cannot_be_run_are_refused_with_their_column() {
         "data.a.matches('(?=a)')".to_owned(),
         format!("{}'a'{}", "(".repeat(200), " + 'a')".repeat(200)),
         doubling,
+        vec!["event.source.matches('[\\\\pL\\\\pN]a1b1c1')"; 16].join(" || "),
+        format!("data.a.matches('(?i)[{}&&a]')", "\\\\p{any}".repeat(25)),
     ];
     for filter in &filters {
         let given = |status: &Status| {
