@@ -5,6 +5,7 @@
 pub mod access;
 pub mod announcement;
 pub mod bucket;
+mod case_folding;
 pub mod catalogue;
 pub mod cursor;
 pub mod event;

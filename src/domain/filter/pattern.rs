@@ -6,28 +6,26 @@
 
 use super::Origin;
 use super::cost::OPAQUE;
+use crate::domain::case_folding::large_folded;
 use cel::common::types::Type;
 use cel::common::value::{StaticVal, Val};
 use regex_automata::meta::{Config, Regex};
 use regex_automata::nfa::thompson::WhichCaptures;
-use regex_syntax::ast::{self, Ast, ClassPerlKind, ClassSetBinaryOp, ClassSetItem, Flag, Flags};
+use regex_syntax::ast;
 use regex_syntax::hir::Hir;
 use regex_syntax::hir::translate::Translator;
 use std::any::Any;
-use std::convert::Infallible;
 
 /// How large the states of one pattern may be, in bytes.
 const STATES_BYTES_MAX: usize = 64 * 1024;
 /// How large all patterns of an expression may be when compiled, in bytes.
-pub(super) const COMPILED_BYTES_MAX: usize = 128 * 1024;
+pub(super) const COMPILED_BYTES_MAX: usize = 256 * 1024;
 /// How much memory one that is used may spend on states that it has seen, in bytes.
 const SEEN_BYTES_MAX: usize = 64 * 1024;
 /// How deep a pattern may be nested.
 const NESTING_MAX: u32 = 32;
 /// How many large classes the patterns of an expression may have that ignore case: other cases are looked up for one character after the other.
 const FOLDED_MAX: usize = 4;
-/// A range of more characters is a large class.
-const RANGE_LARGE: u32 = 1_000;
 
 /// A compiled pattern.
 #[derive(Debug, Clone)]
@@ -96,60 +94,12 @@ fn not_regular() -> String {
 fn parse(pattern: &str, folded_max: usize, origin: Origin) -> Result<(Hir, usize), String> {
     let parsed = ast::parse::ParserBuilder::new().nest_limit(NESTING_MAX).build().parse(pattern);
     let parsed = parsed.map_err(|_| not_regular())?;
-    let Ok(folded) = ast::visit(&parsed, Folded::default());
+    let folded = large_folded(&parsed);
     if folded > folded_max && origin == Origin::Caller {
         return Err(format!("the patterns have more than {FOLDED_MAX} large classes that ignore case"));
     }
     let expression = Translator::new().translate(pattern, &parsed).map_err(|_| not_regular())?;
     Ok((expression, folded.min(folded_max)))
-}
-
-/// Counts the large classes of a pattern that ignores case somewhere, and whatever else classes are made of that must be folded by itself.
-#[derive(Default)]
-struct Folded {
-    ignores_case: bool,
-    classes: usize,
-}
-
-impl Folded {
-    fn flags(&mut self, flags: &Flags) {
-        self.ignores_case |= flags.flag_state(Flag::CaseInsensitive) == Some(true);
-    }
-}
-
-impl ast::Visitor for Folded {
-    type Output = usize;
-    type Err = Infallible;
-
-    fn finish(self) -> Result<usize, Infallible> {
-        Ok(if self.ignores_case { self.classes } else { 0 })
-    }
-
-    fn visit_pre(&mut self, node: &Ast) -> Result<(), Infallible> {
-        match node {
-            Ast::Flags(set) => self.flags(&set.flags),
-            Ast::Group(group) => group.flags().into_iter().for_each(|flags| self.flags(flags)),
-            Ast::ClassUnicode(_) => self.classes += 1,
-            _ => {}
-        }
-        Ok(())
-    }
-
-    fn visit_class_set_item_pre(&mut self, item: &ClassSetItem) -> Result<(), Infallible> {
-        let is_large = match item {
-            ClassSetItem::Unicode(_) | ClassSetItem::Bracketed(_) => true,
-            ClassSetItem::Perl(class) => class.negated || class.kind == ClassPerlKind::Word,
-            ClassSetItem::Range(range) => u32::from(range.end.c) - u32::from(range.start.c) > RANGE_LARGE,
-            _ => false,
-        };
-        self.classes += usize::from(is_large);
-        Ok(())
-    }
-
-    fn visit_class_set_binary_op_pre(&mut self, _: &ClassSetBinaryOp) -> Result<(), Infallible> {
-        self.classes += 1;
-        Ok(())
-    }
 }
 
 impl Val for Pattern {
@@ -195,7 +145,7 @@ mod tests {
             let (grouped, plain) = (bytes(&[grouped]).expect("small"), bytes(&[plain]).expect("small"));
             assert!(grouped <= plain * 2, "{grouped} and {plain}");
         }
-        for large in [&["[\\pL\\pN]a1b1c1"; 16][..], &[r"\w"; 3], &[r"(\w{100}){100}"], &["[a-z]{5000}"]] {
+        for large in [&["[\\pL\\pN]a1b1c1"; 16][..], &[r"\w"; 9], &[r"(\w{100}){100}"], &["[a-z]{5000}"]] {
             let error = bytes(large).expect_err("too large");
             assert!(error.contains("too large"), "{error}");
         }

@@ -26,7 +26,7 @@ const SHORT_LIST_MAX: usize = 16;
 const REFERENCE_UNITS: usize = 4;
 
 /// Elements or members of a payload that cost as much as one application.
-const ELEMENTS_PER_UNIT: u64 = 8;
+pub(super) const ELEMENTS_PER_UNIT: u64 = 8;
 
 /// Keywords by which one subschema leads to others that judge the same value, and goes on where one of them says no, or that lead on to
 /// such a one.

@@ -15,7 +15,7 @@ use super::json::{check_json, to_json_error};
 use cost::{Metering, Stopped, UNITS_BRIEF, UNITS_MAX};
 use jsonschema::error::ValidationErrorKind;
 use jsonschema::{Draft, ValidationError, Validator};
-use patterns::{Pattern, Weight};
+use patterns::{Expressions, Pattern};
 use references::Document;
 use serde_json::{Map, Value};
 use std::collections::{HashMap, HashSet};
@@ -99,7 +99,8 @@ impl Schema {
             document.check_progress()?;
         }
         let name_states = bounds.name_states;
-        let memory_bytes = document.len() * COMPILED_BYTES_PER_BYTE + usize::try_from(bounds.weight.bytes).unwrap_or(0);
+        let memory_bytes =
+            document.len() * COMPILED_BYTES_PER_BYTE + bounds.places_bytes + bounds.expressions.memory_bytes();
         meter(&mut value, &Metering { lone_references: draft == Draft::Draft7, name_states });
         // The compiler is a dependency and the document is a stranger's: a panic there is a refusal, not the end of the task.
         let no_pattern_at = Arc::new(OnceLock::new());
@@ -287,7 +288,7 @@ struct Bounds {
     pattern_bytes: usize,
     /// Of the expressions of `patternProperties`.
     name_states: u64,
-    weight: Weight,
+    expressions: Expressions,
     places_bytes: usize,
     ids: HashSet<String>,
 }
@@ -350,7 +351,7 @@ impl Bounds {
                     for (name, schema) in named {
                         path.push(name.clone());
                         if keyword == "patternProperties" {
-                            self.name_states = self.name_states.saturating_add(self.pattern(name, path)?);
+                            self.name_states = self.name_states.saturating_add(self.pattern(name, true, path)?);
                         }
                         self.walk(schema, path)?;
                         path.pop();
@@ -375,27 +376,19 @@ impl Bounds {
             ("anyOf" | "oneOf" | "allOf", Value::Array(schemas)) if schemas.len() > ALTERNATIVES_MAX => {
                 Err(refuse(&pointer(path), format!("has more than {ALTERNATIVES_MAX} alternatives")))
             }
-            ("pattern", Value::String(pattern)) => self.pattern(pattern, path).map(drop),
+            ("pattern", Value::String(pattern)) => self.pattern(pattern, false, path).map(drop),
             _ => Ok(()),
         }
     }
 
     /// Counts an expression; how many states it has.
-    fn pattern(&mut self, pattern: &str, path: &[String]) -> Result<u64, SchemaError> {
+    fn pattern(&mut self, pattern: &str, is_name: bool, path: &[String]) -> Result<u64, SchemaError> {
         self.pattern_bytes += pattern.len();
         if self.pattern_bytes > PATTERN_BYTES_MAX {
             let message = format!("the document's patterns are longer than {PATTERN_BYTES_MAX} bytes together");
             return Err(refuse(&pointer(path), message));
         }
-        let states = patterns::states(pattern);
-        self.weight.add(pattern, states);
-        if self.weight.bytes > COMPILED_PATTERNS_BYTES_MAX {
-            let message = format!(
-                "the document's patterns take more than {COMPILED_PATTERNS_BYTES_MAX} bytes together, compiled"
-            );
-            return Err(refuse(&pointer(path), message));
-        }
-        Ok(states)
+        self.expressions.add(pattern, is_name).map_err(|message| refuse(&pointer(path), message))
     }
 
     /// True for an absolute reference to what is neither in the document nor one of the drafts' own schemas. The compiler refuses

@@ -4,20 +4,33 @@
 //! keywords ask it which names it knows: what it costs is charged where a check begins, and by each subschema that leads to others in such a
 //! way that they may be asked once more (see [`super::cost`]).
 
-use super::cost::charge;
+use super::COMPILED_PATTERNS_BYTES_MAX;
+use super::cost::{ELEMENTS_PER_UNIT, charge};
+use crate::domain::case_folding::large_folded;
 use jsonschema::{Keyword, PatternOptions, ValidationError};
 use jsonschema_regex::to_rust_regex;
-use regex::{Regex, RegexBuilder};
+use regex_automata::meta::{Config, Regex};
+use regex_automata::nfa::thompson::WhichCaptures;
+use regex_syntax::ast::parse::Parser;
+use regex_syntax::hir::translate::Translator;
 use regex_syntax::hir::{Class, ClassBytes, ClassUnicode, Hir, HirKind};
 use regex_syntax::utf8::Utf8Sequences;
 use serde_json::Value;
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::sync::Arc;
 
 /// The keyword.
 pub(super) const KEYWORD: &str = "pattern";
-/// How large one compiled expression may be, in bytes.
+/// How large the states of one expression may be, in bytes.
 const COMPILED_BYTES_MAX: usize = 256 * 1024;
+/// How much memory one that is used may spend on states that it has seen, in bytes, for each direction that it goes through a text.
+const SEEN_BYTES_MAX: usize = 16 * 1024;
+/// How large the table of one for the names of `patternProperties` may be that tells what its groups have matched, in bytes.
+const GROUPS_BYTES_MAX: u64 = 1024 * 1024;
+/// What such a table takes for each state, in bytes.
+const GROUPS_BYTES_PER_STATE: u64 = 2 * 1024;
+/// How many large classes the expressions of a document may have that ignore case.
+const FOLDED_MAX: usize = 16;
 /// How many bytes of a text, for each state of the expression, cost one unit.
 const BYTES_PER_UNIT: u64 = 256;
 /// As many bytes cost as much as what each match does besides.
@@ -29,61 +42,107 @@ const STATES_BESIDES: u64 = 128;
 
 /// The bounds of every expression.
 pub(super) fn options() -> PatternOptions<jsonschema::Regex> {
-    PatternOptions::regex().size_limit(COMPILED_BYTES_MAX).dfa_size_limit(COMPILED_BYTES_MAX)
+    PatternOptions::regex().size_limit(COMPILED_BYTES_MAX).dfa_size_limit(SEEN_BYTES_MAX)
 }
 
 /// Charges for matching the names of all objects within a value against expressions of so many states together.
 pub(super) fn charge_for_names(value: &Value, states: u64) {
     if states > 0 {
-        let bytes = name_bytes(value);
-        charge(bytes / BYTES_PER_UNIT + bytes.saturating_mul(states) / BYTES_PER_UNIT);
+        let (values, bytes) = names(value);
+        charge(values / ELEMENTS_PER_UNIT + bytes.saturating_mul(states) / BYTES_PER_UNIT);
     }
 }
 
-/// How many states the expression has, or somewhat more. One that the validator does not know has none: it is refused.
-pub(super) fn states(pattern: &str) -> u64 {
-    let rust = to_rust_regex(pattern).ok();
-    rust.and_then(|rust| regex_syntax::parse(&rust).ok()).map_or(0, |parsed| 1 + states_of(&parsed))
-}
-
-/// Bytes that the compiled expressions of a document take in memory, each once.
+/// What the expressions of a document are, each once.
 #[derive(Default)]
-pub(super) struct Weight {
-    known: HashSet<String>,
+pub(super) struct Expressions {
+    /// Their states.
+    known: HashMap<(String, bool), u64>,
+    folded: usize,
+    /// How large they are when they are compiled, in bytes.
     pub bytes: u64,
 }
 
-impl Weight {
-    /// Adds an expression of so many states.
-    pub fn add(&mut self, pattern: &str, states: u64) {
-        if self.known.insert(pattern.to_owned()) {
-            self.bytes =
-                self.bytes.saturating_add(states.saturating_add(STATES_BESIDES).saturating_mul(BYTES_PER_STATE));
+impl Expressions {
+    /// Adds an expression, and answers how many states it has, or somewhat more; `is_name` is true of one of `patternProperties`. One that the
+    /// validator does not know has none: it is refused when it is compiled. The message says why one is refused here.
+    pub fn add(&mut self, pattern: &str, is_name: bool) -> Result<u64, String> {
+        let key = (pattern.to_owned(), is_name);
+        if let Some(states) = self.known.get(&key) {
+            return Ok(*states);
         }
+        let Some(expression) = Expression::read(pattern, FOLDED_MAX - self.folded) else { return Ok(0) };
+        let Expression { parsed, states, folded } = expression;
+        let Some(parsed) = parsed else {
+            return Err(format!("the document's patterns have more than {FOLDED_MAX} large classes that ignore case"));
+        };
+        self.folded += folded;
+        self.known.insert(key, states);
+        let has_groups = is_name && parsed.properties().explicit_captures_len() > 0;
+        let groups = if has_groups { states.saturating_mul(GROUPS_BYTES_PER_STATE).min(GROUPS_BYTES_MAX) } else { 0 };
+        let compiled = states.saturating_add(STATES_BESIDES).saturating_mul(BYTES_PER_STATE);
+        self.bytes = self.bytes.saturating_add(compiled).saturating_add(groups);
+        if self.bytes > COMPILED_PATTERNS_BYTES_MAX {
+            return Err(format!(
+                "the document's patterns take more than {COMPILED_PATTERNS_BYTES_MAX} bytes together, compiled"
+            ));
+        }
+        Ok(states)
+    }
+
+    /// About what they take in memory once they are used.
+    pub fn memory_bytes(&self) -> usize {
+        usize::try_from(self.bytes).unwrap_or(usize::MAX).saturating_add(self.known.len() * 2 * SEEN_BYTES_MAX)
     }
 }
 
-/// A compiled expression.
+/// An expression as it is read.
+struct Expression {
+    /// None where too many large classes of it ignore case.
+    parsed: Option<Hir>,
+    states: u64,
+    folded: usize,
+}
+
+impl Expression {
+    /// None for what is no expression that the validator knows.
+    fn read(source: &str, folded_max: usize) -> Option<Self> {
+        let rust = to_rust_regex(source).ok()?;
+        let parsed = Parser::new().parse(&rust).ok()?;
+        let folded = large_folded(&parsed);
+        if folded > folded_max {
+            return Some(Self { parsed: None, states: 0, folded });
+        }
+        let parsed = Translator::new().translate(&rust, &parsed).ok()?;
+        let states = 1 + states_of(&parsed);
+        Some(Self { parsed: Some(parsed), states, folded })
+    }
+}
+
+/// A compiled expression, shared wherever it stands in the document.
 #[derive(Clone)]
-pub(super) struct Pattern {
+pub(super) struct Pattern(Arc<Compiled>);
+
+struct Compiled {
     regex: Regex,
-    source: Arc<str>,
+    source: String,
     states: u64,
 }
 
 impl Pattern {
     /// Compiles an expression, as the validator would. None for what is none or is too large.
     pub(super) fn compile(source: &str) -> Option<Self> {
-        let rust = to_rust_regex(source).ok()?;
-        let mut builder = RegexBuilder::new(&rust);
-        let regex = builder.size_limit(COMPILED_BYTES_MAX).dfa_size_limit(COMPILED_BYTES_MAX).build().ok()?;
-        Some(Self { regex, source: source.into(), states: states(source) })
+        let Expression { parsed, states, .. } = Expression::read(source, FOLDED_MAX)?;
+        let config = Config::new().nfa_size_limit(Some(COMPILED_BYTES_MAX)).hybrid_cache_capacity(SEEN_BYTES_MAX);
+        let config = config.which_captures(WhichCaptures::Implicit).onepass(false);
+        let regex = Regex::builder().configure(config).build_from_hir(&parsed?).ok()?;
+        Some(Self(Arc::new(Compiled { regex, source: source.to_owned(), states })))
     }
 
     /// True where a text matches.
     pub(super) fn matches(&self, text: &str) -> bool {
-        charge((text.len() as u64 + MATCH_BYTES).saturating_mul(self.states) / BYTES_PER_UNIT);
-        self.regex.is_match(text)
+        charge((text.len() as u64 + MATCH_BYTES).saturating_mul(self.0.states) / BYTES_PER_UNIT);
+        self.0.regex.is_match(text)
     }
 }
 
@@ -92,7 +151,7 @@ impl<'i> Keyword<'i> for Pattern {
         if self.is_valid(instance) {
             return Ok(());
         }
-        Err(ValidationError::custom(format!("the value does not match {:?}", self.source)))
+        Err(ValidationError::custom(format!("the value does not match {:?}", self.0.source)))
     }
 
     fn is_valid(&self, instance: &'i Value) -> bool {
@@ -100,13 +159,18 @@ impl<'i> Keyword<'i> for Pattern {
     }
 }
 
-fn name_bytes(value: &Value) -> u64 {
+/// How many values there are, and how long the names of all members are, with what each match costs besides.
+fn names(value: &Value) -> (u64, u64) {
+    let add = |(values, bytes): (u64, u64), (name, value): (u64, &Value)| {
+        let below = names(value);
+        (values + below.0, bytes + name + below.1)
+    };
     match value {
         Value::Object(members) => {
-            members.iter().map(|(name, member)| name.len() as u64 + MATCH_BYTES + name_bytes(member)).sum()
+            members.iter().map(|(name, member)| (name.len() as u64 + MATCH_BYTES, member)).fold((1, 0), add)
         }
-        Value::Array(elements) => elements.iter().map(name_bytes).sum(),
-        _ => 0,
+        Value::Array(elements) => elements.iter().map(|element| (0, element)).fold((1, 0), add),
+        _ => (1, 0),
     }
 }
 
@@ -184,6 +248,26 @@ mod tests {
     }
 
     #[test]
+    fn looking_for_names_again_and_again_where_there_are_none_costs_too_much() {
+        let asked = vec![r#"{"not": {"type": "string"}}"#; 900].join(",");
+        let schema =
+            schema(&format!(r#"{{"patternProperties": {{"^x-": {{"type": "string"}}}}, "allOf": [{asked}]}}"#));
+        let data = format!("[{}]", vec!["0"; 500_000].join(","));
+        let begin = Instant::now();
+        assert!(schema.validate_briefly(data.as_bytes()).is_none(), "others do not wait for it");
+        let found = schema.validate(data.as_bytes()).expect_err("each of them looks through all of it");
+        assert!(found[0].message.contains("costs too much"), "{found:?}");
+        assert!(begin.elapsed() < CHECK_MAX, "{:?}", begin.elapsed());
+    }
+
+    #[test]
+    fn large_classes_that_ignore_case_are_few() {
+        let document = |count: usize| format!(r#"{{"pattern": "(?i){}"}}"#, r"\\p{L}".repeat(count));
+        let error = Schema::parse(&document(100)).expect_err("each is looked up character by character");
+        assert!(error.message.contains("ignore case"), "{error}");
+    }
+
+    #[test]
     fn ordinary_patterns_over_long_texts_cost_little() {
         let text = "a word, and another one.\\n".repeat(30_000);
         for pattern in ["^[a-z]", r"\\S", r"^[\\w\\s,.]+$", "^.{1,}$|\\n", "^[^<>]*$"] {
@@ -211,7 +295,11 @@ mod tests {
         // One that is there often is compiled once.
         let often = schema(&document(300, &|_| large(0)));
         assert!(often.memory_bytes() < few.memory_bytes(), "{}", often.memory_bytes());
-        assert!(schema(&document(300, &|n| format!("^[a-z]+-{n}$"))).memory_bytes() < 6 << 20);
+        assert!(schema(&document(300, &|n| format!("^[a-z]+-{n}$"))).memory_bytes() < 20 << 20);
+        let groups = |n: usize| format!(r#"{{"patternProperties": {{"^{}{n}$": true}}}}"#, "(a|b)".repeat(400));
+        let plain = format!(r#"{{"patternProperties": {{"^{}$": true}}}}"#, "[ab]".repeat(400));
+        assert!(schema(&groups(0)).memory_bytes() > 1 << 20, "tables of groups are weighed");
+        assert!(schema(&plain).memory_bytes() < 1 << 20);
     }
 
     #[test]

@@ -7,7 +7,7 @@
 use super::{DATA_KEYWORDS, MAP_KEYWORDS, SchemaError, pointer, refuse};
 use jsonschema::{Draft, Registry, Uri, uri};
 use serde_json::{Map, Value};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 
 /// The base of a document that has no `$id`.
@@ -39,6 +39,8 @@ pub(super) struct Document<'d> {
     pub(super) draft: Draft,
     registry: Registry<'d>,
     places: HashMap<usize, Place<'d>>,
+    /// Every value of it, those included that are no subschemas.
+    values: HashSet<usize>,
 }
 
 /// Where a subschema is.
@@ -53,7 +55,8 @@ impl<'d> Document<'d> {
     pub(super) fn new(root: &'d Value, draft: Draft) -> Option<Self> {
         let registry = Registry::new().draft(draft).add(DEFAULT_BASE, root).ok()?.prepare().ok()?;
         let base = Rc::new(uri::from_str(DEFAULT_BASE).ok()?);
-        let mut document = Self { root, draft, registry, places: HashMap::new() };
+        let mut document = Self { root, draft, registry, places: HashMap::new(), values: HashSet::new() };
+        document.count(root);
         document.enter(root, &mut Vec::new(), &base)?;
         Some(document)
     }
@@ -68,6 +71,24 @@ impl<'d> Document<'d> {
         let base = &self.places.get(&address(schema))?.base;
         let resolved = self.registry.resolver((**base).clone()).lookup(reference).ok()?;
         self.places.get(&address(resolved.contents())).map(|place| place.schema)
+    }
+
+    /// True for a reference to what is in the document and no subschema of it: `const`, `examples` and the like hold data, and what holds
+    /// named subschemas is none itself.
+    fn is_astray(&self, schema: &Value, reference: &str) -> bool {
+        let Some(place) = self.places.get(&address(schema)) else { return false };
+        let resolver = self.registry.resolver((*place.base).clone());
+        let found = resolver.lookup(reference).ok().map(|resolved| address(resolved.contents()));
+        found.is_some_and(|found| self.values.contains(&found) && !self.places.contains_key(&found))
+    }
+
+    fn count(&mut self, value: &Value) {
+        self.values.insert(address(value));
+        match value {
+            Value::Array(elements) => elements.iter().for_each(|element| self.count(element)),
+            Value::Object(members) => members.values().for_each(|member| self.count(member)),
+            _ => {}
+        }
     }
 
     fn enter(&mut self, schema: &'d Value, path: &mut Vec<String>, base: &Rc<Uri<String>>) -> Option<()> {
@@ -129,6 +150,13 @@ impl<'d> Document<'d> {
         let mut starts: Vec<&'d Value> = vec![self.root];
         gather(self.root, &mut starts);
         for start in starts {
+            for keyword in ["$ref", "$dynamicRef"] {
+                let reference = start.get(keyword).and_then(Value::as_str);
+                if reference.is_some_and(|reference| self.is_astray(start, reference)) {
+                    let at = format!("{}/{keyword}", self.pointer(start).unwrap_or_default());
+                    return Err(refuse(&at, "refers to what is no schema"));
+                }
+            }
             if marks.contains_key(&address(start)) {
                 continue;
             }

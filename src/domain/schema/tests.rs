@@ -240,6 +240,38 @@ fn references_that_go_round_in_circles_are_refused_where_they_begin() {
 }
 
 #[test]
+fn references_to_what_is_no_schema_are_refused() {
+    let doubling: Vec<_> = (0..60)
+        .map(|n| format!(r##""e{n}": {{"allOf": [{{"$ref": "#/WHERE/e{0}"}}, {{"$ref": "#/WHERE/e{0}"}}]}}"##, n + 1))
+        .collect();
+    let below = format!(r#"{{{}, "e60": true}}"#, doubling.join(","));
+    for keyword in ["default", "const", "$vocabulary", "dependentRequired"] {
+        let document = format!(r##"{{"properties": {{"a": {{"$ref": "#/{keyword}/e0"}}}}, "{keyword}": {below}}}"##);
+        let error = Schema::parse(&document.replace("WHERE", keyword)).expect_err(keyword);
+        assert_eq!(
+            (error.pointer.as_str(), error.message.as_str()),
+            ("/properties/a/$ref", "refers to what is no schema")
+        );
+    }
+    for (document, at) in [
+        (r##"{"enum": [{"type": "string"}], "$ref": "#/enum/0"}"##, "/$ref"),
+        (r##"{"examples": [{"type": "string"}], "not": {"$ref": "#/examples/0"}}"##, "/not/$ref"),
+        (r##"{"$defs": {"allOf": {}}, "items": {"$ref": "#/$defs"}}"##, "/items/$ref"),
+        (
+            r##"{"$defs": {"a": {"default": {"x": {}}}}, "items": {"$dynamicRef": "#/$defs/a/default/x"}}"##,
+            "/items/$dynamicRef",
+        ),
+        (
+            r#"{"$id": "https://example.org/a", "default": {}, "items": {"$ref": "https://example.org/a#/default"}}"#,
+            "/items/$ref",
+        ),
+    ] {
+        let error = Schema::parse(document).expect_err(document);
+        assert_eq!((error.pointer.as_str(), error.message.as_str()), (at, "refers to what is no schema"), "{document}");
+    }
+}
+
+#[test]
 fn references_that_go_into_the_data_may_recur() {
     let deep = format!("{}{}", "[".repeat(127), "]".repeat(127));
     for document in [
