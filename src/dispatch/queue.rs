@@ -63,8 +63,6 @@ pub(super) struct Queue {
     pub arrived: u64,
     /// Attempts that run.
     pub running: u32,
-    /// Of these, the slow ones.
-    pub slow: u32,
     /// True while it is in the tenant's list of those that may start something.
     pub ready: bool,
     /// True while further work is put aside because earlier work is.

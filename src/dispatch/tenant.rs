@@ -168,7 +168,7 @@ pub(super) struct Tenant {
     slow_count: usize,
     /// Of the slow attempts, those that do not count as in flight.
     apart_count: usize,
-    /// Subscriptions that have slow attempts and start no others for now.
+    /// Subscriptions that have an attempt and start no other for now.
     held_back: Vec<SubscriptionNo>,
     /// Number of the last reload of the registry that began.
     reload_begun: u64,
@@ -306,7 +306,7 @@ impl Tenant {
             if queue.running >= limit {
                 continue;
             }
-            if crowded && queue.slow > 0 {
+            if crowded && queue.running > 0 {
                 self.held_back.push(no);
                 continue;
             }
@@ -395,7 +395,6 @@ impl Tenant {
         let no = job.place.subscription_no;
         let queue = self.queues.entry(no).or_default();
         queue.running = queue.running.saturating_sub(1);
-        queue.slow -= u32::from(slow);
         let attempt = job.attempt + 1;
         let tries = attempt - job.base;
         let class = ended.outcome.class;

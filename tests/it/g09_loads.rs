@@ -11,8 +11,7 @@ use crate::harness::database::Cluster;
 use crate::harness::{Answer, Receiver, Tenant, World, eventually};
 
 /// Nothing that is held up is given up while the test runs.
-const SETTINGS: &str =
-    "[dispatch]\nloads_max = 8\n[database]\nstatement_timeout_ms = 300000\nanswer_timeout_ms = 400000\n";
+const SETTINGS: &str = "[dispatch]\nloads_max = 8\n[database]\nconnections_max = 32\nstatement_timeout_ms = 300000\nanswer_timeout_ms = 400000\n";
 /// Of the reads that there may be, those of what waits of one tenant.
 const READS_MAX: i64 = 4;
 /// Subscriptions that have something waiting.

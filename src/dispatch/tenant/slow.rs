@@ -1,6 +1,6 @@
 //! Attempts that run for long. They leave their places among those in flight to others, for as many places of their own as the tenant may
-//! have; the rest of them stay where they are. Where these are half of what the tenant may have in flight, subscriptions that have slow
-//! attempts start no others: what is left is for those that do well.
+//! have; the rest of them stay where they are. Where these are half of what the tenant may have in flight, each subscription has one attempt
+//! at a time: what is left is for those that do well, one after the other, and not for as many of each that hangs as its policy allows.
 
 use super::{Config, SubscriptionNo, Tenant};
 use chrono::{DateTime, Utc};
@@ -27,7 +27,6 @@ impl Tenant {
             if !running.slow && running.started_at < before {
                 running.slow = true;
                 self.slow_count += 1;
-                self.queues.entry(running.job.place.subscription_no).or_default().slow += 1;
             }
             if running.slow && !running.apart && self.apart_count < places {
                 running.apart = true;
@@ -38,7 +37,7 @@ impl Tenant {
         self.apart_count > known
     }
 
-    /// Offers the subscriptions again that were held back for their slow attempts; true where there are any.
+    /// Offers the subscriptions again that were held back; true where there are any.
     pub fn offer_held_back(&mut self) -> bool {
         let held_back: Vec<SubscriptionNo> = std::mem::take(&mut self.held_back);
         for no in &held_back {
