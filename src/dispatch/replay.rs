@@ -13,6 +13,7 @@
 //! is everything: an earlier event of its key may be among what is not read yet.
 
 use super::Config;
+use super::load::key_of;
 use super::run::{self, Input, Life, Shared};
 use crate::domain::filter::FilterContext;
 use crate::domain::ids::SubscriptionNo;
@@ -103,12 +104,11 @@ async fn look(
         let decided = |nos: &[SubscriptionNo]| nos.contains(&subscription.no);
         if entry.event.event_type == subscription.event_type && !decided(&entry.matched) && !decided(&entry.refused) {
             let context = FilterContext::new(&entry.event);
-            if fires(subscription, &context, entry.event.schema_version) {
+            if fires(subscription, &context, entry.event.schema_version)? {
                 // Its own consequence: refused on the record, as it would have been when it happened.
                 let looped = entry.event.lineage.subscriptions.contains(&subscription.no);
                 let ordering = subscription.policy.ordering();
-                // A key that cannot be evaluated is none: the event is in no order.
-                let key = ordering.and_then(|ordering| ordering.key.ordering_key(&context).ok().flatten());
+                let key = ordering.map(|ordering| key_of(subscription, ordering, &context)).transpose()?.flatten();
                 missed.push(Missed { position: entry.position, day: entry.day(), key, looped });
             }
         }

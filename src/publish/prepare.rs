@@ -108,11 +108,14 @@ async fn decide(
     let schema_version = check_data(registry, tenant, event, requested_schema).await?;
     let (mut matched, mut refused) = (Vec::new(), Vec::new());
     if let Some(listeners) = listeners {
-        let mut matching = Matching { schema_version, begun: 0, matched, refused };
+        let mut matching = Matching { schema_version, begun: 0, matched, refused, failed: None };
         if !matching.go_on(event, &listeners, Instant::now() + TURN) {
             let event = event.clone();
             let rest = move |matching: &mut Matching, end| matching.go_on(&event, &listeners, end);
             matching = long_work::in_order(tenant.tenant(), matching, rest).await.ok_or(StoreError::Interrupted)?;
+        }
+        if let Some(error) = matching.failed {
+            return Err(error.into());
         }
         (matched, refused) = (matching.matched, matching.refused);
     }
@@ -126,10 +129,12 @@ struct Matching {
     begun: usize,
     matched: Vec<SubscriptionNo>,
     refused: Vec<SubscriptionNo>,
+    /// Why it cannot be said what fires.
+    failed: Option<StoreError>,
 }
 
 impl Matching {
-    /// Matches at least one listener, and further ones until the end; true where none is left. Each filter is bounded, and there may be many.
+    /// Matches at least one listener, and further ones until the end; true where none is left, or it has failed. Each filter is bounded, and there may be many.
     fn go_on(&mut self, event: &Event, listeners: &[Arc<Entry>], end: Instant) -> bool {
         let context = FilterContext::new(event);
         let first = self.begun;
@@ -139,7 +144,14 @@ impl Matching {
                 return false;
             }
             self.begun += 1;
-            if fires(subscription, &context, self.schema_version) {
+            let fires = match fires(subscription, &context, self.schema_version) {
+                Ok(fires) => fires,
+                Err(error) => {
+                    self.failed = Some(error);
+                    return true;
+                }
+            };
+            if fires {
                 let looped = event.lineage.subscriptions.contains(&subscription.no);
                 if looped { &mut self.refused } else { &mut self.matched }.push(subscription.no);
             }
@@ -148,13 +160,22 @@ impl Matching {
     }
 }
 
-/// Whether a subscription to an event's type fires for it.
-pub fn fires(subscription: &Subscription, context: &FilterContext<'_>, schema_version: i32) -> bool {
+/// Whether a subscription to an event's type fires for it. Errors: its filter is none that this release knows, so that nobody can tell.
+pub fn fires(
+    subscription: &Subscription,
+    context: &FilterContext<'_>,
+    schema_version: i32,
+) -> Result<bool, StoreError> {
+    if !subscription.takes_version(schema_version) {
+        return Ok(false);
+    }
+    let Some(filter) = &subscription.filter else { return Ok(true) };
+    if !filter.compiles() {
+        tracing::error!(subscription = %subscription.id, "its filter cannot be compiled");
+        return Err(StoreError::Corrupt { what: "subscription filter" });
+    }
     // A filter that cannot be evaluated over this event does not match.
-    subscription.takes_version(schema_version)
-        && subscription.filter.as_ref().is_none_or(|filter| {
-            filter.matches(context).unwrap_or_else(|_| measured().filter_failed(FilterPlace::Subscription))
-        })
+    Ok(filter.matches(context).unwrap_or_else(|_| measured().filter_failed(FilterPlace::Subscription)))
 }
 
 /// The phase of a type that may be published.

@@ -135,7 +135,8 @@ impl Config {
         Duration::from_millis(self.stall_timeout_ms)
     }
 
-    pub(super) fn update_timeout(&self) -> Duration {
+    /// How long a change of filters may take.
+    pub fn update_timeout(&self) -> Duration {
         Duration::from_millis(self.update_timeout_ms)
     }
 

@@ -1,5 +1,6 @@
 //! `EventService.Subscribe`: what can be subscribed, once, and from when on it fires.
 
+use carillon::proto::internal::publish_service_client::PublishServiceClient;
 use carillon::proto::public::{
     CreateEventTypeRequest, DeliveryPolicy, EventPhase, OrderingPolicy, SubscribeRequest, Subscription,
     SubscriptionState, UpdateSubscriptionRequest,
@@ -8,7 +9,8 @@ use serde_json::json;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
-use crate::harness::tenant::assert_refused;
+use crate::harness::database::Cluster;
+use crate::harness::tenant::{assert_refused, publish_request};
 use crate::harness::{Receiver, World};
 
 #[tokio::test]
@@ -107,4 +109,26 @@ async fn an_ordering_key_is_refused_where_listeners_are_asked_before_there_is_an
     let refused =
         assert_refused(tenant.events().update_subscription(update).await, Code::InvalidArgument, "FIELD_INVALID");
     assert_eq!(field(refused), "subscription.delivery_policy.ordering");
+}
+
+#[tokio::test]
+async fn g12_what_a_filter_that_this_release_does_not_know_would_match_is_refused_and_not_lost() {
+    let mut world = World::start(1).await;
+    let tenant = world.tenant().await;
+    let receiver = Receiver::start().await;
+    tenant.declare("CUSTOM_LATER").await;
+    let mut request = tenant.subscribe_request("CUSTOM_LATER", &receiver.url("/later"));
+    request.filter = "data.a == 1".to_owned();
+    tenant.events().subscribe(request).await.expect("a receiver can be subscribed");
+    // As a later release would have stored it. The first replica has it in memory as it was.
+    let mut connection = Cluster::superuser(&world.database_url).await;
+    let sql = "UPDATE subscriptions SET filter = 'data.a == 1 && later(data)'";
+    sqlx::query(sql).execute(&mut connection).await.expect("it is changed");
+    let replica = world.add_replica().await;
+    let mut publisher = PublishServiceClient::new(world.internal(replica, &tenant.identity));
+    let refused = publisher.publish(publish_request("CUSTOM_LATER", &json!({"a": 1}))).await;
+    assert_eq!(refused.expect_err("nobody can tell whether it fires").code(), Code::Internal);
+    // It is published once a release that knows the filter is asked.
+    let published = tenant.publish("CUSTOM_LATER", &json!({"a": 1})).await;
+    assert_eq!(published.invocations.len(), 1);
 }

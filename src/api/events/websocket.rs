@@ -202,7 +202,8 @@ impl WatchSocket {
         let message: WatchRequest = parse_json("WatchRequest", &text).map_err(End::Failed)?;
         let mut request = tonic::Request::new(message);
         request.extensions_mut().insert(caller.clone());
-        watch::open(&self.deps, request).await.map_err(End::Failed)
+        let opened = timeout(self.deps.watches.config().update_timeout(), watch::open(&self.deps, request)).await;
+        opened.unwrap_or(Err(ApiError::Deadline)).map_err(End::Failed)
     }
 
     /// Sends what the stream has and takes changes, until one side ends it.
@@ -261,10 +262,13 @@ impl WatchSocket {
                 Some(Heard::Text(text)) => match parse_change(&text, &stream) {
                     Ok(request) => {
                         let (watches, watch, caller) = (self.deps.watches.clone(), stream.id(), caller.clone());
+                        let patience = self.deps.watches.config().update_timeout();
                         let work = async move {
                             let update = parse::change(&caller, watch, request).await?;
                             watches.update(update).await.map_err(|error: UpdateError| update_error(error, watch))
                         };
+                        // Unlike a call it has no deadline of its own.
+                        let work = timeout(patience, work).map(|done| done.unwrap_or(Err(ApiError::Deadline)));
                         change = Some(work.boxed());
                         continue;
                     }
@@ -303,10 +307,11 @@ async fn while_taken<T>(
     let mut work = pin!(work);
     loop {
         tokio::select! {
+            // Before the work, which may use up what a task may do at a time, and the time with it.
             biased;
+            () = sleep(patience) => return None,
             done = &mut work => return Some(done),
             () = room.notified() => taken(),
-            () = sleep(patience) => return None,
         }
     }
 }
@@ -374,7 +379,7 @@ impl End {
             Self::Failed(error) | Self::Stalled(error, _) => {
                 let reason = error.reason_name();
                 // What the stream itself is asked has no other deadline.
-                let (text, code) = told(error, "no WatchRequest has come in time");
+                let (text, code) = told(error, "no WatchRequest has come in time, or it took too long");
                 let code = CLOSE_BASE + u16::try_from(i32::from(code)).unwrap_or_default();
                 (Some(text), CloseCode::from(code), reason)
             }

@@ -10,7 +10,8 @@ use super::{FilterError, NESTING_MAX, Origin, Program, SOURCE_BYTES_MAX};
 use cel::Env;
 use cel::common::ast::{CallExpr, ComprehensionExpr, EntryExpr, Expr, IdedExpr, LiteralValue, SourceInfo, operators};
 use cel::parser::Parser;
-use std::sync::{Arc, LazyLock};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, LazyLock, mpsc};
 
 /// How many tokens an expression may have.
 const TOKENS_MAX: usize = 1_500;
@@ -90,18 +91,30 @@ pub(super) fn compile(source: &str, origin: Origin) -> Result<Program, FilterErr
     if shape.nesting <= IN_PLACE_MAX && shape.chain <= IN_PLACE_MAX {
         return compile_bounded(source, origin);
     }
-    // The parser takes tens of kilobytes of stack for each level. What is allowed but unusual gets a stack of its own, so that it
-    // cannot use up the caller's.
-    std::thread::scope(|scope| {
-        let compiling = std::thread::Builder::new()
-            .name("filter".to_owned())
-            .stack_size(STACK_BYTES)
-            .spawn_scoped(scope, || compile_bounded(source, origin));
-        match compiling.map(std::thread::ScopedJoinHandle::join) {
-            Ok(Ok(result)) => result,
-            Ok(Err(_)) | Err(_) => Err(refuse(1, "the expression cannot be compiled")),
-        }
-    })
+    // The parser takes tens of kilobytes of stack for each level. What is allowed but unusual is compiled where there is a stack for it, so
+    // that it cannot use up the caller's.
+    let (source, (answer, answered)) = (source.to_owned(), mpsc::channel());
+    let work = move || drop(answer.send(compile_bounded(&source, origin)));
+    let sent = DEEP.send(Box::new(work));
+    let compiled = sent.ok().and_then(|()| answered.recv().ok());
+    compiled.unwrap_or_else(|| Err(refuse(1, "the expression cannot be compiled")))
+}
+
+/// The one thread that has a stack for what is nested deep. It lasts as long as the process, which does not start without it: what was
+/// accepted once must not fail for want of a thread.
+static DEEP: LazyLock<mpsc::Sender<Work>> = LazyLock::new(|| {
+    let (sender, work) = mpsc::channel::<Work>();
+    let thread = std::thread::Builder::new().name("filters".to_owned()).stack_size(STACK_BYTES);
+    let run = move || work.into_iter().for_each(|work| drop(catch_unwind(AssertUnwindSafe(work))));
+    drop(thread.spawn(run).expect("a thread can be made"));
+    sender
+});
+
+type Work = Box<dyn FnOnce() + Send>;
+
+/// Makes ready for whatever is to be compiled. Panics where there is no thread for it.
+pub(super) fn prepare() {
+    LazyLock::force(&DEEP);
 }
 
 fn compile_bounded(source: &str, origin: Origin) -> Result<Program, FilterError> {

@@ -47,6 +47,11 @@ pub struct Filter {
     program: Arc<OnceLock<Option<Program>>>,
 }
 
+/// Makes ready for compiling, once at the start of the process. Panics where there is no thread for it.
+pub fn prepare() {
+    compile::prepare();
+}
+
 /// Where an expression comes from.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Origin {
@@ -139,7 +144,12 @@ impl Filter {
         self.program();
     }
 
-    /// None where it cannot be compiled: it was stored by another release.
+    /// Whether it can be compiled: what another release has stored may not.
+    pub fn compiles(&self) -> bool {
+        self.program().is_some()
+    }
+
+    /// None where it cannot be compiled.
     fn program(&self) -> Option<&Program> {
         self.program.get_or_init(|| compile(&self.source, Origin::Store).ok()).as_ref()
     }
