@@ -423,7 +423,6 @@ impl Engine {
         cursors: CursorParts,
     ) -> Self {
         let owed = store.owed();
-        crate::domain::filter::prepare();
         let registry = Registry::new(
             owed.clone(),
             Arc::new(keyring),

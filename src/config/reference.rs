@@ -328,7 +328,7 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
     ),
     (
         "watch.update_timeout_ms",
-        "how long an UpdateWatch waits for the stream to take its change, milliseconds; 100 to 60,000",
+        "how long an UpdateWatch waits for the stream to take its change, and a WebSocket for its watch to open, milliseconds; 100 to 60,000",
     ),
     ("watch.filter_changes_max", "changes of filters of one stream at most; 1 to 10,000"),
     (

@@ -3,10 +3,9 @@
 use super::run::{ClaimedShard, DuePage, Input, Life, Rest, Review, Shared, caught, spawn};
 use super::tenant::{InOrder, LogPage, WantedDue};
 use crate::domain::event::LogEntry;
-use crate::domain::filter::{FilterContext, OrderingKey};
+use crate::domain::filter::FilterContext;
 use crate::domain::ids::{Position, TenantId};
-use crate::domain::retry::KeyOrdering;
-use crate::domain::subscription::{State, Subscription};
+use crate::domain::subscription::State;
 use crate::planted::{self, Defect};
 use crate::publish::registry::TenantRegistry;
 use crate::store::dispatch::{OrderedPage, Place};
@@ -99,7 +98,7 @@ pub(super) fn page(shared: &Arc<Shared>, life: Life, place: LogPlace, up_to: Pos
         }
         let version = head.map_or(0, |head| head.registry_version);
         let registry = shared.parts.registry.refresh(life.tenant, version).await?;
-        let keys = ordering_keys(&registry, &entries).await?;
+        let keys = ordering_keys(&registry, &entries).await;
         Ok((LogPage { entries, not_pending, keys, head }, Some(registry)))
     };
     spawn(shared, read, move |result| Input::Page { life, result });
@@ -110,41 +109,24 @@ pub(super) fn keys(shared: &Arc<Shared>, life: Life, entries: Vec<Arc<LogEntry>>
     let find = async move |shared: Arc<Shared>| {
         // What was committed here was matched with this very registry.
         let registry = shared.parts.registry.tenant(life.tenant).await?;
-        let keys = ordering_keys(&registry, &entries).await?;
+        let keys = ordering_keys(&registry, &entries).await;
         Ok((LogPage { entries, not_pending: HashSet::new(), keys, head: None }, Some(registry)))
     };
     spawn(shared, find, move |result| Input::Page { life, result });
 }
 
-/// The key of an event in a subscription's order. One that cannot be evaluated is none: the event is in no order. Errors: it is none that
-/// this release knows.
-pub(super) fn key_of(
-    subscription: &Subscription,
-    ordering: &KeyOrdering,
-    context: &FilterContext<'_>,
-) -> Result<Option<OrderingKey>, StoreError> {
-    if !ordering.key.compiles() {
-        tracing::error!(subscription = %subscription.id, "its ordering key cannot be compiled");
-        return Err(StoreError::Corrupt { what: "ordering key" });
-    }
-    Ok(ordering.key.ordering_key(context).ok().flatten())
-}
-
-/// The ordering keys of entries' invocations.
-async fn ordering_keys(
-    registry: &TenantRegistry,
-    entries: &[Arc<LogEntry>],
-) -> Result<HashMap<Place, InOrder>, StoreError> {
+/// The ordering keys of entries' invocations. A key that cannot be evaluated is none: the event is in no order.
+async fn ordering_keys(registry: &TenantRegistry, entries: &[Arc<LogEntry>]) -> HashMap<Place, InOrder> {
     let mut keys = HashMap::new();
     if !registry.has_ordering() || planted::has(Defect::IgnoreOrder) {
-        return Ok(keys);
+        return keys;
     }
     for entry in entries {
         let context = FilterContext::new(&entry.event);
         for no in entry.matched.iter() {
             let Some(found) = registry.subscription(*no) else { continue };
             let Some(ordering) = found.subscription.policy.ordering() else { continue };
-            if let Some(key) = key_of(&found.subscription, ordering, &context)? {
+            if let Ok(Some(key)) = ordering.key.ordering_key(&context) {
                 let place = Place { position: entry.position, subscription_no: *no };
                 keys.insert(place, InOrder { key, version: found.subscription.registry_version });
             }
@@ -153,7 +135,7 @@ async fn ordering_keys(
         }
         tokio::task::yield_now().await;
     }
-    Ok(keys)
+    keys
 }
 
 /// Reads deferred rows of one subscription with their events.

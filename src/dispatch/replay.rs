@@ -13,9 +13,8 @@
 //! is everything: an earlier event of its key may be among what is not read yet.
 
 use super::Config;
-use super::load::key_of;
 use super::run::{self, Input, Life, Shared};
-use crate::domain::filter::FilterContext;
+use crate::domain::filter::{Filter, FilterContext};
 use crate::domain::ids::SubscriptionNo;
 use crate::domain::subscription::{State, Subscription};
 use crate::publish::prepare::fires;
@@ -57,25 +56,32 @@ pub(super) fn ahead_max(config: &Config) -> u32 {
 pub(super) fn spawn(shared: &Arc<Shared>, life: Life, busy: Vec<SubscriptionNo>) {
     let work = async move |shared: Arc<Shared>| {
         let _turn = shared.loads.enter_aside(life.tenant).await;
-        step(&shared, life, &busy).await
+        step(&shared, life, busy).await
     };
     run::spawn(shared, work, move |result| Input::Replayed { life, result });
 }
 
-async fn step(shared: &Shared, life: Life, busy: &[SubscriptionNo]) -> Result<Option<Step>, StoreError> {
+async fn step(shared: &Shared, life: Life, mut busy: Vec<SubscriptionNo>) -> Result<Option<Step>, StoreError> {
     let (store, config) = (&shared.parts.store, &shared.config);
     let idle = |pause| Ok(Some(Step { due: None, deferred: 0, pause }));
-    let Some(replay) = store.replay(life.tenant, busy, ahead_max(config)).await? else {
-        let held = !store.replaying_tenants(&[life.tenant]).await?.is_empty();
-        return if held { idle(HELD) } else { Ok(None) };
-    };
-    // After the replay: the change that began it is in a registry of this version.
-    let version = store.head(life.tenant).await?.map_or(0, |head| head.registry_version);
-    let registry = shared.parts.registry.refresh(life.tenant, version).await?;
-    let found = registry.subscription(replay.subscription_no);
-    // A change that has made it inactive meanwhile has ended the replay too: the next step finds that.
-    let Some(found) = found.filter(|found| found.subscription.state == State::Active) else {
-        return idle(TimeDelta::zero());
+    let (replay, found) = loop {
+        let Some(replay) = store.replay(life.tenant, &busy, ahead_max(config)).await? else {
+            let held = !store.replaying_tenants(&[life.tenant]).await?.is_empty();
+            return if held { idle(HELD) } else { Ok(None) };
+        };
+        // After the replay: the change that began it is in a registry of this version.
+        let version = store.head(life.tenant).await?.map_or(0, |head| head.registry_version);
+        let registry = shared.parts.registry.refresh(life.tenant, version).await?;
+        let found = registry.subscription(replay.subscription_no);
+        // A change that has made it inactive meanwhile has ended the replay too: the next step finds that.
+        let Some(found) = found.filter(|found| found.subscription.state == State::Active) else {
+            return idle(TimeDelta::zero());
+        };
+        if found.subscription.filter.as_ref().is_none_or(Filter::compiles) {
+            break (replay, found);
+        }
+        // It waits for a release that knows its filter, and the others do not wait for it.
+        busy.push(replay.subscription_no);
     };
     let (reached, missed) = look(shared, life, replay, &found.subscription).await?;
     let deferred = i64::try_from(missed.iter().filter(|missed| !missed.looped).count()).unwrap_or_default();
@@ -108,7 +114,8 @@ async fn look(
                 // Its own consequence: refused on the record, as it would have been when it happened.
                 let looped = entry.event.lineage.subscriptions.contains(&subscription.no);
                 let ordering = subscription.policy.ordering();
-                let key = ordering.map(|ordering| key_of(subscription, ordering, &context)).transpose()?.flatten();
+                // A key that cannot be evaluated is none: the event is in no order.
+                let key = ordering.and_then(|ordering| ordering.key.ordering_key(&context).ok().flatten());
                 missed.push(Missed { position: entry.position, day: entry.day(), key, looped });
             }
         }
@@ -152,7 +159,7 @@ mod tests {
         // One a step, and ten at most that wait for another attempt.
         let (shared, _inputs) = world.shared(Config { replay_per_second: 1, ..Config::default() });
         let life = Life { tenant: world.tenant, token };
-        let next = async |busy: &[SubscriptionNo]| step(&shared, life, busy).await.expect("answered");
+        let next = async |busy: &[SubscriptionNo]| step(&shared, life, busy.to_vec()).await.expect("answered");
         let due = async |busy: &[SubscriptionNo]| next(busy).await.and_then(|step| step.due);
 
         assert_eq!((due(&[]).await, due(&[]).await), (Some(one), Some(two)), "the one that is furthest behind");

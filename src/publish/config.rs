@@ -60,7 +60,7 @@ impl Default for Config {
             chain_invocations_max: 10_000,
             idempotency_hours: 48,
             registry_tenants_max: 10_000,
-            schemas_bytes_max: 256 << 20,
+            schemas_bytes_max: 512 << 20,
         }
     }
 }

@@ -5,7 +5,7 @@ use super::registry::{Entry, Registry, TenantRegistry};
 use crate::domain::catalogue::Catalogue;
 use crate::domain::event::{Data, Event};
 use crate::domain::event_type::{CompiledSchema, EventTypeName, Phase};
-use crate::domain::filter::FilterContext;
+use crate::domain::filter::{Filter, FilterContext};
 use crate::domain::ids::SubscriptionNo;
 use crate::domain::json::check_json;
 use crate::domain::schema::{Schema, Violation};
@@ -134,7 +134,8 @@ struct Matching {
 }
 
 impl Matching {
-    /// Matches at least one listener, and further ones until the end; true where none is left, or it has failed. Each filter is bounded, and there may be many.
+    /// Matches at least one listener, and further ones until the end; true where none is left, or it has failed. Each filter is bounded,
+    /// and there may be many.
     fn go_on(&mut self, event: &Event, listeners: &[Arc<Entry>], end: Instant) -> bool {
         let context = FilterContext::new(event);
         let first = self.begun;
@@ -160,7 +161,8 @@ impl Matching {
     }
 }
 
-/// Whether a subscription to an event's type fires for it. Errors: its filter is none that this release knows, so that nobody can tell.
+/// Whether a subscription to an event's type fires for it. Errors: its filter or ordering key is none that this release knows, so that
+/// nobody can tell whether, or in which order.
 pub fn fires(
     subscription: &Subscription,
     context: &FilterContext<'_>,
@@ -169,11 +171,12 @@ pub fn fires(
     if !subscription.takes_version(schema_version) {
         return Ok(false);
     }
-    let Some(filter) = &subscription.filter else { return Ok(true) };
-    if !filter.compiles() {
-        tracing::error!(subscription = %subscription.id, "its filter cannot be compiled");
+    let key = subscription.policy.ordering().map(|ordering| &ordering.key);
+    if !subscription.filter.iter().chain(key).all(Filter::compiles) {
+        tracing::error!(subscription = %subscription.id, "its filter or ordering key cannot be compiled");
         return Err(StoreError::Corrupt { what: "subscription filter" });
     }
+    let Some(filter) = &subscription.filter else { return Ok(true) };
     // A filter that cannot be evaluated over this event does not match.
     Ok(filter.matches(context).unwrap_or_else(|_| measured().filter_failed(FilterPlace::Subscription)))
 }

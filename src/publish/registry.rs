@@ -11,6 +11,7 @@ use super::PublishError;
 use super::quotas::{Allowance, Standing};
 use crate::domain::catalogue::Catalogue;
 use crate::domain::event_type::{CompiledSchema, EventType, EventTypeName};
+use crate::domain::filter;
 use crate::domain::ids::{SubscriptionNo, TenantId};
 use crate::domain::quotas::{Limits, Quota};
 use crate::domain::schema::Schema;
@@ -90,6 +91,7 @@ impl Registry {
         tenants_max: u64,
         schemas_bytes_max: usize,
     ) -> Self {
+        filter::prepare();
         Self {
             store,
             keyring,

@@ -190,7 +190,7 @@ impl Shared {
     /// retry has no cursor until the change is in effect.
     async fn propose(&self, update: &WatchUpdate) -> Result<Once<i64>, UpdateError> {
         let (tenant, watch) = (update.tenant, update.watch);
-        for _ in 0..RACES_MAX {
+        for lost in 0..RACES_MAX {
             let newest = self.store.newest_watch_version(tenant, watch).await?.ok_or(UpdateError::NotFound)?;
             if !self.is_held(watch, &newest) {
                 return Err(UpdateError::NotFound);
@@ -205,7 +205,10 @@ impl Shared {
             let present =
                 FilterSet::decode(&newest.filters).ok_or(UpdateError::Store(StoreError::Corrupt { what: "watch" }))?;
             let filters = present.changed(&update.add, &update.remove)?.encode();
-            self.remembered.take(tenant, &update.subject, std::iter::once(filters.len()))?;
+            // A race that is lost has written nothing.
+            if lost == 0 {
+                self.remembered.take(tenant, &update.subject, std::iter::once(filters.len()))?;
+            }
             let request = update.request.clone().map_or_else(Repeatable::default, |key| {
                 Repeatable::new(key, |version| Ok(answer(*version, String::new()).encode_to_vec()))
             });

@@ -264,11 +264,11 @@ impl WatchSocket {
                         let (watches, watch, caller) = (self.deps.watches.clone(), stream.id(), caller.clone());
                         let patience = self.deps.watches.config().update_timeout();
                         let work = async move {
-                            let update = parse::change(&caller, watch, request).await?;
+                            // Unlike a call it has no deadline, and what follows has one of its own.
+                            let parsed = timeout(patience, parse::change(&caller, watch, request)).await;
+                            let update = parsed.unwrap_or(Err(ApiError::Deadline))?;
                             watches.update(update).await.map_err(|error: UpdateError| update_error(error, watch))
                         };
-                        // Unlike a call it has no deadline of its own.
-                        let work = timeout(patience, work).map(|done| done.unwrap_or(Err(ApiError::Deadline)));
                         change = Some(work.boxed());
                         continue;
                     }

@@ -3,15 +3,14 @@
 //! The rewriting puts the functions of `cost` around what can be expensive: the range of every comprehension, every path into the
 //! event inside a comprehension, and every path where there are many of them. Patterns are compiled here, once.
 
-use super::cost;
 use super::pattern::Patterns;
 use super::wanted::{Wanted, never};
 use super::{FilterError, NESTING_MAX, Origin, Program, SOURCE_BYTES_MAX};
+use super::{cost, deep};
 use cel::Env;
 use cel::common::ast::{CallExpr, ComprehensionExpr, EntryExpr, Expr, IdedExpr, LiteralValue, SourceInfo, operators};
 use cel::parser::Parser;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, LazyLock, mpsc};
+use std::sync::{Arc, LazyLock};
 
 /// How many tokens an expression may have.
 const TOKENS_MAX: usize = 1_500;
@@ -32,8 +31,6 @@ const FREE_PATHS_MAX: usize = 16;
 
 /// How deep brackets and operators may be nested for the parser to run on the caller's stack.
 const IN_PLACE_MAX: usize = 4;
-/// The stack for everything else that is within the bounds.
-pub(super) const STACK_BYTES: usize = 64 * 1024 * 1024;
 
 /// Functions that are called as `f(x)`, with how many arguments.
 const FUNCTIONS: [(&str, &[usize]); 11] = [
@@ -93,28 +90,9 @@ pub(super) fn compile(source: &str, origin: Origin) -> Result<Program, FilterErr
     }
     // The parser takes tens of kilobytes of stack for each level. What is allowed but unusual is compiled where there is a stack for it, so
     // that it cannot use up the caller's.
-    let (source, (answer, answered)) = (source.to_owned(), mpsc::channel());
-    let work = move || drop(answer.send(compile_bounded(&source, origin)));
-    let sent = DEEP.send(Box::new(work));
-    let compiled = sent.ok().and_then(|()| answered.recv().ok());
+    let source = source.to_owned();
+    let compiled = deep::run(move || compile_bounded(&source, origin));
     compiled.unwrap_or_else(|| Err(refuse(1, "the expression cannot be compiled")))
-}
-
-/// The one thread that has a stack for what is nested deep. It lasts as long as the process, which does not start without it: what was
-/// accepted once must not fail for want of a thread.
-static DEEP: LazyLock<mpsc::Sender<Work>> = LazyLock::new(|| {
-    let (sender, work) = mpsc::channel::<Work>();
-    let thread = std::thread::Builder::new().name("filters".to_owned()).stack_size(STACK_BYTES);
-    let run = move || work.into_iter().for_each(|work| drop(catch_unwind(AssertUnwindSafe(work))));
-    drop(thread.spawn(run).expect("a thread can be made"));
-    sender
-});
-
-type Work = Box<dyn FnOnce() + Send>;
-
-/// Makes ready for whatever is to be compiled. Panics where there is no thread for it.
-pub(super) fn prepare() {
-    LazyLock::force(&DEEP);
 }
 
 fn compile_bounded(source: &str, origin: Origin) -> Result<Program, FilterError> {

@@ -340,7 +340,7 @@ fn places(source: &str) -> Option<SourceInfo> {
     let parse = || Parser::new().parse_with_source_info(source).ok().map(|(_, places)| places);
     // On a stack of its own, as compiling.
     std::thread::scope(|scope| {
-        let parsing = std::thread::Builder::new().stack_size(compile::STACK_BYTES).spawn_scoped(scope, parse);
+        let parsing = std::thread::Builder::new().stack_size(super::deep::STACK_BYTES).spawn_scoped(scope, parse);
         parsing.ok()?.join().ok()?
     })
 }

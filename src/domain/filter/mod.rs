@@ -11,6 +11,7 @@
 
 mod compile;
 mod cost;
+mod deep;
 mod explain;
 mod key;
 mod pattern;
@@ -49,7 +50,7 @@ pub struct Filter {
 
 /// Makes ready for compiling, once at the start of the process. Panics where there is no thread for it.
 pub fn prepare() {
-    compile::prepare();
+    deep::prepare();
 }
 
 /// Where an expression comes from.

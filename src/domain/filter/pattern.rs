@@ -125,6 +125,8 @@ impl StaticVal for Pattern {}
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::filter::tests::event;
+    use crate::domain::filter::{Filter, FilterContext};
 
     fn compiled(patterns: &[&str], origin: Origin) -> Result<Vec<Pattern>, String> {
         let mut all = Patterns::new(origin);
@@ -174,5 +176,15 @@ mod tests {
         {
             compiled(&[pattern], Origin::Caller).expect(pattern);
         }
+    }
+
+    #[test]
+    fn patterns_that_are_too_large_together_are_refused_by_their_column_and_go_on_to_work_where_they_are_stored() {
+        let many = vec!["data.a.matches('[\\\\pL\\\\pN]a1b1c1')"; 16].join(" || ");
+        let refused = Filter::parse(&many).expect_err("too large");
+        assert!(refused.message.contains("too large together"), "{refused}");
+        assert_eq!(refused.column, 1 + many.match_indices('\'').nth(8).expect("the fifth pattern").0);
+        let event = event(r#"{"a": "\u00e4a1b1c1"}"#);
+        assert_eq!(Filter::stored(&many).matches(&FilterContext::new(&event)), Ok(true));
     }
 }

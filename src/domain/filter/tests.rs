@@ -9,7 +9,7 @@ use chrono::DateTime;
 use proptest::prelude::*;
 use std::time::{Duration, Instant};
 
-fn event(data: &str) -> Event {
+pub(super) fn event(data: &str) -> Event {
     let id = EventId(uuid::Uuid::from_u128(7));
     Event {
         id,
@@ -398,16 +398,6 @@ fn what_is_read_back_is_compiled_once_when_it_is_first_evaluated() {
     assert!(!broken.compiles());
     let refused = broken.matches(&FilterContext::new(&event)).expect_err("it is none");
     assert_eq!(refused.0, "the expression cannot be compiled");
-}
-
-#[test]
-fn patterns_that_are_too_large_together_are_refused_by_their_column_and_go_on_to_work_where_they_are_stored() {
-    let many = vec!["data.a.matches('[\\\\pL\\\\pN]a1b1c1')"; 16].join(" || ");
-    let refused = Filter::parse(&many).expect_err("too large");
-    assert!(refused.message.contains("too large together"), "{refused}");
-    assert_eq!(refused.column, 1 + many.match_indices('\'').nth(8).expect("the fifth pattern").0);
-    let event = event(r#"{"a": "\u00e4a1b1c1"}"#);
-    assert_eq!(Filter::stored(&many).matches(&FilterContext::new(&event)), Ok(true));
 }
 
 #[test]

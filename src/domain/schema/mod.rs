@@ -14,7 +14,7 @@ mod references;
 use super::json::{check_json, to_json_error};
 use cost::{Metering, Stopped, UNITS_BRIEF, UNITS_MAX};
 use jsonschema::error::ValidationErrorKind;
-use jsonschema::{Draft, ValidationError, Validator};
+use jsonschema::{Draft, ReferencingError, ValidationError, Validator};
 use patterns::{Expressions, Pattern};
 use references::Document;
 use serde_json::{Map, Value};
@@ -92,12 +92,10 @@ impl Schema {
         let mut value: Value = serde_json::from_str(document)
             .map_err(|error| refuse("", format!("is not JSON: {}", to_json_error(document.as_bytes(), &error))))?;
         let draft = draft(&value)?;
-        let mut bounds = Bounds::default();
+        let mut bounds = Bounds { draft: Some(draft), ..Bounds::default() };
         bounds.gather_ids(&value, 0, 0)?;
         bounds.walk(&value, &mut Vec::new())?;
-        if let Some(document) = Document::new(&value, draft) {
-            document.check_progress()?;
-        }
+        Document::new(&value, draft)?.check_progress()?;
         let name_states = bounds.name_states;
         let memory_bytes =
             document.len() * COMPILED_BYTES_PER_BYTE + bounds.places_bytes + bounds.expressions.memory_bytes();
@@ -233,14 +231,16 @@ fn explain(error: &ValidationError<'_>) -> String {
         }
         ValidationErrorKind::Not { .. } => "is valid under the schema in not".to_owned(),
         ValidationErrorKind::PropertyNames { .. } => "has a property whose name is not allowed".to_owned(),
-        ValidationErrorKind::Referencing(error) => match error {
-            jsonschema::ReferencingError::Unretrievable { .. } => {
-                "refers to another document, which is not fetched".to_owned()
-            }
-            other => other.to_string(),
-        },
+        ValidationErrorKind::Referencing(error) => unresolved(error),
         ValidationErrorKind::Format { format } if format == "regex" => NO_PATTERN.to_owned(),
         _ => error.masked_with("the value").to_string(),
+    }
+}
+
+fn unresolved(error: &ReferencingError) -> String {
+    match error {
+        ReferencingError::Unretrievable { .. } => "refers to another document, which is not fetched".to_owned(),
+        other => shorten(&other.to_string()),
     }
 }
 
@@ -284,6 +284,8 @@ const MAP_KEYWORDS: [&str; 6] =
 /// What is counted on the way through a document.
 #[derive(Default)]
 struct Bounds {
+    /// Of the whole document.
+    draft: Option<Draft>,
     nodes: usize,
     pattern_bytes: usize,
     /// Of the expressions of `patternProperties`.
@@ -369,6 +371,9 @@ impl Bounds {
         match (keyword, value) {
             ("$schema", declared) if draft_of(declared).is_none() => {
                 Err(refuse(&pointer(path), "must be JSON Schema 2020-12 or draft 7"))
+            }
+            ("$schema", declared) if draft_of(declared) != self.draft => {
+                Err(refuse(&pointer(path), "must be that of the whole document"))
             }
             ("$ref" | "$dynamicRef", Value::String(target)) if self.is_remote(target) => {
                 Err(refuse(&pointer(path), "refers to another document, which is not fetched"))

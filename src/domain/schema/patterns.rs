@@ -24,15 +24,18 @@ pub(super) const KEYWORD: &str = "pattern";
 /// How large the states of one expression may be, in bytes.
 const COMPILED_BYTES_MAX: usize = 256 * 1024;
 /// How much memory one that is used may spend on states that it has seen, in bytes, for each direction that it goes through a text.
-const SEEN_BYTES_MAX: usize = 16 * 1024;
-/// How large the table of one for the names of `patternProperties` may be that tells what its groups have matched, in bytes.
-const GROUPS_BYTES_MAX: u64 = 1024 * 1024;
-/// What such a table takes for each state, in bytes.
-const GROUPS_BYTES_PER_STATE: u64 = 2 * 1024;
+const SEEN_BYTES_MAX: usize = 64 * 1024;
+/// What an expression of `patternProperties` takes for each of its states and groups, in bytes, to tell what they have matched: where they
+/// begin and end, twice.
+const BYTES_PER_GROUP: u64 = 32;
+/// What it takes besides, where it has groups, for each of its states and as much as it takes at most, in bytes.
+const TABLE_BYTES: (u64, u64) = (2 * 1024, 1024 * 1024);
 /// How many large classes the expressions of a document may have that ignore case.
 const FOLDED_MAX: usize = 16;
 /// How many bytes of a text, for each state of the expression, cost one unit.
 const BYTES_PER_UNIT: u64 = 256;
+/// As many states of one class of characters a byte may meet as make a difference: it is only ever at one of them.
+const CLASS_STATES: u64 = 64;
 /// As many bytes cost as much as what each match does besides.
 const MATCH_BYTES: u64 = 8;
 /// What a compiled expression takes in memory for each of its states, bytes.
@@ -72,15 +75,21 @@ impl Expressions {
             return Ok(*states);
         }
         let Some(expression) = Expression::read(pattern, FOLDED_MAX - self.folded) else { return Ok(0) };
-        let Expression { parsed, states, folded } = expression;
+        let Expression { parsed, states, all, folded } = expression;
         let Some(parsed) = parsed else {
             return Err(format!("the document's patterns have more than {FOLDED_MAX} large classes that ignore case"));
         };
         self.folded += folded;
         self.known.insert(key, states);
-        let has_groups = is_name && parsed.properties().explicit_captures_len() > 0;
-        let groups = if has_groups { states.saturating_mul(GROUPS_BYTES_PER_STATE).min(GROUPS_BYTES_MAX) } else { 0 };
-        let compiled = states.saturating_add(STATES_BESIDES).saturating_mul(BYTES_PER_STATE);
+        let groups = match parsed.properties().explicit_captures_len() as u64 {
+            0 => 0,
+            _ if !is_name => 0,
+            groups => all
+                .saturating_mul(TABLE_BYTES.0)
+                .min(TABLE_BYTES.1)
+                .saturating_add(all.saturating_mul(groups + 1).saturating_mul(BYTES_PER_GROUP)),
+        };
+        let compiled = all.saturating_add(STATES_BESIDES).saturating_mul(BYTES_PER_STATE);
         self.bytes = self.bytes.saturating_add(compiled).saturating_add(groups);
         if self.bytes > COMPILED_PATTERNS_BYTES_MAX {
             return Err(format!(
@@ -100,7 +109,10 @@ impl Expressions {
 struct Expression {
     /// None where too many large classes of it ignore case.
     parsed: Option<Hir>,
+    /// Those that a byte may meet.
     states: u64,
+    /// Those that take memory.
+    all: u64,
     folded: usize,
 }
 
@@ -111,11 +123,11 @@ impl Expression {
         let parsed = Parser::new().parse(&rust).ok()?;
         let folded = large_folded(&parsed);
         if folded > folded_max {
-            return Some(Self { parsed: None, states: 0, folded });
+            return Some(Self { parsed: None, states: 0, all: 0, folded });
         }
         let parsed = Translator::new().translate(&rust, &parsed).ok()?;
-        let states = 1 + states_of(&parsed);
-        Some(Self { parsed: Some(parsed), states, folded })
+        let (states, all) = (1 + states_of(&parsed, CLASS_STATES), 1 + states_of(&parsed, u64::MAX));
+        Some(Self { parsed: Some(parsed), states, all, folded })
     }
 }
 
@@ -174,21 +186,22 @@ fn names(value: &Value) -> (u64, u64) {
     }
 }
 
-fn states_of(expression: &Hir) -> u64 {
+/// How many states an expression has where each class has so many at most.
+fn states_of(expression: &Hir, class_max: u64) -> u64 {
     match expression.kind() {
         HirKind::Empty => 0,
         HirKind::Look(_) => 1,
         HirKind::Literal(literal) => literal.0.len() as u64,
-        HirKind::Class(Class::Unicode(class)) => states_of_class(class),
+        HirKind::Class(Class::Unicode(class)) => states_of_class(class).min(class_max),
         HirKind::Class(Class::Bytes(class)) => ClassBytes::ranges(class).len() as u64,
         HirKind::Repetition(repetition) => {
             let (least, most) = (repetition.min, repetition.max.unwrap_or(repetition.min.max(1)));
             let choices = u64::from(most - least) + u64::from(repetition.max.is_none());
-            states_of(&repetition.sub).saturating_mul(u64::from(most)).saturating_add(choices)
+            states_of(&repetition.sub, class_max).saturating_mul(u64::from(most)).saturating_add(choices)
         }
-        HirKind::Capture(group) => states_of(&group.sub) + 2,
+        HirKind::Capture(group) => states_of(&group.sub, class_max) + 2,
         HirKind::Concat(parts) | HirKind::Alternation(parts) => {
-            parts.iter().fold(1, |sum, part| states_of(part).saturating_add(sum))
+            parts.iter().fold(1, |sum, part| states_of(part, class_max).saturating_add(sum))
         }
     }
 }
@@ -270,7 +283,7 @@ mod tests {
     #[test]
     fn ordinary_patterns_over_long_texts_cost_little() {
         let text = "a word, and another one.\\n".repeat(30_000);
-        for pattern in ["^[a-z]", r"\\S", r"^[\\w\\s,.]+$", "^.{1,}$|\\n", "^[^<>]*$"] {
+        for pattern in ["^[a-z]", r"\\p{L}", r"\\S", r"^[\\w\\s,.]+$", "^.{1,}$|\\n", "^[^<>]*$"] {
             let schema = schema(&format!(r#"{{"properties": {{"text": {{"pattern": "{pattern}"}}}}}}"#));
             assert_eq!(schema.validate(format!(r#"{{"text": "{text}"}}"#).as_bytes()), Ok(()), "{pattern}");
         }
@@ -295,8 +308,10 @@ mod tests {
         // One that is there often is compiled once.
         let often = schema(&document(300, &|_| large(0)));
         assert!(often.memory_bytes() < few.memory_bytes(), "{}", often.memory_bytes());
-        assert!(schema(&document(300, &|n| format!("^[a-z]+-{n}$"))).memory_bytes() < 20 << 20);
-        let groups = |n: usize| format!(r#"{{"patternProperties": {{"^{}{n}$": true}}}}"#, "(a|b)".repeat(400));
+        assert!(schema(&document(300, &|n| format!("^[a-z]+-{n}$"))).memory_bytes() < 64 << 20);
+        let many = format!(r#"{{"patternProperties": {{"{}": true}}}}"#, "(a?)".repeat(1_500));
+        assert!(Schema::parse(&many).is_err_and(|error| error.message.contains("compiled")), "so are many groups");
+        let groups = |n: usize| format!(r#"{{"patternProperties": {{"^{}{n}$": true}}}}"#, "(a|b)".repeat(100));
         let plain = format!(r#"{{"patternProperties": {{"^{}$": true}}}}"#, "[ab]".repeat(400));
         assert!(schema(&groups(0)).memory_bytes() > 1 << 20, "tables of groups are weighed");
         assert!(schema(&plain).memory_bytes() < 1 << 20);

@@ -4,8 +4,8 @@
 //! Works on the document alone: nothing is fetched. A subschema is known by its place in memory, so the document must not move
 //! while it is looked at.
 
-use super::{DATA_KEYWORDS, MAP_KEYWORDS, SchemaError, pointer, refuse};
-use jsonschema::{Draft, Registry, Uri, uri};
+use super::{DATA_KEYWORDS, MAP_KEYWORDS, SchemaError, pointer, refuse, unresolved};
+use jsonschema::{Draft, ReferencingError, Registry, Uri, uri};
 use serde_json::{Map, Value};
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
@@ -51,14 +51,17 @@ struct Place<'d> {
 }
 
 impl<'d> Document<'d> {
-    /// Reads a document's identifiers. None where they cannot be resolved, which the compiler then says better.
-    pub(super) fn new(root: &'d Value, draft: Draft) -> Option<Self> {
-        let registry = Registry::new().draft(draft).add(DEFAULT_BASE, root).ok()?.prepare().ok()?;
-        let base = Rc::new(uri::from_str(DEFAULT_BASE).ok()?);
+    /// Reads a document's identifiers. Errors: for one that is none, and for references to what is not in the document.
+    pub(super) fn new(root: &'d Value, draft: Draft) -> Result<Self, SchemaError> {
+        let unread = |error: ReferencingError| refuse("", unresolved(&error));
+        let registry =
+            Registry::new().draft(draft).add(DEFAULT_BASE, root).map_err(unread)?.prepare().map_err(unread)?;
+        let no_identifier = || refuse("", "has an identifier that cannot be resolved");
+        let base = Rc::new(uri::from_str(DEFAULT_BASE).map_err(|_| no_identifier())?);
         let mut document = Self { root, draft, registry, places: HashMap::new(), values: HashSet::new() };
         document.count(root);
-        document.enter(root, &mut Vec::new(), &base)?;
-        Some(document)
+        document.enter(root, &mut Vec::new(), &base).ok_or_else(no_identifier)?;
+        Ok(document)
     }
 
     /// JSON pointer of a subschema; none for what is not in the document.
@@ -73,13 +76,15 @@ impl<'d> Document<'d> {
         self.places.get(&address(resolved.contents())).map(|place| place.schema)
     }
 
-    /// True for a reference to what is in the document and no subschema of it: `const`, `examples` and the like hold data, and what holds
-    /// named subschemas is none itself.
+    /// True for a reference to nothing that is known, and to what is in the document and no subschema of it: `const`, `examples` and the
+    /// like hold data, and what holds named subschemas is none itself.
     fn is_astray(&self, schema: &Value, reference: &str) -> bool {
         let Some(place) = self.places.get(&address(schema)) else { return false };
         let resolver = self.registry.resolver((*place.base).clone());
-        let found = resolver.lookup(reference).ok().map(|resolved| address(resolved.contents()));
-        found.is_some_and(|found| self.values.contains(&found) && !self.places.contains_key(&found))
+        resolver.lookup(reference).map_or(true, |resolved| {
+            let found = address(resolved.contents());
+            self.values.contains(&found) && !self.places.contains_key(&found)
+        })
     }
 
     fn count(&mut self, value: &Value) {
@@ -154,7 +159,7 @@ impl<'d> Document<'d> {
                 let reference = start.get(keyword).and_then(Value::as_str);
                 if reference.is_some_and(|reference| self.is_astray(start, reference)) {
                     let at = format!("{}/{keyword}", self.pointer(start).unwrap_or_default());
-                    return Err(refuse(&at, "refers to what is no schema"));
+                    return Err(refuse(&at, "refers to nothing, or to what is no schema"));
                 }
             }
             if marks.contains_key(&address(start)) {

@@ -250,8 +250,17 @@ fn references_to_what_is_no_schema_are_refused() {
         let error = Schema::parse(&document.replace("WHERE", keyword)).expect_err(keyword);
         assert_eq!(
             (error.pointer.as_str(), error.message.as_str()),
-            ("/properties/a/$ref", "refers to what is no schema")
+            ("/properties/a/$ref", "refers to nothing, or to what is no schema")
         );
+    }
+    // Identifiers and drafts that one reader heeds and another does not.
+    for document in [
+        r##"{"x": {"$id": "%"}, "properties": {"a": {"$ref": "#/default/e0"}}, "default": BELOW}"##,
+        r##"{"properties": {"a": {"$ref": "#/x/y/z"}}, "x": {"y": {"$id": "https://e.org/a", "z": {"$ref": "#/default/e0"}}}, "default": BELOW}"##,
+        r##"{"items": {"$schema": "http://json-schema.org/draft-07/schema#", "$id": "https://e.org/b", "$ref": "#/default/e0"}, "default": BELOW}"##,
+    ] {
+        let below = below.replace("WHERE", "default");
+        Schema::parse(&document.replace("BELOW", &below)).expect_err(document);
     }
     for (document, at) in [
         (r##"{"enum": [{"type": "string"}], "$ref": "#/enum/0"}"##, "/$ref"),
@@ -267,7 +276,11 @@ fn references_to_what_is_no_schema_are_refused() {
         ),
     ] {
         let error = Schema::parse(document).expect_err(document);
-        assert_eq!((error.pointer.as_str(), error.message.as_str()), (at, "refers to what is no schema"), "{document}");
+        assert_eq!(
+            (error.pointer.as_str(), error.message.as_str()),
+            (at, "refers to nothing, or to what is no schema"),
+            "{document}"
+        );
     }
 }
 

@@ -101,7 +101,7 @@ pub fn compare(previous: &str, new: &str, mode: Compatibility) -> Result<Vec<Bre
         draft(&value).map(|draft| (value, draft))
     };
     let ((previous, previous_draft), (new, new_draft)) = (parse(previous)?, parse(new)?);
-    let (Some(previous), Some(new)) = (Document::new(&previous, previous_draft), Document::new(&new, new_draft)) else {
+    let (Ok(previous), Ok(new)) = (Document::new(&previous, previous_draft), Document::new(&new, new_draft)) else {
         return Err(refuse("", "has identifiers that cannot be resolved"));
     };
     let mut breaks = Vec::new();
