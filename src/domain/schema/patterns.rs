@@ -126,7 +126,7 @@ impl Expression {
             return Some(Self { parsed: None, states: 0, all: 0, folded });
         }
         let parsed = Translator::new().translate(&rust, &parsed).ok()?;
-        let (states, all) = (1 + states_of(&parsed, CLASS_STATES), 1 + states_of(&parsed, u64::MAX));
+        let [states, all] = [CLASS_STATES, u64::MAX].map(|class_max| states_of(&parsed, class_max).saturating_add(1));
         Some(Self { parsed: Some(parsed), states, all, folded })
     }
 }
@@ -199,7 +199,7 @@ fn states_of(expression: &Hir, class_max: u64) -> u64 {
             let choices = u64::from(most - least) + u64::from(repetition.max.is_none());
             states_of(&repetition.sub, class_max).saturating_mul(u64::from(most)).saturating_add(choices)
         }
-        HirKind::Capture(group) => states_of(&group.sub, class_max) + 2,
+        HirKind::Capture(group) => states_of(&group.sub, class_max).saturating_add(2),
         HirKind::Concat(parts) | HirKind::Alternation(parts) => {
             parts.iter().fold(1, |sum, part| states_of(part, class_max).saturating_add(sum))
         }
@@ -322,6 +322,8 @@ mod tests {
         let error = Schema::parse(r#"{"properties": {"a/b": {"pattern": "(a{150}){150}"}}}"#).expect_err("large");
         assert_eq!(error.pointer, "/properties/a~1b/pattern");
         assert!(error.message.contains("too large"), "{error}");
+        let beyond_counting = format!(r#"{{"pattern": "{}a{}"}}"#, "(".repeat(8), "{1000})".repeat(8));
+        assert!(Schema::parse(&beyond_counting).is_err());
         let told = violations(r#"{"properties": {"a": {"pattern": "^\"b+$"}}}"#, r#"{"a": "c"}"#);
         let expected =
             ("/a".to_owned(), "/properties/a/pattern".to_owned(), "the value does not match \"^\\\"b+$\"".to_owned());

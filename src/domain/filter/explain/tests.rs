@@ -1,26 +1,10 @@
 //! What is told of a filter that does not match.
 
 use super::*;
-use crate::domain::event::{Data, Event, Lineage};
-use crate::domain::event_type::EventTypeName;
-use crate::domain::ids::EventId;
-use bytes::Bytes;
+use crate::domain::filter::tests::event;
 
 fn explained(source: &str, data: &'static str) -> Explanation {
-    let id = EventId(uuid::Uuid::from_u128(7));
-    let event = Event {
-        id,
-        event_type: EventTypeName::parse("CUSTOM_ORDER").expect("a name"),
-        schema_version: 0,
-        source: "/orders".to_owned(),
-        subject: None,
-        time: chrono::DateTime::from_timestamp(1_700_000_000, 0).expect("a time"),
-        content_type: None,
-        extensions: Vec::new(),
-        data: Data::Text(Bytes::from_static(data.as_bytes())),
-        lineage: Lineage::root(id),
-    };
-    Filter::parse(source).expect(source).explain(&FilterContext::new(&event))
+    Filter::parse(source).expect(source).explain(&FilterContext::new(&event(data)))
 }
 
 fn one(source: &str, data: &'static str) -> Deciding {
@@ -64,7 +48,7 @@ fn the_side_that_is_false_is_told_with_its_values_and_columns() {
         ),
         ("data.s.matches('^b')", r#"{"s": "abc"}"#, "data.s.matches('^b')", (1, 21), vec![pair("data.s", "\"abc\"")]),
         ("data.l[1] == 'x'", r#"{"l": [1, "y"]}"#, "data.l[1] == 'x'", (1, 17), vec![pair("data.l[1]", "\"y\"")]),
-        ("event.type == 'OTHER'", "{}", "event.type == 'OTHER'", (1, 22), vec![pair("event.type", "\"CUSTOM_ORDER\"")]),
+        ("event.type == 'OTHER'", "{}", "event.type == 'OTHER'", (1, 22), vec![pair("event.type", "\"USER_CREATE\"")]),
         ("data.ready", r#"{"ready": false}"#, "data.ready", (1, 11), vec![pair("data.ready", "false")]),
         (
             "data.n == 1 ? data.a : data.b",
