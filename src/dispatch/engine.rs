@@ -375,13 +375,13 @@ impl Engine {
     fn pump_tenant(&mut self, id: TenantId, now: DateTime<Utc>) {
         let shared = &self.shared;
         let config = &shared.config;
-        let leaving = self.is_leaving(id);
+        let closed = self.is_closed(id);
         let Some(held) = self.tenants.get_mut(&id) else { return };
         let life = Life { tenant: id, token: held.tenant.token };
         let mut wake = None;
         held.keep_health(shared, life, now);
         held.tenant.resume(now);
-        if !leaving {
+        if !closed {
             if now < held.not_before {
                 wake = Some(held.not_before);
             } else {
@@ -394,8 +394,8 @@ impl Engine {
                 self.turns.add(id);
             }
         }
-        if held.tenant.has_changes() || (held.cursor_too || leaving) && held.tenant.cursor_moved() {
-            if now < held.settle_at && !leaving {
+        if held.tenant.has_changes() || (held.cursor_too || closed) && held.tenant.cursor_moved() {
+            if now < held.settle_at && !closed {
                 wake = Some(wake.map_or(held.settle_at, |at| at.min(held.settle_at)));
             } else if let Some(batch) = held.tenant.cut() {
                 held.cursor_too = false;
@@ -417,10 +417,12 @@ impl Engine {
         loop {
             let mut free = self.free();
             let Some((id, budget)) = (free > 0).then(|| self.turns.next(free)).flatten() else { return };
-            let leaving = self.is_leaving(id);
+            let (closed, leaving) =
+                self.shards.of(id).map_or((true, true), |(_, owned)| (owned.is_closed(), owned.is_leaving()));
             let Some(held) = self.tenants.get_mut(&id) else { continue };
             held.in_turn = false;
-            let Some(registry) = held.registry.clone().filter(|_| held.is_current() && !leaving) else { continue };
+            held.tenant.leaving = leaving;
+            let Some(registry) = held.registry.clone().filter(|_| held.is_current() && !closed) else { continue };
             let life = Life { tenant: id, token: held.tenant.token };
             let look_up = |no: SubscriptionNo| {
                 registry.subscription(no).map(|entry| Listener {

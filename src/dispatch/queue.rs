@@ -63,6 +63,8 @@ pub(super) struct Queue {
     pub arrived: u64,
     /// Attempts that run.
     pub running: u32,
+    /// Those that have run for long.
+    pub slow: u32,
     /// True while it is in the tenant's list of those that may start something.
     pub ready: bool,
     /// True while further work is put aside because earlier work is.

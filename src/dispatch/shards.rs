@@ -13,20 +13,37 @@ pub(super) struct Owned {
     taken_at: DateTime<Utc>,
     /// True once it has been asked to be given back with attempts that may still run: no later asking may say otherwise.
     pub left_unclean: bool,
-    /// Set while the shard is given away: until when running attempts are waited for.
-    pub leaving_until: Option<DateTime<Utc>>,
-    /// True while what it waits for is slow: the tenants that are not waited for go on meanwhile.
+    /// Set while the shard is given away.
+    leaving: Option<Leaving>,
+    /// True while what it waits for is slow: what is not waited for goes on meanwhile.
     held_open: bool,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Leaving {
+    /// From when on nothing new starts, whatever is waited for.
+    last_call: DateTime<Utc>,
+    /// Until when running attempts are waited for.
+    until: DateTime<Utc>,
 }
 
 impl Owned {
     fn new(token: i64, taken_at: DateTime<Utc>) -> Self {
-        Self { token, taken_at, left_unclean: false, leaving_until: None, held_open: false }
+        Self { token, taken_at, left_unclean: false, leaving: None, held_open: false }
+    }
+
+    pub fn is_leaving(&self) -> bool {
+        self.leaving.is_some()
     }
 
     /// True where nothing of the shard may start any more.
     pub fn is_closed(&self) -> bool {
-        self.leaving_until.is_some() && !self.held_open
+        self.is_leaving() && !self.held_open
+    }
+
+    /// True where it is not waited for any longer: its time is up, or almost, and nothing but slow attempts is left.
+    pub fn is_overdue(&self, only_slow: bool, now: DateTime<Utc>) -> bool {
+        self.leaving.is_some_and(|leaving| now >= if only_slow { leaving.last_call } else { leaving.until })
     }
 }
 
@@ -47,7 +64,7 @@ pub(super) struct Shards {
 
 /// Pulses for which a shard may be free before it is taken by whoever has its share already: those that miss some come first.
 const PATIENCE_PULSES: u64 = 3;
-/// How long before a leaving shard's time is up nothing new of it starts.
+/// How long before a leaving shard's time is up nothing new of it starts, at most: a quarter of that time is the other bound.
 const LAST_CALL: TimeDelta = TimeDelta::seconds(3);
 
 /// What a pulse that renewed leases says beyond what is known.
@@ -114,10 +131,10 @@ impl Shards {
         if self.keeps_until.is_some_and(|until| now < until) {
             return;
         }
-        let staying = self.owned.values().filter(|owned| owned.leaving_until.is_none()).count();
+        let staying = self.owned.values().filter(|owned| !owned.is_leaving()).count();
         let surplus = staying.saturating_sub(usize::try_from(fair_share(replicas)).unwrap_or(0));
         let mut candidates: Vec<i32> =
-            self.owned.iter().filter(|(_, owned)| owned.leaving_until.is_none()).map(|(shard, _)| *shard).collect();
+            self.owned.iter().filter(|(_, owned)| !owned.is_leaving()).map(|(shard, _)| *shard).collect();
         candidates.sort_unstable_by(|a, b| b.cmp(a));
         candidates.truncate(surplus);
         self.leave(&candidates, now, config);
@@ -126,22 +143,24 @@ impl Shards {
     /// Starts to give every shard away.
     pub fn leave_all(&mut self, now: DateTime<Utc>, config: &Config) {
         let all: Vec<i32> =
-            self.owned.iter().filter(|(_, owned)| owned.leaving_until.is_none()).map(|(shard, _)| *shard).collect();
+            self.owned.iter().filter(|(_, owned)| !owned.is_leaving()).map(|(shard, _)| *shard).collect();
         self.leave(&all, now, config);
     }
 
     fn leave(&mut self, shards: &[i32], now: DateTime<Utc>, config: &Config) {
         let wait = milliseconds(config.drain_ms);
+        let until = now + wait;
+        let leaving = Leaving { last_call: until - LAST_CALL.min(wait / 4), until };
         for shard in shards {
             if let Some(owned) = self.owned.get_mut(shard) {
-                owned.leaving_until = Some(now + wait);
+                owned.leaving = Some(leaving);
             }
         }
     }
 
     /// Shards that are being given away.
     pub fn leaving(&self) -> impl Iterator<Item = (i32, &Owned)> {
-        self.owned.iter().filter(|(_, owned)| owned.leaving_until.is_some()).map(|(shard, owned)| (*shard, owned))
+        self.owned.iter().filter(|(_, owned)| owned.is_leaving()).map(|(shard, owned)| (*shard, owned))
     }
 
     /// Holds the leaving shards open that have slow attempts, and closes the others, as well as those whose time is almost up, so that
@@ -149,7 +168,7 @@ impl Shards {
     pub fn hold_open(&mut self, slow: &HashSet<i32>, now: DateTime<Utc>) -> HashSet<i32> {
         let mut changed = HashSet::new();
         for (shard, owned) in &mut self.owned {
-            let open = owned.leaving_until.is_some_and(|until| now + LAST_CALL < until) && slow.contains(shard);
+            let open = owned.leaving.is_some_and(|leaving| now < leaving.last_call) && slow.contains(shard);
             if owned.held_open != open {
                 owned.held_open = open;
                 changed.insert(*shard);
@@ -266,8 +285,12 @@ mod tests {
         assert_eq!(closed(&shards), [true, true]);
         assert_eq!(shards.hold_open(&slow, at(2)), HashSet::from([0]));
         assert_eq!(closed(&shards), [false, true]);
+        let overdue = |shards: &Shards, only_slow, second| shards.owned[&0].is_overdue(only_slow, at(second));
+        assert!(!overdue(&shards, true, 17));
         assert_eq!(shards.hold_open(&slow, at(18)), HashSet::from([0]), "its time is almost up");
         assert_eq!(closed(&shards), [true, true]);
+        assert!(overdue(&shards, true, 18) && !overdue(&shards, false, 20), "what is not slow has the rest of it");
+        assert!(overdue(&shards, false, 21));
         shards.hold_open(&slow, at(3));
         assert_eq!(shards.hold_open(&HashSet::new(), at(4)), HashSet::from([0]), "nothing slow is left");
         assert_eq!(closed(&shards), [true, true]);

@@ -189,6 +189,8 @@ pub(super) struct Tenant {
     rated: HashSet<SubscriptionNo>,
     /// When subscriptions that must wait are offered again.
     resumes: BinaryHeap<Reverse<(DateTime<Utc>, SubscriptionNo)>>,
+    /// True while it is given away: what is slow starts nothing more that would have to be waited for.
+    pub leaving: bool,
     /// True where dead letters or changes have been written that are not announced.
     pub announce: bool,
     /// True where a replay may have begun, or has not reached its end.
@@ -231,6 +233,7 @@ impl Tenant {
             notes: Vec::new(),
             rated: HashSet::new(),
             resumes: BinaryHeap::new(),
+            leaving: false,
             announce: false,
             replay: false,
         }
@@ -248,7 +251,11 @@ impl Tenant {
 
     /// True where nothing runs and everything that happened is written.
     pub fn is_quiet(&self) -> bool {
-        self.running_count == 0 && self.changes.is_empty() && !self.settling
+        self.running_count == 0 && !self.is_writing()
+    }
+
+    fn is_writing(&self) -> bool {
+        self.settling || self.has_changes()
     }
 
     /// Where the cursor may stand once the changes are written.
@@ -303,7 +310,7 @@ impl Tenant {
             queue.policy = listener.policy;
             let limit = u32::try_from(queue.policy.max_in_flight()).unwrap_or(1);
             // Offered again when one of its attempts ends.
-            if queue.running >= limit {
+            if queue.running >= limit || self.leaving && queue.slow > 0 {
                 continue;
             }
             if crowded && queue.running > 0 {
@@ -395,6 +402,7 @@ impl Tenant {
         let no = job.place.subscription_no;
         let queue = self.queues.entry(no).or_default();
         queue.running = queue.running.saturating_sub(1);
+        queue.slow = queue.slow.saturating_sub(u32::from(slow));
         let attempt = job.attempt + 1;
         let tries = attempt - job.base;
         let class = ended.outcome.class;

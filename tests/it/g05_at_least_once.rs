@@ -151,11 +151,7 @@ async fn a_killed_replica_loses_nothing_that_was_acknowledged() {
     })
     .await;
     world.add_replica().await;
-    eventually("the shards are shared out", || async {
-        let (all, _) = owners(&world).await;
-        if all.len() == 2 { Ok(()) } else { Err(all) }
-    })
-    .await;
+    world.shared_out().await;
     let (mut tenant, receiver) = loaded(&world).await;
     let load = Load::start(&tenant, 8);
     receiver.receives("/hook", 50).await;

@@ -8,6 +8,7 @@ use carillon::proto::public::{
     ListSubscriptionsRequest, OutcomeClass,
 };
 use pbjson_types::Duration;
+use rustix::process::Signal;
 use serde_json::json;
 use sqlx::PgConnection;
 use tokio::task::JoinSet;
@@ -46,6 +47,33 @@ async fn a_hanging_listener_delays_nobody_else() {
         received.iter().map(|one| one.json()["data"]["n"].as_i64().expect("a number")).collect();
     assert_eq!(numbers.len(), 100);
     assert!(receiver.received("/hangs").len() <= 32, "the in-flight limit is exceeded");
+}
+
+#[tokio::test]
+async fn g9_while_a_replica_that_leaves_waits_for_a_hanging_listener_the_others_of_its_tenant_go_on() {
+    let mut world = World::start_with(1, "[dispatch]\ndrain_ms = 300000\n[server]\ndrain_timeout_ms = 300000\n").await;
+    let mut tenant = world.tenant().await;
+    let receiver = Receiver::start().await;
+    receiver.answers("/hangs", [Answer::Hang]);
+    tenant.declare("CUSTOM_SHARED").await;
+    let mut hangs = tenant.subscribe_request("CUSTOM_SHARED", &receiver.url("/hangs"));
+    let timeout = Some(Duration { seconds: 300, nanos: 0 });
+    hangs.delivery_policy = Some(DeliveryPolicy { timeout, ..Default::default() });
+    tenant.events().subscribe(hangs).await.expect("a receiver can be subscribed");
+    tenant.subscribe("CUSTOM_SHARED", &receiver, "/healthy").await;
+    tenant.publish("CUSTOM_SHARED", &json!({"n": 0})).await;
+    receiver.receives("/hangs", 1).await;
+    receiver.receives("/healthy", 1).await;
+    let staying = world.add_replica().await;
+    tenant.reconnect(&world);
+    world.replicas[0].process.signal(Signal::TERM);
+    for n in 1..=20 {
+        let request = publish_request("CUSTOM_SHARED", &json!({"n": n}));
+        tenant.publishers[staying].clone().publish(request).await.expect("the other replica takes it");
+        receiver.receives("/healthy", n + 1).await;
+    }
+    assert!(world.replicas[0].process.is_running(), "nothing that hangs has ended");
+    assert_eq!(receiver.received("/hangs").len(), 1, "nothing more of it starts there, and nobody else has the tenant");
 }
 
 #[tokio::test]

@@ -187,13 +187,12 @@ impl Engine {
         self.ticked_at = DateTime::UNIX_EPOCH;
     }
 
-    /// True where nothing of a tenant may start: its shard is closed, or leaves and waits for this tenant's slow attempts.
-    pub(super) fn is_leaving(&self, tenant: TenantId) -> bool {
-        let slow = || self.tenants.get(&tenant).is_some_and(|held| held.tenant.slow() > 0);
-        self.shards.of(tenant).is_none_or(|(_, owned)| owned.is_closed() || owned.leaving_until.is_some() && slow())
+    /// True where nothing of a tenant may start.
+    pub(super) fn is_closed(&self, tenant: TenantId) -> bool {
+        self.shards.of(tenant).is_none_or(|(_, owned)| owned.is_closed())
     }
 
-    /// Lets the other tenants of a leaving shard go on while it waits for a slow attempt, and gathers them in once that has ended.
+    /// Lets what is not slow of a leaving shard go on while that waits for a slow attempt, and gathers it in once that has ended.
     pub(super) fn hold_open(&mut self, now: DateTime<Utc>) {
         let slow =
             self.tenants.iter().filter(|(_, held)| held.tenant.slow() > 0).map(|(id, _)| shard_of(*id)).collect();
@@ -206,8 +205,10 @@ impl Engine {
         if self.releasing {
             return;
         }
-        let busy: HashSet<i32> =
-            self.tenants.iter().filter(|(_, held)| !held.tenant.is_quiet()).map(|(id, _)| shard_of(*id)).collect();
+        let all = |is: fn(&Tenant) -> bool| -> HashSet<i32> {
+            self.tenants.iter().filter(|(_, held)| is(&held.tenant)).map(|(id, _)| shard_of(*id)).collect()
+        };
+        let (busy, moving) = (all(|tenant| !tenant.is_quiet()), all(Tenant::is_moving));
         let (mut clean, mut unclean) = (Vec::new(), Vec::new());
         for (shard, owned) in self.shards.leaving() {
             if owned.left_unclean {
@@ -215,7 +216,7 @@ impl Engine {
                 unclean.push((shard, owned.token));
             } else if !busy.contains(&shard) {
                 clean.push((shard, owned.token));
-            } else if owned.leaving_until.is_some_and(|until| now >= until) {
+            } else if owned.is_overdue(!moving.contains(&shard), now) {
                 unclean.push((shard, owned.token));
             }
         }

@@ -27,6 +27,7 @@ impl Tenant {
             if !running.slow && running.started_at < before {
                 running.slow = true;
                 self.slow_count += 1;
+                self.queues.entry(running.job.place.subscription_no).or_default().slow += 1;
             }
             if running.slow && !running.apart && self.apart_count < places {
                 running.apart = true;
@@ -35,6 +36,11 @@ impl Tenant {
             }
         }
         self.apart_count > known
+    }
+
+    /// True where something runs that is not slow, or is to be written.
+    pub fn is_moving(&self) -> bool {
+        self.running_count > self.slow_count || self.is_writing()
     }
 
     /// Offers the subscriptions again that were held back; true where there are any.
@@ -91,6 +97,27 @@ mod tests {
         assert!(!tenant.mark_slow(at(6_000), 2), "the tenant has more places than are left");
         assert_eq!((tenant.slow(), tenant.apart()), (6, 3));
         assert!(next(&mut tenant, &config).is_none(), "it has in flight what it may");
+    }
+
+    #[test]
+    fn while_a_tenant_leaves_subscriptions_with_slow_attempts_start_nothing_and_the_others_go_on() {
+        let (mut tenant, config) = with_events(&[1, 1, 2, 2, 1], 9);
+        let slow = next(&mut tenant, &config).expect("9 may run");
+        assert!(tenant.is_moving());
+        tenant.mark_slow(at(6_000), 9);
+        assert!(!tenant.is_moving(), "what it does has no end that anybody knows");
+        tenant.leaving = true;
+        let started: Vec<_> = std::iter::from_fn(|| next(&mut tenant, &config)).collect();
+        assert_eq!(started.iter().map(place).collect::<Vec<_>>(), [(3, 2), (4, 2)]);
+        assert!(tenant.is_moving());
+        for start in &started {
+            end(&mut tenant, start, OutcomeClass::Succeeded);
+        }
+        assert!(tenant.is_moving(), "that is to be written");
+        settle(&mut tenant);
+        assert!(!tenant.is_moving() && !tenant.is_quiet());
+        end(&mut tenant, &slow, OutcomeClass::Succeeded);
+        assert_eq!(next(&mut tenant, &config).as_ref().map(place), Some((2, 1)), "it is not slow any more");
     }
 
     #[test]

@@ -13,6 +13,7 @@ use sqlx::Connection as _;
 use tempfile::TempDir;
 use tokio::sync::OnceCell;
 use tonic::transport::Channel;
+use uuid::Uuid;
 
 use super::connect::{Identity, mutual, plain};
 use super::database::Cluster;
@@ -75,9 +76,28 @@ impl World {
         static SHARED: OnceCell<World> = OnceCell::const_new();
         SHARED
             .get_or_init(|| async {
-                super::shared_runtime().spawn(World::start(2)).await.expect("the shared replicas start")
+                let start = async {
+                    let world = World::start(2).await;
+                    world.shared_out().await;
+                    world
+                };
+                super::shared_runtime().spawn(start).await.expect("the shared replicas start")
             })
             .await
+    }
+
+    /// Waits until every replica has its share of what is dispatched.
+    pub async fn shared_out(&self) {
+        eventually("the shards are shared out", || async {
+            let mut connection = Cluster::superuser(&self.database_url).await;
+            let owners: Vec<Option<Uuid>> = sqlx::query_scalar("SELECT DISTINCT owner FROM shard_leases")
+                .fetch_all(&mut connection)
+                .await
+                .expect("owners");
+            connection.close().await.expect("the connection closes");
+            if owners.len() == self.replicas.len() && !owners.contains(&None) { Ok(()) } else { Err(owners) }
+        })
+        .await;
     }
 
     /// A world of one's own on the shared Postgres.
