@@ -213,9 +213,12 @@ fn column(source: &str, (line, column): (isize, isize)) -> usize {
     (before + usize::try_from(column).unwrap_or(1).max(1)).min(source.chars().count() + 1)
 }
 
-/// The parser's message, which is text of its own and of the expression, without its habit of listing every possible token.
+/// The parser's message, which is text of its own and of the expression, without its habit of listing every possible token, and what it
+/// thinks of a literal.
 fn syntax_message(message: &str) -> String {
     let short = message.split(" expecting ").next().unwrap_or_default().trim();
+    let short =
+        short.split_once(" literal: ").map_or_else(|| short.to_owned(), |(which, _)| format!("{which} literal"));
     let short: String = short.chars().filter(|c| !c.is_control()).take(200).collect();
     if short.is_empty() || short == "UNKNOWN" { "is not an expression".to_owned() } else { short }
 }

@@ -74,21 +74,23 @@ pub(super) struct Metering {
 }
 
 impl Metering {
-    /// Writes the keyword into one subschema where it can be expensive; what it leads to has been seen to.
-    pub(super) fn write(&self, schema: &mut Map<String, Value>) {
+    /// Writes the keyword into one subschema of so many values where it can be expensive; what it leads to has been seen to. True where it
+    /// stands for these values.
+    pub(super) fn write(&self, schema: &mut Map<String, Value>, nodes: usize) -> bool {
         schema.remove(KEYWORD);
-        let Some(units) = Units::of(schema, self.name_states) else { return };
+        let Some(units) = Units::of(schema, self.name_states) else { return false };
+        let units = Units { nodes: nodes as u64, ..units };
         if !GO_ON.iter().any(|keyword| schema.contains_key(*keyword)) {
             units.write(schema);
-            return;
+            return true;
         }
         let asked_first = schema.entry("allOf").or_insert_with(|| Value::Array(vec![Value::Bool(true)]));
         // An `allOf` that is not a list, or holds nothing, is refused by the compiler.
-        let Some(first) = asked_first.as_array_mut().and_then(|all| all.first_mut()) else { return };
+        let Some(first) = asked_first.as_array_mut().and_then(|all| all.first_mut()) else { return false };
         match first {
             Value::Object(members) if !(self.lone_references && members.contains_key("$ref")) => units.write(members),
             // Nothing is asked after a `false`.
-            Value::Bool(false) => {}
+            Value::Bool(false) => return false,
             other => {
                 let mut counter = Map::new();
                 units.write(&mut counter);
@@ -99,6 +101,7 @@ impl Metering {
                 };
             }
         }
+        true
     }
 }
 
@@ -112,6 +115,8 @@ struct Units {
     parts: u64,
     /// For the names of all objects within: the states of the expressions that they may meet.
     name_states: u64,
+    /// Values of the document that are compiled with it. They cost nothing in a check.
+    nodes: u64,
 }
 
 impl Units {
@@ -123,7 +128,11 @@ impl Units {
             _ => 0,
         };
         let has = |keywords: &[&str]| keywords.iter().any(|keyword| schema.contains_key(*keyword));
-        let lists: usize = ["required", "enum"].map(length).into_iter().filter(|length| *length > SHORT_LIST_MAX).sum();
+        let lists: usize = ["required", "enum", "dependentRequired", "dependencies"]
+            .map(length)
+            .into_iter()
+            .filter(|length| *length > SHORT_LIST_MAX)
+            .sum();
         let reference = if schema.contains_key("$ref") { REFERENCE_UNITS } else { 0 };
         let parts = has(&PARTS);
         if lists + reference == 0 && !parts && !has(&GO_ON) && !has(&OTHERS) {
@@ -133,13 +142,13 @@ impl Units {
         let each = (1 + lists + reference + alternatives) as u64;
         // Of what goes on to no other nothing is asked about the same value twice.
         let name_states = if has(&GO_ON) { name_states } else { 0 };
-        Some(Self { each, member: length("patternProperties") as u64, parts: u64::from(parts), name_states })
+        Some(Self { each, member: length("patternProperties") as u64, parts: u64::from(parts), name_states, nodes: 0 })
     }
 
     /// As the keyword's value says.
     fn read(value: &Value) -> Self {
         let number = |index: usize| value.get(index).and_then(Value::as_u64).unwrap_or_default();
-        Self { each: number(0), member: number(1), parts: number(2), name_states: number(3) }
+        Self { each: number(0), member: number(1), parts: number(2), name_states: number(3), nodes: number(4) }
     }
 
     /// Writes the keyword into a subschema, on top of what it costs itself.
@@ -150,14 +159,16 @@ impl Units {
             own.member + self.member,
             own.parts + self.parts,
             own.name_states.saturating_add(self.name_states),
+            own.nodes + self.nodes,
         ];
         schema.insert(KEYWORD.to_owned(), json!(sum));
     }
 }
 
-/// Makes the keyword's check.
-pub(super) fn keyword(value: &Value) -> Box<dyn for<'i> Keyword<'i>> {
-    Box::new(Meter(Units::read(value)))
+/// Makes the keyword's check, and tells for how many values of the document it stands.
+pub(super) fn keyword(value: &Value) -> (Box<dyn for<'i> Keyword<'i>>, usize) {
+    let units = Units::read(value);
+    (Box::new(Meter(units)), usize::try_from(units.nodes).unwrap_or(usize::MAX))
 }
 
 /// Runs a check, or a comparison, within so many units.
@@ -189,7 +200,7 @@ struct Meter(Units);
 
 impl Meter {
     fn charge(&self, instance: &Value) {
-        let Self(Units { each, member, parts, name_states }) = self;
+        let Self(Units { each, member, parts, name_states, .. }) = self;
         let (members, elements) = match instance {
             Value::Object(members) => (members.len() as u64, members.len() as u64),
             Value::Array(elements) => (0, elements.len() as u64),

@@ -6,22 +6,27 @@
 //! `format` is an assertion in draft 7 (formats that are not known are ignored) and an annotation in 2020-12, as the drafts have it.
 //! Patterns are matched in linear time.
 
+mod bounds;
 pub mod compatibility;
 mod cost;
 mod patterns;
 mod references;
+mod weighed;
 
 use super::json::{check_json, to_json_error};
+use bounds::Bounds;
 use cost::{Metering, Stopped, UNITS_BRIEF, UNITS_MAX};
 use jsonschema::error::ValidationErrorKind;
-use jsonschema::{Draft, ReferencingError, ValidationError, Validator};
-use patterns::{Expressions, Pattern};
+use jsonschema::{Draft, ReferencingError, ValidationError, ValidationOptions, Validator};
+use patterns::Pattern;
 use references::Document;
 use serde_json::{Map, Value};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use weighed::Alone;
 
 /// The stack of a check that may cost all that one may.
 const STACK_BYTES: usize = 128 * 1024 * 1024;
@@ -31,8 +36,10 @@ pub const DOCUMENT_BYTES_MAX: usize = 256 * 1024;
 pub const DOCUMENT_DEPTH_MAX: usize = 64;
 /// How many values a document may consist of.
 pub const DOCUMENT_NODES_MAX: usize = 20_000;
-/// How many subschemas `anyOf`, `oneOf` or `allOf` may list.
+/// How many subschemas `anyOf`, `oneOf` or `allOf` may list, and `dependencies` and its like may name.
 pub const ALTERNATIVES_MAX: usize = 1_000;
+/// How long a number may be, in a document and in data that is checked, in characters: what it costs to look at one grows with it.
+pub const NUMBER_CHARS_MAX: usize = 128;
 /// How long all regular expressions of a document may be together, in bytes.
 pub const PATTERN_BYTES_MAX: usize = 16 * 1024;
 /// How large all regular expressions of a document may be together when they are compiled, in bytes.
@@ -43,10 +50,18 @@ pub const PLACES_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// How many violations are told.
 pub const VIOLATIONS_MAX: usize = 32;
 
+/// What is said where names or identifiers make a document too long.
+const TOO_LONG_PLACES: &str = "has too long names or identifiers above too many values";
+/// What is said where a document cannot be compiled for all its references.
+const TOO_MANY_WAYS: &str = "leads to its subschemas, by dynamic references or identifiers, in too many ways";
 /// What is said of an expression that is none.
 const NO_PATTERN: &str = "is not a regular expression without look-around and back-references, or is too large";
 /// What a compiled document takes in memory for each of its bytes.
 const COMPILED_BYTES_PER_BYTE: usize = 32;
+/// What a compiled value of it takes, bytes.
+const COMPILED_BYTES_PER_NODE: usize = 384;
+/// How many values of a document may be compiled, each as often as the ways differ that references lead to it.
+const COMPILED_NODES_MAX: usize = 3 * DOCUMENT_NODES_MAX;
 /// How long a message may be, in characters.
 const MESSAGE_CHARS_MAX: usize = 300;
 
@@ -89,27 +104,37 @@ impl Schema {
             return Err(refuse("", format!("is longer than {DOCUMENT_BYTES_MAX} bytes")));
         }
         check_json(document.as_bytes()).map_err(|error| refuse("", format!("is not JSON: {error}")))?;
-        let mut value: Value = serde_json::from_str(document)
+        let value: Value = serde_json::from_str(document)
             .map_err(|error| refuse("", format!("is not JSON: {}", to_json_error(document.as_bytes(), &error))))?;
         let draft = draft(&value)?;
-        let mut bounds = Bounds { draft: Some(draft), ..Bounds::default() };
-        bounds.gather_ids(&value, 0, 0)?;
-        bounds.walk(&value, &mut Vec::new())?;
-        Document::new(&value, draft)?.check_progress()?;
+        let bounds = Bounds::check(&value, draft)?;
+        let by_pointers = {
+            let references = Document::new(&value, draft)?;
+            references.check_progress()?;
+            references.by_pointers()?
+        };
+        let mut value = by_pointers.unwrap_or(value);
         let name_states = bounds.name_states;
-        let memory_bytes =
-            document.len() * COMPILED_BYTES_PER_BYTE + bounds.places_bytes + bounds.expressions.memory_bytes();
         meter(&mut value, &Metering { lone_references: draft == Draft::Draft7, name_states });
         // The compiler is a dependency and the document is a stranger's: a panic there is a refusal, not the end of the task.
         let no_pattern_at = Arc::new(OnceLock::new());
         let (place, compiled) = (Arc::clone(&no_pattern_at), Mutex::new(HashMap::new()));
+        let nodes = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&nodes);
         let built = catch_unwind(AssertUnwindSafe(|| {
-            jsonschema::options()
-                .with_draft(draft)
-                .offline()
-                .with_keyword(cost::KEYWORD, |_, value, _| Ok(cost::keyword(value)))
-                .should_validate_formats(draft == Draft::Draft7)
-                .should_ignore_unknown_formats(true)
+            let alone = Arc::new(Alone::default());
+            let weighed = weighed::keywords(draft).fold(options(draft), |options, weight| {
+                let alone = Arc::clone(&alone);
+                options.with_keyword(weight.keyword, move |schema, _, _| alone.keyword(draft, weight, schema))
+            });
+            weighed
+                .with_keyword(cost::KEYWORD, move |_, value, _| {
+                    let (keyword, more) = cost::keyword(value);
+                    if counted.fetch_add(more, Ordering::Relaxed) + more > COMPILED_NODES_MAX {
+                        return Err(ValidationError::custom(TOO_MANY_WAYS));
+                    }
+                    Ok(keyword)
+                })
                 .with_keyword(patterns::KEYWORD, move |_, value, path| {
                     let source = value.as_str().unwrap_or_default();
                     let mut compiled = compiled.lock().unwrap_or_else(PoisonError::into_inner);
@@ -122,11 +147,16 @@ impl Schema {
                         }
                     }
                 })
-                .with_pattern_options(patterns::options())
                 .build(&value)
         }));
         match built {
-            Ok(Ok(validator)) => Ok(Self { validator, name_states, memory_bytes }),
+            Ok(Ok(validator)) => {
+                let compiled_bytes = (document.len() * COMPILED_BYTES_PER_BYTE)
+                    .max(nodes.load(Ordering::Relaxed) * COMPILED_BYTES_PER_NODE);
+                let memory_bytes = compiled_bytes + bounds.places_bytes + bounds.expressions.memory_bytes();
+                Ok(Self { validator, name_states, memory_bytes })
+            }
+            Ok(Err(_)) if nodes.load(Ordering::Relaxed) > COMPILED_NODES_MAX => Err(refuse("", TOO_MANY_WAYS)),
             Ok(Err(error)) => {
                 let at = no_pattern_at.get().map_or(error.instance_path().as_str(), String::as_str);
                 Err(refuse(at, shorten(&explain(&error))))
@@ -195,6 +225,16 @@ impl Schema {
     }
 }
 
+/// How documents of a draft are compiled.
+fn options(draft: Draft) -> ValidationOptions<'static> {
+    jsonschema::options()
+        .with_draft(draft)
+        .offline()
+        .should_validate_formats(draft == Draft::Draft7)
+        .should_ignore_unknown_formats(true)
+        .with_pattern_options(patterns::options())
+}
+
 /// One violation, of the data as a whole.
 fn whole(message: &str) -> Vec<Violation> {
     vec![Violation { data_pointer: String::new(), schema_pointer: String::new(), message: message.to_owned() }]
@@ -210,7 +250,20 @@ fn parse_data(data: &[u8]) -> Result<Value, String> {
     if text.contains("serde_json") || text.contains("\\u00") {
         check_json(data).map_err(|error| format!("is not JSON: {error}"))?;
     }
-    serde_json::from_str(text).map_err(not_json)
+    let value = serde_json::from_str(text).map_err(not_json)?;
+    if has_long_number(&value) {
+        return Err(format!("has a number of more than {NUMBER_CHARS_MAX} characters"));
+    }
+    Ok(value)
+}
+
+fn has_long_number(value: &Value) -> bool {
+    match value {
+        Value::Number(number) => number.as_str().len() > NUMBER_CHARS_MAX,
+        Value::Array(elements) => elements.iter().any(has_long_number),
+        Value::Object(members) => members.values().any(has_long_number),
+        Value::Null | Value::Bool(_) | Value::String(_) => false,
+    }
 }
 
 fn violation(error: &ValidationError<'_>) -> Violation {
@@ -281,159 +334,23 @@ const DATA_KEYWORDS: [&str; 6] = ["$vocabulary", "const", "default", "dependentR
 const MAP_KEYWORDS: [&str; 6] =
     ["properties", "patternProperties", "$defs", "definitions", "dependentSchemas", "dependencies"];
 
-/// What is counted on the way through a document.
-#[derive(Default)]
-struct Bounds {
-    /// Of the whole document.
-    draft: Option<Draft>,
-    nodes: usize,
-    pattern_bytes: usize,
-    /// Of the expressions of `patternProperties`.
-    name_states: u64,
-    expressions: Expressions,
-    places_bytes: usize,
-    ids: HashSet<String>,
-}
-
-impl Bounds {
-    /// The identifiers that references within the document may name, and the bounds on size; those above `value` have `base` bytes.
-    fn gather_ids(&mut self, value: &Value, depth: usize, mut base: usize) -> Result<(), SchemaError> {
-        self.nodes += 1;
-        if self.nodes > DOCUMENT_NODES_MAX {
-            return Err(refuse("", format!("has more than {DOCUMENT_NODES_MAX} values")));
-        }
-        if depth > DOCUMENT_DEPTH_MAX {
-            return Err(refuse("", format!("is nested more than {DOCUMENT_DEPTH_MAX} deep")));
-        }
-        match value {
-            Value::Array(elements) => elements.iter().try_for_each(|element| self.gather_ids(element, depth + 1, base)),
-            Value::Object(members) => {
-                let text = |keyword: &str| members.get(keyword).and_then(Value::as_str);
-                if let Some(id) = text("$id") {
-                    self.ids.insert(without_fragment(id).to_owned());
-                    base += id.len();
-                    self.take_place(base)?;
-                }
-                if let Some(target) = text("$ref").or_else(|| text("$dynamicRef")) {
-                    self.take_place(base + target.len())?;
-                }
-                members.values().try_for_each(|member| self.gather_ids(member, depth + 1, base))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    fn take_place(&mut self, bytes: usize) -> Result<(), SchemaError> {
-        self.places_bytes += bytes;
-        if self.places_bytes > PLACES_BYTES_MAX {
-            return Err(refuse("", "has too long names or identifiers above too many values"));
-        }
-        Ok(())
-    }
-
-    /// Checks one subschema; `path` leads to it.
-    fn walk(&mut self, schema: &Value, path: &mut Vec<String>) -> Result<(), SchemaError> {
-        self.take_place(path.iter().map(|part| part.len() + 1).sum())?;
-        let Value::Object(members) = schema else {
-            // Keywords that list schemas.
-            if let Value::Array(elements) = schema {
-                for (index, element) in elements.iter().enumerate() {
-                    path.push(index.to_string());
-                    self.walk(element, path)?;
-                    path.pop();
-                }
-            }
-            return Ok(());
-        };
-        for (keyword, value) in members {
-            path.push(keyword.clone());
-            self.keyword(keyword, value, path)?;
-            if MAP_KEYWORDS.contains(&keyword.as_str()) {
-                if let Value::Object(named) = value {
-                    for (name, schema) in named {
-                        path.push(name.clone());
-                        if keyword == "patternProperties" {
-                            self.name_states = self.name_states.saturating_add(self.pattern(name, true, path)?);
-                        }
-                        self.walk(schema, path)?;
-                        path.pop();
-                    }
-                }
-            } else if !DATA_KEYWORDS.contains(&keyword.as_str()) {
-                self.walk(value, path)?;
-            }
-            path.pop();
-        }
-        Ok(())
-    }
-
-    fn keyword(&mut self, keyword: &str, value: &Value, path: &[String]) -> Result<(), SchemaError> {
-        match (keyword, value) {
-            ("$schema", declared) if draft_of(declared).is_none() => {
-                Err(refuse(&pointer(path), "must be JSON Schema 2020-12 or draft 7"))
-            }
-            ("$schema", declared) if draft_of(declared) != self.draft => {
-                Err(refuse(&pointer(path), "must be that of the whole document"))
-            }
-            ("$ref" | "$dynamicRef", Value::String(target)) if self.is_remote(target) => {
-                Err(refuse(&pointer(path), "refers to another document, which is not fetched"))
-            }
-            ("anyOf" | "oneOf" | "allOf", Value::Array(schemas)) if schemas.len() > ALTERNATIVES_MAX => {
-                Err(refuse(&pointer(path), format!("has more than {ALTERNATIVES_MAX} alternatives")))
-            }
-            ("pattern", Value::String(pattern)) => self.pattern(pattern, false, path).map(drop),
-            _ => Ok(()),
-        }
-    }
-
-    /// Counts an expression; how many states it has.
-    fn pattern(&mut self, pattern: &str, is_name: bool, path: &[String]) -> Result<u64, SchemaError> {
-        self.pattern_bytes += pattern.len();
-        if self.pattern_bytes > PATTERN_BYTES_MAX {
-            let message = format!("the document's patterns are longer than {PATTERN_BYTES_MAX} bytes together");
-            return Err(refuse(&pointer(path), message));
-        }
-        self.expressions.add(pattern, is_name).map_err(|message| refuse(&pointer(path), message))
-    }
-
-    /// True for an absolute reference to what is neither in the document nor one of the drafts' own schemas. The compiler refuses
-    /// what is relative and not in the document.
-    fn is_remote(&self, target: &str) -> bool {
-        let target = without_fragment(target);
-        let absolute = target.split_once(':').is_some_and(|(scheme, _)| {
-            !scheme.is_empty() && scheme.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '+' | '-' | '.'))
-        });
-        let metaschema = target
-            .strip_prefix("https://json-schema.org/draft/2020-12/")
-            .or_else(|| target.strip_prefix("http://json-schema.org/draft-07/"));
-        absolute && metaschema.is_none() && !self.is_within(target)
-    }
-
-    /// True where an absolute reference is, or resolves from, an identifier of the document.
-    fn is_within(&self, target: &str) -> bool {
-        self.ids.iter().any(|id| {
-            id == target
-                || target.strip_suffix(id.as_str()).is_some_and(|base| base.ends_with('/') || id.starts_with('/'))
-        })
-    }
-}
-
-/// Writes the counting keyword into every subschema.
-fn meter(schema: &mut Value, metering: &Metering) {
+/// Writes the counting keyword into every subschema; how many values there are that no such keyword stands for.
+fn meter(schema: &mut Value, metering: &Metering) -> usize {
     match schema {
-        Value::Array(elements) => elements.iter_mut().for_each(|element| meter(element, metering)),
+        Value::Array(elements) => elements.iter_mut().map(|element| meter(element, metering)).sum(),
         Value::Object(members) => {
+            let mut nodes = 1;
             for (keyword, value) in members.iter_mut() {
                 if MAP_KEYWORDS.contains(&keyword.as_str()) {
                     let named = value.as_object_mut().into_iter().flat_map(Map::values_mut);
-                    named.for_each(|schema| meter(schema, metering));
+                    nodes += named.map(|schema| meter(schema, metering)).sum::<usize>();
                 } else if !DATA_KEYWORDS.contains(&keyword.as_str()) {
-                    meter(value, metering);
+                    nodes += meter(value, metering);
                 }
             }
-            metering.write(members);
+            if metering.write(members, nodes) { 0 } else { nodes }
         }
-        _ => {}
+        _ => 1,
     }
 }
 

@@ -4,7 +4,9 @@
 //! Works on the document alone: nothing is fetched. A subschema is known by its place in memory, so the document must not move
 //! while it is looked at.
 
-use super::{DATA_KEYWORDS, MAP_KEYWORDS, SchemaError, pointer, refuse, unresolved};
+use super::{DATA_KEYWORDS, MAP_KEYWORDS, PLACES_BYTES_MAX, SchemaError, TOO_LONG_PLACES, pointer, refuse, unresolved};
+use fluent_uri::pct_enc::EString;
+use fluent_uri::pct_enc::encoder::Fragment;
 use jsonschema::{Draft, ReferencingError, Registry, Uri, uri};
 use serde_json::{Map, Value};
 use std::collections::{HashMap, HashSet};
@@ -85,6 +87,64 @@ impl<'d> Document<'d> {
             let found = address(resolved.contents());
             self.values.contains(&found) && !self.places.contains_key(&found)
         })
+    }
+
+    /// The document without identifiers, its references as pointers. The validator compiles what a reference leads to once for each way
+    /// through documents with identifiers that leads there, and of such ways there may be an endless lot; without them there is one. None
+    /// where it makes no difference, and where references are dynamic: these go by the way.
+    ///
+    /// Errors: where that makes it too long.
+    pub(super) fn by_pointers(&self) -> Result<Option<Value>, SchemaError> {
+        let is_one = self.places.values().all(|place| Rc::ptr_eq(&place.base, &self.places[&address(self.root)].base));
+        let has = |keyword: &str| self.places.values().any(|place| place.schema.get(keyword).is_some());
+        if is_one || has("$dynamicRef") || has("$dynamicAnchor") {
+            return Ok(None);
+        }
+        self.pointing(self.root, &mut 0).map(Some)
+    }
+
+    fn pointing(&self, schema: &'d Value, bytes: &mut usize) -> Result<Value, SchemaError> {
+        let members = match schema {
+            Value::Array(elements) => {
+                return elements.iter().map(|element| self.pointing(element, bytes)).collect();
+            }
+            Value::Object(members) => members,
+            _ => return Ok(schema.clone()),
+        };
+        let mut pointing = Map::new();
+        for (keyword, value) in members {
+            let value = match (keyword.as_str(), value) {
+                ("$id" | "$anchor", Value::String(_)) => continue,
+                ("$ref", Value::String(reference)) => {
+                    let reference = self.pointer_of(schema, reference).unwrap_or_else(|| reference.clone());
+                    *bytes += reference.len();
+                    if *bytes > PLACES_BYTES_MAX {
+                        return Err(refuse("", TOO_LONG_PLACES));
+                    }
+                    Value::String(reference)
+                }
+                (keyword, Value::Object(named)) if MAP_KEYWORDS.contains(&keyword) => {
+                    let named = named.iter().map(|(name, schema)| Ok((name.clone(), self.pointing(schema, bytes)?)));
+                    Value::Object(named.collect::<Result<_, _>>()?)
+                }
+                (keyword, value) if DATA_KEYWORDS.contains(&keyword) => value.clone(),
+                (_, value) => self.pointing(value, bytes)?,
+            };
+            pointing.insert(keyword.clone(), value);
+        }
+        Ok(Value::Object(pointing))
+    }
+
+    /// A reference from a subschema as a pointer into the document, or as the whole URI of what is elsewhere.
+    fn pointer_of(&self, schema: &Value, reference: &str) -> Option<String> {
+        if let Some(pointer) = self.target(schema, reference).and_then(|target| self.pointer(target)) {
+            let mut fragment = EString::<Fragment>::new();
+            fragment.encode_str::<Fragment>(pointer);
+            return Some(format!("#{fragment}"));
+        }
+        let base = &self.places.get(&address(schema))?.base;
+        let resolved = self.registry.resolve_uri(&base.borrow(), reference).ok()?;
+        Some(resolved.as_str().to_owned())
     }
 
     fn count(&mut self, value: &Value) {
@@ -294,4 +354,100 @@ fn size(schema: &Value) -> u64 {
 /// What tells one subschema from another: where it is in memory.
 pub(super) fn address(value: &Value) -> usize {
     std::ptr::from_ref(value).addr()
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::domain::schema::Schema;
+    use crate::domain::schema::tests::{schema, violations};
+    use std::time::Instant;
+
+    const DRAFTS: [(&str, &str); 2] = [
+        ("https://json-schema.org/draft/2020-12/schema", "$defs"),
+        ("http://json-schema.org/draft-07/schema#", "definitions"),
+    ];
+
+    /// A document of so many documents with identifiers, each of which refers to those that `to` says.
+    fn bundle((draft, defs): (&str, &str), count: usize, within: &str, to: impl Fn(usize) -> Vec<usize>) -> String {
+        let refer = |n: usize| {
+            let to = to(n).into_iter().map(|m| format!(r#""p{m}": {{"$ref": "https://e.org/{m}/"}}"#));
+            to.collect::<Vec<_>>().join(",")
+        };
+        let all: Vec<_> = (0..count)
+            .map(|n| format!(r#""a{n}": {{"$id": "https://e.org/{n}/", {within} "properties": {{{}}}}}"#, refer(n)))
+            .collect();
+        let last = format!(r#""a{count}": {{"$id": "https://e.org/{count}/", "type": "integer"}}"#);
+        format!(
+            r#"{{"$schema": "{draft}", "{defs}": {{{}, {last}}}, "allOf": [{{"$ref": "https://e.org/0/"}}]}}"#,
+            all.join(",")
+        )
+    }
+
+    #[test]
+    fn documents_with_identifiers_that_lead_to_each_other_in_many_ways_are_compiled_once() {
+        for draft in DRAFTS {
+            for document in [
+                bundle(draft, 300, "", |n| vec![n + 1, (n + 2).min(300)]),
+                bundle(draft, 40, "", |_| (0..=40).collect()),
+            ] {
+                let begin = Instant::now();
+                let schema = schema(&document);
+                assert!(begin.elapsed() < super::super::tests::PARSE_MAX, "{:?}", begin.elapsed());
+                assert!(schema.memory_bytes() < 8 << 20, "{}", schema.memory_bytes());
+            }
+            let two = bundle(draft, 2, "", |n| vec![n + 1]);
+            assert_eq!(schema(&two).validate(br#"{"p1": {"p2": 5}}"#), Ok(()));
+            let pointer = format!("/{}/a2/type", draft.1);
+            let told = violations(&two, r#"{"p1": {"p2": "x"}}"#);
+            assert_eq!((told[0].0.as_str(), told[0].1.as_str()), ("/p1/p2", pointer.as_str()));
+        }
+    }
+
+    #[test]
+    fn dynamic_references_that_lead_on_in_many_ways_are_refused_before_they_take_memory() {
+        let within = r##""$dynamicAnchor": "m", "minProperties": 0, "items": {"$dynamicRef": "#m"},"##;
+        let document = |count: usize| bundle(DRAFTS[0], count, within, |n| vec![n + 1, (n + 2).min(count)]);
+        let few = schema(&document(8));
+        assert!(few.memory_bytes() > 20 * document(8).len(), "what is compiled again counts: {}", few.memory_bytes());
+        let begin = Instant::now();
+        let error = Schema::parse(&document(40)).expect_err("there is no end of ways");
+        assert!(error.message.contains("too many ways") && error.pointer.is_empty(), "{error}");
+        assert!(begin.elapsed() < super::super::tests::PARSE_MAX, "{:?}", begin.elapsed());
+    }
+
+    #[test]
+    fn references_lead_to_the_same_whether_by_identifier_anchor_or_pointer() {
+        let document = r##"{
+            "$id": "https://e.org/root", "$anchor": "here",
+            "properties": {
+                "by_id": {"$ref": "other"}, "by_anchor": {"$ref": "other#there"}, "by_pointer": {"$ref": "other#/$defs/a~1b%20%25%C3%A9"},
+                "whole": {"$ref": "#here"}, "meta": {"$ref": "https://json-schema.org/draft/2020-12/schema"},
+                "$id": {"type": "string"}
+            },
+            "$defs": {
+                "other": {
+                    "$id": "other", "type": "integer", "examples": [{"$id": "kept"}],
+                    "$defs": {"x": {"$anchor": "there", "type": "string"}, "a/b %é": {"$ref": "#there"}}
+                }
+            },
+            "additionalProperties": false
+        }"##;
+        for fits in [
+            r#"{"by_id": 5, "by_anchor": "x", "by_pointer": "x", "$id": "x"}"#,
+            r#"{"whole": {"by_id": 5}, "meta": {}}"#,
+        ] {
+            assert_eq!(schema(document).validate(fits.as_bytes()), Ok(()), "{fits}");
+        }
+        for (breaks, at) in [
+            (r#"{"by_id": "x"}"#, "/by_id"),
+            (r#"{"by_anchor": 5}"#, "/by_anchor"),
+            (r#"{"by_pointer": 5}"#, "/by_pointer"),
+            (r#"{"whole": {"by_id": "x"}}"#, "/whole/by_id"),
+            (r#"{"meta": {"type": 5}}"#, "/meta/type"),
+            (r#"{"$id": 5}"#, "/$id"),
+        ] {
+            let told = violations(document, breaks);
+            assert_eq!(told.first().map(|told| told.0.as_str()), Some(at), "{breaks}: {told:?}");
+        }
+    }
 }

@@ -32,6 +32,7 @@ async fn f1_filters_that_cannot_be_run_are_refused_with_their_column() {
         "data.a = 1".to_owned(),
         "data.a == 1;".to_owned(),
         "\u{1f514}".to_owned(),
+        r"data.a == '\uD800'".to_owned(),
         ")".to_owned(),
         format!("data.a == '{}'", "x".repeat(5_000)),
         format!("{}1{}", "(".repeat(2_000), ")".repeat(2_000)),
@@ -76,6 +77,8 @@ async fn f1_filters_that_cannot_be_run_are_refused_with_their_column() {
         for (field, answer) in answers {
             let column = answer.as_ref().is_some_and(given);
             row.ensure(filter, column, format!("{field}: without a column: {answer:?}"));
+            let plain = answer.as_ref().is_some_and(|status| !status.message().contains(" { "));
+            row.ensure(filter, plain, format!("{field}: tells how it was made: {answer:?}"));
             let refused = Refused(Code::InvalidArgument, "FILTER_INVALID", field);
             row.check(filter, answer.map_or(Ok(()), Err), refused);
         }
