@@ -255,6 +255,7 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
         "dispatch.undelete_days",
         "how long deleted subscriptions and retired event types can be undeleted, days; they are purged after that, and not before the log has forgotten them; 1 to 3,650",
     ),
+    ("dispatch.audit_retention_days", "how long audit records are kept, days; 30 to 3,650"),
     ("dispatch.sweep_rows_max", "rows that one cleaning statement deletes at most; 1 to 100,000"),
     ("executor.allow_http", "whether plain http receivers are allowed"),
     (

@@ -51,6 +51,8 @@ pub struct Config {
     /// How long deleted subscriptions and retired event types can be undeleted, days. 1 to 3,650. They are purged after that, and not
     /// before the log has forgotten them.
     pub undelete_days: u32,
+    /// How long audit records are kept, days. 30 to 3,650: the database lets none go before.
+    pub audit_retention_days: u32,
     /// Rows that one cleaning statement deletes at most. 1 to 100,000.
     pub sweep_rows_max: u32,
 }
@@ -77,6 +79,7 @@ impl Default for Config {
             partitions_ahead_days: 3,
             retention_days: 30,
             undelete_days: 30,
+            audit_retention_days: 400,
             sweep_rows_max: 5_000,
         }
     }
@@ -115,6 +118,7 @@ impl Config {
             ((1..=30).contains(&self.partitions_ahead_days), "partitions_ahead_days", "1 to 30"),
             ((1..=3_650).contains(&self.retention_days), "retention_days", "1 to 3,650"),
             ((1..=3_650).contains(&self.undelete_days), "undelete_days", "1 to 3,650"),
+            ((30..=3_650).contains(&self.audit_retention_days), "audit_retention_days", "30 to 3,650"),
             ((1..=100_000).contains(&self.sweep_rows_max), "sweep_rows_max", "1 to 100,000"),
         ];
         let broken = checks.into_iter().find(|(holds, _, _)| !holds);

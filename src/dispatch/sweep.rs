@@ -1,5 +1,5 @@
 //! Housekeeping of the whole database: partitions ahead of time, retention, expired keys and watches, what was deleted long ago, what chains
-//! of expired events have spent, forgotten replicas.
+//! of expired events have spent, old audit records, forgotten replicas.
 //!
 //! Run by the owner of shard 0, so by one replica at a time; two at once do no harm. Retention is a duty besides, which only its
 //! holder does.
@@ -56,8 +56,8 @@ fn retained_from(store: &Store, config: &Config) -> Result<NaiveDate, StoreError
     from.ok_or(StoreError::Corrupt { what: "date" })
 }
 
-/// Removes for good what was deleted long ago, and what chains have spent whose events have expired. After retention: what the log holds an
-/// event of from before its end stays.
+/// Removes for good what was deleted long ago, what chains have spent whose events have expired, and audit records that have had their time.
+/// After retention: what the log holds an event of from before its end stays.
 pub async fn purge_once(store: &Store, config: &Config) -> Result<(), StoreError> {
     let now = store.now();
     let most = config.sweep_rows_max.min(PURGED_AT_A_TIME);
@@ -68,6 +68,8 @@ pub async fn purge_once(store: &Store, config: &Config) -> Result<(), StoreError
     while store.purge_event_types(now - undelete.max(logged), most).await? >= u64::from(most) {}
     let before = retained_from(store, config)?;
     while store.purge_budgets(before, config.sweep_rows_max).await? >= u64::from(config.sweep_rows_max) {}
+    let audited = now - TimeDelta::days(config.audit_retention_days.into());
+    while store.purge_audit_records(audited, config.sweep_rows_max).await? >= u64::from(config.sweep_rows_max) {}
     Ok(())
 }
 

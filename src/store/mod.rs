@@ -1,8 +1,8 @@
 //! All SQL: one file per table or duty, rows private to it. Knows the domain, nothing above it.
 //!
 //! Rules: every statement on a tenant's table names `tenant_id`; every list has a limit and a total order; times come in as
-//! parameters; no transaction is open while a listener runs; transactions run in tasks that a cancelled RPC cannot drop
-//! (`Store::run`).
+//! parameters; no transaction is open while a listener runs; changes of several statements run in tasks that a cancelled RPC cannot
+//! drop (`Store::run`).
 
 pub mod announcements;
 pub mod api_keys;

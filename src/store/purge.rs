@@ -1,4 +1,5 @@
-//! Purging: deleted subscriptions and retired event types go for good once they have had their time to be undeleted.
+//! Purging: deleted subscriptions and retired event types go for good once they have had their time to be undeleted, and audit records
+//! once they have had theirs.
 //!
 //! In bounded batches, across tenants. What a record names must not go before the record does, and a new event type must not meet events
 //! of an old one of its name: both stay while the log holds an event from before their deletion.
@@ -60,6 +61,17 @@ impl Store {
         .bind(i64::from(limit))
         .fetch_one(self.engine())
         .await?;
+        Ok(u64::try_from(purged).unwrap_or_default())
+    }
+
+    /// Removes audit records from before a time, but none of the last 30 days: `limit` at most, the oldest first. Returns how many.
+    pub async fn purge_audit_records(&self, before: DateTime<Utc>, limit: u32) -> Result<u64, StoreError> {
+        // Only the table's owner may: the function runs as that one.
+        let purged: i64 = sqlx::query_scalar("SELECT forget_audit_records($1, $2)")
+            .bind(before)
+            .bind(i64::from(limit))
+            .fetch_one(self.engine())
+            .await?;
         Ok(u64::try_from(purged).unwrap_or_default())
     }
 }

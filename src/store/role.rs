@@ -77,6 +77,9 @@ const NARROW: [(&str, &str); 4] = [
     ("events", "SELECT, INSERT"),
 ];
 const ALL: &str = "SELECT, INSERT, UPDATE, DELETE";
+/// What a server does as the tables' owner: it makes and drops days, and takes away audit records that have had their time.
+const FUNCTIONS: &str =
+    "make_partition(text, date), drop_partition(text, date), forget_audit_records(timestamptz, bigint)";
 
 /// The tables of Carillon, which are those of one owner in one schema, without the days of those that have days: nobody is granted
 /// these by themselves.
@@ -156,8 +159,7 @@ pub(in crate::store) async fn grant(
         .await?;
         let Some(sees_schema) = exists else { return Err(RoleError::Missing { role: role.clone() }) };
         let to = quoted(role);
-        let mut statements =
-            vec![format!("GRANT EXECUTE ON FUNCTION make_partition(text, date), drop_partition(text, date) TO {to}")];
+        let mut statements = vec![format!("GRANT EXECUTE ON FUNCTION {FUNCTIONS} TO {to}")];
         if !sees_schema {
             let schema: String =
                 sqlx::query_scalar("SELECT current_schema()::text").fetch_one(&mut *connection).await?;

@@ -19,6 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 mod cancelled;
+mod dropped;
 mod health;
 mod pages;
 mod places;

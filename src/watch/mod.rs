@@ -12,7 +12,7 @@
 //! - `stream`: the state machine of one watch; it makes a message only when its transport asks for one.
 //! - `slot`: the outer half of a stream, by which stalled readers are found and changes of filters arrive.
 //! - `open`, `update`: the two calls. A change of filters is a row that the holder of the stream puts into effect.
-//! - `remembered`: how much of such rows there may be.
+//! - `remembered`, `unremembered`: how much of such rows there may be; those that could not be written yet.
 //! - `place`: cursors and times as places in the log, shared with ListEvents.
 //!
 //! Nothing here writes to the log, and no reader can slow down another one, a publisher, or a delivery.
@@ -30,6 +30,7 @@ mod slot;
 mod stream;
 mod tail;
 mod terms;
+mod unremembered;
 mod update;
 
 pub use config::Config;
@@ -61,6 +62,7 @@ use tokio::sync::{broadcast, mpsc};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use unremembered::Unremembered;
 
 /// How often stalled streams and idle tails are looked for.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
@@ -93,6 +95,7 @@ struct Shared {
     catch_up_reads: Turnstile,
     rings: Rings,
     remembered: Remembered,
+    unremembered: Mutex<Vec<Unremembered>>,
     state: Mutex<State>,
     draining: AtomicBool,
     stop: CancellationToken,
@@ -146,6 +149,7 @@ impl Watches {
             catch_up_reads: Turnstile::new(config.catch_up_reads_max),
             rings: Rings::new(config.rings_bytes_max),
             remembered: Remembered::new(&config),
+            unremembered: Mutex::default(),
             config: Arc::new(config),
             replica,
             feed: feed.clone(),
@@ -249,7 +253,7 @@ impl Shared {
         }
     }
 
-    /// Brings news to the tails, looks at the heads now and then, and finds stalled streams and idle tails.
+    /// Brings news to the tails, looks at the heads now and then, finds stalled streams and idle tails, and writes what it could not.
     async fn route(self: Arc<Self>, mut news: mpsc::Receiver<News>) {
         let mut sweep = tokio::time::interval(SWEEP_EVERY);
         let mut heads = tokio::time::interval(Duration::from_millis(self.config.head_check_ms));
@@ -267,7 +271,10 @@ impl Shared {
                         heads.reset_immediately();
                     }
                 }
-                _ = sweep.tick() => self.sweep(),
+                _ = sweep.tick() => {
+                    self.sweep();
+                    self.remember_again();
+                }
                 _ = heads.tick() => self.check_heads(),
             }
         }

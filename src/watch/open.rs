@@ -133,8 +133,8 @@ impl Watches {
         let expires_at = now + TimeDelta::from_std(resumable).unwrap_or(TimeDelta::days(1));
         let sizes = versions.iter().map(|version| version.filters.len());
         shared.remembered.take(tenant, slot.subject(), sizes)?;
-        shared.store.create_watch(tenant, slot.id(), shared.replica, expires_at, &versions).await?;
         let mut scheduled = versions.iter().map(parse_version).collect::<Result<VecDeque<_>, _>>()?;
+        shared.remember(&slot, expires_at, versions).await?;
         let (_, first) = scheduled.pop_front().ok_or(StoreError::Corrupt { what: "watch" })?;
         let filters = match request.start {
             // Those that it changes to further on are compiled when it comes there.

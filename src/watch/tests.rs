@@ -143,6 +143,7 @@ impl Bench {
             PgPoolOptions::new().connect_lazy("postgres://nobody@localhost/none").expect("a well-formed address");
         let shared = Arc::new(Shared {
             remembered: Remembered::new(&config),
+            unremembered: Mutex::default(),
             config: Arc::new(config),
             replica: ReplicaId(Uuid::from_u128(1)),
             feed: Feed::default(),

@@ -17,8 +17,9 @@ use carillon::proto::public::{
 use serde_json::json;
 
 use crate::bad_inputs::raw;
+use crate::harness::database::Cluster;
 use crate::harness::tenant::{admin, create_key, publish_request};
-use crate::harness::{Answer, Receiver, World};
+use crate::harness::{Answer, Receiver, World, eventually};
 
 /// How the names of RPCs begin that change nothing.
 const READS: [&str; 8] = ["Get", "List", "Watch", "Wait", "Validate", "Check", "Explain", "Test"];
@@ -126,4 +127,27 @@ async fn every_call_that_changes_something_leaves_a_record() {
     for record in &records {
         assert!(!record.actor.is_empty() && !record.resource.is_empty(), "{record:?}");
     }
+}
+
+#[tokio::test]
+async fn records_are_forgotten_once_they_have_been_kept_for_their_time() {
+    let mut world = World::start_with(1, "[dispatch]\nlease_ms = 1000\naudit_retention_days = 60").await;
+    let slug = world.tenant().await.slug;
+    let recorded = async |world: &World| {
+        let request = ListAuditRecordsRequest { tenant: slug.clone(), page_size: 1_000, ..Default::default() };
+        let records = admin(world).list_audit_records(request).await.expect("a page").into_inner().audit_records;
+        records.into_iter().map(|record| record.action).collect::<BTreeSet<_>>()
+    };
+    let before = recorded(&world).await;
+    world.replicas[0].process.kill();
+    let sql = "UPDATE audit_records SET at = now() - interval '59 days' WHERE action = 'CreateApiKey';
+               UPDATE audit_records SET at = now() - interval '61 days' WHERE action = 'CreateApp'";
+    Cluster::run(&world.database_url, sql.to_owned()).await;
+    world.replace(0).await;
+    let after = eventually("a record has gone", || async {
+        let after = recorded(&world).await;
+        if after == before { Err(after) } else { Ok(after) }
+    })
+    .await;
+    assert_eq!(before.difference(&after).collect::<Vec<_>>(), ["CreateApp"]);
 }

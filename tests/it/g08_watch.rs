@@ -10,10 +10,12 @@ use carillon::proto::public::{
     EventView, ListEventsRequest, UpdateWatchRequest, WatchEvents, WatchRequest, WatchedEvent,
 };
 use serde_json::{Value, json};
+use tonic::Code;
 
-use crate::harness::tenant::publish_request;
+use crate::harness::database::Cluster;
+use crate::harness::tenant::{assert_refused, publish_request, reason};
 use crate::harness::{Tenant, World, eventually};
-use crate::update_watch::{Open, kind};
+use crate::update_watch::{Open, kind, update};
 
 const EVENTS: i64 = 3_000;
 const KINDS: [&str; 3] = ["a", "b", "c"];
@@ -163,4 +165,85 @@ async fn position_of(tenant: &Tenant, cursor: &str) -> i64 {
         page.events.first().map(|event| event.position - 1).ok_or("the log ends there")
     })
     .await
+}
+
+/// Changes a setting of a world's own Postgres.
+async fn set(world: &World, change: &str) {
+    Cluster::run(&world.database_url, format!("ALTER SYSTEM {change}")).await;
+    Cluster::run(&world.database_url, "SELECT pg_reload_conf()".to_owned()).await;
+}
+
+#[tokio::test]
+async fn g8_a_watch_opens_and_resumes_while_the_database_cannot_be_written_to_and_follows_once_it_can() {
+    let world = World::with_own_postgres(2).await;
+    let tenant = world.tenant().await;
+    tenant.declare("CUSTOM_KEPT").await;
+    let mut before = Open::at(&tenant, 0, WatchRequest { filters: vec![kind("a")], ..Default::default() }).await;
+    let (known, start) = (before.id.clone(), before.cursor.clone());
+    let mut published = Vec::new();
+    for _ in 0..2 {
+        published.push(tenant.publish("CUSTOM_KEPT", &json!({"kind": "a"})).await.position);
+    }
+    assert_eq!(positions(&mut before, 2).await, published);
+    set(&world, "SET default_transaction_read_only = on").await;
+    for publisher in &tenant.publishers {
+        eventually("nothing can be published", || async {
+            let answer = publisher.clone().publish(publish_request("CUSTOM_KEPT", &json!({}))).await;
+            match answer.map_err(|status| reason(&status)) {
+                Err(refused) if refused == "STORAGE_FULL" => Ok(()),
+                other => Err(other),
+            }
+        })
+        .await;
+    }
+
+    let by_cursor = || WatchRequest { start: Some(Start::Cursor(start.clone())), ..Default::default() };
+    let by_watch = |watch: &str| WatchRequest {
+        start: Some(Start::Watch(watch.to_owned())),
+        resume_cursor: start.clone(),
+        ..Default::default()
+    };
+    let mut streams = vec![before];
+    for replica in [0, 1] {
+        for request in [by_cursor(), by_watch(&known)] {
+            let mut opened = Open::at(&tenant, replica, request).await;
+            assert_eq!(positions(&mut opened, 2).await, published);
+            streams.push(opened);
+        }
+    }
+    let filters = |watch: &str| UpdateWatchRequest {
+        watch_id: watch.to_owned(),
+        add: vec![kind("b")],
+        filter_version: 1,
+        ..Default::default()
+    };
+    for replica in [0, 1] {
+        assert_refused(update(&tenant, replica, filters(&known)).await, Code::Unavailable, "STORAGE_FULL");
+        for opened in &streams[1..] {
+            let unknown = update(&tenant, replica, filters(&opened.id)).await;
+            assert_refused(unknown, Code::NotFound, "WATCH_NOT_FOUND");
+            let unknown = Open::try_at(&tenant, replica, by_watch(&opened.id)).await.map(|open| open.id);
+            assert_refused(unknown, Code::NotFound, "WATCH_NOT_FOUND");
+        }
+    }
+
+    set(&world, "RESET default_transaction_read_only").await;
+    let position = eventually("events are published again", || async {
+        let answer = tenant.try_publish(publish_request("CUSTOM_KEPT", &json!({"kind": "a"}))).await;
+        answer.map(|published| published.position)
+    })
+    .await;
+    for (index, stream) in streams.iter_mut().enumerate() {
+        assert_eq!(positions(stream, 1).await, [position], "{index}");
+        let changed = eventually("the watch is known", || update(&tenant, index % 2, filters(&stream.id))).await;
+        assert_eq!((changed.filter_version, stream.changed().await), (2, 2), "{index}");
+        let taken_up = Open::at(&tenant, index % 2, by_watch(&stream.id)).await;
+        assert_eq!(taken_up.version, 1, "{index}: as it was at that cursor");
+    }
+}
+
+/// The positions of the next events.
+async fn positions(watch: &mut Open, count: usize) -> Vec<i64> {
+    let events = watch.events(count).await;
+    events.iter().map(|watched| watched.event.as_ref().expect("it is set").position).collect()
 }

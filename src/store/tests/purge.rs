@@ -1,5 +1,5 @@
 //! What was deleted long ago is purged in batches, with what hangs on it; what lives, or what the log still knows, is not. Signing
-//! secrets go when they have ended.
+//! secrets go when they have ended, and audit records when they have had their time.
 
 use super::{Database, NAME, publish};
 use crate::domain::event_type::EventTypeName;
@@ -134,5 +134,33 @@ async fn a_retired_type_is_kept_while_retention_is_held_back_before_its_end() {
     let mut owner = database.connection().await;
     owner.execute("UPDATE tenant_heads SET earliest_position = 2").await.expect("cut");
     assert_eq!(store.purge_event_types(long_after, 10).await.expect("purged"), 1);
+    database.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn audit_records_go_after_their_time_and_none_of_the_last_thirty_days_whatever_is_asked_for() {
+    let database = Database::new().await;
+    let mut owner = database.connection().await;
+    for slug in ["a", "b"] {
+        let sql = format!(
+            "INSERT INTO audit_records (tenant_id, audit_id, at, actor, action, resource)
+             SELECT '{}', gen_random_uuid(), now() - days * interval '1 day', 'x', 'Old', days::text
+               FROM unnest(ARRAY[29, 31, 399, 401]) AS days",
+            database.tenant(slug).await.0
+        );
+        owner.execute(AssertSqlSafe(sql)).await.expect("made");
+    }
+    let mut left = async || -> Vec<String> {
+        let sql = "SELECT resource FROM audit_records WHERE action = 'Old' ORDER BY at DESC, tenant_id";
+        sqlx::query_scalar(sql).fetch_all(&mut owner).await.expect("readable")
+    };
+    let store = &database.store;
+    for purged in [1, 1, 0] {
+        let before = store.now() - TimeDelta::days(400);
+        assert_eq!(store.purge_audit_records(before, 1).await.expect("purged"), purged);
+    }
+    assert_eq!(left().await, ["29", "29", "31", "31", "399", "399"]);
+    assert_eq!(store.purge_audit_records(store.now(), 10).await.expect("purged"), 4);
+    assert_eq!(left().await, ["29", "29"]);
     database.end().await;
 }

@@ -127,8 +127,9 @@ impl Row {
             let kib = replica.process.memory_kib();
             self.wrong.extend((kib > RESIDENT_KIB_MAX).then(|| format!("replica {index} holds {kib} KiB")));
             let log = replica.process.log();
-            let panic = log.lines().find(|line| line.contains("panicked"));
-            self.wrong.extend(panic.map(|line| format!("replica {index}: {line}")));
+            let faults = ["panicked", "there is no transaction in progress"];
+            let fault = log.lines().find(|line| faults.iter().any(|fault| line.contains(fault)));
+            self.wrong.extend(fault.map(|line| format!("replica {index}: {line}")));
             let published = self.canary.publishers[index].clone().publish(publish_request(TYPE, &json!({}))).await;
             self.wrong.extend(published.err().map(|status| format!("another tenant cannot publish: {status:?}")));
             let seen = count(&self.canary, index).await;

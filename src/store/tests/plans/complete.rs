@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 /// What is not hot, and why.
-const COLD: [(&str, &str); 5] = [
+const COLD: [(&str, &str); 6] = [
     (
         "administration, at people's pace",
         "api_keys app app_by_slug apps audit_records create_api_key create_app create_publisher_identity create_tenant delete_app \
@@ -25,6 +25,7 @@ const COLD: [(&str, &str); 5] = [
         "ensure_coming_partitions notice_restore removed_until renew_logs reseal_headers reseal_secrets reseal_setting retain \
          setting_or_create",
     ),
+    ("hourly, by a function of the tables' owner, in the order of an index of its own", "purge_audit_records"),
     (
         "reads no table, or does what another one does too",
         "is_reachable keep_answer listen measure_clock notify notify_watch",
