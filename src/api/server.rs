@@ -7,7 +7,7 @@ use super::config::Config;
 use super::connections::{Connections, Slot};
 use super::frames::Metered;
 use super::stalls::CallExecutor;
-use super::tls::{Tls, next_end, peer_identity};
+use super::tls::{Tls, peer_identity};
 use crate::clock;
 use futures::future::OptionFuture;
 use http::{Request, Response, header};
@@ -162,7 +162,7 @@ struct Peer {
 }
 
 impl Peer {
-    /// Ready when the peer's certificate stops being accepted: its authority is gone, it was revoked, or it has expired.
+    /// Ready when the peer's certificate stops being accepted: its authority is gone, it was revoked, or one of the two has expired.
     async fn refused(&self) {
         if let Some((tls, chain)) = &self.tls
             && !chain.is_empty()
@@ -173,7 +173,7 @@ impl Peer {
             loop {
                 let now = clock::now();
                 // Asked anew after each wait: clocks are set now and then.
-                let expired = next_end(chain, now).map(|end| sleep((end - now).to_std().unwrap_or_default()));
+                let expired = tls.next_end(chain, now).map(|end| sleep((end - now).to_std().unwrap_or_default()));
                 tokio::select! {
                     Ok(()) = changes.changed() => {}
                     Some(()) = OptionFuture::from(expired) => {}

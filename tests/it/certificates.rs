@@ -32,7 +32,7 @@ use crate::harness::tenant::{admin, assert_refused, publish_request, reason};
 use crate::harness::{Tenant, World, eventually, within};
 use crate::operations::get;
 
-const EVENT_TYPE: &str = "CUSTOM_CERTIFIED";
+pub const EVENT_TYPE: &str = "CUSTOM_CERTIFIED";
 const TRUSTING: &str = r#"
     [server]
     certificates_interval_ms = 100
@@ -97,7 +97,7 @@ impl Stage {
         client(self.world.ca.cert_der(), shown, speaks)
     }
 
-    fn publisher(&self, config: Arc<ClientConfig>) -> PublishServiceClient<tonic::transport::Channel> {
+    pub fn publisher(&self, config: Arc<ClientConfig>) -> PublishServiceClient<tonic::transport::Channel> {
         PublishServiceClient::new(tls(&self.world.replicas[0].addresses.internal, config))
     }
 
