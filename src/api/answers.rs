@@ -4,6 +4,7 @@
 //! is over. So each connection knows the oldest answer it still holds, and ends when that is too old; and each answer keeps the place of
 //! its call, with the room that it takes, until its bytes are written. A stream may last; one whose peer takes nothing of it is reset.
 
+use super::connections::OpenCall;
 use super::in_flight::Place;
 use super::stalls::Stream;
 use bytes::Bytes;
@@ -55,6 +56,8 @@ pub struct Answer {
     stream: Option<Arc<Stream>>,
     /// The place of the call, where it is not a stream.
     place: Option<Arc<Place>>,
+    /// The connection is not idle while it holds this.
+    _call: OpenCall,
 }
 
 /// Bytes of an answer. The transport may keep them for long after it has let go of the body.
@@ -71,11 +74,11 @@ impl AsRef<[u8]> for Written {
 }
 
 impl Answers {
-    /// Watches over the body of a response.
-    pub fn hold(&self, mut response: http::Response<Body>) -> http::Response<Answer> {
+    /// Watches over the body of a response, to which the call is open until then.
+    pub fn hold(&self, mut response: http::Response<Body>, call: OpenCall) -> http::Response<Answer> {
         let place = response.extensions_mut().remove::<Arc<Place>>();
         if response.body().is_end_stream() {
-            return response.map(|body| Answer { body, held: None, stream: None, place: None });
+            return response.map(|body| Answer { body, held: None, stream: None, place: None, _call: call });
         }
         let stream = response.extensions().get::<Streaming>().map(|_| Arc::new(Stream::new()));
         let mut held = self.lock();
@@ -90,7 +93,7 @@ impl Answers {
             }
         }
         drop(held);
-        response.map(|body| Answer { body, held: Some((self.clone(), id)), stream, place })
+        response.map(|body| Answer { body, held: Some((self.clone(), id)), stream, place, _call: call })
     }
 
     /// Resets the streams of which the peer has taken nothing for longer than the limit.
@@ -156,9 +159,14 @@ impl http_body::Body for Answer {
 
 #[cfg(test)]
 mod tests {
+    use super::super::connections::Connections;
     use super::super::in_flight::{Credential, InFlight};
     use super::*;
     use http_body_util::{BodyExt as _, Full};
+
+    fn call() -> OpenCall {
+        Connections::new(1, 1).admit([10, 0, 0, 1].into()).unwrap().open_call()
+    }
 
     fn response() -> http::Response<Body> {
         http::Response::new(Body::new(Full::new(Bytes::from_static(b"x"))))
@@ -167,20 +175,20 @@ mod tests {
     #[tokio::test]
     async fn the_oldest_answer_is_known_until_it_is_let_go() {
         let answers = Answers::default();
-        let first = answers.hold(response());
+        let first = answers.hold(response(), call());
         let since = answers.oldest().unwrap();
-        let second = answers.hold(response());
+        let second = answers.hold(response(), call());
         assert_eq!(answers.oldest(), Some(since));
         drop(first);
         assert!(answers.oldest().unwrap() >= since);
         drop(second);
         let mut stream = response();
         stream.extensions_mut().insert(Streaming);
-        let held = answers.hold(stream);
+        let held = answers.hold(stream, call());
         assert!(answers.oldest().is_none());
         assert_eq!(answers.reset_stalled(Duration::ZERO), Stalled::Nothing, "nothing of it was asked for");
         drop(held);
-        let empty = answers.hold(http::Response::new(Body::empty()));
+        let empty = answers.hold(http::Response::new(Body::empty()), call());
         assert!(answers.oldest().is_none() && empty.body().is_end_stream());
     }
 
@@ -190,14 +198,14 @@ mod tests {
         let admit = || calls.admit(Credential::Anonymous(None));
         let mut answer = response();
         answer.extensions_mut().insert(Arc::new(admit().unwrap()));
-        let mut held = Answers::default().hold(answer);
+        let mut held = Answers::default().hold(answer, call());
         let bytes = held.body_mut().frame().await.unwrap().unwrap().into_data().unwrap();
         drop(held);
         assert!(bytes == "x" && admit().is_err());
         drop(bytes);
         let mut empty = http::Response::new(Body::empty());
         empty.extensions_mut().insert(Arc::new(admit().unwrap()));
-        let _empty = Answers::default().hold(empty);
+        let _empty = Answers::default().hold(empty, call());
         assert!(admit().is_ok(), "there is nothing to write");
     }
 }

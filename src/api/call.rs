@@ -270,7 +270,7 @@ impl Calls {
             // Taken out: nothing that outlives the connection may keep its place.
             let slot = request.extensions_mut().remove::<Arc<Slot>>();
             if let Some(slot) = slot.filter(|_| !matches!(credential, Credential::Anonymous(_))) {
-                slot.prove();
+                slot.prove(credential.sharer());
             }
             let place = Arc::new(self.inner.in_flight.admit(credential)?);
             if method.changes {

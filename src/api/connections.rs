@@ -1,14 +1,21 @@
-//! How many connections a port holds: a cap in total and per peer, and room made by those of strangers.
+//! How many connections a port holds: a cap in total and per peer, and who makes room for whoever comes next.
 //!
 //! A flood of connections must not keep others out: at a cap, the oldest one goes by which no call with a good credential has come. What it
 //! has open protects it no more than silence does: calls that need no credential cost a stranger nothing, and whoever comes anew, a stranger
 //! himself until he is known, would have to go in its stead.
+//!
+//! Nor must who is known keep others out by what he does not use: where few places are strangers', whoever has the most connections loses
+//! the one that has been without a call for longest. His last one stays, and so does every one by which a call is open.
 
-use std::collections::{BTreeMap, HashMap};
+use super::in_flight::Sharer;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv6Addr};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use tokio_util::sync::CancellationToken;
+
+/// One place in so many is for strangers: whoever comes is one, and those who come at the same time would else go in each other's stead.
+const STRANGERS_PART: usize = 8;
 
 /// The connections of one port.
 #[derive(Debug)]
@@ -20,27 +27,55 @@ pub struct Connections {
 
 #[derive(Debug, Default)]
 struct Inner {
+    /// Numbers connections, and the moments at which they become idle.
     next: u64,
-    /// Every admitted connection, oldest first.
-    open: BTreeMap<u64, Open>,
+    /// Every admitted connection.
+    open: HashMap<u64, Open>,
+    /// Those of strangers, oldest first.
+    strangers: BTreeSet<u64>,
     per_peer: HashMap<IpAddr, usize>,
+    known: HashMap<Sharer, Known>,
+    /// Who of these has an idle connection, by how many connections he has.
+    idlers: BTreeSet<(usize, Sharer)>,
 }
 
 #[derive(Debug)]
 struct Open {
     peer: IpAddr,
-    /// Set for as long as its peer is a stranger.
-    evict: Option<CancellationToken>,
+    evicted: CancellationToken,
+    /// Whose it is; none for a stranger's.
+    holder: Option<Sharer>,
+    /// Since when no call is open by it; only of who is known.
+    idle: Option<u64>,
+}
+
+/// The connections of one who is known.
+#[derive(Debug, Default)]
+struct Known {
+    count: usize,
+    /// Those by which no call is open, by since when.
+    idle: BTreeMap<u64, u64>,
+}
+
+/// What an admitted connection and its calls share.
+#[derive(Debug)]
+struct Line {
+    connections: Arc<Connections>,
+    id: u64,
+    holder: OnceLock<Sharer>,
+    calls: AtomicUsize,
 }
 
 /// An admitted connection's place; given back when dropped.
 #[derive(Debug)]
 pub struct Slot {
-    connections: Arc<Connections>,
-    id: u64,
+    line: Arc<Line>,
     evicted: CancellationToken,
-    proven: AtomicBool,
 }
+
+/// A call that is open by a connection, until it is dropped. It keeps no place.
+#[derive(Debug)]
+pub struct OpenCall(Arc<Line>);
 
 impl Connections {
     /// Takes the caps.
@@ -48,22 +83,29 @@ impl Connections {
         Arc::new(Self { total_max, per_peer_max, inner: Mutex::default() })
     }
 
-    /// A place for a new connection; none where every place is taken by one that has proven itself.
+    /// A place for a new connection; none where nobody can make room.
     pub fn admit(self: &Arc<Self>, peer: IpAddr) -> Option<Slot> {
         let peer = network_of(peer);
         let mut inner = self.lock();
         if inner.per_peer.get(&peer).is_some_and(|count| *count >= self.per_peer_max) {
-            inner.evict(Some(peer))?;
+            let stranger = inner.strangers.iter().find(|id| inner.open.get(id).is_some_and(|open| open.peer == peer));
+            let stranger = *stranger?;
+            inner.evict(stranger);
         }
         if inner.open.len() >= self.total_max {
-            inner.evict(None)?;
+            let (stranger, idle) = (inner.strangers.first().copied(), inner.longest_idle());
+            let few = inner.strangers.len() <= self.total_max / STRANGERS_PART;
+            let leaves = if few { idle.or(stranger) } else { stranger };
+            inner.evict(leaves?);
         }
         let id = inner.next;
         inner.next += 1;
         let evicted = CancellationToken::new();
-        inner.open.insert(id, Open { peer, evict: Some(evicted.clone()) });
+        inner.open.insert(id, Open { peer, evicted: evicted.clone(), holder: None, idle: None });
+        inner.strangers.insert(id);
         *inner.per_peer.entry(peer).or_default() += 1;
-        Some(Slot { connections: Arc::clone(self), id, evicted, proven: AtomicBool::new(false) })
+        let (holder, calls) = (OnceLock::new(), AtomicUsize::new(0));
+        Some(Slot { line: Arc::new(Line { connections: Arc::clone(self), id, holder, calls }), evicted })
     }
 
     /// How many there are.
@@ -77,35 +119,109 @@ impl Connections {
 }
 
 impl Inner {
-    /// Ends the oldest connection of a stranger, from that peer or from any.
-    fn evict(&mut self, peer: Option<IpAddr>) -> Option<()> {
-        let fits = |open: &Open| open.evict.is_some() && peer.is_none_or(|peer| peer == open.peer);
-        let id = self.open.iter().find(|(_, open)| fits(open)).map(|(id, _)| *id)?;
-        let token = self.open.get(&id).and_then(|open| open.evict.clone())?;
-        token.cancel();
+    /// The connection that has been idle for longest, of whoever has the most beside it.
+    fn longest_idle(&self) -> Option<u64> {
+        let (count, holder) = self.idlers.last()?;
+        let (_, id) = self.known.get(holder).filter(|_| *count > 1)?.idle.first_key_value()?;
+        Some(*id)
+    }
+
+    fn evict(&mut self, id: u64) {
+        if let Some(open) = self.open.get(&id) {
+            open.evicted.cancel();
+        }
         self.remove(id);
-        Some(())
     }
 
     fn remove(&mut self, id: u64) {
         let Some(open) = self.open.remove(&id) else { return };
+        self.strangers.remove(&id);
         if let Some(count) = self.per_peer.get_mut(&open.peer) {
             *count -= 1;
             if *count == 0 {
                 self.per_peer.remove(&open.peer);
             }
         }
+        if let Some(holder) = open.holder {
+            self.change(holder, |known| {
+                known.count -= 1;
+                if let Some(since) = open.idle {
+                    known.idle.remove(&since);
+                }
+            });
+        }
+    }
+
+    fn introduce(&mut self, id: u64, holder: Sharer) {
+        if let Some(open) = self.open.get_mut(&id) {
+            open.holder = Some(holder);
+            self.strangers.remove(&id);
+            self.change(holder, |known| known.count += 1);
+        }
+    }
+
+    /// Takes down whether a connection is idle, by how many calls are open.
+    fn note(&mut self, id: u64, calls: usize) {
+        let Some(open) = self.open.get_mut(&id) else { return };
+        let Some(holder) = open.holder else { return };
+        match (open.idle, calls) {
+            (None, 0) => {
+                let since = self.next;
+                self.next += 1;
+                open.idle = Some(since);
+                self.change(holder, |known| {
+                    known.idle.insert(since, id);
+                });
+            }
+            (Some(since), 1..) => {
+                open.idle = None;
+                self.change(holder, |known| {
+                    known.idle.remove(&since);
+                });
+            }
+            _ => {}
+        }
+    }
+
+    fn change(&mut self, holder: Sharer, change: impl FnOnce(&mut Known)) {
+        let known = self.known.entry(holder).or_default();
+        self.idlers.remove(&(known.count, holder));
+        change(known);
+        if !known.idle.is_empty() {
+            self.idlers.insert((known.count, holder));
+        }
+        if known.count == 0 {
+            self.known.remove(&holder);
+        }
+    }
+}
+
+impl Line {
+    /// Asked after each change, so that the last one to ask sees them all.
+    fn note(&self) {
+        // What strangers do protects nothing.
+        if self.holder.get().is_some() {
+            let mut inner = self.connections.lock();
+            inner.note(self.id, self.calls.load(Ordering::SeqCst));
+        }
     }
 }
 
 impl Slot {
-    /// Says that a call with a good credential has come by the connection, so that it is not ended to make room. Asked by every call.
-    pub fn prove(&self) {
-        if !self.proven.swap(true, Ordering::Relaxed)
-            && let Some(open) = self.connections.lock().open.get_mut(&self.id)
-        {
-            open.evict = None;
+    /// Says that a call with a good credential of this holder has come by the connection. Asked by every call; the first one counts.
+    pub fn prove(&self, holder: Sharer) {
+        if self.line.holder.set(holder).is_ok() {
+            self.line.connections.lock().introduce(self.line.id, holder);
+            self.line.note();
         }
+    }
+
+    /// Says that a call is open by the connection.
+    pub fn open_call(&self) -> OpenCall {
+        if self.line.calls.fetch_add(1, Ordering::SeqCst) == 0 {
+            self.line.note();
+        }
+        OpenCall(Arc::clone(&self.line))
     }
 
     /// Waits until the connection has to make room.
@@ -114,9 +230,17 @@ impl Slot {
     }
 }
 
+impl Drop for OpenCall {
+    fn drop(&mut self) {
+        if self.0.calls.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.0.note();
+        }
+    }
+}
+
 impl Drop for Slot {
     fn drop(&mut self) {
-        self.connections.lock().remove(self.id);
+        self.line.connections.lock().remove(self.line.id);
     }
 }
 
@@ -134,30 +258,90 @@ fn network_of(peer: IpAddr) -> IpAddr {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::ids::TenantId;
+    use uuid::Uuid;
 
     const A: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 1));
     const B: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 2));
+
+    fn tenant(n: u128) -> Sharer {
+        Sharer::Tenant(TenantId(Uuid::from_u128(n)))
+    }
+
+    fn is_empty(connections: &Connections) -> bool {
+        let Inner { next: _, open, strangers, per_peer, known, idlers } = &*connections.lock();
+        open.is_empty() && strangers.is_empty() && per_peer.is_empty() && known.is_empty() && idlers.is_empty()
+    }
 
     #[test]
     fn strangers_make_room_and_who_is_known_stays() {
         let connections = Connections::new(3, 2);
         let known = connections.admit(A).unwrap();
-        known.prove();
+        known.prove(tenant(1));
         let stranger = connections.admit(A).unwrap();
         let newer = connections.admit(A).unwrap();
         assert!(stranger.evicted.is_cancelled() && !known.evicted.is_cancelled());
-        newer.prove();
+        newer.prove(tenant(1));
         assert!(connections.admit(A).is_none(), "both places of the peer are taken by who is known");
         let other = connections.admit(B).unwrap();
         let last = connections.admit(B).unwrap();
         assert!(other.evicted.is_cancelled());
         assert_eq!(connections.count(), 3);
-        // An evicted connection gives nothing back a second time.
+        // An evicted connection gives nothing back a second time, and is nobody's any more.
+        other.prove(tenant(2));
         drop((stranger, other));
         assert_eq!(connections.count(), 3);
         drop((known, newer, last));
-        assert_eq!(connections.count(), 0);
-        assert!(connections.lock().per_peer.is_empty());
+        assert!(is_empty(&connections));
+    }
+
+    #[test]
+    fn who_has_the_most_loses_what_is_idle_for_longest_and_never_a_call_or_the_last_one() {
+        let connections = Connections::new(8, 99);
+        let admit = |holder: Sharer| {
+            let slot = connections.admit(A).unwrap();
+            let call = slot.open_call();
+            slot.prove(holder);
+            (slot, Some(call))
+        };
+        let (mut many, small) = ((0..6).map(|_| admit(tenant(1))).collect::<Vec<_>>(), admit(tenant(2)));
+        let mut single = admit(tenant(3));
+        assert!(connections.admit(A).is_none(), "calls are open by all of them");
+        drop(single.1.take());
+        assert!(connections.admit(A).is_none(), "it is the only one");
+        for one in [4, 2, 3] {
+            many[one].1 = None;
+        }
+        let evicted = |many: &[(Slot, Option<OpenCall>)]| -> Vec<usize> {
+            (0..6).filter(|one| many[*one].0.evicted.is_cancelled()).collect()
+        };
+        // By one that was idle first a call is open again.
+        many[4].1 = Some(many[4].0.open_call());
+        let newcomers = [admit(tenant(2)), admit(tenant(4))];
+        assert_eq!(evicted(&many), [2, 3]);
+        assert!(connections.admit(A).is_none());
+        many[4].1 = None;
+        let stranger = connections.admit(A).unwrap();
+        assert_eq!(evicted(&many), [2, 3, 4]);
+        let next = connections.admit(A).unwrap();
+        assert!(stranger.evicted.is_cancelled(), "nobody has an idle one beside others");
+        drop((many, small, single, newcomers, stranger, next));
+        assert!(is_empty(&connections));
+    }
+
+    #[test]
+    fn those_who_come_at_the_same_time_do_not_go_in_each_others_stead() {
+        let connections = Connections::new(16, 99);
+        let admit = |_| connections.admit(A).unwrap();
+        let idle: Vec<_> = (0..16).map(admit).inspect(|slot| slot.prove(tenant(1))).collect();
+        let newcomers: Vec<_> = (0..3).map(admit).collect();
+        assert!(newcomers.iter().all(|slot| !slot.evicted.is_cancelled()));
+        assert_eq!(idle.iter().filter(|slot| slot.evicted.is_cancelled()).count(), 3);
+        // However many strangers come, they push out no more of who is known.
+        let flood: Vec<_> = (0..100).map(admit).collect();
+        assert_eq!(idle.iter().filter(|slot| slot.evicted.is_cancelled()).count(), 3);
+        drop((idle, newcomers, flood));
+        assert!(is_empty(&connections));
     }
 
     #[test]

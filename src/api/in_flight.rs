@@ -41,11 +41,14 @@ pub enum Credential {
     Anonymous(Option<IpAddr>),
 }
 
-/// Who shares the room for requests and answers. A tenant is one, however many credentials it has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Sharer {
+/// Who shares the room for requests and answers, and the connections. A tenant is one, however many credentials it has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Sharer {
+    /// A tenant.
     Tenant(TenantId),
+    /// All operators together.
     Operators,
+    /// All who have shown no credential.
     Nobody,
 }
 
@@ -75,7 +78,8 @@ pub struct Place {
 }
 
 impl Credential {
-    fn sharer(&self) -> Sharer {
+    /// Whom it counts for.
+    pub fn sharer(&self) -> Sharer {
         match self {
             Self::Subject(_, tenant) | Self::Publisher(_, tenant) => Sharer::Tenant(*tenant),
             Self::Operator(_) => Sharer::Operators,

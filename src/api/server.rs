@@ -6,9 +6,11 @@ use super::answers::{Answers, Stalled};
 use super::config::Config;
 use super::connections::{Connections, Slot};
 use super::frames::Metered;
+use super::in_flight::Sharer;
 use super::stalls::CallExecutor;
-use super::tls::{Tls, next_end, peer_identity};
+use super::tls::{Tls, peer_identity};
 use crate::clock;
+use futures::FutureExt as _;
 use futures::future::OptionFuture;
 use http::{Request, Response, header};
 use hyper::body::Incoming;
@@ -135,17 +137,18 @@ pub struct Upgrades {
 }
 
 impl Upgrades {
-    /// Runs what goes on over the connection of a peer that has shown a good credential.
-    pub fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+    /// Runs what goes on over the connection of a peer that has shown a good credential of this holder.
+    pub fn spawn(&self, holder: Sharer, work: impl Future<Output = ()> + Send + 'static) {
         let Self { tasks, cut, slot } = self.clone();
-        slot.prove();
+        slot.prove(holder);
+        let call = slot.open_call();
         tasks.spawn(async move {
             // Dropped at any point, the work closes the socket, which is what is wanted.
             tokio::select! {
                 () = cut.cancelled() => {}
                 () = work => {}
             }
-            drop(slot);
+            drop((call, slot));
         });
     }
 }
@@ -162,7 +165,7 @@ struct Peer {
 }
 
 impl Peer {
-    /// Ready when the peer's certificate stops being accepted: its authority is gone, it was revoked, or it has expired.
+    /// Ready when the peer's certificate stops being accepted: its authority is gone, it was revoked, or one of the two has expired.
     async fn refused(&self) {
         if let Some((tls, chain)) = &self.tls
             && !chain.is_empty()
@@ -173,7 +176,7 @@ impl Peer {
             loop {
                 let now = clock::now();
                 // Asked anew after each wait: clocks are set now and then.
-                let expired = next_end(chain, now).map(|end| sleep((end - now).to_std().unwrap_or_default()));
+                let expired = tls.next_end(chain, now).map(|end| sleep((end - now).to_std().unwrap_or_default()));
                 tokio::select! {
                     Ok(()) = changes.changed() => {}
                     Some(()) = OptionFuture::from(expired) => {}
@@ -269,7 +272,6 @@ impl Server {
                 // Each branch may be dropped at any point: that closes the socket, which is what is wanted.
                 tokio::select! {
                     () = server.cut.cancelled() => {}
-                    () = slot.evicted() => {}
                     () = server.connection(stream, peer, tls, (speaks, routes), &slot) => {}
                 }
             });
@@ -293,6 +295,7 @@ impl Server {
         let handshake = TlsAcceptor::from(tls.current()).accept(stream);
         let accepted = tokio::select! {
             () = self.drain.cancelled() => return,
+            () = slot.evicted() => return,
             accepted = timeout(self.limits.handshake, handshake) => accepted,
         };
         if let Ok(Ok(stream)) = accepted {
@@ -327,8 +330,8 @@ impl Server {
                 if let Some(identity) = &identity {
                     request.extensions_mut().insert(identity.clone());
                 }
-                let (routes, answers) = (routes.clone(), answers.clone());
-                async move { routes.oneshot(request).await.map(|response| answers.hold(response)) }
+                let (routes, answers, call) = (routes.clone(), answers.clone(), upgrades.slot.open_call());
+                async move { routes.oneshot(request).await.map(|response| answers.hold(response, call)) }
             })
         };
         let progress = Arc::new(AtomicU64::new(0));
@@ -348,6 +351,12 @@ impl Server {
                 () = self.drain.cancelled(), if !draining => {
                     draining = true;
                     connection.as_mut().graceful_shutdown();
+                }
+                () = slot.evicted() => {
+                    // Somebody else has its place already, so nothing is waited for: the goodbye is what the socket takes at once.
+                    connection.as_mut().graceful_shutdown();
+                    let _ = connection.as_mut().now_or_never();
+                    return;
                 }
                 () = &mut refused, if !draining => {
                     // What is open may end; what comes next has to come by a new connection, and is refused there.

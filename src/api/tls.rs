@@ -6,6 +6,7 @@
 mod files;
 mod names;
 mod revocation;
+mod trusted;
 mod watch;
 
 pub use names::peer_identity;
@@ -67,6 +68,9 @@ pub enum TlsError {
         /// Which port.
         port: &'static str,
     },
+    /// New authorities, all of which are over or yet to come, while one that is in use is valid.
+    #[error("setting server.internal_tls.client_ca_file: holds no authority that is valid now; those in use stay")]
+    AuthoritiesLapsed,
 }
 
 /// A port's TLS, replaceable while it serves: new connections get the new one, open ones stay.
@@ -132,6 +136,11 @@ impl Tls {
         self.current.load().expiries.clone()
     }
 
+    /// The authorities of clients that vouch for nobody now, and why.
+    pub fn lapsed(&self, now: DateTime<Utc>) -> Vec<String> {
+        self.current.load().verifier.iter().flat_map(|trusted| trusted.lapsed(now)).collect()
+    }
+
     /// Wakes at each replacement.
     pub fn changes(&self) -> channel::Receiver<()> {
         self.changes.subscribe()
@@ -143,6 +152,15 @@ impl Tls {
         let (Some(verifier), Some((leaf, rest))) = (&built.verifier, chain.split_first()) else { return true };
         let since_1970 = Duration::from_secs(u64::try_from(now.timestamp()).unwrap_or(0));
         verifier.verify_client_cert(leaf, rest, UnixTime::since_unix_epoch(since_1970)).is_ok()
+    }
+
+    /// When a certificate of such a chain, or an authority, is over next: each is good until its last second has passed.
+    pub fn next_end(&self, chain: &[CertificateDer<'static>], now: DateTime<Utc>) -> Option<DateTime<Utc>> {
+        let built = self.current.load();
+        let parsed = chain.iter().filter_map(|certificate| X509Certificate::from_der(certificate).ok());
+        let ends = parsed.map(|(_, certificate)| instant(certificate.validity().not_after.timestamp() + 1));
+        let ends = ends.chain(built.verifier.iter().flat_map(|trusted| trusted.ends()));
+        ends.filter(|end| *end > now).min()
     }
 
     /// Looks at the files, and reads them where they have changed. Answers whether something new is in use; where the files cannot
@@ -162,6 +180,10 @@ impl Tls {
             if built.expiries.iter().any(|expiry| expiry.file == files::CERTIFICATE && expiry.at <= now) {
                 return Err(TlsError::Expired { port: self.port() });
             }
+            let vouched = |built: &Built| built.verifier.as_ref().is_none_or(|trusted| trusted.any_at(now));
+            if vouched(&self.current.load()) && !vouched(&built) {
+                return Err(TlsError::AuthoritiesLapsed);
+            }
             // Without its list an authority would let in again whom it had revoked. A list may go where its authority goes or has gone.
             let kept = |issuer: &Vec<u8>| {
                 let retired = loaded.authorities.contains_key(issuer) && !built.authorities.contains_key(issuer);
@@ -179,16 +201,6 @@ impl Tls {
         Ok(changed)
     }
 }
-
-/// When the next certificate of a chain is over that is not yet: a certificate is good until its last second has passed.
-pub fn next_end(chain: &[CertificateDer<'static>], now: DateTime<Utc>) -> Option<DateTime<Utc>> {
-    let parsed = chain.iter().filter_map(|certificate| X509Certificate::from_der(certificate).ok());
-    let ends = parsed.map(|(_, certificate)| instant(certificate.validity().not_after.timestamp() + 1));
-    ends.filter(|end| *end > now).min()
-}
-
-/// Checks client certificates; none where none are asked for.
-type Verifier = Option<Arc<dyn ClientCertVerifier>>;
 
 #[cfg(test)]
 mod tests;

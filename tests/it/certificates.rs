@@ -32,7 +32,7 @@ use crate::harness::tenant::{admin, assert_refused, publish_request, reason};
 use crate::harness::{Tenant, World, eventually, within};
 use crate::operations::get;
 
-const EVENT_TYPE: &str = "CUSTOM_CERTIFIED";
+pub const EVENT_TYPE: &str = "CUSTOM_CERTIFIED";
 const TRUSTING: &str = r#"
     [server]
     certificates_interval_ms = 100
@@ -97,7 +97,7 @@ impl Stage {
         client(self.world.ca.cert_der(), shown, speaks)
     }
 
-    fn publisher(&self, config: Arc<ClientConfig>) -> PublishServiceClient<tonic::transport::Channel> {
+    pub fn publisher(&self, config: Arc<ClientConfig>) -> PublishServiceClient<tonic::transport::Channel> {
         PublishServiceClient::new(tls(&self.world.replicas[0].addresses.internal, config))
     }
 
@@ -256,6 +256,10 @@ async fn every_kind_of_certificate_has_its_exact_outcome() {
         ("percent-encoded", names(vec![uri(&me.replace("publisher", "%70ublisher"))]), INVALID),
         ("a query", names(vec![uri(&format!("{me}?a=b"))]), INVALID),
         ("a path that climbs", names(vec![uri(&me.replace("/publisher", "/x/../publisher"))]), INVALID),
+        ("a NUL behind the right name", names(vec![uri(&format!("{me}\0evil"))]), INVALID),
+        ("a line feed behind the right name", names(vec![uri(&format!("{me}\n"))]), INVALID),
+        ("a NUL in a host name", names(vec![dns(&format!("{host}\0.evil"))]), INVALID),
+        ("a NUL in a host name beside the right name", names(vec![uri(&me), dns("a\0b")]), INVALID),
         ("only an address", names(vec![SanType::IpAddress([127, 0, 0, 1].into())]), INVALID),
         (
             "only a mail address",

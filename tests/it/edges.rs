@@ -8,6 +8,7 @@ use carillon::proto::internal::Role;
 use carillon::proto::internal::publish_service_client::PublishServiceClient;
 use carillon::proto::public::event_service_client::EventServiceClient;
 use carillon::proto::public::{ListEventsRequest, WatchRequest};
+use futures::future::join_all;
 use futures::stream::{self, BoxStream, StreamExt as _};
 use http::uri::PathAndQuery;
 use rustix::process::Signal;
@@ -168,6 +169,26 @@ async fn strangers_keep_nobody_out_whatever_they_ask_for_and_who_is_known_is_not
     }
     let oldest = strangers[0].as_mut().expect("it was let in");
     assert!(oldest.settle().await.is_none(), "it made room");
+}
+
+#[tokio::test]
+async fn g15_a_tenant_that_fills_a_port_with_idle_connections_leaves_room_for_others_and_keeps_its_watches() {
+    let (world, tenant) = world("connections_max = 40\nconnections_per_peer_max = 10").await;
+    let other = world.tenant().await;
+    let address = world.replicas[0].addresses.public.clone();
+    let (mut watches, mut idle) = (Vec::new(), Vec::new());
+    for n in 0..40 {
+        let (path, held) = if n % 10 == 0 { (WATCH, &mut watches) } else { (LIST, &mut idle) };
+        let raw = calling(&format!("127.0.0.{}", 1 + n / 10), &address, path, &tenant.key).await;
+        held.push(raw.expect("a place is free"));
+    }
+    // At the same time, and none in another's stead.
+    let others = join_all((0..4).map(|_| calling("127.0.0.9", &address, LIST, &other.key))).await;
+    let mut others: Vec<_> = others.into_iter().map(|raw| raw.expect("there is room")).collect();
+    for raw in watches.iter_mut().chain(&mut others).chain(idle.last_mut()) {
+        raw.settle().await.expect("it goes on");
+    }
+    assert_eq!(idle[0].end().await, Some(0), "what was idle for longest is told to end");
 }
 
 #[tokio::test]

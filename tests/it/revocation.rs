@@ -7,10 +7,12 @@ use rcgen::{BasicConstraints, SerialNumber};
 use rustls::AlertDescription as A;
 use rustls_pki_types::CertificateRevocationListDer;
 use rustls_pki_types::pem::PemObject as _;
+use serde_json::json;
 
-use crate::certificates::{Stage, edited, put};
-use crate::harness::authority::{Authority, Shown, Speaks, ca_params, client_params, new_key, uri};
+use crate::certificates::{EVENT_TYPE, Stage, edited, put};
+use crate::harness::authority::{Authority, Shown, Speaks, ca_params, client_params, ends_in, new_key, uri, valid};
 use crate::harness::eventually;
+use crate::harness::tenant::publish_request;
 
 impl Stage {
     /// A client of an authority, by the serial of its certificate; `above` are those between it and the root.
@@ -163,4 +165,55 @@ async fn a_list_of_another_authority_of_the_same_name_keeps_nobody_out_and_opera
     for shown in [&ours, &theirs] {
         stage.publish(shown).await.expect("it is let in as before");
     }
+}
+
+#[tokio::test]
+async fn an_authority_that_is_over_or_yet_to_come_lets_nobody_in_and_operators_are_told() {
+    let stage = Stage::new().await;
+    let of = |name: &str, from, to| {
+        Authority::of(valid(ca_params(name, BasicConstraints::Unconstrained), from, to), new_key())
+    };
+    let (over, to_come) = (of("over", -3, -2), of("to come", 2, 3));
+    put(&stage.world, "cas/over.pem", &over.cert.pem());
+    put(&stage.world, "cas/to come.pem", &to_come.cert.pem());
+    let named = |text: &str| {
+        text.contains("CN=over, which expired at") && text.contains("CN=to come, which is not valid before")
+    };
+    stage.ops_eventually("readyz", "readiness names them", named).await;
+    eventually("the log names them", || async {
+        let log = stage.world.replicas[0].process.log();
+        if named(&log) { Ok(()) } else { Err(log) }
+    })
+    .await;
+    for (authority, serial) in [(&over, 1), (&to_come, 2)] {
+        assert_eq!(stage.refusal(&stage.client(authority, serial, &[])).await, Some(A::UnknownCA));
+    }
+    stage.publish(&stage.client(&stage.root, 3, &[])).await.expect("those of the others come in");
+    // A new certificate for the same key, beside the old one.
+    let renewed = over.renewed(&ca_params("over", BasicConstraints::Unconstrained));
+    put(&stage.world, "cas/renewed.pem", &renewed);
+    stage.comes_to_accept(&stage.client(&over, 1, &[])).await;
+}
+
+#[tokio::test]
+async fn connections_end_with_the_authority_that_let_them_in() {
+    let stage = Stage::new().await;
+    let ending = Authority::of(ends_in(ca_params("ending", BasicConstraints::Unconstrained), 6), new_key());
+    put(&stage.world, "cas/ending.pem", &ending.cert.pem());
+    let (theirs, ours) = (stage.client(&ending, 1, &[]), stage.client(&stage.root, 1, &[]));
+    stage.comes_to_accept(&theirs).await;
+    let open = |shown: &Shown| stage.publisher(stage.config(Some(shown), &Speaks::default()));
+    let (mut ends, mut stays) = (open(&theirs), open(&ours));
+    let event = || publish_request(EVENT_TYPE, &json!({}));
+    for publisher in [&mut ends, &mut stays] {
+        publisher.publish(event()).await.expect("its authority is valid still");
+    }
+    eventually("its connection ends and no other is let in", || {
+        let mut publisher = ends.clone();
+        async move { publisher.publish(event()).await.err().ok_or("it still publishes") }
+    })
+    .await;
+    assert_eq!(stage.refusal(&theirs).await, Some(A::UnknownCA));
+    stays.publish(event()).await.expect("the others go on");
+    stage.ops_eventually("readyz", "readiness names it", |body| body.contains("CN=ending, which expired at")).await;
 }

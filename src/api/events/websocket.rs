@@ -133,13 +133,15 @@ impl WatchSocket {
             ApiError::QuotaExceeded { .. } => Refusal(StatusCode::TOO_MANY_REQUESTS, error),
             _ => Refusal(StatusCode::SERVICE_UNAVAILABLE, error),
         })?;
-        let place = self.in_flight.admit(Credential::Subject(caller.subject.clone(), caller.tenant));
+        let counted = Credential::Subject(caller.subject.clone(), caller.tenant);
+        let holder = counted.sharer();
+        let place = self.in_flight.admit(counted);
         let place = place.map_err(|error| Refusal(StatusCode::TOO_MANY_REQUESTS, error))?;
         let upgrades = request.extensions().get::<Upgrades>().cloned();
         let upgrades = upgrades.ok_or_else(|| upgrade_required("this connection cannot become a WebSocket"))?;
         let upgraded = hyper::upgrade::on(request);
         let session = self.clone();
-        upgrades.spawn(async move {
+        upgrades.spawn(holder, async move {
             // A peer that goes away before the switch is its own matter.
             if let Ok(upgraded) = upgraded.await {
                 session.serve(upgraded, caller).await;

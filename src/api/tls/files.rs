@@ -5,11 +5,12 @@
 //! nothing of its kind is a fault, also beside others: it must never pass for one that has nothing to say.
 
 use super::revocation::{Lists, Names, named};
-use super::{Expiry, TlsError, Verifier};
+use super::trusted::Trusted;
+use super::{Expiry, TlsError};
 use crate::api::config::{InternalTls, PublicTls};
 use chrono::{DateTime, Utc};
 use rustls::crypto::aws_lc_rs;
-use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
+use rustls::server::NoServerSessionStorage;
 use rustls::{RootCertStore, ServerConfig};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
@@ -21,7 +22,7 @@ use std::sync::Arc;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 pub(super) const CERTIFICATE: &str = "certificate";
-const CLIENT_CA: &str = "client_ca";
+pub(super) const CLIENT_CA: &str = "client_ca";
 pub(super) const CLIENT_CRL: &str = "client_crl";
 
 /// More files in a folder than this are a folder that was not meant.
@@ -47,7 +48,8 @@ pub(super) type Contents = Vec<(PathBuf, Vec<u8>)>;
 #[derive(Debug)]
 pub(super) struct Built {
     pub config: Arc<ServerConfig>,
-    pub verifier: Verifier,
+    /// Judges clients; none where no certificate is asked for.
+    pub verifier: Option<Arc<Trusted>>,
     pub expiries: Vec<Expiry>,
     /// The authorities of clients.
     pub authorities: Names,
@@ -149,18 +151,14 @@ impl Files {
                 expiries.extend(lists.end.map(|at| Expiry { file: CLIENT_CRL, at }));
                 listed = lists.issuers;
                 let mut roots = RootCertStore::empty();
-                for authority in trusted {
-                    roots.add(authority).map_err(|error| broken(list[2].0, list[2].1, error.to_string()))?;
+                for authority in &trusted {
+                    let added = roots.add(authority.clone());
+                    added.map_err(|error| broken(list[2].0, list[2].1, error.to_string()))?;
                 }
-                // An authority without a list revokes nothing; a list past its date still revokes what it names, because
-                // refusing everybody would be the worse fault. The alarm is the expiry metric.
-                let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
-                    .with_crls(lists.newest_first)
-                    .allow_unknown_revocation_status()
-                    .build()
-                    .map_err(TlsError::Authorities)?;
+                let verifier = Trusted::new(&known, roots, lists.newest_first, provider);
+                let verifier = Arc::new(verifier.map_err(TlsError::Authorities)?);
                 let builder = builder.with_protocol_versions(&[&rustls::version::TLS13]).map_err(unusable)?;
-                let builder = builder.with_client_cert_verifier(Arc::clone(&verifier));
+                let builder = builder.with_client_cert_verifier(verifier.clone());
                 (builder.with_single_cert(chain, private).map_err(unusable)?, Some(verifier))
             }
         };

@@ -13,7 +13,8 @@ pub fn peer_identity(chain: &[CertificateDer<'_>]) -> Option<PeerIdentity> {
     Some(PeerIdentity { subjects: subjects(chain.first()?).into() })
 }
 
-/// Every URI and DNS name of a certificate; none where it does not parse, has too many, or has two URIs.
+/// Every URI and DNS name of a certificate; none where it does not parse, has too many, has two URIs, or one with a control character,
+/// which readers of names may take for their end.
 ///
 /// Source: SPIFFE X.509-SVID section 2: a certificate names exactly one identity; one with several URIs is refused.
 fn subjects(certificate: &[u8]) -> Vec<String> {
@@ -26,7 +27,8 @@ fn subjects(certificate: &[u8]) -> Vec<String> {
     });
     let mut subjects: Vec<String> = subjects.take(SUBJECTS_MAX + 1).collect();
     let uris = subjects.iter().filter(|subject| subject.starts_with("uri:")).count();
-    if subjects.len() > SUBJECTS_MAX || uris > 1 {
+    let garbled = subjects.iter().any(|subject| subject.contains(char::is_control));
+    if subjects.len() > SUBJECTS_MAX || uris > 1 || garbled {
         subjects.clear();
     }
     subjects
@@ -59,6 +61,11 @@ mod tests {
         assert_eq!(subjects_of(names), ["uri:spiffe://a.example/orders", "dns:orders.example"]);
         assert!(subjects_of(Vec::new()).is_empty());
         assert!(subjects_of(vec![uri("spiffe://a.example/orders"), uri("spiffe://a.example/other")]).is_empty());
+        let good = || uri("spiffe://a.example/orders");
+        for garbled in ["spiffe://a.example/orders\0evil", "spiffe://a.example/orders\n", "\u{7f}"] {
+            let dns = SanType::DnsName(garbled.try_into().unwrap());
+            assert!(subjects_of(vec![uri(garbled)]).is_empty() && subjects_of(vec![good(), dns]).is_empty());
+        }
         let many = (0..17).map(|i| SanType::DnsName(format!("n{i}.example").try_into().unwrap())).collect();
         assert!(subjects_of(many).is_empty());
         assert!(subjects(b"not a certificate").is_empty());

@@ -134,3 +134,43 @@ fn a_folder_of_authorities_is_their_sum_and_peers_are_judged_by_it() {
     fs::remove_file(folder.path("cas/one.pem")).unwrap();
     assert!(tls.reload(now).is_err(), "no authority at all lets nobody in");
 }
+
+#[test]
+fn an_authority_vouches_for_as_long_as_it_is_valid_and_an_open_connection_is_looked_at_when_it_ends() {
+    let folder = Folder::new();
+    let now = clock::now();
+    let from_to = |from, to| Ca::generate("other", now + TimeDelta::hours(from), now + TimeDelta::hours(to)).unwrap();
+    let (old, new) = (from_to(-3, 2), from_to(1, 9));
+    folder.write("ca.pem", &[old.cert_pem(), new.cert_pem()].concat());
+    let tls = Tls::internal(folder.files()).unwrap();
+    let chain = |ca: &Ca| [issue(ca, &CertRequest::client("x", "spiffe://a/b", now)).unwrap().cert_der];
+    let (by_old, by_new) = (chain(&old), chain(&new));
+    // Clocks are set, so what was is asked for again.
+    for (hours, accepted) in
+        [(0, (true, false)), (1, (true, true)), (3, (false, true)), (10, (false, false)), (0, (true, false))]
+    {
+        let at = now + TimeDelta::hours(hours) + TimeDelta::seconds(1);
+        assert_eq!((tls.still_accepts(&by_old, at), tls.still_accepts(&by_new, at)), accepted, "after {hours} hours");
+        assert_eq!(tls.lapsed(at).len(), 2 - usize::from(accepted.0) - usize::from(accepted.1));
+    }
+    let end = tls.next_end(&by_old, now).unwrap();
+    assert!(end > now + TimeDelta::hours(2) && end <= now + TimeDelta::hours(2) + TimeDelta::seconds(1));
+    assert!(!tls.still_accepts(&by_old, end) && tls.still_accepts(&by_old, end - TimeDelta::seconds(1)));
+}
+
+#[test]
+fn authorities_that_are_all_over_stop_no_start_and_take_the_place_of_no_valid_one() {
+    let folder = Folder::new();
+    let now = clock::now();
+    let over = Ca::generate("over", now - TimeDelta::hours(3), now - TimeDelta::hours(2)).unwrap();
+    let tls = Tls::internal(folder.files()).unwrap();
+    folder.write("ca.pem", over.cert_pem());
+    assert!(matches!(tls.reload(now), Err(TlsError::AuthoritiesLapsed)));
+    assert!(tls.lapsed(now).is_empty(), "the former one is in use");
+    let started = Tls::internal(folder.files()).unwrap();
+    assert_eq!(started.lapsed(now).len(), 1);
+    folder.put(&folder.server());
+    assert!(started.reload(now).unwrap(), "the port's own certificate is replaced all the same");
+    folder.write("ca.pem", folder.ca.cert_pem());
+    assert!(started.reload(now).unwrap() && started.lapsed(now).is_empty());
+}

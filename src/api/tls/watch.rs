@@ -21,6 +21,8 @@ pub struct TlsWatch {
     ports: Arc<[Arc<Tls>]>,
     /// What is wrong at each port now, without the paths.
     faults: Arc<Mutex<BTreeMap<&'static str, String>>>,
+    /// The authorities of each port of which the log says already that they vouch for nobody.
+    lapsed: Arc<Mutex<BTreeMap<&'static str, Vec<String>>>>,
     reloads: Family<ReloadLabels, Counter>,
     failing: Family<PortLabels, Gauge>,
     expiry: Family<FileLabels, Gauge>,
@@ -49,6 +51,7 @@ impl TlsWatch {
         let watch = Self {
             ports: ports.into(),
             faults: Arc::default(),
+            lapsed: Arc::default(),
             reloads: Family::default(),
             failing: Family::default(),
             expiry: Family::default(),
@@ -67,6 +70,7 @@ impl TlsWatch {
                 drop(watch.reloads.get_or_create(&ReloadLabels { port: tls.port(), outcome }));
             }
             watch.measure(tls);
+            watch.tell_lapsed(tls);
         }
         watch
     }
@@ -97,6 +101,7 @@ impl TlsWatch {
                 }
             }
             self.measure(tls);
+            self.tell_lapsed(tls);
         }
     }
 
@@ -104,8 +109,13 @@ impl TlsWatch {
     pub fn notices(&self) -> Vec<String> {
         let now = clock::now();
         let expired = self.ports.iter().flat_map(|tls| {
-            let ended = tls.expiries().into_iter().filter(move |expiry| expiry.at <= now);
-            ended.map(|expiry| format!("{} of the {} port expired at {}", expiry.file, tls.port(), expiry.at))
+            // Of authorities each is named.
+            let ended =
+                tls.expiries().into_iter().filter(move |expiry| expiry.file != files::CLIENT_CA && expiry.at <= now);
+            let ended =
+                ended.map(|expiry| format!("{} of the {} port expired at {}", expiry.file, tls.port(), expiry.at));
+            let lapsed = tls.lapsed(now).into_iter();
+            ended.chain(lapsed.map(|authority| format!("client_ca of the {} port: {authority}", tls.port())))
         });
         let faults = self.faults();
         let failing = faults.keys().map(|port| format!("certificates of the {port} port not reloaded; see the log"));
@@ -124,6 +134,17 @@ impl TlsWatch {
         }
         let failing = self.faults().contains_key(port);
         self.failing.get_or_create(&PortLabels { port }).set(failing.into());
+    }
+
+    /// Once for each authority, when it lapses or comes into use so.
+    fn tell_lapsed(&self, tls: &Tls) {
+        let (port, lapsed) = (tls.port(), tls.lapsed(clock::now()));
+        let mut told = self.lapsed.lock().unwrap_or_else(PoisonError::into_inner);
+        let told = told.entry(port).or_default();
+        for authority in lapsed.iter().filter(|authority| !told.contains(authority)) {
+            tracing::error!(port, authority, "an authority of clients vouches for nobody; its clients are refused");
+        }
+        *told = lapsed;
     }
 
     fn faults(&self) -> std::sync::MutexGuard<'_, BTreeMap<&'static str, String>> {

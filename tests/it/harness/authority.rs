@@ -22,9 +22,18 @@ pub struct Authority {
 impl Authority {
     /// A root.
     pub fn root(name: &str, key: KeyPair) -> Self {
-        let params = ca_params(name, BasicConstraints::Unconstrained);
+        Self::of(ca_params(name, BasicConstraints::Unconstrained), key)
+    }
+
+    /// A root that says this of itself.
+    pub fn of(params: CertificateParams, key: KeyPair) -> Self {
         let cert = params.self_signed(&key).expect("a certificate");
         Self { cert, issuer: Issuer::new(params, key) }
+    }
+
+    /// Another certificate of its own, as PEM.
+    pub fn renewed(&self, params: &CertificateParams) -> String {
+        params.self_signed(self.issuer.key()).expect("a certificate").pem()
     }
 
     /// Something below this authority that signs, whether or not it may.
