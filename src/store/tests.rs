@@ -20,6 +20,7 @@ use std::time::Duration;
 
 mod cancelled;
 mod health;
+mod ordered;
 mod pages;
 mod places;
 mod plans;
