@@ -240,8 +240,9 @@ impl Engine {
                 held.tenant.due(subscription_no, &page, config);
             }
             Input::Due { subscription_no, result: Err(error), .. } => {
+                // Its own time: what cannot be read of one listener must not hold up the others.
                 held.tenant.due_failed(subscription_no, now + LOAD_AGAIN);
-                held.put_off(&error, now, "deferred invocations could not be read");
+                tracing::warn!(tenant = %life.tenant, subscription_no, %error, "deferred invocations could not be read; it is tried again");
             }
             Input::Reviewed { result: Ok(review), .. } => {
                 held.reviewing = false;
@@ -278,8 +279,8 @@ impl Engine {
                 match result {
                     Ok(None) => {}
                     Ok(Some(step)) => {
-                        if let Some(no) = step.due {
-                            held.tenant.due_summary(&[(no, now)]);
+                        if let Some(due) = step.due {
+                            held.tenant.due_summary(&[due]);
                             held.tenant.rows += step.deferred;
                         }
                         held.tenant.replay = true;

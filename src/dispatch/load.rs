@@ -3,7 +3,7 @@
 use super::run::{ClaimedShard, DuePage, Input, Life, Rest, Review, Shared, caught, spawn};
 use super::tenant::{InOrder, LogPage, WantedDue};
 use crate::domain::event::LogEntry;
-use crate::domain::filter::FilterContext;
+use crate::domain::filter::{FilterContext, OrderingKey};
 use crate::domain::ids::{Position, TenantId};
 use crate::domain::subscription::State;
 use crate::planted::{self, Defect};
@@ -140,7 +140,7 @@ async fn ordering_keys(registry: &TenantRegistry, entries: &[Arc<LogEntry>]) -> 
 
 /// Reads deferred rows of one subscription with their events.
 pub(super) fn due(shared: &Arc<Shared>, life: Life, wanted: WantedDue, registry_version: i64) {
-    let WantedDue { subscription_no, held, up_to, full } = wanted;
+    let WantedDue { subscription_no, held, up_to, full, after, looked } = wanted;
     let read = async move |shared: Arc<Shared>| {
         let _turn = shared.loads.enter_aside(life.tenant).await;
         let page_max = shared.config.page_max;
@@ -154,13 +154,21 @@ pub(super) fn due(shared: &Arc<Shared>, life: Life, wanted: WantedDue, registry_
         if let Some(entry) = active.filter(|entry| entry.subscription.policy.ordering().is_some()) {
             let blocks = entry.subscription.policy.blocks_on_dead_letter();
             let full: Vec<Uuid> = full.iter().map(|key| key.0).collect();
-            let page = OrderedPage { at, held: &held, up_to, full: &full, blocks, limit };
+            let after = after.map(|key| key.0);
+            let page = OrderedPage { at, held: &held, up_to, full: &full, after, looked, blocks, limit };
             let found = store.deferred_in_order(life.tenant, subscription_no, page).await?;
             let due = found.rows.len();
-            let beyond = found.beyond.then_some(up_to);
-            let rest = Some(Rest { due_at: found.next_due, left: found.left, beyond, replayed: found.replayed });
-            let page = DuePage { more: due >= limit as usize, rows: found.rows, events: HashMap::new(), at, rest };
-            return with_events(&shared, life.tenant, page, due).await;
+            let page = DuePage { rows: found.rows, events: HashMap::new(), at, more: found.more, rest: None };
+            let mut page = with_events(&shared, life.tenant, page, due).await?;
+            page.rest = Some(Rest {
+                after: found.after.map(OrderingKey),
+                looked: found.looked && page.rows.len() == due,
+                due_at: found.next_due,
+                left: found.left,
+                beyond: found.beyond.then_some(up_to),
+                replayed: found.replayed,
+            });
+            return Ok(page);
         }
         let mut rows = store.deferred(life.tenant, subscription_no, &held, limit).await?;
         if !is_active {

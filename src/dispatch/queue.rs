@@ -4,6 +4,7 @@
 //! began before that either.
 
 use super::keys::Chains;
+use super::run::Rest;
 use crate::domain::bucket::Bucket;
 use crate::domain::filter::OrderingKey;
 use crate::domain::health::{Gate, Health, Verdict};
@@ -82,6 +83,12 @@ pub(super) struct Queue {
     pub reviewed: HashSet<Position>,
     /// When the first row that is not held is due.
     pub next_due: Option<DateTime<Utc>>,
+    /// The key behind which the next load goes on, where the last one has not met all of them.
+    pub after: Option<OrderingKey>,
+    /// Rows that are in no order and were due before this time are held.
+    pub looked: DateTime<Utc>,
+    /// A load that failed is not tried again before this time.
+    not_before: DateTime<Utc>,
     pub loading: bool,
     /// Held positions that ended while rows were being loaded: the load may still have seen them.
     ended_meanwhile: HashSet<Position>,
@@ -98,7 +105,7 @@ pub(super) struct Meanwhile {
     pub ended: HashSet<Position>,
     /// Keys that left memory.
     pub left: HashSet<OrderingKey>,
-    /// The first new due time.
+    /// The first due time that the load does not answer.
     pub due_at: Option<DateTime<Utc>>,
 }
 
@@ -183,7 +190,7 @@ impl Queue {
 
     /// True where work may be in the database, or work with an ordering key on its way there: what is new of a key goes behind it.
     pub fn has_rows(&self) -> bool {
-        self.parked || self.loading || self.unwritten > 0 || self.next_due.is_some()
+        self.parked || self.loading || self.unwritten > 0 || self.due().is_some()
     }
 
     /// True once for every version of the subscription that is newer than those before.
@@ -219,6 +226,15 @@ impl Queue {
     pub fn now_due(&mut self, due_at: DateTime<Utc>) {
         let known = if self.loading { &mut self.due_meanwhile } else { &mut self.next_due };
         *known = Some(known.map_or(due_at, |known| known.min(due_at)));
+        if !self.loading {
+            self.looked = self.looked.min(due_at);
+        }
+    }
+
+    /// When rows are to be loaded: at once while there are keys that the last load has not met.
+    pub fn due(&self) -> Option<DateTime<Utc>> {
+        let due = if self.after.is_some() { Some(DateTime::UNIX_EPOCH) } else { self.next_due };
+        due.map(|due| due.max(self.not_before))
     }
 
     /// A held row has ended, or is due again at another time.
@@ -238,22 +254,38 @@ impl Queue {
 
     /// When the next row is due, where the queue has drained far enough to load it.
     pub fn wants_more(&self, queue_max: usize) -> Option<DateTime<Utc>> {
-        self.next_due.filter(|_| !self.loading && self.waiting() <= queue_max / 4)
+        self.due().filter(|_| !self.loading && self.waiting() <= queue_max / 4)
     }
 
     pub fn start_loading(&mut self) {
         self.loading = true;
-        self.next_due = None;
+        // One that goes on where the last one ended says nothing of the keys before that.
+        if self.after.is_none() {
+            self.next_due = None;
+        }
     }
 
-    /// A load has ended, having found how far a replay is. What happened meanwhile.
-    pub fn stop_loading(&mut self, replayed: Option<Position>) -> Meanwhile {
+    /// A load at this time has ended, with this left behind where it was in the order of keys. What happened meanwhile.
+    pub fn stop_loading(&mut self, at: DateTime<Utc>, rest: Option<&Rest>) -> Meanwhile {
         self.loading = false;
-        self.replayed = replayed;
+        self.after = rest.and_then(|rest| rest.after);
+        self.replayed = rest.and_then(|rest| rest.replayed);
+        if rest.is_some_and(|rest| rest.looked) {
+            self.looked = at;
+        }
+        let due_at = self.due_meanwhile.take();
+        self.looked = due_at.map_or(self.looked, |due_at| self.looked.min(due_at));
         Meanwhile {
             ended: std::mem::take(&mut self.ended_meanwhile),
             left: std::mem::take(&mut self.left_meanwhile),
-            due_at: self.due_meanwhile.take(),
+            due_at: [due_at, self.next_due].into_iter().flatten().min(),
         }
+    }
+
+    /// A load has failed: it is wanted again at this time, whatever becomes due before.
+    pub fn load_failed(&mut self, again_at: DateTime<Utc>) {
+        let meanwhile = self.stop_loading(again_at, None);
+        self.not_before = again_at;
+        self.next_due = Some(meanwhile.due_at.map_or(again_at, |due_at| due_at.min(again_at)));
     }
 }

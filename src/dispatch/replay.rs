@@ -23,7 +23,7 @@ use crate::store::event_pages::PageBound;
 use crate::store::events::LogPlace;
 use crate::store::replays::{Missed, Replay};
 use crate::store::settle::Fenced;
-use chrono::TimeDelta;
+use chrono::{DateTime, TimeDelta, Utc};
 use std::sync::Arc;
 
 /// Steps that the work of a second is spread over.
@@ -38,8 +38,8 @@ const AHEAD_SECONDS: u32 = 10;
 /// What a step did.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Step {
-    /// The subscription that something is due of: invocations, or what has waited for the end of the replay.
-    pub due: Option<SubscriptionNo>,
+    /// The subscription that something is due of, and since when: invocations, or what has waited for the end of the replay.
+    pub due: Option<(SubscriptionNo, DateTime<Utc>)>,
     /// Invocations that it deferred.
     pub deferred: i64,
     /// How long the next one waits.
@@ -85,10 +85,11 @@ async fn step(shared: &Shared, life: Life, mut busy: Vec<SubscriptionNo>) -> Res
     };
     let (reached, missed) = look(shared, life, replay, &found.subscription).await?;
     let deferred = i64::try_from(missed.iter().filter(|missed| !missed.looped).count()).unwrap_or_default();
+    let at = store.now();
     let fenced = store.continue_replay(life.tenant, life.token, replay, reached, &missed).await?;
     // No more than so many a second are deferred over time.
     let pause = TimeDelta::seconds(deferred) / i32::try_from(config.replay_per_second).unwrap_or(1).max(1);
-    let due = (deferred > 0 || reached.after >= replay.up_to).then_some(replay.subscription_no);
+    let due = (deferred > 0 || reached.after >= replay.up_to).then_some((replay.subscription_no, at));
     Ok((fenced == Fenced::No).then_some(Step { due, deferred, pause }))
 }
 
@@ -160,7 +161,7 @@ mod tests {
         let (shared, _inputs) = world.shared(Config { replay_per_second: 1, ..Config::default() });
         let life = Life { tenant: world.tenant, token };
         let next = async |busy: &[SubscriptionNo]| step(&shared, life, busy.to_vec()).await.expect("answered");
-        let due = async |busy: &[SubscriptionNo]| next(busy).await.and_then(|step| step.due);
+        let due = async |busy: &[SubscriptionNo]| next(busy).await.and_then(|step| step.due).map(|(no, _)| no);
 
         assert_eq!((due(&[]).await, due(&[]).await), (Some(one), Some(two)), "the one that is furthest behind");
         assert_eq!((due(&[one]).await, due(&[one]).await), (Some(two), Some(two)));

@@ -7,6 +7,7 @@ use super::replay::Step;
 use super::tenant::{Batch, Ended, HealthNote, LogPage, Start};
 use super::{Config, Parts};
 use crate::domain::event::LogEntry;
+use crate::domain::filter::OrderingKey;
 use crate::domain::health::HealthRow;
 use crate::domain::ids::{Position, ReplicaId, SubscriptionNo, TenantId};
 use crate::domain::invocation::{Outcome, OutcomeClass};
@@ -99,6 +100,10 @@ pub(super) struct DuePage {
 /// What a read in the order of keys left behind.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Rest {
+    /// The last key that it met, where there may be further ones.
+    pub after: Option<OrderingKey>,
+    /// True where it left nothing that is in no order and due.
+    pub looked: bool,
     /// When the first of it is due that is not due yet.
     pub due_at: Option<DateTime<Utc>>,
     /// True where there is any, or where new work may have to wait for a dead letter or a replay.

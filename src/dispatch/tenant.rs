@@ -383,7 +383,7 @@ impl Tenant {
             self.conclude(&job, Some(tried), Fate::Cancelled(reason));
         }
         self.advance();
-        if let Some(due) = self.queues.get(&no).and_then(|queue| queue.next_due) {
+        if let Some(due) = self.queues.get(&no).and_then(Queue::due) {
             self.next_due = Some(earlier(self.next_due, due));
         }
     }
@@ -445,8 +445,8 @@ impl Tenant {
     fn turn_key(&mut self, no: SubscriptionNo, key: OrderingKey, fate: Fate, now: DateTime<Utc>) {
         let Some(queue) = self.queues.get_mut(&no) else { return };
         if fate == Fate::Succeeded {
-            if queue.chains.succeeded(key) && queue.parked {
-                // More of it, or of others, was left in the database while the key was full.
+            if queue.chains.succeeded(key) && (queue.parked || queue.loading) {
+                // More of it, or of others, was left in the database while the key was full, or is by a load that found it so.
                 queue.now_due(now);
                 self.next_due = Some(earlier(self.next_due, now));
             }

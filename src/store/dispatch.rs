@@ -1,7 +1,9 @@
 //! What the dispatcher reads: claims of tenants, what is pending, deferred work, dead letters. It writes by `store/settle.rs`.
 
+mod ordered;
 mod waiting;
 
+pub use ordered::{OrderedPage, OrderedRows};
 pub use waiting::DueSubscription;
 #[cfg(test)]
 pub(in crate::store) use waiting::PAGE as WAITING_PAGE;
@@ -55,38 +57,6 @@ pub struct DeferredRow {
     pub due_at: DateTime<Utc>,
     /// What it is in order with.
     pub ordering_key: Option<Uuid>,
-}
-
-/// Which deferred invocations to read in the order of their keys.
-#[derive(Debug, Clone, Copy)]
-pub struct OrderedPage<'a> {
-    /// The time now.
-    pub at: DateTime<Utc>,
-    /// Without these positions.
-    pub held: &'a [Position],
-    /// Up to this position: what the log holds before it is known.
-    pub up_to: Position,
-    /// Without these keys.
-    pub full: &'a [Uuid],
-    /// True where a dead letter holds up those of its key behind it.
-    pub blocks: bool,
-    /// At most so many.
-    pub limit: u32,
-}
-
-/// Deferred invocations in the order of their keys.
-#[derive(Debug, Clone)]
-pub struct OrderedRows {
-    /// Those that may run now, by position: of every key the first ones, without a gap.
-    pub rows: Vec<DeferredRow>,
-    /// When the first is due that is not due yet.
-    pub next_due: Option<DateTime<Utc>>,
-    /// True where there are others that are not held, or where new ones may be held up by a dead letter or a replay.
-    pub left: bool,
-    /// True where some are beyond the position up to which the log is known.
-    pub beyond: bool,
-    /// How far a replay under way has come: what is in order beyond it waits.
-    pub replayed: Option<Position>,
 }
 
 /// A dead letter whose operator event has not been published.
@@ -238,63 +208,6 @@ impl Store {
         .bind(i64::from(limit))
         .fetch_all(self.as_tenant(tenant))
         .await?)
-    }
-
-    /// The deferred invocations of a subscription that nothing of their key holds up: no earlier one that is not due yet, no
-    /// earlier dead letter where those block, no replay that may still bring an earlier one, and nothing before it in the log that is
-    /// not known yet: an owner that takes over finds rows whose predecessors were only in the memory of the one before.
-    pub async fn deferred_in_order(
-        &self,
-        tenant: TenantId,
-        subscription_no: SubscriptionNo,
-        page: OrderedPage<'_>,
-    ) -> Result<OrderedRows, StoreError> {
-        // What is left is counted before the page is read: a row that goes in between may only make it look like more.
-        // So is how far a replay has come: up to there everything that it brings is found by the page.
-        type Around = (Option<DateTime<Utc>>, i64, bool, Option<Position>, bool);
-        let (next_due, others, held_up, replayed, beyond): Around = sqlx::query_as(
-            "SELECT (SELECT min(due_at) FROM deferred_invocations WHERE tenant_id = $1 AND subscription_no = $2 AND due_at > $3),
-                    (SELECT count(*) FROM (SELECT 1 FROM deferred_invocations WHERE tenant_id = $1 AND subscription_no = $2
-                                              AND position <> ALL($4) LIMIT $5) AS others),
-                    $6 AND EXISTS (SELECT FROM dead_letters WHERE tenant_id = $1 AND subscription_no = $2
-                                      AND ordering_key IS NOT NULL),
-                    (SELECT position FROM replays WHERE tenant_id = $1 AND subscription_no = $2),
-                    EXISTS (SELECT FROM deferred_invocations WHERE tenant_id = $1 AND subscription_no = $2 AND position > $7)",
-        )
-        .bind(tenant.0)
-        .bind(subscription_no)
-        .bind(page.at)
-        .bind(page.held)
-        .bind(i64::from(page.limit) + 1)
-        .bind(page.blocks)
-        .bind(page.up_to)
-        .fetch_one(self.as_tenant(tenant))
-        .await?;
-        // The partial index by key serves both tests; the primary key the order.
-        let rows: Vec<DeferredRow> = sqlx::query_as(
-            "SELECT d.position, d.day, d.attempt, d.attempt_base, d.due_at, d.ordering_key FROM deferred_invocations d
-              WHERE d.tenant_id = $1 AND d.subscription_no = $2 AND d.due_at <= $3 AND d.position <> ALL($4)
-                AND (d.ordering_key IS NULL OR d.position <= $8 AND d.ordering_key <> ALL($5)
-                     AND NOT EXISTS (SELECT FROM deferred_invocations e
-                                      WHERE e.tenant_id = $1 AND e.subscription_no = $2 AND e.ordering_key = d.ordering_key
-                                        AND e.position < d.position AND e.due_at > $3)
-                     AND NOT ($6 AND EXISTS (SELECT FROM dead_letters l
-                                              WHERE l.tenant_id = $1 AND l.subscription_no = $2
-                                                AND l.ordering_key = d.ordering_key AND l.position < d.position)))
-              ORDER BY d.position LIMIT $7",
-        )
-        .bind(tenant.0)
-        .bind(subscription_no)
-        .bind(page.at)
-        .bind(page.held)
-        .bind(page.full)
-        .bind(page.blocks)
-        .bind(i64::from(page.limit))
-        .bind(replayed.map_or(page.up_to, |replayed| replayed.min(page.up_to)))
-        .fetch_all(self.as_tenant(tenant))
-        .await?;
-        let left = held_up || replayed.is_some() || usize::try_from(others).is_ok_and(|others| others > rows.len());
-        Ok(OrderedRows { rows, next_due, left, beyond, replayed })
     }
 
     /// Which of the invocations in memory a caller has cancelled: of `held` those without a deferred row any more, and every

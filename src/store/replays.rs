@@ -56,7 +56,7 @@ impl Store {
               WHERE r.tenant_id = $1 AND r.subscription_no <> ALL($2)
                 AND (SELECT count(*) FROM (SELECT FROM deferred_invocations d
                                             WHERE d.tenant_id = $1 AND d.subscription_no = r.subscription_no AND d.due_at > $3
-                                            LIMIT $4) AS later) < $4
+                                            ORDER BY d.due_at LIMIT $4) AS later) < $4
               ORDER BY r.position, r.subscription_no LIMIT 1",
         )
         .bind(tenant.0)

@@ -21,6 +21,7 @@ use std::time::Duration;
 mod cancelled;
 mod dropped;
 mod health;
+mod ordered;
 mod pages;
 mod places;
 mod plans;

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use carillon::proto::internal::PublishBatchRequest;
 use carillon::proto::public::{
     CancelInvocationRequest, DeliveryPolicy, DisableSubscriptionRequest, InvocationState, OnDeadLetter, OrderingPolicy,
     RetryInvocationRequest, Subscription, UpdateSubscriptionRequest,
@@ -11,7 +12,7 @@ use tonic::Code;
 
 use crate::harness::World;
 use crate::harness::receiver::{Answer, Received, Receiver};
-use crate::harness::tenant::{Tenant, assert_refused, quick_policy};
+use crate::harness::tenant::{Tenant, assert_refused, publish_request, quick_policy};
 use crate::harness::wait::eventually;
 
 const EVENT: &str = "CUSTOM_ORDERED";
@@ -123,6 +124,31 @@ async fn a_blocking_dead_letter_holds_its_key_until_it_is_redriven_or_cancelled(
     let request = UpdateSubscriptionRequest { subscription: Some(skip), ..Default::default() };
     tenant.events().update_subscription(request).await.expect("a policy can be changed");
     tenant.all_invocations_become(&behind.event_id, InvocationState::Succeeded).await;
+}
+
+#[tokio::test]
+async fn g7_whatever_waits_behind_a_dead_letter_of_its_key_holds_up_no_other() {
+    let tenant = World::shared().await.tenant().await;
+    tenant.declare(EVENT).await;
+    let receiver = Receiver::start().await;
+    let policy = DeliveryPolicy { max_attempts: 1, ..ordered("data.user", OnDeadLetter::Block) };
+    subscribe(&tenant, &receiver, "/crowded", policy).await;
+    receiver.answers("/crowded", [Answer::Status(500), Answer::Status(200)]);
+    let head = tenant.publish(EVENT, &json!({ "user": "ada", "n": 0 })).await;
+    tenant.all_invocations_become(&head.event_id, InvocationState::DeadLettered).await;
+    let mut last = String::new();
+    for batch in 0..20 {
+        let requests = (1..=1_000).map(|n| publish_request(EVENT, &json!({ "user": "ada", "n": batch * 1_000 + n })));
+        let request = PublishBatchRequest { requests: requests.collect() };
+        let answers = tenant.publisher().publish_batch(request).await.expect("a batch is published").into_inner();
+        last = answers.responses.last().expect("as many answers").event_id.clone();
+    }
+    tenant.all_invocations_become(&last, InvocationState::Waiting).await;
+    for n in 0..3 {
+        let other = tenant.publish(EVENT, &json!({ "user": "bob", "n": n })).await;
+        tenant.all_invocations_become(&other.event_id, InvocationState::Succeeded).await;
+    }
+    assert_eq!(by_user(&receiver.received("/crowded"))["bob"], [0, 1, 2]);
 }
 
 #[tokio::test]

@@ -34,6 +34,10 @@ pub(in crate::dispatch) struct WantedDue {
     pub up_to: Position,
     /// Keys of which enough is in memory.
     pub full: Vec<OrderingKey>,
+    /// Where the last load has not met all keys: the last one that it met.
+    pub after: Option<OrderingKey>,
+    /// What is in no order and was due before this time is in memory.
+    pub looked: DateTime<Utc>,
 }
 
 impl Tenant {
@@ -189,7 +193,7 @@ impl Tenant {
         let up_to = self.next_position() - 1;
         self.next_due = None;
         for (no, queue) in &mut self.queues {
-            let Some(due) = queue.next_due else { continue };
+            let Some(due) = queue.due() else { continue };
             if due > now {
                 self.next_due = Some(earlier(self.next_due, due));
             } else if queue.unwritten > 0 {
@@ -198,7 +202,8 @@ impl Tenant {
             } else if !queue.loading && queue.waiting() <= config.queue_max / 4 && !queue.is_held_back(&self.memory) {
                 queue.start_loading();
                 let held = queue.held.iter().copied().collect();
-                wanted.push(WantedDue { subscription_no: *no, held, up_to, full: queue.chains.full() });
+                let (full, after, looked) = (queue.chains.full(), queue.after, queue.looked);
+                wanted.push(WantedDue { subscription_no: *no, held, up_to, full, after, looked });
             }
             // A full queue asks again when it has drained.
         }
@@ -219,7 +224,7 @@ impl Tenant {
         let now = *at;
         let known = self.next_position() - 1;
         let Some(queue) = self.queues.get_mut(&no) else { return };
-        let meanwhile = queue.stop_loading(rest.and_then(|rest| rest.replayed));
+        let meanwhile = queue.stop_loading(now, rest.as_ref());
         let mut next_due = meanwhile.due_at;
         queue.parked = rest.is_some_and(|rest| rest.left);
         match rest.and_then(|rest| rest.beyond) {
@@ -276,8 +281,7 @@ impl Tenant {
     /// The rows could not be loaded; they are wanted again at `retry_at`.
     pub fn due_failed(&mut self, no: SubscriptionNo, retry_at: DateTime<Utc>) {
         let Some(queue) = self.queues.get_mut(&no) else { return };
-        let _ = queue.stop_loading(None);
-        queue.now_due(retry_at);
+        queue.load_failed(retry_at);
         self.next_due = Some(earlier(self.next_due, retry_at));
     }
 

@@ -142,5 +142,6 @@ pub fn job(position: Position) -> Job {
 
 /// Deferred rows of a subscription, where these positions are in memory and the log is known as far as the tenant knows it.
 pub fn wants(tenant: &Tenant, subscription_no: SubscriptionNo, held: &[Position]) -> WantedDue {
-    WantedDue { subscription_no, held: held.to_vec(), up_to: tenant.next_position() - 1, full: Vec::new() }
+    let (up_to, looked) = (tenant.next_position() - 1, tenant.queues[&subscription_no].looked);
+    WantedDue { subscription_no, held: held.to_vec(), up_to, full: Vec::new(), after: None, looked }
 }

@@ -4,7 +4,7 @@ use super::fixture::*;
 use super::*;
 use crate::dispatch::run::{DuePage, Rest};
 use crate::store::dispatch::DeferredRow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use uuid::Uuid;
 
 fn key(number: u128) -> OrderingKey {
@@ -22,6 +22,8 @@ struct World {
     version: i64,
     /// How far a replay has come.
     replayed: Option<Position>,
+    /// Keys that one load meets at most.
+    keys_max: usize,
 }
 
 impl World {
@@ -29,7 +31,7 @@ impl World {
         let mut tenant = tenant();
         tenant.ordered = true;
         let (keys, deferred, dead) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-        Self { tenant, keys, deferred, dead, blocks, version: 1, replayed: None }
+        Self { tenant, keys, deferred, dead, blocks, version: 1, replayed: None, keys_max: usize::MAX }
     }
 
     /// Events of these keys are committed while the subscription is not active.
@@ -103,25 +105,32 @@ impl World {
     fn page(&self, wanted: &WantedDue, now: DateTime<Utc>) -> DuePage {
         let others = self.deferred.values().filter(|row| !wanted.held.contains(&row.position));
         let others: Vec<DeferredRow> = others.copied().collect();
+        let keys = self.deferred.values().filter_map(|row| row.ordering_key.map(OrderingKey));
+        let mut keys: BTreeSet<Uuid> =
+            keys.filter(|key| wanted.after.is_none_or(|after| key.0 > after.0)).map(|key| key.0).collect();
+        let unmet = keys.iter().nth(self.keys_max).copied();
+        unmet.map(|unmet| keys.split_off(&unmet));
         let free = |row: &DeferredRow| {
             let same = |other: &DeferredRow| other.ordering_key == row.ordering_key && other.position < row.position;
             let waits = self.deferred.values().any(|other| same(other) && other.due_at > now);
             let key = row.ordering_key.map(OrderingKey).expect("everything here has one");
             let blocked = self.blocks && self.dead.iter().any(|(dead, of)| *dead < row.position && *of == key);
             let beyond = self.replayed.is_some_and(|replayed| row.position > replayed) || row.position > wanted.up_to;
-            row.due_at <= now && !waits && !blocked && !beyond && !wanted.full.contains(&key)
+            let met = keys.contains(&key.0) && !wanted.full.contains(&key);
+            row.due_at <= now && met && !waits && !blocked && !beyond
         };
         let rows: Vec<DeferredRow> = others.iter().filter(|row| free(row)).copied().collect();
         let due_at = self.deferred.values().map(|row| row.due_at).filter(|due| *due > now).min();
         let left = others.len() > rows.len() || self.blocks && !self.dead.is_empty() || self.replayed.is_some();
         let events = events(rows.iter().map(|row| row.position));
         let beyond = self.deferred.keys().any(|position| *position > wanted.up_to).then_some(wanted.up_to);
-        let rest = Some(Rest { due_at, left, beyond, replayed: self.replayed });
+        let after = unmet.and(keys.last()).map(|key| OrderingKey(*key));
+        let rest = Some(Rest { after, looked: true, due_at, left, beyond, replayed: self.replayed });
         DuePage { rows, events, at: now, more: false, rest }
     }
 
     fn load(&mut self, now: i64) {
-        for wanted in self.tenant.wants_due(at(now), &config()) {
+        while let Some(wanted) = self.tenant.wants_due(at(now), &config()).pop() {
             let page = self.page(&wanted, at(now));
             self.tenant.due(1, &page, &config());
         }
@@ -338,6 +347,67 @@ fn g7_a_load_that_began_before_a_replay_does_not_say_that_there_is_none() {
     world.tenant.due_summary(&[(1, at(0))]);
     world.tenant.due(1, &page, &config());
     assert_eq!(world.run(0, |_| OutcomeClass::Succeeded), [2, 3, 4, 5]);
+}
+
+#[test]
+fn g7_loads_that_meet_only_some_keys_go_on_with_the_others_and_then_with_what_has_become_due() {
+    let mut world = World::new(false);
+    world.keys_max = 2;
+    world.publish(&[1, 2, 3, 4, 5, 1, 2, 3, 4, 5], 0);
+    assert_eq!(world.run(0, |_| OutcomeClass::Failed).len(), 5);
+    let wanted = world.tenant.wants_due(at(10_000), &config()).pop().expect("the retries are due");
+    let page = world.page(&wanted, at(10_000));
+    assert_eq!(page.rows.iter().map(|row| row.position).collect::<Vec<_>>(), [1, 2, 6, 7]);
+    world.tenant.due(1, &page, &config());
+    // Another one of a key that was met goes behind the others.
+    world.publish(&[1], 10_000);
+    let order = world.run(10_000, |_| OutcomeClass::Succeeded);
+    assert_eq!(order.iter().copied().collect::<BTreeSet<_>>(), (1..=11).collect());
+    for number in 1..=5 {
+        let of_key: Vec<Position> =
+            order.iter().copied().filter(|position| world.keys[position] == key(number)).collect();
+        assert!(of_key.is_sorted(), "{of_key:?}");
+    }
+    assert!(world.tenant.wants_due(at(20_000), &config()).is_empty(), "nothing asks again and again");
+    world.publish(&[1], 20_000);
+    assert!(world.deferred.is_empty() && world.start().is_some(), "straight from memory again");
+}
+
+#[test]
+fn what_is_in_no_order_is_looked_for_from_when_it_may_have_become_due() {
+    let mut world = World::new(false);
+    world.tenant.due_summary(&[(1, at(0))]);
+    let look = |world: &mut World, now| {
+        let wanted = world.tenant.wants_due(at(now), &config()).pop().expect("something is due");
+        (wanted.looked, world.page(&wanted, at(now)))
+    };
+    let (looked, page) = look(&mut world, 1_000);
+    assert!(looked <= at(0));
+    world.tenant.due(1, &page, &config());
+    world.tenant.due_summary(&[(1, at(3_000))]);
+    let (looked, page) = look(&mut world, 4_000);
+    assert_eq!(looked, at(1_000), "what was due before is in memory");
+    // Something is written meanwhile that was due before the load began, or the load brings only a part.
+    world.tenant.due_summary(&[(1, at(3_500))]);
+    world.tenant.due(1, &page, &config());
+    let (looked, mut page) = look(&mut world, 5_000);
+    assert_eq!(looked, at(3_500));
+    page.rest = page.rest.map(|rest| Rest { looked: false, ..rest });
+    world.tenant.due(1, &page, &config());
+    world.tenant.due_summary(&[(1, at(6_000))]);
+    assert_eq!(look(&mut world, 6_000).0, at(3_500));
+}
+
+#[test]
+fn a_load_that_fails_puts_off_its_subscription_alone() {
+    let mut tenant = tenant();
+    tenant.due_summary(&[(1, at(0)), (2, at(0))]);
+    assert_eq!(tenant.wants_due(at(0), &config()).len(), 2);
+    tenant.due_failed(1, at(1_000));
+    take_rows(&mut tenant, 2, &[], HashMap::new(), at(0));
+    tenant.due_summary(&[(1, at(0)), (2, at(0))]);
+    assert_eq!(tenant.wants_due(at(999), &config()), [wants(&tenant, 2, &[])], "whatever is due of the other one");
+    assert_eq!(tenant.wants_due(at(1_000), &config()), [wants(&tenant, 1, &[])]);
 }
 
 #[test]

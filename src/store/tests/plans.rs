@@ -163,7 +163,9 @@ async fn every_hot_statement_is_served_by_its_index_and_looks_at_no_more_days_th
     let bound = PageBound { entries: 10, bytes: 1_000 };
     let replica = ReplicaId(crate::clock::new_uuid());
     let by = Principal::server(one);
-    let ordered = OrderedPage { at: now, held: &[], up_to: i64::MAX, full: &[], blocks: true, limit: 10 };
+    let (all, epoch) = (i64::MAX, chrono::DateTime::UNIX_EPOCH);
+    let ordered =
+        OrderedPage { at: now, held: &[], up_to: all, full: &[], after: None, looked: epoch, blocks: true, limit: 10 };
     let known_event: Uuid = sqlx::query_scalar("SELECT event_id FROM events WHERE tenant_id = $1 AND position = 1")
         .bind(one.0)
         .fetch_one(&mut database.connection().await)
@@ -235,7 +237,8 @@ async fn every_hot_statement_is_served_by_its_index_and_looks_at_no_more_days_th
         store.due_subscriptions(&[one]));
     look!("deferred invocations", ["deferred_invocations_by_subscription"], scans [], prunes false,
         store.deferred(one, 1, &[], 10));
-    look!("deferred invocations in order", ["deferred_invocations_by_key", "dead_letters_by_key"], scans [], prunes false,
+    look!("deferred invocations in order", ["deferred_invocations_by_key", "deferred_invocations_by_subscription", "deferred_invocations_pk",
+        "dead_letters_by_key"], scans [], prunes false,
         store.deferred_in_order(one, 1, ordered));
     look!("revoked invocations", ["deferred_invocations_pk"], scans [], prunes true,
         store.revoked(one, &[Place { position: 1, subscription_no: 1 }], place));
