@@ -66,6 +66,8 @@ use unremembered::Unremembered;
 
 /// How often stalled streams and idle tails are looked for.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
+/// How long a stop waits for what is under way in the store.
+const STOP_PATIENCE: Duration = Duration::from_secs(5);
 const NO_PANIC: &str = "nothing panics while it holds the lock";
 
 /// Every watch of this process. Cheap to clone.
@@ -201,12 +203,14 @@ impl Watches {
         }
     }
 
-    /// Drains, then ends the tasks and waits for them.
+    /// Drains, then ends the tasks and waits for them for a while.
     pub async fn stop(&self) {
         self.drain();
         self.shared.stop.cancel();
         self.shared.tasks.close();
-        self.shared.tasks.wait().await;
+        if tokio::time::timeout(STOP_PATIENCE, self.shared.tasks.wait()).await.is_err() {
+            tracing::warn!("changes of watches did not end in time");
+        }
     }
 }
 
