@@ -1,7 +1,7 @@
 //! The heartbeat: one statement a second keeps the leases and finds the heads that moved elsewhere; hints between replicas make
 //! that faster. An idle replica asks the database nothing else.
 //!
-//! A hint is sent at most every few milliseconds, in a statement of its own, and only where another replica lives.
+//! A hint is sent at most every few milliseconds, in a statement of its own, and only where another replica lives or owns a shard still.
 
 use super::run::{Input, Shared};
 use crate::domain::ids::TenantId;
@@ -45,7 +45,7 @@ struct Beat {
     known: HashMap<TenantId, Head>,
     /// Heads that moved here.
     unsent: HashMap<TenantId, Head>,
-    /// True where another replica lives.
+    /// True where another replica lives, or owns something still.
     others: bool,
     since: Option<DateTime<Utc>>,
     renewed_at: Option<DateTime<Utc>>,
@@ -135,7 +135,7 @@ impl Beat {
             Ok(Ok(pulse)) => {
                 self.pulses = if wide { 0 } else { self.pulses + 1 };
                 self.since = Some(asked_at);
-                self.others = pulse.replicas > 1;
+                self.others = pulse.others;
                 self.shared.parts.feed.set_pending_due(pulse.pending_due);
                 if renew {
                     self.renewed_at = Some(asked_at);
@@ -234,6 +234,29 @@ mod tests {
     use super::*;
     use crate::dispatch::Config;
     use crate::dispatch::tests::World;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_replica_that_leaves_gets_hints_for_as_long_as_it_owns_a_shard() {
+        let world = World::new().await;
+        let (store, lease) = (&world.store, Duration::from_secs(60));
+        let leaving = crate::domain::ids::ReplicaId(crate::clock::new_uuid());
+        store.prepare_shards().await.expect("prepared");
+        assert_eq!(store.take_shards(leaving, 1, lease).await.expect("answered").len(), 1);
+        store.pulse(leaving, Some(Renewal::Leaving(lease)), store.now()).await.expect("answered");
+        let (shared, mut inputs) = world.shared(Config::default());
+        let mut beat = Beat::new(shared);
+        let head = Head { tenant: world.tenant, position: 5, registry_version: 1, deferred_version: 0 };
+        beat.poll().await;
+        beat.note(&News::Head(head));
+        assert_eq!(beat.unsent.len(), 1);
+        let Some(Input::Pulse { pulse, .. }) = inputs.recv().await else { panic!("it tells what it saw") };
+        assert_eq!(pulse.replicas, 1, "it leaves its shards to those that stay");
+        store.leave(leaving).await.expect("answered");
+        beat.poll().await;
+        beat.note(&News::Head(Head { position: 6, ..head }));
+        assert_eq!(beat.unsent[&world.tenant].position, 5, "nobody is left to be told");
+        world.end().await;
+    }
 
     #[tokio::test(flavor = "multi_thread")]
     async fn a_replica_does_not_hear_its_own_hints_as_news() {

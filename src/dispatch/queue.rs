@@ -183,8 +183,8 @@ impl Queue {
         if self.health.version() != version {
             return Verdict::default();
         }
-        let verdict = self.health.ended(outcome, probe, &self.policy, now);
-        self.health.slow_down(outcome, &self.policy, now);
+        let mut verdict = self.health.ended(outcome, probe, &self.policy, now);
+        verdict.keep |= self.health.slow_down(outcome, &self.policy, now);
         verdict
     }
 

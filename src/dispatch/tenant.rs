@@ -249,7 +249,7 @@ impl Tenant {
         !self.ready.is_empty()
     }
 
-    /// True where nothing runs and everything that happened is written.
+    /// True where nothing runs and everything that it came to is written.
     pub fn is_quiet(&self) -> bool {
         self.running_count == 0 && !self.is_writing()
     }

@@ -1,7 +1,8 @@
 //! How a subscription's receiver does: its circuit, the pause it asked for, and since when nothing but failures came.
 //!
 //! Pure. Of POST event types the owner of the tenant calls the receiver, keeps this in memory and is exact about it: what must outlive
-//! it, and what readers see, is a row that is written when the circuit changes, and once a minute at most for a receiver that only fails.
+//! it, and what readers see, is a row that is written when the circuit changes, for a pause that is long enough to outlive a change of
+//! owners, and once a minute at most for a receiver that only fails.
 //! Of PRE event types every replica calls it: the row is the truth, each replica knows it as it was read last, and [`merge`] says what an
 //! answer makes of it.
 
@@ -20,6 +21,8 @@ const SLOWED_MAX: Duration = Duration::from_secs(60);
 const SENTENCED_AGAIN: TimeDelta = TimeDelta::seconds(10);
 /// A receiver that has only failed for this long has that noted in the database.
 const NOTED_AFTER: TimeDelta = TimeDelta::seconds(60);
+/// A pause has its end noted where that is so much later than what is known there.
+const PAUSE_NOTED_FROM: TimeDelta = TimeDelta::seconds(5);
 
 /// How the receiver of a subscription does, as it is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -32,7 +35,7 @@ pub struct HealthRow {
     pub circuit: Circuit,
     /// Since when nothing but failures came; none for one of which something else came, or that is not known for long.
     pub failing_since: Option<DateTime<Utc>>,
-    /// Until when the receiver wants no calls; of PRE event types alone.
+    /// Until when the receiver wants no calls.
     pub paused_until: Option<DateTime<Utc>>,
     /// Until when the probe of a half-open circuit may take; of PRE event types alone.
     pub probe_until: Option<DateTime<Utc>>,
@@ -58,6 +61,8 @@ pub struct Health {
     revision: i64,
     /// True where the row says that it is failing.
     noted: bool,
+    /// Until when the row says that it is paused.
+    pause_noted: Option<DateTime<Utc>>,
     /// When it was last asked for that the subscription is disabled.
     sentenced_at: Option<DateTime<Utc>>,
 }
@@ -92,8 +97,18 @@ impl Health {
         let HealthRow {
             registry_version: version, circuit, failing_since, paused_until, probe_until, revision, ..
         } = *kept;
-        let noted = failing_since.is_some();
-        Self { version, circuit, failing_since, paused_until, probe_until, revision, noted, ..Self::default() }
+        let (noted, pause_noted) = (failing_since.is_some(), paused_until);
+        Self {
+            version,
+            circuit,
+            failing_since,
+            paused_until,
+            probe_until,
+            revision,
+            noted,
+            pause_noted,
+            ..Self::default()
+        }
     }
 
     /// What is to be kept.
@@ -188,8 +203,7 @@ impl Health {
         }
         let mut verdict = self.failed(probe, policy, now);
         if let Some(wish) = outcome.retry_after.filter(|_| outcome.class == OutcomeClass::Throttled) {
-            let until = now + TimeDelta::from_std(wish.min(PAUSE_MAX)).unwrap_or(TimeDelta::hours(1));
-            self.paused_until = Some(self.paused_until.map_or(until, |known| known.max(until)));
+            verdict.keep |= self.pause(wish.min(PAUSE_MAX), now);
         }
         let since = *self.failing_since.get_or_insert(now);
         let failing = now - since;
@@ -209,17 +223,30 @@ impl Health {
 
     /// Slows down for a receiver of POST events that has asked for it and has not said for how long: a pause that doubles, like the wait
     /// between attempts, until an attempt succeeds. For a listener of PRE events publishers wait, and the wait between attempts is enough.
-    pub fn slow_down(&mut self, outcome: &Outcome, policy: &DeliveryPolicy, now: DateTime<Utc>) {
+    /// True where the row is to be written.
+    pub fn slow_down(&mut self, outcome: &Outcome, policy: &DeliveryPolicy, now: DateTime<Utc>) -> bool {
         match outcome.class {
             // The attempts that were under way when it began to ask count as one.
             OutcomeClass::Throttled if outcome.retry_after.is_none() && self.paused(now).is_none() => {
                 self.slowed = self.slowed.saturating_add(1);
-                let pause = policy.backoff(self.slowed, 1.0, None).min(SLOWED_MAX);
-                self.paused_until = Some(now + TimeDelta::from_std(pause).unwrap_or_default());
+                return self.pause(policy.backoff(self.slowed, 1.0, None).min(SLOWED_MAX), now);
             }
             OutcomeClass::Succeeded => self.slowed = 0,
             _ => {}
         }
+        false
+    }
+
+    /// Pauses for as long at least. True where the row is to be written: not for each of many attempts that end with the same wish.
+    fn pause(&mut self, pause: Duration, now: DateTime<Utc>) -> bool {
+        let until = now + TimeDelta::from_std(pause).unwrap_or(TimeDelta::hours(1));
+        let until = self.paused_until.map_or(until, |known| known.max(until));
+        self.paused_until = Some(until);
+        let note = until - self.pause_noted.map_or(now, |noted| noted.max(now)) >= PAUSE_NOTED_FROM;
+        if note {
+            self.pause_noted = Some(until);
+        }
+        note
     }
 
     fn succeeded(&mut self, probe: bool, now: DateTime<Utc>) -> Verdict {
@@ -361,6 +388,26 @@ mod tests {
         let mut other = Health::default();
         other.ended(&wish(20, OutcomeClass::Failed), false, &policy(), at(0));
         assert_eq!(other.gate(&policy(), at(1)), Gate::Free, "an error is no wish");
+    }
+
+    #[test]
+    fn a_pause_that_is_long_is_written_once_and_known_to_the_next_owner() {
+        let mut health = Health::default();
+        let mut wish = |seconds, now| {
+            let retry_after = Some(Duration::from_secs(seconds));
+            let outcome = Outcome { retry_after, ..outcome(OutcomeClass::Throttled) };
+            (health.ended(&outcome, false, &DeliveryPolicy::default(), at(now)).keep, health.kept(1))
+        };
+        assert!(!wish(4, 0).0, "it is over before anybody else could call");
+        let (keep, row) = wish(600, 1);
+        assert!(keep);
+        assert_eq!(Health::restore(&row).gate(&policy(), at(2)), Gate::Wait(at(601)));
+        assert!(!wish(600, 2).0, "another one that was under way");
+        assert!(wish(620, 3).0, "much longer");
+        assert!(wish(5, 1_000).0, "a new one");
+        let mut slowed = Health::default();
+        let mut ask = |now| slowed.slow_down(&outcome(OutcomeClass::Throttled), &DeliveryPolicy::default(), at(now));
+        assert_eq!([0, 100, 200, 300].map(&mut ask), [false, false, false, true], "eight seconds at last");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! How receivers do: one small row for a subscription whose receiver has not done well.
 //!
-//! Of POST event types it is written by the owner of the tenant, under its token, where a circuit changes or nothing but failures has
-//! come for a while, and read by the next owner. Of PRE event types, which any replica asks about, the row is the truth: it is read with
+//! Of POST event types it is written by the owner of the tenant, under its token, where a circuit changes, a long pause begins or nothing
+//! but failures has come for a while, and read by the next owner. Of PRE event types, which any replica asks about, the row is the truth: it is read with
 //! the statement that accepts an event, and what an answer changes is worked out under the row's lock. Everybody else reads it with the
 //! subscription.
 
@@ -66,14 +66,15 @@ impl Store {
     pub async fn keep_health(&self, tenant: TenantId, token: i64, rows: &[HealthRow]) -> Result<(), StoreError> {
         sqlx::query(
             "INSERT INTO subscription_health (tenant_id, subscription_no, registry_version, circuit, since, failures,
-                    failing_since)
-             SELECT $1, k.subscription_no, k.registry_version, k.circuit, k.since, k.failures, k.failing_since
-               FROM unnest($3::integer[], $4::bigint[], $5::smallint[], $6::timestamptz[], $7::integer[], $8::timestamptz[])
-                    AS k(subscription_no, registry_version, circuit, since, failures, failing_since)
+                    failing_since, paused_until)
+             SELECT $1, k.subscription_no, k.registry_version, k.circuit, k.since, k.failures, k.failing_since, k.paused_until
+               FROM unnest($3::integer[], $4::bigint[], $5::smallint[], $6::timestamptz[], $7::integer[], $8::timestamptz[],
+                           $9::timestamptz[])
+                    AS k(subscription_no, registry_version, circuit, since, failures, failing_since, paused_until)
               WHERE EXISTS (SELECT FROM dispatch_cursors WHERE tenant_id = $1 AND token = $2)
              ON CONFLICT (tenant_id, subscription_no) DO UPDATE SET registry_version = EXCLUDED.registry_version,
                     circuit = EXCLUDED.circuit, since = EXCLUDED.since, failures = EXCLUDED.failures,
-                    failing_since = EXCLUDED.failing_since",
+                    failing_since = EXCLUDED.failing_since, paused_until = EXCLUDED.paused_until",
         )
         .bind(tenant.0)
         .bind(token)
@@ -83,6 +84,7 @@ impl Store {
         .bind(rows.iter().map(|row| row.circuit.since).collect::<Vec<_>>())
         .bind(rows.iter().map(|row| row.circuit.failures).collect::<Vec<_>>())
         .bind(rows.iter().map(|row| row.failing_since).collect::<Vec<_>>())
+        .bind(rows.iter().map(|row| row.paused_until).collect::<Vec<_>>())
         .execute(self.engine())
         .await?;
         Ok(())

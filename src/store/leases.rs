@@ -51,8 +51,10 @@ pub enum Handover {
 /// What a pulse saw.
 #[derive(Debug, Clone, Default)]
 pub struct Pulse {
-    /// Live replicas, this one included.
+    /// Live replicas that stay, this one included.
     pub replicas: i32,
+    /// Whether another one may want hints: one that stays, or one that leaves and owns shards still.
+    pub others: bool,
     /// Heads that moved since the time asked for.
     pub heads: Vec<Head>,
     /// Shards and tokens whose lease was renewed; empty where no renewal was asked for.
@@ -120,7 +122,8 @@ impl Store {
                  UPDATE shard_leases SET expires_at = $2
                   WHERE owner = $1 AND $2::timestamptz IS NOT NULL
                  RETURNING shard, token)
-             SELECT 0::smallint AS kind, NULL::uuid AS tenant_id, count(*) AS a, 0::bigint AS b, 0::bigint AS c, clock_timestamp() AS at
+             SELECT 0::smallint AS kind, NULL::uuid AS tenant_id, count(*) AS a,
+                    (SELECT count(*) FROM shard_leases WHERE owner <> $1 AND expires_at > $3) AS b, 0::bigint AS c, clock_timestamp() AS at
                FROM replicas WHERE expires_at > $3 AND replica_id <> $1
              UNION ALL
              SELECT 1::smallint, tenant_id, position, registry_version, deferred_version, NULL
@@ -151,6 +154,7 @@ impl Store {
             match row.try_get::<i16, _>("kind")? {
                 KIND_REPLICAS => {
                     pulse.replicas = small.saturating_add(1);
+                    pulse.others = a > 0 || b > 0;
                     self.set_clock(row.try_get("at")?, middle);
                 }
                 KIND_HEAD => pulse.heads.push(Head {

@@ -6,11 +6,12 @@ use carillon::proto::public::{
     ListInvocationsRequest, RateLimit, Subscription, SubscriptionState, UpdateSubscriptionRequest,
 };
 use pbjson_types::Duration;
+use rustix::process::Signal;
 use serde_json::json;
 
 use crate::harness::World;
 use crate::harness::receiver::{Answer, Receiver};
-use crate::harness::tenant::{Tenant, millis, quick_policy};
+use crate::harness::tenant::{Tenant, millis, publish_request, quick_policy};
 use crate::harness::wait::eventually;
 
 const EVENT: &str = "CUSTOM_PROTECTED";
@@ -189,6 +190,36 @@ async fn a_receivers_wish_slows_its_whole_subscription_down() {
         if cancelled { Ok(()) } else { Err(all) }
     })
     .await;
+}
+
+#[tokio::test]
+async fn g9_a_pause_that_a_receiver_has_asked_for_is_kept_by_the_replica_that_takes_over() {
+    let mut world = World::start(1).await;
+    let mut tenant = world.tenant().await;
+    tenant.declare(EVENT).await;
+    let receiver = Receiver::start().await;
+    receiver.answers("/paused", [Answer::Full(503, vec![("retry-after", "600".to_owned())], Vec::new())]);
+    subscribe(&tenant, &receiver, "/paused", DeliveryPolicy { max_in_flight: 1, ..quick_policy() }).await;
+    subscribe(&tenant, &receiver, "/free", quick_policy()).await;
+    tenant.publish(EVENT, &json!({ "n": 0 })).await;
+    receiver.receives("/paused", 1).await;
+    receiver.receives("/free", 1).await;
+    let staying = world.add_replica().await;
+    tenant.reconnect(&world);
+    world.replicas[0].process.signal(Signal::TERM);
+    for n in 1..=3 {
+        let request = publish_request(EVENT, &json!({ "n": n }));
+        tenant.publishers[staying].clone().publish(request).await.expect("the other replica takes it");
+    }
+    eventually("the first replica has ended", || {
+        let running = world.replicas[0].process.is_running();
+        async move { if running { Err("it runs") } else { Ok(()) } }
+    })
+    .await;
+    let request = publish_request(EVENT, &json!({ "n": 4 }));
+    tenant.publishers[staying].clone().publish(request).await.expect("the other replica takes it");
+    receiver.receives("/free", 5).await;
+    assert_eq!(receiver.received("/paused").len(), 1);
 }
 
 #[tokio::test]

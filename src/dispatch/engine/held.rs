@@ -67,6 +67,11 @@ impl Drop for Held {
 }
 
 impl Held {
+    /// True where nothing runs and everything that happened is written.
+    pub fn is_quiet(&self) -> bool {
+        self.tenant.is_quiet() && !self.keeping && self.tenant.notes.is_empty()
+    }
+
     /// True where the registry is as new as the head says.
     pub fn is_current(&self) -> bool {
         let version = self.registry.as_ref().map(|registry| registry.version());

@@ -205,10 +205,10 @@ impl Engine {
         if self.releasing {
             return;
         }
-        let all = |is: fn(&Tenant) -> bool| -> HashSet<i32> {
-            self.tenants.iter().filter(|(_, held)| is(&held.tenant)).map(|(id, _)| shard_of(*id)).collect()
+        let all = |is: fn(&Held) -> bool| -> HashSet<i32> {
+            self.tenants.iter().filter(|(_, held)| is(held)).map(|(id, _)| shard_of(*id)).collect()
         };
-        let (busy, moving) = (all(|tenant| !tenant.is_quiet()), all(Tenant::is_moving));
+        let (busy, moving) = (all(|held| !held.is_quiet()), all(|held| held.tenant.is_moving()));
         let (mut clean, mut unclean) = (Vec::new(), Vec::new());
         for (shard, owned) in self.shards.leaving() {
             if owned.left_unclean {
@@ -240,13 +240,13 @@ impl Engine {
 
     /// True where everything is settled, or where the time for it is up.
     pub(super) fn is_stopped(&self, now: DateTime<Utc>) -> bool {
-        now >= self.stop_until || self.tenants.values().all(|held| held.tenant.is_quiet())
+        now >= self.stop_until || self.tenants.values().all(Held::is_quiet)
     }
 
     pub(super) async fn finish(&mut self) {
         let store = &self.shared.parts.store;
         let busy: HashSet<i32> =
-            self.tenants.iter().filter(|(_, held)| !held.tenant.is_quiet()).map(|(id, _)| shard_of(*id)).collect();
+            self.tenants.iter().filter(|(_, held)| !held.is_quiet()).map(|(id, _)| shard_of(*id)).collect();
         let quiet: Vec<(i32, i64)> = self
             .shards
             .leaving()
