@@ -17,7 +17,7 @@ async fn dropped_after(polls: usize, work: impl Future) {
             _ => Poll::Ready(()),
         }
     })
-    .await
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
