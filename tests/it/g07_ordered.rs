@@ -7,6 +7,7 @@ use carillon::proto::public::{
     CancelInvocationRequest, DeliveryPolicy, DisableSubscriptionRequest, InvocationState, OnDeadLetter, OrderingPolicy,
     RetryInvocationRequest, Subscription, UpdateSubscriptionRequest,
 };
+use pbjson_types::Duration;
 use serde_json::json;
 use tonic::Code;
 
@@ -124,6 +125,30 @@ async fn a_blocking_dead_letter_holds_its_key_until_it_is_redriven_or_cancelled(
     let request = UpdateSubscriptionRequest { subscription: Some(skip), ..Default::default() };
     tenant.events().update_subscription(request).await.expect("a policy can be changed");
     tenant.all_invocations_become(&behind.event_id, InvocationState::Succeeded).await;
+}
+
+#[tokio::test]
+async fn g7_what_a_dead_letter_blocks_goes_on_once_the_policy_is_skip_whatever_waits_for_a_retry() {
+    let tenant = World::shared().await.tenant().await;
+    tenant.declare(EVENT).await;
+    let receiver = Receiver::start().await;
+    let hour = Some(Duration { seconds: 3_600, nanos: 0 });
+    let policy = |order| DeliveryPolicy { initial_backoff: hour, max_backoff: hour, ..ordered("data.user", order) };
+    let subscription = subscribe(&tenant, &receiver, "/skipped", policy(OnDeadLetter::Block)).await;
+    receiver.answers("/skipped", [Answer::Status(400), Answer::Status(500), Answer::Status(200)]);
+    let head = tenant.publish(EVENT, &json!({ "user": "ada", "n": 0 })).await;
+    tenant.all_invocations_become(&head.event_id, InvocationState::DeadLettered).await;
+    let retried = tenant.publish(EVENT, &json!({ "user": "bob", "n": 0 })).await;
+    receiver.receives("/skipped", 2).await;
+    tenant.all_invocations_become(&retried.event_id, InvocationState::Waiting).await;
+    let behind = tenant.publish(EVENT, &json!({ "user": "ada", "n": 1 })).await;
+    tenant.all_invocations_become(&behind.event_id, InvocationState::Waiting).await;
+    let skip =
+        Subscription { id: subscription.id, delivery_policy: Some(policy(OnDeadLetter::Skip)), ..Default::default() };
+    let request = UpdateSubscriptionRequest { subscription: Some(skip), ..Default::default() };
+    tenant.events().update_subscription(request).await.expect("a policy can be changed");
+    tenant.all_invocations_become(&behind.event_id, InvocationState::Succeeded).await;
+    tenant.all_invocations_become(&retried.event_id, InvocationState::Waiting).await;
 }
 
 #[tokio::test]

@@ -143,7 +143,7 @@ impl Tenant {
     /// A subscription may be another one now: what waits in the database for another invocation is looked at again.
     pub fn review_parked(&mut self, now: DateTime<Utc>) {
         for queue in self.queues.values_mut() {
-            if queue.parked && queue.next_due.is_none() {
+            if queue.parked && queue.next_due.is_none_or(|due| due > now) {
                 queue.now_due(now);
                 self.next_due = Some(earlier(self.next_due, now));
             }

@@ -2,10 +2,12 @@
 //!
 //! However many wait, a read costs what it brings, what of that is in memory already, and the keys that it meets: it goes from key to key
 //! by the index that has them in order, looks at the first invocation of each, and follows only those of which something may run. Each
-//! step asks for the next entry in the order of exactly that index, so that no other can serve it, whatever the statistics say; EXISTS would not, as it forgets its order.
+//! step asks for the next entry in the order of exactly that index, in a transaction without other ways to have it, so that no statistics
+//! lead to another plan; EXISTS would not do, as it forgets its order.
 
 use super::{DeferredRow, Store, StoreError};
 use crate::domain::ids::{Position, SubscriptionNo, TenantId};
+use crate::store::pool::Tx;
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
@@ -99,8 +101,14 @@ impl Store {
         .fetch_one(self.as_tenant(tenant))
         .await?;
         let up_to = replayed.map_or(page.up_to, |replayed| replayed.min(page.up_to));
-        let (keys, after) = self.free_keys(tenant, subscription_no, page, up_to).await?;
-        let mut rows = self.first_of(tenant, subscription_no, page, up_to, &keys).await?;
+        let walk = async {
+            let mut tx = self.begin_owed_walking(tenant).await?;
+            let (keys, after) = free_keys(&mut tx, (tenant, subscription_no), page, up_to).await?;
+            let rows = first_of(&mut tx, (tenant, subscription_no), page, up_to, &keys).await?;
+            tx.commit().await?;
+            Ok::<_, StoreError>((rows, after))
+        };
+        let (mut rows, after) = self.within(walk).await?;
         let unordered = self.due_without_key(tenant, subscription_no, page).await?;
         let is_full = |rows: &[DeferredRow]| rows.len() >= page.limit as usize;
         let (more, looked) = (is_full(&rows) || is_full(&unordered), !is_full(&unordered));
@@ -108,87 +116,6 @@ impl Store {
         rows.sort_unstable_by_key(|row| row.position);
         let left = held_up || replayed.is_some() || usize::try_from(others).is_ok_and(|others| others > rows.len());
         Ok(OrderedRows { rows, more, after, looked, next_due, left, beyond, replayed })
-    }
-
-    /// The keys of which the first invocation may run or is held, in their order, and the last one that was met where there may be more.
-    async fn free_keys(
-        &self,
-        tenant: TenantId,
-        subscription_no: SubscriptionNo,
-        page: OrderedPage<'_>,
-        up_to: Position,
-    ) -> Result<(Vec<Uuid>, Option<Uuid>), StoreError> {
-        // The first row is where it begins. The others come as they are found, in the order of their keys.
-        let sql = format!(
-            "WITH RECURSIVE met AS (
-                 SELECT $6::uuid AS ordering_key, false AS is_free, 0::bigint AS free
-                 UNION ALL
-                 SELECT n.ordering_key, n.is_free, m.free + n.is_free::integer
-                   FROM met m CROSS JOIN LATERAL (
-                        SELECT d.ordering_key, d.ordering_key <> ALL($7) AND {FREE} AS is_free FROM deferred_invocations d
-                         WHERE d.tenant_id = $1 AND d.subscription_no = $2 AND d.ordering_key > m.ordering_key
-                         ORDER BY d.ordering_key, d.position LIMIT 1) AS n
-                  WHERE m.free < $8)
-             SELECT ordering_key, is_free FROM met OFFSET 1 LIMIT $9"
-        );
-        let met: Vec<(Uuid, bool)> = sqlx::query_as(sqlx::AssertSqlSafe(sql))
-            .bind(tenant.0)
-            .bind(subscription_no)
-            .bind(page.at)
-            .bind(up_to)
-            .bind(page.blocks)
-            .bind(page.after.unwrap_or(Uuid::nil()))
-            .bind(page.full)
-            .bind(i64::from(page.limit))
-            .bind(i64::try_from(KEYS_MAX).unwrap_or(i64::MAX))
-            .fetch_all(self.as_tenant(tenant))
-            .await?;
-        let keys: Vec<Uuid> = met.iter().filter(|(_, is_free)| *is_free).map(|(key, _)| *key).collect();
-        let is_cut = keys.len() >= page.limit as usize || met.len() >= KEYS_MAX;
-        let last = met.last().filter(|_| is_cut).map(|(key, _)| *key);
-        Ok((keys, last))
-    }
-
-    /// The first invocations of keys, each up to the first one that may not run.
-    async fn first_of(
-        &self,
-        tenant: TenantId,
-        subscription_no: SubscriptionNo,
-        page: OrderedPage<'_>,
-        up_to: Position,
-        keys: &[Uuid],
-    ) -> Result<Vec<DeferredRow>, StoreError> {
-        if keys.is_empty() {
-            return Ok(Vec::new());
-        }
-        // They come as they are found: the first one of every key, then the second ones. Where a key ends, the next entry is another's.
-        let sql = format!(
-            "WITH RECURSIVE found AS (
-                 SELECT k AS ordering_key, 0::bigint AS position, NULL::date AS day, NULL::integer AS attempt,
-                        NULL::integer AS attempt_base, NULL::timestamptz AS due_at FROM unnest($6::uuid[]) AS k
-                 UNION ALL
-                 SELECT n.ordering_key, n.position, n.day, n.attempt, n.attempt_base, n.due_at
-                   FROM found f CROSS JOIN LATERAL (
-                        SELECT d.ordering_key, d.position, d.day, d.attempt, d.attempt_base, d.due_at, {FREE} AS is_free
-                          FROM deferred_invocations d
-                         WHERE d.tenant_id = $1 AND d.subscription_no = $2 AND d.ordering_key IS NOT NULL
-                           AND (d.ordering_key, d.position) > (f.ordering_key, f.position)
-                         ORDER BY d.ordering_key, d.position LIMIT 1) AS n
-                  WHERE n.ordering_key = f.ordering_key AND n.is_free)
-             SELECT position, day, attempt, attempt_base, due_at, ordering_key FROM found
-              WHERE day IS NOT NULL AND position <> ALL($7) LIMIT $8"
-        );
-        Ok(sqlx::query_as(sqlx::AssertSqlSafe(sql))
-            .bind(tenant.0)
-            .bind(subscription_no)
-            .bind(page.at)
-            .bind(up_to)
-            .bind(page.blocks)
-            .bind(keys)
-            .bind(page.held)
-            .bind(i64::from(page.limit))
-            .fetch_all(self.as_tenant(tenant))
-            .await?)
     }
 
     /// Those that are in no order. No index tells them from those that wait in order, so that only what has become due since the last
@@ -214,4 +141,83 @@ impl Store {
         .fetch_all(self.as_tenant(tenant))
         .await?)
     }
+}
+
+/// The keys of which the first invocation may run or is held, in their order, and the last one that was met where there may be more.
+async fn free_keys(
+    tx: &mut Tx,
+    (tenant, subscription_no): (TenantId, SubscriptionNo),
+    page: OrderedPage<'_>,
+    up_to: Position,
+) -> Result<(Vec<Uuid>, Option<Uuid>), StoreError> {
+    // The first row is where it begins. The others come as they are found, in the order of their keys.
+    let sql = format!(
+        "WITH RECURSIVE met AS (
+             SELECT $6::uuid AS ordering_key, false AS is_free, 0::bigint AS free
+             UNION ALL
+             SELECT n.ordering_key, n.is_free, m.free + n.is_free::integer
+               FROM met m CROSS JOIN LATERAL (
+                    SELECT d.ordering_key, d.ordering_key <> ALL($7) AND {FREE} AS is_free FROM deferred_invocations d
+                     WHERE d.tenant_id = $1 AND d.subscription_no = $2 AND d.ordering_key > m.ordering_key
+                     ORDER BY d.ordering_key, d.position LIMIT 1) AS n
+              WHERE m.free < $8)
+         SELECT ordering_key, is_free FROM met OFFSET 1 LIMIT $9"
+    );
+    let met: Vec<(Uuid, bool)> = sqlx::query_as(sqlx::AssertSqlSafe(sql))
+        .bind(tenant.0)
+        .bind(subscription_no)
+        .bind(page.at)
+        .bind(up_to)
+        .bind(page.blocks)
+        .bind(page.after.unwrap_or(Uuid::nil()))
+        .bind(page.full)
+        .bind(i64::from(page.limit))
+        .bind(i64::try_from(KEYS_MAX).unwrap_or(i64::MAX))
+        .fetch_all(&mut **tx)
+        .await?;
+    let keys: Vec<Uuid> = met.iter().filter(|(_, is_free)| *is_free).map(|(key, _)| *key).collect();
+    let is_cut = keys.len() >= page.limit as usize || met.len() >= KEYS_MAX;
+    let last = met.last().filter(|_| is_cut).map(|(key, _)| *key);
+    Ok((keys, last))
+}
+
+/// The first invocations of keys, each up to the first one that may not run.
+async fn first_of(
+    tx: &mut Tx,
+    (tenant, subscription_no): (TenantId, SubscriptionNo),
+    page: OrderedPage<'_>,
+    up_to: Position,
+    keys: &[Uuid],
+) -> Result<Vec<DeferredRow>, StoreError> {
+    if keys.is_empty() {
+        return Ok(Vec::new());
+    }
+    // They come as they are found: the first one of every key, then the second ones. Where a key ends, the next entry is another's.
+    let sql = format!(
+        "WITH RECURSIVE found AS (
+             SELECT k AS ordering_key, 0::bigint AS position, NULL::date AS day, NULL::integer AS attempt,
+                    NULL::integer AS attempt_base, NULL::timestamptz AS due_at FROM unnest($6::uuid[]) AS k
+             UNION ALL
+             SELECT n.ordering_key, n.position, n.day, n.attempt, n.attempt_base, n.due_at
+               FROM found f CROSS JOIN LATERAL (
+                    SELECT d.ordering_key, d.position, d.day, d.attempt, d.attempt_base, d.due_at, {FREE} AS is_free
+                      FROM deferred_invocations d
+                     WHERE d.tenant_id = $1 AND d.subscription_no = $2 AND d.ordering_key IS NOT NULL
+                       AND (d.ordering_key, d.position) > (f.ordering_key, f.position)
+                     ORDER BY d.ordering_key, d.position LIMIT 1) AS n
+              WHERE n.ordering_key = f.ordering_key AND n.is_free)
+         SELECT position, day, attempt, attempt_base, due_at, ordering_key FROM found
+          WHERE day IS NOT NULL AND position <> ALL($7) LIMIT $8"
+    );
+    Ok(sqlx::query_as(sqlx::AssertSqlSafe(sql))
+        .bind(tenant.0)
+        .bind(subscription_no)
+        .bind(page.at)
+        .bind(up_to)
+        .bind(page.blocks)
+        .bind(keys)
+        .bind(page.held)
+        .bind(i64::from(page.limit))
+        .fetch_all(&mut **tx)
+        .await?)
 }
