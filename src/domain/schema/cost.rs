@@ -8,6 +8,7 @@
 //! before anything is counted, is charged where a check begins, and again wherever the same value may be asked once more.
 
 use super::patterns::charge_for_names;
+use super::weighed::bytes;
 use jsonschema::{Keyword, ValidationError};
 use serde_json::{Map, Value, json};
 use std::cell::Cell;
@@ -24,6 +25,9 @@ const SHORT_LIST_MAX: usize = 16;
 
 /// What following a reference costs: the validator keeps account of where it has been.
 const REFERENCE_UNITS: usize = 4;
+
+/// Bytes of a payload that cost one unit where a draft's own schema looks at all of them.
+const FOREIGN_BYTES_PER_UNIT: u64 = 64;
 
 /// Elements or members of a payload that cost as much as one application.
 pub(super) const ELEMENTS_PER_UNIT: u64 = 8;
@@ -74,11 +78,12 @@ pub(super) struct Metering {
 }
 
 impl Metering {
-    /// Writes the keyword into one subschema of so many values where it can be expensive; what it leads to has been seen to. True where it
-    /// stands for these values.
+    /// Writes the keyword into one subschema of so many values where it can be expensive to check or to compile; what it leads to has been
+    /// seen to. True where it stands for these values.
     pub(super) fn write(&self, schema: &mut Map<String, Value>, nodes: usize) -> bool {
         schema.remove(KEYWORD);
-        let Some(units) = Units::of(schema, self.name_states) else { return false };
+        let units = Units::of(schema, self.name_states).or((nodes > SHORT_LIST_MAX).then(Units::default));
+        let Some(units) = units else { return false };
         let units = Units { nodes: nodes as u64, ..units };
         if !GO_ON.iter().any(|keyword| schema.contains_key(*keyword)) {
             units.write(schema);
@@ -115,6 +120,8 @@ struct Units {
     parts: u64,
     /// For the names of all objects within: the states of the expressions that they may meet.
     name_states: u64,
+    /// For every [`FOREIGN_BYTES_PER_UNIT`] bytes of a value that a draft's own schema judges, which counts nothing itself.
+    foreign: u64,
     /// Values of the document that are compiled with it. They cost nothing in a check.
     nodes: u64,
 }
@@ -128,12 +135,14 @@ impl Units {
             _ => 0,
         };
         let has = |keywords: &[&str]| keywords.iter().any(|keyword| schema.contains_key(*keyword));
-        let lists: usize = ["required", "enum", "dependentRequired", "dependencies"]
+        let lists: usize = ["required", "dependentRequired", "dependencies"]
             .map(length)
             .into_iter()
             .filter(|length| *length > SHORT_LIST_MAX)
             .sum();
         let reference = if schema.contains_key("$ref") { REFERENCE_UNITS } else { 0 };
+        // References within the document are pointers.
+        let foreign = schema.get("$ref").and_then(Value::as_str).is_some_and(|target| !target.starts_with('#'));
         let parts = has(&PARTS);
         if lists + reference == 0 && !parts && !has(&GO_ON) && !has(&OTHERS) {
             return None;
@@ -142,13 +151,27 @@ impl Units {
         let each = (1 + lists + reference + alternatives) as u64;
         // Of what goes on to no other nothing is asked about the same value twice.
         let name_states = if has(&GO_ON) { name_states } else { 0 };
-        Some(Self { each, member: length("patternProperties") as u64, parts: u64::from(parts), name_states, nodes: 0 })
+        Some(Self {
+            each,
+            member: length("patternProperties") as u64,
+            parts: u64::from(parts),
+            name_states,
+            foreign: foreign.into(),
+            nodes: 0,
+        })
     }
 
     /// As the keyword's value says.
     fn read(value: &Value) -> Self {
         let number = |index: usize| value.get(index).and_then(Value::as_u64).unwrap_or_default();
-        Self { each: number(0), member: number(1), parts: number(2), name_states: number(3), nodes: number(4) }
+        Self {
+            each: number(0),
+            member: number(1),
+            parts: number(2),
+            name_states: number(3),
+            nodes: number(4),
+            foreign: number(5),
+        }
     }
 
     /// Writes the keyword into a subschema, on top of what it costs itself.
@@ -160,6 +183,7 @@ impl Units {
             own.parts + self.parts,
             own.name_states.saturating_add(self.name_states),
             own.nodes + self.nodes,
+            own.foreign + self.foreign,
         ];
         schema.insert(KEYWORD.to_owned(), json!(sum));
     }
@@ -200,13 +224,16 @@ struct Meter(Units);
 
 impl Meter {
     fn charge(&self, instance: &Value) {
-        let Self(Units { each, member, parts, name_states, .. }) = self;
+        let Self(Units { each, member, parts, name_states, foreign, .. }) = self;
         let (members, elements) = match instance {
             Value::Object(members) => (members.len() as u64, members.len() as u64),
             Value::Array(elements) => (0, elements.len() as u64),
             _ => (0, 0),
         };
         charge(each + members * member + elements * parts / ELEMENTS_PER_UNIT);
+        if *foreign > 0 {
+            charge(bytes(instance).saturating_mul(*foreign) / FOREIGN_BYTES_PER_UNIT);
+        }
         charge_for_names(instance, *name_states);
     }
 }

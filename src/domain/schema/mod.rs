@@ -19,14 +19,14 @@ use cost::{Metering, Stopped, UNITS_BRIEF, UNITS_MAX};
 use jsonschema::error::ValidationErrorKind;
 use jsonschema::{Draft, ReferencingError, ValidationError, ValidationOptions, Validator};
 use patterns::Pattern;
-use references::Document;
+use references::{Document, size};
 use serde_json::{Map, Value};
 use std::collections::HashMap;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use weighed::Alone;
+use weighed::Weighed;
 
 /// The stack of a check that may cost all that one may.
 const STACK_BYTES: usize = 128 * 1024 * 1024;
@@ -122,10 +122,10 @@ impl Schema {
         let nodes = Arc::new(AtomicUsize::new(0));
         let counted = Arc::clone(&nodes);
         let built = catch_unwind(AssertUnwindSafe(|| {
-            let alone = Arc::new(Alone::default());
-            let weighed = weighed::keywords(draft).fold(options(draft), |options, weight| {
-                let alone = Arc::clone(&alone);
-                options.with_keyword(weight.keyword, move |schema, _, _| alone.keyword(draft, weight, schema))
+            let checks = Arc::new(Weighed::default());
+            let weighed = weighed::keywords(draft).fold(options(draft), |options, keyword| {
+                let checks = Arc::clone(&checks);
+                options.with_keyword(keyword, move |schema, _, _| checks.keyword(draft, keyword, schema))
             });
             weighed
                 .with_keyword(cost::KEYWORD, move |_, value, _| {
@@ -346,6 +346,8 @@ fn meter(schema: &mut Value, metering: &Metering) -> usize {
                     nodes += named.map(|schema| meter(schema, metering)).sum::<usize>();
                 } else if !DATA_KEYWORDS.contains(&keyword.as_str()) {
                     nodes += meter(value, metering);
+                } else {
+                    nodes += size(value);
                 }
             }
             if metering.write(members, nodes) { 0 } else { nodes }

@@ -89,18 +89,27 @@ impl<'d> Document<'d> {
         })
     }
 
-    /// The document without identifiers, its references as pointers. The validator compiles what a reference leads to once for each way
-    /// through documents with identifiers that leads there, and of such ways there may be an endless lot; without them there is one. None
-    /// where it makes no difference, and where references are dynamic: these go by the way.
+    /// The document without identifiers, its references as pointers, but those to a draft's own schema. The validator compiles what a
+    /// reference leads to once for each way through documents with identifiers that leads there, and of such ways there may be an endless
+    /// lot; without them there is one. None where references are dynamic: these go by the way.
     ///
-    /// Errors: where that makes it too long.
+    /// Errors: where that makes it too long, and for a reference to a draft's own schema beside dynamic ones.
     pub(super) fn by_pointers(&self) -> Result<Option<Value>, SchemaError> {
-        let is_one = self.places.values().all(|place| Rc::ptr_eq(&place.base, &self.places[&address(self.root)].base));
-        let has = |keyword: &str| self.places.values().any(|place| place.schema.get(keyword).is_some());
-        if is_one || has("$dynamicRef") || has("$dynamicAnchor") {
-            return Ok(None);
+        let has = |place: &Place<'_>, keyword: &str| place.schema.get(keyword).is_some();
+        let dynamic = |place: &Place<'_>| has(place, "$dynamicRef") || has(place, "$dynamicAnchor");
+        if self.draft == Draft::Draft7 || !self.places.values().any(dynamic) {
+            return self.pointing(self.root, &mut 0).map(Some);
         }
-        self.pointing(self.root, &mut 0).map(Some)
+        for place in self.places.values() {
+            for keyword in ["$ref", "$dynamicRef"] {
+                let reference = place.schema.get(keyword).and_then(Value::as_str);
+                if reference.is_some_and(|reference| self.target(place.schema, reference).is_none()) {
+                    let at = format!("{}/{keyword}", place.pointer);
+                    return Err(refuse(&at, "refers to a draft's own schema in a document with dynamic references"));
+                }
+            }
+        }
+        Ok(None)
     }
 
     fn pointing(&self, schema: &'d Value, bytes: &mut usize) -> Result<Value, SchemaError> {
@@ -274,7 +283,7 @@ impl<'d> Document<'d> {
 
     /// What one subschema leads to, where that is known of all that it leads to at once.
     fn reach(&self, schema: &'d Value, known: &HashMap<usize, Option<Reach>>) -> Reach {
-        let own = Reach { subschemas: 1, values: size(schema), steps: 0 };
+        let own = Reach { subschemas: 1, values: size(schema) as u64, steps: 0 };
         self.in_place(schema).into_iter().fold(own, |all, (_, next)| {
             let next = known.get(&address(next)).copied().flatten().unwrap_or_default();
             Reach {
@@ -342,7 +351,7 @@ fn gather<'d>(schema: &'d Value, found: &mut Vec<&'d Value>) {
 }
 
 /// How many values of a document stand in a subschema.
-fn size(schema: &Value) -> u64 {
+pub(super) fn size(schema: &Value) -> usize {
     let below = match schema {
         Value::Array(elements) => elements.iter().map(size).sum(),
         Value::Object(members) => members.values().map(size).sum(),
@@ -409,6 +418,14 @@ mod tests {
         let document = |count: usize| bundle(DRAFTS[0], count, within, |n| vec![n + 1, (n + 2).min(count)]);
         let few = schema(&document(8));
         assert!(few.memory_bytes() > 20 * document(8).len(), "what is compiled again counts: {}", few.memory_bytes());
+        let heavy = format!(r#""type": "integer", "const": [{}0]"#, "1,".repeat(9_000));
+        let error = Schema::parse(&document(13).replace(r#""type": "integer""#, &heavy))
+            .expect_err("a large value is there often");
+        assert!(error.message.contains("too many ways"), "{error}");
+        let meta = r#""$ref": "https://json-schema.org/draft/2020-12/schema""#;
+        let error =
+            Schema::parse(&document(8).replace(r#""type": "integer""#, meta)).expect_err("it is compiled each time");
+        assert!(error.pointer == "/$defs/a8/$ref" && error.message.contains("draft's own"), "{error}");
         let begin = Instant::now();
         let error = Schema::parse(&document(40)).expect_err("there is no end of ways");
         assert!(error.message.contains("too many ways") && error.pointer.is_empty(), "{error}");

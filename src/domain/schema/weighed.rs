@@ -1,103 +1,177 @@
-//! Keywords that look at the whole of a text or a list. What they cost grows with it, so they are taken over from the validator,
-//! and charged before it is asked.
+//! Keywords that look at the whole of a value. What they cost grows with it, so they are taken over from the validator, and charged before
+//! it is asked. Those that compare values do so exactly, however large a number is.
 
-use super::cost::charge;
-use super::{explain, options};
+use super::compatibility::{Canonical, is_same};
+use super::cost::{UNITS_MAX, charge};
+use super::{PATTERN_BYTES_MAX, explain, options};
 use jsonschema::{Draft, Keyword, ValidationError, Validator};
 use serde_json::{Map, Value};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// How a keyword is charged.
-#[derive(Clone, Copy)]
-pub(super) struct Weight {
-    pub keyword: &'static str,
-    /// So many bytes of a text, or of a list, cost one unit.
-    bytes_per_unit: u64,
-}
-
-const fn weight(keyword: &'static str, bytes_per_unit: u64) -> Weight {
-    Weight { keyword, bytes_per_unit }
-}
-
-/// The only one that looks at lists.
-const UNIQUE: &str = "uniqueItems";
-const EACH_DRAFT: [Weight; 3] = [weight("maxLength", 2 * 1024), weight("minLength", 2 * 1024), weight(UNIQUE, 512)];
+const EACH_DRAFT: [&str; 5] = ["const", "enum", "maxLength", "minLength", "uniqueItems"];
 /// In 2020-12 these say nothing of what is valid.
-const DRAFT_7: [Weight; 3] = [weight("contentEncoding", 64), weight("contentMediaType", 64), weight("format", 256)];
+const DRAFT_7: [&str; 3] = ["contentEncoding", "contentMediaType", "format"];
 /// Those that are judged together where they stand together.
 const CONTENT: [&str; 2] = ["contentEncoding", "contentMediaType"];
+/// So many bytes of values that are compared cost one unit.
+const COMPARED_BYTES_PER_UNIT: u64 = 512;
+/// And so many of a list in which each is compared with all others.
+const UNIQUE_BYTES_PER_UNIT: u64 = 128;
 /// What a value takes besides, in bytes.
 const VALUE_BYTES: u64 = 16;
+/// So many values of a list are told.
+const TOLD_MAX: usize = 3;
 
 /// The keywords of a draft.
-pub(super) fn keywords(draft: Draft) -> impl Iterator<Item = Weight> {
+pub(super) fn keywords(draft: Draft) -> impl Iterator<Item = &'static str> {
     let draft_7 = if draft == Draft::Draft7 { &DRAFT_7[..] } else { &[] };
     EACH_DRAFT.iter().chain(draft_7).copied()
 }
 
-/// The validators of a document's keywords, each with each of its values once.
+/// The checks of a document's keywords, each with each of its values once.
 #[derive(Default)]
-pub(super) struct Alone(Mutex<HashMap<String, Arc<Validator>>>);
+pub(super) struct Weighed(Mutex<HashMap<String, Arc<Check>>>);
 
-impl Alone {
+impl Weighed {
     /// Makes the check of a keyword that stands in `schema`.
     pub(super) fn keyword(
         &self,
         draft: Draft,
-        weight: Weight,
+        keyword: &str,
         schema: &Map<String, Value>,
     ) -> Result<Box<dyn for<'i> Keyword<'i>>, ValidationError<'static>> {
-        let with = if CONTENT.contains(&weight.keyword) { &CONTENT[..] } else { &[] };
-        let stands = [weight.keyword].into_iter().chain(with.iter().copied());
+        let with = if CONTENT.contains(&keyword) { &CONTENT[..] } else { &[] };
+        let stands = [keyword].into_iter().chain(with.iter().copied());
         let alone: Map<String, Value> =
             stands.filter_map(|name| schema.get(name).map(|value| (name.to_owned(), value.clone()))).collect();
         let alone = Value::Object(alone);
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let validator = match known.get(&alone.to_string()) {
-            Some(validator) => Arc::clone(validator),
+        let name = format!("{keyword} {alone}");
+        let check = match known.get(&name) {
+            Some(check) => Arc::clone(check),
             None => {
-                let validator = Arc::new(options(draft).build(&alone)?);
-                known.insert(alone.to_string(), Arc::clone(&validator));
-                validator
+                let check = Arc::new(Check::compile(draft, keyword, &alone)?);
+                known.insert(name, Arc::clone(&check));
+                check
             }
         };
-        Ok(Box::new(Weighed { validator, weight }))
+        Ok(Box::new(Shared(check)))
     }
 }
 
-struct Weighed {
-    validator: Arc<Validator>,
-    weight: Weight,
+struct Shared(Arc<Check>);
+
+enum Check {
+    /// `const` and `enum`.
+    OneOf { texts: HashSet<String>, others: Vec<Value>, units: u64, message: String },
+    /// `uniqueItems`.
+    Unique,
+    /// What looks at texts: so many bytes cost one unit.
+    Text { validator: Validator, bytes_per_unit: u64 },
+    /// A `format` that is a regular expression, whose reader goes back and forth.
+    Expression(Validator),
+    /// What asks for nothing.
+    Nothing,
 }
 
-impl Weighed {
-    fn charge(&self, instance: &Value) {
-        let looks_at = match instance {
-            Value::String(_) => self.weight.keyword != UNIQUE,
-            Value::Array(_) => self.weight.keyword == UNIQUE,
-            _ => false,
-        };
-        if looks_at {
-            charge(bytes(instance) / self.weight.bytes_per_unit);
+impl Check {
+    fn compile(draft: Draft, keyword: &str, alone: &Value) -> Result<Self, ValidationError<'static>> {
+        let value = alone.get(keyword).cloned().unwrap_or_default();
+        Ok(match (keyword, value) {
+            ("const", value) => Self::one_of(format!("{value} was expected"), vec![value]),
+            ("enum", Value::Array(values)) => Self::one_of(told(&values), values),
+            ("uniqueItems", Value::Bool(true)) => Self::Unique,
+            ("format", Value::String(format)) if format == "regex" => Self::Expression(options(draft).build(alone)?),
+            ("uniqueItems", Value::Bool(false)) => Self::Nothing,
+            _ => {
+                let bytes_per_unit = match keyword {
+                    "minLength" | "maxLength" => 2 * 1024,
+                    "format" => 256,
+                    _ => 64,
+                };
+                Self::Text { validator: options(draft).build(alone)?, bytes_per_unit }
+            }
+        })
+    }
+
+    fn one_of(message: String, values: Vec<Value>) -> Self {
+        let units = values.iter().map(bytes).sum::<u64>() / COMPARED_BYTES_PER_UNIT;
+        let (mut texts, mut others) = (HashSet::new(), Vec::new());
+        for value in values {
+            match value {
+                Value::String(text) => drop(texts.insert(text)),
+                other => others.push(other),
+            }
+        }
+        Self::OneOf { texts, others, units, message }
+    }
+
+    fn is_valid(&self, instance: &Value) -> bool {
+        match (self, instance) {
+            (Self::OneOf { texts, .. }, Value::String(text)) => {
+                charge(text.len() as u64 / COMPARED_BYTES_PER_UNIT);
+                texts.contains(text)
+            }
+            (Self::OneOf { others, units, .. }, _) => {
+                charge(*units);
+                others.iter().any(|other| is_same(other, instance))
+            }
+            (Self::Unique, Value::Array(elements)) => {
+                charge(bytes(instance) / UNIQUE_BYTES_PER_UNIT);
+                let mut seen = HashSet::with_capacity(elements.len());
+                elements.iter().all(|element| seen.insert(Canonical::read(element)))
+            }
+            (Self::Text { validator, bytes_per_unit }, Value::String(text)) => {
+                charge(text.len() as u64 / bytes_per_unit);
+                validator.is_valid(instance)
+            }
+            (Self::Expression(validator), Value::String(text)) => {
+                charge(if text.len() > PATTERN_BYTES_MAX { UNITS_MAX + 1 } else { text.len() as u64 / 4 });
+                validator.is_valid(instance)
+            }
+            _ => true,
+        }
+    }
+
+    /// What is said of a value that is not valid.
+    fn message(&self, instance: &Value) -> String {
+        match self {
+            Self::OneOf { message, .. } => message.clone(),
+            Self::Unique => "the value has non-unique elements".to_owned(),
+            Self::Text { validator, .. } | Self::Expression(validator) => {
+                validator.validate(instance).err().as_ref().map(explain).unwrap_or_default()
+            }
+            Self::Nothing => String::new(),
         }
     }
 }
 
-impl<'i> Keyword<'i> for Weighed {
+impl<'i> Keyword<'i> for Shared {
     fn validate(&self, instance: &'i Value) -> Result<(), ValidationError<'i>> {
-        self.charge(instance);
-        self.validator.validate(instance).map_err(|error| ValidationError::custom(explain(&error)))
+        if self.0.is_valid(instance) {
+            return Ok(());
+        }
+        Err(ValidationError::custom(self.0.message(instance)))
     }
 
     fn is_valid(&self, instance: &'i Value) -> bool {
-        self.charge(instance);
-        self.validator.is_valid(instance)
+        self.0.is_valid(instance)
     }
 }
 
-/// About how long a value is.
-fn bytes(value: &Value) -> u64 {
+fn told(values: &[Value]) -> String {
+    let some: Vec<_> = values.iter().take(TOLD_MAX).map(Value::to_string).collect();
+    let more = values.len().checked_sub(TOLD_MAX).filter(|more| *more > 0);
+    format!(
+        "the value is not one of {}{}",
+        some.join(", "),
+        more.map(|more| format!(" and {more} others")).unwrap_or_default()
+    )
+}
+
+/// About how long a value is, and as long for one who reads it.
+pub(super) fn bytes(value: &Value) -> u64 {
     let within = match value {
         Value::String(text) => text.len() as u64,
         Value::Array(elements) => elements.iter().map(bytes).sum(),
@@ -145,6 +219,55 @@ mod tests {
         let few = r#"{"properties": {"t": {"minLength": 1, "maxLength": 1000000}, "l": {"uniqueItems": true}}}"#;
         let data = format!(r#"{{"t": {}, "l": {}}}"#, text(500_000), list(400_000));
         assert_eq!(schema(few).validate(data.as_bytes()), Ok(()), "once is fine");
+    }
+
+    #[test]
+    fn values_are_compared_exactly_and_large_ones_again_and_again_cost_too_much() {
+        for (document, fits, breaks) in [
+            (r#"{"const": 1e400}"#, "1e400", "2e400"),
+            (r#"{"enum": [18446744073709551617, "a"]}"#, "18446744073709551617.0", "18446744073709551616"),
+            (
+                r#"{"uniqueItems": true}"#,
+                "[18446744073709551616, 18446744073709551617, \"1\", 1, {\"a\": 1}]",
+                "[1e400, 10e399]",
+            ),
+            (r#"{"const": {"a": [1, {"b": null}]}}"#, r#"{"a": [1.0, {"b": null}]}"#, r#"{"a": [1, {"b": false}]}"#),
+        ] {
+            assert_eq!(schema(document).validate(fits.as_bytes()), Ok(()), "{document}");
+            assert!(!violations(document, breaks).is_empty(), "{document}");
+        }
+        let told = violations(r#"{"enum": ["a", 1, null, [], {}]}"#, "5");
+        assert_eq!(told[0].2, r#"the value is not one of "a", 1, null and 2 others"#);
+        let begin = Instant::now();
+        let alike = format!("[{}0]", "1e400,".repeat(40_000));
+        assert!(!violations(r#"{"uniqueItems": true}"#, &alike).is_empty());
+        let close: Vec<_> = (0..40_000).map(|n| format!("1{n:05}e400")).collect();
+        assert_eq!(schema(r#"{"uniqueItems": true}"#).validate(format!("[{}]", close.join(",")).as_bytes()), Ok(()));
+        let list = format!("[{}0]", "1,".repeat(7_000));
+        for keyword in [format!(r#""const": {list}"#), format!(r#""enum": [{list}]"#)] {
+            let refer = vec![r##"{"$ref": "#/$defs/c"}"##; 800].join(",");
+            let document = format!(r#"{{"$defs": {{"c": {{{keyword}}}}}, "allOf": [{refer}]}}"#);
+            assert!(schema(&document).validate_briefly(list.as_bytes()).is_none());
+        }
+        assert!(begin.elapsed() < CHECK_MAX, "{:?}", begin.elapsed());
+    }
+
+    #[test]
+    fn what_a_drafts_own_schema_and_expressions_within_data_take_is_bounded() {
+        let refer = vec![r#"{"$ref": "https://json-schema.org/draft/2020-12/schema"}"#; 800].join(",");
+        let meta = schema(&format!(r#"{{"allOf": [{refer}]}}"#));
+        let members = |count: usize| (0..count).map(|n| format!(r#""{n}":{{}}"#)).collect::<Vec<_>>().join(",");
+        let begin = Instant::now();
+        let data = |count: usize| format!(r#"{{"properties": {{{}}}}}"#, members(count));
+        assert!(meta.validate_briefly(data(1_600).as_bytes()).is_none(), "others do not wait");
+        let found = meta.validate(data(40_000).as_bytes()).expect_err("it is long");
+        assert!(found[0].message.contains("costs too much"), "{found:?}");
+        let expression = schema(&format!(r#"{{"$schema": "{DRAFT_7}", "format": "regex"}}"#));
+        let groups = (0..60_000).map(|n| format!("(?<a{n}>x)")).collect::<Vec<_>>().concat();
+        let found = expression.validate(format!("\"{groups}\"").as_bytes()).expect_err("it is long");
+        assert!(found[0].message.contains("costs too much"), "{found:?}");
+        assert_eq!(expression.validate(br#""^a+$""#), Ok(()));
+        assert!(begin.elapsed() < CHECK_MAX, "{:?}", begin.elapsed());
     }
 
     #[test]

@@ -10,7 +10,7 @@ const BYTES_PER_UNIT: usize = 64;
 
 /// A number: `0.digits` times ten to the `exponent`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) struct Decimal {
+pub(in crate::domain::schema) struct Decimal {
     negative: bool,
     /// Without zeros at either end; empty for zero.
     digits: String,
@@ -20,13 +20,14 @@ pub(super) struct Decimal {
 impl Decimal {
     /// Reads a number; none for another value, and where the exponent is beyond all measure.
     pub(super) fn of(value: &Value) -> Option<Self> {
-        value.as_number().and_then(Self::parse)
+        let number = value.as_number()?;
+        charge(1);
+        charge_for(number.as_str());
+        Self::parse(number)
     }
 
     fn parse(number: &Number) -> Option<Self> {
         let text = number.to_string();
-        charge(1);
-        charge_for(&text);
         let (negative, text) = text.strip_prefix('-').map_or((false, text.as_str()), |rest| (true, rest));
         let (mantissa, exponent) = text.split_once(['e', 'E']).unwrap_or((text, "0"));
         let exponent: i64 = exponent.parse().ok()?;
@@ -80,7 +81,7 @@ impl PartialOrd for Decimal {
 
 /// A value as JSON Schema compares it: `1` is `1.0`, and members have no order.
 #[derive(Debug, PartialEq, Eq, Hash)]
-pub(super) enum Canonical<'v> {
+pub(in crate::domain::schema) enum Canonical<'v> {
     Null,
     Boolean(bool),
     Number(Decimal),
@@ -92,31 +93,60 @@ pub(super) enum Canonical<'v> {
 }
 
 impl<'v> Canonical<'v> {
+    /// Charged by every value within.
     pub(super) fn of(value: &'v Value) -> Self {
-        charge(1);
+        charge_for_all(value);
+        Self::read(value)
+    }
+
+    /// Whoever reads it has charged for it.
+    pub(in crate::domain::schema) fn read(value: &'v Value) -> Self {
         match value {
             Value::Null => Self::Null,
             Value::Bool(value) => Self::Boolean(*value),
             Value::Number(number) => Decimal::parse(number).map_or(Self::Immeasurable(number), Self::Number),
-            Value::String(text) => {
-                charge_for(text);
-                Self::Text(text)
-            }
-            Value::Array(elements) => Self::Elements(elements.iter().map(Self::of).collect()),
+            Value::String(text) => Self::Text(text),
+            Value::Array(elements) => Self::Elements(elements.iter().map(Self::read).collect()),
             Value::Object(members) => {
-                let member = |(name, value): (&'v String, &'v Value)| {
-                    charge_for(name);
-                    (name.as_str(), Self::of(value))
-                };
-                Self::Members(members.iter().map(member).collect())
+                Self::Members(members.iter().map(|(name, value)| (name.as_str(), Self::read(value))).collect())
             }
         }
     }
 }
 
-/// Equality as JSON Schema has it.
+/// Equality as JSON Schema has it, charged by every value within.
 pub(super) fn equal(a: &Value, b: &Value) -> bool {
-    Canonical::of(a) == Canonical::of(b)
+    charge_for_all(a);
+    charge_for_all(b);
+    is_same(a, b)
+}
+
+/// Equality as JSON Schema has it. Whoever asks has charged for it.
+pub(in crate::domain::schema) fn is_same(a: &Value, b: &Value) -> bool {
+    match (a, b) {
+        (Value::Number(one), Value::Number(other)) => one == other || Canonical::read(a) == Canonical::read(b),
+        (Value::Array(a), Value::Array(b)) => a.len() == b.len() && a.iter().zip(b).all(|(a, b)| is_same(a, b)),
+        (Value::Object(a), Value::Object(b)) => {
+            a.len() == b.len() && a.iter().zip(b).all(|((at, a), (of, b))| at == of && is_same(a, b))
+        }
+        _ => a == b,
+    }
+}
+
+fn charge_for_all(value: &Value) {
+    charge(1);
+    match value {
+        Value::Null | Value::Bool(_) => {}
+        Value::Number(number) => charge_for(number.as_str()),
+        Value::String(text) => charge_for(text),
+        Value::Array(elements) => elements.iter().for_each(charge_for_all),
+        Value::Object(members) => {
+            for (name, member) in members {
+                charge_for(name);
+                charge_for_all(member);
+            }
+        }
+    }
 }
 
 /// Charges for looking through a text.

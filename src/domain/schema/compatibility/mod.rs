@@ -19,6 +19,8 @@ mod same;
 mod scalar;
 mod work;
 
+pub(super) use decimal::{Canonical, is_same};
+
 use super::cost::{Stopped, bounded};
 use super::references::Document;
 use super::{SchemaError, draft, refuse};
