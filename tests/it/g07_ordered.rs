@@ -133,20 +133,28 @@ async fn g7_what_a_dead_letter_blocks_goes_on_once_the_policy_is_skip_whatever_w
     tenant.declare(EVENT).await;
     let receiver = Receiver::start().await;
     let hour = Some(Duration { seconds: 3_600, nanos: 0 });
-    let policy = |order| DeliveryPolicy { initial_backoff: hour, max_backoff: hour, ..ordered("data.user", order) };
-    let subscription = subscribe(&tenant, &receiver, "/skipped", policy(OnDeadLetter::Block)).await;
-    receiver.answers("/skipped", [Answer::Status(400), Answer::Status(500), Answer::Status(200)]);
+    let policy = |max_attempts, order| DeliveryPolicy {
+        max_attempts,
+        initial_backoff: hour,
+        max_backoff: hour,
+        ..ordered("data.user", order)
+    };
+    let subscription = subscribe(&tenant, &receiver, "/skipped", policy(1, OnDeadLetter::Block)).await;
+    let change = async |policy| {
+        let changed = Subscription { id: subscription.id.clone(), delivery_policy: Some(policy), ..Default::default() };
+        let request = UpdateSubscriptionRequest { subscription: Some(changed), ..Default::default() };
+        tenant.events().update_subscription(request).await.expect("a policy can be changed");
+    };
+    receiver.answers("/skipped", [Answer::Status(500), Answer::Status(500), Answer::Status(200)]);
     let head = tenant.publish(EVENT, &json!({ "user": "ada", "n": 0 })).await;
     tenant.all_invocations_become(&head.event_id, InvocationState::DeadLettered).await;
+    change(policy(2, OnDeadLetter::Block)).await;
     let retried = tenant.publish(EVENT, &json!({ "user": "bob", "n": 0 })).await;
     receiver.receives("/skipped", 2).await;
     tenant.all_invocations_become(&retried.event_id, InvocationState::Waiting).await;
     let behind = tenant.publish(EVENT, &json!({ "user": "ada", "n": 1 })).await;
     tenant.all_invocations_become(&behind.event_id, InvocationState::Waiting).await;
-    let skip =
-        Subscription { id: subscription.id, delivery_policy: Some(policy(OnDeadLetter::Skip)), ..Default::default() };
-    let request = UpdateSubscriptionRequest { subscription: Some(skip), ..Default::default() };
-    tenant.events().update_subscription(request).await.expect("a policy can be changed");
+    change(policy(2, OnDeadLetter::Skip)).await;
     tenant.all_invocations_become(&behind.event_id, InvocationState::Succeeded).await;
     tenant.all_invocations_become(&retried.event_id, InvocationState::Waiting).await;
 }
