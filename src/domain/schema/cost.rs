@@ -73,6 +73,8 @@ pub(super) enum Stopped {
 pub(super) struct Metering {
     /// Whatever stands beside a reference is ignored.
     pub(super) lone_references: bool,
+    /// References within the document are pointers.
+    pub(super) by_pointers: bool,
     /// How many states the expressions of all its `patternProperties` have together.
     pub(super) name_states: u64,
 }
@@ -82,9 +84,18 @@ impl Metering {
     /// seen to. True where it stands for these values.
     pub(super) fn write(&self, schema: &mut Map<String, Value>, nodes: usize) -> bool {
         schema.remove(KEYWORD);
-        let units = Units::of(schema, self.name_states).or((nodes > SHORT_LIST_MAX).then(Units::default));
+        let units = Units::of(schema, self).or((nodes > SHORT_LIST_MAX).then(Units::default));
         let Some(units) = units else { return false };
         let units = Units { nodes: nodes as u64, ..units };
+        if self.lone_references && units.foreign > 0 {
+            // Nothing beside the reference is asked, so it moves. What stands there says nothing but what others may refer to.
+            let reference = schema.remove("$ref");
+            schema.retain(|keyword, _| matches!(keyword.as_str(), "$schema" | "definitions"));
+            let mut counter = Map::new();
+            units.write(&mut counter);
+            schema.insert("allOf".to_owned(), json!([counter, { "$ref": reference }]));
+            return true;
+        }
         if !GO_ON.iter().any(|keyword| schema.contains_key(*keyword)) {
             units.write(schema);
             return true;
@@ -128,21 +139,21 @@ struct Units {
 
 impl Units {
     /// None where it costs next to nothing.
-    fn of(schema: &Map<String, Value>, name_states: u64) -> Option<Self> {
+    fn of(schema: &Map<String, Value>, metering: &Metering) -> Option<Self> {
         let length = |keyword: &str| match schema.get(keyword) {
             Some(Value::Array(elements)) => elements.len(),
             Some(Value::Object(members)) => members.len(),
             _ => 0,
         };
         let has = |keywords: &[&str]| keywords.iter().any(|keyword| schema.contains_key(*keyword));
-        let lists: usize = ["required", "dependentRequired", "dependencies"]
+        let lists: usize = ["required", "enum", "dependentRequired", "dependencies"]
             .map(length)
             .into_iter()
             .filter(|length| *length > SHORT_LIST_MAX)
             .sum();
         let reference = if schema.contains_key("$ref") { REFERENCE_UNITS } else { 0 };
-        // References within the document are pointers.
-        let foreign = schema.get("$ref").and_then(Value::as_str).is_some_and(|target| !target.starts_with('#'));
+        let reference_to = schema.get("$ref").and_then(Value::as_str);
+        let foreign = metering.by_pointers && reference_to.is_some_and(|target| !target.starts_with('#'));
         let parts = has(&PARTS);
         if lists + reference == 0 && !parts && !has(&GO_ON) && !has(&OTHERS) {
             return None;
@@ -150,7 +161,7 @@ impl Units {
         let alternatives: usize = ["allOf", "anyOf", "oneOf", "dependentSchemas"].map(length).into_iter().sum();
         let each = (1 + lists + reference + alternatives) as u64;
         // Of what goes on to no other nothing is asked about the same value twice.
-        let name_states = if has(&GO_ON) { name_states } else { 0 };
+        let name_states = if has(&GO_ON) { metering.name_states } else { 0 };
         Some(Self {
             each,
             member: length("patternProperties") as u64,

@@ -113,9 +113,13 @@ impl Schema {
             references.check_progress()?;
             references.by_pointers()?
         };
+        let is_rewritten = by_pointers.is_some();
         let mut value = by_pointers.unwrap_or(value);
         let name_states = bounds.name_states;
-        meter(&mut value, &Metering { lone_references: draft == Draft::Draft7, name_states });
+        meter(
+            &mut value,
+            &Metering { lone_references: draft == Draft::Draft7, by_pointers: is_rewritten, name_states },
+        );
         // The compiler is a dependency and the document is a stranger's: a panic there is a refusal, not the end of the task.
         let no_pattern_at = Arc::new(OnceLock::new());
         let (place, compiled) = (Arc::clone(&no_pattern_at), Mutex::new(HashMap::new()));

@@ -6,6 +6,8 @@
 
 use super::COMPILED_PATTERNS_BYTES_MAX;
 use super::cost::{ELEMENTS_PER_UNIT, charge};
+use super::shorten;
+use super::weighed::{COPIED_BYTES_PER_UNIT, bytes};
 use crate::domain::case_folding::large_folded;
 use jsonschema::{Keyword, PatternOptions, ValidationError};
 use jsonschema_regex::to_rust_regex;
@@ -163,7 +165,9 @@ impl<'i> Keyword<'i> for Pattern {
         if self.is_valid(instance) {
             return Ok(());
         }
-        Err(ValidationError::custom(format!("the value does not match {:?}", self.0.source)))
+        // The error keeps a copy of the value and of the message.
+        charge(1 + bytes(instance) / COPIED_BYTES_PER_UNIT);
+        Err(ValidationError::custom(shorten(&format!("the value does not match {:?}", self.0.source))))
     }
 
     fn is_valid(&self, instance: &'i Value) -> bool {

@@ -122,7 +122,7 @@ pub(super) fn equal(a: &Value, b: &Value) -> bool {
 }
 
 /// Equality as JSON Schema has it. Whoever asks has charged for it.
-pub(in crate::domain::schema) fn is_same(a: &Value, b: &Value) -> bool {
+fn is_same(a: &Value, b: &Value) -> bool {
     match (a, b) {
         (Value::Number(one), Value::Number(other)) => one == other || Canonical::read(a) == Canonical::read(b),
         (Value::Array(a), Value::Array(b)) => a.len() == b.len() && a.iter().zip(b).all(|(a, b)| is_same(a, b)),

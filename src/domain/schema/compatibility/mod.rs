@@ -19,7 +19,7 @@ mod same;
 mod scalar;
 mod work;
 
-pub(super) use decimal::{Canonical, is_same};
+pub(super) use decimal::Canonical;
 
 use super::cost::{Stopped, bounded};
 use super::references::Document;
