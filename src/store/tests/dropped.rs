@@ -31,6 +31,8 @@ async fn a_read_that_is_dropped_anywhere_leaves_no_transaction_open_and_no_warni
         dropped_after(polls, store.deferred_count(tenant, 1)).await;
         dropped_after(polls, Box::pin(store.event_type(tenant, super::NAME))).await;
     }
+    let read = store.begin_as(tenant).await.expect("a transaction");
+    dropped_after(1, read.commit()).await;
     eventually("every connection is given back", || async {
         let (open, idle) = store.connections();
         usize::try_from(open).is_ok_and(|open| open == idle)
