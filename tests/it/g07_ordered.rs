@@ -31,6 +31,12 @@ async fn subscribe(tenant: &Tenant, receiver: &Receiver, path: &str, policy: Del
     answer.subscription.expect("the answer shows it")
 }
 
+async fn change_policy(tenant: &Tenant, subscription: &Subscription, policy: DeliveryPolicy) {
+    let changed = Subscription { id: subscription.id.clone(), delivery_policy: Some(policy), ..Default::default() };
+    let request = UpdateSubscriptionRequest { subscription: Some(changed), ..Default::default() };
+    tenant.events().update_subscription(request).await.expect("a policy can be changed");
+}
+
 /// Of each user the numbers of the events, in the order of their arrival.
 fn by_user(received: &[Received]) -> HashMap<String, Vec<i64>> {
     let mut users: HashMap<String, Vec<i64>> = HashMap::new();
@@ -117,13 +123,7 @@ async fn a_blocking_dead_letter_holds_its_key_until_it_is_redriven_or_cancelled(
     tenant.all_invocations_become(&head.event_id, InvocationState::DeadLettered).await;
     let behind = tenant.publish(EVENT, &json!({ "user": "ada", "n": 5 })).await;
     tenant.all_invocations_become(&behind.event_id, InvocationState::Waiting).await;
-    let skip = Subscription {
-        id: subscription.id,
-        delivery_policy: Some(ordered("data.user", OnDeadLetter::Skip)),
-        ..Default::default()
-    };
-    let request = UpdateSubscriptionRequest { subscription: Some(skip), ..Default::default() };
-    tenant.events().update_subscription(request).await.expect("a policy can be changed");
+    change_policy(&tenant, &subscription, ordered("data.user", OnDeadLetter::Skip)).await;
     tenant.all_invocations_become(&behind.event_id, InvocationState::Succeeded).await;
 }
 
@@ -140,21 +140,16 @@ async fn g7_what_a_dead_letter_blocks_goes_on_once_the_policy_is_skip_whatever_w
         ..ordered("data.user", order)
     };
     let subscription = subscribe(&tenant, &receiver, "/skipped", policy(1, OnDeadLetter::Block)).await;
-    let change = async |policy| {
-        let changed = Subscription { id: subscription.id.clone(), delivery_policy: Some(policy), ..Default::default() };
-        let request = UpdateSubscriptionRequest { subscription: Some(changed), ..Default::default() };
-        tenant.events().update_subscription(request).await.expect("a policy can be changed");
-    };
     receiver.answers("/skipped", [Answer::Status(500), Answer::Status(500), Answer::Status(200)]);
     let head = tenant.publish(EVENT, &json!({ "user": "ada", "n": 0 })).await;
     tenant.all_invocations_become(&head.event_id, InvocationState::DeadLettered).await;
-    change(policy(2, OnDeadLetter::Block)).await;
+    change_policy(&tenant, &subscription, policy(2, OnDeadLetter::Block)).await;
     let retried = tenant.publish(EVENT, &json!({ "user": "bob", "n": 0 })).await;
     receiver.receives("/skipped", 2).await;
     tenant.all_invocations_become(&retried.event_id, InvocationState::Waiting).await;
     let behind = tenant.publish(EVENT, &json!({ "user": "ada", "n": 1 })).await;
     tenant.all_invocations_become(&behind.event_id, InvocationState::Waiting).await;
-    change(policy(2, OnDeadLetter::Skip)).await;
+    change_policy(&tenant, &subscription, policy(2, OnDeadLetter::Skip)).await;
     tenant.all_invocations_become(&behind.event_id, InvocationState::Succeeded).await;
     tenant.all_invocations_become(&retried.event_id, InvocationState::Waiting).await;
 }

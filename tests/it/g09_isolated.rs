@@ -18,21 +18,25 @@ use crate::harness::process::Confinement;
 use crate::harness::tenant::publish_request;
 use crate::harness::{Answer, Receiver, Tenant, World, eventually};
 
+/// A listener at `/hangs`, of which no call ends before the test does.
+async fn subscribe_hanging(tenant: &Tenant, receiver: &Receiver) {
+    receiver.answers("/hangs", [Answer::Hang]);
+    let mut request = tenant.subscribe_request("CUSTOM_SHARED", &receiver.url("/hangs"));
+    let timeout = Some(Duration { seconds: 300, nanos: 0 });
+    request.delivery_policy = Some(DeliveryPolicy { timeout, ..Default::default() });
+    tenant.events().subscribe(request).await.expect("a receiver can be subscribed");
+}
+
 #[tokio::test]
 async fn a_hanging_listener_delays_nobody_else() {
     let world = World::shared().await;
     let (tenant, other) = (world.tenant().await, world.tenant().await);
     let receiver = Receiver::start().await;
-    receiver.answers("/hangs", [Answer::Hang]);
     receiver.answers("/fails", [Answer::Status(500)]);
     for one in [&tenant, &other] {
         one.declare("CUSTOM_SHARED").await;
     }
-    let mut hangs = tenant.subscribe_request("CUSTOM_SHARED", &receiver.url("/hangs"));
-    // No call of it ends before the test does.
-    let timeout = Some(Duration { seconds: 300, nanos: 0 });
-    hangs.delivery_policy = Some(DeliveryPolicy { timeout, ..Default::default() });
-    tenant.events().subscribe(hangs).await.expect("a receiver can be subscribed");
+    subscribe_hanging(&tenant, &receiver).await;
     tenant.subscribe("CUSTOM_SHARED", &receiver, "/fails").await;
     tenant.subscribe("CUSTOM_SHARED", &receiver, "/healthy").await;
     other.subscribe("CUSTOM_SHARED", &receiver, "/other").await;
@@ -54,12 +58,8 @@ async fn g9_while_a_replica_that_leaves_waits_for_a_hanging_listener_the_others_
     let mut world = World::start_with(1, "[dispatch]\ndrain_ms = 300000\n[server]\ndrain_timeout_ms = 300000\n").await;
     let mut tenant = world.tenant().await;
     let receiver = Receiver::start().await;
-    receiver.answers("/hangs", [Answer::Hang]);
     tenant.declare("CUSTOM_SHARED").await;
-    let mut hangs = tenant.subscribe_request("CUSTOM_SHARED", &receiver.url("/hangs"));
-    let timeout = Some(Duration { seconds: 300, nanos: 0 });
-    hangs.delivery_policy = Some(DeliveryPolicy { timeout, ..Default::default() });
-    tenant.events().subscribe(hangs).await.expect("a receiver can be subscribed");
+    subscribe_hanging(&tenant, &receiver).await;
     tenant.subscribe("CUSTOM_SHARED", &receiver, "/healthy").await;
     tenant.publish("CUSTOM_SHARED", &json!({"n": 0})).await;
     receiver.receives("/hangs", 1).await;
