@@ -29,6 +29,9 @@ const REFERENCE_UNITS: usize = 4;
 /// Bytes of a payload that cost one unit where a draft's own schema looks at all of them.
 const FOREIGN_BYTES_PER_UNIT: u64 = 64;
 
+/// Bytes of `const` and `enum` that cost one unit.
+const LITERAL_BYTES_PER_UNIT: u64 = 512;
+
 /// Elements or members of a payload that cost as much as one application.
 pub(super) const ELEMENTS_PER_UNIT: u64 = 8;
 
@@ -80,13 +83,13 @@ pub(super) struct Metering {
 }
 
 impl Metering {
-    /// Writes the keyword into one subschema of so many values where it can be expensive to check or to compile; what it leads to has been
-    /// seen to. True where it stands for these values.
-    pub(super) fn write(&self, schema: &mut Map<String, Value>, nodes: usize) -> bool {
+    /// Writes the keyword into one subschema of this length where it can be expensive to check, or to compile as often as dynamic references
+    /// lead there; what it leads to has been seen to. True where it stands for that length.
+    pub(super) fn write(&self, schema: &mut Map<String, Value>, length: u64) -> bool {
         schema.remove(KEYWORD);
-        let units = Units::of(schema, self).or((nodes > SHORT_LIST_MAX).then(Units::default));
+        let units = Units::of(schema, self).or((!self.by_pointers).then(Units::default));
         let Some(units) = units else { return false };
-        let units = Units { nodes: nodes as u64, ..units };
+        let units = Units { compiled: length, ..units };
         if self.lone_references && units.foreign > 0 {
             // Nothing beside the reference is asked, so it moves. What stands there says nothing but what others may refer to.
             let reference = schema.remove("$ref");
@@ -133,8 +136,8 @@ struct Units {
     name_states: u64,
     /// For every [`FOREIGN_BYTES_PER_UNIT`] bytes of a value that a draft's own schema judges, which counts nothing itself.
     foreign: u64,
-    /// Values of the document that are compiled with it. They cost nothing in a check.
-    nodes: u64,
+    /// How long that of the document is which is compiled with it. It costs nothing in a check.
+    compiled: u64,
 }
 
 impl Units {
@@ -151,15 +154,17 @@ impl Units {
             .into_iter()
             .filter(|length| *length > SHORT_LIST_MAX)
             .sum();
-        let reference = if schema.contains_key("$ref") { REFERENCE_UNITS } else { 0 };
-        let reference_to = schema.get("$ref").and_then(Value::as_str);
-        let foreign = metering.by_pointers && reference_to.is_some_and(|target| !target.starts_with('#'));
+        let literals: u64 = ["const", "enum"].into_iter().filter_map(|keyword| schema.get(keyword)).map(bytes).sum();
+        let literals = literals / LITERAL_BYTES_PER_UNIT;
+        let target = schema.get("$ref").and_then(Value::as_str);
+        let reference = if target.is_some() { REFERENCE_UNITS } else { 0 };
+        let foreign = metering.by_pointers && target.is_some_and(|target| !target.starts_with('#'));
         let parts = has(&PARTS);
-        if lists + reference == 0 && !parts && !has(&GO_ON) && !has(&OTHERS) {
+        if lists + reference == 0 && literals == 0 && !parts && !has(&GO_ON) && !has(&OTHERS) {
             return None;
         }
         let alternatives: usize = ["allOf", "anyOf", "oneOf", "dependentSchemas"].map(length).into_iter().sum();
-        let each = (1 + lists + reference + alternatives) as u64;
+        let each = (1 + lists + reference + alternatives) as u64 + literals;
         // Of what goes on to no other nothing is asked about the same value twice.
         let name_states = if has(&GO_ON) { metering.name_states } else { 0 };
         Some(Self {
@@ -168,7 +173,7 @@ impl Units {
             parts: u64::from(parts),
             name_states,
             foreign: foreign.into(),
-            nodes: 0,
+            compiled: 0,
         })
     }
 
@@ -180,8 +185,8 @@ impl Units {
             member: number(1),
             parts: number(2),
             name_states: number(3),
-            nodes: number(4),
-            foreign: number(5),
+            foreign: number(4),
+            compiled: number(5),
         }
     }
 
@@ -193,17 +198,17 @@ impl Units {
             own.member + self.member,
             own.parts + self.parts,
             own.name_states.saturating_add(self.name_states),
-            own.nodes + self.nodes,
             own.foreign + self.foreign,
+            own.compiled + self.compiled,
         ];
         schema.insert(KEYWORD.to_owned(), json!(sum));
     }
 }
 
-/// Makes the keyword's check, and tells for how many values of the document it stands.
-pub(super) fn keyword(value: &Value) -> (Box<dyn for<'i> Keyword<'i>>, usize) {
+/// Makes the keyword's check, and tells for how much of the document it stands.
+pub(super) fn keyword(value: &Value) -> (Box<dyn for<'i> Keyword<'i>>, u64) {
     let units = Units::read(value);
-    (Box::new(Meter(units)), usize::try_from(units.nodes).unwrap_or(usize::MAX))
+    (Box::new(Meter(units)), units.compiled)
 }
 
 /// Runs a check, or a comparison, within so many units.

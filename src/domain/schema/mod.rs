@@ -19,14 +19,14 @@ use cost::{Metering, Stopped, UNITS_BRIEF, UNITS_MAX};
 use jsonschema::error::ValidationErrorKind;
 use jsonschema::{Draft, ReferencingError, ValidationError, ValidationOptions, Validator};
 use patterns::Pattern;
-use references::{Document, size};
-use serde_json::{Map, Value};
+use references::Document;
+use serde_json::Value;
 use std::collections::HashMap;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use weighed::Weighed;
+use weighed::{VALUE_BYTES, Weighed, bytes};
 
 /// The stack of a check that may cost all that one may.
 const STACK_BYTES: usize = 128 * 1024 * 1024;
@@ -58,10 +58,12 @@ const TOO_MANY_WAYS: &str = "leads to its subschemas, by dynamic references or i
 const NO_PATTERN: &str = "is not a regular expression without look-around and back-references, or is too large";
 /// What a compiled document takes in memory for each of its bytes.
 const COMPILED_BYTES_PER_BYTE: usize = 32;
-/// What a compiled value of it takes, bytes.
-const COMPILED_BYTES_PER_NODE: usize = 384;
-/// How many values of a document may be compiled, each as often as the ways differ that references lead to it.
-const COMPILED_NODES_MAX: usize = 3 * DOCUMENT_NODES_MAX;
+/// How much may be compiled, as [`bytes`] has it, each part of a document as often as the ways differ that references lead to it. So many
+/// times the document is the other bound.
+const COMPILED_MAX: u64 = 128 * 1024;
+const COMPILED_TIMES_MAX: u64 = 3;
+/// What each of these takes in memory.
+const COMPILED_BYTES_PER_COUNTED: u64 = 24;
 /// How long a message may be, in characters.
 const MESSAGE_CHARS_MAX: usize = 300;
 
@@ -113,18 +115,17 @@ impl Schema {
             references.check_progress()?;
             references.by_pointers()?
         };
-        let is_rewritten = by_pointers.is_some();
-        let mut value = by_pointers.unwrap_or(value);
         let name_states = bounds.name_states;
-        meter(
-            &mut value,
-            &Metering { lone_references: draft == Draft::Draft7, by_pointers: is_rewritten, name_states },
-        );
+        let lone_references = draft == Draft::Draft7;
+        let metering = Metering { lone_references, by_pointers: by_pointers.is_some(), name_states };
+        let mut value = by_pointers.unwrap_or(value);
+        let compiled_max = COMPILED_MAX.max(COMPILED_TIMES_MAX * bytes(&value));
+        meter(&mut value, &metering);
         // The compiler is a dependency and the document is a stranger's: a panic there is a refusal, not the end of the task.
         let no_pattern_at = Arc::new(OnceLock::new());
         let (place, compiled) = (Arc::clone(&no_pattern_at), Mutex::new(HashMap::new()));
-        let nodes = Arc::new(AtomicUsize::new(0));
-        let counted = Arc::clone(&nodes);
+        let counted = Arc::new(AtomicU64::new(0));
+        let count = Arc::clone(&counted);
         let built = catch_unwind(AssertUnwindSafe(|| {
             let checks = Arc::new(Weighed::default());
             let weighed = weighed::keywords(draft).fold(options(draft), |options, keyword| {
@@ -134,7 +135,7 @@ impl Schema {
             weighed
                 .with_keyword(cost::KEYWORD, move |_, value, _| {
                     let (keyword, more) = cost::keyword(value);
-                    if counted.fetch_add(more, Ordering::Relaxed) + more > COMPILED_NODES_MAX {
+                    if count.fetch_add(more, Ordering::Relaxed) + more > compiled_max {
                         return Err(ValidationError::custom(TOO_MANY_WAYS));
                     }
                     Ok(keyword)
@@ -155,12 +156,14 @@ impl Schema {
         }));
         match built {
             Ok(Ok(validator)) => {
-                let compiled_bytes = (document.len() * COMPILED_BYTES_PER_BYTE)
-                    .max(nodes.load(Ordering::Relaxed) * COMPILED_BYTES_PER_NODE);
-                let memory_bytes = compiled_bytes + bounds.places_bytes + bounds.expressions.memory_bytes();
+                let compiled = counted.load(Ordering::Relaxed) * COMPILED_BYTES_PER_COUNTED;
+                let memory_bytes = (document.len() * COMPILED_BYTES_PER_BYTE)
+                    .max(usize::try_from(compiled).unwrap_or(usize::MAX))
+                    + bounds.places_bytes
+                    + bounds.expressions.memory_bytes();
                 Ok(Self { validator, name_states, memory_bytes })
             }
-            Ok(Err(_)) if nodes.load(Ordering::Relaxed) > COMPILED_NODES_MAX => Err(refuse("", TOO_MANY_WAYS)),
+            Ok(Err(_)) if counted.load(Ordering::Relaxed) > compiled_max => Err(refuse("", TOO_MANY_WAYS)),
             Ok(Err(error)) => {
                 let at = no_pattern_at.get().map_or(error.instance_path().as_str(), String::as_str);
                 Err(refuse(at, shorten(&explain(&error))))
@@ -338,25 +341,26 @@ const DATA_KEYWORDS: [&str; 6] = ["$vocabulary", "const", "default", "dependentR
 const MAP_KEYWORDS: [&str; 6] =
     ["properties", "patternProperties", "$defs", "definitions", "dependentSchemas", "dependencies"];
 
-/// Writes the counting keyword into every subschema; how many values there are that no such keyword stands for.
-fn meter(schema: &mut Value, metering: &Metering) -> usize {
+/// Writes the counting keyword into every subschema; how long that is for which no such keyword stands.
+fn meter(schema: &mut Value, metering: &Metering) -> u64 {
     match schema {
         Value::Array(elements) => elements.iter_mut().map(|element| meter(element, metering)).sum(),
         Value::Object(members) => {
-            let mut nodes = 1;
+            let mut length = VALUE_BYTES;
             for (keyword, value) in members.iter_mut() {
-                if MAP_KEYWORDS.contains(&keyword.as_str()) {
-                    let named = value.as_object_mut().into_iter().flat_map(Map::values_mut);
-                    nodes += named.map(|schema| meter(schema, metering)).sum::<usize>();
-                } else if !DATA_KEYWORDS.contains(&keyword.as_str()) {
-                    nodes += meter(value, metering);
-                } else {
-                    nodes += size(value);
-                }
+                length += match value {
+                    Value::Object(named) if MAP_KEYWORDS.contains(&keyword.as_str()) => {
+                        named.iter_mut().map(|(name, schema)| name.len() as u64 + meter(schema, metering)).sum()
+                    }
+                    _ if MAP_KEYWORDS.contains(&keyword.as_str()) || DATA_KEYWORDS.contains(&keyword.as_str()) => {
+                        bytes(value)
+                    }
+                    _ => meter(value, metering),
+                };
             }
-            if metering.write(members, nodes) { 0 } else { nodes }
+            if metering.write(members, length) { 0 } else { length }
         }
-        _ => 1,
+        _ => bytes(schema),
     }
 }
 

@@ -283,7 +283,7 @@ impl<'d> Document<'d> {
 
     /// What one subschema leads to, where that is known of all that it leads to at once.
     fn reach(&self, schema: &'d Value, known: &HashMap<usize, Option<Reach>>) -> Reach {
-        let own = Reach { subschemas: 1, values: size(schema) as u64, steps: 0 };
+        let own = Reach { subschemas: 1, values: size(schema), steps: 0 };
         self.in_place(schema).into_iter().fold(own, |all, (_, next)| {
             let next = known.get(&address(next)).copied().flatten().unwrap_or_default();
             Reach {
@@ -351,7 +351,7 @@ fn gather<'d>(schema: &'d Value, found: &mut Vec<&'d Value>) {
 }
 
 /// How many values of a document stand in a subschema.
-pub(super) fn size(schema: &Value) -> usize {
+fn size(schema: &Value) -> u64 {
     let below = match schema {
         Value::Array(elements) => elements.iter().map(size).sum(),
         Value::Object(members) => members.values().map(size).sum(),
@@ -413,6 +413,23 @@ mod tests {
     }
 
     #[test]
+    fn documents_in_a_document_with_dynamic_references_cost_what_others_cost() {
+        let tree = |dynamic: &str| {
+            format!(
+                r#"{{"$id": "https://e.org/strict", "$dynamicAnchor": "node", "$ref": "tree", "unevaluatedProperties": false,
+                "$defs": {{"tree": {{"$id": "https://e.org/tree", "$dynamicAnchor": "node", "properties": {{"data": true,
+                "children": {{"items": {{{dynamic}}}}}}}}}}}}}"#
+            )
+        };
+        let data = (0..50).fold(format!("\"{}\"", "a".repeat(400_000)), |data, level| {
+            if level == 0 { format!(r#"{{"data": {data}}}"#) } else { format!(r#"{{"children": [{data}]}}"#) }
+        });
+        let schema = schema(&tree(r##""$dynamicRef": "#node""##));
+        assert_eq!(schema.validate(data.as_bytes()), Ok(()), "none of them is a draft's own");
+        assert!(schema.validate(br#"{"children": [{"daat": 1}]}"#).is_err());
+    }
+
+    #[test]
     fn dynamic_references_that_lead_on_in_many_ways_are_refused_before_they_take_memory() {
         let within = r##""$dynamicAnchor": "m", "minProperties": 0, "items": {"$dynamicRef": "#m"},"##;
         let document = |count: usize| bundle(DRAFTS[0], count, within, |n| vec![n + 1, (n + 2).min(count)]);
@@ -421,6 +438,9 @@ mod tests {
         let heavy = format!(r#""type": "integer", "const": [{}0]"#, "1,".repeat(9_000));
         let error = Schema::parse(&document(13).replace(r#""type": "integer""#, &heavy))
             .expect_err("a large value is there often");
+        assert!(error.message.contains("too many ways"), "{error}");
+        let long = format!(r#""required": ["{}"]"#, "x".repeat(150_000));
+        let error = Schema::parse(&document(13).replace(r#""type": "integer""#, &long)).expect_err("so is a long text");
         assert!(error.message.contains("too many ways"), "{error}");
         let meta = r#""$ref": "https://json-schema.org/draft/2020-12/schema""#;
         let error =

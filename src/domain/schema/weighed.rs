@@ -6,6 +6,7 @@ use super::cost::{UNITS_MAX, charge};
 use super::{PATTERN_BYTES_MAX, explain, options};
 use jsonschema::{Draft, Keyword, ValidationError, Validator};
 use serde_json::{Map, Value};
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -19,7 +20,7 @@ const UNIQUE_BYTES_PER_UNIT: u64 = 128;
 /// So many bytes of a value that is told of cost one unit.
 pub(super) const COPIED_BYTES_PER_UNIT: u64 = 64;
 /// What a value takes besides, in bytes.
-const VALUE_BYTES: u64 = 16;
+pub(super) const VALUE_BYTES: u64 = 16;
 
 /// The keywords of a draft.
 pub(super) fn keywords(draft: Draft) -> impl Iterator<Item = &'static str> {
@@ -45,14 +46,9 @@ impl Weighed {
             stands.filter_map(|name| schema.get(name).map(|value| (name.to_owned(), value.clone()))).collect();
         let alone = Value::Object(alone);
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let name = format!("{keyword} {alone}");
-        let check = match known.get(&name) {
-            Some(check) => Arc::clone(check),
-            None => {
-                let check = Arc::new(Check::compile(draft, keyword, &alone)?);
-                known.insert(name, Arc::clone(&check));
-                check
-            }
+        let check = match known.entry(alone.to_string()) {
+            Entry::Occupied(known) => Arc::clone(known.get()),
+            Entry::Vacant(new) => Arc::clone(new.insert(Arc::new(Check::compile(draft, keyword, &alone)?))),
         };
         Ok(Box::new(Shared(check)))
     }
@@ -63,30 +59,22 @@ struct Shared(Arc<Check>);
 enum Check {
     /// `uniqueItems`.
     Unique,
-    /// What looks at texts: so many bytes cost one unit.
-    Text { validator: Validator, bytes_per_unit: u64 },
-    /// A `format` that is a regular expression, whose reader goes back and forth.
-    Expression(Validator),
-    /// What asks for nothing.
-    Nothing,
+    /// What looks at texts: so many bytes cost one unit, and longer ones too much.
+    Text { validator: Validator, bytes_per_unit: u64, bytes_max: usize },
 }
 
 impl Check {
     fn compile(draft: Draft, keyword: &str, alone: &Value) -> Result<Self, ValidationError<'static>> {
-        let value = alone.get(keyword).cloned().unwrap_or_default();
-        Ok(match (keyword, value) {
-            ("uniqueItems", Value::Bool(true)) => Self::Unique,
-            ("format", Value::String(format)) if format == "regex" => Self::Expression(options(draft).build(alone)?),
-            ("uniqueItems", Value::Bool(false)) => Self::Nothing,
-            _ => {
-                let bytes_per_unit = match keyword {
-                    "minLength" | "maxLength" => 2 * 1024,
-                    "format" => 256,
-                    _ => 64,
-                };
-                Self::Text { validator: options(draft).build(alone)?, bytes_per_unit }
-            }
-        })
+        let value = &alone[keyword];
+        let (bytes_per_unit, bytes_max) = match keyword {
+            "uniqueItems" if value == true => return Ok(Self::Unique),
+            "minLength" | "maxLength" => (2 * 1024, usize::MAX),
+            // Who reads an expression goes back and forth.
+            "format" if value == "regex" => (4, PATTERN_BYTES_MAX),
+            "format" => (256, usize::MAX),
+            _ => (64, usize::MAX),
+        };
+        Ok(Self::Text { validator: options(draft).build(alone)?, bytes_per_unit, bytes_max })
     }
 
     fn is_valid(&self, instance: &Value) -> bool {
@@ -96,12 +84,8 @@ impl Check {
                 let mut seen = HashSet::with_capacity(elements.len());
                 elements.iter().all(|element| seen.insert(Canonical::read(element)))
             }
-            (Self::Text { validator, bytes_per_unit }, Value::String(text)) => {
-                charge(text.len() as u64 / bytes_per_unit);
-                validator.is_valid(instance)
-            }
-            (Self::Expression(validator), Value::String(text)) => {
-                charge(if text.len() > PATTERN_BYTES_MAX { UNITS_MAX + 1 } else { text.len() as u64 / 4 });
+            (Self::Text { validator, bytes_per_unit, bytes_max }, Value::String(text)) => {
+                charge(if text.len() > *bytes_max { UNITS_MAX + 1 } else { text.len() as u64 / bytes_per_unit });
                 validator.is_valid(instance)
             }
             _ => true,
@@ -112,10 +96,9 @@ impl Check {
     fn message(&self, instance: &Value) -> String {
         match self {
             Self::Unique => "the value has non-unique elements".to_owned(),
-            Self::Text { validator, .. } | Self::Expression(validator) => {
+            Self::Text { validator, .. } => {
                 validator.validate(instance).err().as_ref().map(explain).unwrap_or_default()
             }
-            Self::Nothing => String::new(),
         }
     }
 }
@@ -135,7 +118,7 @@ impl<'i> Keyword<'i> for Shared {
     }
 }
 
-/// About how long a value is, and as long for one who reads it.
+/// About how long a value is, whether of a document or of data.
 pub(super) fn bytes(value: &Value) -> u64 {
     let within = match value {
         Value::String(text) => text.len() as u64,
@@ -191,13 +174,27 @@ mod tests {
         let document = r#"{"uniqueItems": true}"#;
         let fits = r#"[18446744073709551616, 18446744073709551617, "1", 1, {"a": 1}]"#;
         assert_eq!(schema(document).validate(fits.as_bytes()), Ok(()));
-        assert_eq!(violations(document, "[1e400, 10e399]").len(), 1);
+        for alike in ["[1e400, 10e399]", "[0, 0e99999999999999999999]", r#"[{"a": 1, "b": 2}, {"b": 2.0, "a": 1}]"#] {
+            assert_eq!(violations(document, alike).len(), 1, "{alike}");
+        }
+        assert_eq!(schema(r#"{"uniqueItems": false}"#).validate(b"[1, 1]"), Ok(()));
         let begin = Instant::now();
         let alike = format!("[{}0]", "1e400,".repeat(40_000));
         assert_eq!(violations(document, &alike).len(), 1);
         let close: Vec<_> = (0..40_000).map(|n| format!("1{n:05}e400")).collect();
         assert_eq!(schema(document).validate(format!("[{}]", close.join(",")).as_bytes()), Ok(()));
         assert!(begin.elapsed() < CHECK_MAX, "{:?}", begin.elapsed());
+    }
+
+    #[test]
+    fn long_values_that_are_compared_again_and_again_cost_something() {
+        let list = format!("[{}0]", "1,".repeat(7_000));
+        for keyword in [format!(r#""const": {list}"#), format!(r#""enum": [{list}]"#)] {
+            let refer = vec![r##"{"$ref": "#/$defs/c"}"##; 800].join(",");
+            let document = format!(r#"{{"$defs": {{"c": {{{keyword}}}}}, "allOf": [{refer}]}}"#);
+            assert!(schema(&document).validate_briefly(list.as_bytes()).is_none(), "others do not wait");
+            assert_eq!(schema(&document).validate(list.as_bytes()), Ok(()));
+        }
     }
 
     #[test]
