@@ -17,8 +17,6 @@ pub(super) struct Bounds {
     draft: Option<Draft>,
     nodes: usize,
     pattern_bytes: usize,
-    /// Of the expressions of `patternProperties`.
-    pub name_states: u64,
     pub expressions: Expressions,
     pub places_bytes: usize,
     ids: HashSet<String>,
@@ -93,7 +91,7 @@ impl Bounds {
                     for (name, schema) in named {
                         path.push(name.clone());
                         if keyword == "patternProperties" {
-                            self.name_states = self.name_states.saturating_add(self.pattern(name, true, path)?);
+                            self.pattern(name, path)?;
                         }
                         self.walk(schema, path)?;
                         path.pop();
@@ -126,19 +124,19 @@ impl Bounds {
             {
                 Err(refuse(&pointer(path), format!("names more than {ALTERNATIVES_MAX} properties")))
             }
-            ("pattern", Value::String(pattern)) => self.pattern(pattern, false, path).map(drop),
+            ("pattern", Value::String(pattern)) => self.pattern(pattern, path),
             _ => Ok(()),
         }
     }
 
-    /// Counts an expression; how many states it has.
-    fn pattern(&mut self, pattern: &str, is_name: bool, path: &[String]) -> Result<u64, SchemaError> {
+    /// Counts an expression.
+    fn pattern(&mut self, pattern: &str, path: &[String]) -> Result<(), SchemaError> {
         self.pattern_bytes += pattern.len();
         if self.pattern_bytes > PATTERN_BYTES_MAX {
             let message = format!("the document's patterns are longer than {PATTERN_BYTES_MAX} bytes together");
             return Err(refuse(&pointer(path), message));
         }
-        self.expressions.add(pattern, is_name).map_err(|message| refuse(&pointer(path), message))
+        self.expressions.add(pattern).map_err(|message| refuse(&pointer(path), message))
     }
 
     /// True for an absolute reference to what is neither in the document nor one of the drafts' own schemas. The compiler refuses

@@ -6,30 +6,37 @@
 //! `format` is an assertion in draft 7 (formats that are not known are ignored) and an annotation in 2020-12, as the drafts have it.
 //! Patterns are matched in linear time.
 
+mod asserted;
 mod bounds;
 pub mod compatibility;
+mod compile;
 mod cost;
+mod evaluate;
 mod patterns;
+mod program;
 mod references;
-mod weighed;
+mod told;
+mod weight;
 
 use super::json::{check_json, to_json_error};
 use bounds::Bounds;
-use cost::{Metering, Stopped, UNITS_BRIEF, UNITS_MAX};
-use jsonschema::error::ValidationErrorKind;
-use jsonschema::{Draft, ReferencingError, ValidationError, ValidationOptions, Validator};
-use patterns::Pattern;
+use cost::{Stopped, UNITS_BRIEF, UNITS_MAX};
+use evaluate::Pass;
+use jsonschema::Draft;
+use program::Program;
 use references::Document;
 use serde_json::Value;
-use std::collections::HashMap;
 use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use weighed::{VALUE_BYTES, Weighed, bytes};
+use std::panic::catch_unwind;
+pub use told::Violation;
+use told::{explain, shorten};
 
 /// The stack of a check that may cost all that one may.
 const STACK_BYTES: usize = 128 * 1024 * 1024;
+/// How deep subschemas may lead on within each other on that stack: 128 values within each other, and 100 subschemas for each.
+const DEPTH_MAX: usize = 13_000;
+/// The same on the caller's stack.
+const DEPTH_BRIEF: usize = 128;
 /// How long a document may be, in bytes.
 pub const DOCUMENT_BYTES_MAX: usize = 256 * 1024;
 /// How deep a document may be nested.
@@ -52,26 +59,11 @@ pub const VIOLATIONS_MAX: usize = 32;
 
 /// What is said where names or identifiers make a document too long.
 const TOO_LONG_PLACES: &str = "has too long names or identifiers above too many values";
-/// What is said where a document cannot be compiled for all its references.
-const TOO_MANY_WAYS: &str = "leads to its subschemas, by dynamic references or identifiers, in too many ways";
 /// What is said of an expression that is none.
 const NO_PATTERN: &str = "is not a regular expression without look-around and back-references, or is too large";
-/// What a compiled document takes in memory for each of its bytes.
-const COMPILED_BYTES_PER_BYTE: usize = 32;
-/// How much may be compiled, as [`bytes`] has it, each part of a document as often as the ways differ that references lead to it. So many
-/// times the document is the other bound.
-const COMPILED_MAX: u64 = 128 * 1024;
-const COMPILED_TIMES_MAX: u64 = 3;
-/// What each of these takes in memory.
-const COMPILED_BYTES_PER_COUNTED: u64 = 24;
-/// How long a message may be, in characters.
-const MESSAGE_CHARS_MAX: usize = 300;
-
 /// A compiled schema.
 pub struct Schema {
-    validator: Validator,
-    /// How many states the expressions of all its `patternProperties` have together.
-    name_states: u64,
+    program: Program,
     memory_bytes: usize,
 }
 
@@ -82,17 +74,6 @@ pub struct SchemaError {
     /// JSON pointer (RFC 6901) into the document; empty for the whole of it.
     pub pointer: String,
     /// What is wrong.
-    pub message: String,
-}
-
-/// One place where data breaks a schema.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Violation {
-    /// JSON pointer (RFC 6901) into the data.
-    pub data_pointer: String,
-    /// JSON pointer into the schema.
-    pub schema_pointer: String,
-    /// What is wrong, without the value.
     pub message: String,
 }
 
@@ -110,66 +91,12 @@ impl Schema {
             .map_err(|error| refuse("", format!("is not JSON: {}", to_json_error(document.as_bytes(), &error))))?;
         let draft = draft(&value)?;
         let bounds = Bounds::check(&value, draft)?;
-        let by_pointers = {
-            let references = Document::new(&value, draft)?;
-            references.check_progress()?;
-            references.by_pointers()?
-        };
-        let name_states = bounds.name_states;
-        let lone_references = draft == Draft::Draft7;
-        let metering = Metering { lone_references, by_pointers: by_pointers.is_some(), name_states };
-        let mut value = by_pointers.unwrap_or(value);
-        let compiled_max = COMPILED_MAX.max(COMPILED_TIMES_MAX * bytes(&value));
-        meter(&mut value, &metering);
-        // The compiler is a dependency and the document is a stranger's: a panic there is a refusal, not the end of the task.
-        let no_pattern_at = Arc::new(OnceLock::new());
-        let (place, compiled) = (Arc::clone(&no_pattern_at), Mutex::new(HashMap::new()));
-        let counted = Arc::new(AtomicU64::new(0));
-        let count = Arc::clone(&counted);
-        let built = catch_unwind(AssertUnwindSafe(|| {
-            let checks = Arc::new(Weighed::default());
-            let weighed = weighed::keywords(draft).fold(options(draft), |options, keyword| {
-                let checks = Arc::clone(&checks);
-                options.with_keyword(keyword, move |schema, _, _| checks.keyword(draft, keyword, schema))
-            });
-            weighed
-                .with_keyword(cost::KEYWORD, move |_, value, _| {
-                    let (keyword, more) = cost::keyword(value);
-                    if count.fetch_add(more, Ordering::Relaxed) + more > compiled_max {
-                        return Err(ValidationError::custom(TOO_MANY_WAYS));
-                    }
-                    Ok(keyword)
-                })
-                .with_keyword(patterns::KEYWORD, move |_, value, path| {
-                    let source = value.as_str().unwrap_or_default();
-                    let mut compiled = compiled.lock().unwrap_or_else(PoisonError::into_inner);
-                    match compiled.entry(source.to_owned()).or_insert_with(|| Pattern::compile(source)).clone() {
-                        Some(pattern) => Ok(Box::new(pattern)),
-                        None => {
-                            // The error knows of no place, and nothing is compiled after the first one.
-                            let _ = place.set(path.as_str().to_owned());
-                            Err(ValidationError::custom(NO_PATTERN))
-                        }
-                    }
-                })
-                .build(&value)
-        }));
-        match built {
-            Ok(Ok(validator)) => {
-                let compiled = counted.load(Ordering::Relaxed) * COMPILED_BYTES_PER_COUNTED;
-                let memory_bytes = (document.len() * COMPILED_BYTES_PER_BYTE)
-                    .max(usize::try_from(compiled).unwrap_or(usize::MAX))
-                    + bounds.places_bytes
-                    + bounds.expressions.memory_bytes();
-                Ok(Self { validator, name_states, memory_bytes })
-            }
-            Ok(Err(_)) if counted.load(Ordering::Relaxed) > compiled_max => Err(refuse("", TOO_MANY_WAYS)),
-            Ok(Err(error)) => {
-                let at = no_pattern_at.get().map_or(error.instance_path().as_str(), String::as_str);
-                Err(refuse(at, shorten(&explain(&error))))
-            }
-            Err(_) => Err(refuse("", "cannot be compiled")),
-        }
+        let document = Document::new(&value, draft)?;
+        document.check_progress()?;
+        check_shape(&value, draft)?;
+        let program = compile::compile(&document)?;
+        let memory_bytes = program.memory_bytes + bounds.expressions.memory_bytes();
+        Ok(Self { program, memory_bytes })
     }
 
     /// About what it takes in memory.
@@ -184,21 +111,22 @@ impl Schema {
     pub fn validate(&self, data: &[u8]) -> Result<(), Vec<Violation>> {
         let value = match parse_data(data) {
             Ok(value) => value,
-            Err(message) => return Err(whole(&message)),
+            Err(message) => return Err(Violation::whole(&message)),
         };
-        if let Some(checked) = self.check(&value, UNITS_BRIEF) {
+        if let Some(checked) = self.check(&value, UNITS_BRIEF, DEPTH_BRIEF) {
             return checked;
         }
         // References that follow each other and data within data are bounded by what they cost together, which is more than the caller's
         // stack is enough for. Where there is no thread for it nothing is said of the data: the panic ends the work, which is tried again.
         std::thread::scope(|scope| {
             let checking = std::thread::Builder::new().name("schema".to_owned()).stack_size(STACK_BYTES);
-            let checking =
-                checking.spawn_scoped(scope, || self.check(&value, UNITS_MAX)).expect("a thread can be made");
+            let checking = checking
+                .spawn_scoped(scope, || self.check(&value, UNITS_MAX, DEPTH_MAX))
+                .expect("a thread can be made");
             match checking.join() {
                 Ok(Some(checked)) => checked,
-                Ok(None) => Err(whole("costs too much to check against the schema")),
-                Err(_) => Err(whole("cannot be checked against the schema")),
+                Ok(None) => Err(Violation::whole("costs too much to check against the schema")),
+                Err(_) => Err(Violation::whole("cannot be checked against the schema")),
             }
         })
     }
@@ -206,45 +134,38 @@ impl Schema {
     /// As [`Self::validate`], where others wait for the thread: none for data that takes long to check.
     pub fn validate_briefly(&self, data: &[u8]) -> Option<Result<(), Vec<Violation>>> {
         match parse_data(data) {
-            Ok(value) => self.check(&value, UNITS_BRIEF),
-            Err(message) => Some(Err(whole(&message))),
+            Ok(value) => self.check(&value, UNITS_BRIEF, DEPTH_BRIEF),
+            Err(message) => Some(Err(Violation::whole(&message))),
         }
     }
 
-    /// None where either pass, that which judges or that which explains, costs more than so many units.
-    fn check(&self, value: &Value, units: u64) -> Option<Result<(), Vec<Violation>>> {
-        let judge = || {
-            patterns::charge_for_names(value, self.name_states);
-            self.validator.is_valid(value)
-        };
-        let explain = || {
-            patterns::charge_for_names(value, self.name_states);
-            self.validator.iter_errors(value).take(VIOLATIONS_MAX).map(|error| violation(&error)).collect()
-        };
-        let checked = cost::bounded(units, judge)
-            .and_then(|valid| if valid { Ok(Vec::new()) } else { cost::bounded(units, explain) });
-        match checked {
-            Ok(violations) if violations.is_empty() => Some(Ok(())),
-            Ok(violations) => Some(Err(violations)),
+    /// None where either pass, that which judges or that which explains, costs more than so many units, or goes deeper than that.
+    fn check(&self, value: &Value, units: u64, depth: usize) -> Option<Result<(), Vec<Violation>>> {
+        let judge = || Pass::judge(&self.program, value, depth);
+        let explain = || Pass::explain(&self.program, value, depth);
+        match cost::bounded(units, judge)
+            .and_then(|valid| if valid { Ok(None) } else { cost::bounded(units, explain).map(Some) })
+        {
+            Ok(None) => Some(Ok(())),
+            Ok(Some(violations)) => Some(Err(violations)),
             Err(Stopped::Cost) => None,
-            Err(Stopped::Panic) => Some(Err(whole("cannot be checked against the schema"))),
+            Err(Stopped::Panic) => Some(Err(Violation::whole("cannot be checked against the schema"))),
         }
     }
 }
 
-/// How documents of a draft are compiled.
-fn options(draft: Draft) -> ValidationOptions<'static> {
-    jsonschema::options()
-        .with_draft(draft)
-        .offline()
-        .should_validate_formats(draft == Draft::Draft7)
-        .should_ignore_unknown_formats(true)
-        .with_pattern_options(patterns::options())
-}
-
-/// One violation, of the data as a whole.
-fn whole(message: &str) -> Vec<Violation> {
-    vec![Violation { data_pointer: String::new(), schema_pointer: String::new(), message: message.to_owned() }]
+/// Refuses what is no schema of its draft.
+fn check_shape(document: &Value, draft: Draft) -> Result<(), SchemaError> {
+    // The validator is a dependency and the document is a stranger's: a panic there is a refusal, not the end of the task.
+    let checked = catch_unwind(|| match draft {
+        Draft::Draft7 => jsonschema::draft7::meta::validate(document),
+        _ => jsonschema::draft202012::meta::validate(document),
+    });
+    match checked {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error)) => Err(refuse(error.instance_path().as_str(), shorten(&explain(&error)))),
+        Err(_) => Err(refuse("", "cannot be compiled")),
+    }
 }
 
 /// Reads a payload. The tree cannot tell the parser's own wrapping of numbers from an object written like it, so where the
@@ -271,46 +192,6 @@ fn has_long_number(value: &Value) -> bool {
         Value::Object(members) => members.values().any(has_long_number),
         Value::Null | Value::Bool(_) | Value::String(_) => false,
     }
-}
-
-fn violation(error: &ValidationError<'_>) -> Violation {
-    Violation {
-        data_pointer: error.instance_path().as_str().to_owned(),
-        schema_pointer: error.schema_path().as_str().to_owned(),
-        message: shorten(&explain(error)),
-    }
-}
-
-/// The message without the value. What an alternative says of each of its branches is left out for the same reason.
-fn explain(error: &ValidationError<'_>) -> String {
-    match error.kind() {
-        ValidationErrorKind::AnyOf { .. } => "is not valid under any of the schemas in anyOf".to_owned(),
-        ValidationErrorKind::OneOfNotValid { .. } => "is not valid under any of the schemas in oneOf".to_owned(),
-        ValidationErrorKind::OneOfMultipleValid { .. } => {
-            "is valid under more than one of the schemas in oneOf".to_owned()
-        }
-        ValidationErrorKind::Not { .. } => "is valid under the schema in not".to_owned(),
-        ValidationErrorKind::PropertyNames { .. } => "has a property whose name is not allowed".to_owned(),
-        ValidationErrorKind::Referencing(error) => unresolved(error),
-        ValidationErrorKind::Format { format } if format == "regex" => NO_PATTERN.to_owned(),
-        _ => error.masked_with("the value").to_string(),
-    }
-}
-
-fn unresolved(error: &ReferencingError) -> String {
-    match error {
-        ReferencingError::Unretrievable { .. } => "refers to another document, which is not fetched".to_owned(),
-        other => shorten(&other.to_string()),
-    }
-}
-
-fn shorten(message: &str) -> String {
-    let mut short: String =
-        message.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MESSAGE_CHARS_MAX).collect();
-    if short.len() < message.len() && short.chars().count() == MESSAGE_CHARS_MAX {
-        short.push_str("...");
-    }
-    short
 }
 
 fn refuse(pointer: &str, message: impl Into<String>) -> SchemaError {
@@ -341,36 +222,18 @@ const DATA_KEYWORDS: [&str; 6] = ["$vocabulary", "const", "default", "dependentR
 const MAP_KEYWORDS: [&str; 6] =
     ["properties", "patternProperties", "$defs", "definitions", "dependentSchemas", "dependencies"];
 
-/// Writes the counting keyword into every subschema; how long that is for which no such keyword stands.
-fn meter(schema: &mut Value, metering: &Metering) -> u64 {
-    match schema {
-        Value::Array(elements) => elements.iter_mut().map(|element| meter(element, metering)).sum(),
-        Value::Object(members) => {
-            let mut length = VALUE_BYTES;
-            for (keyword, value) in members.iter_mut() {
-                length += match value {
-                    Value::Object(named) if MAP_KEYWORDS.contains(&keyword.as_str()) => {
-                        named.iter_mut().map(|(name, schema)| name.len() as u64 + meter(schema, metering)).sum()
-                    }
-                    _ if MAP_KEYWORDS.contains(&keyword.as_str()) || DATA_KEYWORDS.contains(&keyword.as_str()) => {
-                        bytes(value)
-                    }
-                    _ => meter(value, metering),
-                };
-            }
-            if metering.write(members, length) { 0 } else { length }
-        }
-        _ => bytes(schema),
-    }
-}
-
 fn without_fragment(uri: &str) -> &str {
     uri.split('#').next().unwrap_or_default()
 }
 
 /// RFC 6901.
 fn pointer(path: &[String]) -> String {
-    path.iter().fold(String::new(), |pointer, part| pointer + "/" + &part.replace('~', "~0").replace('/', "~1"))
+    path.iter().fold(String::new(), |pointer, part| pointer + "/" + &escape(part))
+}
+
+/// One part of a pointer.
+fn escape(part: &str) -> String {
+    part.replace('~', "~0").replace('/', "~1")
 }
 
 impl fmt::Debug for Schema {

@@ -1,15 +1,8 @@
 //! Regular expressions, and what it costs to match them: in the worst case every byte of a text meets every state of the expression.
-//!
-//! `pattern` is taken over from the validator, so that it is charged before it is matched. `patternProperties` cannot be, as other
-//! keywords ask it which names it knows: what it costs is charged where a check begins, and by each subschema that leads to others in such a
-//! way that they may be asked once more (see [`super::cost`]).
 
 use super::COMPILED_PATTERNS_BYTES_MAX;
-use super::cost::{ELEMENTS_PER_UNIT, charge};
-use super::shorten;
-use super::weighed::{COPIED_BYTES_PER_UNIT, bytes};
+use super::cost::charge;
 use crate::domain::case_folding::large_folded;
-use jsonschema::{Keyword, PatternOptions, ValidationError};
 use jsonschema_regex::to_rust_regex;
 use regex_automata::meta::{Config, Regex};
 use regex_automata::nfa::thompson::WhichCaptures;
@@ -17,25 +10,17 @@ use regex_syntax::ast::parse::Parser;
 use regex_syntax::hir::translate::Translator;
 use regex_syntax::hir::{Class, ClassBytes, ClassUnicode, Hir, HirKind};
 use regex_syntax::utf8::Utf8Sequences;
-use serde_json::Value;
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::sync::Arc;
 
-/// The keyword.
-pub(super) const KEYWORD: &str = "pattern";
 /// How large the states of one expression may be, in bytes.
 const COMPILED_BYTES_MAX: usize = 256 * 1024;
 /// How much memory one that is used may spend on states that it has seen, in bytes, for each direction that it goes through a text.
 const SEEN_BYTES_MAX: usize = 64 * 1024;
-/// What an expression of `patternProperties` takes for each of its states and groups, in bytes, to tell what they have matched: where they
-/// begin and end, twice.
-const BYTES_PER_GROUP: u64 = 32;
-/// What it takes besides, where it has groups, for each of its states and as much as it takes at most, in bytes.
-const TABLE_BYTES: (u64, u64) = (2 * 1024, 1024 * 1024);
 /// How many large classes the expressions of a document may have that ignore case.
 const FOLDED_MAX: usize = 16;
 /// How many bytes of a text, for each state of the expression, cost one unit.
-const BYTES_PER_UNIT: u64 = 256;
+const BYTES_PER_UNIT: u64 = 16;
 /// As many states of one class of characters a byte may meet as make a difference: it is only ever at one of them.
 const CLASS_STATES: u64 = 64;
 /// As many bytes cost as much as what each match does besides.
@@ -45,60 +30,38 @@ const BYTES_PER_STATE: u64 = 64;
 /// What it takes besides, in states.
 const STATES_BESIDES: u64 = 128;
 
-/// The bounds of every expression.
-pub(super) fn options() -> PatternOptions<jsonschema::Regex> {
-    PatternOptions::regex().size_limit(COMPILED_BYTES_MAX).dfa_size_limit(SEEN_BYTES_MAX)
-}
-
-/// Charges for matching the names of all objects within a value against expressions of so many states together.
-pub(super) fn charge_for_names(value: &Value, states: u64) {
-    if states > 0 {
-        let (values, bytes) = names(value);
-        charge(values / ELEMENTS_PER_UNIT + bytes.saturating_mul(states) / BYTES_PER_UNIT);
-    }
-}
-
 /// What the expressions of a document are, each once.
 #[derive(Default)]
 pub(super) struct Expressions {
     /// Their states.
-    known: HashMap<(String, bool), u64>,
+    known: HashSet<String>,
     folded: usize,
     /// How large they are when they are compiled, in bytes.
     pub bytes: u64,
 }
 
 impl Expressions {
-    /// Adds an expression, and answers how many states it has, or somewhat more; `is_name` is true of one of `patternProperties`. One that the
-    /// validator does not know has none: it is refused when it is compiled. The message says why one is refused here.
-    pub fn add(&mut self, pattern: &str, is_name: bool) -> Result<u64, String> {
-        let key = (pattern.to_owned(), is_name);
-        if let Some(states) = self.known.get(&key) {
-            return Ok(*states);
+    /// Adds an expression. One that is none is refused when it is compiled. The message says why one is refused here.
+    pub fn add(&mut self, pattern: &str) -> Result<(), String> {
+        if self.known.contains(pattern) {
+            return Ok(());
         }
-        let Some(expression) = Expression::read(pattern, FOLDED_MAX - self.folded) else { return Ok(0) };
-        let Expression { parsed, states, all, folded } = expression;
-        let Some(parsed) = parsed else {
+        let Some(Expression { parsed, all, folded, .. }) = Expression::read(pattern, FOLDED_MAX - self.folded) else {
+            return Ok(());
+        };
+        if parsed.is_none() {
             return Err(format!("the document's patterns have more than {FOLDED_MAX} large classes that ignore case"));
-        };
+        }
         self.folded += folded;
-        self.known.insert(key, states);
-        let groups = match parsed.properties().explicit_captures_len() as u64 {
-            0 => 0,
-            _ if !is_name => 0,
-            groups => all
-                .saturating_mul(TABLE_BYTES.0)
-                .min(TABLE_BYTES.1)
-                .saturating_add(all.saturating_mul(groups + 1).saturating_mul(BYTES_PER_GROUP)),
-        };
+        self.known.insert(pattern.to_owned());
         let compiled = all.saturating_add(STATES_BESIDES).saturating_mul(BYTES_PER_STATE);
-        self.bytes = self.bytes.saturating_add(compiled).saturating_add(groups);
+        self.bytes = self.bytes.saturating_add(compiled);
         if self.bytes > COMPILED_PATTERNS_BYTES_MAX {
             return Err(format!(
                 "the document's patterns take more than {COMPILED_PATTERNS_BYTES_MAX} bytes together, compiled"
             ));
         }
-        Ok(states)
+        Ok(())
     }
 
     /// About what they take in memory once they are used.
@@ -153,40 +116,15 @@ impl Pattern {
         Some(Self(Arc::new(Compiled { regex, source: source.to_owned(), states })))
     }
 
+    /// The expression as it is written.
+    pub(super) fn source(&self) -> &str {
+        &self.0.source
+    }
+
     /// True where a text matches.
     pub(super) fn matches(&self, text: &str) -> bool {
-        charge((text.len() as u64 + MATCH_BYTES).saturating_mul(self.0.states) / BYTES_PER_UNIT);
+        charge(1 + (text.len() as u64 + MATCH_BYTES).saturating_mul(self.0.states) / BYTES_PER_UNIT);
         self.0.regex.is_match(text)
-    }
-}
-
-impl<'i> Keyword<'i> for Pattern {
-    fn validate(&self, instance: &'i Value) -> Result<(), ValidationError<'i>> {
-        if self.is_valid(instance) {
-            return Ok(());
-        }
-        // The error keeps a copy of the value and of the message.
-        charge(1 + bytes(instance) / COPIED_BYTES_PER_UNIT);
-        Err(ValidationError::custom(shorten(&format!("the value does not match {:?}", self.0.source))))
-    }
-
-    fn is_valid(&self, instance: &'i Value) -> bool {
-        instance.as_str().is_none_or(|text| self.matches(text))
-    }
-}
-
-/// How many values there are, and how long the names of all members are, with what each match costs besides.
-fn names(value: &Value) -> (u64, u64) {
-    let add = |(values, bytes): (u64, u64), (name, value): (u64, &Value)| {
-        let below = names(value);
-        (values + below.0, bytes + name + below.1)
-    };
-    match value {
-        Value::Object(members) => {
-            members.iter().map(|(name, member)| (name.len() as u64 + MATCH_BYTES, member)).fold((1, 0), add)
-        }
-        Value::Array(elements) => elements.iter().map(|element| (0, element)).fold((1, 0), add),
-        _ => (1, 0),
     }
 }
 
@@ -251,28 +189,12 @@ mod tests {
 
     #[test]
     fn names_that_are_matched_again_and_again_cost_too_much() {
-        let asked: Vec<_> = (0..60).map(|_| r##"{"not": {"$ref": "#/$defs/a"}}"##).collect();
-        let document = format!(
-            r#"{{"$defs": {{"a": {{"patternProperties": {{"[ab]*a[ab]{{2000}}q": true, "": {{"type": "string"}}}}}}}}, "allOf": [{}]}}"#,
-            asked.join(",")
-        );
-        let schema = schema(&document);
+        let asked = vec![r##"{"$ref": "#/$defs/a"}"##; 60].join(",");
+        let known = r#"{"patternProperties": {"[ab]*a[ab]{2000}q": true, "": {"type": "integer"}}}"#;
+        let schema = schema(&format!(r#"{{"$defs": {{"a": {known}}}, "allOf": [{asked}]}}"#));
         let data = format!(r#"{{"{}": 1}}"#, "ab".repeat(5_000));
         let begin = Instant::now();
         let found = schema.validate(data.as_bytes()).expect_err("the name is long");
-        assert!(found[0].message.contains("costs too much"), "{found:?}");
-        assert!(begin.elapsed() < CHECK_MAX, "{:?}", begin.elapsed());
-    }
-
-    #[test]
-    fn looking_for_names_again_and_again_where_there_are_none_costs_too_much() {
-        let asked = vec![r#"{"not": {"type": "string"}}"#; 900].join(",");
-        let schema =
-            schema(&format!(r#"{{"patternProperties": {{"^x-": {{"type": "string"}}}}, "allOf": [{asked}]}}"#));
-        let data = format!("[{}]", vec!["0"; 500_000].join(","));
-        let begin = Instant::now();
-        assert!(schema.validate_briefly(data.as_bytes()).is_none(), "others do not wait for it");
-        let found = schema.validate(data.as_bytes()).expect_err("each of them looks through all of it");
         assert!(found[0].message.contains("costs too much"), "{found:?}");
         assert!(begin.elapsed() < CHECK_MAX, "{:?}", begin.elapsed());
     }
@@ -313,12 +235,6 @@ mod tests {
         let often = schema(&document(300, &|_| large(0)));
         assert!(often.memory_bytes() < few.memory_bytes(), "{}", often.memory_bytes());
         assert!(schema(&document(300, &|n| format!("^[a-z]+-{n}$"))).memory_bytes() < 64 << 20);
-        let many = format!(r#"{{"patternProperties": {{"{}": true}}}}"#, "(a?)".repeat(1_500));
-        assert!(Schema::parse(&many).is_err_and(|error| error.message.contains("compiled")), "so are many groups");
-        let groups = |n: usize| format!(r#"{{"patternProperties": {{"^{}{n}$": true}}}}"#, "(a|b)".repeat(100));
-        let plain = format!(r#"{{"patternProperties": {{"^{}$": true}}}}"#, "[ab]".repeat(400));
-        assert!(schema(&groups(0)).memory_bytes() > 1 << 20, "tables of groups are weighed");
-        assert!(schema(&plain).memory_bytes() < 1 << 20);
     }
 
     #[test]

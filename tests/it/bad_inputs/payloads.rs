@@ -116,12 +116,6 @@ async fn e3_schemas_that_reach_out_or_cost_too_much_are_refused() {
     let deep = format!("{}{{}}{}", "{\"not\":".repeat(5_000), "}".repeat(5_000));
     let patterns: Vec<_> = (0..100).map(|n| json!({ "pattern": format!("{}{n}", "(a|b)*c".repeat(200)) })).collect();
     let large: Vec<_> = (0..1_000).map(|n| json!({ "pattern": format!("\\p{{L}}{{5}}{n}") })).collect();
-    let way = |n: u32| {
-        let to = |n: u32| json!({ "$ref": format!("https://e.org/{}/", n.min(59)) });
-        let next = json!({ "a": to(n + 1), "b": to(n + 2), "c": { "$dynamicRef": "#m" } });
-        (n.to_string(), json!({ "$id": format!("https://e.org/{n}/"), "$dynamicAnchor": "m", "properties": next }))
-    };
-    let ways: serde_json::Map<_, _> = (0..60).map(way).collect();
     let dependent: HashMap<_, _> = (0..2_000).map(|n| (format!("a{n}"), json!(["b"]))).collect();
     let documents = [
         ("a remote reference", json!({ "$ref": remote }).to_string()),
@@ -146,10 +140,6 @@ async fn e3_schemas_that_reach_out_or_cost_too_much_are_refused() {
         ("10,000 alternatives", json!({ "anyOf": alternatives }).to_string()),
         ("5,000 deep", deep),
         ("300 KiB", json!({ "description": "x".repeat(300 << 10) }).to_string()),
-        (
-            "references that lead on in endlessly many ways",
-            json!({ "$defs": ways, "$ref": "https://e.org/0/" }).to_string(),
-        ),
         ("a number of 200 digits", format!("{{\"minimum\": 1{}}}", "0".repeat(200))),
         ("2,000 dependent names", json!({ "dependentRequired": dependent }).to_string()),
         ("a number", "1".to_owned()),

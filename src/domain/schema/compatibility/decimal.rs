@@ -1,9 +1,13 @@
 //! Values of a schema, compared exactly: a number may have more digits than any machine type.
 
 use crate::domain::schema::cost::charge;
+use num_bigint::BigUint;
 use serde_json::{Number, Value};
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
+
+/// A larger exponent, of either sign, is beyond all measure.
+const EXPONENT_MAX: i64 = i64::MAX / 4;
 
 /// How many bytes of a number or a text cost one unit.
 const BYTES_PER_UNIT: usize = 64;
@@ -26,7 +30,22 @@ impl Decimal {
         Self::parse(number)
     }
 
+    /// The number, or the nearest one whose exponent is not beyond all measure. Whoever asks has charged for it.
+    pub(in crate::domain::schema) fn nearest(number: &Number) -> Self {
+        Self::read(number, |exponent| Some(if exponent.starts_with('-') { -EXPONENT_MAX } else { EXPONENT_MAX }))
+            .unwrap_or_else(Self::zero)
+    }
+
     fn parse(number: &Number) -> Option<Self> {
+        Self::read(number, |_| None)
+    }
+
+    fn zero() -> Self {
+        Self { negative: false, digits: String::new(), exponent: 0 }
+    }
+
+    /// Reads a number, and of an exponent beyond all measure what is said.
+    fn read(number: &Number, beyond: impl Fn(&str) -> Option<i64>) -> Option<Self> {
         let text = number.as_str();
         let (negative, text) = text.strip_prefix('-').map_or((false, text), |rest| (true, rest));
         let (mantissa, exponent) = text.split_once(['e', 'E']).unwrap_or((text, "0"));
@@ -35,20 +54,43 @@ impl Decimal {
         let leading = digits.len() - digits.trim_start_matches('0').len();
         let digits = digits.trim_matches('0').to_owned();
         if digits.is_empty() {
-            return Some(Self { negative: false, digits, exponent: 0 });
+            return Some(Self::zero());
         }
-        let exponent: i64 = exponent.parse().ok()?;
+        let measured = exponent.parse().ok().filter(|exponent: &i64| exponent.unsigned_abs() <= EXPONENT_MAX as u64);
+        let exponent = measured.or_else(|| beyond(exponent))?;
         let point = i64::try_from(whole.len()).ok()? - i64::try_from(leading).ok()?;
         Some(Self { negative, digits, exponent: exponent.checked_add(point)? })
     }
 
+    /// True below zero.
+    pub(in crate::domain::schema) fn is_negative(&self) -> bool {
+        self.negative
+    }
+
+    /// True where it is another one, above zero, so many times.
+    pub(in crate::domain::schema) fn is_multiple_of(&self, divisor: &Self) -> bool {
+        if self.digits.is_empty() {
+            return true;
+        }
+        // A whole number that does not end in zero, times ten to the `power`.
+        let parts = |number: &Self| {
+            let power = number.exponent - i64::try_from(number.digits.len()).ok()?;
+            Some((number.digits.parse::<BigUint>().ok()?, power))
+        };
+        let (Some((number, power)), Some((divisor, least))) = (parts(self), parts(divisor)) else { return false };
+        // One that does not end in zero is no multiple of ten.
+        let Ok(power) = u64::try_from(power - least) else { return false };
+        let rest = number * BigUint::from(10_u8).modpow(&power.into(), &divisor) % &divisor;
+        rest == BigUint::ZERO
+    }
+
     /// True for a whole number.
-    pub(super) fn is_whole(&self) -> bool {
+    pub(in crate::domain::schema) fn is_whole(&self) -> bool {
         usize::try_from(self.exponent).map_or(self.digits.is_empty(), |exponent| exponent >= self.digits.len())
     }
 
     /// The whole number where it is one that fits.
-    pub(super) fn whole(&self) -> Option<i128> {
+    pub(in crate::domain::schema) fn whole(&self) -> Option<i128> {
         if !self.is_whole() {
             return None;
         }
@@ -117,6 +159,32 @@ impl<'v> Canonical<'v> {
 /// Equality as JSON Schema has it.
 pub(super) fn equal(a: &Value, b: &Value) -> bool {
     Canonical::of(a) == Canonical::of(b)
+}
+
+/// The same for two values of which nothing is looked at twice, up to the first difference, and charged by that.
+pub(in crate::domain::schema) fn are_equal(a: &Value, b: &Value) -> bool {
+    charge(1);
+    match (a, b) {
+        (Value::Number(one), Value::Number(other)) => one == other || Canonical::read(a) == Canonical::read(b),
+        (Value::String(one), Value::String(other)) => {
+            charge_for(one);
+            one == other
+        }
+        (Value::Array(a), Value::Array(b)) => a.len() == b.len() && a.iter().zip(b).all(|(a, b)| are_equal(a, b)),
+        (Value::Object(a), Value::Object(b)) => {
+            a.len() == b.len()
+                && a.iter().all(|(name, member)| {
+                    charge_for(name);
+                    b.get(name).is_some_and(|other| are_equal(member, other))
+                })
+        }
+        _ => a == b,
+    }
+}
+
+/// True for a number above zero.
+pub(in crate::domain::schema) fn is_positive(number: &Number) -> bool {
+    Decimal::nearest(number) > Decimal::zero()
 }
 
 fn charge_for_all(value: &Value) {
