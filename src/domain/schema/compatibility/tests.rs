@@ -135,6 +135,25 @@ fn what_cannot_be_decided_says_so_and_counts_unless_it_is_the_same() {
 }
 
 #[test]
+fn what_content_is_and_how_it_is_encoded_are_judged_together() {
+    let schema = |keywords: &str| format!(r#"{{"$schema": "http://json-schema.org/draft-07/schema#", {keywords}}}"#);
+    let (encoding, media) = (r#""contentEncoding": "base64""#, r#""contentMediaType": "application/json""#);
+    let (encoded, plain, both) = (schema(encoding), schema(media), schema(&format!("{encoding}, {media}")));
+    let split = schema(&format!(r#""allOf": [{{{encoding}}}, {{{media}}}]"#));
+    let content = br#""eyJhIjoxfQ==""#;
+    let accepted = |schema: &str| Schema::parse(schema).expect("a schema").validate(content).is_ok();
+    assert_eq!([&encoded, &both, &plain, &split].map(|schema| accepted(schema)), [true, true, false, false]);
+    for (previous, new) in [(&both, &plain), (&both, &split), (&encoded, &both), (&split, &both), (&plain, &both)] {
+        let breaks = backward(previous, new);
+        assert!(!breaks.is_empty() && breaks.iter().all(|one| one.undecided), "{previous} to {new}: {breaks:?}");
+    }
+    let titled = schema(&format!(r#""allOf": [{{{encoding}, {media}}}]"#));
+    for (previous, new) in [(&both, &titled), (&titled, &both), (&split, &encoded), (&split, &plain)] {
+        assert_eq!(backward(previous, new), [], "{previous} to {new}");
+    }
+}
+
+#[test]
 fn a_keyword_that_one_of_the_drafts_ignores_says_nothing_there() {
     for (keywords, pointer) in [
         (r#""dependentRequired": {"a": ["b"]}"#, "/dependentRequired"),
