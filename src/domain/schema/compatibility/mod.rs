@@ -17,6 +17,7 @@ mod object;
 mod relation;
 mod same;
 mod scalar;
+mod shown;
 mod work;
 
 pub(super) use decimal::Canonical;

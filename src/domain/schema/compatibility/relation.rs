@@ -10,6 +10,7 @@ use super::facts::{
 };
 use super::object::required;
 use super::same::same;
+use super::shown::shown;
 use super::work::Work;
 use super::{BREAKS_MAX, Break, Direction};
 use crate::domain::schema::cost::charge;
@@ -126,8 +127,7 @@ impl<'d> Relation<'d> {
             }
             if let Some(value) = refused {
                 let (writer, reader) = self.who();
-                let value: String = value.to_string().chars().take(60).collect();
-                let message = format!("{reader} refuses {value}, which {writer} allows");
+                let message = format!("{reader} refuses {}, which {writer} allows", shown(value));
                 return vec![self.broken(facts, schema, "", message).without_keyword()];
             }
             if known {

@@ -4,6 +4,7 @@ use super::Break;
 use super::decimal::{Decimal, equal};
 use super::facts::{FRACTION, Facts, NUMBER, STRING};
 use super::relation::Relation;
+use super::shown::shown;
 use jsonschema::Draft;
 use serde_json::Value;
 
@@ -109,7 +110,7 @@ impl<'d> Relation<'d> {
             .peekable();
         let (writer, reader) = self.who();
         if known.peek().is_none() {
-            let wanted = schema.get(keyword).unwrap_or(&Value::Null);
+            let wanted = schema.get(keyword).map(shown).unwrap_or_default();
             let message = format!("{reader} has {keyword} {wanted}, and {writer} has none");
             return Some(self.broken(facts, schema, keyword, message));
         }

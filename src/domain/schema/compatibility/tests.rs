@@ -222,6 +222,25 @@ fn what_costs_too_much_to_compare_is_not_decided() {
 }
 
 #[test]
+fn messages_show_the_beginning_of_a_long_value() {
+    let property = |n: usize| (format!("p{n}"), serde_json::json!({ "$ref": "#/$defs/v" }));
+    let properties: serde_json::Map<String, Value> = (0..10).map(property).collect();
+    let written = serde_json::json!({ "properties": properties, "$defs": { "v": { "const": "x".repeat(240_000) } } });
+    let mut alternatives = vec![serde_json::json!({ "type": "integer" }); 999];
+    alternatives.push(serde_json::json!({ "format": "x" }));
+    let property = |n: usize| (format!("p{n}"), serde_json::json!({ "$ref": "#/$defs/r" }));
+    let properties: serde_json::Map<String, Value> = (0..10).map(property).collect();
+    let read = serde_json::json!({ "properties": properties, "$defs": { "r": { "anyOf": alternatives } } });
+    let breaks = backward(&written.to_string(), &read.to_string());
+    assert!(breaks.iter().all(|one| one.message.len() < 300), "{breaks:?}");
+    let refused = backward(&written.to_string(), &read.to_string().replace(r#"{"format":"x"}"#, r#"{"type":"null"}"#));
+    assert!(refused[0].message.contains(r#"refuses "xxx"#) && refused[0].message.len() < 300, "{refused:?}");
+    let beside = serde_json::json!({ "dependentRequired": { "x".repeat(9_000): ["y".repeat(9_000)] } });
+    let refused = backward("{}", &beside.to_string());
+    assert!(refused[0].message.contains(r#"requires "yyy"#) && refused[0].message.len() < 300, "{refused:?}");
+}
+
+#[test]
 fn what_refers_far_is_compared_to_its_end() {
     let ring = |length: usize| {
         let links = (0..length).map(|n| format!(r##""a{n}":{{"items":{{"$ref":"#/$defs/a{}"}}}}"##, (n + 1) % length));
