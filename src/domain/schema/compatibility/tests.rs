@@ -265,6 +265,25 @@ fn messages_show_the_beginning_of_a_long_value() {
 }
 
 #[test]
+fn what_goes_too_deep_says_so_of_the_schemas_and_points_at_the_place() {
+    let chain = |end: &str| {
+        let links = (0..120).map(|n| format!(r##""r{n}/":{{"items":{{"$ref":"#/$defs/r{}~1"}}}}"##, n + 1));
+        let links = links.chain([format!(r#""r120/":{{"type":"{end}"}}"#)]).collect::<Vec<_>>().join(",");
+        format!(r##"{{"$ref":"#/$defs/r0~1","$defs":{{{links}}}}}"##)
+    };
+    let breaks = backward(&chain("string"), &chain("null"));
+    assert_eq!(breaks.len(), 1, "{breaks:?}");
+    let Break { pointer, message, undecided, .. } = &breaks[0];
+    assert!(*undecided && message == "the schemas cannot be compared: they are too deep", "{message}");
+    let named = pointer.strip_prefix("/$defs/r").and_then(|rest| rest.split('~').next()).map(str::parse::<usize>);
+    assert!(matches!(named, Some(Ok(_))) && !pointer.ends_with('/'), "{pointer}");
+    // A member whose name is empty keeps its place in the pointer.
+    let of = |kind: &str| format!(r#"{{"properties": {{"": {kind}}}}}"#);
+    let one = &backward(&of(r#"{"enum": [1, 2]}"#), &of(r#"{"enum": [1]}"#))[0];
+    assert_eq!((one.pointer.as_str(), one.previous_pointer.as_str()), ("/properties/", "/properties/"), "{one:?}");
+}
+
+#[test]
 fn what_refers_far_is_compared_to_its_end() {
     let ring = |length: usize| {
         let links = (0..length).map(|n| format!(r##""a{n}":{{"items":{{"$ref":"#/$defs/a{}"}}}}"##, (n + 1) % length));
