@@ -5,6 +5,7 @@ use super::decimal::Decimal;
 use super::facts::{Facts, OBJECT, STRING};
 use super::relation::Relation;
 use super::same::same;
+use super::shown::quoted;
 use crate::domain::schema::cost::charge;
 use jsonschema::Draft;
 use serde_json::{Map, Value};
@@ -133,10 +134,10 @@ impl<'d> Relation<'d> {
     fn member(&mut self, known: &Facts<'d>, name: &str, schema: &'d Value, one: &'d Value) -> Vec<Break> {
         if one == &Value::Bool(false) && known.types != 0 {
             let (writer, reader) = self.who();
-            let name: String = name.chars().take(60).collect();
+            let name = quoted(name);
             let keyword =
                 if schema.get("additionalProperties") == Some(one) { "additionalProperties" } else { "properties" };
-            let message = format!("{reader} does not allow the member {name:?}, which {writer} allows");
+            let message = format!("{reader} does not allow the member {name}, which {writer} allows");
             return vec![self.broken(known, schema, keyword, message)];
         }
         self.included(known, one)
@@ -164,8 +165,8 @@ impl<'d> Relation<'d> {
         let missing = names(wanted).filter(|name| !known.contains(name));
         let (writer, reader) = self.who();
         let describe = |name: &str| {
-            let name: String = name.chars().take(60).collect();
-            self.broken(facts, schema, "required", format!("{reader} requires {name:?}, and {writer} does not"))
+            let message = format!("{reader} requires {}, and {writer} does not", quoted(name));
+            self.broken(facts, schema, "required", message)
         };
         missing.map(describe).collect()
     }
@@ -199,7 +200,8 @@ impl<'d> Relation<'d> {
                 .collect();
             let missing = |name: &&str| !always.contains(name) && !known.contains(name);
             if let Some(needed) = names(needed).find(missing) {
-                let message = format!("{reader} requires {needed:?} beside {name:?}, and {writer} does not");
+                let (needed, name) = (quoted(needed), quoted(name));
+                let message = format!("{reader} requires {needed} beside {name}, and {writer} does not");
                 breaks.push(self.broken(facts, schema, keyword, message));
             }
         }

@@ -10,6 +10,7 @@ use super::facts::{
 };
 use super::object::required;
 use super::same::same;
+use super::shown::shown;
 use super::work::Work;
 use super::{BREAKS_MAX, Break, Direction};
 use crate::domain::schema::cost::charge;
@@ -58,9 +59,10 @@ impl<'d> Relation<'d> {
         }
     }
 
-    /// A break at a keyword of the reader's.
+    /// A break at a keyword of the reader's, or at the subschema itself where the keyword is empty.
     pub(super) fn broken(&self, facts: &Facts<'d>, schema: &Value, keyword: &str, message: String) -> Break {
-        let of_reader = format!("{}/{keyword}", self.reader.pointer(schema).unwrap_or_default());
+        let of_reader = self.reader.pointer(schema).unwrap_or_default();
+        let of_reader = if keyword.is_empty() { of_reader.to_owned() } else { format!("{of_reader}/{keyword}") };
         let of_writer = self.writer.pointer(facts.at).unwrap_or_default().to_owned();
         let (pointer, previous_pointer) = match self.direction {
             Direction::Backward => (of_reader, of_writer),
@@ -72,9 +74,10 @@ impl<'d> Relation<'d> {
         Break { direction: self.direction, pointer, previous_pointer, message, undecided: false }
     }
 
-    /// What cannot be decided at a keyword of the reader's.
+    /// What cannot be decided at a keyword of the reader's, or at the subschema itself where the keyword is empty.
     pub(super) fn undecided(&self, facts: &Facts<'d>, schema: &Value, keyword: &str, why: &str) -> Break {
-        let message = format!("{keyword} cannot be compared: {why}");
+        let what = if keyword.is_empty() { "the schemas" } else { keyword };
+        let message = format!("{what} cannot be compared: {why}");
         Break { undecided: true, ..self.broken(facts, schema, keyword, message) }
     }
 
@@ -85,7 +88,7 @@ impl<'d> Relation<'d> {
         }
         charge_question(facts);
         if self.depth > DEPTH_MAX {
-            return vec![self.undecided(facts, schema, "", "the schemas are too deep")];
+            return vec![self.undecided(facts, schema, "", "they are too deep")];
         }
         if facts.parts.iter().any(|part| self.same(part, schema)) {
             return Vec::new();
@@ -126,9 +129,8 @@ impl<'d> Relation<'d> {
             }
             if let Some(value) = refused {
                 let (writer, reader) = self.who();
-                let value: String = value.to_string().chars().take(60).collect();
-                let message = format!("{reader} refuses {value}, which {writer} allows");
-                return vec![self.broken(facts, schema, "", message).without_keyword()];
+                let message = format!("{reader} refuses {}, which {writer} allows", shown(value));
+                return vec![self.broken(facts, schema, "", message)];
             }
             if known {
                 return Vec::new();
@@ -156,9 +158,7 @@ impl<'d> Relation<'d> {
             Value::Object(members) => members,
             Value::Bool(true) => return Vec::new(),
             _ => {
-                return vec![
-                    self.broken(facts, schema, "", format!("{reader} accepts nothing here")).without_keyword(),
-                ];
+                return vec![self.broken(facts, schema, "", format!("{reader} accepts nothing here"))];
             }
         };
         if is_foreign(self.reader, schema) {
@@ -315,18 +315,6 @@ impl<'d> Relation<'d> {
         });
         self.depth -= 1;
         apart
-    }
-}
-
-impl Break {
-    /// Points at the subschema itself.
-    fn without_keyword(mut self) -> Self {
-        for pointer in [&mut self.pointer, &mut self.previous_pointer] {
-            if pointer.ends_with('/') {
-                pointer.pop();
-            }
-        }
-        self
     }
 }
 

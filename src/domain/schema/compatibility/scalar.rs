@@ -4,6 +4,7 @@ use super::Break;
 use super::decimal::{Decimal, equal};
 use super::facts::{FRACTION, Facts, NUMBER, STRING};
 use super::relation::Relation;
+use super::shown::shown;
 use jsonschema::Draft;
 use serde_json::Value;
 
@@ -29,16 +30,17 @@ impl<'d> Relation<'d> {
             "multipleOf" if facts.types & NUMBER != 0 => return self.multiple_of(facts, schema, wanted),
             "minLength" => (Side::Low, STRING),
             "maxLength" => (Side::High, STRING),
-            "pattern" if facts.types & STRING != 0 => return self.equal_text(facts, schema, "pattern", wanted),
+            "pattern" if facts.types & STRING != 0 => return self.equal_text(facts, schema, keyword, &["pattern"]),
             // In 2020-12 these say nothing about which data is accepted.
             "format" if facts.types & STRING != 0 && self.reader.draft == Draft::Draft7 => {
-                return self.equal_text(facts, schema, "format", wanted);
+                return self.equal_text(facts, schema, keyword, &["format"]);
             }
-            "contentEncoding" if facts.types & STRING != 0 && self.reader.draft == Draft::Draft7 => {
-                return self.equal_text(facts, schema, "contentEncoding", wanted);
-            }
-            "contentMediaType" if facts.types & STRING != 0 && self.reader.draft == Draft::Draft7 => {
-                return self.equal_text(facts, schema, "contentMediaType", wanted);
+            // They are judged together where both stand: the type is that of what is encoded.
+            "contentMediaType" if schema.get("contentEncoding").is_some() => return None,
+            "contentEncoding" | "contentMediaType"
+                if facts.types & STRING != 0 && self.reader.draft == Draft::Draft7 =>
+            {
+                return self.equal_text(facts, schema, keyword, &["contentEncoding", "contentMediaType"]);
             }
             _ => return None,
         };
@@ -98,23 +100,26 @@ impl<'d> Relation<'d> {
         })
     }
 
-    /// A keyword that only the same text is known to satisfy.
-    fn equal_text(
-        &self,
-        facts: &Facts<'d>,
-        schema: &'d Value,
-        keyword: &'static str,
-        wanted: &'d Value,
-    ) -> Option<Break> {
+    /// Keywords that are judged together, which only the same texts beside each other are known to satisfy.
+    fn equal_text(&self, facts: &Facts<'d>, schema: &'d Value, keyword: &str, together: &[&str]) -> Option<Break> {
         // What another draft says under the same keyword may not be an assertion.
         let asserted = keyword == "pattern" || facts.document.draft == Draft::Draft7;
-        let mut known = facts.values(keyword).filter(|_| asserted).peekable();
+        let mut known = facts
+            .members()
+            .filter(|(_, other)| asserted && together.iter().any(|one| other.contains_key(*one)))
+            .peekable();
         let (writer, reader) = self.who();
         if known.peek().is_none() {
+            let wanted = schema.get(keyword).map(shown).unwrap_or_default();
             let message = format!("{reader} has {keyword} {wanted}, and {writer} has none");
             return Some(self.broken(facts, schema, keyword, message));
         }
-        let fits = known.any(|known| equal(known, wanted));
+        let fits = known.any(|(_, other)| {
+            together.iter().all(|one| match (other.get(*one), schema.get(*one)) {
+                (Some(known), Some(wanted)) => equal(known, wanted),
+                (known, wanted) => known.is_none() && wanted.is_none(),
+            })
+        });
         (!fits).then(|| self.undecided(facts, schema, keyword, "it differs from the other schema's"))
     }
 }
