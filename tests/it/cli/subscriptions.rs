@@ -91,3 +91,16 @@ async fn an_update_changes_a_part_of_an_order_or_of_a_breaker_and_keeps_the_rest
         new.fails(2, &[missing]);
     }
 }
+
+#[tokio::test]
+async fn a_replay_that_is_asked_for_too_late_is_told_to_be_none() {
+    let cli = Cli::new().await;
+    let id = cli.subscribe(&["USER_CREATE", "--webhook", "http://127.0.0.1:9/"]).await;
+    let enable = async || cli.run(&["subscriptions", "enable", &id, "--replay-missed"]).await;
+    cli.run(&["subscriptions", "disable", &id]).await.ok();
+    let enabled = enable().await;
+    assert!(!enabled.err.contains("active already"), "{enabled:?}");
+    let again = enable().await;
+    assert!(again.err.contains("active already") && again.err.contains("nothing is replayed"), "{again:?}");
+    assert!(again.ok().contains("ACTIVE"));
+}
