@@ -327,6 +327,7 @@ pub fn fields(subscription: &Subscription) -> Vec<(&'static str, String)> {
         ("order", policy.ordering.as_ref().map(order).unwrap_or_default()),
         ("PRE", veto.unwrap_or_default()),
         ("state", format!("{}{reason}", short(subscription.state().as_str_name(), "SUBSCRIPTION_STATE_"))),
+        ("paused until", time(subscription.paused_until.as_ref())),
         ("effective after", format!("position {}", subscription.effective_position)),
         ("created", time(subscription.create_time.as_ref())),
         ("updated", time(subscription.update_time.as_ref())),
