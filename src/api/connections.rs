@@ -5,10 +5,12 @@
 //! himself until he is known, would have to go in its stead.
 //!
 //! Nor must who is known keep others out by what he does not use: where few places are strangers', whoever has the most connections loses
-//! the one that has been without a call for longest. His last one stays, and so does every one by which a call is open.
+//! the one that has been without a call for longest. His last one stays, and so does every one by which a call is open. It is not cut, since a
+//! call may be on its way by it: it says goodbye, and answers what crosses that. Its place is another's meanwhile, so a port holds some more
+//! than its cap, and no more than that: where too many leave, the one that has been leaving for longest is cut.
 
 use super::in_flight::Sharer;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -16,6 +18,8 @@ use tokio_util::sync::CancellationToken;
 
 /// One place in so many is for strangers: whoever comes is one, and those who come at the same time would else go in each other's stead.
 const STRANGERS_PART: usize = 8;
+/// One connection for so many places may be leaving, beside those that have a place.
+pub const LEAVING_PART: usize = 8;
 
 /// The connections of one port.
 #[derive(Debug)]
@@ -37,11 +41,14 @@ struct Inner {
     known: HashMap<Sharer, Known>,
     /// Who of these has an idle connection, by how many connections he has.
     idlers: BTreeSet<(usize, Sharer)>,
+    /// Those that have no place any more and still say goodbye, in the order in which they began to.
+    leaving: VecDeque<(u64, CancellationToken)>,
 }
 
 #[derive(Debug)]
 struct Open {
     peer: IpAddr,
+    leaves: CancellationToken,
     evicted: CancellationToken,
     /// Whose it is; none for a stranger's.
     holder: Option<Sharer>,
@@ -70,6 +77,8 @@ struct Line {
 #[derive(Debug)]
 pub struct Slot {
     line: Arc<Line>,
+    /// Of who is known; cancelled with the other one too.
+    leaves: CancellationToken,
     evicted: CancellationToken,
 }
 
@@ -95,22 +104,30 @@ impl Connections {
         if inner.open.len() >= self.total_max {
             let (stranger, idle) = (inner.strangers.first().copied(), inner.longest_idle());
             let few = inner.strangers.len() <= self.total_max / STRANGERS_PART;
-            let leaves = if few { idle.or(stranger) } else { stranger };
-            inner.evict(leaves?);
+            match (stranger, idle) {
+                (_, Some(idle)) if few => inner.let_go(idle, self.leaving_max()),
+                (stranger, _) => inner.evict(stranger?),
+            }
         }
         let id = inner.next;
         inner.next += 1;
         let evicted = CancellationToken::new();
-        inner.open.insert(id, Open { peer, evicted: evicted.clone(), holder: None, idle: None });
+        let leaves = evicted.child_token();
+        let open = Open { peer, leaves: leaves.clone(), evicted: evicted.clone(), holder: None, idle: None };
+        inner.open.insert(id, open);
         inner.strangers.insert(id);
         *inner.per_peer.entry(peer).or_default() += 1;
         let (holder, calls) = (OnceLock::new(), AtomicUsize::new(0));
-        Some(Slot { line: Arc::new(Line { connections: Arc::clone(self), id, holder, calls }), evicted })
+        Some(Slot { line: Arc::new(Line { connections: Arc::clone(self), id, holder, calls }), leaves, evicted })
     }
 
-    /// How many there are.
+    /// How many there are, without those that leave.
     pub fn count(&self) -> usize {
         self.lock().open.len()
+    }
+
+    fn leaving_max(&self) -> usize {
+        (self.total_max / LEAVING_PART).max(1)
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -131,6 +148,19 @@ impl Inner {
             open.evicted.cancel();
         }
         self.remove(id);
+    }
+
+    /// Tells a connection to leave; whichever has been leaving for longest is cut where there are too many.
+    fn let_go(&mut self, id: u64, leaving_max: usize) {
+        let Some(open) = self.open.get(&id) else { return };
+        open.leaves.cancel();
+        self.leaving.push_back((id, open.evicted.clone()));
+        self.remove(id);
+        if self.leaving.len() > leaving_max
+            && let Some((_, evicted)) = self.leaving.pop_front()
+        {
+            evicted.cancel();
+        }
     }
 
     fn remove(&mut self, id: u64) {
@@ -224,9 +254,19 @@ impl Slot {
         OpenCall(Arc::clone(&self.line))
     }
 
-    /// Waits until the connection has to make room.
+    /// Waits until the connection has to say goodbye, and to end once it is heard and the calls are over.
+    pub async fn leaves(&self) {
+        self.leaves.cancelled().await;
+    }
+
+    /// Waits until the connection has to make room at once.
     pub async fn evicted(&self) {
         self.evicted.cancelled().await;
+    }
+
+    /// Whether a call is open by the connection.
+    pub fn has_calls(&self) -> bool {
+        self.line.calls.load(Ordering::SeqCst) > 0
     }
 }
 
@@ -240,7 +280,9 @@ impl Drop for OpenCall {
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        self.line.connections.lock().remove(self.line.id);
+        let mut inner = self.line.connections.lock();
+        inner.remove(self.line.id);
+        inner.leaving.retain(|(id, _)| *id != self.line.id);
     }
 }
 
@@ -269,8 +311,13 @@ mod tests {
     }
 
     fn is_empty(connections: &Connections) -> bool {
-        let Inner { next: _, open, strangers, per_peer, known, idlers } = &*connections.lock();
-        open.is_empty() && strangers.is_empty() && per_peer.is_empty() && known.is_empty() && idlers.is_empty()
+        let Inner { next: _, open, strangers, per_peer, known, idlers, leaving } = &*connections.lock();
+        open.is_empty()
+            && leaving.is_empty()
+            && strangers.is_empty()
+            && per_peer.is_empty()
+            && known.is_empty()
+            && idlers.is_empty()
     }
 
     #[test]
@@ -312,20 +359,40 @@ mod tests {
         for one in [4, 2, 3] {
             many[one].1 = None;
         }
-        let evicted = |many: &[(Slot, Option<OpenCall>)]| -> Vec<usize> {
-            (0..6).filter(|one| many[*one].0.evicted.is_cancelled()).collect()
+        let left = |many: &[(Slot, Option<OpenCall>)]| -> Vec<usize> {
+            (0..6).filter(|one| many[*one].0.leaves.is_cancelled()).collect()
         };
         // By one that was idle first a call is open again.
         many[4].1 = Some(many[4].0.open_call());
         let newcomers = [admit(tenant(2)), admit(tenant(4))];
-        assert_eq!(evicted(&many), [2, 3]);
+        assert_eq!(left(&many), [2, 3]);
         assert!(connections.admit(A).is_none());
         many[4].1 = None;
         let stranger = connections.admit(A).unwrap();
-        assert_eq!(evicted(&many), [2, 3, 4]);
+        assert_eq!(left(&many), [2, 3, 4]);
         let next = connections.admit(A).unwrap();
         assert!(stranger.evicted.is_cancelled(), "nobody has an idle one beside others");
         drop((many, small, single, newcomers, stranger, next));
+        assert!(is_empty(&connections));
+    }
+
+    #[test]
+    fn who_is_known_leaves_in_peace_until_too_many_do() {
+        let connections = Connections::new(16, 99);
+        let admit = |_| connections.admit(A).unwrap();
+        let prove = |slot: &Slot| slot.prove(tenant(1));
+        let mut known: Vec<_> = (0..16).map(admit).inspect(prove).collect();
+        let evicted = |known: &[Slot]| known.iter().filter(|slot| slot.evicted.is_cancelled()).count();
+        known.extend((0..2).map(admit).inspect(prove));
+        assert_eq!((evicted(&known), connections.count()), (0, 16));
+        known.extend((0..2).map(admit).inspect(prove));
+        assert_eq!((evicted(&known), connections.count()), (2, 16));
+        assert!(known[..2].iter().all(|slot| slot.evicted.is_cancelled()), "they have been leaving for longest");
+        // Those that are gone are none of them.
+        drop(known.drain(..4));
+        known.extend((0..2).map(admit).inspect(prove));
+        assert_eq!((evicted(&known), connections.lock().leaving.len()), (0, 2));
+        drop(known);
         assert!(is_empty(&connections));
     }
 
@@ -336,10 +403,10 @@ mod tests {
         let idle: Vec<_> = (0..16).map(admit).inspect(|slot| slot.prove(tenant(1))).collect();
         let newcomers: Vec<_> = (0..3).map(admit).collect();
         assert!(newcomers.iter().all(|slot| !slot.evicted.is_cancelled()));
-        assert_eq!(idle.iter().filter(|slot| slot.evicted.is_cancelled()).count(), 3);
+        assert_eq!(idle.iter().filter(|slot| slot.leaves.is_cancelled()).count(), 3);
         // However many strangers come, they push out no more of who is known.
         let flood: Vec<_> = (0..100).map(admit).collect();
-        assert_eq!(idle.iter().filter(|slot| slot.evicted.is_cancelled()).count(), 3);
+        assert_eq!(idle.iter().filter(|slot| slot.leaves.is_cancelled()).count(), 3);
         drop((idle, newcomers, flood));
         assert!(is_empty(&connections));
     }

@@ -62,7 +62,7 @@ const BROKEN_CALLS_MAX: usize = 64;
 /// Bytes that may wait in the kernel until a connection's peer has room for them. What a slow reader leaves there is memory that others
 /// need, and answers to pings are read only after it; what is on its way comes on top, so this slows nobody down.
 const UNSENT_BYTES_MAX: u32 = 128 * 1024;
-/// How long a connection that sent no request may take to say goodbye.
+/// How long a connection by which no call is open may take to say goodbye.
 const GOODBYE: Duration = Duration::from_secs(1);
 
 /// Why a port cannot be opened.
@@ -146,6 +146,8 @@ impl Upgrades {
             // Dropped at any point, the work closes the socket, which is what is wanted.
             tokio::select! {
                 () = cut.cancelled() => {}
+                // It was told so before this call had come by it, or while it was being answered.
+                () = slot.leaves() => {}
                 () = work => {}
             }
             drop((call, slot));
@@ -338,8 +340,8 @@ impl Server {
         let stream = Metered::new(stream, self.limits.control_frames_burst, Arc::clone(&progress));
         let builder = self.builder(speaks);
         let mut connection = pin!(builder.serve_connection_with_upgrades(TokioIo::new(stream), service));
-        let mut limit = pin!(sleep(self.limits.first_request));
-        let (mut waiting, mut draining) = (true, false);
+        let (mut limit, mut goodbye) = (pin!(sleep(self.limits.first_request)), pin!(sleep(GOODBYE)));
+        let (mut waiting, mut draining, mut leaving) = (true, false, false);
         let mut refused = pin!(peer.refused());
         let (mut seen, mut still_since) = (0, Instant::now());
         let mut looks = interval(self.limits.idle.min(self.limits.answer) / LOOKS_PER_LIMIT);
@@ -352,8 +354,20 @@ impl Server {
                     draining = true;
                     connection.as_mut().graceful_shutdown();
                 }
+                () = slot.leaves(), if !leaving => {
+                    // It was idle when it was chosen, but a call may have come since, or be on its way.
+                    (leaving, draining) = (true, true);
+                    connection.as_mut().graceful_shutdown();
+                    goodbye.as_mut().reset(Instant::now() + GOODBYE);
+                }
+                () = &mut goodbye, if leaving => {
+                    if !slot.has_calls() {
+                        return;
+                    }
+                    goodbye.as_mut().reset(Instant::now() + GOODBYE);
+                }
                 () = slot.evicted() => {
-                    // Somebody else has its place already, so nothing is waited for: the goodbye is what the socket takes at once.
+                    // Nothing is waited for: the goodbye is what the socket takes at once.
                     connection.as_mut().graceful_shutdown();
                     let _ = connection.as_mut().now_or_never();
                     return;

@@ -1,6 +1,7 @@
 //! How many connections the file descriptors of the process are enough for.
 
 use super::memory::Lowered;
+use crate::api::connections::LEAVING_PART;
 use crate::config::Config;
 use rustix::process::{Resource, getrlimit, setrlimit};
 
@@ -44,25 +45,26 @@ fn fitted(mut config: Config, files: usize) -> (Vec<&'static str>, Config) {
     }
     there = there.saturating_sub(executor.dns_lookups_max * FILES_PER_LOOKUP);
     let attempts = dispatch.in_flight_max;
-    // Each with how often it is there: there are two gRPC ports.
+    // Each with how often it is there, in parts: there are two gRPC ports, of which each has some connections that leave beside the others.
+    let once = LEAVING_PART;
     let mut bounds = [
-        ("server.connections_max", &mut server.connections_max, 2),
-        ("dispatch.in_flight_max", &mut dispatch.in_flight_max, 1),
-        ("dispatch.slow_in_flight_max", &mut dispatch.slow_in_flight_max, 1),
-        ("pending.questions_max", &mut pending.questions_max, 1),
-        ("executor.connections_kept_max", &mut executor.connections_kept_max, 1),
+        ("server.connections_max", &mut server.connections_max, 2 * (once + 1)),
+        ("dispatch.in_flight_max", &mut dispatch.in_flight_max, once),
+        ("dispatch.slow_in_flight_max", &mut dispatch.slow_in_flight_max, once),
+        ("pending.questions_max", &mut pending.questions_max, once),
+        ("executor.connections_kept_max", &mut executor.connections_kept_max, once),
     ];
     bounds.sort_by_key(|(_, bound, _)| **bound);
     let mut times: usize = bounds.iter().map(|(_, _, times)| times).sum();
     let mut left = there;
     for (name, bound, each) in bounds {
         // From the lowest on: what one does not need is for those above it.
-        let share = (left / times).max(LEAST);
+        let share = (left * once / times).max(LEAST);
         if share < *bound {
             *bound = share;
             lowered.push(name);
         }
-        left = left.saturating_sub(*bound * each);
+        left = left.saturating_sub((*bound * each).div_ceil(once));
         times -= each;
     }
     if dispatch.in_flight_max < attempts {
@@ -83,7 +85,7 @@ mod tests {
     #[test]
     fn what_may_be_open_is_lowered_to_what_the_files_are_enough_for() {
         let wanted = |config: &Config| {
-            2 * config.server.connections_max
+            2 * (config.server.connections_max + config.server.connections_max / LEAVING_PART)
                 + config.dispatch.in_flight_max
                 + config.dispatch.slow_in_flight_max
                 + config.pending.questions_max

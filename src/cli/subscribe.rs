@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use clap::ValueEnum;
+use clap::{ArgGroup, ValueEnum};
 
 use super::client::{PublicArgs, call};
 use super::error::CliError;
@@ -23,7 +23,12 @@ const EXAMPLES: &str = r"Examples:
 
 /// Subscribe a webhook to an event type
 #[derive(Debug, clap::Args)]
-#[command(after_help = EXAMPLES)]
+#[command(
+    after_help = EXAMPLES,
+    // Where there is nothing yet, a part that means nothing alone has nothing to go with.
+    group = ArgGroup::new("of_order").arg("ordering_dead_letter").requires("ordering_key"),
+    group = ArgGroup::new("of_circuit").arg("circuit_open").requires("circuit_failures"),
+)]
 pub struct SubscribeArgs {
     /// Name of the event type
     #[arg(value_name = "TYPE")]
@@ -135,7 +140,7 @@ pub struct PolicyArgs {
     #[arg(long, value_parser = clap::value_parser!(i32).range(0..=10_000), value_name = "N")]
     circuit_failures: Option<i32>,
     /// How long that is [default: 30s]
-    #[arg(long, requires = "circuit_failures", value_parser = parse_duration, value_name = "DURATION")]
+    #[arg(long, value_parser = parse_duration, value_name = "DURATION")]
     circuit_open: Option<Duration>,
     /// Disable the subscription after this long of nothing but failures [default: 5d]
     #[arg(long, value_parser = parse_duration, value_name = "DURATION")]
@@ -144,7 +149,7 @@ pub struct PolicyArgs {
     #[arg(long, value_name = "CEL")]
     ordering_key: Option<String>,
     /// What becomes of the events behind a dead letter of their key [default: skip]
-    #[arg(long, requires = "ordering_key", value_name = "POLICY")]
+    #[arg(long, value_name = "POLICY")]
     ordering_dead_letter: Option<DeadLetterArg>,
 }
 
@@ -160,6 +165,10 @@ pub enum DeadLetterArg {
 impl PolicyArgs {
     /// The policy in the API, and the update paths of the fields that are given.
     pub fn to_proto(&self) -> (DeliveryPolicy, Vec<String>) {
+        // Given as none, each takes the whole away; else what is given of it is a part, and the rest stays.
+        let (unbroken, unordered) = (self.circuit_failures == Some(0), self.ordering_key.as_deref() == Some(""));
+        let of_circuit = !unbroken && (self.circuit_failures.is_some() || self.circuit_open.is_some());
+        let of_order = !unordered && (self.ordering_key.is_some() || self.ordering_dead_letter.is_some());
         let policy = DeliveryPolicy {
             max_attempts: self.max_attempts.unwrap_or_default(),
             initial_backoff: self.initial_backoff.map(Into::into),
@@ -170,13 +179,13 @@ impl PolicyArgs {
                 .rate_limit
                 .and_then(|rate| rate.0)
                 .map(|(count, interval)| RateLimit { count, interval: Some(interval.into()) }),
-            circuit_breaker: self.circuit_failures.filter(|failures| *failures > 0).map(|failure_threshold| {
-                CircuitBreaker { failure_threshold, open_duration: self.circuit_open.map(Into::into) }
+            circuit_breaker: of_circuit.then(|| CircuitBreaker {
+                failure_threshold: self.circuit_failures.unwrap_or_default(),
+                open_duration: self.circuit_open.map(Into::into),
             }),
             auto_disable_after: self.auto_disable_after.map(Into::into),
-            // Given but empty, it takes the order away.
-            ordering: self.ordering_key.as_ref().filter(|key| !key.is_empty()).map(|key| OrderingPolicy {
-                key: key.clone(),
+            ordering: of_order.then(|| OrderingPolicy {
+                key: self.ordering_key.clone().unwrap_or_default(),
                 on_dead_letter: match self.ordering_dead_letter {
                     None => OnDeadLetter::Unspecified,
                     Some(DeadLetterArg::Skip) => OnDeadLetter::Skip,
@@ -192,9 +201,13 @@ impl PolicyArgs {
             ("timeout", self.timeout.is_some()),
             ("max_in_flight", self.max_in_flight.is_some()),
             ("rate_limit", self.rate_limit.is_some()),
-            ("circuit_breaker", self.circuit_failures.is_some()),
+            ("circuit_breaker", unbroken),
+            ("circuit_breaker.failure_threshold", !unbroken && self.circuit_failures.is_some()),
+            ("circuit_breaker.open_duration", !unbroken && self.circuit_open.is_some()),
             ("auto_disable_after", self.auto_disable_after.is_some()),
-            ("ordering", self.ordering_key.is_some()),
+            ("ordering", unordered),
+            ("ordering.key", !unordered && self.ordering_key.is_some()),
+            ("ordering.on_dead_letter", !unordered && self.ordering_dead_letter.is_some()),
         ];
         let paths = given.iter().filter(|(_, given)| *given).map(|(name, _)| format!("delivery_policy.{name}"));
         (policy, paths.collect())

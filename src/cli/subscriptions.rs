@@ -24,6 +24,9 @@ const EXAMPLES: &str = "Examples:
   carillon subscriptions update sub_... --filter 'data.amount > 100' --max-in-flight 4
   carillon subscriptions rotate-secret sub_... --overlap 2h";
 
+const ACTIVE_ALREADY: &str = "It was active already: it misses nothing, and nothing is replayed. What it missed before is replayed only \
+                              where that was asked for when it was made active.";
+
 /// The largest page the server gives.
 const PAGE: i32 = 1000;
 
@@ -87,7 +90,7 @@ enum Command {
         /// Id of the subscription
         #[arg(value_name = "SUBSCRIPTION_ID")]
         id: String,
-        /// Also deliver what it missed since it was last active
+        /// Also deliver what it missed since it was last active; enabling it later does not, as it is active then
         #[arg(long)]
         replay_missed: bool,
     },
@@ -198,6 +201,12 @@ pub async fn run(args: SubscriptionsArgs, output: Output) -> Result<(), CliError
             call("GetSubscription", events.get_subscription(request)).await?.subscription
         }
         Command::Enable { changed: Changed { id, etag }, replay_missed } => {
+            let before = if replay_missed {
+                let request = client.request(GetSubscriptionRequest { subscription_id: id.clone() });
+                call("GetSubscription", events.get_subscription(request)).await?.subscription
+            } else {
+                None
+            };
             let request = client.request(EnableSubscriptionRequest {
                 subscription_id: id,
                 etag,
@@ -206,6 +215,13 @@ pub async fn run(args: SubscriptionsArgs, output: Output) -> Result<(), CliError
             });
             let answer = call("EnableSubscription", events.enable_subscription(request)).await?;
             note_gap(answer.replay_gap);
+            // Nothing has changed it in between.
+            if let (Some(before), Some(after)) = (&before, &answer.subscription)
+                && before.state() == SubscriptionState::Active
+                && before.etag == after.etag
+            {
+                note(ACTIVE_ALREADY);
+            }
             answer.subscription
         }
         Command::Disable(Changed { id, etag }) => {
@@ -311,6 +327,7 @@ pub fn fields(subscription: &Subscription) -> Vec<(&'static str, String)> {
         ("order", policy.ordering.as_ref().map(order).unwrap_or_default()),
         ("PRE", veto.unwrap_or_default()),
         ("state", format!("{}{reason}", short(subscription.state().as_str_name(), "SUBSCRIPTION_STATE_"))),
+        ("paused until", time(subscription.paused_until.as_ref())),
         ("effective after", format!("position {}", subscription.effective_position)),
         ("created", time(subscription.create_time.as_ref())),
         ("updated", time(subscription.update_time.as_ref())),

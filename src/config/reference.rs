@@ -70,7 +70,10 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
         "HTTP/2 frames that carry no call (settings, pings, resets, window updates, ...), or frames of a WebSocket that end no \
          message, that one connection may send at once; a tenth of it again each second, and some for each answer; 100 to 1,000,000",
     ),
-    ("server.connections_max", "connections of a port; lowered to what the file descriptor limit allows"),
+    (
+        "server.connections_max",
+        "connections of a port, beside which an eighth as many may be leaving; lowered to what the file descriptor limit allows",
+    ),
     ("server.connections_per_peer_max", "connections of a port from one address"),
     ("server.handshake_timeout_ms", "time for a TLS handshake, milliseconds; 1 to 60,000"),
     ("server.first_byte_timeout_ms", "time until a connection's first request, milliseconds; 1 to 600,000"),

@@ -52,6 +52,8 @@ pub(super) struct Engine {
     sweeping: bool,
     releasing: bool,
     stopping: bool,
+    /// Shards that were given back since it began to stop: those that were quiet, and the others.
+    given_back: (usize, usize),
     stop_until: DateTime<Utc>,
 }
 
@@ -73,6 +75,7 @@ impl Engine {
             sweeping: false,
             releasing: false,
             stopping: false,
+            given_back: (0, 0),
             stop_until: DateTime::UNIX_EPOCH,
         }
     }

@@ -291,6 +291,34 @@ fn merge(
     Ok(text)
 }
 
+/// The first of these places (JSON pointers) that a merge patch changes, or changes something above or below. The whole document counts
+/// as none: every patch changes that.
+pub fn first_changed(patch: &str, pointers: &[String]) -> Option<usize> {
+    let place = |pointer: &String| pointer.split('/').skip(1).map(unescape).collect::<Option<Vec<_>>>();
+    let places: Vec<_> =
+        pointers.iter().enumerate().filter_map(|(index, pointer)| Some((index, place(pointer)?))).collect();
+    let within: Vec<_> =
+        places.iter().filter(|(_, place)| !place.is_empty()).map(|(index, place)| (*index, &place[..])).collect();
+    first_within(patch, &within)
+}
+
+fn first_within(patch: &str, places: &[(usize, &[String])]) -> Option<usize> {
+    let Some(changes) = members(patch) else {
+        // It replaces what the places are in.
+        return places.iter().map(|(index, _)| *index).min();
+    };
+    let here = places.iter().filter(|(_, place)| place.is_empty()).map(|(index, _)| *index);
+    let below = |(name, change): &(String, String)| {
+        let in_it = places.iter().filter_map(|&(index, place)| match place {
+            [first, rest @ ..] if first == name => Some((index, rest)),
+            _ => None,
+        });
+        let in_it: Vec<_> = in_it.collect();
+        if in_it.is_empty() { None } else { first_within(change, &in_it) }
+    };
+    here.chain(changes.iter().filter_map(below)).min()
+}
+
 /// Where each name stands last.
 fn last_of(members: &[(String, String)]) -> HashMap<String, usize> {
     members.iter().enumerate().map(|(index, (name, _))| (name.clone(), index)).collect()
@@ -371,6 +399,17 @@ mod tests {
         let (one, other) = (policy(&["/x", "/a/b"]), policy(&["/a"]));
         assert_eq!(one.shared_path(&other), Some(&path("/a/b")));
         assert_eq!(one.shared_path(&policy(&["/a/c"])), None);
+    }
+
+    #[test]
+    fn a_patch_changes_what_it_names_with_what_is_above_and_below() {
+        let patch = r#"{"n":"x","user":{"a~/b":1e400,"tags":[1]},"gone":null}"#;
+        for place in ["/n", "/user", "/user/a~0~1b", "/user/tags/0", "/gone", "/gone/below"] {
+            assert_eq!(first_changed(patch, &[String::new(), "/m".to_owned(), place.to_owned()]), Some(2), "{place}");
+        }
+        for place in ["", "/m", "/user/name", "/a~0~1b", "/~2"] {
+            assert_eq!(first_changed(patch, &[place.to_owned()]), None, "{place}");
+        }
     }
 
     #[test]

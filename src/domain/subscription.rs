@@ -98,6 +98,8 @@ pub struct Subscription {
     pub state_reason: String,
     /// Its circuit, as its owner last noted it.
     pub circuit: Circuit,
+    /// Until when its receiver wants no calls, likewise; none where that is over.
+    pub paused_until: Option<DateTime<Utc>>,
     /// The position after which filter and state apply.
     pub effective_position: Position,
     /// The registry version of its last change: its etag.

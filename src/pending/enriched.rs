@@ -7,7 +7,10 @@ use super::phase::{Decision, Phase};
 use super::running::Handle;
 use crate::domain::event::{Data, Event};
 use crate::domain::ids::SubscriptionNo;
-use crate::domain::pre::{AbortReason, EnrichPath, FailurePolicy, Verdict, VerdictKind, enrich};
+use crate::domain::pre::{
+    AbortReason, ENRICH_PATH_CHARS_MAX, EnrichPath, FailurePolicy, Verdict, VerdictKind, enrich, first_changed, shown,
+};
+use crate::domain::schema::Violation;
 use crate::long_work;
 use crate::publish::PublishError;
 use crate::publish::prepare::check_again;
@@ -33,6 +36,15 @@ fn applied(event: &Event, patches: &[Patch]) -> (Event, Option<(SubscriptionNo, 
         _ => Data::Text(data.into()),
     };
     (event, None)
+}
+
+/// What is wrong with the enriched data, with its place where that is known.
+fn invalid(error: &PublishError, violation: Option<&Violation>) -> String {
+    let Some(violation) = violation else { return format!("the enriched data is not valid: {error}") };
+    // The names are the receiver's, as long as its answer and with any character that JSON can write.
+    let place = shown(&violation.data_pointer, ENRICH_PATH_CHARS_MAX);
+    let at = if place.is_empty() { String::new() } else { format!(" at {place}") };
+    format!("the enriched data is not valid{at}: {}; {error}", violation.message)
 }
 
 impl Phase {
@@ -90,19 +102,38 @@ impl Phase {
             Err(PublishError::Store(error)) => return Err(error),
             Err(error) => error,
         };
-        // Those that may fail are left out first; only then does it fall on the others.
-        let message = format!("the enriched data is not valid: {error}");
+        let violations = match &error {
+            PublishError::SchemaViolation { violations, .. } => &violations[..],
+            _ => &[],
+        };
+        let changed = self.changed(violations).await;
+        let first_of = |verdict: &Verdict| changed.iter().find(|(no, _)| *no == verdict.subscription_no);
+        // Where none has changed what is not valid, it falls on all of them.
+        let to_blame = |v: &Verdict| v.patch.is_some() && (changed.is_empty() || first_of(v).is_some());
+        // Of these, those that may fail are left out first; only then does it fall on the others.
         let ignorable = |no: i32| {
             let listener = self.listeners.iter().find(|l| l.entry.subscription.no == no);
             listener.is_some_and(|l| l.policy.failure_policy == FailurePolicy::Ignore)
         };
-        let any = self.verdicts.iter().any(|v| v.patch.is_some() && ignorable(v.subscription_no));
+        let any = self.verdicts.iter().any(|v| to_blame(v) && ignorable(v.subscription_no));
         for verdict in &mut self.verdicts {
-            if verdict.patch.is_some() && (!any || ignorable(verdict.subscription_no)) {
-                spoil(verdict, message.clone());
+            if to_blame(verdict) && (!any || ignorable(verdict.subscription_no)) {
+                let violation = violations.get(first_of(verdict).map_or(0, |(_, first)| *first));
+                spoil(verdict, invalid(&error, violation));
             }
         }
         Ok(None)
+    }
+
+    /// The listeners whose enrichments change a violated place, each with the first such one.
+    async fn changed(&self, violations: &[Violation]) -> Vec<(SubscriptionNo, usize)> {
+        let places: Vec<String> = violations.iter().map(|violation| violation.data_pointer.clone()).collect();
+        let patches = self.verdicts.iter().filter_map(|v| Some((v.subscription_no, v.patch.clone()?)));
+        let patches: Vec<(SubscriptionNo, String)> = patches.collect();
+        let bytes = patches.iter().map(|(_, patch)| patch.len()).sum();
+        let first = move |(no, patch): &(SubscriptionNo, String)| Some((*no, first_changed(patch, &places)?));
+        let look = move || patches.iter().filter_map(first).collect();
+        long_work::on(self.tenant, bytes, look).await.unwrap_or_default()
     }
 
     /// Applies the enrichments in the order of the listeners; names the first that does not fit, or whose listener nothing is known of.

@@ -439,6 +439,7 @@ pub fn to_proto(subscription: &Subscription) -> proto::Subscription {
         etag: subscription.registry_version.to_string(),
         schema_version: subscription.schema_version,
         circuit: Some(circuit_to_proto(&subscription.circuit)),
+        paused_until: subscription.paused_until.map(timestamp_to_proto),
     }
 }
 

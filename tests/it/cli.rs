@@ -8,6 +8,7 @@ mod piped;
 mod programs;
 mod refusals;
 mod starts;
+mod subscriptions;
 mod terminal;
 mod tries;
 
@@ -312,53 +313,6 @@ async fn event_types_live_their_life() {
     let absent = cli.run(&["event-types", "get", "CUSTOM_ZZZZZZZZZZZZZ"]).await;
     assert!(!absent.err.contains("near"), "{absent:?}");
     cli.run(&["event-types", "delete", "CUSTOM_ABSENT", "--allow-missing"]).await.ok();
-}
-
-#[tokio::test]
-async fn subscriptions_live_their_life() {
-    let cli = Cli::new().await;
-    let receiver = Receiver::start().await;
-    let url = receiver.url("/hook");
-    let shown =
-        cli.run(&["subscribe", "USER_CREATE", "--webhook", &url, "--max-attempts", "1", "--name", "Hook"]).await;
-    let shown = shown.ok();
-    assert!(shown.contains("1 attempt of 30s, back-off 1s to 1h"), "{shown}");
-    let column = |name: &str| {
-        shown.lines().find(|line| line.starts_with(name)).map(|line| line.len() - line[name.len()..].trim_start().len())
-    };
-    assert_eq!(column("signing secret"), column("subscription"), "{shown}");
-    let id = shown.lines().next().and_then(|line| line.split_whitespace().last()).expect("the id").to_owned();
-    let again = cli.run(&["subscribe", "USER_CREATE", "--webhook", &url]).await;
-    again.fails(1, &["ALREADY_SUBSCRIBED", &id, "carillon subscriptions update"]);
-    let unfit = cli.run(&["subscribe", "USER_CREATE", "--webhook", &receiver.url("/b"), "--filter", "1 + 1"]).await;
-    unfit.fails(1, &["FILTER_INVALID", "column: 3", "boolean"]);
-    let absent = cli.run(&["subscribe", "USR_CREATE", "--webhook", &url]).await;
-    absent.fails(1, &["EVENT_TYPE_NOT_FOUND", "near: USER_CREATE"]);
-    cli.run(&["subscribe", "USER_CREATE", "--webhook", "http://10.0.0.1/"]).await.fails(1, &["ADDRESS_BLOCKED"]);
-
-    let updated =
-        cli.run(&["subscriptions", "update", &id, "--filter", "data.n > 1", "--max-backoff", "2h"]).await.ok();
-    assert!(updated.contains("data.n > 1") && updated.contains("to 2h"), "{updated}");
-    cli.run(&["subscriptions", "update", &id]).await.fails(2, &["--filter"]);
-    assert!(cli.run(&["subscriptions", "disable", &id]).await.ok().contains("DISABLED"));
-    cli.run(&["subscriptions", "enable", &id, "--etag", "0"]).await.fails(1, &["ETAG_MISMATCH"]);
-    assert!(cli.run(&["subscriptions", "enable", &id]).await.ok().contains("ACTIVE"));
-    assert!(cli.run(&["subscriptions", "rotate-secret", &id]).await.ok().contains("whsec_"));
-    let document = cli.run(&["subscriptions", "get", &id, "--json"]).await.document();
-    assert!(document["updateTime"].as_str().is_some_and(|time| time.ends_with('Z')), "{document}");
-    assert_eq!(document["deliveryPolicy"]["maxBackoff"], "7200s", "programs get the proto form");
-    assert_eq!(cli.run(&["subscriptions", "list", "--json"]).await.documents().len(), 1);
-    assert!(cli.run(&["subscriptions", "list"]).await.ok().contains(&id));
-    cli.run(&["subscriptions", "get", "sub_bogus"]).await.fails(1, &["subscription_id", "sub_<26 characters>"]);
-
-    cli.run(&["unsubscribe", "USER_CREATE", "--webhook", &url]).await.ok();
-    assert!(cli.run(&["subscriptions", "list", "--state", "deleted"]).await.ok().contains(&id));
-    let gone = cli.run(&["unsubscribe", "USER_DELETED", "--webhook", &url]).await;
-    assert!(!gone.err.contains("allow_missing"), "{gone:?}");
-    gone.fails(1, &["NOT_SUBSCRIBED", "--allow-missing"]);
-    cli.run(&["unsubscribe", "USER_DELETED", "--webhook", &url, "--allow-missing"]).await.ok();
-    cli.run(&["unsubscribe", "word"]).await.fails(2, &["--webhook"]);
-    assert!(cli.run(&["subscriptions", "undelete", &id]).await.ok().contains("ACTIVE"));
 }
 
 #[tokio::test]

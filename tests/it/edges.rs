@@ -26,7 +26,8 @@ use tonic_prost::ProstCodec;
 use crate::harness::authority::{Speaks, client};
 use crate::harness::connect::{Bearer, plain, tls};
 use crate::harness::raw::{
-    DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PREFACE, RST_STREAM, Raw, SETTINGS, call_fields, fields, frame,
+    ACK, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, PREFACE, RST_STREAM, Raw, SETTINGS, call_fields, fields,
+    frame,
 };
 use crate::harness::tenant::{Clients, assert_refused, create_key, publish_request};
 use crate::harness::{Tenant, World, eventually, within};
@@ -189,6 +190,38 @@ async fn g15_a_tenant_that_fills_a_port_with_idle_connections_leaves_room_for_ot
         raw.settle().await.expect("it goes on");
     }
     assert_eq!(idle[0].end().await, Some(0), "what was idle for longest is told to end");
+}
+
+#[tokio::test]
+async fn a_call_that_crosses_the_goodbye_of_its_connection_is_answered() {
+    let (world, tenant) = world("connections_max = 8").await;
+    let address = world.replicas[0].addresses.public.clone();
+    let mut known = Vec::new();
+    for _ in 0..8 {
+        known.push(calling("127.0.0.1", &address, LIST, &tenant.key).await.expect("a place is free"));
+    }
+    let _newcomer = calling("127.0.0.2", &address, LIST, &tenant.key).await.expect("there is room");
+    let leaving = &mut known[0];
+    let goodbye = leaving.next_of(GOAWAY).await.expect("it makes room");
+    assert_eq!(goodbye.payload, [0x7f, 255, 255, 255, 0, 0, 0, 0], "what is on its way may come");
+    let heard = loop {
+        let ping = leaving.next_of(PING).await.expect("it goes on");
+        if ping.flags & ACK == 0 {
+            break frame(PING, ACK, 0, &ping.payload);
+        }
+    };
+    let call = frame(HEADERS, END_HEADERS, 3, &call_fields(LIST, &tenant.key, &[]));
+    leaving.send(&[call, heard, frame(DATA, END_STREAM, 3, &[0; 5])].concat()).await;
+    let (mut last, mut over) = (None, false);
+    while let Some(frame) = leaving.next().await {
+        match frame.kind {
+            GOAWAY => last = Some(frame.payload[..4].to_vec()),
+            HEADERS | DATA => over |= frame.stream == 3 && frame.flags & END_STREAM != 0,
+            _ => {}
+        }
+    }
+    assert!(over, "the call is answered");
+    assert_eq!(last, Some(vec![0, 0, 0, 3]), "what comes after it is told to be safe to send again");
 }
 
 #[tokio::test]

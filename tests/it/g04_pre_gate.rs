@@ -289,13 +289,13 @@ async fn enrichments_are_applied_within_their_places_and_checked_again() {
     assert!(failed.message.contains("/user/name"), "{}", failed.message);
     assert_eq!(text_of(&tenant, &answer.event_id).await, r#"{"user":{"name":"Ada"},"plan":"paid"}"#);
 
-    // The result must fit the schema.
-    receiver.answers("/group", [Answer::Status(200)]);
+    // The result must fit the schema: whose patch breaks it has failed, and who is told which place of it.
+    receiver.answers("/group", [says(200, &json!({"patch": {"zone": "eu"}}))]);
     receiver.answers("/plan", [says(200, &json!({"patch": {"plan": "gold"}}))]);
     let refused = tenant.try_publish(request(&data)).await;
     let said = verdicts(&assert_refused(refused, Code::Unavailable, "PRE_LISTENER_UNAVAILABLE"));
-    assert_eq!(said[&planner].0, "FAILED");
-    assert!(said[&planner].1.contains("schema"), "{said:?}");
+    assert_eq!((said[&planner].0.as_str(), said[&grouper].0.as_str()), ("FAILED", "SUCCEEDED"), "{said:?}");
+    assert!(said[&planner].1.contains("schema") && said[&planner].1.contains(" at /plan: "), "{said:?}");
     assert_eq!(listed(&tenant, 0).await.len(), 2);
 }
 

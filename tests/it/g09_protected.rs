@@ -199,11 +199,16 @@ async fn g9_a_pause_that_a_receiver_has_asked_for_is_kept_by_the_replica_that_ta
     tenant.declare(EVENT).await;
     let receiver = Receiver::start().await;
     receiver.answers("/paused", [Answer::Full(503, vec![("retry-after", "600".to_owned())], Vec::new())]);
-    subscribe(&tenant, &receiver, "/paused", DeliveryPolicy { max_in_flight: 1, ..quick_policy() }).await;
+    let paused = subscribe(&tenant, &receiver, "/paused", DeliveryPolicy { max_in_flight: 1, ..quick_policy() }).await;
     subscribe(&tenant, &receiver, "/free", quick_policy()).await;
     tenant.publish(EVENT, &json!({ "n": 0 })).await;
     receiver.receives("/paused", 1).await;
     receiver.receives("/free", 1).await;
+    eventually("its end is shown", || async {
+        let shown = shown(&tenant, &paused.id).await.remove(0);
+        shown.paused_until.map(drop).ok_or(shown)
+    })
+    .await;
     let staying = world.add_replica().await;
     tenant.reconnect(&world);
     world.replicas[0].process.signal(Signal::TERM);

@@ -76,6 +76,11 @@ impl Engine {
                 match result {
                     Ok(()) => {
                         for (shard, _) in shards {
+                            match self.shards.get(shard) {
+                                Some(owned) if self.stopping && owned.left_unclean => self.given_back.1 += 1,
+                                Some(_) if self.stopping => self.given_back.0 += 1,
+                                _ => {}
+                            }
                             self.shards.remove(shard, now);
                             self.forget_shard(shard);
                         }
@@ -253,13 +258,18 @@ impl Engine {
             .filter(|(shard, owned)| !owned.left_unclean && !busy.contains(shard))
             .map(|(shard, owned)| (shard, owned.token))
             .collect();
+        let left = self.shards.leaving().count() - quiet.len();
         let leave = async {
             store.release_shards(self.shared.replica, &quiet, Handover::Clean).await?;
             store.leave(self.shared.replica).await
         };
         // Bounded: a database that is away must not hold up the stop; the leases end by themselves.
         match tokio::time::timeout(Duration::from_secs(2), leave).await {
-            Ok(Ok(())) => tracing::info!(clean = quiet.len(), unclean = busy.len(), "gave the dispatch shards back"),
+            Ok(Ok(())) => {
+                self.given_back = (self.given_back.0 + quiet.len(), self.given_back.1 + left);
+                let (clean, unclean) = self.given_back;
+                tracing::info!(clean, unclean, "gave the dispatch shards back");
+            }
             Ok(Err(error)) => tracing::warn!(%error, "the dispatch shards could not be given back; their leases end"),
             Err(_) => tracing::warn!("giving the dispatch shards back took too long; their leases end"),
         }

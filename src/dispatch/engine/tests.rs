@@ -143,3 +143,19 @@ async fn an_engine_that_can_neither_start_nor_load_anything_sleeps() {
     assert!(rounds.is_some(), "it comes back at once, again and again");
     world.end().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_given_back_before_the_end_of_a_stop_is_told_with_the_rest() {
+    let world = World::new().await;
+    world.subscribe("shop", NAME, "/hang").await;
+    let mut stepped = Stepped::new(&world, Config::default()).await;
+    stepped.until("the tenant is claimed", |engine| !engine.tenants.is_empty()).await;
+    world.publish(1).await;
+    stepped.until("it hangs", |engine| engine.running == 1).await;
+    stepped.engine.begin_stop();
+    stepped.until("what is quiet is given back", |engine| engine.shards.leaving().count() == 1).await;
+    stepped.engine.finish().await;
+    let all = usize::try_from(SHARDS).expect("a count");
+    assert_eq!(stepped.engine.given_back, (all - 1, 1));
+    world.end().await;
+}

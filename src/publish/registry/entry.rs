@@ -100,6 +100,7 @@ mod tests {
             state: State::Active,
             state_reason: String::new(),
             circuit: Circuit::default(),
+            paused_until: None,
             effective_position: 0,
             registry_version: 1,
             created_at: DateTime::UNIX_EPOCH,

@@ -44,6 +44,7 @@ pub(super) struct SubscriptionRow {
     health_circuit: Option<i16>,
     health_since: Option<DateTime<Utc>>,
     health_failures: Option<i32>,
+    paused_until: Option<DateTime<Utc>>,
     ordering_key: Option<String>,
     ordering_on_dead_letter: Option<i16>,
     pre_failure_policy: Option<i16>,
@@ -63,7 +64,8 @@ pub(super) const COLUMNS: &str = "s.subscription_id, s.subscription_no, s.app_id
      s.target_kind, s.webhook_uri, s.webhook_mode, s.webhook_headers, s.webhook_headers_sealed, s.max_attempts, \
      s.initial_backoff_ms, s.max_backoff_ms, \
      s.timeout_ms, s.max_in_flight, s.rate_count, s.rate_interval_ms, s.circuit_failures, s.circuit_open_ms, s.auto_disable_ms, \
-     h.circuit AS health_circuit, h.since AS health_since, h.failures AS health_failures, s.ordering_key, \
+     h.circuit AS health_circuit, h.since AS health_since, h.failures AS health_failures, \
+     CASE WHEN h.paused_until > now() THEN h.paused_until END AS paused_until, s.ordering_key, \
      s.ordering_on_dead_letter, s.pre_failure_policy, s.pre_priority, s.pre_enrich_paths, s.state, s.state_reason, \
      s.effective_position, s.registry_version, s.created_at, \
      s.updated_at, s.deleted_at";
@@ -155,6 +157,7 @@ impl SubscriptionRow {
             state: state_from_code(self.state).ok()?,
             state_reason: self.state_reason,
             circuit,
+            paused_until: self.paused_until,
             effective_position: self.effective_position,
             registry_version: self.registry_version,
             created_at: self.created_at,

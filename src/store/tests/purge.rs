@@ -164,3 +164,38 @@ async fn audit_records_go_after_their_time_and_none_of_the_last_thirty_days_what
     assert_eq!(left().await, ["29", "29"]);
     database.end().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn audit_records_of_a_table_that_is_spread_by_tenant_go_alone() {
+    let database = Database::new().await;
+    let mut owner = database.connection().await;
+    // What lies at a place of one partition is another record than what lies there in the other.
+    for sql in [
+        "DROP TABLE audit_records",
+        "CREATE TABLE audit_records (tenant_id uuid, audit_id uuid, at timestamptz, resource text) PARTITION BY HASH (tenant_id)",
+        "GRANT ALL ON audit_records TO PUBLIC",
+        "CREATE TABLE audit_records_0 PARTITION OF audit_records FOR VALUES WITH (MODULUS 2, REMAINDER 0)",
+        "CREATE TABLE audit_records_1 PARTITION OF audit_records FOR VALUES WITH (MODULUS 2, REMAINDER 1)",
+        "INSERT INTO audit_records
+         SELECT gen_random_uuid(), gen_random_uuid(), now() - days * interval '1 day', days::text
+           FROM generate_series(1, 50) AS n, unnest(ARRAY[29, 31]) AS days ORDER BY n, days",
+    ] {
+        owner.execute(sql).await.expect("made");
+    }
+    assert_eq!(database.store.purge_audit_records(database.store.now(), 1_000).await.expect("purged"), 50);
+    let left = "SELECT DISTINCT resource FROM audit_records";
+    let left: Vec<String> = sqlx::query_scalar(left).fetch_all(&mut owner).await.expect("readable");
+    assert_eq!(left, ["29"]);
+    database.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_function_of_the_schema_tells_rows_by_where_they_lie() {
+    let database = Database::new().await;
+    let by_place =
+        "SELECT proname FROM pg_proc WHERE pronamespace = current_schema()::regnamespace AND prosrc LIKE '%ctid%'";
+    let mut owner = database.connection().await;
+    let by_place: Vec<String> = sqlx::query_scalar(by_place).fetch_all(&mut owner).await.expect("readable");
+    assert!(by_place.is_empty(), "{by_place:?}");
+    database.end().await;
+}

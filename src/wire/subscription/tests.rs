@@ -50,6 +50,7 @@ fn stored() -> Subscription {
         state: State::Active,
         state_reason: String::new(),
         circuit: Circuit::default(),
+        paused_until: None,
         effective_position: 5,
         registry_version: 7,
         created_at: chrono::DateTime::UNIX_EPOCH,
@@ -480,8 +481,7 @@ fn whatever_a_mask_names_its_change_is_told() {
         ..Default::default()
     };
     let told = |path: &str, before: &Subscription, sent: &proto::Subscription| {
-        let mask = FieldMask { paths: vec![path.to_owned()] };
-        let patch = parse_patch(sent.clone(), Some(&mask)).expect("a mask");
+        let patch = parse_patch(sent.clone(), Some(&FieldMask { paths: vec![path.to_owned()] })).expect("a mask");
         let after = patch.apply(before.clone()).expect("a valid subscription");
         let told = Announcement::subscription_changed(before, &after, "key_1").data;
         told["changes"].as_object().expect("an object").clone()
