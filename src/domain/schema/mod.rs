@@ -15,6 +15,7 @@ mod evaluate;
 mod patterns;
 mod program;
 mod references;
+mod shown;
 mod told;
 mod weight;
 

@@ -1,18 +1,15 @@
 //! What is told of a document or of data: short, in one line, and without the data.
 
+use super::shown::{quoted, shown};
 use super::{NO_PATTERN, VIOLATIONS_MAX};
 use jsonschema::error::ValidationErrorKind;
 use jsonschema::{ReferencingError, ValidationError};
-use serde::Serialize;
 use serde_json::Value;
-use std::io;
 
 /// How long a message may be, in characters.
 const MESSAGE_CHARS_MAX: usize = 300;
 /// How long a pointer may be, in bytes.
 const POINTER_BYTES_MAX: usize = 1_024;
-/// How much of a value of the document is shown, in bytes.
-const SHOWN_BYTES_MAX: usize = 100;
 /// How many values of a list are shown.
 const SHOWN_MAX: usize = 3;
 
@@ -54,14 +51,6 @@ pub(super) fn shorten_pointer(mut pointer: String) -> String {
     pointer
 }
 
-/// The start of a value of the document.
-pub(super) fn shown(value: &(impl Serialize + ?Sized)) -> String {
-    let mut start = Start(Vec::new());
-    let is_whole = serde_json::to_writer(&mut start, value).is_ok();
-    let start = String::from_utf8_lossy(&start.0);
-    if is_whole { start.into_owned() } else { format!("{start}...") }
-}
-
 /// Some values of a list.
 pub(super) fn listed(values: &[Value]) -> String {
     some(values.iter().map(shown), values.len())
@@ -69,28 +58,13 @@ pub(super) fn listed(values: &[Value]) -> String {
 
 /// Some names, of so many.
 pub(super) fn named<'n>(names: impl Iterator<Item = &'n str>, count: usize) -> String {
-    some(names.map(shown), count)
+    some(names.map(quoted), count)
 }
 
 fn some(shown: impl Iterator<Item = String>, count: usize) -> String {
     let shown: Vec<String> = shown.take(SHOWN_MAX).collect();
     let more = count - shown.len();
     if more > 0 { format!("{} and {more} more", shown.join(", ")) } else { shown.join(", ") }
-}
-
-/// Takes the first bytes that are written, and ends the writing with them.
-struct Start(Vec<u8>);
-
-impl io::Write for Start {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let taken = bytes.len().min(SHOWN_BYTES_MAX - self.0.len());
-        self.0.extend_from_slice(&bytes[..taken]);
-        if taken == bytes.len() { Ok(taken) } else { Err(io::ErrorKind::WriteZero.into()) }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }
 
 /// One place where data breaks a schema.

@@ -156,12 +156,7 @@ impl<'v> Canonical<'v> {
     }
 }
 
-/// Equality as JSON Schema has it.
-pub(super) fn equal(a: &Value, b: &Value) -> bool {
-    Canonical::of(a) == Canonical::of(b)
-}
-
-/// The same for two values of which nothing is looked at twice, up to the first difference, and charged by that.
+/// Equality as JSON Schema has it, charged by what it looks at: no more than up to the first difference.
 pub(in crate::domain::schema) fn are_equal(a: &Value, b: &Value) -> bool {
     charge(1);
     match (a, b) {

@@ -17,7 +17,6 @@ mod object;
 mod relation;
 mod same;
 mod scalar;
-mod shown;
 mod work;
 
 pub(super) use decimal::{Canonical, Decimal, are_equal, is_positive};

@@ -10,11 +10,11 @@ use super::facts::{
 };
 use super::object::required;
 use super::same::same;
-use super::shown::shown;
 use super::work::Work;
 use super::{BREAKS_MAX, Break, Direction};
 use crate::domain::schema::cost::charge;
 use crate::domain::schema::references::{Document, address};
+use crate::domain::schema::shown::shown;
 use serde_json::{Map, Value};
 use std::collections::{HashMap, HashSet};
 

@@ -1,7 +1,7 @@
 //! Whether two schemas say the same, references followed and annotations left out. What cannot be compared otherwise is still known
 //! to be compatible where it is the same.
 
-use super::decimal::equal;
+use super::decimal::are_equal;
 use super::facts::{is_foreign, reference, refers_only};
 use crate::domain::schema::cost::charge;
 use crate::domain::schema::references::{Document, address};
@@ -90,7 +90,7 @@ impl<'a, 'b> Comparison<'_, 'a, 'b> {
             (Value::Array(left), Value::Array(right)) => {
                 left.len() == right.len() && left.iter().zip(right).all(|(a, b)| self.schemas(a, b))
             }
-            _ => equal(a, b),
+            _ => are_equal(a, b),
         }
     }
 
@@ -130,7 +130,7 @@ impl<'a, 'b> Comparison<'_, 'a, 'b> {
                         charge(a.len() as u64);
                         a.len() == b.len() && a.iter().all(|(name, a)| b.get(name).is_some_and(|b| self.schemas(a, b)))
                     }
-                    (keyword, ..) if DATA_KEYWORDS.contains(&keyword) => equal(a, b),
+                    (keyword, ..) if DATA_KEYWORDS.contains(&keyword) => are_equal(a, b),
                     _ => self.schemas(a, b),
                 })
             })

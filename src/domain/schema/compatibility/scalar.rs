@@ -1,10 +1,10 @@
 //! Keywords that bound numbers and texts.
 
 use super::Break;
-use super::decimal::{Decimal, equal};
+use super::decimal::{Decimal, are_equal};
 use super::facts::{FRACTION, Facts, NUMBER, STRING};
 use super::relation::Relation;
-use super::shown::shown;
+use crate::domain::schema::shown::shown;
 use jsonschema::Draft;
 use serde_json::Value;
 
@@ -116,7 +116,7 @@ impl<'d> Relation<'d> {
         }
         let fits = known.any(|(_, other)| {
             together.iter().all(|one| match (other.get(*one), schema.get(*one)) {
-                (Some(known), Some(wanted)) => equal(known, wanted),
+                (Some(known), Some(wanted)) => are_equal(known, wanted),
                 (known, wanted) => known.is_none() && wanted.is_none(),
             })
         });

@@ -4,7 +4,7 @@ use super::{Pass, Path, charge_for};
 use crate::domain::schema::compatibility::{Canonical, Decimal, are_equal};
 use crate::domain::schema::cost::charge;
 use crate::domain::schema::program::{Bound, Check, Node, Type};
-use crate::domain::schema::told::shown;
+use crate::domain::schema::shown::{quoted, shown};
 use crate::domain::schema::weight::bytes;
 use serde_json::{Number, Value};
 use std::collections::HashSet;
@@ -83,7 +83,7 @@ impl Pass<'_> {
             (Check::Pattern(pattern), Value::String(text)) => {
                 pattern.matches(text)
                     || self
-                        .tell(node, "pattern", at, || format!("the value does not match {}", shown(pattern.source())))
+                        .tell(node, "pattern", at, || format!("the value does not match {}", quoted(pattern.source())))
             }
             (Check::Asserted(keyword, asserted), Value::String(_)) => {
                 asserted.is_valid(value) || self.tell(node, keyword, at, || asserted.message(value))
@@ -98,7 +98,7 @@ impl Pass<'_> {
                 charge(1);
                 charge_for(name);
                 members.contains_key(&**name)
-                    || pass.tell(node, "required", at, || format!("{} is a required property", shown(&**name)))
+                    || pass.tell(node, "required", at, || format!("{} is a required property", quoted(name)))
             }),
             (Check::DependentRequired(keyword, dependents), Value::Object(members)) => {
                 self.every(dependents.iter(), |pass, (given, names)| {
@@ -110,7 +110,7 @@ impl Pass<'_> {
                             charge_for(name);
                             members.contains_key(&**name)
                                 || pass.tell(node, keyword, at, || {
-                                    format!("{} is a required property beside {}", shown(&**name), shown(&**given))
+                                    format!("{} is a required property beside {}", quoted(name), quoted(given))
                                 })
                         })
                 })

@@ -1,7 +1,7 @@
 //! Values and names of the schemas in messages. They may be long, and messages are made often: no more of one is looked at than is
 //! shown.
 
-use crate::domain::schema::cost::charge;
+use super::cost::charge;
 use serde_json::Value;
 
 /// How many characters of a value, or of a name, are shown.
