@@ -27,6 +27,7 @@ pub(super) fn compile(document: &Document<'_>) -> Result<Program, SchemaError> {
         known: HashMap::new(),
         queue: VecDeque::new(),
         resources: HashMap::new(),
+        bases: HashMap::new(),
         names: HashMap::new(),
         anchors: HashMap::new(),
         asserted: HashMap::new(),
@@ -60,6 +61,8 @@ struct Compiler<'c> {
     known: HashMap<usize, NodeId>,
     queue: VecDeque<(NodeId, Subschema<'c>)>,
     resources: HashMap<String, usize>,
+    /// The same by where the bases are, which are kept with them.
+    bases: HashMap<*const Uri<String>, (Rc<Uri<String>>, usize)>,
     /// Of dynamic anchors.
     names: HashMap<String, usize>,
     anchors: HashMap<(usize, usize), NodeId>,
@@ -101,9 +104,15 @@ impl<'c> Compiler<'c> {
             .collect())
     }
 
-    fn resource(&mut self, base: &Uri<String>) -> usize {
+    fn resource(&mut self, base: &Rc<Uri<String>>) -> usize {
+        // A long identifier above thousands of subschemas is looked at once.
+        if let Some((_, resource)) = self.bases.get(&Rc::as_ptr(base)) {
+            return *resource;
+        }
         let next = self.resources.len();
-        *self.resources.entry(without_fragment(base.as_str()).to_owned()).or_insert(next)
+        let resource = *self.resources.entry(without_fragment(base.as_str()).to_owned()).or_insert(next);
+        self.bases.insert(Rc::as_ptr(base), (Rc::clone(base), resource));
+        resource
     }
 
     fn name(&mut self, name: &str) -> usize {

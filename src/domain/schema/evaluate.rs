@@ -334,6 +334,7 @@ impl<'p> Pass<'p> {
             }
             if self.quietly(checks.node, element, &at.element(index), None) {
                 found += 1;
+                // What matches is not left over for `unevaluatedItems`.
                 if let Some(seen) = seen.as_deref_mut() {
                     charge(1);
                     seen.add(element);

@@ -146,6 +146,6 @@ pub(super) struct Contains {
     pub node: NodeId,
     pub least: u64,
     pub most: Option<u64>,
-    /// In 2020-12 what matches is not left over for `unevaluatedItems`.
+    /// By `minContains`.
     pub is_least_given: bool,
 }

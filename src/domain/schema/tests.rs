@@ -75,6 +75,9 @@ fn formats_are_asserted_in_draft_7_alone_and_unknown_ones_ignored() {
         assert_eq!(of("date-time").validate(b"\"yesterday\"").is_err(), asserted);
         assert!(of("email").validate(b"\"a@example.org\"").is_ok());
         assert_eq!(of("email").validate(b"\"a\"").is_err(), asserted);
+        assert!(of("idn-hostname").validate("\"füße.example\"".as_bytes()).is_ok());
+        assert_eq!(of("idn-hostname").validate(b"\"/a\"").is_err(), asserted);
+        assert_eq!(of("idn-email").validate(b"\"a\"").is_err(), asserted);
         assert!(of("shoe-size").validate(b"\"yesterday\"").is_ok());
     }
 }

@@ -70,7 +70,7 @@ fn some(shown: impl Iterator<Item = String>, count: usize) -> String {
 /// One place where data breaks a schema.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Violation {
-    /// JSON pointer (RFC 6901) into the data; its start, where it is longer than 1,024 bytes.
+    /// JSON pointer (RFC 6901) into the data; its start and "...", where it is longer than 1,024 bytes.
     pub data_pointer: String,
     /// JSON pointer into the schema, and its start likewise; for what stands in a draft's own schema its URI with such a fragment.
     pub schema_pointer: String,

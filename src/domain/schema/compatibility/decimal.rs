@@ -9,6 +9,9 @@ use std::collections::BTreeMap;
 /// A larger exponent, of either sign, is beyond all measure.
 const EXPONENT_MAX: i64 = i64::MAX / 4;
 
+/// The highest power of two or five that a number of 128 digits can hold, and a few more.
+const TENS_MAX: u64 = 430;
+
 /// How many bytes of a number or a text cost one unit.
 const BYTES_PER_UNIT: usize = 64;
 
@@ -80,6 +83,8 @@ impl Decimal {
         let (Some((number, power)), Some((divisor, least))) = (parts(self), parts(divisor)) else { return false };
         // One that does not end in zero is no multiple of ten.
         let Ok(power) = u64::try_from(power - least) else { return false };
+        // More tens add nothing once they hold every two and five of the divisor, which has 128 digits at most.
+        let power = power.min(TENS_MAX);
         let rest = number * BigUint::from(10_u8).modpow(&power.into(), &divisor) % &divisor;
         rest == BigUint::ZERO
     }

@@ -13,6 +13,8 @@ use std::collections::HashSet;
 const COUNTED_BYTES_PER_UNIT: usize = 96;
 /// The same of a list in which each is compared with all others.
 const UNIQUE_BYTES_PER_UNIT: u64 = 6;
+/// What reading a number costs that no machine type holds.
+const DECIMAL_UNITS: u64 = 4;
 /// What a division of numbers costs.
 const DIVISION_UNITS: u64 = 50;
 
@@ -125,7 +127,10 @@ impl Pass<'_> {
         charge_for(number.as_str());
         let order = match (number.as_i64(), text.parse::<i64>()) {
             (Some(number), Ok(limit)) => number.cmp(&limit),
-            _ => Decimal::nearest(number).cmp(limit),
+            _ => {
+                charge(DECIMAL_UNITS);
+                Decimal::nearest(number).cmp(limit)
+            }
         };
         let (is_within, keyword, what) = match bound {
             Bound::Least => (order.is_ge(), "minimum", "less than the minimum of"),

@@ -215,6 +215,16 @@ fn a_document_takes_time_and_memory_in_proportion_to_its_length() {
     let begin = Instant::now();
     assert_eq!(schema(&document).validate(br#"{"p0": 1}"#), Ok(()));
     assert!(begin.elapsed() < super::super::tests::PARSE_MAX, "{:?}", begin.elapsed());
+    let formats: Vec<_> = (0..5_000).map(|n| format!(r#"{{"format": "f{n}"}}"#)).collect();
+    let formats = formats.chunks(1_000).map(|some| format!(r#"{{"allOf": [{}]}}"#, some.join(",")));
+    let formats = formats.collect::<Vec<_>>().join(",");
+    let formats = schema(&format!(r#"{{"$schema": "{DRAFT_7}", "allOf": [{formats}]}}"#));
+    assert!(formats.memory_bytes() < 5_000 * 500, "{}", formats.memory_bytes());
+    let below = (0..9_000).map(|n| format!(r#""a{n}": {{}}"#)).collect::<Vec<_>>().join(",");
+    let long = format!(r#"{{"$id": "https://e.org/{}", "properties": {{{below}}}}}"#, "x".repeat(100_000));
+    let begin = Instant::now();
+    schema(&long);
+    assert!(begin.elapsed() < super::super::tests::PARSE_MAX, "{:?}", begin.elapsed());
     let list = format!("[{}0]", "1,".repeat(9_000));
     let nested = format!(r#"{}{{"enum": {list}}}{}"#, r#"{"not":"#.repeat(60), "}".repeat(60));
     let (plain, nested) = (schema(&format!(r#"{{"enum": {list}}}"#)), schema(&nested));
