@@ -76,6 +76,7 @@ async fn every_metric_is_documented_and_counts_what_happens() {
     let text = eventually("the metrics say what happened", || async {
         let text = scrape(&world).await;
         match exact.iter().find(|(series, expected)| (value(&text, series) - *expected).abs() > 0.5) {
+            None if value(&text, "carillon_dispatch_tenants") < 1.0 => Err("no tenant is dispatched".to_owned()),
             None => Ok(text),
             Some((series, expected)) => Err(format!("{series} is {}, not {expected}", value(&text, series))),
         }
@@ -87,7 +88,6 @@ async fn every_metric_is_documented_and_counts_what_happens() {
     assert!(value(&text, "carillon_publish_commit_duration_seconds_count") >= 1.0);
     assert!(value(&text, "carillon_filter_errors_total{place=\"subscription\"}") >= 1.0);
     assert!(value(&text, "carillon_store_connections") >= 1.0);
-    assert!(value(&text, "carillon_dispatch_tenants") >= 1.0);
     assert!(!text.contains(&tenant.slug) && !text.contains("127.0.0.1"), "a label tells too much: {text}");
 
     let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/metrics.md")).expect("the page");
