@@ -242,12 +242,12 @@ pub enum ApiError {
         /// `request_id`, `idempotency_key`, or the latter's path in a batch.
         field: String,
     },
-    /// CURSOR_FOREIGN.
+    /// CURSOR_FOREIGN, with the field that holds the cursor.
     #[error("the cursor belongs to another log; start again from a time or from the earliest event")]
-    CursorForeign,
-    /// CURSOR_AHEAD.
+    CursorForeign(String),
+    /// CURSOR_AHEAD, with the field.
     #[error("the cursor is ahead of the log's end")]
-    CursorAhead,
+    CursorAhead(String),
     /// INVOCATION_STATE.
     #[error("an invocation that is {state} does not allow this")]
     InvocationState {
@@ -293,9 +293,9 @@ pub enum ApiError {
         message: String,
     },
 
-    /// CURSOR_MALFORMED: one text for everything that is not a cursor of ours.
+    /// CURSOR_MALFORMED, with the field: one text for everything that is not a cursor of ours.
     #[error("the cursor is unreadable")]
-    CursorMalformed,
+    CursorMalformed(String),
     /// CURSOR_EXPIRED.
     #[error("the cursor or time is older than the retained log; the first usable cursor is in the metadata")]
     CursorExpired {

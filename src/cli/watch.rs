@@ -308,7 +308,7 @@ mod tests {
         for error in [
             ApiError::CredentialInvalid,
             ApiError::CursorExpired { earliest: cursor() },
-            ApiError::CursorForeign,
+            ApiError::CursorForeign(cursor()),
             ApiError::field("start_time", "is in the future"),
         ] {
             let reason = error.reason_name();

@@ -1,7 +1,7 @@
 //! Event types, schemas and subscribers between proto and domain.
 
+use super::FieldError;
 use super::time::timestamp_to_proto;
-use super::{FieldError, text};
 use crate::domain::event_type::{EventType, EventTypeName, Origin, Phase, SchemaVersion};
 use crate::domain::schema::Violation;
 use crate::domain::schema::compatibility::{Break, Compatibility, Direction};
@@ -9,10 +9,6 @@ use crate::domain::subscription::Subscription;
 use crate::proto::public as proto;
 use pbjson_types::FieldMask;
 
-/// Longest display name, characters.
-pub const DISPLAY_NAME_CHARS_MAX: usize = 128;
-/// Longest description, characters.
-pub const DESCRIPTION_CHARS_MAX: usize = 4_096;
 /// Largest schema document, bytes.
 pub const SCHEMA_BYTES_MAX: usize = 256 * 1024;
 
@@ -55,8 +51,8 @@ pub fn parse_create(request: proto::CreateEventTypeRequest) -> Result<ParsedCrea
         Ok(proto::EventPhase::Post | proto::EventPhase::Unspecified) => Phase::Post,
         Err(_) => return Err(FieldError::new("phase", "is not a known phase")),
     };
-    let display_name = text("display_name", display_name, DISPLAY_NAME_CHARS_MAX)?;
-    let description = text("description", description, DESCRIPTION_CHARS_MAX)?;
+    let display_name = super::display_name("display_name", display_name)?;
+    let description = super::description("description", description)?;
     let display_name = if display_name.is_empty() { name.as_str().to_owned() } else { display_name };
     let compatibility = parse_compatibility("compatibility", compatibility)?.unwrap_or(Compatibility::None);
     let schema = (!schema.is_empty()).then_some(schema);
@@ -104,10 +100,10 @@ pub fn parse_patch(event_type: proto::EventType, mask: Option<&FieldMask>) -> Re
     }
     let mut patch = EventTypePatch::default();
     if name_chosen {
-        patch.display_name = Some(text("event_type.display_name", display_name, DISPLAY_NAME_CHARS_MAX)?);
+        patch.display_name = Some(super::display_name("event_type.display_name", display_name)?);
     }
     if description_chosen {
-        patch.description = Some(text("event_type.description", description, DESCRIPTION_CHARS_MAX)?);
+        patch.description = Some(super::description("event_type.description", description)?);
     }
     if mode_chosen {
         let mode = parse_compatibility("event_type.compatibility", compatibility)?;

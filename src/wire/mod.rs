@@ -12,6 +12,9 @@ pub mod time;
 
 use aws_lc_rs::digest;
 
+const DISPLAY_NAME_CHARS_MAX: usize = 128;
+const DESCRIPTION_CHARS_MAX: usize = 4_096;
+
 /// A field of a request that breaks its documented shape or bound.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{field}: {description}")]
@@ -29,11 +32,23 @@ impl FieldError {
     }
 }
 
-/// Checks a text for people: at most `chars_max` characters, and no NUL, which Postgres does not store.
-pub fn text(field: &str, value: String, chars_max: usize) -> Result<String, FieldError> {
-    if value.contains('\0') {
-        return Err(FieldError::new(field, "must not contain the NUL character"));
+/// Checks a name for people: at most 128 characters, none of them a control character (Unicode's Cc).
+pub fn display_name(field: &str, value: String) -> Result<String, FieldError> {
+    if value.contains(char::is_control) {
+        return Err(FieldError::new(field, "must not contain control characters"));
     }
+    bounded(field, value, DISPLAY_NAME_CHARS_MAX)
+}
+
+/// Checks a text for people: at most 4,096 characters, of control characters only line feeds and tabs.
+pub fn description(field: &str, value: String) -> Result<String, FieldError> {
+    if value.contains(|c: char| c.is_control() && !matches!(c, '\n' | '\t')) {
+        return Err(FieldError::new(field, "must not contain control characters other than line feeds and tabs"));
+    }
+    bounded(field, value, DESCRIPTION_CHARS_MAX)
+}
+
+fn bounded(field: &str, value: String, chars_max: usize) -> Result<String, FieldError> {
     if value.len() > chars_max && value.chars().count() > chars_max {
         return Err(FieldError::new(field, format!("must be at most {chars_max} characters")));
     }
@@ -85,10 +100,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn texts_are_bounded_in_characters_and_free_of_nul() {
-        assert!(text("f", "ü".repeat(128), 128).is_ok());
-        assert!(text("f", "ü".repeat(129), 128).is_err());
-        assert_eq!(text("a.b", "x\0".to_owned(), 9).expect_err("NUL").field, "a.b");
+    fn texts_for_people_are_bounded_in_characters_and_hold_no_control_characters() {
+        assert!(display_name("f", "ü".repeat(128)).is_ok());
+        assert!(display_name("f", "ü".repeat(129)).is_err());
+        assert!(description("f", "ü".repeat(4_096)).is_ok());
+        assert!(description("f", "ü".repeat(4_097)).is_err());
+        for control in (0..=0x9f).filter_map(char::from_u32).filter(|c| c.is_control()) {
+            let text = format!("a{control}b");
+            let refused = |checked: Result<String, FieldError>| checked.err().map(|error| error.field);
+            assert_eq!(refused(display_name("a.b", text.clone())), Some("a.b".to_owned()), "{text:?}");
+            let kept = matches!(control, '\n' | '\t');
+            assert_eq!(refused(description("a.b", text.clone())), (!kept).then(|| "a.b".to_owned()), "{text:?}");
+        }
     }
 
     #[test]

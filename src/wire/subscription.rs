@@ -6,7 +6,7 @@ mod policy;
 use super::event_type::{mask_error, parse_name};
 use super::pre::{self, PrePart};
 use super::time::timestamp_to_proto;
-use super::{FieldError, slug, text};
+use super::{FieldError, slug};
 use crate::domain::access::Role;
 use crate::domain::event_type::EventTypeName;
 use crate::domain::filter::{Filter, FilterError};
@@ -22,9 +22,6 @@ pub use expressions::{expression_bytes, parse_filter};
 use pbjson_types::FieldMask;
 use policy::{PolicyPart, circuit_to_proto, parse_policy, policy_to_proto, update_policy};
 use std::collections::BTreeMap;
-
-/// Longest display name, characters.
-pub const DISPLAY_NAME_CHARS_MAX: usize = 128;
 
 /// Why a request that holds a filter is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -147,7 +144,7 @@ pub fn parse_subscribe(request: proto::SubscribeRequest) -> Result<ParsedSubscri
         app: slug("app", app)?,
         event_type: parse_name("event_type", &event_type)?,
         target: parse_target("target", target)?,
-        display_name: text("display_name", display_name, DISPLAY_NAME_CHARS_MAX)?,
+        display_name: super::display_name("display_name", display_name)?,
         filter: parse_filter("filter", &filter)?,
         schema_version: parse_version("schema_version", schema_version)?,
         policy: parse_policy("delivery_policy", delivery_policy.as_ref(), parse_key)?,
@@ -347,7 +344,7 @@ pub fn parse_patch(
     for part in parts {
         changes.push(match part {
             Part::DisplayName => {
-                Change::DisplayName(text("subscription.display_name", display_name.clone(), DISPLAY_NAME_CHARS_MAX)?)
+                Change::DisplayName(super::display_name("subscription.display_name", display_name.clone())?)
             }
             Part::Filter => Change::Filter(parse_filter("subscription.filter", &filter)?),
             Part::SchemaVersion => Change::SchemaVersion(parse_version("subscription.schema_version", schema_version)?),

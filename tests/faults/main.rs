@@ -163,6 +163,7 @@ fn main() -> ExitCode {
                 [Kind::StopReplica, Kind::TerminateBackends, Kind::WithholdCommit, Kind::ReadOnly, Kind::ReceiverHang];
             errors_are_told()
                 .and_then(|()| what_proves_nothing_is_told())
+                .and_then(|()| panics_are_told())
                 .and_then(|()| suite(&common, &[], Some(Duration::from_secs(3)), |seed| Plan::mix(seed, 4, &others, 1)))
         }
         Cli::Long(long) => {
@@ -229,6 +230,28 @@ fn what_proves_nothing_is_told() -> anyhow::Result<()> {
     ensure!(said.iter().any(|what| what.contains("no fault was asked for")), "a run without faults: {said:?}");
     let summary = Summary { planted_defects: Caught { caught: 1, of: 2 }, ..Summary::default() };
     ensure!(!summary.is_good(), "a defect that is not found");
+    Ok(())
+}
+
+/// The checker finds a panic in a replica's log, as the service logs it and as the language writes it, and names the line.
+fn panics_are_told() -> anyhow::Result<()> {
+    let folder = tempfile::tempdir()?;
+    let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text);
+    let said = judge(folder.path())?.violations;
+    ensure!(said.len() == 1 && said[0].contains("no replica's log was kept"), "without a log: {said:?}");
+    write("postgres.log", "PANIC:  could not write: No space left on device\n")?;
+    write("replica-1.log", "INFO carillon: ready\n")?;
+    let said = judge(folder.path())?.violations;
+    ensure!(said.is_empty(), "logs without a panic: {said:?}");
+    let logged = "ERROR carillon::telemetry: panicked place=\"src/a.rs:7\" text=\"planted\"";
+    let bare = "thread 'main' panicked at src/a.rs:7:1:";
+    write("replica-2.log", &format!("INFO carillon: ready\n{logged}\n"))?;
+    write("replica-3.log", &format!("{bare}\nplanted\n"))?;
+    let said = judge(folder.path())?.violations;
+    let expected = [("line 2 of replica-2.log", logged), ("line 1 of replica-3.log", bare)]
+        .map(|(at, line)| format!("{at}: {line}"));
+    let told = said.len() == 2 && said.iter().zip(&expected).all(|(said, expected)| said.ends_with(expected));
+    ensure!(told, "panics in logs: {said:?}");
     Ok(())
 }
 

@@ -269,6 +269,12 @@ async fn a_first_message_that_is_no_watch_request_is_told_which_field_is_wrong_a
     for (first, field, words) in [
         ("not json", "", "must be one WatchRequest in proto JSON"),
         ("[]", "", "must be one WatchRequest in proto JSON"),
+        ("{", "", "EOF while parsing an object"),
+        ("{now: true}", "", "key must be a string"),
+        (r#"{"now": true,}"#, "", "trailing comma"),
+        (r#"{"filters": [{"name": "a"}, {name: "b"}]}"#, "filters[1]", "key must be a string"),
+        (r#"{"now" true}"#, "", "expected `:`"),
+        (r#"{"?": 1}"#, "?", "unknown field `?`"),
         (r#"{"colour": "red"}"#, "colour", "unknown field `colour`"),
         (r#"{"filters": [{}, {"colour": "red"}]}"#, "filters[1].colour", "unknown field `colour`"),
         (r#"{"filters": [{"eventTypes": "A"}]}"#, "filters[0].eventTypes", "invalid type: string"),

@@ -25,7 +25,7 @@ pub(super) async fn create(
     let (actor, mut request) = authorised(request)?;
     let request_id = std::mem::take(&mut request.request_id);
     let role = parse_role("role", request.role)?;
-    let display_name = wire::text("display_name", request.display_name.clone(), 128)?;
+    let display_name = wire::display_name("display_name", request.display_name.clone())?;
     let expires_at = request.expire_time.map(|time| parse_timestamp("expire_time", &time)).transpose()?;
     let app_slug = if request.app.is_empty() { None } else { Some(wire::slug("app", request.app.clone())?) };
     let tenant = deps.tenant(request.tenant.clone()).await?;

@@ -19,7 +19,7 @@ pub(super) async fn create(
     let (actor, mut request) = authorised(request)?;
     let request_id = std::mem::take(&mut request.request_id);
     let slug = wire::slug("slug", request.slug.clone())?;
-    let display_name = display_name(request.display_name.clone(), &slug)?;
+    let display_name = display_name("display_name", request.display_name.clone(), &slug)?;
     let tenant = deps.tenant(request.tenant.clone()).await?;
     let repeat = Repeat::of(tenant.id, "CreateApp", &request_id, &request)?;
     let by = Principal { tenant: tenant.id, app: None, name: actor };

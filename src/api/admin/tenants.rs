@@ -23,7 +23,7 @@ pub(super) async fn create(
     let request_id = std::mem::take(&mut request.request_id);
     let repeat = Repeat::of(NO_TENANT, "CreateTenant", &request_id, &request)?;
     let slug = wire::slug("slug", request.slug)?;
-    let display_name = display_name(request.display_name, &slug)?;
+    let display_name = display_name("display_name", request.display_name, &slug)?;
     let limits = deps.limits;
     let answer = move |made: &Tenant| proto::CreateTenantResponse {
         tenant: Some(to_proto(made.clone(), &Overrides::default(), &limits)),
@@ -43,7 +43,7 @@ pub(super) async fn update(
     let slug = wire::slug("tenant.slug", sent.slug)?;
     let found = deps.store.tenant_by_slug(&slug).await?.ok_or(ApiError::TenantNotFound { tenant: slug.clone() })?;
     let repeat = Repeat::of(found.id, "UpdateTenant", &request_id, &request)?;
-    let display_name = patch.display_name.map(|name| display_name(name, &slug)).transpose()?;
+    let display_name = patch.display_name.map(|name| display_name("tenant.display_name", name, &slug)).transpose()?;
     let change = TenantChange { display_name, quotas: patch.quotas };
     let limits = deps.limits;
     let answer = move |(tenant, overrides): &(Tenant, Overrides)| proto::UpdateTenantResponse {
@@ -90,8 +90,8 @@ pub(super) async fn list(
 }
 
 /// The name for people; the slug where none is given.
-pub(super) fn display_name(given: String, slug: &str) -> Result<String, ApiError> {
-    let given = wire::text("display_name", given, 128)?;
+pub(super) fn display_name(field: &str, given: String, slug: &str) -> Result<String, ApiError> {
+    let given = wire::display_name(field, given)?;
     Ok(if given.is_empty() { slug.to_owned() } else { given })
 }
 

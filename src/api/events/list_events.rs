@@ -60,7 +60,8 @@ pub async fn handle(deps: &EventsDeps, request: Request<ListEventsRequest>) -> R
         ("", Some(time)) => place::of_time(&deps.store, tenant, &head, time).await?,
         (text, _) => place::of_cursor(&deps.sealer, tenant, &head, text),
     };
-    let start = start.map_err(|error| parse::place_error(error, |earliest| cursor(deps, tenant, &head, earliest)))?;
+    let start =
+        start.map_err(|error| parse::place_error(error, "cursor", |earliest| cursor(deps, tenant, &head, earliest)))?;
 
     let config = deps.watches.config();
     let began = Instant::now();

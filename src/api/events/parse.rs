@@ -68,12 +68,12 @@ pub(super) fn view(view: i32) -> Result<EventView, ApiError> {
     }
 }
 
-/// Why a place in the log cannot be used, as an error.
-pub(super) fn place_error(error: PlaceError, cursor: impl FnOnce(LogPlace) -> String) -> ApiError {
+/// Why a place in the log cannot be used, as an error about the field that holds the cursor.
+pub(super) fn place_error(error: PlaceError, field: &str, cursor: impl FnOnce(LogPlace) -> String) -> ApiError {
     match error {
-        PlaceError::Malformed => ApiError::CursorMalformed,
-        PlaceError::Foreign => ApiError::CursorForeign,
-        PlaceError::Ahead => ApiError::CursorAhead,
+        PlaceError::Malformed => ApiError::CursorMalformed(field.to_owned()),
+        PlaceError::Foreign => ApiError::CursorForeign(field.to_owned()),
+        PlaceError::Ahead => ApiError::CursorAhead(field.to_owned()),
         PlaceError::Expired { earliest, .. } => ApiError::CursorExpired { earliest: cursor(earliest) },
     }
 }

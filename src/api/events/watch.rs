@@ -91,11 +91,12 @@ pub(super) async fn open(deps: &EventsDeps, request: Request<proto::WatchRequest
     }
     let filters = parse::filters(caller.tenant, "filters", request.filters).await?;
     let app = app_of(&deps.store, &caller).await?.map(Arc::from);
+    let cursor_field = if matches!(start, Start::Watch { .. }) { "resume_cursor" } else { "cursor" };
     let request = WatchRequest { caller, app, filters, start, on_expired, bookmark_interval, view };
-    deps.watches.open(request).await.map_err(open_error)
+    deps.watches.open(request).await.map_err(|error| open_error(error, cursor_field))
 }
 
-fn open_error(error: OpenError) -> ApiError {
+fn open_error(error: OpenError, cursor_field: &str) -> ApiError {
     match error {
         OpenError::Draining => ApiError::ServerDraining,
         OpenError::TooMany { setting, limit } => {
@@ -103,7 +104,7 @@ fn open_error(error: OpenError) -> ApiError {
         }
         OpenError::Full(full) => remembered_error(full),
         OpenError::WatchNotFound(watch) => ApiError::WatchNotFound { watch: watch.to_string() },
-        OpenError::Place(error) => parse::place_error(error, |_| String::new()),
+        OpenError::Place(error) => parse::place_error(error, cursor_field, |_| String::new()),
         OpenError::Expired { earliest_cursor } => ApiError::CursorExpired { earliest: earliest_cursor },
         OpenError::Store(error) => error.into(),
     }
@@ -122,7 +123,8 @@ pub(super) fn ending_error(ending: &Ending) -> ApiError {
         Ending::SlowConsumer { resume_cursor } => ApiError::SlowConsumer { resume_cursor: resume_cursor.clone() },
         Ending::CredentialInvalid => ApiError::CredentialInvalid,
         Ending::Expired { earliest_cursor } => ApiError::CursorExpired { earliest: earliest_cursor.clone() },
-        Ending::Foreign => ApiError::CursorForeign,
+        // The stream's own cursor: whoever resumes sends it as that.
+        Ending::Foreign => ApiError::CursorForeign("cursor".to_owned()),
         Ending::Store(error) => error.clone().into(),
     }
 }

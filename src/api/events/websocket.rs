@@ -454,8 +454,13 @@ fn credential(headers: &HeaderMap, offered: &[&str]) -> Option<HeaderMap> {
 fn parse_json<T: DeserializeOwned>(name: &str, text: &str) -> Result<T, ApiError> {
     let mut json = serde_json::Deserializer::from_str(text);
     let parsed = serde_path_to_error::deserialize(&mut json).map_err(|error| {
-        let field = if error.path().iter().next().is_some() { error.path().to_string() } else { String::new() };
-        (field, error.into_inner())
+        let path = error.path().to_string();
+        // A name that cannot be read is none: what holds it is where the message is broken.
+        let field = match error.path().iter().next_back() {
+            None | Some(serde_path_to_error::Segment::Unknown) => path.trim_end_matches('?').trim_end_matches('.'),
+            Some(_) => &path,
+        };
+        (field.to_owned(), error.into_inner())
     });
     let parsed = parsed.and_then(|message| json.end().map(|()| message).map_err(|error| (String::new(), error)));
     parsed.map_err(|(field, error)| {

@@ -46,6 +46,9 @@ impl ApiError {
             Self::FilterInvalid { field, column, message } => {
                 Self::FilterInvalid { field: camel_case(&field), column, message }
             }
+            Self::CursorMalformed(field) => Self::CursorMalformed(camel_case(&field)),
+            Self::CursorForeign(field) => Self::CursorForeign(camel_case(&field)),
+            Self::CursorAhead(field) => Self::CursorAhead(camel_case(&field)),
             Self::RequestIdReused { field } => Self::RequestIdReused { field: camel_case(&field) },
             Self::Store(StoreError::RequestIdReused) => Self::RequestIdReused { field: "requestId".to_owned() },
             other => other,
@@ -77,6 +80,13 @@ mod tests {
         ];
         for (path, expected) in paths {
             assert_eq!(camel_case(path), expected);
+        }
+        let field = || "resume_cursor".to_owned();
+        for error in
+            [ApiError::CursorMalformed(field()), ApiError::CursorForeign(field()), ApiError::CursorAhead(field())]
+        {
+            let told = to_json(&Status::from(error.in_json_names())).to_string();
+            assert!(told.contains("resumeCursor") && !told.contains("resume_cursor"), "{told}");
         }
     }
 }

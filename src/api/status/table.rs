@@ -120,14 +120,11 @@ impl ApiError {
 
             Self::RequestIdReused { field } => Entry::new(Code::FailedPrecondition, ErrorReason::RequestIdReused)
                 .precondition("REQUEST_ID_REUSED", field, &self.to_string()),
-            Self::CursorForeign => Entry::new(Code::FailedPrecondition, ErrorReason::CursorForeign).precondition(
-                "CURSOR_FOREIGN",
-                "cursor",
-                &self.to_string(),
-            ),
-            Self::CursorAhead => Entry::new(Code::FailedPrecondition, ErrorReason::CursorAhead).precondition(
+            Self::CursorForeign(field) => Entry::new(Code::FailedPrecondition, ErrorReason::CursorForeign)
+                .precondition("CURSOR_FOREIGN", field, &self.to_string()),
+            Self::CursorAhead(field) => Entry::new(Code::FailedPrecondition, ErrorReason::CursorAhead).precondition(
                 "CURSOR_AHEAD",
-                "cursor",
+                field,
                 &self.to_string(),
             ),
             Self::InvocationState { invocation, state } => {
@@ -165,8 +162,8 @@ impl ApiError {
                     .precondition("RESOURCE_STATE", name, message)
             }
 
-            Self::CursorMalformed => Entry::new(Code::InvalidArgument, ErrorReason::CursorMalformed)
-                .bad_fields([("cursor".to_owned(), self.to_string())]),
+            Self::CursorMalformed(field) => Entry::new(Code::InvalidArgument, ErrorReason::CursorMalformed)
+                .bad_fields([(field.clone(), self.to_string())]),
             Self::CursorExpired { earliest } => {
                 Entry::new(Code::OutOfRange, ErrorReason::CursorExpired).metadata("earliest_cursor", earliest)
             }

@@ -57,12 +57,18 @@ fn declare(number: usize, entry: Entry) -> Result<SystemEventType, CatalogueErro
         "POST" => Phase::Post,
         _ => return Err(wrong("phase", "must be PRE or POST".to_owned())),
     };
-    for (field, text, bytes_max) in [
-        ("display_name", &entry.display_name, DISPLAY_NAME_BYTES_MAX),
-        ("description", &entry.description, DESCRIPTION_BYTES_MAX),
+    for (field, text, bytes_max, kept) in [
+        ("display_name", &entry.display_name, DISPLAY_NAME_BYTES_MAX, [].as_slice()),
+        ("description", &entry.description, DESCRIPTION_BYTES_MAX, &['\n', '\t']),
     ] {
         if text.trim().is_empty() || text.len() > bytes_max {
             return Err(wrong(field, format!("must have 1 to {bytes_max} bytes")));
+        }
+        if text.contains(|c: char| c.is_control() && !kept.contains(&c)) {
+            return Err(wrong(
+                field,
+                "must not contain control characters, a description none but line feeds and tabs".to_owned(),
+            ));
         }
     }
     let schema = match &entry.schema {

@@ -4,12 +4,15 @@
 //! matches it computes itself, from the positions at which its changes took effect. Of a fault it knows the kind, the beginning
 //! and the end, as the driver wrote them down, and uses them for two things: to count the publish calls that met it, and to
 //! excuse that an invocation ran again around it, as G5 does. It must never excuse anything else by a fault.
+//!
+//! Of the replicas' own logs it knows one thing: none of them may hold a panic.
 
 mod deliveries;
 mod gates;
 mod history;
 mod log;
 mod order;
+mod panics;
 mod readers;
 
 use std::collections::BTreeMap;
@@ -21,7 +24,7 @@ use serde::{Deserialize, Serialize};
 pub use deliveries::AFTERMATH;
 pub use history::History;
 
-/// Breaches of one guarantee that are told in full; the others are counted.
+/// Breaches of one guarantee, and panics, that are told in full; the others are counted.
 const TOLD_MAX: usize = 5;
 
 /// A guarantee, as the README numbers them.
@@ -71,7 +74,7 @@ pub struct Report {
     /// Per guarantee, how often it was found broken. What only stood still is a violation and not counted here: it says nothing
     /// of how the service does what it does.
     pub broken: BTreeMap<String, usize>,
-    /// Each begins with the guarantee.
+    /// Each begins with the guarantee; those after them are about the replicas' logs.
     pub violations: Vec<String>,
 }
 
@@ -99,9 +102,11 @@ impl Report {
     }
 }
 
-/// Checks the records of a folder.
+/// Checks the records of a folder, and the replicas' logs beside them.
 pub fn check(folder: &Path) -> std::io::Result<Report> {
-    Ok(judge(&History::read(folder)?))
+    let mut report = judge(&History::read(folder)?);
+    panics::none_in(folder, &mut report)?;
+    Ok(report)
 }
 
 /// Checks a history.

@@ -56,8 +56,12 @@ async fn h1_cursors_and_page_tokens_that_were_changed_or_carried_elsewhere_are_r
         let listed = events.list_events(request).await;
         texts.extend(listed.as_ref().err().map(|status| (status.message().to_owned(), status.details().to_vec())));
         row.check(&member, listed, MALFORMED);
-        let request = WatchRequest { start: Some(Start::Cursor(text)), ..Default::default() };
+        let request = WatchRequest { start: Some(Start::Cursor(text.clone())), ..Default::default() };
         row.check(&member, events.watch(request).await, MALFORMED);
+        let start = Some(Start::Watch("wat_00000000000000000000000000".to_owned()));
+        let request = WatchRequest { start, resume_cursor: text, ..Default::default() };
+        let resumed = Refused(Code::InvalidArgument, "CURSOR_MALFORMED", "resume_cursor");
+        row.check(&member, events.watch(request).await, resumed);
     }
     texts.dedup();
     row.ensure("all of them", texts.len() == 1, "tampering is told apart");

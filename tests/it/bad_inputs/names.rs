@@ -1,13 +1,14 @@
 //! D: ids and names of every wrong shape, and idempotency keys that are used twice. Whose ids they are is in `g10_tenants`.
 
 use carillon::proto::internal::{
-    CreateAppRequest, CreatePublisherIdentityRequest, CreateTenantRequest, GetTenantRequest, RevokeApiKeyRequest,
-    WaitEventRequest,
+    CreateApiKeyRequest, CreateAppRequest, CreatePublisherIdentityRequest, CreateTenantRequest, GetTenantRequest,
+    RevokeApiKeyRequest, Role, Tenant, UpdateTenantRequest, WaitEventRequest,
 };
 use carillon::proto::public::{
-    AddEventTypeSchemaRequest, CancelInvocationRequest, CreateEventTypeRequest, DeleteEventTypeRequest,
+    AddEventTypeSchemaRequest, CancelInvocationRequest, CreateEventTypeRequest, DeleteEventTypeRequest, EventType,
     GetEventRequest, GetEventTypeRequest, GetInvocationRequest, GetSubscriptionRequest, ListEventsRequest,
-    ListInvocationsRequest, UnsubscribeRequest, UpdateWatchRequest,
+    ListInvocationsRequest, SubscribeRequest, Subscription, UnsubscribeRequest, UpdateEventTypeRequest,
+    UpdateSubscriptionRequest, UpdateWatchRequest,
 };
 use serde_json::json;
 use tonic::Code;
@@ -160,5 +161,54 @@ async fn d3_a_key_that_was_used_for_something_else_is_refused() {
     row.check("a first creation", row.tenant.types().create_event_type(create("CUSTOM_KEYED")).await, Fine);
     row.check("its retry", row.tenant.at[1].types.clone().create_event_type(create("CUSTOM_KEYED")).await, Fine);
     row.check("another one", row.tenant.types().create_event_type(create("CUSTOM_OTHER")).await, reused);
+    row.close().await;
+}
+
+#[tokio::test]
+async fn d4_texts_for_people_with_control_characters_name_their_field() {
+    let mut row = Row::open().await;
+    let (mut events, mut types, mut admin) = (row.tenant.events(), row.tenant.types(), admin(row.world));
+    let request = row.tenant.subscribe_request(TYPE, "http://127.0.0.1:9/hook");
+    let made = events.subscribe(request).await.expect("valid").into_inner().subscription.expect("it is set");
+    let texts = ["\0", "a\u{1b}[2Jb", "a\u{7f}b", "a\u{9b}31mb", "a\r\nb", "a\nb", "a\tb"];
+    for (n, text) in texts.into_iter().enumerate() {
+        let display_name = || text.to_owned();
+        let request = CreateEventTypeRequest {
+            name: "CUSTOM_NAMED".to_owned(),
+            display_name: display_name(),
+            ..Default::default()
+        };
+        row.check(text, types.create_event_type(request).await, invalid("display_name"));
+        let event_type = EventType { name: TYPE.to_owned(), display_name: display_name(), ..Default::default() };
+        let request = UpdateEventTypeRequest { event_type: Some(event_type), ..Default::default() };
+        row.check(text, types.update_event_type(request).await, invalid("event_type.display_name"));
+        let of = row.tenant.subscribe_request(TYPE, "http://127.0.0.1:9/hook");
+        let request = SubscribeRequest { display_name: display_name(), ..of };
+        row.check(text, events.subscribe(request).await, invalid("display_name"));
+        let subscription = Subscription { id: made.id.clone(), display_name: display_name(), ..Default::default() };
+        let request = UpdateSubscriptionRequest { subscription: Some(subscription), ..Default::default() };
+        row.check(text, events.update_subscription(request).await, invalid("subscription.display_name"));
+        let slug = || "never-made".to_owned();
+        let request = CreateTenantRequest { slug: slug(), display_name: display_name(), ..Default::default() };
+        row.check(text, admin.create_tenant(request).await, invalid("display_name"));
+        let changed = Tenant { slug: row.tenant.slug.clone(), display_name: display_name(), ..Default::default() };
+        let request = UpdateTenantRequest { tenant: Some(changed), ..Default::default() };
+        row.check(text, admin.update_tenant(request).await, invalid("tenant.display_name"));
+        let tenant = row.tenant.slug.clone();
+        let request = CreateAppRequest { tenant, slug: slug(), display_name: display_name(), ..Default::default() };
+        row.check(text, admin.create_app(request).await, invalid("display_name"));
+        let (tenant, role) = (row.tenant.slug.clone(), Role::Viewer.into());
+        let request = CreateApiKeyRequest { tenant, role, display_name: display_name(), ..Default::default() };
+        row.check(text, admin.create_api_key(request).await, invalid("display_name"));
+
+        let several_lines = matches!(text, "a\nb" | "a\tb");
+        let outcome = |field| if several_lines { Fine } else { invalid(field) };
+        let event_type = EventType { name: TYPE.to_owned(), description: text.to_owned(), ..Default::default() };
+        let request = UpdateEventTypeRequest { event_type: Some(event_type), ..Default::default() };
+        row.check(text, types.update_event_type(request).await, outcome("event_type.description"));
+        let name = format!("CUSTOM_TEXT_{n}");
+        let request = CreateEventTypeRequest { name, description: text.to_owned(), ..Default::default() };
+        row.check(text, types.create_event_type(request).await, outcome("description"));
+    }
     row.close().await;
 }
