@@ -304,7 +304,6 @@ impl<'c> Compiler<'c> {
             }
         }
         if let Some(schema) = members.get("additionalProperties") {
-            objects.is_closed = schema == false;
             objects.additional = Some(self.below(of, schema, &["additionalProperties"]));
         }
         if objects.additional.is_some() || !objects.named.is_empty() || !objects.patterns.is_empty() {

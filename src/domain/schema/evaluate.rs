@@ -7,8 +7,8 @@
 use super::cost::{UNITS_MAX, charge};
 use super::program::{Check, Contains, Elements, Members, Node, NodeId, Program};
 use super::references::address;
-use super::told::{Told, Violation, named, shorten, shorten_pointer};
-use serde_json::Value;
+use super::told::{Told, Violation, shorten, shorten_pointer};
+use serde_json::{Map, Value};
 use std::collections::HashSet;
 
 mod alone;
@@ -154,22 +154,15 @@ impl<'p> Pass<'p> {
                 }
             }
             (Value::Object(members), _, Some(id)) => {
-                let mut unexpected = Vec::new();
                 for (name, member) in members {
                     charge(1);
-                    if !own.0.insert(address(member)) {
-                        continue;
-                    }
-                    if self.is_never(id) {
-                        unexpected.push(name.as_str());
-                    } else {
+                    if own.0.insert(address(member)) {
                         valid &= self.check(id, member, &at.member(name), None);
-                    }
-                    if !(valid && unexpected.is_empty() || self.goes_on()) {
-                        return false;
+                        if !valid && !self.goes_on() {
+                            return false;
+                        }
                     }
                 }
-                valid &= self.are_expected(node, "unevaluatedProperties", &unexpected, at);
             }
             _ => {}
         }
@@ -182,10 +175,6 @@ impl<'p> Pass<'p> {
     /// True where checks go on although one has said no.
     fn goes_on(&self) -> bool {
         self.told.as_ref().is_some_and(Told::has_room)
-    }
-
-    fn is_never(&self, id: NodeId) -> bool {
-        matches!(self.program.nodes[id].checks[..], [Check::Never])
     }
 
     /// Judges only.
@@ -213,7 +202,7 @@ impl<'p> Pass<'p> {
 
     fn one(&mut self, node: &'p Node, check: &'p Check, value: &Value, at: &Path<'_>, seen: Option<&mut Seen>) -> bool {
         match (check, value) {
-            (Check::Members(checks), Value::Object(_)) => self.members(node, checks, value, at, seen),
+            (Check::Members(checks), Value::Object(members)) => self.members(checks, members, at, seen),
             (Check::Elements(checks), Value::Array(elements)) => self.elements(checks, elements, at, seen),
             (Check::Contains(checks), Value::Array(elements)) => self.contains(node, checks, elements, at, seen),
             (Check::Names(id), Value::Object(members)) => self.every(members.keys(), |pass, name| {
@@ -247,14 +236,12 @@ impl<'p> Pass<'p> {
     #[inline(never)]
     fn members(
         &mut self,
-        node: &'p Node,
         checks: &'p Members,
-        value: &Value,
+        members: &Map<String, Value>,
         at: &Path<'_>,
         mut seen: Option<&mut Seen>,
     ) -> bool {
-        let mut unexpected = Vec::new();
-        let valid = self.every(value.as_object().into_iter().flatten(), |pass, (name, member)| {
+        self.every(members.iter(), |pass, (name, member)| {
             charge(1);
             charge_for(name);
             let at = &at.member(name);
@@ -273,29 +260,16 @@ impl<'p> Pass<'p> {
                 let Some((pattern, id)) = patterns.next() else { break };
                 asked = pattern.matches(name).then_some(*id);
             }
-            match checks.additional.filter(|_| !is_known) {
-                Some(_) if checks.is_closed => {
-                    unexpected.push(name.as_str());
-                    valid = false;
-                }
-                Some(id) => valid &= pass.check(id, member, at, None),
-                None if !is_known => return valid,
-                None => {}
+            if !is_known {
+                let Some(id) = checks.additional else { return valid };
+                valid &= pass.check(id, member, at, None);
             }
             if let Some(seen) = seen.as_deref_mut() {
                 charge(1);
                 seen.add(member);
             }
             valid
-        });
-        self.are_expected(node, "additionalProperties", &unexpected, at) && valid
-    }
-
-    fn are_expected(&mut self, node: &Node, keyword: &str, unexpected: &[&str], at: &Path<'_>) -> bool {
-        unexpected.is_empty() || {
-            let names = || named(unexpected.iter().copied(), unexpected.len());
-            self.tell(node, keyword, at, || format!("has properties that are not allowed: {}", names()))
-        }
+        })
     }
 
     #[inline(never)]

@@ -133,8 +133,6 @@ pub(super) struct Members {
     pub named: HashMap<Box<str>, NodeId>,
     pub patterns: Vec<(Pattern, NodeId)>,
     pub additional: Option<NodeId>,
-    /// True where none of these is allowed.
-    pub is_closed: bool,
 }
 
 pub(super) struct Elements {

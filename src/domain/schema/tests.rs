@@ -196,7 +196,7 @@ fn references_within_the_document_work() {
             "additionalProperties": false}}}"##,
     );
     assert!(tree.validate(br#"{"next": {"next": {}}}"#).is_ok());
-    assert_eq!(tree.validate(br#"{"next": {"nxt": {}}}"#).expect_err("a violation")[0].data_pointer, "/next");
+    assert_eq!(tree.validate(br#"{"next": {"nxt": {}}}"#).expect_err("a violation")[0].data_pointer, "/next/nxt");
     let dynamic = schema(
         r##"{"$id": "https://example.org/strict", "$dynamicAnchor": "node", "$ref": "https://example.org/tree",
             "unevaluatedProperties": false, "$defs": {"tree": {"$id": "https://example.org/tree", "$dynamicAnchor": "node",

@@ -1,6 +1,6 @@
 //! What is told of a document or of data: short, in one line, and without the data.
 
-use super::shown::{quoted, shown};
+use super::shown::shown;
 use super::{NO_PATTERN, VIOLATIONS_MAX};
 use jsonschema::error::ValidationErrorKind;
 use jsonschema::{ReferencingError, ValidationError};
@@ -53,18 +53,9 @@ pub(super) fn shorten_pointer(mut pointer: String) -> String {
 
 /// Some values of a list.
 pub(super) fn listed(values: &[Value]) -> String {
-    some(values.iter().map(shown), values.len())
-}
-
-/// Some names, of so many.
-pub(super) fn named<'n>(names: impl Iterator<Item = &'n str>, count: usize) -> String {
-    some(names.map(quoted), count)
-}
-
-fn some(shown: impl Iterator<Item = String>, count: usize) -> String {
-    let shown: Vec<String> = shown.take(SHOWN_MAX).collect();
-    let more = count - shown.len();
-    if more > 0 { format!("{} and {more} more", shown.join(", ")) } else { shown.join(", ") }
+    let some: Vec<String> = values.iter().take(SHOWN_MAX).map(shown).collect();
+    let more = values.len() - some.len();
+    if more > 0 { format!("{} and {more} more", some.join(", ")) } else { some.join(", ") }
 }
 
 /// One place where data breaks a schema.
