@@ -47,6 +47,9 @@ pub(super) fn to_json_error(data: &[u8], error: &serde_json::Error) -> JsonError
 /// The name under which the parser hands out numbers that it keeps as text. A payload's own key of that name would be mistaken for
 /// a number, so that payload is refused.
 const NUMBER_KEY: &str = "$serde_json::private::Number";
+/// The name under which it takes in texts that it keeps as they are. A tree holds what stands in a payload's own value of that name in place
+/// of the object, however deep, so that payload is refused too.
+const RAW_KEY: &str = "$serde_json::private::RawValue";
 
 /// What a key of an object stands for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,7 +62,7 @@ pub(super) enum Key<'de> {
     Owned(String),
 }
 
-/// Reads one key. Holds the bytes that are parsed, which tell a payload's key from the parser's own [`NUMBER_KEY`].
+/// Reads one key. Holds the bytes that are parsed, which tell a payload's key from the parser's own [`NUMBER_KEY`]. It never hands out [`RAW_KEY`].
 #[derive(Clone, Copy)]
 pub(super) struct KeySeed<'a>(pub(super) &'a [u8]);
 
@@ -79,15 +82,19 @@ impl<'de> Visitor<'de> for KeySeed<'_> {
     }
 
     fn visit_borrowed_str<E: serde::de::Error>(self, key: &'de str) -> Result<Key<'de>, E> {
-        if key != NUMBER_KEY {
+        if key != NUMBER_KEY && key != RAW_KEY {
             return Ok(Key::Borrowed(key));
         }
-        let written = self.0.as_ptr_range().contains(&key.as_ptr());
+        let written = key == RAW_KEY || self.0.as_ptr_range().contains(&key.as_ptr());
         if written { Err(E::custom("a reserved key")) } else { Ok(Key::Number) }
     }
 
     fn visit_str<E: serde::de::Error>(self, key: &str) -> Result<Key<'de>, E> {
-        if key == NUMBER_KEY { Err(E::custom("a reserved key")) } else { Ok(Key::Owned(key.to_owned())) }
+        if key == NUMBER_KEY || key == RAW_KEY {
+            Err(E::custom("a reserved key"))
+        } else {
+            Ok(Key::Owned(key.to_owned()))
+        }
     }
 }
 
@@ -210,6 +217,8 @@ mod tests {
             r#"{"$serde_json::private::Number":"5"}"#,
             r#"{"\u0024serde_json::private::Number":"5"}"#,
             r#"[{"a":{"$serde_json::private::Number":"x"}}]"#,
+            r#"{"$serde_json::private::RawValue":"5"}"#,
+            r#"{"a":1,"\u0024serde_json::private::RawValue":5}"#,
         ] {
             assert!(check_json(text.as_bytes()).expect_err("refused").message.contains("reserved key"), "{text}");
         }

@@ -2,8 +2,8 @@
 
 use super::patterns::Expressions;
 use super::{
-    ALTERNATIVES_MAX, DATA_KEYWORDS, DOCUMENT_DEPTH_MAX, DOCUMENT_NODES_MAX, MAP_KEYWORDS, NUMBER_CHARS_MAX,
-    PATTERN_BYTES_MAX, PLACES_BYTES_MAX, SchemaError, TOO_LONG_PLACES, draft_of, has_long_number, pointer, refuse,
+    ALTERNATIVES_MAX, DATA_KEYWORDS, DOCUMENT_DEPTH_MAX, DOCUMENT_NODES_MAX, MAP_KEYWORDS, PATTERN_BYTES_MAX,
+    PLACES_BYTES_MAX, SchemaError, TOO_LONG_NUMBER, TOO_LONG_PLACES, draft_of, has_long_number, pointer, refuse,
     without_fragment,
 };
 use jsonschema::Draft;
@@ -54,9 +54,7 @@ impl Bounds {
                 }
                 members.values().try_for_each(|member| self.gather_ids(member, depth + 1, base))
             }
-            Value::Number(_) if has_long_number(value) => {
-                Err(refuse("", format!("has a number of more than {NUMBER_CHARS_MAX} characters")))
-            }
+            Value::Number(_) if has_long_number(value) => Err(refuse("", TOO_LONG_NUMBER)),
             _ => Ok(()),
         }
     }

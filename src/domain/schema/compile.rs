@@ -12,7 +12,7 @@ use super::weight::bytes;
 use super::{NO_PATTERN, SchemaError, escape, refuse, told, without_fragment};
 use jsonschema::{Draft, Uri};
 use serde_json::{Map, Value};
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -36,7 +36,7 @@ pub(super) fn compile(document: &Document<'_>) -> Result<Program, SchemaError> {
     };
     let base = document.base(document.root).unwrap_or_else(|| document.default_base());
     compiler.node(Subschema { schema: document.root, base, draft: document.draft, pointer: String::new() });
-    compiler.anchored();
+    compiler.anchored()?;
     while let Some((id, subschema)) = compiler.queue.pop_front() {
         let node = compiler.compile(&subschema)?;
         compiler.memory += size_of::<Node>() + node.pointer.len() + node.checks.len() * size_of::<Check>();
@@ -120,19 +120,26 @@ impl<'c> Compiler<'c> {
         *self.names.entry(name.to_owned()).or_insert(next)
     }
 
-    /// Notes every place of the document that a dynamic reference may lead to.
-    fn anchored(&mut self) {
+    /// Notes every place of the document that a dynamic reference may lead to. Errors: for a resource that has one name twice.
+    fn anchored(&mut self) -> Result<(), SchemaError> {
         let document = self.document;
-        for (schema, base, pointer) in document.dynamic_anchors() {
-            self.anchor(Subschema { schema, base, draft: document.draft, pointer });
+        for schema in document.subschemas().filter(|schema| schema.get("$dynamicAnchor").is_some()) {
+            let base = document.base(schema).unwrap_or_else(|| document.default_base());
+            let pointer = document.pointer(schema).unwrap_or_default().to_owned();
+            let at = format!("{pointer}/$dynamicAnchor");
+            if !self.anchor(Subschema { schema, base, draft: document.draft, pointer }) {
+                return Err(refuse(&at, "is a name that stands twice in the same document"));
+            }
         }
+        Ok(())
     }
 
-    fn anchor(&mut self, subschema: Subschema<'c>) {
-        let Some(name) = subschema.schema.get("$dynamicAnchor").and_then(Value::as_str) else { return };
-        let (resource, name) = (self.resource(&subschema.base), self.name(name));
+    /// False where another subschema has the name already.
+    fn anchor(&mut self, subschema: Subschema<'c>) -> bool {
+        let Some(name) = subschema.schema.get("$dynamicAnchor").and_then(Value::as_str) else { return true };
+        let place = (self.resource(&subschema.base), self.name(name));
         let id = self.node(subschema);
-        self.anchors.entry((resource, name)).or_insert(id);
+        *self.anchors.entry(place).or_insert(id) == id
     }
 
     /// The node that a reference leads to, and the resource and the schema there.
@@ -204,11 +211,13 @@ impl<'c> Compiler<'c> {
         checks: &mut Vec<Check>,
     ) -> Result<(), SchemaError> {
         if let Some(value) = members.get("type") {
-            let types: Option<Vec<Type>> = match value {
+            let types: Option<BTreeSet<Type>> = match value {
+                // Each once, however often it is listed.
                 Value::Array(types) => types.iter().map(|one| Type::parse(one.as_str()?)).collect(),
-                one => one.as_str().and_then(Type::parse).map(|one| vec![one]),
+                one => one.as_str().and_then(Type::parse).map(|one| BTreeSet::from([one])),
             };
-            checks.push(Check::Type(types.ok_or_else(|| misshapen(of, "type"))?));
+            let types = types.ok_or_else(|| misshapen(of, "type"))?;
+            checks.push(Check::Type(types.into_iter().collect()));
         }
         if let Some(value) = members.get("const") {
             self.keep(value);
@@ -229,13 +238,13 @@ impl<'c> Compiler<'c> {
         ] {
             if let Some(value) = members.get(keyword) {
                 let number = value.as_number().ok_or_else(|| misshapen(of, keyword))?;
-                checks.push(Check::Bound(bound, Decimal::nearest(number), number.as_str().into()));
+                checks.push(Check::Bound(bound, Decimal::read(number), number.as_str().into()));
             }
         }
         if let Some(value) = members.get("multipleOf") {
             let number = value.as_number().filter(|number| is_positive(number));
             let number = number.ok_or_else(|| misshapen(of, "multipleOf"))?;
-            checks.push(Check::MultipleOf(Decimal::nearest(number), number.as_str().into()));
+            checks.push(Check::MultipleOf(Decimal::read(number), number.as_str().into()));
         }
         Ok(())
     }
@@ -421,7 +430,7 @@ fn map<'v>(of: &Subschema<'_>, keyword: &str, value: &'v Value) -> Result<&'v Ma
 /// A whole number that is not negative: the largest that fits, where it is larger.
 fn count(of: &Subschema<'_>, members: &Map<String, Value>, keyword: &str) -> Result<Option<u64>, SchemaError> {
     let Some(value) = members.get(keyword) else { return Ok(None) };
-    let number = value.as_number().map(Decimal::nearest).filter(|number| number.is_whole() && !number.is_negative());
+    let number = value.as_number().map(Decimal::read).filter(|number| number.is_whole() && !number.is_negative());
     let number = number.ok_or_else(|| misshapen(of, keyword))?;
     Ok(Some(number.whole().and_then(|whole| u64::try_from(whole).ok()).unwrap_or(u64::MAX)))
 }

@@ -48,7 +48,7 @@ impl<'a> Path<'a> {
             at = above;
         }
         parts.iter().rev().fold(String::new(), |pointer, part| match part {
-            Part::Element(index) => format!("{pointer}/{index}"),
+            Part::Element(index) => pointer + "/" + &index.to_string(),
             Part::Member(name) => {
                 charge_for(name);
                 pointer + "/" + &super::escape(name)

@@ -48,6 +48,8 @@ pub const DOCUMENT_NODES_MAX: usize = 20_000;
 pub const ALTERNATIVES_MAX: usize = 1_000;
 /// How long a number may be, in a document and in data that is checked, in characters: what it costs to look at one grows with it.
 pub const NUMBER_CHARS_MAX: usize = 128;
+/// How many digits its exponent may have.
+pub const EXPONENT_DIGITS_MAX: usize = 15;
 /// How long all regular expressions of a document may be together, in bytes.
 pub const PATTERN_BYTES_MAX: usize = 16 * 1024;
 /// How large all regular expressions of a document may be together when they are compiled, in bytes.
@@ -60,6 +62,8 @@ pub const VIOLATIONS_MAX: usize = 32;
 
 /// What is said where names or identifiers make a document too long.
 const TOO_LONG_PLACES: &str = "has too long names or identifiers above too many values";
+/// What is said of a number that takes too long to look at.
+const TOO_LONG_NUMBER: &str = "has a number of more than 128 characters, or with an exponent of more than 15 digits";
 /// What is said of an expression that is none.
 const NO_PATTERN: &str = "is not a regular expression without look-around and back-references, or is too large";
 /// A compiled schema.
@@ -181,14 +185,18 @@ fn parse_data(data: &[u8]) -> Result<Value, String> {
     }
     let value = serde_json::from_str(text).map_err(not_json)?;
     if has_long_number(&value) {
-        return Err(format!("has a number of more than {NUMBER_CHARS_MAX} characters"));
+        return Err(TOO_LONG_NUMBER.to_owned());
     }
     Ok(value)
 }
 
 fn has_long_number(value: &Value) -> bool {
     match value {
-        Value::Number(number) => number.as_str().len() > NUMBER_CHARS_MAX,
+        Value::Number(number) => {
+            let text = number.as_str();
+            let exponent = text.split_once(['e', 'E']).map_or("", |(_, exponent)| exponent);
+            text.len() > NUMBER_CHARS_MAX || exponent.trim_start_matches(['+', '-', '0']).len() > EXPONENT_DIGITS_MAX
+        }
         Value::Array(elements) => elements.iter().any(has_long_number),
         Value::Object(members) => members.values().any(has_long_number),
         Value::Null | Value::Bool(_) | Value::String(_) => false,

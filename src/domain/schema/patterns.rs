@@ -19,6 +19,12 @@ const COMPILED_BYTES_MAX: usize = 256 * 1024;
 const SEEN_BYTES_MAX: usize = 64 * 1024;
 /// How many large classes the expressions of a document may have that ignore case.
 const FOLDED_MAX: usize = 16;
+/// What is rewritten before an expression is read.
+const CLASSES: [&str; 7] = [r"\d", r"\D", r"\w", r"\W", r"\s", r"\S", r"\c"];
+/// How long one becomes by that, in bytes.
+const CLASS_BYTES: usize = 48;
+/// How many bytes may be gone through for that, for all expressions of a document.
+const REWRITTEN_MAX: usize = 400_000;
 /// How many bytes of a text, for each state of the expression, cost one unit.
 const BYTES_PER_UNIT: u64 = 16;
 /// As many states of one class of characters a byte may meet as make a difference: it is only ever at one of them.
@@ -36,6 +42,7 @@ pub(super) struct Expressions {
     /// Their states.
     known: HashSet<String>,
     folded: usize,
+    rewritten: usize,
     /// How large they are when they are compiled, in bytes.
     pub bytes: u64,
 }
@@ -45,6 +52,12 @@ impl Expressions {
     pub fn add(&mut self, pattern: &str) -> Result<(), String> {
         if self.known.contains(pattern) {
             return Ok(());
+        }
+        // Each class of the language that the expression is written in is rewritten by itself, with all that stands beside it.
+        let classes = CLASSES.iter().map(|class| pattern.matches(class).count()).sum::<usize>();
+        self.rewritten += classes * (pattern.len() + classes * CLASS_BYTES);
+        if self.rewritten > REWRITTEN_MAX {
+            return Err("the document's patterns have too many classes like \\w, \\d and \\s".to_owned());
         }
         let Some(Expression { parsed, all, folded, .. }) = Expression::read(pattern, FOLDED_MAX - self.folded) else {
             return Ok(());
@@ -156,7 +169,7 @@ fn states_of_class(class: &ClassUnicode) -> u64 {
 #[cfg(test)]
 mod tests {
     use crate::domain::schema::Schema;
-    use crate::domain::schema::tests::{CHECK_MAX, schema, violations};
+    use crate::domain::schema::tests::{CHECK_MAX, PARSE_MAX, schema, violations};
     use std::time::Instant;
 
     #[test]
@@ -197,6 +210,19 @@ mod tests {
         let found = schema.validate(data.as_bytes()).expect_err("the name is long");
         assert!(found[0].message.contains("costs too much"), "{found:?}");
         assert!(begin.elapsed() < CHECK_MAX, "{:?}", begin.elapsed());
+    }
+
+    #[test]
+    fn classes_that_are_rewritten_one_by_one_are_few() {
+        for class in [r"\\w", r"\\d", r"\\S", r"\\cA"] {
+            let begin = Instant::now();
+            let document = |count: usize| format!(r#"{{"pattern": "{}"}}"#, class.repeat(count));
+            let error = Schema::parse(&document(3_000)).expect_err("each goes through all of it");
+            assert_eq!(error.pointer, "/pattern");
+            assert!(error.message.contains("too many classes"), "{error}");
+            assert!(begin.elapsed() < PARSE_MAX, "{:?}", begin.elapsed());
+            schema(&document(50));
+        }
     }
 
     #[test]

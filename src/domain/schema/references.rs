@@ -126,10 +126,14 @@ impl<'d> Document<'d> {
         Some(Found { schema, base, draft, place })
     }
 
-    /// Every subschema with a dynamic anchor, its base and its pointer.
-    pub(super) fn dynamic_anchors(&self) -> impl Iterator<Item = (&'d Value, Rc<Uri<String>>, String)> {
-        let anchored = self.places.values().filter(|place| place.schema.get("$dynamicAnchor").is_some());
-        anchored.map(|place| (place.schema, Rc::clone(&place.base), place.pointer.clone()))
+    /// Every subschema, in the order of the document; what stands in keywords that nobody knows is none.
+    pub(super) fn subschemas(&self) -> impl Iterator<Item = &'d Value> {
+        let (mut left, draft) = (vec![self.root], self.draft);
+        std::iter::from_fn(move || {
+            let schema = left.pop()?;
+            left.extend(draft.subresources_of(schema));
+            Some(schema)
+        })
     }
 
     /// The base that a subschema gives itself, or that of what it stands in.

@@ -19,7 +19,7 @@ mod same;
 mod scalar;
 mod work;
 
-pub(super) use decimal::{Canonical, Decimal, are_equal, is_positive};
+pub(super) use decimal::{Canonical, DECIMAL_UNITS, Decimal, are_equal, is_positive};
 
 use super::cost::{Stopped, bounded};
 use super::references::Document;

@@ -1,7 +1,7 @@
 //! Keywords that lead to no other subschema.
 
 use super::{Pass, Path, charge_for};
-use crate::domain::schema::compatibility::{Canonical, Decimal, are_equal};
+use crate::domain::schema::compatibility::{Canonical, DECIMAL_UNITS, Decimal, are_equal};
 use crate::domain::schema::cost::charge;
 use crate::domain::schema::program::{Bound, Check, Node, Type};
 use crate::domain::schema::shown::{quoted, shown};
@@ -13,10 +13,8 @@ use std::collections::HashSet;
 const COUNTED_BYTES_PER_UNIT: usize = 96;
 /// The same of a list in which each is compared with all others.
 const UNIQUE_BYTES_PER_UNIT: u64 = 6;
-/// What reading a number costs that no machine type holds.
-const DECIMAL_UNITS: u64 = 4;
 /// What a division of numbers costs.
-const DIVISION_UNITS: u64 = 50;
+const DIVISION_UNITS: u64 = 100;
 
 /// What has a size: the keywords about it, with what is said where they say no, and what is counted.
 struct Sized {
@@ -69,7 +67,7 @@ impl Pass<'_> {
             }
             (Check::MultipleOf(divisor, text), Value::Number(number)) => {
                 charge(DIVISION_UNITS);
-                Decimal::nearest(number).is_multiple_of(divisor)
+                Decimal::read(number).is_multiple_of(divisor)
                     || self.tell(node, "multipleOf", at, || format!("the value is not a multiple of {text}"))
             }
             (Check::Length(bound, limit), Value::String(text)) => {
@@ -129,7 +127,7 @@ impl Pass<'_> {
             (Some(number), Ok(limit)) => number.cmp(&limit),
             _ => {
                 charge(DECIMAL_UNITS);
-                Decimal::nearest(number).cmp(limit)
+                Decimal::read(number).cmp(limit)
             }
         };
         let (is_within, keyword, what) = match bound {
@@ -164,7 +162,7 @@ fn is_of(kind: Type, value: &Value) -> bool {
         | (Type::Object, Value::Object(_)) => true,
         (Type::Integer, Value::Number(number)) => {
             let is_plain = number.as_str().bytes().all(|byte| byte.is_ascii_digit() || byte == b'-');
-            is_plain || Decimal::nearest(number).is_whole()
+            is_plain || Decimal::read(number).is_whole()
         }
         _ => false,
     }
