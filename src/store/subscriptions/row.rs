@@ -1,5 +1,6 @@
 //! The row of a subscription: its columns, its codes, and the way back to the domain.
 
+use crate::clock;
 use crate::domain::event_type::EventTypeName;
 use crate::domain::filter::Filter;
 use crate::domain::ids::{AppId, SubscriptionId, TenantId};
@@ -65,7 +66,7 @@ pub(super) const COLUMNS: &str = "s.subscription_id, s.subscription_no, s.app_id
      s.initial_backoff_ms, s.max_backoff_ms, \
      s.timeout_ms, s.max_in_flight, s.rate_count, s.rate_interval_ms, s.circuit_failures, s.circuit_open_ms, s.auto_disable_ms, \
      h.circuit AS health_circuit, h.since AS health_since, h.failures AS health_failures, \
-     CASE WHEN h.paused_until > now() THEN h.paused_until END AS paused_until, s.ordering_key, \
+     h.paused_until, s.ordering_key, \
      s.ordering_on_dead_letter, s.pre_failure_policy, s.pre_priority, s.pre_enrich_paths, s.state, s.state_reason, \
      s.effective_position, s.registry_version, s.created_at, \
      s.updated_at, s.deleted_at";
@@ -157,7 +158,7 @@ impl SubscriptionRow {
             state: state_from_code(self.state).ok()?,
             state_reason: self.state_reason,
             circuit,
-            paused_until: self.paused_until,
+            paused_until: self.paused_until.filter(|until| *until > clock::now()),
             effective_position: self.effective_position,
             registry_version: self.registry_version,
             created_at: self.created_at,
