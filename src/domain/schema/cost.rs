@@ -9,6 +9,9 @@ pub(super) const UNITS_MAX: u64 = 6_000_000;
 /// What one may cost that others wait for.
 pub(super) const UNITS_BRIEF: u64 = 100_000;
 
+/// How many bytes of a text or a name cost one unit.
+const BYTES_PER_UNIT: usize = 64;
+
 /// Why a check ended early.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Stopped {
@@ -32,6 +35,11 @@ pub(super) fn charge(units: u64) {
         Some(left) => LEFT.set(left),
         None => resume_unwind(Box::new(Exhausted)),
     }
+}
+
+/// Takes what it costs to look through a text.
+pub(super) fn charge_for(text: &str) {
+    charge((text.len() / BYTES_PER_UNIT) as u64);
 }
 
 thread_local! {

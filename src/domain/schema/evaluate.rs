@@ -4,7 +4,7 @@
 //! nothing else; how far subschemas may lead on within each other is bounded by its depth. The first pass only judges, and stops at the
 //! first no. The second one tells where the data breaks the schema, and stops when enough is told.
 
-use super::cost::{UNITS_MAX, charge};
+use super::cost::{UNITS_MAX, charge, charge_for};
 use super::program::{Check, Contains, Elements, Members, Node, NodeId, Program};
 use super::references::address;
 use super::told::{Told, Violation, shorten, shorten_pointer};
@@ -13,8 +13,6 @@ use std::collections::HashSet;
 
 mod alone;
 
-/// How many bytes of a text or a name cost one unit.
-const BYTES_PER_UNIT: usize = 64;
 /// What it costs to tell of one violation, with the way there.
 const TOLD_UNITS: u64 = 100;
 
@@ -403,10 +401,6 @@ impl<'p> Pass<'p> {
         }
         valid
     }
-}
-
-fn charge_for(text: &str) {
-    charge((text.len() / BYTES_PER_UNIT) as u64);
 }
 
 #[cfg(test)]

@@ -1,9 +1,9 @@
 //! Whether a schema accepts one value that another schema names (`enum`, `const`), as far as that can be said without its validator.
 
-use super::decimal::{Decimal, charge_for};
+use super::decimal::Decimal;
 use super::facts::{self, is_foreign, reference, refers_only, type_of};
 use super::work::Work;
-use crate::domain::schema::cost::charge;
+use crate::domain::schema::cost::{charge, charge_for};
 use crate::domain::schema::references::Document;
 use serde_json::{Map, Value};
 use std::cmp::Ordering;

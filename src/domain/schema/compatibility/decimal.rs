@@ -1,6 +1,6 @@
 //! Values of a schema, compared exactly: a number may have more digits than any machine type.
 
-use crate::domain::schema::cost::charge;
+use crate::domain::schema::cost::{charge, charge_for};
 use num_bigint::BigUint;
 use serde_json::{Number, Value};
 use std::cmp::Ordering;
@@ -10,9 +10,6 @@ use std::collections::BTreeMap;
 pub(in crate::domain::schema) const DECIMAL_UNITS: u64 = 8;
 /// The highest power of two or five that a number of 128 digits can hold, and a few more.
 const TENS_MAX: u64 = 430;
-
-/// How many bytes of a number or a text cost one unit.
-const BYTES_PER_UNIT: usize = 64;
 
 /// A number: `0.digits` times ten to the `exponent`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -192,11 +189,6 @@ fn charge_for_all(value: &Value) {
             }
         }
     }
-}
-
-/// Charges for looking through a text.
-pub(super) fn charge_for(text: &str) {
-    charge((text.len() / BYTES_PER_UNIT) as u64);
 }
 
 #[cfg(test)]

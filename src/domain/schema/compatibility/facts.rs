@@ -2,9 +2,8 @@
 //!
 //! Leaving a part out is always sound: the less is known of the data, the more the other schema has to accept.
 
-use super::decimal::charge_for;
 use super::work::Work;
-use crate::domain::schema::cost::charge;
+use crate::domain::schema::cost::{charge, charge_for};
 use crate::domain::schema::draft_of;
 use crate::domain::schema::references::{Document, address};
 use jsonschema::Draft;

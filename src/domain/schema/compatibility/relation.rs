@@ -4,7 +4,6 @@
 //! is split by the writer's own alternatives, and each part is looked at alone.
 
 use super::accepts::accepts;
-use super::decimal::charge_for;
 use super::facts::{
     ANY, BOOLEAN, Facts, NULL, OBJECT, PARTS_PER_UNIT, is_foreign, reference, refers_only, type_names, type_of, types,
 };
@@ -12,7 +11,7 @@ use super::object::required;
 use super::same::same;
 use super::work::Work;
 use super::{BREAKS_MAX, Break, Direction};
-use crate::domain::schema::cost::charge;
+use crate::domain::schema::cost::{charge, charge_for};
 use crate::domain::schema::references::{Document, address};
 use crate::domain::schema::shown::shown;
 use serde_json::{Map, Value};

@@ -1,8 +1,8 @@
 //! What one comparison remembers, so that it does nothing twice: the regular expressions that it has compiled, and which of the values
 //! that the schemas list are equal.
 
-use super::decimal::{Canonical, charge_for};
-use crate::domain::schema::cost::charge;
+use super::decimal::Canonical;
+use crate::domain::schema::cost::{charge, charge_for};
 use crate::domain::schema::patterns::Pattern;
 use crate::domain::schema::references::address;
 use serde_json::Value;

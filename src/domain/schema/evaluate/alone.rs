@@ -1,8 +1,8 @@
 //! Keywords that lead to no other subschema.
 
-use super::{Pass, Path, charge_for};
+use super::{Pass, Path};
 use crate::domain::schema::compatibility::{Canonical, DECIMAL_UNITS, Decimal, are_equal};
-use crate::domain::schema::cost::charge;
+use crate::domain::schema::cost::{charge, charge_for};
 use crate::domain::schema::program::{Bound, Check, Node, Type};
 use crate::domain::schema::shown::{quoted, shown};
 use crate::domain::schema::weight::bytes;
