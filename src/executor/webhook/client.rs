@@ -71,7 +71,7 @@ impl WebhookClient {
             .timer(TokioTimer::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(Duration::from_millis(config.idle_timeout_ms))
-            .pool_max_idle_per_host(config.idle_connections_per_host)
+            .pool_max_idle_per_host(config.idle_connections_per_host.min(config.connections_kept_max))
             .http1_max_buf_size(HEADER_BYTES_MAX)
             // Repeats only what was never written, on a kept connection that the receiver had closed meanwhile.
             .retry_canceled_requests(true)

@@ -17,7 +17,8 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::pin::Pin;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -49,8 +50,7 @@ pub struct Connector {
     tls: TlsConnector,
     connect_timeout: Duration,
     tls_timeout: Duration,
-    /// Held once by each connection that is open.
-    open: Arc<()>,
+    open: OpenConnections,
 }
 
 /// Why there is no connection. No text names an address.
@@ -111,13 +111,13 @@ impl Connector {
             tls: TlsConnector::from(Arc::new(tls)),
             connect_timeout: Duration::from_millis(config.connect_timeout_ms),
             tls_timeout: Duration::from_millis(config.tls_timeout_ms),
-            open: Arc::default(),
+            open: OpenConnections::default(),
         })
     }
 
     /// The connections that are open, for whoever counts them.
     pub(super) fn open(&self) -> OpenConnections {
-        OpenConnections(Arc::downgrade(&self.open))
+        self.open.clone()
     }
 
     async fn connect(self, tenant: Option<TenantId>, uri: http::Uri) -> Result<TokioIo<ReceiverStream>, ConnectError> {
@@ -131,6 +131,7 @@ impl Connector {
             ResolveError::Unanswered(why) => ConnectError::Unanswered(why),
             ResolveError::Timeout => ConnectError::Timeout("resolving the host name"),
         })?;
+        let open = self.open.one();
         let tcp = match timeout(self.connect_timeout, connect_first(&addresses)).await {
             Ok(connected) => connected.map_err(ConnectError::Refused)?,
             Err(_) => return Err(ConnectError::Timeout("connecting")),
@@ -138,14 +139,12 @@ impl Connector {
         // Requests are written in one piece; waiting for more would only delay them.
         tcp.set_nodelay(true).map_err(ConnectError::Refused)?;
         if !https {
-            return Ok(TokioIo::new(ReceiverStream { transport: Transport::Plain(tcp), _open: self.open }));
+            return Ok(TokioIo::new(ReceiverStream { transport: Transport::Plain(tcp), _open: open }));
         }
         let bare = host.trim_start_matches('[').trim_end_matches([']', '.']);
         let name = ServerName::try_from(bare.to_owned()).map_err(|_| ConnectError::Blocked(Blocked::Host))?;
         match timeout(self.tls_timeout, self.tls.connect(name, tcp)).await {
-            Ok(Ok(tls)) => {
-                Ok(TokioIo::new(ReceiverStream { transport: Transport::Tls(Box::new(tls)), _open: self.open }))
-            }
+            Ok(Ok(tls)) => Ok(TokioIo::new(ReceiverStream { transport: Transport::Tls(Box::new(tls)), _open: open })),
             Ok(Err(error)) => Err(ConnectError::Tls(tls_fault(&error), error)),
             Err(_) => Err(ConnectError::Timeout("the TLS handshake")),
         }
@@ -222,21 +221,38 @@ impl tower::Service<http::Uri> for Connector {
     }
 }
 
-/// Counts the connections of a [`Connector`] and of its clones, those included that are just made.
-#[derive(Debug, Clone)]
-pub(super) struct OpenConnections(Weak<()>);
+/// Counts the connections of a [`Connector`] and of its clones, those included that are being made.
+///
+/// The client holds a clone of its connector for each request that runs, so clones must not count.
+#[derive(Debug, Clone, Default)]
+pub(super) struct OpenConnections(Arc<AtomicUsize>);
 
 impl OpenConnections {
     /// How many there are.
     pub fn count(&self) -> usize {
-        self.0.strong_count()
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// One more, until this is dropped.
+    fn one(&self) -> Counted {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        Counted(self.clone())
+    }
+}
+
+/// One connection that counts.
+struct Counted(OpenConnections);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 /// An open connection to a receiver.
 pub struct ReceiverStream {
     transport: Transport,
-    _open: Arc<()>,
+    _open: Counted,
 }
 
 enum Transport {

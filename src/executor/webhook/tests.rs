@@ -1,5 +1,6 @@
 //! The executor against real receivers on loopback, the hostile ones included.
 
+mod kept;
 mod lookups;
 mod tls;
 
@@ -226,23 +227,6 @@ async fn a_receiver_gets_a_signed_cloudevent_that_the_reference_library_accepts(
         let oracle = standardwebhooks::Webhook::new(&secret(byte).reveal()).expect("a secret");
         oracle.verify(body.as_bytes(), &map).expect("a valid signature");
     }
-}
-
-#[tokio::test]
-async fn one_connection_serves_many_deliveries_and_one_encoding_all_of_them() {
-    let receiver = Receiver::start(|mut stream| async move {
-        while !read_request(&mut stream).await.is_empty() {
-            stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await.expect("written");
-        }
-    })
-    .await;
-    let (executor, delivery, call) = (executor(&loopback()), delivery(), call(&receiver.uri()));
-    for _ in 0..50 {
-        let outcome = executor.execute(&call, &delivery, Instant::now() + LONG).await;
-        assert_eq!((outcome.class, outcome.status_code), (OutcomeClass::Succeeded, 204));
-    }
-    assert_eq!(receiver.connections(), 1);
-    assert_eq!(delivery.event.structured().as_ptr(), delivery.event.structured().as_ptr());
 }
 
 #[tokio::test]
