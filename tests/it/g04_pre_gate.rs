@@ -267,7 +267,8 @@ async fn a_listener_that_cannot_be_reached_fails_the_event_at_once() {
 #[tokio::test]
 async fn enrichments_are_applied_within_their_places_and_checked_again() {
     let (tenant, receiver) = (World::shared().await.tenant().await, Receiver::start().await);
-    let schema = json!({"type": "object", "properties": {"plan": {"enum": ["free", "paid"]}}});
+    let zone = json!({"additionalProperties": false});
+    let schema = json!({"type": "object", "properties": {"plan": {"enum": ["free", "paid"]}, "zone": zone}});
     declare(&tenant, &schema.to_string()).await;
     let plan = policy(PreFailurePolicy::Fail, 5, &["/plan"]);
     let planner = id_of(&listen(&tenant, &receiver, "/plan", Some(plan)).await);
@@ -297,6 +298,11 @@ async fn enrichments_are_applied_within_their_places_and_checked_again() {
     assert_eq!((said[&planner].0.as_str(), said[&grouper].0.as_str()), ("FAILED", "SUCCEEDED"), "{said:?}");
     assert!(said[&planner].1.contains("schema") && said[&planner].1.contains(" at /plan: "), "{said:?}");
     assert_eq!(listed(&tenant, 0).await.len(), 2);
+    // However long the name is that breaks it.
+    receiver.answers("/plan", [says(200, &json!({"patch": {"plan": "paid"}}))]);
+    receiver.answers("/group", [says(200, &json!({"patch": {"zone": {("x".repeat(2_000)): 1}}}))]);
+    let answer = tenant.try_publish(request(&data)).await.expect("its failure is ignored");
+    assert_eq!(text_of(&tenant, &answer.event_id).await, r#"{"user":{"name":"Ada"},"plan":"paid"}"#);
 }
 
 #[tokio::test]

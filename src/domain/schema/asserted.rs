@@ -1,14 +1,14 @@
-//! Keywords of draft 7 that say what a text must be: `format`, `contentEncoding` and `contentMediaType`. Each looks at one text alone, so a
-//! validator of its own judges it, once what that costs is charged.
+//! Keywords of draft 7 that say what a text must be: `format`, `contentEncoding` and `contentMediaType`. Each looks at one text alone, once
+//! what that costs is charged.
 
 use super::PATTERN_BYTES_MAX;
 use super::cost::{UNITS_MAX, charge};
-use super::told::explain;
+use super::ecma::NO_PATTERN;
+use crate::domain::json::check_json;
+use data_encoding::{BASE32, BASE32HEX, BASE64, BASE64URL, Encoding, HEXUPPER_PERMISSIVE};
 use jsonschema::{Draft, Validator};
 use serde_json::{Map, Value};
 
-/// Those that are judged together where they stand together.
-const CONTENT: [&str; 2] = ["contentEncoding", "contentMediaType"];
 /// The texts that say something; all others say nothing.
 const KNOWN: [(&str, &[&str]); 3] = [
     ("contentEncoding", &["base64", "base64url", "base32", "base32hex", "base16"]),
@@ -43,12 +43,22 @@ pub(super) const MEMORY_BYTES: usize = 4 * 1024;
 
 /// What judges texts.
 pub(super) struct Asserted {
-    validator: Validator,
+    judge: Judge,
     /// What a byte costs, in units: so many for so many bytes.
     units: u64,
     per_bytes: u64,
     /// A longer text costs too much.
     bytes_max: usize,
+    /// What is said of a text that is not so.
+    message: String,
+}
+
+enum Judge {
+    /// By the name of a format.
+    Format(Box<Validator>),
+    Encoding(Encoding),
+    /// JSON, encoded or as it is. What is not encoded so is told by the keyword that wants it to be.
+    Json(Option<Encoding>),
 }
 
 /// The keywords of `schema` that are judged here.
@@ -63,43 +73,73 @@ fn known(keyword: &str, value: &Value) -> &'static str {
     known.iter().find(|text| value == **text).copied().unwrap_or(OTHER)
 }
 
+fn encoding(name: &str) -> Option<Encoding> {
+    Some(match name {
+        "base64" => BASE64,
+        "base64url" => BASE64URL,
+        "base32" => BASE32,
+        "base32hex" => BASE32HEX,
+        "base16" => HEXUPPER_PERMISSIVE,
+        _ => return None,
+    })
+}
+
 impl Asserted {
-    /// What a keyword says in `schema`, as a text that is the same for all that say the same, and what makes its validator: none for what is
-    /// not of its shape.
+    /// What a keyword says in `schema`, as a text that is the same for all that say the same, and what makes it a judge: none where it says
+    /// nothing.
     pub fn of(
         draft: Draft,
         keyword: &'static str,
         schema: &Map<String, Value>,
     ) -> (String, impl FnOnce() -> Option<Self>) {
-        let with = if CONTENT.contains(&keyword) { &CONTENT[..] } else { &[keyword] };
-        let stands =
-            with.iter().filter_map(|name| Some(((*name).to_owned(), Value::from(known(name, schema.get(*name)?)))));
-        let alone = Value::Object(stands.collect());
-        let text = alone.to_string();
+        let said = |keyword: &str| schema.get(keyword).map(|value| known(keyword, value));
+        let own = said(keyword).unwrap_or(OTHER);
+        let encoded = if keyword == "contentMediaType" { said("contentEncoding") } else { None };
         let make = move || {
-            let (units, per_bytes, bytes_max) = match (keyword, alone[keyword].as_str()) {
+            let (units, per_bytes, bytes_max) = match (keyword, own) {
                 // Who reads an expression goes back and forth.
-                ("format", Some("regex")) => (5, 1, PATTERN_BYTES_MAX),
-                ("format", Some("idn-email" | "idn-hostname")) => (1, 1, usize::MAX),
+                ("format", "regex") => (5, 1, PATTERN_BYTES_MAX),
+                ("format", "idn-email" | "idn-hostname") => (1, 1, usize::MAX),
                 ("format", _) => (1, 12, usize::MAX),
                 _ => (1, 3, usize::MAX),
             };
-            let options = jsonschema::options().with_draft(draft).offline().should_validate_formats(true);
-            let validator = options.should_ignore_unknown_formats(true).build(&alone).ok()?;
-            Some(Self { validator, units, per_bytes, bytes_max })
+            let (judge, message) = match keyword {
+                "contentEncoding" => (Judge::Encoding(encoding(own)?), format!("the value is not encoded as {own}")),
+                "contentMediaType" if own == OTHER => return None,
+                "contentMediaType" => {
+                    let encoding = encoded.map(|name| encoding(name).ok_or(())).transpose().ok()?;
+                    (Judge::Json(encoding), format!("the value is not {own}"))
+                }
+                _ => {
+                    let alone = Value::Object([(keyword.to_owned(), Value::from(own))].into_iter().collect());
+                    let options = jsonschema::options().with_draft(draft).offline().should_validate_formats(true);
+                    let validator = options.should_ignore_unknown_formats(true).build(&alone).ok()?;
+                    let message = format!("the value is not a \"{own}\"");
+                    (Judge::Format(Box::new(validator)), if own == "regex" { NO_PATTERN.to_owned() } else { message })
+                }
+            };
+            Some(Self { judge, units, per_bytes, bytes_max, message })
         };
-        (text, make)
+        (format!("{keyword} {own} {}", encoded.unwrap_or_default()), make)
     }
 
     /// True where a text is what it must be.
-    pub fn is_valid(&self, text: &Value) -> bool {
-        let bytes = text.as_str().map_or(0, str::len);
+    pub fn is_valid(&self, value: &Value) -> bool {
+        let text = value.as_str().unwrap_or_default();
+        let bytes = text.len();
         charge(if bytes > self.bytes_max { UNITS_MAX + 1 } else { bytes as u64 * self.units / self.per_bytes });
-        self.validator.is_valid(text)
+        match &self.judge {
+            Judge::Format(validator) => validator.is_valid(value),
+            Judge::Encoding(encoding) => encoding.decode(text.as_bytes()).is_ok(),
+            Judge::Json(None) => check_json(text.as_bytes()).is_ok(),
+            Judge::Json(Some(encoding)) => {
+                encoding.decode(text.as_bytes()).map_or(true, |json| check_json(&json).is_ok())
+            }
+        }
     }
 
     /// What is wrong with a text, without the text.
-    pub fn message(&self, text: &Value) -> String {
-        self.validator.validate(text).err().as_ref().map(explain).unwrap_or_default()
+    pub fn message(&self) -> &str {
+        &self.message
     }
 }

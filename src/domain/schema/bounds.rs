@@ -3,7 +3,7 @@
 use super::patterns::Expressions;
 use super::{
     ALTERNATIVES_MAX, DATA_KEYWORDS, DOCUMENT_DEPTH_MAX, DOCUMENT_NODES_MAX, MAP_KEYWORDS, PATTERN_BYTES_MAX,
-    PLACES_BYTES_MAX, SchemaError, TOO_LONG_NUMBER, TOO_LONG_PLACES, draft_of, has_long_number, pointer, refuse,
+    PLACES_BYTES_MAX, SchemaError, TOO_LONG_NUMBER, TOO_LONG_PLACES, draft_of, long_number, pointer, refuse,
     without_fragment,
 };
 use jsonschema::Draft;
@@ -25,6 +25,9 @@ pub(super) struct Bounds {
 impl Bounds {
     /// Looks through a document of this draft. Errors: with the place, for what is beyond a bound, or refers to another document.
     pub(super) fn check(document: &Value, draft: Draft) -> Result<Self, SchemaError> {
+        if let Some(place) = long_number(document, &mut Vec::new()) {
+            return Err(refuse(&place, TOO_LONG_NUMBER));
+        }
         let mut bounds = Self { draft: Some(draft), ..Self::default() };
         bounds.gather_ids(document, 0, 0)?;
         bounds.walk(document, &mut Vec::new())?;
@@ -54,7 +57,6 @@ impl Bounds {
                 }
                 members.values().try_for_each(|member| self.gather_ids(member, depth + 1, base))
             }
-            Value::Number(_) if has_long_number(value) => Err(refuse("", TOO_LONG_NUMBER)),
             _ => Ok(()),
         }
     }

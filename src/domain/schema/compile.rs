@@ -9,7 +9,7 @@ use super::patterns::Pattern;
 use super::program::{Bound, Check, Contains, Elements, Members, Node, NodeId, Program, Type};
 use super::references::{Document, address};
 use super::weight::bytes;
-use super::{NO_PATTERN, SchemaError, escape, refuse, told, without_fragment};
+use super::{SchemaError, escape, refuse, told, without_fragment};
 use jsonschema::{Draft, Uri};
 use serde_json::{Map, Value};
 use std::collections::{BTreeSet, HashMap, VecDeque};
@@ -66,7 +66,8 @@ struct Compiler<'c> {
     /// Of dynamic anchors.
     names: HashMap<String, usize>,
     anchors: HashMap<(usize, usize), NodeId>,
-    asserted: HashMap<String, Arc<Asserted>>,
+    /// None for what says nothing.
+    asserted: HashMap<String, Option<Arc<Asserted>>>,
     patterns: HashMap<String, Pattern>,
     /// About what is kept, in bytes.
     memory: usize,
@@ -123,6 +124,10 @@ impl<'c> Compiler<'c> {
     /// Notes every place of the document that a dynamic reference may lead to. Errors: for a resource that has one name twice.
     fn anchored(&mut self) -> Result<(), SchemaError> {
         let document = self.document;
+        if document.draft == Draft::Draft7 {
+            // It knows no such keyword.
+            return Ok(());
+        }
         for schema in document.subschemas().filter(|schema| schema.get("$dynamicAnchor").is_some()) {
             let base = document.base(schema).unwrap_or_else(|| document.default_base());
             let pointer = document.pointer(schema).unwrap_or_default().to_owned();
@@ -163,8 +168,12 @@ impl<'c> Compiler<'c> {
         };
         let subschema = Subschema { schema, base: found.base, draft: found.draft, pointer };
         if self.document.pointer(schema).is_none() {
-            // What is elsewhere may be led to by its own dynamic references.
-            self.anchor(Subschema { pointer: subschema.pointer.clone(), base: subschema.base.clone(), ..subschema });
+            // What is elsewhere may be led to by its own dynamic references, whatever part of it was entered.
+            let uri = without_fragment(subschema.base.as_str()).to_owned();
+            if let Some(whole) = self.document.follow(&subschema.base, &uri) {
+                let pointer = format!("{uri}#");
+                self.anchor(Subschema { schema: whole.schema, base: whole.base, draft: whole.draft, pointer });
+            }
         }
         Ok((self.node(subschema), schema))
     }
@@ -274,17 +283,17 @@ impl<'c> Compiler<'c> {
             checks.push(Check::Pattern(self.pattern(source, || format!("{}/pattern", of.pointer))?));
         }
         for keyword in asserted::keywords(of.draft, members) {
-            let (text, asserted) = Asserted::of(of.draft, keyword, members);
+            let (text, make) = Asserted::of(of.draft, keyword, members);
             let asserted = match self.asserted.get(&text) {
-                Some(asserted) => Arc::clone(asserted),
+                Some(asserted) => asserted.clone(),
                 None => {
-                    let asserted = Arc::new(asserted().ok_or_else(|| misshapen(of, keyword))?);
+                    let asserted = make().map(Arc::new);
                     self.memory += asserted::MEMORY_BYTES;
-                    self.asserted.insert(text, Arc::clone(&asserted));
+                    self.asserted.insert(text, asserted.clone());
                     asserted
                 }
             };
-            checks.push(Check::Asserted(keyword, asserted));
+            checks.extend(asserted.map(|asserted| Check::Asserted(keyword, asserted)));
         }
         Ok(())
     }
@@ -320,13 +329,13 @@ impl<'c> Compiler<'c> {
         }
         let (list, rest) = if of.draft == Draft::Draft7 {
             match members.get("items") {
-                Some(Value::Array(_)) => ("items", "additionalItems"),
-                _ => ("", "items"),
+                Some(list @ Value::Array(_)) => (Some(("items", list)), "additionalItems"),
+                _ => (None, "items"),
             }
         } else {
-            ("prefixItems", "items")
+            (members.get("prefixItems").map(|list| ("prefixItems", list)), "items")
         };
-        let first = members.get(list).map(|value| self.list(of, list, value)).transpose()?.unwrap_or_default();
+        let first = list.map(|(keyword, list)| self.list(of, keyword, list)).transpose()?.unwrap_or_default();
         let rest = members.get(rest).map(|schema| self.below(of, schema, &[rest]));
         if rest.is_some() || !first.is_empty() {
             checks.push(Check::Elements(Elements { first, rest }));
@@ -412,7 +421,7 @@ impl<'c> Compiler<'c> {
         if let Some(pattern) = self.patterns.get(source) {
             return Ok(pattern.clone());
         }
-        let pattern = Pattern::compile(source).ok_or_else(|| refuse(&at(), NO_PATTERN))?;
+        let pattern = Pattern::compile(source).map_err(|message| refuse(&at(), message))?;
         self.patterns.insert(source.to_owned(), pattern.clone());
         Ok(pattern)
     }

@@ -7,7 +7,7 @@
 use super::cost::{UNITS_MAX, charge, charge_for};
 use super::program::{Check, Contains, Elements, Members, Node, NodeId, Program};
 use super::references::address;
-use super::told::{Told, Violation, shorten, shorten_pointer};
+use super::told::{Told, Violation};
 use serde_json::{Map, Value};
 use std::collections::HashSet;
 
@@ -25,6 +25,8 @@ pub(super) struct Path<'a> {
 enum Part<'a> {
     Element(usize),
     Member(&'a str),
+    /// The name of a member, not its value.
+    Name(&'a str),
 }
 
 impl<'a> Path<'a> {
@@ -38,6 +40,10 @@ impl<'a> Path<'a> {
         Self { above: Some((self, Part::Member(name))) }
     }
 
+    fn name(&'a self, name: &'a str) -> Self {
+        Self { above: Some((self, Part::Name(name))) }
+    }
+
     fn pointer(&self) -> String {
         let mut parts = Vec::new();
         let mut at = self;
@@ -47,7 +53,7 @@ impl<'a> Path<'a> {
         }
         parts.iter().rev().fold(String::new(), |pointer, part| match part {
             Part::Element(index) => pointer + "/" + &index.to_string(),
-            Part::Member(name) => {
+            Part::Member(name) | Part::Name(name) => {
                 charge_for(name);
                 pointer + "/" + &super::escape(name)
             }
@@ -189,11 +195,15 @@ impl<'p> Pass<'p> {
         if let Some(told) = self.told.as_mut().filter(|told| told.has_room()) {
             charge(TOLD_UNITS);
             let by = if keyword.is_empty() { node.pointer.to_string() } else { format!("{}/{keyword}", node.pointer) };
-            told.0.push(Violation {
-                data_pointer: shorten_pointer(at.pointer()),
-                schema_pointer: shorten_pointer(by),
-                message: shorten(&message()),
-            });
+            let message = message();
+            let message = match at.above {
+                // No keyword has more to look at below a name.
+                Some((_, Part::Name(_))) => {
+                    format!("the name {}", message.strip_prefix("the value ").unwrap_or(&message))
+                }
+                _ => message,
+            };
+            told.0.push(Violation::new(at.pointer(), by, &message));
         }
         false
     }
@@ -206,7 +216,7 @@ impl<'p> Pass<'p> {
             (Check::Names(id), Value::Object(members)) => self.every(members.keys(), |pass, name| {
                 charge(1);
                 charge_for(name);
-                pass.check(*id, &Value::String(name.clone()), at, None)
+                pass.check(*id, &Value::String(name.clone()), &at.name(name), None)
             }),
             (Check::Reference(id), _) => self.check(*id, value, at, seen),
             (Check::Dynamic { usual, name }, _) => {

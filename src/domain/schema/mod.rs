@@ -11,9 +11,11 @@ mod bounds;
 pub mod compatibility;
 mod compile;
 mod cost;
+mod ecma;
 mod evaluate;
 mod patterns;
 mod program;
+mod progress;
 mod references;
 mod shown;
 mod told;
@@ -27,10 +29,10 @@ use jsonschema::Draft;
 use program::Program;
 use references::Document;
 use serde_json::Value;
+use std::borrow::Cow;
 use std::fmt;
-use std::panic::catch_unwind;
+use std::sync::LazyLock;
 pub use told::Violation;
-use told::{explain, shorten};
 
 /// The stack of a check that may cost all that one may.
 const STACK_BYTES: usize = 128 * 1024 * 1024;
@@ -64,8 +66,6 @@ pub const VIOLATIONS_MAX: usize = 32;
 const TOO_LONG_PLACES: &str = "has too long names or identifiers above too many values";
 /// What is said of a number that takes too long to look at.
 const TOO_LONG_NUMBER: &str = "has a number of more than 128 characters, or with an exponent of more than 15 digits";
-/// What is said of an expression that is none.
-const NO_PATTERN: &str = "is not a regular expression without look-around and back-references, or is too large";
 /// A compiled schema.
 pub struct Schema {
     program: Program,
@@ -114,20 +114,30 @@ impl Schema {
     /// Errors: the places where the data breaks the schema, or one violation at the root for what is not one JSON text as
     /// [`check_json`] has it.
     pub fn validate(&self, data: &[u8]) -> Result<(), Vec<Violation>> {
-        let value = match parse_data(data) {
-            Ok(value) => value,
-            Err(message) => return Err(Violation::whole(&message)),
-        };
-        if let Some(checked) = self.check(&value, UNITS_BRIEF, DEPTH_BRIEF) {
+        self.program.check_all(&parse_data(data)?)
+    }
+
+    /// As [`Self::validate`], where others wait for the thread: none for data that takes long to check.
+    pub fn validate_briefly(&self, data: &[u8]) -> Option<Result<(), Vec<Violation>>> {
+        match parse_data(data) {
+            Ok(value) => self.program.check(&value, UNITS_BRIEF, DEPTH_BRIEF),
+            Err(violations) => Some(Err(violations)),
+        }
+    }
+}
+
+impl Program {
+    /// Checks a value, on a stack of its own where that takes long; at most [`VIOLATIONS_MAX`] violations.
+    fn check_all(&self, value: &Value) -> Result<(), Vec<Violation>> {
+        if let Some(checked) = self.check(value, UNITS_BRIEF, DEPTH_BRIEF) {
             return checked;
         }
         // References that follow each other and data within data are bounded by what they cost together, which is more than the caller's
         // stack is enough for. Where there is no thread for it nothing is said of the data: the panic ends the work, which is tried again.
         std::thread::scope(|scope| {
             let checking = std::thread::Builder::new().name("schema".to_owned()).stack_size(STACK_BYTES);
-            let checking = checking
-                .spawn_scoped(scope, || self.check(&value, UNITS_MAX, DEPTH_MAX))
-                .expect("a thread can be made");
+            let checking =
+                checking.spawn_scoped(scope, || self.check(value, UNITS_MAX, DEPTH_MAX)).expect("a thread can be made");
             match checking.join() {
                 Ok(Some(checked)) => checked,
                 Ok(None) => Err(Violation::whole("costs too much to check against the schema")),
@@ -136,18 +146,10 @@ impl Schema {
         })
     }
 
-    /// As [`Self::validate`], where others wait for the thread: none for data that takes long to check.
-    pub fn validate_briefly(&self, data: &[u8]) -> Option<Result<(), Vec<Violation>>> {
-        match parse_data(data) {
-            Ok(value) => self.check(&value, UNITS_BRIEF, DEPTH_BRIEF),
-            Err(message) => Some(Err(Violation::whole(&message))),
-        }
-    }
-
     /// None where either pass, that which judges or that which explains, costs more than so many units, or goes deeper than that.
     fn check(&self, value: &Value, units: u64, depth: usize) -> Option<Result<(), Vec<Violation>>> {
-        let judge = || Pass::judge(&self.program, value, depth);
-        let explain = || Pass::explain(&self.program, value, depth);
+        let judge = || Pass::judge(self, value, depth);
+        let explain = || Pass::explain(self, value, depth);
         match cost::bounded(units, judge)
             .and_then(|valid| if valid { Ok(None) } else { cost::bounded(units, explain).map(Some) })
         {
@@ -159,35 +161,59 @@ impl Schema {
     }
 }
 
+/// What makes a document a schema of its draft.
+static DRAFT_7: LazyLock<Program> =
+    LazyLock::new(|| program_of("http://json-schema.org/draft-07/schema", Draft::Draft7));
+static DRAFT_2020_12: LazyLock<Program> =
+    LazyLock::new(|| program_of("https://json-schema.org/draft/2020-12/schema", Draft::Draft202012));
+
+/// A draft's own schema, compiled.
+fn program_of(uri: &str, draft: Draft) -> Program {
+    let all = serde_json::json!({"$ref": uri});
+    let document = Document::new(&all, draft).expect("every draft is known");
+    compile::compile(&document).expect("the schema of a draft is one")
+}
+
 /// Refuses what is no schema of its draft.
 fn check_shape(document: &Value, draft: Draft) -> Result<(), SchemaError> {
-    // The validator is a dependency and the document is a stranger's: a panic there is a refusal, not the end of the task.
-    let checked = catch_unwind(|| match draft {
-        Draft::Draft7 => jsonschema::draft7::meta::validate(document),
-        _ => jsonschema::draft202012::meta::validate(document),
-    });
-    match checked {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(error)) => Err(refuse(error.instance_path().as_str(), shorten(&explain(&error)))),
-        Err(_) => Err(refuse("", "cannot be compiled")),
-    }
+    let shape = if draft == Draft::Draft7 { &DRAFT_7 } else { &DRAFT_2020_12 };
+    let Err(violations) = shape.check_all(document) else { return Ok(()) };
+    let first = violations.into_iter().next();
+    Err(first.map_or_else(|| refuse("", "is no schema"), |first| refuse(&first.data_pointer, first.message)))
 }
 
 /// Reads a payload. The tree cannot tell the parser's own wrapping of numbers from an object written like it, so where the
 /// payload could hold one it is checked first.
-fn parse_data(data: &[u8]) -> Result<Value, String> {
-    let not_json = |error: serde_json::Error| format!("is not JSON: {}", to_json_error(data, &error));
-    let Ok(text) = std::str::from_utf8(data) else {
-        return serde_json::from_slice(data).map_err(not_json);
-    };
-    if text.contains("serde_json") || text.contains("\\u00") {
-        check_json(data).map_err(|error| format!("is not JSON: {error}"))?;
+fn parse_data(data: &[u8]) -> Result<Value, Vec<Violation>> {
+    // Text that is not UTF-8 ends there, too.
+    let is_plain = |text: &str| !text.contains("serde_json") && !text.contains("\\u00");
+    if !std::str::from_utf8(data).is_ok_and(is_plain) {
+        check_json(data).map_err(|error| Violation::whole(&format!("is not JSON: {error}")))?;
     }
-    let value = serde_json::from_str(text).map_err(not_json)?;
-    if has_long_number(&value) {
-        return Err(TOO_LONG_NUMBER.to_owned());
+    let value = serde_json::from_slice(data)
+        .map_err(|error| Violation::whole(&format!("is not JSON: {}", to_json_error(data, &error))))?;
+    if let Some(place) = long_number(&value, &mut Vec::new()) {
+        return Err(vec![Violation::new(place, String::new(), TOO_LONG_NUMBER)]);
     }
     Ok(value)
+}
+
+/// The pointer to the first number that takes too long to look at.
+fn long_number<'v>(value: &'v Value, path: &mut Vec<Cow<'v, str>>) -> Option<String> {
+    let mut below = |name: Cow<'v, str>, value: &'v Value| {
+        path.push(name);
+        let found = long_number(value, path);
+        path.pop();
+        found
+    };
+    match value {
+        Value::Array(elements) => {
+            let mut elements = elements.iter().enumerate().filter(|(_, element)| has_long_number(element));
+            elements.find_map(|(index, element)| below(index.to_string().into(), element))
+        }
+        Value::Object(members) => members.iter().find_map(|(name, member)| below(name.into(), member)),
+        _ => has_long_number(value).then(|| pointer(path)),
+    }
 }
 
 fn has_long_number(value: &Value) -> bool {
@@ -236,8 +262,8 @@ fn without_fragment(uri: &str) -> &str {
 }
 
 /// RFC 6901.
-fn pointer(path: &[String]) -> String {
-    path.iter().fold(String::new(), |pointer, part| pointer + "/" + &escape(part))
+fn pointer(path: &[impl AsRef<str>]) -> String {
+    path.iter().fold(String::new(), |pointer, part| pointer + "/" + &escape(part.as_ref()))
 }
 
 /// One part of a pointer.

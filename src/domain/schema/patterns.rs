@@ -2,10 +2,11 @@
 
 use super::COMPILED_PATTERNS_BYTES_MAX;
 use super::cost::charge;
+use super::ecma::{NO_PATTERN, Translated, translate};
 use crate::domain::case_folding::large_folded;
-use jsonschema_regex::to_rust_regex;
 use regex_automata::meta::{Config, Regex};
 use regex_automata::nfa::thompson::WhichCaptures;
+use regex_syntax::ast::ErrorKind;
 use regex_syntax::ast::parse::Parser;
 use regex_syntax::hir::translate::Translator;
 use regex_syntax::hir::{Class, ClassBytes, ClassUnicode, Hir, HirKind};
@@ -19,12 +20,12 @@ const COMPILED_BYTES_MAX: usize = 256 * 1024;
 const SEEN_BYTES_MAX: usize = 64 * 1024;
 /// How many large classes the expressions of a document may have that ignore case.
 const FOLDED_MAX: usize = 16;
-/// What is rewritten before an expression is read.
-const CLASSES: [&str; 7] = [r"\d", r"\D", r"\w", r"\W", r"\s", r"\S", r"\c"];
-/// How long one becomes by that, in bytes.
-const CLASS_BYTES: usize = 48;
-/// How many bytes may be gone through for that, for all expressions of a document.
-const REWRITTEN_MAX: usize = 400_000;
+/// How many classes the expressions of a document may name by a property of Unicode: each has hundreds of ranges.
+const PROPERTIES_MAX: usize = 200;
+/// How long the expressions of a document may be together as the matcher reads them, in bytes.
+const TRANSLATED_BYTES_MAX: usize = 128 * 1024;
+/// What is said of an expression that takes too much.
+const TOO_LARGE: &str = "is too large a regular expression";
 /// How many bytes of a text, for each state of the expression, cost one unit.
 const BYTES_PER_UNIT: u64 = 16;
 /// As many states of one class of characters a byte may meet as make a difference: it is only ever at one of them.
@@ -42,7 +43,8 @@ pub(super) struct Expressions {
     /// Their states.
     known: HashSet<String>,
     folded: usize,
-    rewritten: usize,
+    properties: usize,
+    translated_bytes: usize,
     /// How large they are when they are compiled, in bytes.
     pub bytes: u64,
 }
@@ -53,13 +55,16 @@ impl Expressions {
         if self.known.contains(pattern) {
             return Ok(());
         }
-        // Each class of the language that the expression is written in is rewritten by itself, with all that stands beside it.
-        let classes = CLASSES.iter().map(|class| pattern.matches(class).count()).sum::<usize>();
-        self.rewritten += classes * (pattern.len() + classes * CLASS_BYTES);
-        if self.rewritten > REWRITTEN_MAX {
-            return Err("the document's patterns have too many classes like \\w, \\d and \\s".to_owned());
+        let Ok(Translated { text, properties }) = translate(pattern) else { return Ok(()) };
+        self.properties += properties;
+        if self.properties > PROPERTIES_MAX {
+            return Err(format!("the document's patterns have more than {PROPERTIES_MAX} classes like \\p{{L}}"));
         }
-        let Some(Expression { parsed, all, folded, .. }) = Expression::read(pattern, FOLDED_MAX - self.folded) else {
+        self.translated_bytes += text.len();
+        if self.translated_bytes > TRANSLATED_BYTES_MAX {
+            return Err("the document's patterns have too many classes like \\w, \\s and the dot".to_owned());
+        }
+        let Ok(Expression { parsed, all, folded, .. }) = Expression::read(&text, FOLDED_MAX - self.folded) else {
             return Ok(());
         };
         if parsed.is_none() {
@@ -95,17 +100,19 @@ struct Expression {
 }
 
 impl Expression {
-    /// None for what is no expression that the validator knows.
-    fn read(source: &str, folded_max: usize) -> Option<Self> {
-        let rust = to_rust_regex(source).ok()?;
-        let parsed = Parser::new().parse(&rust).ok()?;
+    /// Reads a translated expression. Errors: what is wrong with it.
+    fn read(text: &str, folded_max: usize) -> Result<Self, &'static str> {
+        let parsed = Parser::new().parse(text).map_err(|error| match error.kind() {
+            ErrorKind::NestLimitExceeded(_) | ErrorKind::DecimalInvalid => TOO_LARGE,
+            _ => NO_PATTERN,
+        })?;
         let folded = large_folded(&parsed);
         if folded > folded_max {
-            return Some(Self { parsed: None, states: 0, all: 0, folded });
+            return Ok(Self { parsed: None, states: 0, all: 0, folded });
         }
-        let parsed = Translator::new().translate(&rust, &parsed).ok()?;
+        let parsed = Translator::new().translate(text, &parsed).map_err(|_| NO_PATTERN)?;
         let [states, all] = [CLASS_STATES, u64::MAX].map(|class_max| states_of(&parsed, class_max).saturating_add(1));
-        Some(Self { parsed: Some(parsed), states, all, folded })
+        Ok(Self { parsed: Some(parsed), states, all, folded })
     }
 }
 
@@ -120,13 +127,14 @@ struct Compiled {
 }
 
 impl Pattern {
-    /// Compiles an expression, as the validator would. None for what is none or is too large.
-    pub(super) fn compile(source: &str) -> Option<Self> {
-        let Expression { parsed, states, .. } = Expression::read(source, FOLDED_MAX)?;
+    /// Compiles an expression. Errors: what is wrong with it.
+    pub(super) fn compile(source: &str) -> Result<Self, &'static str> {
+        let Expression { parsed, states, .. } = Expression::read(&translate(source)?.text, FOLDED_MAX)?;
         let config = Config::new().nfa_size_limit(Some(COMPILED_BYTES_MAX)).hybrid_cache_capacity(SEEN_BYTES_MAX);
         let config = config.which_captures(WhichCaptures::Implicit).onepass(false);
-        let regex = Regex::builder().configure(config).build_from_hir(&parsed?).ok()?;
-        Some(Self(Arc::new(Compiled { regex, source: source.to_owned(), states })))
+        let parsed = parsed.ok_or(TOO_LARGE)?;
+        let regex = Regex::builder().configure(config).build_from_hir(&parsed).map_err(|_| TOO_LARGE)?;
+        Ok(Self(Arc::new(Compiled { regex, source: source.to_owned(), states })))
     }
 
     /// The expression as it is written.
@@ -213,21 +221,31 @@ mod tests {
     }
 
     #[test]
-    fn classes_that_are_rewritten_one_by_one_are_few() {
-        for class in [r"\\w", r"\\d", r"\\S", r"\\cA"] {
+    fn classes_that_take_long_to_read_are_few() {
+        for (class, count, why) in [
+            (r"\\s", 5_400, "too many classes"),
+            (r"\\PL", 5_400, "ECMA-262"),
+            (r"\\P{L}", 3_200, "more than 200 classes"),
+            (r"\\P{L}|", 2_700, "more than 200 classes"),
+            (r"[\\p{L}]", 2_300, "more than 200 classes"),
+        ] {
             let begin = Instant::now();
             let document = |count: usize| format!(r#"{{"pattern": "{}"}}"#, class.repeat(count));
-            let error = Schema::parse(&document(3_000)).expect_err("each goes through all of it");
+            let error = Schema::parse(&document(count)).expect_err("each takes time and memory");
             assert_eq!(error.pointer, "/pattern");
-            assert!(error.message.contains("too many classes"), "{error}");
-            assert!(begin.elapsed() < PARSE_MAX, "{:?}", begin.elapsed());
-            schema(&document(50));
+            assert!(error.message.contains(why), "{class}: {error}");
+            assert!(begin.elapsed() < PARSE_MAX, "{class}: {:?}", begin.elapsed());
+        }
+        for class in [r"\\w", r"\\d", r"\\S", r"\\cA", "."] {
+            let begin = Instant::now();
+            schema(&format!(r#"{{"pattern": "{}"}}"#, class.repeat(100)));
+            assert!(begin.elapsed() < PARSE_MAX, "{class}: {:?}", begin.elapsed());
         }
     }
 
     #[test]
     fn large_classes_that_ignore_case_are_few() {
-        let document = |count: usize| format!(r#"{{"pattern": "(?i){}"}}"#, r"\\p{L}".repeat(count));
+        let document = |count: usize| format!(r#"{{"pattern": "(?i:{})"}}"#, r"\\p{L}".repeat(count));
         let error = Schema::parse(&document(100)).expect_err("each is looked up character by character");
         assert!(error.message.contains("ignore case"), "{error}");
     }

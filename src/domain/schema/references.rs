@@ -1,5 +1,4 @@
-//! Where the references of a schema document lead: each subschema's pointer and base, what a `$ref` names, and whether a chain of
-//! references comes back to where it began without having gone into the data.
+//! Where the references of a schema document lead: each subschema's pointer and base, and what a `$ref` names.
 //!
 //! Works on the document alone: nothing is fetched. A subschema is known by its place in memory, so the document must not move
 //! while it is looked at.
@@ -7,30 +6,13 @@
 use super::told::unresolved;
 use super::{DATA_KEYWORDS, MAP_KEYWORDS, SchemaError, pointer, refuse, without_fragment};
 use jsonschema::{Draft, ReferencingError, Registry, Uri, uri};
-use serde_json::{Map, Value};
+use serde_json::Value;
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 
 /// The base of a document that has no `$id`.
 const DEFAULT_BASE: &str = "json-schema:///";
-
-/// How often one subschema may lead on to another one that judges the same data: each time takes some of the stack.
-const STEPS_MAX: usize = 100;
-/// How many subschemas one may apply to the same data.
-const REACHED_MAX: u64 = 20_000;
-/// How many values of the document those may hold that keywords have to look through which speak of what all others left over.
-const LOOKED_THROUGH_MAX: u64 = 100_000;
-const UNEVALUATED: [&str; 2] = ["unevaluatedItems", "unevaluatedProperties"];
-
-/// How much is applied to the same data as a subschema, itself included.
-#[derive(Debug, Clone, Copy, Default)]
-struct Reach {
-    subschemas: u64,
-    /// Of the document, with what stands below them.
-    values: u64,
-    /// The longest way there.
-    steps: usize,
-}
 
 /// A document with its references.
 pub(super) struct Document<'d> {
@@ -64,7 +46,11 @@ struct Place<'d> {
 impl<'d> Document<'d> {
     /// Reads a document's identifiers. Errors: for one that is none, and for references to what is not in the document.
     pub(super) fn new(root: &'d Value, draft: Draft) -> Result<Self, SchemaError> {
-        let unread = |error: ReferencingError| refuse("", unresolved(&error));
+        let unread = |error: ReferencingError| {
+            let base = uri::from_str(DEFAULT_BASE).ok();
+            let place = base.and_then(|base| unresolved_at(root, &base, &error, &mut Vec::new()));
+            refuse(&place.unwrap_or_default(), unresolved(&error))
+        };
         let registry =
             Registry::new().draft(draft).add(DEFAULT_BASE, root).map_err(unread)?.prepare().map_err(unread)?;
         let no_identifier = || refuse("", "has an identifier that cannot be resolved");
@@ -90,7 +76,7 @@ impl<'d> Document<'d> {
 
     /// True for a reference to nothing that is known, and to what is in the document and no subschema of it: `const`, `examples` and the
     /// like hold data, and what holds named subschemas is none itself.
-    fn is_astray(&self, schema: &Value, reference: &str) -> bool {
+    pub(super) fn is_astray(&self, schema: &Value, reference: &str) -> bool {
         let Some(place) = self.places.get(&address(schema)) else { return false };
         let resolver = self.registry.resolver((*place.base).clone());
         resolver.lookup(reference).map_or(true, |resolved| {
@@ -191,158 +177,47 @@ impl<'d> Document<'d> {
         }
         Some(())
     }
-
-    /// Refuses references that come back to where they began without going into the data: checking one would never end. Refuses as well
-    /// what leads to too much, each way there counted for itself: a few references that lead on twice each are an endless lot.
-    ///
-    /// A schema that refers to itself below `properties`, `items` and the like is fine, because data ends.
-    pub(super) fn check_progress(&self) -> Result<(), SchemaError> {
-        /// What is being followed from one subschema.
-        struct Step<'d> {
-            schema: &'d Value,
-            next: Vec<(&'static str, &'d Value)>,
-            by: &'static str,
-        }
-        // Of what is being followed there is no count yet.
-        let mut marks: HashMap<usize, Option<Reach>> = HashMap::new();
-        let mut looked_through = 0_u64;
-        let mut starts: Vec<&'d Value> = vec![self.root];
-        gather(self.root, &mut starts);
-        for start in starts {
-            for keyword in ["$ref", "$dynamicRef"] {
-                let reference = start.get(keyword).and_then(Value::as_str);
-                if reference.is_some_and(|reference| self.is_astray(start, reference)) {
-                    let at = format!("{}/{keyword}", self.pointer(start).unwrap_or_default());
-                    return Err(refuse(&at, "refers to nothing, or to what is no schema"));
-                }
-            }
-            if marks.contains_key(&address(start)) {
-                continue;
-            }
-            marks.insert(address(start), None);
-            let mut steps = vec![Step { schema: start, next: self.in_place(start), by: "" }];
-            while let Some(step) = steps.last_mut() {
-                let Some((by, next)) = step.next.pop() else {
-                    let reach = self.reach(step.schema, &marks);
-                    let at = |keyword: &str| format!("{}/{keyword}", self.pointer(step.schema).unwrap_or_default());
-                    if reach.subschemas > REACHED_MAX {
-                        let what = format!("leads to the same data through more than {REACHED_MAX} subschemas");
-                        return Err(refuse(at("").trim_end_matches('/'), what));
-                    }
-                    if reach.steps > STEPS_MAX {
-                        let what = format!("leads on more than {STEPS_MAX} times without going into the data");
-                        return Err(refuse(at("").trim_end_matches('/'), what));
-                    }
-                    if let Some(keyword) = UNEVALUATED.into_iter().find(|keyword| step.schema.get(keyword).is_some()) {
-                        looked_through = reach.values.saturating_add(looked_through);
-                        if looked_through > LOOKED_THROUGH_MAX {
-                            return Err(refuse(&at(keyword), "has to look through too many subschemas"));
-                        }
-                    }
-                    marks.insert(address(step.schema), Some(reach));
-                    steps.pop();
-                    continue;
-                };
-                match marks.get(&address(next)) {
-                    Some(Some(_)) => {}
-                    Some(None) => {
-                        // Going down the document never comes back, so one step of every circle is a reference.
-                        let from = steps.iter().position(|step| address(step.schema) == address(next)).unwrap_or(0);
-                        let circle = &steps[from..];
-                        let bys = circle.iter().skip(1).map(|step| step.by).chain([by]);
-                        let reference = circle.iter().zip(bys).find(|(_, by)| by.starts_with('$'));
-                        let at = reference.map_or_else(String::new, |(step, by)| {
-                            format!("{}/{by}", self.pointer(step.schema).unwrap_or_default())
-                        });
-                        return Err(refuse(&at, "refers in a circle that never goes into the data"));
-                    }
-                    None => {
-                        marks.insert(address(next), None);
-                        steps.push(Step { schema: next, next: self.in_place(next), by });
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// What one subschema leads to, where that is known of all that it leads to at once.
-    fn reach(&self, schema: &'d Value, known: &HashMap<usize, Option<Reach>>) -> Reach {
-        let own = Reach { subschemas: 1, values: size(schema), steps: 0 };
-        self.in_place(schema).into_iter().fold(own, |all, (_, next)| {
-            let next = known.get(&address(next)).copied().flatten().unwrap_or_default();
-            Reach {
-                subschemas: all.subschemas.saturating_add(next.subschemas),
-                values: all.values.saturating_add(next.values),
-                steps: all.steps.max(next.steps.saturating_add(1)),
-            }
-        })
-    }
-
-    /// The subschemas that are applied to the same data as `schema`, each with the keyword that leads there.
-    fn in_place(&self, schema: &'d Value) -> Vec<(&'static str, &'d Value)> {
-        let Value::Object(members) = schema else { return Vec::new() };
-        let mut next = Vec::new();
-        if let Some(reference) = members.get("$ref").and_then(Value::as_str) {
-            next.extend(self.target(schema, reference).map(|target| ("$ref", target)));
-            if self.draft == Draft::Draft7 {
-                return next;
-            }
-        }
-        // Another document's anchor cannot come in between, so what it names by itself is where it leads in a circle.
-        if let Some(reference) = members.get("$dynamicRef").and_then(Value::as_str) {
-            next.extend(self.target(schema, reference).map(|target| ("$dynamicRef", target)));
-        }
-        for keyword in ["allOf", "anyOf", "oneOf"] {
-            next.extend(members.get(keyword).and_then(Value::as_array).into_iter().flatten().map(|one| (keyword, one)));
-        }
-        let conditional = members.contains_key("if");
-        for keyword in ["not", "if", "then", "else"] {
-            if matches!(keyword, "then" | "else") && !conditional {
-                continue;
-            }
-            next.extend(members.get(keyword).map(|one| (keyword, one)));
-        }
-        for keyword in ["dependentSchemas", "dependencies"] {
-            let named = members.get(keyword).and_then(Value::as_object).into_iter().flat_map(Map::values);
-            next.extend(named.map(|one| (keyword, one)));
-        }
-        next
-    }
 }
 
-/// Every subschema that a reference could name or a keyword holds; what is data is left out.
-fn gather<'d>(schema: &'d Value, found: &mut Vec<&'d Value>) {
-    let mut below: Vec<&'d Value> = Vec::new();
-    match schema {
-        Value::Array(elements) => below.extend(elements),
-        Value::Object(members) => {
-            for (keyword, value) in members {
-                match value {
-                    Value::Object(named) if MAP_KEYWORDS.contains(&keyword.as_str()) => {
-                        below.extend(named.values());
-                    }
-                    _ if DATA_KEYWORDS.contains(&keyword.as_str()) => {}
-                    _ => below.push(value),
-                }
-            }
-        }
-        _ => {}
-    }
-    for value in below {
-        found.push(value);
-        gather(value, found);
-    }
-}
-
-/// How many values of a document stand in a subschema.
-fn size(schema: &Value) -> u64 {
-    let below = match schema {
-        Value::Array(elements) => elements.iter().map(size).sum(),
-        Value::Object(members) => members.values().map(size).sum(),
-        _ => 0,
+/// The pointer to the identifier or reference that an error speaks of: the first that is none, or names what is not there.
+fn unresolved_at<'d>(
+    schema: &'d Value,
+    base: &Uri<String>,
+    error: &ReferencingError,
+    path: &mut Vec<Cow<'d, str>>,
+) -> Option<String> {
+    let mut below = |name: Cow<'d, str>, schema: &'d Value, base: &Uri<String>| {
+        path.push(name);
+        let found = unresolved_at(schema, base, error, path);
+        path.pop();
+        found
     };
-    1 + below
+    match schema {
+        Value::Array(elements) => {
+            elements.iter().enumerate().find_map(|(index, element)| below(index.to_string().into(), element, base))
+        }
+        Value::Object(members) => {
+            let mut own = None;
+            for keyword in ["$id", "$ref", "$dynamicRef"] {
+                let Some(reference) = members.get(keyword).and_then(Value::as_str) else { continue };
+                let base = own.as_ref().unwrap_or(base);
+                match (uri::resolve_against(&base.borrow(), reference), error) {
+                    (Ok(id), _) if keyword == "$id" => own = Some(id),
+                    (Ok(found), ReferencingError::Unretrievable { uri, .. })
+                        if uri == reference || uri == without_fragment(found.as_str()) =>
+                    {
+                        return Some(format!("{}/{keyword}", pointer(path)));
+                    }
+                    (Ok(_), _) => {}
+                    (Err(_), _) => return Some(format!("{}/{keyword}", pointer(path))),
+                }
+            }
+            let base = own.as_ref().unwrap_or(base);
+            let holding = members.iter().filter(|(keyword, _)| !DATA_KEYWORDS.contains(&keyword.as_str()));
+            holding.into_iter().find_map(|(keyword, value)| below(keyword.into(), value, base))
+        }
+        _ => None,
+    }
 }
 
 /// What tells one subschema from another: where it is in memory.

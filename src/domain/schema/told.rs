@@ -1,9 +1,8 @@
 //! What is told of a document or of data: short, in one line, and without the data.
 
+use super::VIOLATIONS_MAX;
 use super::shown::shown;
-use super::{NO_PATTERN, VIOLATIONS_MAX};
-use jsonschema::error::ValidationErrorKind;
-use jsonschema::{ReferencingError, ValidationError};
+use jsonschema::ReferencingError;
 use serde_json::Value;
 
 /// How long a message may be, in characters.
@@ -12,17 +11,6 @@ const MESSAGE_CHARS_MAX: usize = 300;
 const POINTER_BYTES_MAX: usize = 1_024;
 /// How many values of a list are shown.
 const SHOWN_MAX: usize = 3;
-
-/// The message of a validator without the value. What an alternative says of each of its branches is left out for the same reason.
-pub(super) fn explain(error: &ValidationError<'_>) -> String {
-    match error.kind() {
-        ValidationErrorKind::AnyOf { .. } => "is not valid under any of the schemas in anyOf".to_owned(),
-        ValidationErrorKind::OneOfNotValid { .. } => "is not valid under any of the schemas in oneOf".to_owned(),
-        ValidationErrorKind::Referencing(error) => unresolved(error),
-        ValidationErrorKind::Format { format } if format == "regex" => NO_PATTERN.to_owned(),
-        _ => error.masked_with("the value").to_string(),
-    }
-}
 
 /// Why a reference leads nowhere.
 pub(super) fn unresolved(error: &ReferencingError) -> String {
@@ -42,13 +30,14 @@ pub(super) fn shorten(message: &str) -> String {
     short
 }
 
-/// The start of a pointer.
-pub(super) fn shorten_pointer(mut pointer: String) -> String {
-    if pointer.len() > POINTER_BYTES_MAX {
-        pointer.truncate(pointer.floor_char_boundary(POINTER_BYTES_MAX));
-        pointer.push_str("...");
+/// A pointer, or that to the nearest place above that is not too long; true where it is another place.
+fn shorten_pointer(mut pointer: String) -> (String, bool) {
+    if pointer.len() <= POINTER_BYTES_MAX {
+        return (pointer, false);
     }
-    pointer
+    let above = pointer.bytes().take(POINTER_BYTES_MAX + 1).rposition(|byte| byte == b'/');
+    pointer.truncate(above.unwrap_or(0));
+    (pointer, true)
 }
 
 /// Some values of a list.
@@ -61,15 +50,22 @@ pub(super) fn listed(values: &[Value]) -> String {
 /// One place where data breaks a schema.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Violation {
-    /// JSON pointer (RFC 6901) into the data; its start and "...", where it is longer than 1,024 bytes.
+    /// JSON pointer (RFC 6901) into the data; where it were longer than 1,024 bytes, that to the nearest place above that is not.
     pub data_pointer: String,
-    /// JSON pointer into the schema, and its start likewise; for what stands in a draft's own schema its URI with such a fragment.
+    /// JSON pointer into the schema, to a place above likewise; for what stands in a draft's own schema its URI with such a fragment.
     pub schema_pointer: String,
     /// What is wrong, without the value.
     pub message: String,
 }
 
 impl Violation {
+    /// At a place, by the keyword at another one.
+    pub(super) fn new(data_pointer: String, schema_pointer: String, message: &str) -> Self {
+        let (data_pointer, is_above) = shorten_pointer(data_pointer);
+        let message = if is_above { format!("below it: {message}") } else { message.to_owned() };
+        Self { data_pointer, schema_pointer: shorten_pointer(schema_pointer).0, message: shorten(&message) }
+    }
+
     /// Of the data as a whole.
     pub(super) fn whole(message: &str) -> Vec<Self> {
         vec![Self { data_pointer: String::new(), schema_pointer: String::new(), message: message.to_owned() }]

@@ -64,7 +64,7 @@ impl<'d> Work<'d> {
             }
             charge(PATTERN_UNITS);
         }
-        let compiled = self.patterns.entry(pattern.to_owned()).or_insert_with(|| Pattern::compile(pattern));
+        let compiled = self.patterns.entry(pattern.to_owned()).or_insert_with(|| Pattern::compile(pattern).ok());
         compiled.as_ref().map(|compiled| compiled.matches(text))
     }
 }

@@ -86,7 +86,7 @@ impl Pass<'_> {
                         .tell(node, "pattern", at, || format!("the value does not match {}", quoted(pattern.source())))
             }
             (Check::Asserted(keyword, asserted), Value::String(_)) => {
-                asserted.is_valid(value) || self.tell(node, keyword, at, || asserted.message(value))
+                asserted.is_valid(value) || self.tell(node, keyword, at, || asserted.message().to_owned())
             }
             (Check::Unique, Value::Array(elements)) => {
                 charge(bytes(value) / UNIQUE_BYTES_PER_UNIT);

@@ -4,6 +4,8 @@ use crate::domain::schema::Schema;
 use crate::domain::schema::tests::{CHECK_MAX, schema, violations};
 use std::time::Instant;
 
+mod told;
+
 const DRAFT_7: &str = "http://json-schema.org/draft-07/schema#";
 
 fn many(keyword: &str) -> Schema {
@@ -238,23 +240,6 @@ fn a_document_takes_time_and_memory_in_proportion_to_its_length() {
 }
 
 #[test]
-fn a_subschema_beside_a_reference_of_draft_7_is_what_others_refer_to() {
-    let of = |body: &str| format!(r#"{{"$schema": "{DRAFT_7}", "properties": {{{body}}}}}"#);
-    let beside = of(&format!(
-        r##""a": {{"$ref": "{DRAFT_7}", "allOf": [{{"type": "integer"}}], "items": {{"type": "integer"}}}},
-        "b": {{"$ref": "#/properties/a/allOf/0"}}, "c": {{"$ref": "#/properties/a/items"}}"##
-    ));
-    assert_eq!(schema(&beside).validate(br#"{"b": 1, "c": 1}"#), Ok(()));
-    assert!(schema(&beside).validate(br#"{"b": "x"}"#).is_err() && schema(&beside).validate(br#"{"c": "x"}"#).is_err());
-    let within = of(
-        r##""a": {"not": {"type": "null"}, "allOf": [{"$ref": "#/definitions/y", "definitions": {"x": {"type": "integer"}}}]},
-        "b": {"$ref": "#/properties/a/allOf/0/definitions/x"}"##,
-    );
-    let within = within.replacen('{', r#"{"definitions": {"y": true},"#, 1);
-    assert!(schema(&within).validate(br#"{"b": 1}"#).is_ok() && schema(&within).validate(br#"{"b": "x"}"#).is_err());
-}
-
-#[test]
 fn numbers_are_judged_exactly_whatever_their_size() {
     for (document, fits, breaks) in [
         (r#"{"const": 9007199254740993.0}"#, "9007199254740993", "9007199254740992"),
@@ -278,70 +263,6 @@ fn numbers_are_judged_exactly_whatever_their_size() {
 }
 
 #[test]
-fn each_keyword_says_what_is_wrong_and_where() {
-    let document = r##"{
-        "properties": {
-            "m": {"multipleOf": 5}, "x": {"exclusiveMaximum": 3}, "t": {"type": ["null", "integer"]}, "i": {"maxItems": 1},
-            "p": {"minProperties": 2}, "c": {"contains": {"const": 1}}, "k": {"contains": {"const": 1}, "minContains": 2, "maxContains": 2},
-            "d": {"dependentRequired": {"a": ["b"]}}, "s": {"dependentSchemas": {"a": {"required": ["c"]}}},
-            "f": {"if": {"minimum": 5}, "then": {"maximum": 9}, "else": {"minimum": 1}}, "never": false,
-            "first": {"prefixItems": [{"type": "null"}], "items": false},
-            "u": {"allOf": [{"properties": {"a": true}}], "unevaluatedProperties": false},
-            "v": {"prefixItems": [true], "unevaluatedItems": {"type": "null"}},
-            "r": {"$ref": "#/$defs/three"}
-        },
-        "patternProperties": {"^x-": {"type": "string"}},
-        "additionalProperties": false,
-        "$defs": {"three": {"const": 3}}
-    }"##;
-    for (data, at, by, what) in [
-        (r#"{"m": 7}"#, "/m", "/properties/m/multipleOf", "the value is not a multiple of 5"),
-        (
-            r#"{"x": 3}"#,
-            "/x",
-            "/properties/x/exclusiveMaximum",
-            "the value is greater than or equal to the maximum of 3",
-        ),
-        (r#"{"t": "x"}"#, "/t", "/properties/t/type", "the value is not of type \"null\" or \"integer\""),
-        (r#"{"i": [1, 2]}"#, "/i", "/properties/i/maxItems", "the value has more than 1 item"),
-        (r#"{"p": {}}"#, "/p", "/properties/p/minProperties", "the value has fewer than 2 properties"),
-        (
-            r#"{"c": [2]}"#,
-            "/c",
-            "/properties/c/contains",
-            "has 0 elements that are valid under contains, and 1 are wanted",
-        ),
-        (
-            r#"{"k": [1]}"#,
-            "/k",
-            "/properties/k/minContains",
-            "has 1 elements that are valid under contains, and 2 are wanted",
-        ),
-        (
-            r#"{"k": [1, 1, 1]}"#,
-            "/k",
-            "/properties/k/maxContains",
-            "has more than 2 elements that are valid under contains",
-        ),
-        (r#"{"d": {"a": 1}}"#, "/d", "/properties/d/dependentRequired", "\"b\" is a required property beside \"a\""),
-        (r#"{"s": {"a": 1}}"#, "/s", "/properties/s/dependentSchemas/a/required", "\"c\" is a required property"),
-        (r#"{"f": 10}"#, "/f", "/properties/f/then/maximum", "the value is greater than the maximum of 9"),
-        (r#"{"f": 0}"#, "/f", "/properties/f/else/minimum", "the value is less than the minimum of 1"),
-        (r#"{"never": 1}"#, "/never", "/properties/never", "is not allowed"),
-        (r#"{"first": [1]}"#, "/first/0", "/properties/first/prefixItems/0/type", "the value is not of type \"null\""),
-        (r#"{"first": [null, 1]}"#, "/first/1", "/properties/first/items", "is not allowed"),
-        (r#"{"u": {"a": 1, "b": 2}}"#, "/u/b", "/properties/u/unevaluatedProperties", "is not allowed"),
-        (r#"{"v": [1, 2]}"#, "/v/1", "/properties/v/unevaluatedItems/type", "the value is not of type \"null\""),
-        (r#"{"r": 4}"#, "/r", "/$defs/three/const", "3 was expected"),
-        (r#"{"x-a": 1}"#, "/x-a", "/patternProperties/^x-/type", "the value is not of type \"string\""),
-        (r#"{"e~/": 1}"#, "/e~0~1", "/additionalProperties", "is not allowed"),
-    ] {
-        let told = violations(document, data);
-        assert_eq!(told, [(at.to_owned(), by.to_owned(), what.to_owned())], "{data}");
-    }
-}
-
-#[test]
 fn a_payload_cannot_put_another_one_in_its_place() {
     let closed = r#"{"required": ["id"], "properties": {"id": {"type": "integer"}}, "additionalProperties": false}"#;
     let inner = r#"{"id": 5}"#;
@@ -360,6 +281,57 @@ fn a_payload_cannot_put_another_one_in_its_place() {
     );
 }
 
+/// So many texts within each other, each of which the parser would take apart on its own where the one around it has a reserved name.
+fn nested(levels: usize) -> String {
+    (0..levels).fold("5".to_owned(), |within, _| {
+        let text = within.replace('\\', "\\u005c").replace('"', "\\u0022");
+        format!(r#"{}{{"$serde_json::private::RawValue":"{text}"}}{}"#, "[".repeat(120), "]".repeat(120))
+    })
+}
+
+#[test]
+fn texts_within_texts_are_not_taken_apart_by_what_is_not_utf_8_nor_as_content() {
+    let nested = nested(20);
+    let broken = [b"[", nested.as_bytes(), b",\"\xff\"]"].concat();
+    let found = schema("true").validate(&broken).expect_err("it is not UTF-8");
+    assert!(found[0].message.contains("is not JSON"), "{found:?}");
+    let content = |encoding: &str| {
+        schema(&format!(r#"{{"$schema": "{DRAFT_7}", {encoding} "contentMediaType": "application/json"}}"#))
+    };
+    let text = serde_json::Value::from(nested.as_str()).to_string();
+    assert_eq!(
+        content("").validate(text.as_bytes()).expect_err("reserved")[0].message,
+        "the value is not application/json"
+    );
+    let encoded = format!("\"{}\"", data_encoding::BASE64.encode(nested.as_bytes()));
+    let found = content(r#""contentEncoding": "base64","#).validate(encoded.as_bytes()).expect_err("reserved");
+    assert_eq!((found.len(), found[0].message.as_str()), (1, "the value is not application/json"));
+}
+
+#[test]
+fn content_is_encoded_as_it_says() {
+    for (encoding, encoded, others) in [
+        ("base64", "eyJhIjoxfQ==", "eyJhIjoxfQ"),
+        ("base64url", "Pz8_", "Pz8/"),
+        ("base32", "PMRGCIR2GF6Q====", "pmrgcir2gf6q===="),
+        ("base32hex", "FCH62GHQ65SG====", "FCH62GHQ65SG"),
+        ("base16", "7b7D", "7b7"),
+    ] {
+        let document = format!(r#"{{"$schema": "{DRAFT_7}", "contentEncoding": "{encoding}"}}"#);
+        assert_eq!(schema(&document).validate(format!("\"{encoded}\"").as_bytes()), Ok(()), "{encoding}");
+        let told = violations(&document, &format!("\"{others}\""));
+        assert_eq!(told[0].2, format!("the value is not encoded as {encoding}"));
+        let json = document.replace('}', r#", "contentMediaType": "application/json"}"#);
+        assert_eq!(violations(&json, &format!("\"{others}\"")), told, "it is told once");
+    }
+    for nothing in [r#""contentEncoding": "quoted-printable""#, r#""contentMediaType": "image/png""#] {
+        let document = format!(r#"{{"$schema": "{DRAFT_7}", {nothing}}}"#);
+        assert_eq!(schema(&document).validate(br#""=""#), Ok(()), "{nothing}");
+    }
+    let unknown = r#""contentEncoding": "gzip", "contentMediaType": "application/json""#;
+    assert_eq!(schema(&format!(r#"{{"$schema": "{DRAFT_7}", {unknown}}}"#)).validate(br#""{""#), Ok(()));
+}
+
 #[test]
 fn a_list_of_types_costs_what_they_are() {
     let types = vec![r#""null""#; 19_000].join(",");
@@ -368,18 +340,6 @@ fn a_list_of_types_costs_what_they_are() {
     let data = format!("[{}1.5]", "1.5,".repeat(5_000));
     assert_eq!(schema(&document).validate_briefly(data.as_bytes()), Some(Ok(())));
     assert!(begin.elapsed() < CHECK_MAX, "{:?}", begin.elapsed());
-}
-
-#[test]
-fn dynamic_references_lead_to_subschemas_alone_and_to_one_of_each_name() {
-    let document = r##"{"$dynamicAnchor": "node", "properties": {"a": {"$dynamicRef": "#node"}},
-        "x-note": {"$dynamicAnchor": "node", "not": {}}, "default": {"$dynamicAnchor": "node", "type": 5}}"##;
-    for _ in 0..20 {
-        assert_eq!(schema(document).validate(br#"{"a": {}}"#), Ok(()));
-    }
-    let twice = r##"{"$defs": {"a": {"$dynamicAnchor": "n", "type": "string"}, "b": {"$dynamicAnchor": "n"}}, "items": {"$dynamicRef": "#n"}}"##;
-    let error = Schema::parse(twice).expect_err("which of them is meant?");
-    assert!(error.pointer.ends_with("/$dynamicAnchor") && error.message.contains("twice"), "{error}");
 }
 
 #[test]
