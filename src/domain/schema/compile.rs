@@ -8,16 +8,13 @@ use super::compatibility::{Decimal, is_positive};
 use super::patterns::Pattern;
 use super::program::{Bound, Check, Contains, Elements, Members, Node, NodeId, Program, Type};
 use super::references::{Document, address};
-use super::weight::bytes;
+use super::weight::memory;
 use super::{SchemaError, escape, refuse, told, without_fragment};
 use jsonschema::{Draft, Uri};
 use serde_json::{Map, Value};
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
-
-/// What a value of the document takes in memory for each byte that it weighs.
-const MEMORY_PER_BYTE: u64 = 5;
 
 /// Compiles a document. Errors: with the place, for what has not the shape of a schema, or is no regular expression.
 pub(super) fn compile(document: &Document<'_>) -> Result<Program, SchemaError> {
@@ -428,7 +425,7 @@ impl<'c> Compiler<'c> {
 
     /// Counts a value of the document that is kept.
     fn keep(&mut self, value: &Value) {
-        self.memory += usize::try_from(bytes(value) * MEMORY_PER_BYTE).unwrap_or(usize::MAX);
+        self.memory += memory(value);
     }
 }
 

@@ -237,6 +237,8 @@ fn a_document_takes_time_and_memory_in_proportion_to_its_length() {
     let (plain, nested) = (schema(&format!(r#"{{"enum": {list}}}"#)), schema(&nested));
     assert!(plain.memory_bytes() > 9_000 * 64, "{}", plain.memory_bytes());
     assert!(nested.memory_bytes() < plain.memory_bytes() + 60 * 1_000, "{}", nested.memory_bytes());
+    let objects = schema(&format!(r#"{{"const": [{}0]}}"#, r#"{"a":1},"#.repeat(6_000)));
+    assert!(objects.memory_bytes() > 6_000 * 600, "each is a tree: {}", objects.memory_bytes());
 }
 
 #[test]
