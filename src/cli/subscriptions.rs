@@ -372,7 +372,7 @@ async fn list(
 }
 
 fn update_request(update: UpdateArgs) -> Result<UpdateSubscriptionRequest, CliError> {
-    let (policy, mut paths) = update.policy.to_proto();
+    let (policy, mut paths) = update.policy.to_proto()?;
     let mut webhook = WebhookTarget::default();
     let mut subscription = Subscription {
         id: update.changed.id,

@@ -81,14 +81,17 @@ async fn an_update_changes_a_part_of_an_order_or_of_a_breaker_and_keeps_the_rest
     assert_eq!(update(&["--ordering-key", "data.m"]).await.0, "data.m BLOCK", "what is not given stays");
     let (order, breaker) = update(&["--ordering-key", "", "--circuit-failures", "0"]).await;
     assert_eq!((order.as_str(), breaker), ("null null", serde_json::Value::Null));
-    let none = cli.run(&["subscriptions", "update", &id, "--ordering-dead-letter", "skip"]).await;
-    none.fails(1, &["FIELD_INVALID", "ordering.key"]);
-    // On a new one there is nothing that they could be a part of.
-    for (part, missing) in
-        [(["--ordering-dead-letter", "skip"], "--ordering-key"), (["--circuit-open", "9s"], "--circuit-failures")]
-    {
-        let new = cli.run(&[&["subscribe", "CUSTOM_ORDERED", "--webhook", url][..], &part].concat()).await;
-        new.fails(2, &[missing]);
+    // Where there is nothing that they could be a part of, on a new one as well; or where the same command takes it away.
+    for (part, whole, field) in [
+        (["--ordering-dead-letter", "skip"], ["--ordering-key", ""], "ordering.key"),
+        (["--circuit-open", "9s"], ["--circuit-failures", "0"], "circuit_breaker.failure_threshold"),
+    ] {
+        let (update, new) = (["subscriptions", "update", &id], ["subscribe", "CUSTOM_ORDERED", "--webhook", url]);
+        cli.run(&[&update[..], &part].concat()).await.fails(1, &["FIELD_INVALID", field, whole[0]]);
+        cli.run(&[&new[..], &part].concat()).await.fails(2, &[whole[0]]);
+        for command in [&update[..], &new] {
+            cli.run(&[command, &part, &whole].concat()).await.fails(2, &[part[0], whole[0]]);
+        }
     }
 }
 
