@@ -114,7 +114,7 @@ impl Mode {
     }
 }
 
-/// How invocations are attempted; what is not given takes the server's default.
+/// How invocations are attempted; the defaults are those of a new subscription.
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Delivery")]
 pub struct PolicyArgs {
