@@ -24,8 +24,9 @@ const EXAMPLES: &str = "Examples:
   carillon subscriptions update sub_... --filter 'data.amount > 100' --max-in-flight 4
   carillon subscriptions rotate-secret sub_... --overlap 2h";
 
-const ACTIVE_ALREADY: &str = "It was active already: it misses nothing, and nothing is replayed. What it missed before is replayed only \
-                              where that was asked for when it was made active.";
+/// The answer does not tell whether a replay is under way.
+const ACTIVE_ALREADY: &str = "It was active already, so no replay starts. One that was asked for when it was made active, and is not over \
+                              yet, goes on; otherwise what it missed before stays missed.";
 
 /// The largest page the server gives.
 const PAGE: i32 = 1000;
