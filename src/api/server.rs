@@ -146,8 +146,9 @@ impl Upgrades {
             // Dropped at any point, the work closes the socket, which is what is wanted.
             tokio::select! {
                 () = cut.cancelled() => {}
-                // It was told so before this call had come by it, or while it was being answered.
-                () = slot.leaves() => {}
+                // One that was told to leave before this call had come by it, or while it was being answered, keeps what has crossed its
+                // goodbye, as other calls do.
+                () = slot.evicted() => {}
                 () = work => {}
             }
             drop((call, slot));
@@ -431,5 +432,44 @@ impl Server {
             .initial_stream_window_size(1024 * 1024)
             .initial_connection_window_size(2 * 1024 * 1024);
         builder
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::ids::TenantId;
+    use std::net::Ipv4Addr;
+    use tokio::sync::oneshot;
+
+    #[tokio::test]
+    async fn what_has_taken_over_a_connection_that_leaves_goes_on_until_that_is_cut() {
+        let connections = Connections::new(2, 99);
+        let holder = Sharer::Tenant(TenantId(uuid::Uuid::from_u128(1)));
+        let admit = || {
+            let slot = connections.admit(Ipv4Addr::LOCALHOST.into()).expect("there is room");
+            slot.prove(holder);
+            slot
+        };
+        let (first, second) = (admit(), admit());
+        let third = admit();
+        first.leaves().await;
+        let upgrades = Upgrades { tasks: TaskTracker::new(), cut: CancellationToken::new(), slot: Arc::new(first) };
+        let (ask, asked) = oneshot::channel::<()>();
+        let (answer, answered) = oneshot::channel();
+        upgrades.spawn(holder, async move {
+            asked.await.expect("it is asked");
+            answer.send(()).expect("the answer is waited for");
+            std::future::pending::<()>().await;
+        });
+        tokio::task::yield_now().await;
+        ask.send(()).expect("it goes on");
+        answered.await.expect("it goes on");
+        // Another one leaves, which is one too many.
+        let fourth = admit();
+        upgrades.slot.evicted().await;
+        upgrades.tasks.close();
+        upgrades.tasks.wait().await;
+        drop((second, third, fourth));
     }
 }
