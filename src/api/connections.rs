@@ -6,8 +6,9 @@
 //!
 //! Nor must who is known keep others out by what he does not use: where few places are strangers', whoever has the most connections loses
 //! the one that has been without a call for longest. His last one stays, and so does every one by which a call is open. It is not cut, since a
-//! call may be on its way by it: it says goodbye, and answers what crosses that. Its place is another's meanwhile, so a port holds some more
-//! than its cap, and no more than that: where too many leave, the one that has been leaving for longest is cut.
+//! call may be on its way by it: it says goodbye, and answers what crosses that. Its place in the port is another's meanwhile, so a port
+//! holds some more than its cap, and no more than that: where too many leave, the one that has been leaving for longest is cut. Its place
+//! among those of its peer it keeps until it is gone; a peer that is at that cap has it cut by whoever comes from there.
 
 use super::in_flight::Sharer;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
@@ -41,8 +42,15 @@ struct Inner {
     known: HashMap<Sharer, Known>,
     /// Who of these has an idle connection, by how many connections he has.
     idlers: BTreeSet<(usize, Sharer)>,
-    /// Those that have no place any more and still say goodbye, in the order in which they began to.
-    leaving: VecDeque<(u64, CancellationToken)>,
+    /// Those that have no place in the port any more and still say goodbye, in the order in which they began to.
+    leaving: VecDeque<Leaving>,
+}
+
+#[derive(Debug)]
+struct Leaving {
+    id: u64,
+    peer: IpAddr,
+    evicted: CancellationToken,
 }
 
 #[derive(Debug)]
@@ -97,9 +105,12 @@ impl Connections {
         let peer = network_of(peer);
         let mut inner = self.lock();
         if inner.per_peer.get(&peer).is_some_and(|count| *count >= self.per_peer_max) {
-            let stranger = inner.strangers.iter().find(|id| inner.open.get(id).is_some_and(|open| open.peer == peer));
-            let stranger = *stranger?;
-            inner.evict(stranger);
+            // Whoever has said goodbye goes before whoever has just come.
+            if !inner.cut_leaving(|leaving| leaving.peer == peer) {
+                let strangers = &mut inner.strangers.iter().copied();
+                let stranger = strangers.find(|id| inner.open.get(id).is_some_and(|open| open.peer == peer));
+                inner.evict(stranger?);
+            }
         }
         if inner.open.len() >= self.total_max {
             let (stranger, idle) = (inner.strangers.first().copied(), inner.longest_idle());
@@ -144,34 +155,54 @@ impl Inner {
     }
 
     fn evict(&mut self, id: u64) {
-        if let Some(open) = self.open.get(&id) {
+        if let Some(open) = self.remove(id) {
             open.evicted.cancel();
+            self.give_back(open.peer);
         }
-        self.remove(id);
     }
 
     /// Tells a connection to leave; whichever has been leaving for longest is cut where there are too many.
     fn let_go(&mut self, id: u64, leaving_max: usize) {
-        let Some(open) = self.open.get(&id) else { return };
+        let Some(open) = self.remove(id) else { return };
         open.leaves.cancel();
-        self.leaving.push_back((id, open.evicted.clone()));
-        self.remove(id);
-        if self.leaving.len() > leaving_max
-            && let Some((_, evicted)) = self.leaving.pop_front()
-        {
-            evicted.cancel();
+        self.leaving.push_back(Leaving { id, peer: open.peer, evicted: open.evicted });
+        if self.leaving.len() > leaving_max {
+            self.cut_leaving(|_| true);
         }
     }
 
-    fn remove(&mut self, id: u64) {
-        let Some(open) = self.open.remove(&id) else { return };
-        self.strangers.remove(&id);
-        if let Some(count) = self.per_peer.get_mut(&open.peer) {
+    /// Cuts the one of these that has been leaving for longest; false where none of them leaves.
+    fn cut_leaving(&mut self, of: impl Fn(&Leaving) -> bool) -> bool {
+        let Some(leaving) = self.leaving.iter().position(of).and_then(|at| self.leaving.remove(at)) else {
+            return false;
+        };
+        leaving.evicted.cancel();
+        self.give_back(leaving.peer);
+        true
+    }
+
+    /// Takes down that a connection is gone, whether it was told to leave or not; nothing where it was cut.
+    fn gone(&mut self, id: u64) {
+        if let Some(open) = self.remove(id) {
+            self.give_back(open.peer);
+        }
+        self.cut_leaving(|leaving| leaving.id == id);
+    }
+
+    /// Gives back a place of a peer.
+    fn give_back(&mut self, peer: IpAddr) {
+        if let Some(count) = self.per_peer.get_mut(&peer) {
             *count -= 1;
             if *count == 0 {
-                self.per_peer.remove(&open.peer);
+                self.per_peer.remove(&peer);
             }
         }
+    }
+
+    /// Takes a connection out of the port; its peer's place stays.
+    fn remove(&mut self, id: u64) -> Option<Open> {
+        let open = self.open.remove(&id)?;
+        self.strangers.remove(&id);
         if let Some(holder) = open.holder {
             self.change(holder, |known| {
                 known.count -= 1;
@@ -180,6 +211,7 @@ impl Inner {
                 }
             });
         }
+        Some(open)
     }
 
     fn introduce(&mut self, id: u64, holder: Sharer) {
@@ -280,9 +312,7 @@ impl Drop for OpenCall {
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        let mut inner = self.line.connections.lock();
-        inner.remove(self.line.id);
-        inner.leaving.retain(|(id, _)| *id != self.line.id);
+        self.line.connections.lock().gone(self.line.id);
     }
 }
 
@@ -393,6 +423,30 @@ mod tests {
         known.extend((0..2).map(admit).inspect(prove));
         assert_eq!((evicted(&known), connections.lock().leaving.len()), (0, 2));
         drop(known);
+        assert!(is_empty(&connections));
+    }
+
+    #[test]
+    fn a_peer_holds_no_more_than_it_may_whoever_leaves() {
+        let connections = Connections::new(16, 17);
+        let admit = || {
+            let slot = connections.admit(A).expect("there is room");
+            slot.prove(tenant(1));
+            slot
+        };
+        let mut held: Vec<Slot> = (0..16).map(|_| admit()).collect();
+        for newcomer in 1..=20 {
+            held.push(admit());
+            // Those that are cut end at once.
+            let open = held.iter().filter(|slot| !slot.evicted.is_cancelled()).count();
+            let leaving = held.iter().filter(|slot| slot.leaves.is_cancelled() && !slot.evicted.is_cancelled()).count();
+            assert_eq!((open, leaving), (17, 1), "newcomer {newcomer}");
+            assert!(!held[15 + newcomer].leaves.is_cancelled(), "whoever has just come stays");
+        }
+        // One that is gone by itself gives back its place, and so does one that was cut, once.
+        drop(held.drain(..20));
+        assert_eq!(connections.lock().per_peer[&A], 16);
+        drop(held);
         assert!(is_empty(&connections));
     }
 

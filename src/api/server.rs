@@ -62,7 +62,7 @@ const BROKEN_CALLS_MAX: usize = 64;
 /// Bytes that may wait in the kernel until a connection's peer has room for them. What a slow reader leaves there is memory that others
 /// need, and answers to pings are read only after it; what is on its way comes on top, so this slows nobody down.
 const UNSENT_BYTES_MAX: u32 = 128 * 1024;
-/// How long a connection by which no call is open may take to say goodbye.
+/// How long a connection that ends may take to say goodbye, and how often one that leaves is asked whether its calls are over.
 const GOODBYE: Duration = Duration::from_secs(1);
 
 /// Why a port cannot be opened.
@@ -146,8 +146,9 @@ impl Upgrades {
             // Dropped at any point, the work closes the socket, which is what is wanted.
             tokio::select! {
                 () = cut.cancelled() => {}
-                // It was told so before this call had come by it, or while it was being answered.
-                () = slot.leaves() => {}
+                // One that was told to leave before this call had come by it, or while it was being answered, keeps what has crossed its
+                // goodbye, as other calls do.
+                () = slot.evicted() => {}
                 () = work => {}
             }
             drop((call, slot));
@@ -315,9 +316,11 @@ impl Server {
         let address = PeerAddress(peer.address);
         let spoke = Arc::new(AtomicBool::new(false));
         let first = Arc::new(tokio::sync::Notify::new());
+        let over = Arc::new(AtomicBool::new(false));
         let answers = Answers::default();
         let service = {
             let (spoke, first, answers) = (Arc::clone(&spoke), Arc::clone(&first), answers.clone());
+            let over = Arc::clone(&over);
             let upgrades = Upgrades { tasks: self.tasks.clone(), cut: self.cut.clone(), slot: Arc::clone(slot) };
             service_fn(move |request: Request<Incoming>| {
                 if !spoke.swap(true, Ordering::Relaxed) {
@@ -332,8 +335,14 @@ impl Server {
                 if let Some(identity) = &identity {
                     request.extensions_mut().insert(identity.clone());
                 }
-                let (routes, answers, call) = (routes.clone(), answers.clone(), upgrades.slot.open_call());
-                async move { routes.oneshot(request).await.map(|response| answers.hold(response, call)) }
+                let taken = !over.load(Ordering::Relaxed);
+                let taken = taken.then(|| (routes.clone(), answers.clone(), upgrades.slot.open_call()));
+                async move {
+                    // It is told to be safe to send again.
+                    let Some((routes, answers, call)) = taken else { return Err(h2::Reason::REFUSED_STREAM.into()) };
+                    let Ok(response) = routes.oneshot(request).await;
+                    Ok::<_, h2::Error>(answers.hold(response, call))
+                }
             })
         };
         let progress = Arc::new(AtomicU64::new(0));
@@ -341,27 +350,27 @@ impl Server {
         let builder = self.builder(speaks);
         let mut connection = pin!(builder.serve_connection_with_upgrades(TokioIo::new(stream), service));
         let (mut limit, mut goodbye) = (pin!(sleep(self.limits.first_request)), pin!(sleep(GOODBYE)));
-        let (mut waiting, mut draining, mut leaving) = (true, false, false);
+        let (mut waiting, mut draining, mut leaving, mut said) = (true, false, false, false);
         let mut refused = pin!(peer.refused());
         let (mut seen, mut still_since) = (0, Instant::now());
         let mut looks = interval(self.limits.idle.min(self.limits.answer) / LOOKS_PER_LIMIT);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
+            if draining && !said {
+                said = true;
+                connection.as_mut().graceful_shutdown();
+                goodbye.as_mut().reset(Instant::now() + self.limits.first_request);
+            }
             tokio::select! {
                 // A connection that ends badly is the peer's matter.
                 _ = connection.as_mut() => return,
-                () = self.drain.cancelled(), if !draining => {
-                    draining = true;
-                    connection.as_mut().graceful_shutdown();
-                }
-                () = slot.leaves(), if !leaving => {
-                    // It was idle when it was chosen, but a call may have come since, or be on its way.
-                    (leaving, draining) = (true, true);
-                    connection.as_mut().graceful_shutdown();
-                    goodbye.as_mut().reset(Instant::now() + GOODBYE);
-                }
-                () = &mut goodbye, if leaving => {
-                    if !slot.has_calls() {
+                () = self.drain.cancelled(), if !draining => draining = true,
+                // It was idle when it was chosen, but a call may have come since, or be on its way.
+                () = slot.leaves(), if !leaving => (leaving, draining) = (true, true),
+                () = &mut goodbye, if draining && (leaving || !over.load(Ordering::Relaxed)) => {
+                    // The library takes calls until the peer has said that it has heard. One that never says so calls no more.
+                    over.store(true, Ordering::Relaxed);
+                    if leaving && !slot.has_calls() {
                         return;
                     }
                     goodbye.as_mut().reset(Instant::now() + GOODBYE);
@@ -372,11 +381,8 @@ impl Server {
                     let _ = connection.as_mut().now_or_never();
                     return;
                 }
-                () = &mut refused, if !draining => {
-                    // What is open may end; what comes next has to come by a new connection, and is refused there.
-                    draining = true;
-                    connection.as_mut().graceful_shutdown();
-                }
+                // What is open may end; what comes next has to come by a new connection, and is refused there.
+                () = &mut refused, if !draining => draining = true,
                 () = first.notified(), if waiting => waiting = false,
                 _ = looks.tick() => {
                     let now = Instant::now();
@@ -395,7 +401,6 @@ impl Server {
                     } else if !draining && now - still_since > self.limits.idle {
                         // Open streams go on; further calls have to come by a new connection.
                         draining = true;
-                        connection.as_mut().graceful_shutdown();
                     }
                 }
                 () = &mut limit, if waiting => {
@@ -431,5 +436,44 @@ impl Server {
             .initial_stream_window_size(1024 * 1024)
             .initial_connection_window_size(2 * 1024 * 1024);
         builder
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::ids::TenantId;
+    use std::net::Ipv4Addr;
+    use tokio::sync::oneshot;
+
+    #[tokio::test]
+    async fn what_has_taken_over_a_connection_that_leaves_goes_on_until_that_is_cut() {
+        let connections = Connections::new(2, 99);
+        let holder = Sharer::Tenant(TenantId(uuid::Uuid::from_u128(1)));
+        let admit = || {
+            let slot = connections.admit(Ipv4Addr::LOCALHOST.into()).expect("there is room");
+            slot.prove(holder);
+            slot
+        };
+        let (first, second) = (admit(), admit());
+        let third = admit();
+        first.leaves().await;
+        let upgrades = Upgrades { tasks: TaskTracker::new(), cut: CancellationToken::new(), slot: Arc::new(first) };
+        let (ask, asked) = oneshot::channel::<()>();
+        let (answer, answered) = oneshot::channel();
+        upgrades.spawn(holder, async move {
+            asked.await.expect("it is asked");
+            answer.send(()).expect("the answer is waited for");
+            std::future::pending::<()>().await;
+        });
+        tokio::task::yield_now().await;
+        ask.send(()).expect("it goes on");
+        answered.await.expect("it goes on");
+        // Another one leaves, which is one too many.
+        let fourth = admit();
+        upgrades.slot.evicted().await;
+        upgrades.tasks.close();
+        upgrades.tasks.wait().await;
+        drop((second, third, fourth));
     }
 }

@@ -249,7 +249,7 @@ impl CliError {
                         "the certificate's name (URI or DNS) must be registered: an operator's in the server's configuration, a \
                              publisher's by `carillon admin publishers create`; --cert and --key-file show another certificate",
                     ),
-                    Some(info) => way_out_of(&info.reason),
+                    Some(info) => way_out_of_part(status).or_else(|| way_out_of(&info.reason)),
                     None => way_out_without_reason(status.code()),
                 };
             }
@@ -391,6 +391,17 @@ fn way_out_of(reason: &str) -> Option<&'static str> {
 }
 
 /// What a person can do where something between here and the server answered, or the contract was broken.
+/// What a part of a delivery policy was given without.
+fn way_out_of_part(status: &Status) -> Option<&'static str> {
+    let bad = status.get_details_bad_request()?;
+    let missing = bad.field_violations.iter().find(|violation| violation.description.starts_with("is required"))?;
+    Some(match missing.field.strip_prefix("subscription.delivery_policy.")? {
+        "circuit_breaker.failure_threshold" => "give --circuit-failures too: the subscription has no circuit breaker",
+        "ordering.key" => "give --ordering-key too: the subscription has no order",
+        _ => return None,
+    })
+}
+
 fn way_out_without_reason(code: Code) -> Option<&'static str> {
     Some(match code {
         Code::Unimplemented => {

@@ -114,7 +114,7 @@ impl Mode {
     }
 }
 
-/// How invocations are attempted; what is not given takes the server's default.
+/// How invocations are attempted; the defaults are those of a new subscription.
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Delivery")]
 pub struct PolicyArgs {
@@ -164,9 +164,22 @@ pub enum DeadLetterArg {
 
 impl PolicyArgs {
     /// The policy in the API, and the update paths of the fields that are given.
-    pub fn to_proto(&self) -> (DeliveryPolicy, Vec<String>) {
+    ///
+    /// *Errors*: [`CliError::Usage`] where a part is given beside what takes the whole away.
+    pub fn to_proto(&self) -> Result<(DeliveryPolicy, Vec<String>), CliError> {
         // Given as none, each takes the whole away; else what is given of it is a part, and the rest stays.
         let (unbroken, unordered) = (self.circuit_failures == Some(0), self.ordering_key.as_deref() == Some(""));
+        for (contradict, why) in [
+            (unbroken && self.circuit_open.is_some(), "--circuit-failures 0 leaves no breaker for --circuit-open"),
+            (
+                unordered && self.ordering_dead_letter.is_some(),
+                "an empty --ordering-key leaves no order for --ordering-dead-letter",
+            ),
+        ] {
+            if contradict {
+                return Err(CliError::Usage(why.to_owned()));
+            }
+        }
         let of_circuit = !unbroken && (self.circuit_failures.is_some() || self.circuit_open.is_some());
         let of_order = !unordered && (self.ordering_key.is_some() || self.ordering_dead_letter.is_some());
         let policy = DeliveryPolicy {
@@ -203,14 +216,14 @@ impl PolicyArgs {
             ("rate_limit", self.rate_limit.is_some()),
             ("circuit_breaker", unbroken),
             ("circuit_breaker.failure_threshold", !unbroken && self.circuit_failures.is_some()),
-            ("circuit_breaker.open_duration", !unbroken && self.circuit_open.is_some()),
+            ("circuit_breaker.open_duration", self.circuit_open.is_some()),
             ("auto_disable_after", self.auto_disable_after.is_some()),
             ("ordering", unordered),
             ("ordering.key", !unordered && self.ordering_key.is_some()),
-            ("ordering.on_dead_letter", !unordered && self.ordering_dead_letter.is_some()),
+            ("ordering.on_dead_letter", self.ordering_dead_letter.is_some()),
         ];
         let paths = given.iter().filter(|(_, given)| *given).map(|(name, _)| format!("delivery_policy.{name}"));
-        (policy, paths.collect())
+        Ok((policy, paths.collect()))
     }
 }
 
@@ -294,7 +307,7 @@ pub fn secret_text(argument: Option<&str>) -> Result<String, CliError> {
 
 /// Subscribes.
 pub async fn run(args: SubscribeArgs, output: Output) -> Result<(), CliError> {
-    let (policy, given) = args.policy.to_proto();
+    let (policy, given) = args.policy.to_proto()?;
     let request = SubscribeRequest {
         app: args.public.app(args.app)?,
         event_type: args.event_type,

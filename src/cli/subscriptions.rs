@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use clap::{Subcommand, ValueEnum};
+use clap::{Arg, Subcommand, ValueEnum};
 use comfy_table::Cell;
 
 use super::client::{PublicArgs, PublicClient, call};
@@ -24,8 +24,9 @@ const EXAMPLES: &str = "Examples:
   carillon subscriptions update sub_... --filter 'data.amount > 100' --max-in-flight 4
   carillon subscriptions rotate-secret sub_... --overlap 2h";
 
-const ACTIVE_ALREADY: &str = "It was active already: it misses nothing, and nothing is replayed. What it missed before is replayed only \
-                              where that was asked for when it was made active.";
+/// The answer does not tell whether a replay is under way.
+const ACTIVE_ALREADY: &str = "It was active already, so no replay starts. One that was asked for when it was made active, and is not over \
+                              yet, goes on; otherwise what it missed before stays missed.";
 
 /// The largest page the server gives.
 const PAGE: i32 = 1000;
@@ -94,7 +95,7 @@ enum Command {
         #[arg(long)]
         replay_missed: bool,
     },
-    /// Change name, filter, webhook or delivery; only what is given changes
+    /// Change name, filter, webhook or delivery; what is not given stays as it is
     #[command(after_help = "Examples:
   carillon subscriptions update sub_... --filter 'data.amount > 100' --max-in-flight 4
   carillon subscriptions update sub_... --webhook https://hooks.example.com/orders")]
@@ -128,7 +129,9 @@ struct Changed {
     etag: String,
 }
 
+// The options that a new subscription has too: what is not given does not go back to its default.
 #[derive(Debug, clap::Args)]
+#[command(mut_args(without_default))]
 struct UpdateArgs {
     #[command(flatten)]
     changed: Changed,
@@ -154,6 +157,15 @@ struct UpdateArgs {
     policy: PolicyArgs,
     #[command(flatten)]
     pre: PreArgs,
+}
+
+/// An option without the default that its help states.
+fn without_default(arg: Arg) -> Arg {
+    let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
+    match help.split_once(" [default: ") {
+        Some((help, _)) => arg.help(help.to_owned()),
+        None => arg,
+    }
 }
 
 /// Also by the names of the API, and by the words of the commands that lead there.
@@ -372,7 +384,7 @@ async fn list(
 }
 
 fn update_request(update: UpdateArgs) -> Result<UpdateSubscriptionRequest, CliError> {
-    let (policy, mut paths) = update.policy.to_proto();
+    let (policy, mut paths) = update.policy.to_proto()?;
     let mut webhook = WebhookTarget::default();
     let mut subscription = Subscription {
         id: update.changed.id,
@@ -423,5 +435,18 @@ fn update_request(update: UpdateArgs) -> Result<UpdateSubscriptionRequest, CliEr
 pub fn webhook_of(subscription: &Subscription) -> Option<&WebhookTarget> {
     match subscription.target.as_ref()?.kind.as_ref()? {
         Kind::Webhook(webhook) => Some(webhook),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Args as _;
+
+    #[test]
+    fn an_update_states_no_defaults_where_what_is_not_given_stays() {
+        let update = UpdateArgs::augment_args(clap::Command::new("update")).render_help().to_string();
+        let open = "How long that is\n";
+        assert!(update.contains(open) && !update.contains("[default"), "{update}");
     }
 }

@@ -66,6 +66,16 @@ pub(super) enum Key<'de> {
 #[derive(Clone, Copy)]
 pub(super) struct KeySeed<'a>(pub(super) &'a [u8]);
 
+/// What a payload with such a key is told.
+const RESERVED_KEY: &str = "a reserved key ($serde_json::private::...)";
+
+impl JsonError {
+    /// True where the text is JSON, and holds a key that no payload may have.
+    pub fn is_reserved_key(&self) -> bool {
+        self.message == RESERVED_KEY
+    }
+}
+
 impl<'de> DeserializeSeed<'de> for KeySeed<'_> {
     type Value = Key<'de>;
 
@@ -86,15 +96,11 @@ impl<'de> Visitor<'de> for KeySeed<'_> {
             return Ok(Key::Borrowed(key));
         }
         let written = key == RAW_KEY || self.0.as_ptr_range().contains(&key.as_ptr());
-        if written { Err(E::custom("a reserved key")) } else { Ok(Key::Number) }
+        if written { Err(E::custom(RESERVED_KEY)) } else { Ok(Key::Number) }
     }
 
     fn visit_str<E: serde::de::Error>(self, key: &str) -> Result<Key<'de>, E> {
-        if key == NUMBER_KEY || key == RAW_KEY {
-            Err(E::custom("a reserved key"))
-        } else {
-            Ok(Key::Owned(key.to_owned()))
-        }
+        if key == NUMBER_KEY || key == RAW_KEY { Err(E::custom(RESERVED_KEY)) } else { Ok(Key::Owned(key.to_owned())) }
     }
 }
 
@@ -220,7 +226,8 @@ mod tests {
             r#"{"$serde_json::private::RawValue":"5"}"#,
             r#"{"a":1,"\u0024serde_json::private::RawValue":5}"#,
         ] {
-            assert!(check_json(text.as_bytes()).expect_err("refused").message.contains("reserved key"), "{text}");
+            let error = check_json(text.as_bytes()).expect_err("refused");
+            assert!(error.is_reserved_key() && error.message.contains("reserved key"), "{text}: {error}");
         }
     }
 

@@ -1,6 +1,7 @@
 //! Why an event is not published.
 
 use crate::domain::event_type::EventTypeName;
+use crate::domain::json::JsonError;
 use crate::domain::quotas::Quota;
 use crate::domain::schema::Violation;
 use crate::store::StoreError;
@@ -35,14 +36,9 @@ pub enum PublishError {
         /// At most 32.
         violations: Vec<Violation>,
     },
-    /// The data is declared as JSON and is not.
-    #[error("the data is not JSON: {message} at byte {offset}")]
-    DataNotJson {
-        /// Byte offset of the first fault.
-        offset: usize,
-        /// What is wrong.
-        message: String,
-    },
+    /// The data is declared as JSON, and is not or holds a key that no payload may have.
+    #[error("the data cannot be read as JSON")]
+    DataUnreadable(#[source] JsonError),
     /// Larger than the bound.
     #[error("the event is larger than {limit} bytes")]
     TooLarge {

@@ -271,8 +271,7 @@ fn check_by(
     })
 }
 
-/// Errors: the data is not JSON.
+/// Errors: the data is not JSON, or holds a key that no payload may have.
 fn readable_json(event: &Event) -> Result<(), PublishError> {
-    check_json(event.data.as_bytes())
-        .map_err(|error| PublishError::DataNotJson { offset: error.offset, message: error.message })
+    check_json(event.data.as_bytes()).map_err(PublishError::DataUnreadable)
 }

@@ -219,8 +219,7 @@ impl Store {
             "SELECT {COLUMNS} FROM {FROM} WHERE s.tenant_id = $1 AND s.registry_version > $2 AND ($4 OR s.state <> 3)
               ORDER BY s.registry_version LIMIT $3"
         );
-        let mut changed = Vec::new();
-        let mut after = version;
+        let (mut changed, mut after, now) = (Vec::new(), version, self.now());
         loop {
             let rows: Vec<SubscriptionRow> = sqlx::query_as(AssertSqlSafe(sql.clone()))
                 .bind(tenant.0)
@@ -231,7 +230,7 @@ impl Store {
                 .await?;
             let full = i64::try_from(rows.len()).is_ok_and(|rows| rows == CHANGES_PER_PAGE);
             let page: Vec<Subscription> =
-                rows.into_iter().map(|row| row.parse(tenant, self.keyring.as_ref())).collect::<Result<_, _>>()?;
+                rows.into_iter().map(|row| row.parse(tenant, self.keyring.as_ref(), now)).collect::<Result<_, _>>()?;
             after = page.last().map_or(after, |last| last.registry_version);
             let ids: Vec<Uuid> = page.iter().map(|subscription| subscription.id.0).collect();
             let mut secrets = self.secrets_of(tenant, &ids).await?;
@@ -272,7 +271,7 @@ impl Store {
     ) -> Result<Option<Subscription>, StoreError> {
         let read = async {
             let mut tx = self.begin_as(tenant).await?;
-            let found = read(&mut tx, self.keyring.as_ref(), tenant, id).await?;
+            let found = read(&mut tx, self.keyring.as_ref(), tenant, id, self.now()).await?;
             tx.commit().await?;
             Ok::<_, StoreError>(found)
         };
@@ -294,7 +293,8 @@ impl Store {
         sql.push(" AND s.subscription_no > ").push_bind(after);
         sql.push(" ORDER BY s.subscription_no LIMIT ").push_bind(i64::from(limit));
         let rows: Vec<SubscriptionRow> = sql.build_query_as().fetch_all(self.as_tenant(tenant)).await?;
-        rows.into_iter().map(|row| row.parse(tenant, self.keyring.as_ref())).collect()
+        let now = self.now();
+        rows.into_iter().map(|row| row.parse(tenant, self.keyring.as_ref(), now)).collect()
     }
 
     /// How many subscriptions a list over all pages shows.

@@ -32,20 +32,47 @@ impl FieldError {
     }
 }
 
-/// Checks a name for people: at most 128 characters, none of them a control character (Unicode's Cc).
+/// Checks a name for people: empty, or 1 to 128 characters of one line that can be seen for what they are.
+///
+/// None is a control character (Unicode's Cc), ends a line, turns the direction of text, or has no width; joiners are let through, since
+/// scripts and emoji need them, but are not all there is.
 pub fn display_name(field: &str, value: String) -> Result<String, FieldError> {
     if value.contains(char::is_control) {
         return Err(FieldError::new(field, "must not contain control characters"));
     }
+    if value.contains(|c| {
+        turns(c) || matches!(c, '\u{200b}' | '\u{2028}' | '\u{2029}' | '\u{2060}'..='\u{2064}' | '\u{feff}')
+    }) {
+        let rule = "must not contain characters of no width, nor any that end a line or turn the direction of text";
+        return Err(FieldError::new(field, rule));
+    }
+    if !value.is_empty() && value.chars().all(is_blank) {
+        return Err(FieldError::new(field, "must not be blank"));
+    }
     bounded(field, value, DISPLAY_NAME_CHARS_MAX)
 }
 
-/// Checks a text for people: at most 4,096 characters, of control characters only line feeds and tabs.
+/// Checks a text for people: at most 4,096 characters, of control characters only line feeds and tabs, none that turns the direction of
+/// text.
 pub fn description(field: &str, value: String) -> Result<String, FieldError> {
     if value.contains(|c: char| c.is_control() && !matches!(c, '\n' | '\t')) {
         return Err(FieldError::new(field, "must not contain control characters other than line feeds and tabs"));
     }
+    if value.contains(turns) {
+        return Err(FieldError::new(field, "must not contain characters that turn the direction of text"));
+    }
     bounded(field, value, DESCRIPTION_CHARS_MAX)
+}
+
+/// True for what makes text read otherwise than it is stored: Unicode's `Bidi_Control`.
+fn turns(c: char) -> bool {
+    matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// True for what shows nothing by itself: spaces, joiners, and the letters and patterns that are empty.
+fn is_blank(c: char) -> bool {
+    c.is_whitespace()
+        || matches!(c, '\u{200c}' | '\u{200d}' | '\u{115f}' | '\u{1160}' | '\u{2800}' | '\u{3164}' | '\u{ffa0}')
 }
 
 fn bounded(field: &str, value: String, chars_max: usize) -> Result<String, FieldError> {
@@ -111,6 +138,26 @@ mod tests {
             assert_eq!(refused(display_name("a.b", text.clone())), Some("a.b".to_owned()), "{text:?}");
             let kept = matches!(control, '\n' | '\t');
             assert_eq!(refused(description("a.b", text.clone())), (!kept).then(|| "a.b".to_owned()), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn names_for_people_can_be_seen_for_what_they_are() {
+        for blank in [" ", "\t", "\u{a0}\u{3000}", "\u{200d}", " \u{200c} ", "\u{3164}", "\u{2800}"] {
+            assert!(display_name("f", blank.to_owned()).is_err(), "{blank:?}");
+        }
+        for hidden in [0x200b, 0x2028, 0x2029, 0x2060, 0x2064, 0xfeff].into_iter().filter_map(char::from_u32) {
+            assert!(display_name("f", format!("a{hidden}b")).is_err(), "{hidden:?}");
+            assert!(description("f", format!("a{hidden}b")).is_ok(), "{hidden:?}");
+        }
+        let turning = [0x61c, 0x200e, 0x200f].into_iter().chain(0x202a..=0x202e).chain(0x2066..=0x2069);
+        for turning in turning.filter_map(char::from_u32) {
+            assert!(display_name("f", format!("a{turning}b")).is_err(), "{turning:?}");
+            assert!(description("f", format!("a{turning}b")).is_err(), "{turning:?}");
+        }
+        // What scripts and emoji need, and what is written from right to left by itself.
+        for name in ["", "a b", "می\u{200c}خواهم", "👩\u{200d}🚀", "שלום", "क्\u{200d}ष"] {
+            assert_eq!(display_name("f", name.to_owned()), Ok(name.to_owned()));
         }
     }
 

@@ -325,7 +325,7 @@ pub fn parse_patch(
     let veto_given = pre_policy.is_some();
     let veto = pre_policy.unwrap_or_default();
     let paths = mask.map(|mask| mask.paths.as_slice()).unwrap_or_default();
-    let parts: Vec<Part> = if paths.is_empty() {
+    let mut parts: Vec<Part> = if paths.is_empty() {
         let parts = [
             (Part::DisplayName, !display_name.is_empty()),
             (Part::Filter, !filter.is_empty()),
@@ -340,6 +340,8 @@ pub fn parse_patch(
     } else {
         parts_of_mask(paths)?
     };
+    // What is made or taken away as a whole first.
+    parts.sort_by_key(|part| if let Part::Policy(part) = part { Some(*part) } else { None });
     let mut changes = Vec::with_capacity(parts.len());
     for part in parts {
         changes.push(match part {
@@ -394,7 +396,13 @@ impl SubscriptionPatch {
                 Change::Uri(uri) => webhook.uri = uri,
                 Change::Mode(mode) => webhook.mode = mode,
                 Change::Headers(headers) => webhook.headers = Some(headers),
-                Change::Policy(part) => part.copy(&self.policy, &mut policy),
+                Change::Policy(part) => {
+                    if let Some(missing) = part.misses(&policy) {
+                        let field = format!("subscription.delivery_policy.{missing}");
+                        return Err(FieldError::new(field, "is required: there is no circuit breaker yet").into());
+                    }
+                    part.copy(&self.policy, &mut policy);
+                }
                 Change::Veto(whole) => match (&mut subscription.pre_policy, whole) {
                     (Some(veto), whole) => *veto = whole.unwrap_or_default(),
                     (None, None) => {}

@@ -233,7 +233,7 @@ fn what_proves_nothing_is_told() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The checker finds a panic in a replica's log, as the service logs it and as the language writes it, and names the line.
+/// The checker finds a panic in a replica's log, as the service logs it and as the language writes it, and an abort; and names the line.
 fn panics_are_told() -> anyhow::Result<()> {
     let folder = tempfile::tempdir()?;
     let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text);
@@ -247,10 +247,20 @@ fn panics_are_told() -> anyhow::Result<()> {
     let bare = "thread 'main' panicked at src/a.rs:7:1:";
     write("replica-2.log", &format!("INFO carillon: ready\n{logged}\n"))?;
     write("replica-3.log", &format!("{bare}\nplanted\n"))?;
+    let (stack, memory) = ("thread 'a' (7) has overflowed its stack", "memory allocation of 8 bytes failed");
+    let fatal = "fatal runtime error: stack overflow, aborting";
+    write("replica-4.log", &format!("\n{stack}\n{fatal}\n{memory}\n"))?;
     let said = judge(folder.path())?.violations;
-    let expected = [("line 2 of replica-2.log", logged), ("line 1 of replica-3.log", bare)]
-        .map(|(at, line)| format!("{at}: {line}"));
-    let told = said.len() == 2 && said.iter().zip(&expected).all(|(said, expected)| said.ends_with(expected));
+    let expected = [
+        ("line 2 of replica-2.log", logged),
+        ("line 1 of replica-3.log", bare),
+        ("line 2 of replica-4.log", stack),
+        ("line 3 of replica-4.log", fatal),
+        ("line 4 of replica-4.log", memory),
+    ]
+    .map(|(at, line)| format!("{at}: {line}"));
+    let told =
+        said.len() == expected.len() && said.iter().zip(&expected).all(|(said, expected)| said.ends_with(expected));
     ensure!(told, "panics in logs: {said:?}");
     Ok(())
 }

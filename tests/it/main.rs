@@ -55,6 +55,7 @@ mod get_event;
 mod get_event_type;
 mod get_invocation;
 mod get_subscription;
+mod goodbyes;
 mod hostile;
 mod list_event_type_schemas;
 mod list_event_types;

@@ -37,6 +37,9 @@ async fn without_a_schema_what_publish_would_refuse_is_refused_too() {
         let mut types = tenant.types();
         async move { types.validate_event(request).await.map(tonic::Response::into_inner) }
     };
+    let reserved = validate(br#"{"$serde_json::private::Number":"5"}"#).await.expect("an answer").violations.remove(0);
+    assert!(reserved.message.starts_with("cannot be taken: at byte "), "{reserved:?}");
+    assert!(reserved.message.contains("a reserved key ($serde_json::private::...)"), "{reserved:?}");
     for (data, valid) in [("{\"a\":1}", true), ("", true), ("{\"a\":", false), ("{} {}", false), ("\u{feff}1", false)] {
         let answer = validate(data.as_bytes()).await.expect("an answer");
         assert_eq!((answer.valid, answer.violations.is_empty(), answer.schema_version), (valid, valid, 0), "{data:?}");

@@ -17,10 +17,10 @@ pub(in crate::api) fn to_api_error(error: PublishError, path: &str) -> ApiError 
         PublishError::SchemaViolation { event_type, version, violations } => {
             ApiError::SchemaViolation { event_type: event_type.to_string(), version, field: data_of(path), violations }
         }
-        PublishError::DataNotJson { offset, message } => ApiError::field(
-            data_of(path),
-            format!("is not JSON, but its datacontenttype says so: {message} at byte {offset}"),
-        ),
+        PublishError::DataUnreadable(error) => {
+            let said = if error.is_reserved_key() { "has" } else { "is not JSON, but its datacontenttype says so:" };
+            ApiError::field(data_of(path), format!("{said} {} at byte {}", error.message, error.offset))
+        }
         PublishError::TooLarge { limit } => ApiError::EventTooLarge { field: path.to_owned(), limit_bytes: limit },
         PublishError::KeyReused => ApiError::RequestIdReused {
             field: format!("{}idempotency_key", path.strip_suffix("event").unwrap_or_default()),
@@ -93,6 +93,7 @@ fn aborted_to_api_error(aborted: &Aborted) -> ApiError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::json::check_json;
     use tonic::{Code, Status};
     use tonic_types::StatusExt as _;
 
@@ -105,5 +106,20 @@ mod tests {
             assert!(status.get_details_retry_info().expect("it passes").retry_delay.is_some());
             assert!(status.get_details_quota_failure().is_none());
         }
+    }
+
+    #[test]
+    fn data_that_is_json_and_has_a_reserved_key_is_not_told_to_be_none() {
+        let said = |data: &str| {
+            let error = PublishError::DataUnreadable(check_json(data.as_bytes()).expect_err("refused"));
+            Status::from(to_api_error(error, "event")).message().to_owned()
+        };
+        let none = said("{\"a\":");
+        assert!(none.starts_with("event.data: is not JSON, but its datacontenttype says so: EOF"), "{none}");
+        let reserved = said(r#"{"a":{"$serde_json::private::RawValue":"5"}}"#);
+        assert!(
+            reserved.starts_with("event.data: has a reserved key ($serde_json::private::...) at byte "),
+            "{reserved}"
+        );
     }
 }

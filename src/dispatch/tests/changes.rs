@@ -3,8 +3,10 @@
 use super::*;
 use crate::domain::announcement::Announcement;
 use crate::domain::event::Lineage;
+use crate::domain::health::HealthRow;
 use crate::domain::ids::EventId;
 use crate::domain::subscription::Subscription;
+use crate::store::health::Merged;
 use crate::store::subscriptions::{Missed, Selector, StateChange};
 use crate::store::tests::eventually;
 
@@ -440,5 +442,24 @@ async fn what_a_chain_has_refused_is_cancelled_already_before_its_owner_has_reco
         let refused = world.read(id).await;
         assert_eq!((refused.state, refused.cancel_reason.as_deref()), (State::Cancelled, Some("CHAIN_CYCLE")));
     }
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pause_is_shown_until_it_is_over_by_the_clock_of_the_database() {
+    let world = World::new().await;
+    let (id, no) = world.subscribe("shop", NAME, "/fine").await;
+    let read =
+        || async { world.store.subscription(world.tenant, None, id).await.expect("readable").expect("it is there") };
+    let (version, until) = (read().await.registry_version, world.store.now() + TimeDelta::minutes(10));
+    let pause = move |rows: Vec<HealthRow>| {
+        let paused = |row| Merged { row: HealthRow { paused_until: Some(until), ..row }, told: None, disable: false };
+        rows.into_iter().map(paused).collect()
+    };
+    world.store.merge_health(world.tenant, vec![(no, version)], pause).await.expect("it is written");
+    assert_eq!(read().await.paused_until, Some(until));
+    // The local clock stays where it is.
+    world.store.set_clock(until, clock::now());
+    assert_eq!(read().await.paused_until, None);
     world.end().await;
 }

@@ -86,6 +86,11 @@ fn a_pause_that_is_long_is_written_once_and_known_to_the_next_owner() {
     assert!(!wish(600, 2).0, "another one that was under way");
     assert!(wish(620, 3).0, "much longer");
     assert!(wish(5, 1_000).0, "a new one");
+    // Of what all replicas ask, each has to know a short one too.
+    let retry_after = Some(Duration::from_secs(3));
+    let busy = Ended { outcome: Outcome { retry_after, ..outcome(OutcomeClass::Throttled) }, probe: None, at: at(0) };
+    let (row, verdict) = merge(&HealthRow::default(), 0, &policy(), &[busy]).expect("the subscription is the same");
+    assert!(verdict.keep && row.paused_until == Some(at(3)), "{row:?}");
     let mut slowed = Health::default();
     let mut ask = |now| slowed.slow_down(&outcome(OutcomeClass::Throttled), &DeliveryPolicy::default(), at(now));
     assert_eq!([0, 100, 200, 300].map(&mut ask), [false, false, false, true], "eight seconds at last");

@@ -69,7 +69,7 @@ impl Store {
                 .bind(subscription_no)
                 .fetch_optional(&mut *tx)
                 .await?;
-            let before = row.map(|row| row.parse(tenant, store.keyring.as_ref())).transpose()?;
+            let before = row.map(|row| row.parse(tenant, store.keyring.as_ref(), now)).transpose()?;
             let Some(before) = before.filter(|found| found.state == State::Active && reason.still_holds(found)) else {
                 return Ok(None);
             };

@@ -81,7 +81,7 @@ impl Store {
                 if let Some(answer) = request.begin(&mut tx, by.tenant, now).await? {
                     return Ok(Once::Before(answer));
                 }
-                let before = select(&mut tx, store.keyring.as_ref(), &by, &selector).await?;
+                let before = select(&mut tx, store.keyring.as_ref(), &by, &selector, now).await?;
                 if etag.is_some_and(|etag| etag != before.registry_version) {
                     return Err(SubscriptionRefusal::Etag);
                 }
@@ -162,7 +162,7 @@ impl Store {
                 if let Some(answer) = request.begin(&mut tx, by.tenant, now).await? {
                     return Ok(Ok(Once::Before(answer)));
                 }
-                let before = select(&mut tx, store.keyring.as_ref(), &by, &Selector::Id(id)).await?;
+                let before = select(&mut tx, store.keyring.as_ref(), &by, &Selector::Id(id), now).await?;
                 if etag.is_some_and(|etag| etag != before.registry_version) {
                     return Err(SubscriptionRefusal::Etag);
                 }
@@ -217,7 +217,7 @@ impl Store {
                 if let Some(answer) = request.begin(&mut tx, by.tenant, now).await? {
                     return Ok(Once::Before(answer));
                 }
-                let before = select(&mut tx, store.keyring.as_ref(), &by, &Selector::Id(id)).await?;
+                let before = select(&mut tx, store.keyring.as_ref(), &by, &Selector::Id(id), now).await?;
                 if before.state == State::Deleted {
                     return Err(SubscriptionRefusal::State(before.state));
                 }
@@ -246,9 +246,10 @@ async fn select(
     keyring: Option<&Keyring>,
     by: &Principal,
     selector: &Selector,
+    now: DateTime<Utc>,
 ) -> Result<Subscription, SubscriptionRefusal> {
     let (found, refusal) = match selector {
-        Selector::Id(id) => (read(tx, keyring, by.tenant, *id).await?, SubscriptionRefusal::NotFound),
+        Selector::Id(id) => (read(tx, keyring, by.tenant, *id, now).await?, SubscriptionRefusal::NotFound),
         Selector::Target { app, event_type, target } => {
             // The unique index over live targets serves this.
             let sql = format!(
@@ -265,7 +266,7 @@ async fn select(
                 .fetch_optional(tx)
                 .await?;
             (
-                row.map(|row| row.parse(by.tenant, keyring)).transpose()?,
+                row.map(|row| row.parse(by.tenant, keyring, now)).transpose()?,
                 SubscriptionRefusal::NotSubscribed(event_type.clone()),
             )
         }
@@ -392,7 +393,7 @@ async fn insert(
     insert_secret(tx, by.tenant, new.id, &new.secret, now).await?;
     audit::record(tx, by.tenant, now, &by.name, "Subscribe", &new.id.to_string()).await?;
     // As a read gives it back: durations are kept in milliseconds.
-    let made = read(tx, keyring, by.tenant, new.id).await?.ok_or(StoreError::Corrupt { what: "subscription" })?;
+    let made = read(tx, keyring, by.tenant, new.id, now).await?.ok_or(StoreError::Corrupt { what: "subscription" })?;
     debug_assert_eq!(made.app_slug, app_slug, "read under the same lock");
     Ok(made)
 }
@@ -457,7 +458,7 @@ pub(super) async fn write(
     .await?;
     write_options(tx, by.tenant, subscription.id, &subscription.policy).await?;
     audit::record(tx, by.tenant, now, &by.name, action, &subscription.id.to_string()).await?;
-    read(tx, keyring, by.tenant, subscription.id).await?.ok_or(StoreError::Corrupt { what: "subscription" })
+    read(tx, keyring, by.tenant, subscription.id, now).await?.ok_or(StoreError::Corrupt { what: "subscription" })
 }
 
 /// Writes what a delivery policy says beyond what every subscription has.

@@ -1,6 +1,5 @@
 //! The row of a subscription: its columns, its codes, and the way back to the domain.
 
-use crate::clock;
 use crate::domain::event_type::EventTypeName;
 use crate::domain::filter::Filter;
 use crate::domain::ids::{AppId, SubscriptionId, TenantId};
@@ -80,11 +79,17 @@ const STATE_DISABLED: i16 = 2;
 const STATE_DELETED: i16 = 3;
 
 impl SubscriptionRow {
-    pub(super) fn parse(self, tenant: TenantId, keyring: Option<&Keyring>) -> Result<Subscription, StoreError> {
-        self.parse_inner(tenant, keyring).ok_or(StoreError::Corrupt { what: "subscription" })
+    /// The subscription as it is at `now`, of the database's clock.
+    pub(super) fn parse(
+        self,
+        tenant: TenantId,
+        keyring: Option<&Keyring>,
+        now: DateTime<Utc>,
+    ) -> Result<Subscription, StoreError> {
+        self.parse_inner(tenant, keyring, now).ok_or(StoreError::Corrupt { what: "subscription" })
     }
 
-    fn parse_inner(self, tenant: TenantId, keyring: Option<&Keyring>) -> Option<Subscription> {
+    fn parse_inner(self, tenant: TenantId, keyring: Option<&Keyring>, now: DateTime<Utc>) -> Option<Subscription> {
         if self.target_kind != KIND_WEBHOOK {
             return None;
         }
@@ -158,7 +163,7 @@ impl SubscriptionRow {
             state: state_from_code(self.state).ok()?,
             state_reason: self.state_reason,
             circuit,
-            paused_until: self.paused_until.filter(|until| *until > clock::now()),
+            paused_until: self.paused_until.filter(|until| *until > now),
             effective_position: self.effective_position,
             registry_version: self.registry_version,
             created_at: self.created_at,
@@ -310,15 +315,16 @@ fn headers_aad(tenant: TenantId, id: SubscriptionId) -> Vec<u8> {
     [tenant.0.as_bytes().as_slice(), id.0.as_bytes(), b"headers"].concat()
 }
 
-/// Reads one subscription in any state.
+/// Reads one subscription in any state, as it is at `now`.
 pub(super) async fn read(
     connection: &mut PgConnection,
     keyring: Option<&Keyring>,
     tenant: TenantId,
     id: SubscriptionId,
+    now: DateTime<Utc>,
 ) -> Result<Option<Subscription>, StoreError> {
     let sql = format!("SELECT {COLUMNS} FROM {FROM} WHERE s.tenant_id = $1 AND s.subscription_id = $2");
     let row: Option<SubscriptionRow> =
         sqlx::query_as(AssertSqlSafe(sql)).bind(tenant.0).bind(id.0).fetch_optional(connection).await?;
-    row.map(|row| row.parse(tenant, keyring)).transpose()
+    row.map(|row| row.parse(tenant, keyring, now)).transpose()
 }

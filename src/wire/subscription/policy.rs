@@ -12,8 +12,8 @@ use crate::wire::time::{duration_to_proto, parse_duration, timestamp_to_proto};
 use pbjson_types::Duration as ProtoDuration;
 use std::time::Duration;
 
-/// A field of the delivery policy, or of one of its messages.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// A field of the delivery policy, or of one of its messages, each behind what it is a field of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum PolicyPart {
     MaxAttempts,
     InitialBackoff,
@@ -137,6 +137,14 @@ impl PolicyPart {
         let mut only = proto::DeliveryPolicy::default();
         self.copy(policy, &mut only);
         only != proto::DeliveryPolicy::default()
+    }
+
+    /// The field without which there is nothing that it could be a field of; none where it, or the check of the whole, sees to that itself.
+    ///
+    /// A breaker's threshold has a default, but whoever changes how long one stays open does not ask for one.
+    pub fn misses(self, policy: &proto::DeliveryPolicy) -> Option<&'static str> {
+        let alone = self == Self::OpenDuration && policy.circuit_breaker.is_none();
+        alone.then_some("circuit_breaker.failure_threshold")
     }
 
     /// Takes it over as the request has it; what it is a field of is made where there is none.

@@ -81,26 +81,30 @@ async fn an_update_changes_a_part_of_an_order_or_of_a_breaker_and_keeps_the_rest
     assert_eq!(update(&["--ordering-key", "data.m"]).await.0, "data.m BLOCK", "what is not given stays");
     let (order, breaker) = update(&["--ordering-key", "", "--circuit-failures", "0"]).await;
     assert_eq!((order.as_str(), breaker), ("null null", serde_json::Value::Null));
-    let none = cli.run(&["subscriptions", "update", &id, "--ordering-dead-letter", "skip"]).await;
-    none.fails(1, &["FIELD_INVALID", "ordering.key"]);
-    // On a new one there is nothing that they could be a part of.
-    for (part, missing) in
-        [(["--ordering-dead-letter", "skip"], "--ordering-key"), (["--circuit-open", "9s"], "--circuit-failures")]
-    {
-        let new = cli.run(&[&["subscribe", "CUSTOM_ORDERED", "--webhook", url][..], &part].concat()).await;
-        new.fails(2, &[missing]);
+    // Where there is nothing that they could be a part of, on a new one as well; or where the same command takes it away.
+    for (part, whole, field) in [
+        (["--ordering-dead-letter", "skip"], ["--ordering-key", ""], "ordering.key"),
+        (["--circuit-open", "9s"], ["--circuit-failures", "0"], "circuit_breaker.failure_threshold"),
+    ] {
+        let (update, new) = (["subscriptions", "update", &id], ["subscribe", "CUSTOM_ORDERED", "--webhook", url]);
+        cli.run(&[&update[..], &part].concat()).await.fails(1, &["FIELD_INVALID", field, whole[0]]);
+        cli.run(&[&new[..], &part].concat()).await.fails(2, &[whole[0]]);
+        for command in [&update[..], &new] {
+            cli.run(&[command, &part, &whole].concat()).await.fails(2, &[part[0], whole[0]]);
+        }
     }
 }
 
 #[tokio::test]
-async fn a_replay_that_is_asked_for_too_late_is_told_to_be_none() {
+async fn a_replay_that_is_asked_for_too_late_is_told_not_to_start_and_one_under_way_to_go_on() {
     let cli = Cli::new().await;
     let id = cli.subscribe(&["USER_CREATE", "--webhook", "http://127.0.0.1:9/"]).await;
     let enable = async || cli.run(&["subscriptions", "enable", &id, "--replay-missed"]).await;
     cli.run(&["subscriptions", "disable", &id]).await.ok();
     let enabled = enable().await;
     assert!(!enabled.err.contains("active already"), "{enabled:?}");
+    // Whether the first one is over or not.
     let again = enable().await;
-    assert!(again.err.contains("active already") && again.err.contains("nothing is replayed"), "{again:?}");
+    assert!(again.err.contains("active already, so no replay starts") && again.err.contains("goes on"), "{again:?}");
     assert!(again.ok().contains("ACTIVE"));
 }
