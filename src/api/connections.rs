@@ -5,10 +5,11 @@
 //! himself until he is known, would have to go in its stead.
 //!
 //! Nor must who is known keep others out by what he does not use: where few places are strangers', whoever has the most connections loses
-//! the one that has been without a call for longest. His last one stays, and so does every one by which a call is open. It is not cut, since a
-//! call may be on its way by it: it says goodbye, and answers what crosses that. Its place in the port is another's meanwhile, so a port
-//! holds some more than its cap, and no more than that: where too many leave, the one that has been leaving for longest is cut. Its place
-//! among those of its peer it keeps until it is gone; a peer that is at that cap has it cut by whoever comes from there.
+//! the one that has been without a call for longest. His last one stays. One by which a call is open stays as well, unless whoever has the
+//! most has more than half of all places: then the oldest of his goes. It is not cut, since a call may be on its way by it: it says goodbye,
+//! and answers what crosses that. Its place in the port is another's meanwhile, so a port holds some more than its cap, and no more than
+//! that: where too many leave, the one that has been leaving for longest is cut. Its place among those of its peer it keeps until it is gone;
+//! a peer that is at that cap has it cut by whoever comes from there.
 
 use super::in_flight::Sharer;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
@@ -40,7 +41,9 @@ struct Inner {
     strangers: BTreeSet<u64>,
     per_peer: HashMap<IpAddr, usize>,
     known: HashMap<Sharer, Known>,
-    /// Who of these has an idle connection, by how many connections he has.
+    /// These by how many connections they have.
+    holders: BTreeSet<(usize, Sharer)>,
+    /// Who of them has an idle one, likewise.
     idlers: BTreeSet<(usize, Sharer)>,
     /// Those that have no place in the port any more and still say goodbye, in the order in which they began to.
     leaving: VecDeque<Leaving>,
@@ -67,9 +70,16 @@ struct Open {
 /// The connections of one who is known.
 #[derive(Debug, Default)]
 struct Known {
-    count: usize,
-    /// Those by which no call is open, by since when.
+    /// Those by which a call is open, oldest first.
+    busy: BTreeSet<u64>,
+    /// Those by which none is, by since when.
     idle: BTreeMap<u64, u64>,
+}
+
+impl Known {
+    fn count(&self) -> usize {
+        self.busy.len() + self.idle.len()
+    }
 }
 
 /// What an admitted connection and its calls share.
@@ -113,10 +123,11 @@ impl Connections {
             }
         }
         if inner.open.len() >= self.total_max {
-            let (stranger, idle) = (inner.strangers.first().copied(), inner.longest_idle());
+            let stranger = inner.strangers.first().copied();
             let few = inner.strangers.len() <= self.total_max / STRANGERS_PART;
-            match (stranger, idle) {
-                (_, Some(idle)) if few => inner.let_go(idle, self.leaving_max()),
+            let spare = inner.longest_idle().or_else(|| inner.oldest_busy(self.total_max / 2));
+            match (stranger, spare) {
+                (_, Some(spare)) if few => inner.let_go(spare, self.leaving_max()),
                 (stranger, _) => inner.evict(stranger?),
             }
         }
@@ -152,6 +163,12 @@ impl Inner {
         let (count, holder) = self.idlers.last()?;
         let (_, id) = self.known.get(holder).filter(|_| *count > 1)?.idle.first_key_value()?;
         Some(*id)
+    }
+
+    /// The oldest connection by which a call is open, of whoever has the most, if he has more than so many.
+    fn oldest_busy(&self, enough: usize) -> Option<u64> {
+        let (_, holder) = self.holders.last().filter(|(count, _)| *count > enough)?;
+        self.known.get(holder)?.busy.first().copied()
     }
 
     fn evict(&mut self, id: u64) {
@@ -205,7 +222,7 @@ impl Inner {
         self.strangers.remove(&id);
         if let Some(holder) = open.holder {
             self.change(holder, |known| {
-                known.count -= 1;
+                known.busy.remove(&id);
                 if let Some(since) = open.idle {
                     known.idle.remove(&since);
                 }
@@ -218,7 +235,9 @@ impl Inner {
         if let Some(open) = self.open.get_mut(&id) {
             open.holder = Some(holder);
             self.strangers.remove(&id);
-            self.change(holder, |known| known.count += 1);
+            self.change(holder, |known| {
+                known.busy.insert(id);
+            });
         }
     }
 
@@ -232,6 +251,7 @@ impl Inner {
                 self.next += 1;
                 open.idle = Some(since);
                 self.change(holder, |known| {
+                    known.busy.remove(&id);
                     known.idle.insert(since, id);
                 });
             }
@@ -239,6 +259,7 @@ impl Inner {
                 open.idle = None;
                 self.change(holder, |known| {
                     known.idle.remove(&since);
+                    known.busy.insert(id);
                 });
             }
             _ => {}
@@ -247,12 +268,15 @@ impl Inner {
 
     fn change(&mut self, holder: Sharer, change: impl FnOnce(&mut Known)) {
         let known = self.known.entry(holder).or_default();
-        self.idlers.remove(&(known.count, holder));
+        self.holders.remove(&(known.count(), holder));
+        self.idlers.remove(&(known.count(), holder));
         change(known);
         if !known.idle.is_empty() {
-            self.idlers.insert((known.count, holder));
+            self.idlers.insert((known.count(), holder));
         }
-        if known.count == 0 {
+        if known.count() > 0 {
+            self.holders.insert((known.count(), holder));
+        } else {
             self.known.remove(&holder);
         }
     }
@@ -328,148 +352,4 @@ fn network_of(peer: IpAddr) -> IpAddr {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::domain::ids::TenantId;
-    use uuid::Uuid;
-
-    const A: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 1));
-    const B: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 2));
-
-    fn tenant(n: u128) -> Sharer {
-        Sharer::Tenant(TenantId(Uuid::from_u128(n)))
-    }
-
-    fn is_empty(connections: &Connections) -> bool {
-        let Inner { next: _, open, strangers, per_peer, known, idlers, leaving } = &*connections.lock();
-        open.is_empty()
-            && leaving.is_empty()
-            && strangers.is_empty()
-            && per_peer.is_empty()
-            && known.is_empty()
-            && idlers.is_empty()
-    }
-
-    #[test]
-    fn strangers_make_room_and_who_is_known_stays() {
-        let connections = Connections::new(3, 2);
-        let known = connections.admit(A).unwrap();
-        known.prove(tenant(1));
-        let stranger = connections.admit(A).unwrap();
-        let newer = connections.admit(A).unwrap();
-        assert!(stranger.evicted.is_cancelled() && !known.evicted.is_cancelled());
-        newer.prove(tenant(1));
-        assert!(connections.admit(A).is_none(), "both places of the peer are taken by who is known");
-        let other = connections.admit(B).unwrap();
-        let last = connections.admit(B).unwrap();
-        assert!(other.evicted.is_cancelled());
-        assert_eq!(connections.count(), 3);
-        // An evicted connection gives nothing back a second time, and is nobody's any more.
-        other.prove(tenant(2));
-        drop((stranger, other));
-        assert_eq!(connections.count(), 3);
-        drop((known, newer, last));
-        assert!(is_empty(&connections));
-    }
-
-    #[test]
-    fn who_has_the_most_loses_what_is_idle_for_longest_and_never_a_call_or_the_last_one() {
-        let connections = Connections::new(8, 99);
-        let admit = |holder: Sharer| {
-            let slot = connections.admit(A).unwrap();
-            let call = slot.open_call();
-            slot.prove(holder);
-            (slot, Some(call))
-        };
-        let (mut many, small) = ((0..6).map(|_| admit(tenant(1))).collect::<Vec<_>>(), admit(tenant(2)));
-        let mut single = admit(tenant(3));
-        assert!(connections.admit(A).is_none(), "calls are open by all of them");
-        drop(single.1.take());
-        assert!(connections.admit(A).is_none(), "it is the only one");
-        for one in [4, 2, 3] {
-            many[one].1 = None;
-        }
-        let left = |many: &[(Slot, Option<OpenCall>)]| -> Vec<usize> {
-            (0..6).filter(|one| many[*one].0.leaves.is_cancelled()).collect()
-        };
-        // By one that was idle first a call is open again.
-        many[4].1 = Some(many[4].0.open_call());
-        let newcomers = [admit(tenant(2)), admit(tenant(4))];
-        assert_eq!(left(&many), [2, 3]);
-        assert!(connections.admit(A).is_none());
-        many[4].1 = None;
-        let stranger = connections.admit(A).unwrap();
-        assert_eq!(left(&many), [2, 3, 4]);
-        let next = connections.admit(A).unwrap();
-        assert!(stranger.evicted.is_cancelled(), "nobody has an idle one beside others");
-        drop((many, small, single, newcomers, stranger, next));
-        assert!(is_empty(&connections));
-    }
-
-    #[test]
-    fn who_is_known_leaves_in_peace_until_too_many_do() {
-        let connections = Connections::new(16, 99);
-        let admit = |_| connections.admit(A).unwrap();
-        let prove = |slot: &Slot| slot.prove(tenant(1));
-        let mut known: Vec<_> = (0..16).map(admit).inspect(prove).collect();
-        let evicted = |known: &[Slot]| known.iter().filter(|slot| slot.evicted.is_cancelled()).count();
-        known.extend((0..2).map(admit).inspect(prove));
-        assert_eq!((evicted(&known), connections.count()), (0, 16));
-        known.extend((0..2).map(admit).inspect(prove));
-        assert_eq!((evicted(&known), connections.count()), (2, 16));
-        assert!(known[..2].iter().all(|slot| slot.evicted.is_cancelled()), "they have been leaving for longest");
-        // Those that are gone are none of them.
-        drop(known.drain(..4));
-        known.extend((0..2).map(admit).inspect(prove));
-        assert_eq!((evicted(&known), connections.lock().leaving.len()), (0, 2));
-        drop(known);
-        assert!(is_empty(&connections));
-    }
-
-    #[test]
-    fn a_peer_holds_no_more_than_it_may_whoever_leaves() {
-        let connections = Connections::new(16, 17);
-        let admit = || {
-            let slot = connections.admit(A).expect("there is room");
-            slot.prove(tenant(1));
-            slot
-        };
-        let mut held: Vec<Slot> = (0..16).map(|_| admit()).collect();
-        for newcomer in 1..=20 {
-            held.push(admit());
-            // Those that are cut end at once.
-            let open = held.iter().filter(|slot| !slot.evicted.is_cancelled()).count();
-            let leaving = held.iter().filter(|slot| slot.leaves.is_cancelled() && !slot.evicted.is_cancelled()).count();
-            assert_eq!((open, leaving), (17, 1), "newcomer {newcomer}");
-            assert!(!held[15 + newcomer].leaves.is_cancelled(), "whoever has just come stays");
-        }
-        // One that is gone by itself gives back its place, and so does one that was cut, once.
-        drop(held.drain(..20));
-        assert_eq!(connections.lock().per_peer[&A], 16);
-        drop(held);
-        assert!(is_empty(&connections));
-    }
-
-    #[test]
-    fn those_who_come_at_the_same_time_do_not_go_in_each_others_stead() {
-        let connections = Connections::new(16, 99);
-        let admit = |_| connections.admit(A).unwrap();
-        let idle: Vec<_> = (0..16).map(admit).inspect(|slot| slot.prove(tenant(1))).collect();
-        let newcomers: Vec<_> = (0..3).map(admit).collect();
-        assert!(newcomers.iter().all(|slot| !slot.evicted.is_cancelled()));
-        assert_eq!(idle.iter().filter(|slot| slot.leaves.is_cancelled()).count(), 3);
-        // However many strangers come, they push out no more of who is known.
-        let flood: Vec<_> = (0..100).map(admit).collect();
-        assert_eq!(idle.iter().filter(|slot| slot.leaves.is_cancelled()).count(), 3);
-        drop((idle, newcomers, flood));
-        assert!(is_empty(&connections));
-    }
-
-    #[test]
-    fn hosts_share_one_place_in_their_network() {
-        let one = network_of("2001:db8:1:2::1".parse().unwrap());
-        assert_eq!(one, network_of("2001:db8:1:2:ffff::9".parse().unwrap()));
-        assert_ne!(one, network_of("2001:db8:1:3::1".parse().unwrap()));
-        assert_eq!(network_of("::ffff:10.0.0.1".parse().unwrap()), A);
-    }
-}
+mod tests;
