@@ -265,7 +265,7 @@ impl Registry {
         // One compilation for all that wait for it. Errors within: none where there is no such version.
         let compile = async {
             let stored = self.store.schema(tenant, name, version).await.map_err(Some)?.ok_or(None)?;
-            match long_work::run(tenant, move || Schema::parse(&stored.document)).await {
+            match long_work::run(tenant, move || Schema::stored(&stored.document)).await {
                 Some(Ok(schema)) => Ok(CompiledSchema { version, schema: Arc::new(schema) }),
                 _ => Err(Some(StoreError::Corrupt { what: "event type schema" })),
             }

@@ -38,6 +38,8 @@ const KNOWN: [(&str, &[&str]); 3] = [
 ];
 /// What stands for each of these others, of which a document may have thousands.
 const OTHER: &str = "other";
+/// How many pairs of names of an expression's groups cost one unit.
+const NAMES_PER_UNIT: u64 = 16;
 /// About what one takes in memory, bytes.
 pub(super) const MEMORY_BYTES: usize = 4 * 1024;
 
@@ -129,7 +131,12 @@ impl Asserted {
         let bytes = text.len();
         charge(if bytes > self.bytes_max { UNITS_MAX + 1 } else { bytes as u64 * self.units / self.per_bytes });
         match &self.judge {
-            Judge::Format(validator) => validator.is_valid(value),
+            Judge::Format(validator) => {
+                // Who reads an expression looks each name of a group up among all others.
+                let names = text.matches("(?<").count() as u64;
+                charge(if self.bytes_max < usize::MAX { names * names / NAMES_PER_UNIT } else { 0 });
+                validator.is_valid(value)
+            }
             Judge::Encoding(encoding) => encoding.decode(text.as_bytes()).is_ok(),
             Judge::Json(None) => check_json(text.as_bytes()).is_ok(),
             Judge::Json(Some(encoding)) => {

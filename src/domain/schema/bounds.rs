@@ -25,11 +25,11 @@ pub(super) struct Bounds {
 impl Bounds {
     /// Looks through a document of this draft. Errors: with the place, for what is beyond a bound, or refers to another document.
     pub(super) fn check(document: &Value, draft: Draft) -> Result<Self, SchemaError> {
-        if let Some(place) = long_number(document, &mut Vec::new()) {
-            return Err(refuse(&place, TOO_LONG_NUMBER));
-        }
         let mut bounds = Self { draft: Some(draft), ..Self::default() };
         bounds.gather_ids(document, 0, 0)?;
+        if let Some(place) = long_number(document) {
+            return Err(refuse(&place, TOO_LONG_NUMBER));
+        }
         bounds.walk(document, &mut Vec::new())?;
         Ok(bounds)
     }

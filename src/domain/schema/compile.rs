@@ -5,7 +5,7 @@
 
 use super::asserted::{self, Asserted};
 use super::compatibility::{Decimal, is_positive};
-use super::patterns::Pattern;
+use super::patterns::{Expressions, Pattern};
 use super::program::{Bound, Check, Contains, Elements, Members, Node, NodeId, Program, Type};
 use super::references::{Document, address};
 use super::weight::memory;
@@ -17,9 +17,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 /// Compiles a document. Errors: with the place, for what has not the shape of a schema, or is no regular expression.
-pub(super) fn compile(document: &Document<'_>) -> Result<Program, SchemaError> {
+pub(super) fn compile(document: &Document<'_>, expressions: &Expressions) -> Result<Program, SchemaError> {
     let mut compiler = Compiler {
         document,
+        expressions,
         nodes: Vec::new(),
         known: HashMap::new(),
         queue: VecDeque::new(),
@@ -28,7 +29,6 @@ pub(super) fn compile(document: &Document<'_>) -> Result<Program, SchemaError> {
         names: HashMap::new(),
         anchors: HashMap::new(),
         asserted: HashMap::new(),
-        patterns: HashMap::new(),
         memory: 0,
     };
     let base = document.base(document.root).unwrap_or_else(|| document.default_base());
@@ -53,6 +53,8 @@ struct Subschema<'c> {
 
 struct Compiler<'c> {
     document: &'c Document<'c>,
+    /// Those of the document; those of a draft's own schema are few.
+    expressions: &'c Expressions,
     nodes: Vec<Node>,
     /// By where the subschemas are.
     known: HashMap<usize, NodeId>,
@@ -65,7 +67,6 @@ struct Compiler<'c> {
     anchors: HashMap<(usize, usize), NodeId>,
     /// None for what says nothing.
     asserted: HashMap<String, Option<Arc<Asserted>>>,
-    patterns: HashMap<String, Pattern>,
     /// About what is kept, in bytes.
     memory: usize,
 }
@@ -414,13 +415,8 @@ impl<'c> Compiler<'c> {
         names.ok_or_else(|| misshapen(of, keyword))
     }
 
-    fn pattern(&mut self, source: &str, at: impl Fn() -> String) -> Result<Pattern, SchemaError> {
-        if let Some(pattern) = self.patterns.get(source) {
-            return Ok(pattern.clone());
-        }
-        let pattern = Pattern::compile(source).map_err(|message| refuse(&at(), message))?;
-        self.patterns.insert(source.to_owned(), pattern.clone());
-        Ok(pattern)
+    fn pattern(&self, source: &str, at: impl Fn() -> String) -> Result<Pattern, SchemaError> {
+        self.expressions.compiled(source).map_err(|message| refuse(&at(), message))
     }
 
     /// Counts a value of the document that is kept.

@@ -16,6 +16,9 @@ mod alone;
 /// What it costs to tell of one violation, with the way there.
 const TOLD_UNITS: u64 = 100;
 
+/// How many references lead on from a branch until it is known which types it takes.
+const BRANCH_STEPS: usize = 4;
+
 /// Where a value is in the data.
 pub(super) struct Path<'a> {
     above: Option<(&'a Path<'a>, Part<'a>)>,
@@ -84,19 +87,20 @@ pub(super) struct Pass<'p> {
     depth_left: usize,
     /// None where the pass, or a part of it, only judges.
     told: Option<Told>,
+    tells_branches: bool,
 }
 
 impl<'p> Pass<'p> {
     /// True where the data is valid.
     pub fn judge(program: &'p Program, data: &Value, depth: usize) -> bool {
-        let mut pass = Self { program, scope: Vec::new(), depth_left: depth, told: None };
+        let mut pass = Self { program, scope: Vec::new(), depth_left: depth, told: None, tells_branches: false };
         pass.check(0, data, &Path::WHOLE, None)
     }
 
-    /// Where it is not.
-    pub fn explain(program: &'p Program, data: &Value, depth: usize) -> Vec<Violation> {
+    /// Where it is not; of a union whose one branch takes values of that type where that is not valid, if it is asked for.
+    pub fn explain(program: &'p Program, data: &Value, depth: usize, tells_branches: bool) -> Vec<Violation> {
         let told = Some(Told(Vec::new()));
-        let mut pass = Self { program, scope: Vec::new(), depth_left: depth, told };
+        let mut pass = Self { program, scope: Vec::new(), depth_left: depth, told, tells_branches };
         pass.check(0, data, &Path::WHOLE, None);
         pass.told.map(|told| told.0).unwrap_or_default()
     }
@@ -364,7 +368,7 @@ impl<'p> Pass<'p> {
                         break;
                     }
                 }
-                valid || self.tell(node, "anyOf", at, || "is not valid under any of the schemas in anyOf".to_owned())
+                valid || self.tell_branches(node, "anyOf", ids, value, at)
             }
             Check::One(ids) => {
                 let mut valid = 0;
@@ -374,11 +378,12 @@ impl<'p> Pass<'p> {
                         break;
                     }
                 }
-                valid == 1
-                    || self.tell(node, "oneOf", at, || match valid {
-                        0 => "is not valid under any of the schemas in oneOf".to_owned(),
-                        _ => "is valid under more than one of the schemas in oneOf".to_owned(),
-                    })
+                match valid {
+                    0 => self.tell_branches(node, "oneOf", ids, value, at),
+                    1 => true,
+                    _ => self
+                        .tell(node, "oneOf", at, || "is valid under more than one of the schemas in oneOf".to_owned()),
+                }
             }
             Check::Not(id) => {
                 !self.quietly(*id, value, at, None)
@@ -399,6 +404,25 @@ impl<'p> Pass<'p> {
             }),
             _ => true,
         }
+    }
+
+    /// Tells what is wrong by the one branch that takes values of this type, or that none is valid. Always false.
+    fn tell_branches(
+        &mut self,
+        node: &'p Node,
+        keyword: &str,
+        ids: &'p [NodeId],
+        value: &Value,
+        at: &Path<'_>,
+    ) -> bool {
+        if self.tells_branches && self.goes_on() {
+            charge(ids.len() as u64);
+            let mut meant = ids.iter().filter(|id| self.program.takes(**id, value, BRANCH_STEPS));
+            if let (Some(id), None) = (meant.next(), meant.next()) {
+                return self.check(*id, value, at, None);
+            }
+        }
+        self.tell(node, keyword, at, || format!("is not valid under any of the schemas in {keyword}"))
     }
 
     /// Judges only; what it looks at counts where it says yes.

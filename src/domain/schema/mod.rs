@@ -26,10 +26,10 @@ use bounds::Bounds;
 use cost::{Stopped, UNITS_BRIEF, UNITS_MAX};
 use evaluate::Pass;
 use jsonschema::Draft;
+use patterns::Expressions;
 use program::Program;
 use references::Document;
 use serde_json::Value;
-use std::borrow::Cow;
 use std::fmt;
 use std::sync::LazyLock;
 pub use told::Violation;
@@ -76,7 +76,7 @@ pub struct Schema {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{pointer}: {message}")]
 pub struct SchemaError {
-    /// JSON pointer (RFC 6901) into the document; empty for the whole of it.
+    /// JSON pointer (RFC 6901) into the document; empty for the whole of it; of what has a longer one than 1,024 bytes, to a place above.
     pub pointer: String,
     /// What is wrong.
     pub message: String,
@@ -88,6 +88,20 @@ impl Schema {
     /// Errors: with the JSON pointer, for what is not a schema of a known draft, for references out of the document, and for what is
     /// beyond the bounds on size, depth, alternatives and patterns.
     pub fn parse(document: &str) -> Result<Self, SchemaError> {
+        Self::read(document, check_shape)
+    }
+
+    /// Compiles a document that was parsed before.
+    ///
+    /// Errors: as for [`Self::parse`], where it is another one.
+    pub fn stored(document: &str) -> Result<Self, SchemaError> {
+        Self::read(document, |_, _| Ok(()))
+    }
+
+    fn read(
+        document: &str,
+        check_shape: impl FnOnce(&Value, Draft) -> Result<(), SchemaError>,
+    ) -> Result<Self, SchemaError> {
         if document.len() > DOCUMENT_BYTES_MAX {
             return Err(refuse("", format!("is longer than {DOCUMENT_BYTES_MAX} bytes")));
         }
@@ -99,7 +113,7 @@ impl Schema {
         let document = Document::new(&value, draft)?;
         document.check_progress()?;
         check_shape(&value, draft)?;
-        let program = compile::compile(&document)?;
+        let program = compile::compile(&document, &bounds.expressions)?;
         let memory_bytes = program.memory_bytes + bounds.expressions.memory_bytes();
         Ok(Self { program, memory_bytes })
     }
@@ -133,7 +147,7 @@ impl Program {
             return checked;
         }
         // References that follow each other and data within data are bounded by what they cost together, which is more than the caller's
-        // stack is enough for. Where there is no thread for it nothing is said of the data: the panic ends the work, which is tried again.
+        // stack is enough for. Where there is no thread for it nothing is said of the data: the panic ends the work.
         std::thread::scope(|scope| {
             let checking = std::thread::Builder::new().name("schema".to_owned()).stack_size(STACK_BYTES);
             let checking =
@@ -149,10 +163,13 @@ impl Program {
     /// None where either pass, that which judges or that which explains, costs more than so many units, or goes deeper than that.
     fn check(&self, value: &Value, units: u64, depth: usize) -> Option<Result<(), Vec<Violation>>> {
         let judge = || Pass::judge(self, value, depth);
-        let explain = || Pass::explain(self, value, depth);
-        match cost::bounded(units, judge)
-            .and_then(|valid| if valid { Ok(None) } else { cost::bounded(units, explain).map(Some) })
-        {
+        // What breaks the branch of a union that is meant is worth telling, where that does not cost too much.
+        let explain = || Pass::explain(self, value, depth, true);
+        let briefly = || Pass::explain(self, value, depth, false);
+        match cost::bounded(units, judge).and_then(|valid| {
+            let told = || cost::bounded(units / 4, explain).or_else(|_| cost::bounded(units, briefly));
+            if valid { Ok(None) } else { told().map(Some) }
+        }) {
             Ok(None) => Some(Ok(())),
             Ok(Some(violations)) => Some(Err(violations)),
             Err(Stopped::Cost) => None,
@@ -171,7 +188,7 @@ static DRAFT_2020_12: LazyLock<Program> =
 fn program_of(uri: &str, draft: Draft) -> Program {
     let all = serde_json::json!({"$ref": uri});
     let document = Document::new(&all, draft).expect("every draft is known");
-    compile::compile(&document).expect("the schema of a draft is one")
+    compile::compile(&document, &Expressions::default()).expect("the schema of a draft is one")
 }
 
 /// Refuses what is no schema of its draft.
@@ -185,52 +202,53 @@ fn check_shape(document: &Value, draft: Draft) -> Result<(), SchemaError> {
 /// Reads a payload. The tree cannot tell the parser's own wrapping of numbers from an object written like it, so where the
 /// payload could hold one it is checked first.
 fn parse_data(data: &[u8]) -> Result<Value, Vec<Violation>> {
-    // Text that is not UTF-8 ends there, too.
+    // What is not UTF-8 ends there, too.
     let is_plain = |text: &str| !text.contains("serde_json") && !text.contains("\\u00");
     if !std::str::from_utf8(data).is_ok_and(is_plain) {
-        check_json(data).map_err(|error| Violation::whole(&format!("is not JSON: {error}")))?;
+        check_json(data).map_err(|error| {
+            let what = if error.is_reserved_key() { "cannot be taken" } else { "is not JSON" };
+            Violation::whole(&format!("{what}: {error}"))
+        })?;
     }
     let value = serde_json::from_slice(data)
         .map_err(|error| Violation::whole(&format!("is not JSON: {}", to_json_error(data, &error))))?;
-    if let Some(place) = long_number(&value, &mut Vec::new()) {
+    if let Some(place) = long_number(&value) {
         return Err(vec![Violation::new(place, String::new(), TOO_LONG_NUMBER)]);
     }
     Ok(value)
 }
 
 /// The pointer to the first number that takes too long to look at.
-fn long_number<'v>(value: &'v Value, path: &mut Vec<Cow<'v, str>>) -> Option<String> {
-    let mut below = |name: Cow<'v, str>, value: &'v Value| {
-        path.push(name);
-        let found = long_number(value, path);
-        path.pop();
-        found
-    };
-    match value {
-        Value::Array(elements) => {
-            let mut elements = elements.iter().enumerate().filter(|(_, element)| has_long_number(element));
-            elements.find_map(|(index, element)| below(index.to_string().into(), element))
+fn long_number(value: &Value) -> Option<String> {
+    /// The way there, last part first.
+    fn way(value: &Value) -> Option<Vec<String>> {
+        let with = |mut way: Vec<String>, part: String| {
+            way.push(part);
+            way
+        };
+        match value {
+            Value::Number(number) => {
+                let text = number.as_str();
+                let exponent = text.split_once(['e', 'E']).map_or("", |(_, exponent)| exponent);
+                let digits = exponent.trim_start_matches(['+', '-', '0']).len();
+                (text.len() > NUMBER_CHARS_MAX || digits > EXPONENT_DIGITS_MAX).then(Vec::new)
+            }
+            Value::Array(elements) => {
+                elements.iter().enumerate().find_map(|(index, element)| Some(with(way(element)?, index.to_string())))
+            }
+            Value::Object(members) => members.iter().find_map(|(name, member)| Some(with(way(member)?, name.clone()))),
+            Value::Null | Value::Bool(_) | Value::String(_) => None,
         }
-        Value::Object(members) => members.iter().find_map(|(name, member)| below(name.into(), member)),
-        _ => has_long_number(value).then(|| pointer(path)),
     }
-}
-
-fn has_long_number(value: &Value) -> bool {
-    match value {
-        Value::Number(number) => {
-            let text = number.as_str();
-            let exponent = text.split_once(['e', 'E']).map_or("", |(_, exponent)| exponent);
-            text.len() > NUMBER_CHARS_MAX || exponent.trim_start_matches(['+', '-', '0']).len() > EXPONENT_DIGITS_MAX
-        }
-        Value::Array(elements) => elements.iter().any(has_long_number),
-        Value::Object(members) => members.values().any(has_long_number),
-        Value::Null | Value::Bool(_) | Value::String(_) => false,
-    }
+    let mut way = way(value)?;
+    way.reverse();
+    Some(pointer(&way))
 }
 
 fn refuse(pointer: &str, message: impl Into<String>) -> SchemaError {
-    SchemaError { pointer: pointer.to_owned(), message: message.into() }
+    let Violation { data_pointer: pointer, message, .. } =
+        Violation::new(pointer.to_owned(), String::new(), &message.into());
+    SchemaError { pointer, message }
 }
 
 /// The draft that a document declares: 2020-12 where it declares none.

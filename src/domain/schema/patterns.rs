@@ -11,11 +11,11 @@ use regex_syntax::ast::parse::Parser;
 use regex_syntax::hir::translate::Translator;
 use regex_syntax::hir::{Class, ClassBytes, ClassUnicode, Hir, HirKind};
 use regex_syntax::utf8::Utf8Sequences;
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::sync::Arc;
 
 /// How large the states of one expression may be, in bytes.
-const COMPILED_BYTES_MAX: usize = 256 * 1024;
+const COMPILED_BYTES_MAX: usize = 1024 * 1024;
 /// How much memory one that is used may spend on states that it has seen, in bytes, for each direction that it goes through a text.
 const SEEN_BYTES_MAX: usize = 64 * 1024;
 /// How many large classes the expressions of a document may have that ignore case.
@@ -40,8 +40,8 @@ const STATES_BESIDES: u64 = 128;
 /// What the expressions of a document are, each once.
 #[derive(Default)]
 pub(super) struct Expressions {
-    /// Their states.
-    known: HashSet<String>,
+    /// What they are compiled to, or why they are not.
+    known: HashMap<String, Result<Pattern, &'static str>>,
     folded: usize,
     properties: usize,
     translated_bytes: usize,
@@ -52,10 +52,25 @@ pub(super) struct Expressions {
 impl Expressions {
     /// Adds an expression. One that is none is refused when it is compiled. The message says why one is refused here.
     pub fn add(&mut self, pattern: &str) -> Result<(), String> {
-        if self.known.contains(pattern) {
+        if self.known.contains_key(pattern) {
             return Ok(());
         }
-        let Ok(Translated { text, properties }) = translate(pattern) else { return Ok(()) };
+        let compiled = self.read(pattern)?;
+        self.known.insert(pattern.to_owned(), compiled);
+        Ok(())
+    }
+
+    /// A compiled expression. Errors: what is wrong with it.
+    pub fn compiled(&self, pattern: &str) -> Result<Pattern, &'static str> {
+        self.known.get(pattern).map_or_else(|| Pattern::compile(pattern), Clone::clone)
+    }
+
+    /// Errors: why the document has too much of them.
+    fn read(&mut self, pattern: &str) -> Result<Result<Pattern, &'static str>, String> {
+        let Translated { text, properties } = match translate(pattern) {
+            Ok(translated) => translated,
+            Err(message) => return Ok(Err(message)),
+        };
         self.properties += properties;
         if self.properties > PROPERTIES_MAX {
             return Err(format!("the document's patterns have more than {PROPERTIES_MAX} classes like \\p{{L}}"));
@@ -64,22 +79,22 @@ impl Expressions {
         if self.translated_bytes > TRANSLATED_BYTES_MAX {
             return Err("the document's patterns have too many classes like \\w, \\s and the dot".to_owned());
         }
-        let Ok(Expression { parsed, all, folded, .. }) = Expression::read(&text, FOLDED_MAX - self.folded) else {
-            return Ok(());
+        let expression = match Expression::read(&text, FOLDED_MAX - self.folded) {
+            Ok(expression) => expression,
+            Err(message) => return Ok(Err(message)),
         };
-        if parsed.is_none() {
+        if expression.parsed.is_none() {
             return Err(format!("the document's patterns have more than {FOLDED_MAX} large classes that ignore case"));
         }
-        self.folded += folded;
-        self.known.insert(pattern.to_owned());
-        let compiled = all.saturating_add(STATES_BESIDES).saturating_mul(BYTES_PER_STATE);
+        self.folded += expression.folded;
+        let compiled = expression.all.saturating_add(STATES_BESIDES).saturating_mul(BYTES_PER_STATE);
         self.bytes = self.bytes.saturating_add(compiled);
         if self.bytes > COMPILED_PATTERNS_BYTES_MAX {
             return Err(format!(
                 "the document's patterns take more than {COMPILED_PATTERNS_BYTES_MAX} bytes together, compiled"
             ));
         }
-        Ok(())
+        Ok(Pattern::of(pattern, expression))
     }
 
     /// About what they take in memory once they are used.
@@ -129,7 +144,10 @@ struct Compiled {
 impl Pattern {
     /// Compiles an expression. Errors: what is wrong with it.
     pub(super) fn compile(source: &str) -> Result<Self, &'static str> {
-        let Expression { parsed, states, .. } = Expression::read(&translate(source)?.text, FOLDED_MAX)?;
+        Self::of(source, Expression::read(&translate(source)?.text, FOLDED_MAX)?)
+    }
+
+    fn of(source: &str, Expression { parsed, states, .. }: Expression) -> Result<Self, &'static str> {
         let config = Config::new().nfa_size_limit(Some(COMPILED_BYTES_MAX)).hybrid_cache_capacity(SEEN_BYTES_MAX);
         let config = config.which_captures(WhichCaptures::Implicit).onepass(false);
         let parsed = parsed.ok_or(TOO_LARGE)?;
@@ -257,6 +275,10 @@ mod tests {
             let schema = schema(&format!(r#"{{"properties": {{"text": {{"pattern": "{pattern}"}}}}}}"#));
             assert_eq!(schema.validate(format!(r#"{{"text": "{text}"}}"#).as_bytes()), Ok(()), "{pattern}");
         }
+        for pattern in ["^.{1,255}$", r"^\\S{1,150}$", r"^[\\s\\S]{1,1024}$", r"^[\\p{L}_.-]{1,12}$"] {
+            let schema = schema(&format!(r#"{{"pattern": "{pattern}"}}"#));
+            assert_eq!(schema.validate(br#""a-short_text""#), Ok(()), "{pattern}");
+        }
         let uuid = "^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$";
         let ids = vec![r#""01234567-89ab-cdef-0123-456789abcdef""#; 20_000].join(",");
         let schema = schema(&format!(r#"{{"items": {{"pattern": "{uuid}"}}}}"#));
@@ -283,7 +305,7 @@ mod tests {
 
     #[test]
     fn a_pattern_that_is_too_large_is_refused_where_it_stands() {
-        let error = Schema::parse(r#"{"properties": {"a/b": {"pattern": "(a{150}){150}"}}}"#).expect_err("large");
+        let error = Schema::parse(r#"{"properties": {"a/b": {"pattern": "(a{300}){300}"}}}"#).expect_err("large");
         assert_eq!(error.pointer, "/properties/a~1b/pattern");
         assert!(error.message.contains("too large"), "{error}");
         let beyond_counting = format!(r#"{{"pattern": "{}a{}"}}"#, "(".repeat(8), "{1000})".repeat(8));

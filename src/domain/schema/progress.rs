@@ -1,8 +1,8 @@
 //! Whether the references of a schema document get anywhere: a chain of them that comes back to where it began without having gone into the
 //! data would never end, and one that leads to the same data in too many ways would take too long.
 
-use super::references::{Document, address};
-use super::{DATA_KEYWORDS, MAP_KEYWORDS, SchemaError, refuse};
+use super::references::{Document, address, below};
+use super::{SchemaError, refuse};
 use jsonschema::Draft;
 use serde_json::{Map, Value};
 use std::collections::HashMap;
@@ -151,23 +151,7 @@ impl<'d> Document<'d> {
 
 /// Every subschema that a reference could name or a keyword holds; what is data is left out.
 fn gather<'d>(schema: &'d Value, found: &mut Vec<&'d Value>) {
-    let mut below: Vec<&'d Value> = Vec::new();
-    match schema {
-        Value::Array(elements) => below.extend(elements),
-        Value::Object(members) => {
-            for (keyword, value) in members {
-                match value {
-                    Value::Object(named) if MAP_KEYWORDS.contains(&keyword.as_str()) => {
-                        below.extend(named.values());
-                    }
-                    _ if DATA_KEYWORDS.contains(&keyword.as_str()) => {}
-                    _ => below.push(value),
-                }
-            }
-        }
-        _ => {}
-    }
-    for value in below {
+    for (_, value) in below(schema) {
         found.push(value);
         gather(value, found);
     }

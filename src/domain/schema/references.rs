@@ -4,10 +4,9 @@
 //! while it is looked at.
 
 use super::told::unresolved;
-use super::{DATA_KEYWORDS, MAP_KEYWORDS, SchemaError, pointer, refuse, without_fragment};
+use super::{DATA_KEYWORDS, MAP_KEYWORDS, SchemaError, escape, refuse, without_fragment};
 use jsonschema::{Draft, ReferencingError, Registry, Uri, uri};
 use serde_json::Value;
-use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 
@@ -46,19 +45,18 @@ struct Place<'d> {
 impl<'d> Document<'d> {
     /// Reads a document's identifiers. Errors: for one that is none, and for references to what is not in the document.
     pub(super) fn new(root: &'d Value, draft: Draft) -> Result<Self, SchemaError> {
+        let default_base = uri::from_str(DEFAULT_BASE).map_err(|error| refuse("", unresolved(&error)))?;
         let unread = |error: ReferencingError| {
-            let base = uri::from_str(DEFAULT_BASE).ok();
-            let place = base.and_then(|base| unresolved_at(root, &base, &error, &mut Vec::new()));
-            refuse(&place.unwrap_or_default(), unresolved(&error))
+            let found = unresolved_at(root, draft, &default_base, &error, &mut String::new());
+            found.unwrap_or_else(|| refuse("", unresolved(&error)))
         };
         let registry =
             Registry::new().draft(draft).add(DEFAULT_BASE, root).map_err(unread)?.prepare().map_err(unread)?;
-        let no_identifier = || refuse("", "has an identifier that cannot be resolved");
-        let base = Rc::new(uri::from_str(DEFAULT_BASE).map_err(|_| no_identifier())?);
-        let (places, values, default_base) = (HashMap::new(), HashSet::new(), Rc::clone(&base));
+        let default_base = Rc::new(default_base);
+        let (places, values, base) = (HashMap::new(), HashSet::new(), Rc::clone(&default_base));
         let mut document = Self { root, draft, registry, default_base, places, values };
         document.count(root);
-        document.enter(root, &mut Vec::new(), &base).ok_or_else(no_identifier)?;
+        document.enter(root, &mut String::new(), &base);
         Ok(document)
     }
 
@@ -129,10 +127,7 @@ impl<'d> Document<'d> {
         above: &Rc<Uri<String>>,
         draft: Draft,
     ) -> Result<Rc<Uri<String>>, ReferencingError> {
-        // Draft 7 ignores what stands beside a reference.
-        let id = schema.get("$id").and_then(Value::as_str);
-        let id = id.filter(|id| !(id.starts_with('#') || draft == Draft::Draft7 && schema.get("$ref").is_some()));
-        let Some(id) = id else { return Ok(Rc::clone(above)) };
+        let Some(id) = identifier(schema, draft) else { return Ok(Rc::clone(above)) };
         Ok(Rc::new((*self.registry.resolve_uri(&above.borrow(), id)?).clone()))
     }
 
@@ -145,79 +140,82 @@ impl<'d> Document<'d> {
         }
     }
 
-    fn enter(&mut self, schema: &'d Value, path: &mut Vec<String>, base: &Rc<Uri<String>>) -> Option<()> {
-        let base = self.own_base(schema, base, self.draft).ok()?;
-        self.places.insert(address(schema), Place { schema, pointer: pointer(path), base: Rc::clone(&base) });
-        match schema {
-            Value::Array(elements) => {
-                for (index, element) in elements.iter().enumerate() {
-                    path.push(index.to_string());
-                    self.enter(element, path, &base)?;
-                    path.pop();
-                }
-            }
-            Value::Object(members) => {
-                for (keyword, value) in members {
-                    path.push(keyword.clone());
-                    match value {
-                        Value::Object(named) if MAP_KEYWORDS.contains(&keyword.as_str()) => {
-                            for (name, schema) in named {
-                                path.push(name.clone());
-                                self.enter(schema, path, &base)?;
-                                path.pop();
-                            }
-                        }
-                        _ if DATA_KEYWORDS.contains(&keyword.as_str()) => {}
-                        _ => self.enter(value, path, &base)?,
-                    }
-                    path.pop();
-                }
-            }
-            _ => {}
+    fn enter(&mut self, schema: &'d Value, pointer: &mut String, base: &Rc<Uri<String>>) {
+        // Where nobody looks for identifiers, what is none says nothing.
+        let base = self.own_base(schema, base, self.draft).unwrap_or_else(|_| Rc::clone(base));
+        self.places.insert(address(schema), Place { schema, pointer: pointer.clone(), base: Rc::clone(&base) });
+        for (way, schema) in below(schema) {
+            let length = pointer.len();
+            pointer.push_str(&way);
+            self.enter(schema, pointer, &base);
+            pointer.truncate(length);
         }
-        Some(())
     }
 }
 
-/// The pointer to the identifier or reference that an error speaks of: the first that is none, or names what is not there.
-fn unresolved_at<'d>(
-    schema: &'d Value,
-    base: &Uri<String>,
-    error: &ReferencingError,
-    path: &mut Vec<Cow<'d, str>>,
-) -> Option<String> {
-    let mut below = |name: Cow<'d, str>, schema: &'d Value, base: &Uri<String>| {
-        path.push(name);
-        let found = unresolved_at(schema, base, error, path);
-        path.pop();
-        found
-    };
+/// What stands below a value of a document and may be a subschema, each with what its pointer has besides; what is data is left out.
+pub(super) fn below(schema: &Value) -> Vec<(String, &Value)> {
     match schema {
         Value::Array(elements) => {
-            elements.iter().enumerate().find_map(|(index, element)| below(index.to_string().into(), element, base))
+            elements.iter().enumerate().map(|(index, element)| (format!("/{index}"), element)).collect()
         }
         Value::Object(members) => {
-            let mut own = None;
-            for keyword in ["$id", "$ref", "$dynamicRef"] {
-                let Some(reference) = members.get(keyword).and_then(Value::as_str) else { continue };
-                let base = own.as_ref().unwrap_or(base);
-                match (uri::resolve_against(&base.borrow(), reference), error) {
-                    (Ok(id), _) if keyword == "$id" => own = Some(id),
-                    (Ok(found), ReferencingError::Unretrievable { uri, .. })
-                        if uri == reference || uri == without_fragment(found.as_str()) =>
-                    {
-                        return Some(format!("{}/{keyword}", pointer(path)));
+            let mut found = Vec::new();
+            for (keyword, value) in members {
+                match value {
+                    Value::Object(named) if MAP_KEYWORDS.contains(&keyword.as_str()) => {
+                        found.extend(named.iter().map(|(name, value)| (format!("/{keyword}/{}", escape(name)), value)));
                     }
-                    (Ok(_), _) => {}
-                    (Err(_), _) => return Some(format!("{}/{keyword}", pointer(path))),
+                    _ if DATA_KEYWORDS.contains(&keyword.as_str()) => {}
+                    _ => found.push((format!("/{}", escape(keyword)), value)),
                 }
             }
-            let base = own.as_ref().unwrap_or(base);
-            let holding = members.iter().filter(|(keyword, _)| !DATA_KEYWORDS.contains(&keyword.as_str()));
-            holding.into_iter().find_map(|(keyword, value)| below(keyword.into(), value, base))
+            found
         }
-        _ => None,
+        _ => Vec::new(),
     }
+}
+
+/// The identifier that a subschema gives itself. Draft 7 ignores what stands beside a reference.
+fn identifier(schema: &Value, draft: Draft) -> Option<&str> {
+    let id = schema.get("$id").and_then(Value::as_str);
+    id.filter(|id| !(id.starts_with('#') || draft == Draft::Draft7 && schema.get("$ref").is_some()))
+}
+
+/// What is wrong with the first identifier or reference below `pointer` that is no URI, or names what is not there as `error` has it.
+fn unresolved_at(
+    schema: &Value,
+    draft: Draft,
+    base: &Uri<String>,
+    error: &ReferencingError,
+    pointer: &mut String,
+) -> Option<SchemaError> {
+    let at = |keyword: &str, error: &ReferencingError| Some(refuse(&format!("{pointer}/{keyword}"), unresolved(error)));
+    let own = match identifier(schema, draft).map(|id| uri::resolve_against(&base.borrow(), id)) {
+        Some(Err(error)) => return at("$id", &error),
+        Some(Ok(own)) => Some(own),
+        None => None,
+    };
+    let base = own.as_ref().unwrap_or(base);
+    for keyword in ["$ref", "$dynamicRef"] {
+        let Some(reference) = schema.get(keyword).and_then(Value::as_str) else { continue };
+        match (uri::resolve_against(&base.borrow(), reference), error) {
+            (Err(error), _) => return at(keyword, &error),
+            (Ok(found), ReferencingError::Unretrievable { uri, .. })
+                if uri == reference || uri == without_fragment(found.as_str()) =>
+            {
+                return at(keyword, error);
+            }
+            _ => {}
+        }
+    }
+    below(schema).into_iter().find_map(|(way, schema)| {
+        let length = pointer.len();
+        pointer.push_str(&way);
+        let found = unresolved_at(schema, draft, base, error, pointer);
+        pointer.truncate(length);
+        found
+    })
 }
 
 /// What tells one subschema from another: where it is in memory.

@@ -40,8 +40,10 @@ pub fn decide(outcome: Outcome, json: bool, body: Option<&[u8]>, secrets: Secret
     if bytes.is_empty() || !(json || decides) {
         return (outcome, Answer::Agreed(None));
     }
-    if check_json(bytes).is_err() {
-        return failed(outcome, "The receiver's answer is not JSON.");
+    if let Err(error) = check_json(bytes) {
+        let is_reserved = error.is_reserved_key();
+        let what = if is_reserved { "has a reserved key ($serde_json::private::...)" } else { "is not JSON" };
+        return failed(outcome, &format!("The receiver's answer {what}."));
     }
     if decisions.any(|decision| decision.as_deref() != Some("accept")) {
         return failed(outcome, "The receiver's decision is neither accept nor reject.");

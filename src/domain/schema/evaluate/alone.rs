@@ -3,16 +3,19 @@
 use super::{Pass, Path};
 use crate::domain::schema::compatibility::{Canonical, DECIMAL_UNITS, Decimal, are_equal};
 use crate::domain::schema::cost::{charge, charge_for};
-use crate::domain::schema::program::{Bound, Check, Node, Type};
+use crate::domain::schema::program::{Bound, Check, Node, NodeId, Program, Type};
 use crate::domain::schema::shown::{quoted, shown};
 use crate::domain::schema::weight::bytes;
 use serde_json::{Number, Value};
 use std::collections::HashSet;
+use std::mem::discriminant;
 
 /// How many bytes of a text cost one unit where characters are counted.
 const COUNTED_BYTES_PER_UNIT: usize = 96;
 /// The same of a list in which each is compared with all others.
 const UNIQUE_BYTES_PER_UNIT: u64 = 6;
+/// How many values are compared by their types for one unit.
+const COMPARED_PER_UNIT: u64 = 16;
 /// What a division of numbers costs.
 const DIVISION_UNITS: u64 = 100;
 
@@ -149,6 +152,25 @@ impl Pass<'_> {
             || self.tell(node, keyword, at, || {
                 format!("the value {than} {limit} {}", if limit == 1 { of.things.0 } else { of.things.1 })
             })
+    }
+}
+
+impl Program {
+    /// False where a subschema, or one that it refers to, takes no value of this type.
+    pub(super) fn takes(&self, id: NodeId, value: &Value, steps: usize) -> bool {
+        charge(1 + self.nodes[id].checks.len() as u64);
+        self.nodes[id].checks.iter().all(|check| match check {
+            Check::Never => false,
+            Check::Type(types) => types.iter().any(|kind| is_of(*kind, value)),
+            Check::Const(one) => discriminant(one) == discriminant(value),
+            Check::Enum { texts, others, .. } => {
+                charge(others.len() as u64 / COMPARED_PER_UNIT);
+                value.is_string() && !texts.is_empty()
+                    || others.iter().any(|one| discriminant(one) == discriminant(value))
+            }
+            Check::Reference(id) if steps > 0 => self.takes(*id, value, steps - 1),
+            _ => true,
+        })
     }
 }
 

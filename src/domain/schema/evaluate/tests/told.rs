@@ -47,6 +47,8 @@ fn what_is_wrong_is_told_where_it_is() {
     for (document, pointer) in [
         (r#"{"properties": {"a": {"$ref": "my schema"}}}"#, "/properties/a/$ref"),
         (r#"{"properties": {"a/b": {"$ref": "x"}}}"#, "/properties/a~1b/$ref"),
+        (r#"{"properties": {"const": {"$ref": "other.json"}}}"#, "/properties/const/$ref"),
+        (r#"{"dependentSchemas": {"default": {"items": {"$id": "a b"}}}}"#, "/dependentSchemas/default/items/$id"),
         (r#"{"const": {"$id": "a b"}, "$defs": {"a": {"$id": "a b"}}}"#, "/$defs/a/$id"),
         (
             r#"{"$id": "https://e.org/a", "prefixItems": [{"$ref": "a#"}, {"$dynamicRef": "b#c"}]}"#,
@@ -57,6 +59,22 @@ fn what_is_wrong_is_told_where_it_is() {
         let error = Schema::parse(document).expect_err(document);
         assert_eq!(error.pointer, pointer, "{document}: {error}");
     }
+    // Each place with its own fault.
+    let two = r#"{"properties": {"a": {"x": {"$ref": "::%%"}}, "b": {"$ref": "other.json"}}}"#;
+    let error = Schema::parse(two).expect_err("neither leads anywhere");
+    assert_eq!(error.pointer, "/properties/a/x/$ref");
+    assert!(error.message.contains("Invalid URI reference"), "{error}");
+    let beside = format!(
+        r##"{{"$schema": "{DRAFT_7}", "definitions": {{"a": {{"$id": "b c", "$ref": "#/definitions/b"}}, "b": {{}}}},
+        "properties": {{"q": {{"$ref": "nowhere"}}}}}}"##
+    );
+    let error = Schema::parse(&beside).expect_err("it leads nowhere");
+    assert_eq!(error.pointer, "/properties/q/$ref", "{error}");
+    let name = "x".repeat(2_000);
+    let error =
+        Schema::parse(&format!(r#"{{"properties": {{"{name}": {{"$ref": "x"}}}}}}"#)).expect_err("it leads nowhere");
+    assert_eq!((error.pointer.as_str(), error.message.starts_with("below it: ")), ("/properties", true), "{error}");
+    schema(r#"{"x-note": {"$id": "order no 5"}}"#);
     let long = format!(r#"{{"a": [1, {{"b/c": {}}}]}}"#, "9".repeat(129));
     assert_eq!(violations("true", &long)[0].0, "/a/1/b~1c");
     let names = r#"{"propertyNames": {"pattern": "^[a-z]+$", "maxLength": 5}}"#;
@@ -171,4 +189,32 @@ fn a_subschema_beside_a_reference_of_draft_7_is_what_others_refer_to() {
     );
     let within = within.replacen('{', r#"{"definitions": {"y": true},"#, 1);
     assert!(schema(&within).validate(br#"{"b": 1}"#).is_ok() && schema(&within).validate(br#"{"b": "x"}"#).is_err());
+}
+
+#[test]
+fn a_union_tells_what_is_wrong_by_the_branch_that_is_meant() {
+    for (document, pointer, what) in [
+        (
+            r#"{"properties": {"list": {"items": {"properties": {"a": {"type": "strng"}}}}}}"#,
+            "/properties/list/items/properties/a/type",
+            "is not one of \"array\"",
+        ),
+        (r#"{"items": [true, {"minLength": -1}]}"#, "/items/1/minLength", "less than the minimum of 0"),
+        (r#"{"dependencies": {"a": {"items": {"pattern": "("}}}}"#, "/dependencies/a/items/pattern", "ECMA-262"),
+        (r#"{"type": ["string", 5]}"#, "/type/1", "is not one of"),
+        (r#"{"items": 5}"#, "/items", "not valid under any"),
+    ] {
+        let error =
+            Schema::parse(&document.replacen('{', &format!(r#"{{"$schema": "{DRAFT_7}", "#), 1)).expect_err(document);
+        assert_eq!(error.pointer, pointer, "{document}: {error}");
+        assert!(error.message.contains(what), "{document}: {error}");
+    }
+    let union = r##"{"oneOf": [{"type": "null"}, {"$ref": "#/$defs/a"}, {"enum": [1, 2]}], "$defs": {"a": {"type": ["object", "array"],
+        "properties": {"b": {"anyOf": [{"const": true}, {"minimum": 3}]}}}}}"##;
+    let told = |data| violations(union, data).into_iter().map(|told| (told.0, told.1)).collect::<Vec<_>>();
+    let at = |data: &str, schema: &str| vec![(data.to_owned(), schema.to_owned())];
+    assert_eq!(told(r#"{"b": 1}"#), at("/b", "/$defs/a/properties/b/anyOf/1/minimum"));
+    assert_eq!(told("3"), at("", "/oneOf/2/enum"));
+    assert_eq!(told(r#""x""#), at("", "/oneOf"));
+    assert_eq!(schema(union).validate(br#"{"b": true, "c": 1}"#), Ok(()));
 }
