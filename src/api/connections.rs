@@ -4,12 +4,14 @@
 //! has open protects it no more than silence does: calls that need no credential cost a stranger nothing, and whoever comes anew, a stranger
 //! himself until he is known, would have to go in its stead.
 //!
-//! Nor must who is known keep others out by what he does not use: where few places are strangers', whoever has the most connections loses
-//! the one that has been without a call for longest. His last one stays. One by which a call is open stays as well, unless whoever has the
-//! most has more than half of all places: then the oldest of his goes. It is not cut, since a call may be on its way by it: it says goodbye,
-//! and answers what crosses that. Its place in the port is another's meanwhile, so a port holds some more than its cap, and no more than
-//! that: where too many leave, the one that has been leaving for longest is cut. Its place among those of its peer it keeps until it is gone;
-//! a peer that is at that cap has it cut by whoever comes from there.
+//! Nor must who is known keep others out by what he does not use: where few places are strangers', of those who have an idle connection
+//! beside others, whoever has the most loses the one that has been without a call for longest. One by which a call is open stays.
+//! Nobody who is known has more than three quarters of a port: whoever comes with one more loses his own longest idle one, or else that one.
+//!
+//! Who is known is not cut, since a call may be on its way: his connection says goodbye, and answers what crosses that. Its place in the port
+//! is another's meanwhile, so a port holds some more than its cap, and no more than that: where too many leave, the one that has been leaving
+//! for longest is cut. Its place among those of its peer it keeps until it is gone; a peer that is at that cap has it cut by whoever comes
+//! from there.
 
 use super::in_flight::Sharer;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
@@ -20,6 +22,8 @@ use tokio_util::sync::CancellationToken;
 
 /// One place in so many is for strangers: whoever comes is one, and those who come at the same time would else go in each other's stead.
 const STRANGERS_PART: usize = 8;
+/// One place in so many is never one holder's.
+const OTHERS_PART: usize = 4;
 /// One connection for so many places may be leaving, beside those that have a place.
 pub const LEAVING_PART: usize = 8;
 
@@ -41,9 +45,7 @@ struct Inner {
     strangers: BTreeSet<u64>,
     per_peer: HashMap<IpAddr, usize>,
     known: HashMap<Sharer, Known>,
-    /// These by how many connections they have.
-    holders: BTreeSet<(usize, Sharer)>,
-    /// Who of them has an idle one, likewise.
+    /// Who of these has an idle connection, by how many connections he has.
     idlers: BTreeSet<(usize, Sharer)>,
     /// Those that have no place in the port any more and still say goodbye, in the order in which they began to.
     leaving: VecDeque<Leaving>,
@@ -70,16 +72,16 @@ struct Open {
 /// The connections of one who is known.
 #[derive(Debug, Default)]
 struct Known {
-    /// Those by which a call is open, oldest first.
-    busy: BTreeSet<u64>,
-    /// Those by which none is, by since when.
+    count: usize,
+    /// Those by which no call is open, by since when.
     idle: BTreeMap<u64, u64>,
 }
 
-impl Known {
-    fn count(&self) -> usize {
-        self.busy.len() + self.idle.len()
-    }
+/// Whoever makes room.
+enum Room {
+    Leaving(u64),
+    Stranger(u64),
+    Idle(u64),
 }
 
 /// What an admitted connection and its calls share.
@@ -114,21 +116,24 @@ impl Connections {
     pub fn admit(self: &Arc<Self>, peer: IpAddr) -> Option<Slot> {
         let peer = network_of(peer);
         let mut inner = self.lock();
-        if inner.per_peer.get(&peer).is_some_and(|count| *count >= self.per_peer_max) {
-            // Whoever has said goodbye goes before whoever has just come.
-            if !inner.cut_leaving(|leaving| leaving.peer == peer) {
-                let strangers = &mut inner.strangers.iter().copied();
-                let stranger = strangers.find(|id| inner.open.get(id).is_some_and(|open| open.peer == peer));
-                inner.evict(stranger?);
-            }
-        }
-        if inner.open.len() >= self.total_max {
-            let stranger = inner.strangers.first().copied();
+        // Nobody is cut for a newcomer that is then refused.
+        let by_peer = match inner.per_peer.get(&peer) {
+            Some(count) if *count >= self.per_peer_max => Some(inner.room_of(peer)?),
+            _ => None,
+        };
+        let freed = usize::from(matches!(by_peer, Some(Room::Stranger(_))));
+        let by_port = if inner.open.len() - freed >= self.total_max {
             let few = inner.strangers.len() <= self.total_max / STRANGERS_PART;
-            let spare = inner.longest_idle().or_else(|| inner.oldest_busy(self.total_max / 2));
-            match (stranger, spare) {
-                (_, Some(spare)) if few => inner.let_go(spare, self.leaving_max()),
-                (stranger, _) => inner.evict(stranger?),
+            let idle = inner.longest_idle().filter(|_| few).map(Room::Idle);
+            Some(idle.or_else(|| Some(Room::Stranger(*inner.strangers.first()?)))?)
+        } else {
+            None
+        };
+        for room in [by_peer, by_port].into_iter().flatten() {
+            match room {
+                Room::Leaving(id) => drop(inner.cut_leaving(|leaving| leaving.id == id)),
+                Room::Stranger(id) => inner.evict(id),
+                Room::Idle(id) => inner.let_go(id, self.leaving_max()),
             }
         }
         let id = inner.next;
@@ -165,10 +170,11 @@ impl Inner {
         Some(*id)
     }
 
-    /// The oldest connection by which a call is open, of whoever has the most, if he has more than so many.
-    fn oldest_busy(&self, enough: usize) -> Option<u64> {
-        let (_, holder) = self.holders.last().filter(|(count, _)| *count > enough)?;
-        self.known.get(holder)?.busy.first().copied()
+    /// Who of a peer makes room for another one from there: whoever has said goodbye goes before whoever has just come.
+    fn room_of(&self, peer: IpAddr) -> Option<Room> {
+        let leaving = self.leaving.iter().find(|leaving| leaving.peer == peer).map(|leaving| Room::Leaving(leaving.id));
+        let is_of = |id: &&u64| self.open.get(id).is_some_and(|open| open.peer == peer);
+        leaving.or_else(|| self.strangers.iter().find(is_of).map(|id| Room::Stranger(*id)))
     }
 
     fn evict(&mut self, id: u64) {
@@ -222,7 +228,7 @@ impl Inner {
         self.strangers.remove(&id);
         if let Some(holder) = open.holder {
             self.change(holder, |known| {
-                known.busy.remove(&id);
+                known.count -= 1;
                 if let Some(since) = open.idle {
                     known.idle.remove(&since);
                 }
@@ -231,13 +237,19 @@ impl Inner {
         Some(open)
     }
 
-    fn introduce(&mut self, id: u64, holder: Sharer) {
+    /// Takes down whose a connection is. Where he has more than so many he loses one, which may be this one.
+    fn introduce(&mut self, id: u64, holder: Sharer, own_max: usize, leaving_max: usize) {
         if let Some(open) = self.open.get_mut(&id) {
             open.holder = Some(holder);
             self.strangers.remove(&id);
             self.change(holder, |known| {
-                known.busy.insert(id);
+                known.count += 1;
             });
+            let count = self.known.get(&holder).map_or(0, |known| known.count);
+            if count > own_max {
+                let idle = self.known.get(&holder).and_then(|known| known.idle.first_key_value()).map(|(_, id)| *id);
+                self.let_go(idle.unwrap_or(id), leaving_max);
+            }
         }
     }
 
@@ -251,7 +263,6 @@ impl Inner {
                 self.next += 1;
                 open.idle = Some(since);
                 self.change(holder, |known| {
-                    known.busy.remove(&id);
                     known.idle.insert(since, id);
                 });
             }
@@ -259,7 +270,6 @@ impl Inner {
                 open.idle = None;
                 self.change(holder, |known| {
                     known.idle.remove(&since);
-                    known.busy.insert(id);
                 });
             }
             _ => {}
@@ -268,15 +278,12 @@ impl Inner {
 
     fn change(&mut self, holder: Sharer, change: impl FnOnce(&mut Known)) {
         let known = self.known.entry(holder).or_default();
-        self.holders.remove(&(known.count(), holder));
-        self.idlers.remove(&(known.count(), holder));
+        self.idlers.remove(&(known.count, holder));
         change(known);
         if !known.idle.is_empty() {
-            self.idlers.insert((known.count(), holder));
+            self.idlers.insert((known.count, holder));
         }
-        if known.count() > 0 {
-            self.holders.insert((known.count(), holder));
-        } else {
+        if known.count == 0 {
             self.known.remove(&holder);
         }
     }
@@ -297,7 +304,9 @@ impl Slot {
     /// Says that a call with a good credential of this holder has come by the connection. Asked by every call; the first one counts.
     pub fn prove(&self, holder: Sharer) {
         if self.line.holder.set(holder).is_ok() {
-            self.line.connections.lock().introduce(self.line.id, holder);
+            let connections = &self.line.connections;
+            let own_max = connections.total_max - connections.total_max / OTHERS_PART;
+            connections.lock().introduce(self.line.id, holder, own_max, connections.leaving_max());
             self.line.note();
         }
     }

@@ -11,15 +11,19 @@ fn tenant(n: u128) -> Sharer {
     Sharer::Tenant(TenantId(Uuid::from_u128(n)))
 }
 
+/// One of two tenants, in turns: who is known takes two numbers for each connection.
+fn either(slot: &Slot) -> Sharer {
+    tenant(u128::from(slot.line.id / 2 % 2))
+}
+
 fn is_empty(connections: &Connections) -> bool {
-    let Inner { next: _, open, strangers, per_peer, known, holders, idlers, leaving } = &*connections.lock();
+    let Inner { next: _, open, strangers, per_peer, known, idlers, leaving } = &*connections.lock();
     open.is_empty()
         && leaving.is_empty()
         && strangers.is_empty()
         && per_peer.is_empty()
         && known.is_empty()
         && idlers.is_empty()
-        && holders.is_empty()
 }
 
 #[test]
@@ -80,24 +84,54 @@ fn who_has_the_most_loses_what_is_idle_for_longest_and_never_a_call_or_the_last_
 }
 
 #[test]
-fn g9_who_has_more_than_half_of_a_port_loses_the_oldest_by_which_a_call_is_open() {
+fn g9_nobody_has_more_than_three_quarters_of_a_port() {
     let connections = Connections::new(8, 99);
     let admit = |holder: Sharer| {
         let slot = connections.admit(A).expect("there is room");
-        slot.prove(holder);
         let call = slot.open_call();
-        (slot, call)
+        slot.prove(holder);
+        (slot, Some(call))
     };
-    let many: Vec<_> = (0..6).map(|_| admit(tenant(1))).collect();
-    let few: Vec<_> = (0..2).map(|_| admit(tenant(2))).collect();
-    let newcomers = [admit(tenant(3)), admit(tenant(4))];
-    let leaves =
-        |slots: &[(Slot, OpenCall)]| slots.iter().map(|(slot, _)| slot.leaves.is_cancelled()).collect::<Vec<_>>();
-    assert_eq!(leaves(&many), [true, true, false, false, false, false]);
-    assert!(!many[1].0.evicted.is_cancelled(), "its calls may end");
-    assert!(!leaves(&few).contains(&true) && !leaves(&newcomers).contains(&true));
-    assert!(connections.admit(A).is_none(), "half of it may be one's own");
-    drop((many, few, newcomers));
+    let mut many: Vec<_> = (0..6).map(|_| admit(tenant(1))).collect();
+    let others = [admit(tenant(2)), admit(tenant(3))];
+    assert!(connections.admit(A).is_none(), "calls are open by all of them");
+    drop(others);
+    // His next one leaves, once what came by it is answered; others find room.
+    many.push(admit(tenant(1)));
+    let left =
+        |many: &[(Slot, Option<OpenCall>)]| many.iter().map(|one| one.0.leaves.is_cancelled()).collect::<Vec<_>>();
+    assert_eq!(left(&many), [false, false, false, false, false, false, true]);
+    assert!(!many[6].0.evicted.is_cancelled());
+    // One of his own that he does not use goes in its stead.
+    many[2].1 = None;
+    many.push(admit(tenant(1)));
+    assert_eq!(left(&many), [false, false, true, false, false, false, true, false]);
+    let others = [admit(tenant(2)), admit(tenant(3))];
+    assert_eq!(left(&many).iter().filter(|left| **left).count(), 2);
+    // Strangers that come and go hurt nobody.
+    for _ in 0..100 {
+        assert!(connections.admit(A).is_none());
+    }
+    drop((many, others));
+    assert!(is_empty(&connections));
+}
+
+#[test]
+fn nobody_is_cut_for_a_newcomer_that_is_refused() {
+    let connections = Connections::new(4, 3);
+    let admit = |peer, holder: Sharer| {
+        let slot = connections.admit(peer).expect("there is room");
+        slot.prove(holder);
+        slot
+    };
+    let (idle, other) = (admit(A, tenant(1)), admit(A, tenant(1)));
+    let others = [admit(B, tenant(2)), admit(B, tenant(3))];
+    let newcomer = admit(A, tenant(4));
+    assert!(idle.leaves.is_cancelled() && !idle.evicted.is_cancelled());
+    let calls: Vec<_> = [&other, &newcomer, &others[0], &others[1]].map(Slot::open_call).into();
+    assert!(connections.admit(A).is_none(), "the port is full of calls");
+    assert!(!idle.evicted.is_cancelled(), "what crossed its goodbye may end");
+    drop((calls, idle, other, others, newcomer));
     assert!(is_empty(&connections));
 }
 
@@ -105,7 +139,7 @@ fn g9_who_has_more_than_half_of_a_port_loses_the_oldest_by_which_a_call_is_open(
 fn who_is_known_leaves_in_peace_until_too_many_do() {
     let connections = Connections::new(16, 99);
     let admit = |_| connections.admit(A).unwrap();
-    let prove = |slot: &Slot| slot.prove(tenant(1));
+    let prove = |slot: &Slot| slot.prove(either(slot));
     let mut known: Vec<_> = (0..16).map(admit).inspect(prove).collect();
     let evicted = |known: &[Slot]| known.iter().filter(|slot| slot.evicted.is_cancelled()).count();
     known.extend((0..2).map(admit).inspect(prove));
@@ -126,7 +160,7 @@ fn a_peer_holds_no_more_than_it_may_whoever_leaves() {
     let connections = Connections::new(16, 17);
     let admit = || {
         let slot = connections.admit(A).expect("there is room");
-        slot.prove(tenant(1));
+        slot.prove(either(&slot));
         slot
     };
     let mut held: Vec<Slot> = (0..16).map(|_| admit()).collect();
@@ -149,7 +183,7 @@ fn a_peer_holds_no_more_than_it_may_whoever_leaves() {
 fn those_who_come_at_the_same_time_do_not_go_in_each_others_stead() {
     let connections = Connections::new(16, 99);
     let admit = |_| connections.admit(A).unwrap();
-    let idle: Vec<_> = (0..16).map(admit).inspect(|slot| slot.prove(tenant(1))).collect();
+    let idle: Vec<_> = (0..16).map(admit).inspect(|slot| slot.prove(either(slot))).collect();
     let newcomers: Vec<_> = (0..3).map(admit).collect();
     assert!(newcomers.iter().all(|slot| !slot.evicted.is_cancelled()));
     assert_eq!(idle.iter().filter(|slot| slot.leaves.is_cancelled()).count(), 3);
