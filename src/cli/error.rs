@@ -390,7 +390,6 @@ fn way_out_of(reason: &str) -> Option<&'static str> {
     })
 }
 
-/// What a person can do where something between here and the server answered, or the contract was broken.
 /// What a part of a delivery policy was given without.
 fn way_out_of_part(status: &Status) -> Option<&'static str> {
     let bad = status.get_details_bad_request()?;
@@ -402,6 +401,7 @@ fn way_out_of_part(status: &Status) -> Option<&'static str> {
     })
 }
 
+/// What a person can do where something between here and the server answered, or the contract was broken.
 fn way_out_without_reason(code: Code) -> Option<&'static str> {
     Some(match code {
         Code::Unimplemented => {

@@ -40,9 +40,7 @@ pub fn display_name(field: &str, value: String) -> Result<String, FieldError> {
     if value.contains(char::is_control) {
         return Err(FieldError::new(field, "must not contain control characters"));
     }
-    if value.contains(|c| {
-        turns(c) || matches!(c, '\u{200b}' | '\u{2028}' | '\u{2029}' | '\u{2060}'..='\u{2064}' | '\u{feff}')
-    }) {
+    if value.contains(|c| turns(c) || is_unseen(c) || matches!(c, '\u{2028}' | '\u{2029}')) {
         let rule = "must not contain characters of no width, nor any that end a line or turn the direction of text";
         return Err(FieldError::new(field, rule));
     }
@@ -69,10 +67,27 @@ fn turns(c: char) -> bool {
     matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
-/// True for what shows nothing by itself: spaces, joiners, and the letters and patterns that are empty.
+/// True for what is not seen and does nothing to what is beside it: Unicode's `Default_Ignorable_Code_Point` and the marks of annotations,
+/// but for what scripts and emoji need and the fillers of Hangul.
+fn is_unseen(c: char) -> bool {
+    matches!(
+        c,
+        '\u{ad}' | '\u{34f}' | '\u{17b4}' | '\u{17b5}' | '\u{180e}' | '\u{200b}' | '\u{2060}'..='\u{206f}' | '\u{feff}'
+    ) || matches!(c, '\u{fff0}'..='\u{fffb}' | '\u{1bca0}'..='\u{1bca3}' | '\u{1d173}'..='\u{1d17a}')
+        || (matches!(c, '\u{e0000}'..='\u{e0fff}') && !is_of_emoji(c))
+}
+
+/// True for the variation selectors and tags that emoji are made with.
+fn is_of_emoji(c: char) -> bool {
+    matches!(c, '\u{fe00}'..='\u{fe0f}' | '\u{e0020}'..='\u{e007f}' | '\u{e0100}'..='\u{e01ef}')
+}
+
+/// True for what shows nothing by itself: spaces, joiners, selectors, and the letters and patterns that are empty.
 fn is_blank(c: char) -> bool {
     c.is_whitespace()
-        || matches!(c, '\u{200c}' | '\u{200d}' | '\u{115f}' | '\u{1160}' | '\u{2800}' | '\u{3164}' | '\u{ffa0}')
+        || is_of_emoji(c)
+        || matches!(c, '\u{200c}' | '\u{200d}' | '\u{115f}' | '\u{1160}' | '\u{180b}'..='\u{180f}')
+        || matches!(c, '\u{2800}' | '\u{3164}' | '\u{ffa0}')
 }
 
 fn bounded(field: &str, value: String, chars_max: usize) -> Result<String, FieldError> {
@@ -146,7 +161,11 @@ mod tests {
         for blank in [" ", "\t", "\u{a0}\u{3000}", "\u{200d}", " \u{200c} ", "\u{3164}", "\u{2800}"] {
             assert!(display_name("f", blank.to_owned()).is_err(), "{blank:?}");
         }
-        for hidden in [0x200b, 0x2028, 0x2029, 0x2060, 0x2064, 0xfeff].into_iter().filter_map(char::from_u32) {
+        for hidden in
+            [0xad, 0x34f, 0x17b4, 0x180e, 0x200b, 0x2028, 0x2029, 0x2060, 0x206a, 0xfeff, 0xfff9, 0x1d173, 0xe0001]
+                .into_iter()
+                .filter_map(char::from_u32)
+        {
             assert!(display_name("f", format!("a{hidden}b")).is_err(), "{hidden:?}");
             assert!(description("f", format!("a{hidden}b")).is_ok(), "{hidden:?}");
         }

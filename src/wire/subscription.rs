@@ -340,8 +340,13 @@ pub fn parse_patch(
     } else {
         parts_of_mask(paths)?
     };
-    // What is made or taken away as a whole first.
-    parts.sort_by_key(|part| if let Part::Policy(part) = part { Some(*part) } else { None });
+    // What is made or taken away as a whole is so with its parts.
+    let wholes = parts.clone();
+    let is_covered = |part: &Part| {
+        let whole = if let Part::Policy(part) = part { part.whole() } else { None };
+        whole.is_some_and(|whole| wholes.contains(&Part::Policy(whole)))
+    };
+    parts.retain(|part| !is_covered(part));
     let mut changes = Vec::with_capacity(parts.len());
     for part in parts {
         changes.push(match part {
@@ -399,7 +404,9 @@ impl SubscriptionPatch {
                 Change::Policy(part) => {
                     if let Some(missing) = part.misses(&policy) {
                         let field = format!("subscription.delivery_policy.{missing}");
-                        return Err(FieldError::new(field, "is required: there is no circuit breaker yet").into());
+                        return Err(
+                            FieldError::new(field, "is required: there is nothing yet that it is a part of").into()
+                        );
                     }
                     part.copy(&self.policy, &mut policy);
                 }

@@ -132,6 +132,16 @@ impl PolicyPart {
         matches!(self, Self::Ordering | Self::OrderingKey)
     }
 
+    /// What it is a part of.
+    pub fn whole(self) -> Option<Self> {
+        match self {
+            Self::RateLimitCount | Self::RateLimitInterval => Some(Self::RateLimit),
+            Self::FailureThreshold | Self::OpenDuration => Some(Self::CircuitBreaker),
+            Self::OrderingKey | Self::OnDeadLetter => Some(Self::Ordering),
+            _ => None,
+        }
+    }
+
     /// True where the request sets it.
     pub fn is_set(self, policy: &proto::DeliveryPolicy) -> bool {
         let mut only = proto::DeliveryPolicy::default();

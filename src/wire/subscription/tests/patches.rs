@@ -99,14 +99,20 @@ fn a_mask_names_fields_of_any_depth_and_what_is_beside_them_stays() {
     ];
     for (path, missing) in parts {
         let path = format!("delivery_policy.{path}");
-        let refused = |refused: Result<_, _>| {
-            assert_eq!(field_of(refused.expect_err(&path)), format!("subscription.delivery_policy.{missing}"));
-        };
-        refused(patched(&policy, &stored(), &[&path]));
-        // Nor where the same mask takes the whole away, however it is put together.
+        let refused = patched(&policy, &stored(), &[&path]).expect_err(&path);
+        assert_eq!(field_of(refused), format!("subscription.delivery_policy.{missing}"));
+    }
+    // Where the same mask takes the whole away it is gone, however the mask is put together.
+    for path in &nested {
         let whole = &path[..path.rfind('.').expect("it has parts")];
-        for paths in [[&path, whole], [whole, &path]] {
-            refused(patched(&proto::DeliveryPolicy::default(), &all, &paths));
+        for paths in [[path, whole], [whole, path]] {
+            let left = shown(&patched(&proto::DeliveryPolicy::default(), &all, &paths).expect("it is gone"));
+            let is_there = [left.rate_limit.is_some(), left.circuit_breaker.is_some(), left.ordering.is_some()];
+            assert_eq!(
+                is_there,
+                ["rate_limit", "circuit_breaker", "ordering"].map(|one| !whole.ends_with(one)),
+                "{path}"
+            );
         }
     }
     for path in ["target", "target.webhook"] {
