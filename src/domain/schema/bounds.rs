@@ -86,16 +86,17 @@ impl Bounds {
         for (keyword, value) in members {
             path.push(keyword.clone());
             self.keyword(keyword, value, path)?;
-            if MAP_KEYWORDS.contains(&keyword.as_str()) {
-                if let Value::Object(named) = value {
-                    for (name, schema) in named {
-                        path.push(name.clone());
-                        if keyword == "patternProperties" {
-                            self.pattern(name, path)?;
-                        }
-                        self.walk(schema, path)?;
-                        path.pop();
+            // Whatever references may lead to has to be counted here: what `references::below` has.
+            if let Value::Object(named) = value
+                && MAP_KEYWORDS.contains(&keyword.as_str())
+            {
+                for (name, schema) in named {
+                    path.push(name.clone());
+                    if keyword == "patternProperties" {
+                        self.pattern(name, path)?;
                     }
+                    self.walk(schema, path)?;
+                    path.pop();
                 }
             } else if !DATA_KEYWORDS.contains(&keyword.as_str()) {
                 self.walk(value, path)?;

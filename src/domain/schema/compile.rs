@@ -16,11 +16,15 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 
+/// How many expressions all drafts' own schemas may have.
+const OTHERS_MAX: usize = 16;
+
 /// Compiles a document. Errors: with the place, for what has not the shape of a schema, or is no regular expression.
 pub(super) fn compile(document: &Document<'_>, expressions: &Expressions) -> Result<Program, SchemaError> {
     let mut compiler = Compiler {
         document,
         expressions,
+        others: HashMap::new(),
         nodes: Vec::new(),
         known: HashMap::new(),
         queue: VecDeque::new(),
@@ -53,8 +57,10 @@ struct Subschema<'c> {
 
 struct Compiler<'c> {
     document: &'c Document<'c>,
-    /// Those of the document; those of a draft's own schema are few.
+    /// Those of the document.
     expressions: &'c Expressions,
+    /// Those of the drafts' own schemas.
+    others: HashMap<String, Pattern>,
     nodes: Vec<Node>,
     /// By where the subschemas are.
     known: HashMap<usize, NodeId>,
@@ -415,8 +421,19 @@ impl<'c> Compiler<'c> {
         names.ok_or_else(|| misshapen(of, keyword))
     }
 
-    fn pattern(&self, source: &str, at: impl Fn() -> String) -> Result<Pattern, SchemaError> {
-        self.expressions.compiled(source).map_err(|message| refuse(&at(), message))
+    fn pattern(&mut self, source: &str, at: impl Fn() -> String) -> Result<Pattern, SchemaError> {
+        if let Some(compiled) = self.expressions.compiled(source) {
+            return compiled.map_err(|message| refuse(&at(), message));
+        }
+        if let Some(pattern) = self.others.get(source) {
+            return Ok(pattern.clone());
+        }
+        // None of these is a stranger's, so they are as few as the drafts have.
+        let few = self.others.len() < OTHERS_MAX;
+        let pattern =
+            Pattern::compile(source).ok().filter(|_| few).ok_or_else(|| refuse(&at(), "cannot be compiled"))?;
+        self.others.insert(source.to_owned(), pattern.clone());
+        Ok(pattern)
     }
 
     /// Counts a value of the document that is kept.

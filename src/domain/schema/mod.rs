@@ -164,12 +164,13 @@ impl Program {
     fn check(&self, value: &Value, units: u64, depth: usize) -> Option<Result<(), Vec<Violation>>> {
         let judge = || Pass::judge(self, value, depth);
         // What breaks the branch of a union that is meant is worth telling, where that does not cost too much.
-        let explain = || Pass::explain(self, value, depth, true);
-        let briefly = || Pass::explain(self, value, depth, false);
-        match cost::bounded(units, judge).and_then(|valid| {
-            let told = || cost::bounded(units / 4, explain).or_else(|_| cost::bounded(units, briefly));
-            if valid { Ok(None) } else { told().map(Some) }
-        }) {
+        let explain = || match cost::bounded(units / 4, || Pass::explain(self, value, depth, true)) {
+            Err(Stopped::Cost) if units > UNITS_BRIEF => {
+                cost::bounded(units, || Pass::explain(self, value, depth, false)).map(Some)
+            }
+            told => told.map(Some),
+        };
+        match cost::bounded(units, judge).and_then(|valid| if valid { Ok(None) } else { explain() }) {
             Ok(None) => Some(Ok(())),
             Ok(Some(violations)) => Some(Err(violations)),
             Err(Stopped::Cost) => None,

@@ -60,9 +60,9 @@ impl Expressions {
         Ok(())
     }
 
-    /// A compiled expression. Errors: what is wrong with it.
-    pub fn compiled(&self, pattern: &str) -> Result<Pattern, &'static str> {
-        self.known.get(pattern).map_or_else(|| Pattern::compile(pattern), Clone::clone)
+    /// A compiled expression of the document. Errors: what is wrong with it.
+    pub fn compiled(&self, pattern: &str) -> Option<Result<Pattern, &'static str>> {
+        self.known.get(pattern).cloned()
     }
 
     /// Errors: why the document has too much of them.
@@ -301,6 +301,39 @@ mod tests {
         let often = schema(&document(300, &|_| large(0)));
         assert!(often.memory_bytes() < few.memory_bytes(), "{}", often.memory_bytes());
         assert!(schema(&document(300, &|n| format!("^[a-z]+-{n}$"))).memory_bytes() < 64 << 20);
+    }
+
+    #[test]
+    fn what_stands_where_references_alone_lead_is_counted_too() {
+        let patterns = |count: usize| {
+            (0..count).map(|n| format!(r#""p{n}": {{"pattern": "(a{{200}}){{13{n}}}"}}"#)).collect::<Vec<_>>().join(",")
+        };
+        let draft_7 = r#""$schema": "http://json-schema.org/draft-07/schema#""#;
+        let wide = vec!["true"; 1_100].join(",");
+        let long = format!(r#"{{"{}": [{}0]}}"#, "x".repeat(100_000), "0,".repeat(2_000));
+        for (document, why) in [
+            (
+                format!(
+                    r##"{{{draft_7}, "$defs": [{{"properties": {{{}}}}}], "allOf": [{{"$ref": "#/$defs/0"}}]}}"##,
+                    patterns(9)
+                ),
+                "compiled",
+            ),
+            (
+                format!(
+                    r##"{{"x": {{"properties": [{{"properties": {{{}}}}}]}}, "$ref": "#/x/properties/0"}}"##,
+                    patterns(9)
+                ),
+                "compiled",
+            ),
+            (format!(r##"{{"x": {{"$defs": [{{"anyOf": [{wide}]}}]}}, "$ref": "#/x/$defs/0"}}"##), "alternatives"),
+            (format!(r#"{{{draft_7}, "$defs": [{long}]}}"#), "too long names"),
+        ] {
+            let begin = Instant::now();
+            let error = Schema::parse(&document).expect_err("it is too much");
+            assert!(error.message.contains(why), "{document:.80}: {error}");
+            assert!(begin.elapsed() < PARSE_MAX, "{document:.80}: {:?}", begin.elapsed());
+        }
     }
 
     #[test]

@@ -169,6 +169,7 @@ impl Program {
                     || others.iter().any(|one| discriminant(one) == discriminant(value))
             }
             Check::Reference(id) if steps > 0 => self.takes(*id, value, steps - 1),
+            Check::All(ids) if steps > 0 => ids.iter().all(|id| self.takes(*id, value, steps - 1)),
             _ => true,
         })
     }

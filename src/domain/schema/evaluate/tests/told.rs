@@ -216,5 +216,16 @@ fn a_union_tells_what_is_wrong_by_the_branch_that_is_meant() {
     assert_eq!(told(r#"{"b": 1}"#), at("/b", "/$defs/a/properties/b/anyOf/1/minimum"));
     assert_eq!(told("3"), at("", "/oneOf/2/enum"));
     assert_eq!(told(r#""x""#), at("", "/oneOf"));
+    let all = violations(r#"{"anyOf": [{"allOf": [{"type": "string"}]}, {"type": ["object", "null"]}]}"#, "[]");
+    assert_eq!(all[0].1, "/anyOf", "neither takes it");
+    // However many rows there are.
+    let rows = schema(
+        r#"{"items": {"properties": {"a": {"anyOf": [{"type": "null"}, {"type": "object"}, {"minimum": 3}]}}}}"#,
+    );
+    for count in [10, 1_000, 3_000, 10_000] {
+        let data = format!(r#"[{}{{"a": 2}}]"#, r#"{"a": {}},"#.repeat(count));
+        let found = rows.validate(data.as_bytes()).expect_err("the last is too small");
+        assert_eq!(found[0].schema_pointer, "/items/properties/a/anyOf/2/minimum", "{count}");
+    }
     assert_eq!(schema(union).validate(br#"{"b": true, "c": 1}"#), Ok(()));
 }
