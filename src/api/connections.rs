@@ -55,6 +55,7 @@ struct Inner {
 struct Leaving {
     id: u64,
     peer: IpAddr,
+    holder: Option<Sharer>,
     evicted: CancellationToken,
 }
 
@@ -188,7 +189,7 @@ impl Inner {
     fn let_go(&mut self, id: u64, leaving_max: usize) {
         let Some(open) = self.remove(id) else { return };
         open.leaves.cancel();
-        self.leaving.push_back(Leaving { id, peer: open.peer, evicted: open.evicted });
+        self.leaving.push_back(Leaving { id, peer: open.peer, holder: open.holder, evicted: open.evicted });
         if self.leaving.len() > leaving_max {
             self.cut_leaving(|_| true);
         }
@@ -247,6 +248,10 @@ impl Inner {
             });
             let count = self.known.get(&holder).map_or(0, |known| known.count);
             if count > own_max {
+                // None of others is cut for that.
+                if self.leaving.len() >= leaving_max {
+                    self.cut_leaving(|leaving| leaving.holder == Some(holder));
+                }
                 let idle = self.known.get(&holder).and_then(|known| known.idle.first_key_value()).map(|(_, id)| *id);
                 self.let_go(idle.unwrap_or(id), leaving_max);
             }
@@ -305,7 +310,7 @@ impl Slot {
     pub fn prove(&self, holder: Sharer) {
         if self.line.holder.set(holder).is_ok() {
             let connections = &self.line.connections;
-            let own_max = connections.total_max - connections.total_max / OTHERS_PART;
+            let own_max = (connections.total_max - connections.total_max.div_ceil(OTHERS_PART)).max(1);
             connections.lock().introduce(self.line.id, holder, own_max, connections.leaving_max());
             self.line.note();
         }

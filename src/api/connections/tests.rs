@@ -117,6 +117,33 @@ fn g9_nobody_has_more_than_three_quarters_of_a_port() {
 }
 
 #[test]
+fn who_has_too_many_has_his_own_cut_first() {
+    let connections = Connections::new(16, 99);
+    let admit = |holder: Sharer| {
+        let slot = connections.admit(A).expect("there is room");
+        let call = slot.open_call();
+        slot.prove(holder);
+        (slot, Some(call))
+    };
+    let many: Vec<_> = (0..12).map(|_| admit(tenant(1))).collect();
+    let mut small: Vec<_> = (0..4).map(|_| admit(tenant(2))).collect();
+    small[0].1 = None;
+    let more: Vec<_> = (0..20).map(|_| admit(tenant(1))).collect();
+    assert!(small[0].0.leaves.is_cancelled() && !small[0].0.evicted.is_cancelled());
+    assert_eq!(more.iter().filter(|one| one.0.evicted.is_cancelled()).count(), 19);
+    drop((many, small, more));
+    assert!(is_empty(&connections));
+    for (total, own) in [(1, 1), (2, 1), (3, 2), (5, 3), (7, 5)] {
+        let connections = Connections::new(total, 99);
+        let slots: Vec<_> = (0..total).map(|_| connections.admit(A).expect("there is room")).collect();
+        for slot in &slots {
+            slot.prove(tenant(1));
+        }
+        assert_eq!(slots.iter().filter(|slot| !slot.leaves.is_cancelled()).count(), own, "of {total}");
+    }
+}
+
+#[test]
 fn nobody_is_cut_for_a_newcomer_that_is_refused() {
     let connections = Connections::new(4, 3);
     let admit = |peer, holder: Sharer| {

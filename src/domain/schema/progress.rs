@@ -141,7 +141,8 @@ impl<'d> Document<'d> {
             }
             next.extend(members.get(keyword).map(|one| (keyword, one)));
         }
-        for keyword in ["dependentSchemas", "dependencies"] {
+        let latest = (self.draft != Draft::Draft7).then_some("dependentSchemas");
+        for keyword in latest.into_iter().chain(["dependencies"]) {
             let named = members.get(keyword).and_then(Value::as_object).into_iter().flat_map(Map::values);
             next.extend(named.map(|one| (keyword, one)));
         }

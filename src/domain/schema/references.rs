@@ -6,6 +6,7 @@
 use super::told::unresolved;
 use super::{DATA_KEYWORDS, MAP_KEYWORDS, SchemaError, escape, refuse, without_fragment};
 use jsonschema::{Draft, ReferencingError, Registry, Uri, uri};
+use percent_encoding::percent_decode_str;
 use serde_json::Value;
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
@@ -22,6 +23,8 @@ pub(super) struct Document<'d> {
     registry: Registry<'d>,
     default_base: Rc<Uri<String>>,
     places: HashMap<usize, Place<'d>>,
+    /// What has an identifier of its own, by that, and the whole.
+    resources: HashMap<String, &'d Value>,
     /// Every value of it, those included that are no subschemas.
     values: HashSet<usize>,
 }
@@ -34,6 +37,9 @@ pub(super) struct Found<'f> {
     /// Where that is, as a URI; empty for what is in the document.
     pub place: String,
 }
+
+/// The base and the draft of what is not in the document.
+type Elsewhere = (Rc<Uri<String>>, Draft);
 
 /// Where a subschema is.
 struct Place<'d> {
@@ -54,7 +60,8 @@ impl<'d> Document<'d> {
             Registry::new().draft(draft).add(DEFAULT_BASE, root).map_err(unread)?.prepare().map_err(unread)?;
         let default_base = Rc::new(default_base);
         let (places, values, base) = (HashMap::new(), HashSet::new(), Rc::clone(&default_base));
-        let mut document = Self { root, draft, registry, default_base, places, values };
+        let resources = HashMap::from([(DEFAULT_BASE.to_owned(), root)]);
+        let mut document = Self { root, draft, registry, default_base, places, resources, values };
         document.count(root);
         document.enter(root, &mut String::new(), &base);
         Ok(document)
@@ -68,19 +75,35 @@ impl<'d> Document<'d> {
     /// What a `$ref` in `schema` names, where that is a subschema of the document.
     pub(super) fn target(&self, schema: &Value, reference: &str) -> Option<&'d Value> {
         let base = &self.places.get(&address(schema))?.base;
-        let resolved = self.registry.resolver((**base).clone()).lookup(reference).ok()?;
-        self.places.get(&address(resolved.contents())).map(|place| place.schema)
+        self.places.get(&address(self.lookup(base, reference)?.0)).map(|place| place.schema)
     }
 
     /// True for a reference to nothing that is known, and to what is in the document and no subschema of it: `const`, `examples` and the
     /// like hold data, and what holds named subschemas is none itself.
     pub(super) fn is_astray(&self, schema: &Value, reference: &str) -> bool {
         let Some(place) = self.places.get(&address(schema)) else { return false };
-        let resolver = self.registry.resolver((*place.base).clone());
-        resolver.lookup(reference).map_or(true, |resolved| {
-            let found = address(resolved.contents());
+        self.lookup(&place.base, reference).is_none_or(|(found, _)| {
+            let found = address(found);
             self.values.contains(&found) && !self.places.contains_key(&found)
         })
+    }
+
+    /// What a reference leads to; with the base and the draft there, where that was looked up elsewhere.
+    fn lookup(&self, base: &Uri<String>, reference: &str) -> Option<(&Value, Option<Elsewhere>)> {
+        let (uri, fragment) = reference.split_once('#').unwrap_or((reference, ""));
+        let whole =
+            if uri.is_empty() { base.clone() } else { (*self.registry.resolve_uri(&base.borrow(), uri).ok()?).clone() };
+        // A pointer is followed here: to the registry each identifier on its way is a URI to be resolved, again for every reference.
+        let pointer = percent_decode_str(fragment).decode_utf8().ok()?;
+        if (pointer.is_empty() || pointer.starts_with('/'))
+            && let Some(root) = self.resources.get(without_fragment(whole.as_str()))
+        {
+            return root.pointer(&pointer).map(|found| (found, None));
+        }
+        // A name is looked up in what the URI names, and nowhere on the way there: what is dynamic is so by its keyword alone.
+        let resolved = self.registry.resolver(whole).lookup(&format!("#{fragment}")).ok()?;
+        let (found, resolver, draft) = resolved.into_inner();
+        Some((found, Some((Rc::new((*resolver.base_uri()).clone()), draft))))
     }
 
     /// The base of a document that has no identifier.
@@ -100,11 +123,11 @@ impl<'d> Document<'d> {
 
     /// Where a reference from a subschema with this base leads.
     pub(super) fn follow(&self, base: &Uri<String>, reference: &str) -> Option<Found<'_>> {
-        let (schema, resolver, draft) = self.registry.resolver(base.clone()).lookup(reference).ok()?.into_inner();
+        let (schema, elsewhere) = self.lookup(base, reference)?;
         if let Some(place) = self.places.get(&address(schema)) {
             return Some(Found { schema, base: Rc::clone(&place.base), draft: self.draft, place: String::new() });
         }
-        let base = Rc::new((*resolver.base_uri()).clone());
+        let (base, draft) = elsewhere?;
         let pointer = reference.rsplit_once('#').map(|(_, fragment)| fragment).filter(|it| it.starts_with('/'));
         let place = format!("{}#{}", without_fragment(base.as_str()), pointer.unwrap_or_default());
         Some(Found { schema, base, draft, place })
@@ -143,6 +166,9 @@ impl<'d> Document<'d> {
     fn enter(&mut self, schema: &'d Value, pointer: &mut String, base: &Rc<Uri<String>>) {
         // Where nobody looks for identifiers, what is none says nothing.
         let base = self.own_base(schema, base, self.draft).unwrap_or_else(|_| Rc::clone(base));
+        if identifier(schema, self.draft).is_some() {
+            self.resources.insert(without_fragment(base.as_str()).to_owned(), schema);
+        }
         self.places.insert(address(schema), Place { schema, pointer: pointer.clone(), base: Rc::clone(&base) });
         for (way, schema) in below(schema) {
             let length = pointer.len();
@@ -179,7 +205,9 @@ pub(super) fn below(schema: &Value) -> Vec<(String, &Value)> {
 /// The identifier that a subschema gives itself. Draft 7 ignores what stands beside a reference.
 fn identifier(schema: &Value, draft: Draft) -> Option<&str> {
     let id = schema.get("$id").and_then(Value::as_str);
-    id.filter(|id| !(id.starts_with('#') || draft == Draft::Draft7 && schema.get("$ref").is_some()))
+    let id = id.filter(|id| !(id.starts_with('#') || draft == Draft::Draft7 && schema.get("$ref").is_some()));
+    // An empty fragment says nothing.
+    id.map(|id| id.strip_suffix('#').unwrap_or(id))
 }
 
 /// What is wrong with the first identifier or reference below `pointer` that is no URI, or names what is not there as `error` has it.

@@ -4,7 +4,6 @@ use crate::domain::schema::cost::{charge, charge_for};
 use num_bigint::BigUint;
 use serde_json::{Number, Value};
 use std::cmp::Ordering;
-use std::collections::BTreeMap;
 
 /// What reading a number costs that is written in another way.
 pub(in crate::domain::schema) const DECIMAL_UNITS: u64 = 8;
@@ -119,7 +118,8 @@ pub(in crate::domain::schema) enum Canonical<'v> {
     Number(Decimal),
     Text(&'v str),
     Elements(Vec<Self>),
-    Members(BTreeMap<&'v str, Self>),
+    /// By their names, as they are sorted.
+    Members(Vec<(&'v str, Self)>),
 }
 
 impl<'v> Canonical<'v> {

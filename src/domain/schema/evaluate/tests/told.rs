@@ -229,3 +229,51 @@ fn a_union_tells_what_is_wrong_by_the_branch_that_is_meant() {
     }
     assert_eq!(schema(union).validate(br#"{"b": true, "c": 1}"#), Ok(()));
 }
+
+#[test]
+fn an_anchor_is_dynamic_to_dynamic_references_alone() {
+    let tree = r#"{"$id": "https://e.org/tree", "$dynamicAnchor": "node", "type": "object", "properties": {"value": {"$ref": "leaf#node"}},
+        "$defs": {"leaf": {"$id": "leaf", "$dynamicAnchor": "node", "type": "string"}}}"#;
+    assert_eq!(schema(tree).validate(br#"{"value": "x"}"#), Ok(()));
+    assert_eq!(violations(tree, r#"{"value": {}}"#)[0].1, "/$defs/leaf/type");
+    let dynamic = tree.replace(r#""$ref""#, r#""$dynamicRef""#);
+    assert_eq!(schema(&dynamic).validate(br#"{"value": {}}"#), Ok(()));
+    let whole = r#"{"$id": "https://e.org/root", "$dynamicAnchor": "node", "allOf": [{"$ref": "other#node"}],
+        "$defs": {"other": {"$id": "other", "$dynamicAnchor": "node", "type": "string"}}}"#;
+    assert_eq!(schema(whole).validate(br#""x""#), Ok(()), "it is no circle");
+}
+
+#[test]
+fn an_identifier_with_an_empty_fragment_is_one_without() {
+    for (draft, keyword, defs) in [
+        (DRAFT_7, "$ref", "definitions"),
+        ("https://json-schema.org/draft/2020-12/schema", "$ref", "$defs"),
+        ("https://json-schema.org/draft/2020-12/schema#", "$dynamicRef", "$defs"),
+    ] {
+        for to in [
+            format!("#/{defs}/a"),
+            format!("root.json#/{defs}/a"),
+            format!("http://example.com/root.json#/{defs}/a"),
+            format!("#%2F{defs}%2Fa"),
+        ] {
+            let document = format!(
+                r##"{{"$schema": "{draft}", "$id": "http://example.com/root.json#", "{defs}": {{"a": {{"type": "string"}}}},
+                "properties": {{"p": {{"{keyword}": "{to}"}}, "q": {{"items": {{"{keyword}": "#"}}}}}}}}"##
+            );
+            assert_eq!(schema(&document).validate(br#"{"p": "x", "q": [{"p": "y"}]}"#), Ok(()), "{to}");
+            assert_eq!(violations(&document, r#"{"q": [{"p": 5}]}"#)[0].0, "/q/0/p", "{to}");
+        }
+    }
+}
+
+#[test]
+fn pointers_through_many_identifiers_take_no_longer_than_others() {
+    let nested =
+        (0..58).fold("true".to_owned(), |below, n| format!(r#"{{"$id": "{}{n}/", "if": {below}}}"#, "y".repeat(1_900)));
+    let to = "/if".repeat(59);
+    let properties: Vec<_> = (0..600).map(|n| format!(r##""{n}": {{"$ref": "#{to}"}}"##)).collect();
+    let document = format!(r#"{{"properties": {{{}}}, "if": {nested}}}"#, properties.join(","));
+    let begin = std::time::Instant::now();
+    assert_eq!(schema(&document).validate(b"{}"), Ok(()));
+    assert!(begin.elapsed() < crate::domain::schema::tests::PARSE_MAX, "{:?}", begin.elapsed());
+}
