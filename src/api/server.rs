@@ -448,15 +448,16 @@ mod tests {
 
     #[tokio::test]
     async fn what_has_taken_over_a_connection_that_leaves_goes_on_until_that_is_cut() {
-        let connections = Connections::new(2, 99);
+        // Of which one tenant may have six.
+        let connections = Connections::new(8, 99);
         let holder = Sharer::Tenant(TenantId(uuid::Uuid::from_u128(1)));
         let admit = || {
             let slot = connections.admit(Ipv4Addr::LOCALHOST.into()).expect("there is room");
             slot.prove(holder);
             slot
         };
-        let (first, second) = (admit(), admit());
-        let third = admit();
+        let first = admit();
+        let others: Vec<_> = (0..6).map(|_| admit()).collect();
         first.leaves().await;
         let upgrades = Upgrades { tasks: TaskTracker::new(), cut: CancellationToken::new(), slot: Arc::new(first) };
         let (ask, asked) = oneshot::channel::<()>();
@@ -470,10 +471,10 @@ mod tests {
         ask.send(()).expect("it goes on");
         answered.await.expect("it goes on");
         // Another one leaves, which is one too many.
-        let fourth = admit();
+        let next = admit();
         upgrades.slot.evicted().await;
         upgrades.tasks.close();
         upgrades.tasks.wait().await;
-        drop((second, third, fourth));
+        drop((others, next));
     }
 }
