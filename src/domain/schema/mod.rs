@@ -66,6 +66,7 @@ pub const VIOLATIONS_MAX: usize = 32;
 const TOO_LONG_PLACES: &str = "has too long names or identifiers above too many values";
 /// What is said of a number that takes too long to look at.
 const TOO_LONG_NUMBER: &str = "has a number of more than 128 characters, or with an exponent of more than 15 digits";
+
 /// A compiled schema.
 pub struct Schema {
     program: Program,

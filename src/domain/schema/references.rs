@@ -23,8 +23,6 @@ pub(super) struct Document<'d> {
     registry: Registry<'d>,
     default_base: Rc<Uri<String>>,
     places: HashMap<usize, Place<'d>>,
-    /// What has an identifier of its own, by that, and the whole.
-    resources: HashMap<String, &'d Value>,
     /// Every value of it, those included that are no subschemas.
     values: HashSet<usize>,
 }
@@ -60,8 +58,7 @@ impl<'d> Document<'d> {
             Registry::new().draft(draft).add(DEFAULT_BASE, root).map_err(unread)?.prepare().map_err(unread)?;
         let default_base = Rc::new(default_base);
         let (places, values, base) = (HashMap::new(), HashSet::new(), Rc::clone(&default_base));
-        let resources = HashMap::from([(DEFAULT_BASE.to_owned(), root)]);
-        let mut document = Self { root, draft, registry, default_base, places, resources, values };
+        let mut document = Self { root, draft, registry, default_base, places, values };
         document.count(root);
         document.enter(root, &mut String::new(), &base);
         Ok(document)
@@ -93,15 +90,17 @@ impl<'d> Document<'d> {
         let (uri, fragment) = reference.split_once('#').unwrap_or((reference, ""));
         let whole =
             if uri.is_empty() { base.clone() } else { (*self.registry.resolve_uri(&base.borrow(), uri).ok()?).clone() };
+        let resolver = self.registry.resolver(whole);
         // A pointer is followed here: to the registry each identifier on its way is a URI to be resolved, again for every reference.
         let pointer = percent_decode_str(fragment).decode_utf8().ok()?;
-        if (pointer.is_empty() || pointer.starts_with('/'))
-            && let Some(root) = self.resources.get(without_fragment(whole.as_str()))
-        {
-            return root.pointer(&pointer).map(|found| (found, None));
+        if pointer.starts_with('/') {
+            let root = resolver.lookup("#").ok()?.contents();
+            if self.values.contains(&address(root)) {
+                return root.pointer(&pointer).map(|found| (found, None));
+            }
         }
         // A name is looked up in what the URI names, and nowhere on the way there: what is dynamic is so by its keyword alone.
-        let resolved = self.registry.resolver(whole).lookup(&format!("#{fragment}")).ok()?;
+        let resolved = resolver.lookup(&format!("#{fragment}")).ok()?;
         let (found, resolver, draft) = resolved.into_inner();
         Some((found, Some((Rc::new((*resolver.base_uri()).clone()), draft))))
     }
@@ -166,9 +165,6 @@ impl<'d> Document<'d> {
     fn enter(&mut self, schema: &'d Value, pointer: &mut String, base: &Rc<Uri<String>>) {
         // Where nobody looks for identifiers, what is none says nothing.
         let base = self.own_base(schema, base, self.draft).unwrap_or_else(|_| Rc::clone(base));
-        if identifier(schema, self.draft).is_some() {
-            self.resources.insert(without_fragment(base.as_str()).to_owned(), schema);
-        }
         self.places.insert(address(schema), Place { schema, pointer: pointer.clone(), base: Rc::clone(&base) });
         for (way, schema) in below(schema) {
             let length = pointer.len();

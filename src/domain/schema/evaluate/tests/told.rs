@@ -267,6 +267,31 @@ fn an_identifier_with_an_empty_fragment_is_one_without() {
 }
 
 #[test]
+fn an_identifier_is_that_of_a_subschema_and_no_draft_is_replaced() {
+    for unknown in ["x-u", "z-u"] {
+        let document = format!(
+            r#"{{"{unknown}": {{"$id": "http://x.org/k", "type": "string", "$defs": {{"q": false}}}},
+            "$defs": {{"a": {{"$id": "http://x.org/k", "type": "integer", "$defs": {{"q": {{"minimum": 5}}}}}}}},
+            "allOf": [{{"$ref": "http://x.org/k"}}, {{"$ref": "http://x.org/k#/$defs/q"}}]}}"#
+        );
+        assert_eq!(schema(&document).validate(b"7"), Ok(()), "{unknown}");
+        assert_eq!(violations(&document, r#""x""#)[0].1, "/$defs/a/type");
+    }
+    let core = r#""$defs": {"core": {"$id": "https://json-schema.org/draft/2020-12/meta/core", "type": "string"}}"#;
+    for to in ["schema", "meta/core", "meta/core#meta", "meta/core#/properties/$defs"] {
+        let document = format!(r#"{{{core}, "$ref": "https://json-schema.org/draft/2020-12/{to}"}}"#);
+        assert_eq!(schema(&document).validate(b"{}"), Ok(()), "{to}");
+        assert!(!violations(&document, r#""x""#).is_empty(), "{to}");
+    }
+    for (id, to) in [("", "#/$defs/a"), ("json-schema:///", "#/$defs/a"), ("", "#")] {
+        let document = format!(
+            r#"{{"$defs": {{"a": {{"$id": "{id}", "type": ["string", "object"]}}}}, "properties": {{"p": {{"$ref": "{to}"}}}}}}"#
+        );
+        assert_eq!(schema(&document).validate(br#"{"p": {}}"#), Ok(()), "{id:?} {to}");
+    }
+}
+
+#[test]
 fn pointers_through_many_identifiers_take_no_longer_than_others() {
     let nested =
         (0..58).fold("true".to_owned(), |below, n| format!(r#"{{"$id": "{}{n}/", "if": {below}}}"#, "y".repeat(1_900)));
