@@ -243,9 +243,7 @@ impl Inner {
         if let Some(open) = self.open.get_mut(&id) {
             open.holder = Some(holder);
             self.strangers.remove(&id);
-            self.change(holder, |known| {
-                known.count += 1;
-            });
+            self.change(holder, |known| known.count += 1);
             let count = self.known.get(&holder).map_or(0, |known| known.count);
             if count > own_max {
                 // None of others is cut for that.

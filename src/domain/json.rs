@@ -74,6 +74,11 @@ impl JsonError {
     pub fn is_reserved_key(&self) -> bool {
         self.message == RESERVED_KEY
     }
+
+    /// What is said of the text, with the place.
+    pub fn told(&self) -> String {
+        format!("{}: {self}", if self.is_reserved_key() { "cannot be taken" } else { "is not JSON" })
+    }
 }
 
 impl<'de> DeserializeSeed<'de> for KeySeed<'_> {

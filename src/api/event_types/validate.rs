@@ -51,8 +51,7 @@ fn check(compiled: Option<&CompiledSchema>, data: &[u8]) -> Result<(), Vec<Viola
         Some(compiled) => compiled.schema.validate(data),
         None if data.is_empty() => Ok(()),
         None => check_json(data).map_err(|error| {
-            let said = if error.is_reserved_key() { "cannot be taken" } else { "is not JSON" };
-            let message = format!("{said}: {error}");
+            let message = error.told();
             vec![Violation { data_pointer: String::new(), schema_pointer: String::new(), message }]
         }),
     }

@@ -106,9 +106,9 @@ impl Schema {
         if document.len() > DOCUMENT_BYTES_MAX {
             return Err(refuse("", format!("is longer than {DOCUMENT_BYTES_MAX} bytes")));
         }
-        check_json(document.as_bytes()).map_err(|error| refuse("", format!("is not JSON: {error}")))?;
+        check_json(document.as_bytes()).map_err(|error| refuse("", error.told()))?;
         let value: Value = serde_json::from_str(document)
-            .map_err(|error| refuse("", format!("is not JSON: {}", to_json_error(document.as_bytes(), &error))))?;
+            .map_err(|error| refuse("", to_json_error(document.as_bytes(), &error).told()))?;
         let draft = draft(&value)?;
         let bounds = Bounds::check(&value, draft)?;
         let document = Document::new(&value, draft)?;
@@ -207,13 +207,9 @@ fn parse_data(data: &[u8]) -> Result<Value, Vec<Violation>> {
     // What is not UTF-8 ends there, too.
     let is_plain = |text: &str| !text.contains("serde_json") && !text.contains("\\u00");
     if !std::str::from_utf8(data).is_ok_and(is_plain) {
-        check_json(data).map_err(|error| {
-            let what = if error.is_reserved_key() { "cannot be taken" } else { "is not JSON" };
-            Violation::whole(&format!("{what}: {error}"))
-        })?;
+        check_json(data).map_err(|error| Violation::whole(&error.told()))?;
     }
-    let value = serde_json::from_slice(data)
-        .map_err(|error| Violation::whole(&format!("is not JSON: {}", to_json_error(data, &error))))?;
+    let value = serde_json::from_slice(data).map_err(|error| Violation::whole(&to_json_error(data, &error).told()))?;
     if let Some(place) = long_number(&value) {
         return Err(vec![Violation::new(place, String::new(), TOO_LONG_NUMBER)]);
     }

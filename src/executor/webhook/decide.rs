@@ -41,8 +41,7 @@ pub fn decide(outcome: Outcome, json: bool, body: Option<&[u8]>, secrets: Secret
         return (outcome, Answer::Agreed(None));
     }
     if let Err(error) = check_json(bytes) {
-        let is_reserved = error.is_reserved_key();
-        let what = if is_reserved { "has a reserved key ($serde_json::private::...)" } else { "is not JSON" };
+        let what = if error.is_reserved_key() { format!("has {}", error.message) } else { "is not JSON".to_owned() };
         return failed(outcome, &format!("The receiver's answer {what}."));
     }
     if decisions.any(|decision| decision.as_deref() != Some("accept")) {

@@ -12,8 +12,8 @@ use crate::wire::time::{duration_to_proto, parse_duration, timestamp_to_proto};
 use pbjson_types::Duration as ProtoDuration;
 use std::time::Duration;
 
-/// A field of the delivery policy, or of one of its messages, each behind what it is a field of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+/// A field of the delivery policy, or of one of its messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum PolicyPart {
     MaxAttempts,
     InitialBackoff,
